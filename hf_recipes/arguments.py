@@ -1,0 +1,109 @@
+"""What a user may set, beside the fields of TRL's and transformers' own configurations."""
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from trl import SFTConfig
+
+from hf_recipes.data.schemas import SCHEMAS
+from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
+
+__all__ = ["DataArguments", "ModelArguments", "SFTArguments"]
+
+
+def _help(text: str, default=None):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DataArguments:
+    """Which data, of what shape, and how much of it."""
+
+    train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids to train on."})
+    validation_file: list[str] | None = _help("The same to evaluate on.")
+    validation_split_percentage: float | None = _help("Without validation_file: hold out this share of the rows.")
+    schema: str | None = _help(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
+    prompt_column: str | None = _help("Column of the question.")
+    response_column: str | None = _help("Column of the answer.")
+    history_column: str | None = _help("Column of earlier [question, answer] pairs.")
+    system_prompt: str | None = _help("System turn for rows that have none.")
+    max_train_samples: int | None = _help("Use the first so many training rows.")
+    max_eval_samples: int | None = _help("Use the first so many evaluation rows.")
+    max_drop_ratio: float = _help("Stop when more than this share of the rows cannot be used.", 0.01)
+    preprocessing_num_workers: int | None = _help("Processes that tokenize.")
+    cache_dir: str | None = _help("Where downloads and tokenized data are cached.")
+
+    def __post_init__(self):
+        if self.schema is not None and self.schema not in SCHEMAS:
+            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(SCHEMAS)}")
+        if self.validation_file and self.validation_split_percentage:
+            raise ValueError("--validation_file and --validation_split_percentage: give one of them")
+        if self.validation_split_percentage is not None and not 0 < self.validation_split_percentage < 100:
+            raise ValueError(f"--validation_split_percentage {self.validation_split_percentage:g}: expected 0 to 100")
+        if not 0 <= self.max_drop_ratio <= 1:
+            raise ValueError(f"--max_drop_ratio {self.max_drop_ratio:g}: expected a share from 0 to 1")
+        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: expected at least 1")
+
+
+# Settings of SFTConfig for a data preparation that ours stands in for, and what says the same here.
+REPLACED = {
+    "assistant_only_loss": "--train_on",
+    "chat_template_path": "--chat_template",
+    "completion_only_loss": "--train_on",
+    "dataset_kwargs": "--schema and the column flags",
+    "dataset_num_proc": "--preprocessing_num_workers",
+    "dataset_text_field": "--prompt_column",
+    "eos_token": "--chat_template",
+    "model_init_kwargs": "--dtype, --attn_implementation and --model_revision",
+    "truncation_mode": "--truncation_side",
+}
+
+
+@dataclass
+class SFTArguments(SFTConfig):
+    """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
+
+    output_dir: str | None = _help("Folder of the run.")
+    overwrite_output_dir: bool = _help("Start over in a folder that holds an earlier run.", False)
+    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
+    max_source_length: int | None = _help("Tokens of the prompt at the most.")
+    max_target_length: int | None = _help("Tokens of the answer at the most.")
+    max_length: int | None = _help("Tokens in all; by default the two budgets together, or 1024.")
+    max_new_tokens: int | None = _help("Tokens to generate in evaluations; by default max_target_length, or 256.")
+    truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
+    gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
+    # In this order: HfArgumentParser understands no other.
+    report_to: None | str | list[str] = _help("Trackers: swanlab (local files), tensorboard, wandb, none.", "swanlab")  # noqa: RUF036
+
+    def __post_init__(self):
+        if not self.output_dir:
+            raise ValueError("--output_dir is missing: where the run's results go")
+        defaults = {f.name: f.default for f in fields(SFTConfig)}
+        for name, flag in REPLACED.items():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"--{name} has no effect here; use {flag}")
+        for name in ("max_source_length", "max_target_length", "max_length", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: expected at least 1; with {value} there is no token to learn from")
+        if self.max_length is None:
+            both = self.max_source_length and self.max_target_length
+            self.max_length = self.max_source_length + self.max_target_length if both else 1024
+        if self.packing and self.packing_strategy != "bfd":
+            raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
+        resumes = self.resume_from_checkpoint and self.resume_from_checkpoint.lower() != "false"
+        if self.overwrite_output_dir and resumes:
+            raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other; give one")
+        if self.eval_steps is not None and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
+        if not has_accelerator():
+            self.use_cpu = True
+            if self.bf16 is None:
+                self.bf16 = not self.fp16 and cpu_computes_bf16()
+        if self.gradient_checkpointing is None:
+            self.gradient_checkpointing = not self.use_cpu
+        super().__post_init__()

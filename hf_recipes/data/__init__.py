@@ -1,0 +1,1 @@
+"""Records, schemas, tokens and the ledger of what became of every row."""

@@ -1,0 +1,135 @@
+"""Sources → one data set of examples in which every row, good or bad, has its place and its fate."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from datasets import Dataset, Features, Json, Value
+from datasets.exceptions import DatasetGenerationError
+
+from hf_recipes.data import ledger as ledger_module
+from hf_recipes.data import records as records_module
+from hf_recipes.data import schemas as schemas_module
+from hf_recipes.data.ledger import KEPT, fate, is_dropped
+from hf_recipes.data.records import Source, find_sources, read_records
+from hf_recipes.data.schemas import SCHEMAS, Columns, RowProblem, find_schema, metadata
+from hf_recipes.errors import UserError, say
+
+FEATURES = {
+    "messages": Features({"messages": Json(), "tools": Json()}),
+    "preference": Features({"prompt": Json(), "chosen": Json(), "rejected": Json()}),
+    "text": Features({"text": Value("string")}),
+}
+COMMON = Features({"meta": Json(), "place": Value("string"), "fate": Value("string")})
+
+
+def fingerprint(*parts, code: Sequence = ()) -> str:
+    """A cache key of JSON-able parts and of the source code of modules: what changes either, changes the key."""
+    digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode())
+    for module in code:
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def load_examples(
+    specs: Sequence[str], columns: Columns | None = None, form: str = "messages", cache_dir: str | None = None
+) -> Dataset:
+    """Read `specs` (files, globs, folders, Hub ids) into examples of `form`: messages, preference or text.
+
+    Columns: those of the form (`messages` and `tools`, …), `meta` (see `schemas.metadata`), `place` (``file:line``)
+    and `fate`. Rows that cannot be used are there too, with a fate that says why; `Ledger.add_all` counts them.
+    What was detected of each source (schema, encoding) is printed.
+
+    Raises:
+        UserError: a source that cannot be read, whose schema is not known, or that makes another form of example.
+    """
+    columns = columns or Columns()
+    planned = []
+    for source in find_sources(specs):
+        schema, found = _plan(source, columns)
+        if schema.form != form:
+            raise UserError(
+                f"{source.path}: its schema is {schema.name}, which makes {schema.form} examples; this stage learns "
+                f"from {form} examples (name the columns, or choose --schema)"
+            )
+        detail = f" ({found.prompt} → {found.response})" if found.response else ""
+        said = f"{source.path}: schema {schema.name}{detail}"
+        say(said + (", GB18030 text" if source.encoding == "gb18030" else ""))
+        planned.append((source, schema.name, found))
+    key = fingerprint(
+        [[asdict(source), name, asdict(found)] for source, name, found in planned],
+        form,
+        code=(ledger_module, records_module, schemas_module),
+    )
+    try:
+        return Dataset.from_generator(
+            _generate,
+            features=Features({**FEATURES[form], **COMMON}),
+            gen_kwargs={"planned": planned, "form": form},
+            cache_dir=cache_dir,
+            fingerprint=key,
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def _plan(source: Source, columns: Columns) -> tuple[schemas_module.Schema, Columns]:
+    problems = []
+    for record in read_records(source):
+        if record.value is not None:
+            return find_schema(record.value, columns, source.path)
+        problems.append(f"{record.place}: {record.problem}")
+        if len(problems) == ledger_module.PLACES:
+            break
+    raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems]))
+
+
+def _generate(planned: list[tuple[Source, str, Columns]], form: str) -> Iterator[dict]:
+    empty = dict.fromkeys([*FEATURES[form], "meta"])
+    for source, schema, columns in planned:
+        convert = SCHEMAS[schema].convert
+        for record in read_records(source):
+            row = {**empty, "place": record.place, "fate": KEPT}
+            problem = record.problem
+            if problem is None:
+                try:
+                    row.update(convert(record.value, columns))
+                    row["meta"] = metadata(record.value) or None
+                except RowProblem as error:
+                    problem = str(error)
+            if problem is not None:
+                row["fate"] = fate("dropped", problem)
+            yield row
+
+
+def fates(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """The columns `place` and `fate` as lists."""
+    table = dataset.select_columns(["place", "fate"]).with_format("arrow")[:]
+    return table["place"].to_pylist(), table["fate"].to_pylist()
+
+
+def usable(dataset: Dataset) -> Dataset:
+    """The rows that were not dropped."""
+    _, row_fates = fates(dataset)
+    kept = [index for index, row_fate in enumerate(row_fates) if not is_dropped(row_fate)]
+    return dataset if len(kept) == len(dataset) else dataset.select(kept)
+
+
+def hold_out(dataset: Dataset, percentage: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Split off `percentage` of the rows, at least one, drawn by `seed`; both parts keep the order of the file.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    import numpy as np
+
+    count = max(1, round(len(dataset) * percentage / 100))
+    if count >= len(dataset):
+        raise UserError(f"--validation_split_percentage {percentage:g} of {len(dataset)} rows leaves none to train on")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
+    rest = np.setdiff1d(np.arange(len(dataset)), chosen)
+    return dataset.select(rest), dataset.select(chosen)

@@ -1,0 +1,114 @@
+"""What became of every row: kept, truncated, split, repaired or dropped, by source and reason."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from hf_recipes.errors import UserError
+
+KEPT = "kept"
+PLACES = 10  # the first places of each reason are remembered
+
+
+def fate(action: str, reason: str) -> str:
+    """One row's fate as the string that data sets carry in their `fate` column (`KEPT` for an untouched row)."""
+    return f"{action}: {reason}"
+
+
+def is_dropped(row_fate: str) -> bool:
+    return row_fate.startswith("dropped")
+
+
+@dataclass
+class Entry:
+    """One reason: how many rows, and the first `PLACES` of them as ``file:line``."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Ledger:
+    """Counts of one data set. Kept (truncated, split and repaired rows among them) + dropped equals read.
+
+    `sources` maps a file to `Counter(read=…, kept=…, dropped=…, truncated=…, …)`; `reasons` maps
+    ``(file, fate)`` to its `Entry`.
+    """
+
+    sources: dict[str, Counter] = field(default_factory=dict)
+    reasons: dict[tuple[str, str], Entry] = field(default_factory=dict)
+
+    def add(self, place: str, row_fate: str = KEPT) -> None:
+        """Count one row; `place` is ``file:line``."""
+        source = place.rpartition(":")[0]
+        counts = self.sources.setdefault(source, Counter())
+        counts["read"] += 1
+        counts["dropped" if is_dropped(row_fate) else "kept"] += 1
+        if row_fate == KEPT:
+            return
+        action = row_fate.split(":", 1)[0]
+        if action != "dropped":
+            counts[action] += 1
+        entry = self.reasons.setdefault((source, row_fate), Entry())
+        entry.count += 1
+        if len(entry.places) < PLACES:
+            entry.places.append(place)
+
+    def add_all(self, places: Iterable[str], fates: Iterable[str]) -> "Ledger":
+        for place, row_fate in zip(places, fates, strict=True):
+            self.add(place, row_fate)
+        return self
+
+    @property
+    def totals(self) -> Counter:
+        return sum(self.sources.values(), Counter())
+
+    def check(self, max_drop_ratio: float) -> None:
+        """Raise `UserError`, with the first ten places, when more than `max_drop_ratio` of the rows were dropped."""
+        totals = self.totals
+        dropped, read = totals["dropped"], totals["read"]
+        if not dropped or (dropped <= max_drop_ratio * read and dropped < read):
+            return
+        first = [
+            f"  {place}: {row_fate.split(': ', 1)[1]}"
+            for (_, row_fate), entry in self.reasons.items()
+            if is_dropped(row_fate)
+            for place in entry.places
+        ][:PLACES]
+        head = f"{dropped} of {read} rows cannot be used"
+        if dropped < read:
+            head += f", more than --max_drop_ratio {max_drop_ratio:g} allows; mend them or raise it"
+        raise UserError("\n".join([f"{head}:", *first]))
+
+    def table(self) -> str:
+        """The counts as a table, a line a source, with the reasons below each."""
+        columns = ["read", "kept", "truncated", "dropped"]
+        for extra in ("split", "repaired"):
+            if self.totals[extra]:
+                columns.insert(3, extra)
+        width = max([len(source) for source in self.sources] + [8])
+        lines = ["source".ljust(width) + "".join(name.rjust(11) for name in columns)]
+        for source, counts in self.sources.items():
+            lines.append(source.ljust(width) + "".join(f"{counts[name]:,}".rjust(11) for name in columns))
+            for (owner, row_fate), entry in self.reasons.items():
+                if owner == source:
+                    lines.append(f"  {entry.count:,} {row_fate} (first at line {entry.places[0].rpartition(':')[2]})")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict:
+        return {
+            "total": dict(self.totals),
+            "sources": {source: dict(counts) for source, counts in self.sources.items()},
+            "reasons": [
+                {"source": source, "fate": row_fate, "count": entry.count, "first": entry.places}
+                for (source, row_fate), entry in self.reasons.items()
+            ],
+        }
+
+
+def write_ledgers(path: str | os.PathLike, **ledgers: Ledger) -> None:
+    """Write `data_ledger.json`: one object a data set (``train``, ``validation``)."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({name: ledger.to_dict() for name, ledger in ledgers.items()}, file, ensure_ascii=False, indent=2)

@@ -1,0 +1,320 @@
+"""Rows of any known shape as TRL's example forms: `messages`, `prompt`/`chosen`/`rejected`, or `text`.
+
+A schema is one small function from a row to an example. It raises `RowProblem` for a row that it cannot take, and
+repairs nothing.
+"""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hf_recipes.errors import UserError
+
+Row = Mapping[str, Any]
+Message = dict[str, Any]
+
+# Kept beside the example for evaluation; the model never sees them.
+META_COLUMNS = ("answer_choices", "task_type", "type", "task_dataset", "sample_id")
+ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "function_call",
+    "observation": "tool",
+    "tool": "tool",
+}
+# Columns of single-turn data in the order in which they are looked for.
+PAIRS = (
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("query", "response"),
+    ("question", "answer"),
+    ("user", "assistant"),
+    ("context", "target"),
+    ("instruction", "output"),
+    ("input", "target"),
+    ("input", "output"),
+)
+MESSAGE_COLUMNS = ("messages", "dialog", "conversation")
+REJECTED = "rejected"
+CHOSEN = ("chosen", "selected")
+
+
+class RowProblem(Exception):
+    """Why one row cannot be used; its text is the reason in the ledger."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the user said of the columns; None where the schema decides."""
+
+    schema: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    history: str | None = None
+    system_prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A named mapper; `form` is the kind of example that it makes: messages, preference or text."""
+
+    name: str
+    form: str
+    convert: Callable[[Row, Columns], dict[str, Any]]
+
+
+def _text(row: Row, column: str, what: str) -> str:
+    value = row.get(column)
+    if value is None:
+        raise RowProblem(f"no {column!r}")
+    if not isinstance(value, str):
+        raise RowProblem(f"{column!r} is a {type(value).__name__}, not text")
+    if not value.strip():
+        raise RowProblem(f"empty {what}")
+    return value
+
+
+def _optional(row: Row, column: str | None) -> Any:
+    value = row.get(column) if column else None
+    return None if value is None or value == "" or value == [] else value
+
+
+def _single_turn(row: Row, columns: Columns, prompt: str, response: str) -> dict[str, Any]:
+    messages = _history(_optional(row, columns.history))
+    messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    return _conversation(messages, row, columns)
+
+
+def _history(pairs: Any) -> list[Message]:
+    if pairs is None:
+        return []
+    if isinstance(pairs, str):
+        try:
+            pairs = json.loads(pairs)
+        except ValueError:
+            raise RowProblem("history is not a list of [question, answer] pairs") from None
+    if not isinstance(pairs, list) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        raise RowProblem("history is not a list of [question, answer] pairs")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+
+
+def _conversation(messages: list[Message], row: Row, columns: Columns, tools: Any = None) -> dict[str, Any]:
+    if messages and messages[0]["role"] != "system":
+        system = _optional(row, "system") or columns.system_prompt
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
+    check_conversation(messages)
+    example: dict[str, Any] = {"messages": messages}
+    if tools:
+        example["tools"] = tools
+    return example
+
+
+def check_conversation(messages: list[Message]) -> None:
+    """Raise `RowProblem` unless the turns are well formed: an optional system turn, then user and assistant in turn.
+
+    An assistant turn may call tools instead of answering; the tools' results follow, then the assistant again.
+    """
+    if not messages:
+        raise RowProblem("empty conversation")
+    before = "system"
+    for number, message in enumerate(messages, 1):
+        role, content = message["role"], message.get("content")
+        if role == "system":
+            if number > 1:
+                raise RowProblem("a system turn that is not the first")
+        elif role == "user":
+            if before == "user":
+                raise RowProblem("two user turns in a row")
+            if before not in ("system", "assistant"):
+                raise RowProblem(f"a user turn after a {before} turn")
+        elif role == "assistant":
+            if before == "assistant":
+                raise RowProblem("two assistant turns in a row")
+            if before == "system":
+                raise RowProblem("the conversation begins with the assistant")
+        elif before not in ("call", "tool"):
+            raise RowProblem("a tool result without a call")
+        if not message.get("tool_calls"):
+            if content is not None and not isinstance(content, str):
+                raise RowProblem(f"the {role}'s content is a {type(content).__name__}, not text")
+            if content is None or not content.strip():
+                raise RowProblem("empty answer" if role == "assistant" else f"empty {role} turn")
+        before = "call" if message.get("tool_calls") else role
+    if before != "assistant" and before != "call":
+        raise RowProblem(f"the conversation ends with the {before}" if before != "tool" else "ends with a tool result")
+
+
+def _from_prompt_response(row: Row, columns: Columns) -> dict[str, Any]:
+    prompt, response = columns.prompt, columns.response
+    return _single_turn(row, columns, _text(row, prompt, "prompt"), _text(row, response, "answer"))
+
+
+def _from_alpaca(row: Row, columns: Columns) -> dict[str, Any]:
+    prompt = _text(row, "instruction", "prompt")
+    extra = _optional(row, "input")
+    if extra is not None:
+        prompt = f"{prompt}\n{_text(row, 'input', 'input')}"
+    columns = columns if columns.history else replace(columns, history="history")
+    return _single_turn(row, columns, prompt, _text(row, "output", "answer"))
+
+
+def _turns(row: Row, column: str, role_key: str, text_key: str) -> list[Message]:
+    turns = row.get(column)
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise RowProblem(f"{column!r} is not a list of turns")
+    messages = []
+    for turn in turns:
+        if role_key not in turn or (text_key not in turn and not turn.get("tool_calls")):
+            raise RowProblem(f"a turn without {role_key!r} and {text_key!r}")
+        role = ROLES.get(turn[role_key]) if isinstance(turn[role_key], str) else None
+        if role is None:
+            raise RowProblem(f"unknown role {turn[role_key]!r}")
+        if role == "function_call":
+            messages.append({"role": "assistant", "content": "", "tool_calls": _calls(turn[text_key])})
+        elif turn.get("tool_calls"):
+            calls = _calls([call.get("function", call) for call in turn["tool_calls"]])
+            messages.append({"role": role, "content": turn.get(text_key) or "", "tool_calls": calls})
+        else:
+            messages.append({"role": role, "content": turn[text_key]})
+    return messages
+
+
+def _calls(value: Any) -> list[dict]:
+    """Calls of tools, one or several, as JSON text or parsed, in the form that chat templates expect."""
+    try:
+        calls = json.loads(value) if isinstance(value, str) else value
+        calls = calls if isinstance(calls, list) else [calls]
+        functions = []
+        for call in calls:
+            arguments = call.get("arguments", {})
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            functions.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RowProblem("a tool call that is not JSON with a name and arguments") from None
+    return functions
+
+
+def _tools(row: Row) -> list[dict] | None:
+    tools = _optional(row, "tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError:
+            raise RowProblem("'tools' is not JSON") from None
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise RowProblem("'tools' is not a list of function descriptions")
+    return [t if "function" in t else {"type": "function", "function": t} for t in tools] if tools else None
+
+
+def _from_sharegpt(row: Row, columns: Columns) -> dict[str, Any]:
+    return _conversation(_turns(row, "conversations", "from", "value"), row, columns, _tools(row))
+
+
+def _from_messages(row: Row, columns: Columns) -> dict[str, Any]:
+    names = (*MESSAGE_COLUMNS, "conversations")
+    column = next((name for name in names if row.get(name) is not None), "messages")
+    return _conversation(_turns(row, column, "role", "content"), row, columns, _tools(row))
+
+
+def _from_preference(row: Row, columns: Columns) -> dict[str, Any]:
+    chosen_column = next((name for name in CHOSEN if name in row), CHOSEN[0])
+    chosen, rejected = row.get(chosen_column), row.get(REJECTED)
+    if isinstance(row.get("conversations"), list):  # ShareGPT, with one turn a side
+        prompt = _turns(row, "conversations", "from", "value")
+        sides = [_turns({"turn": [side]}, "turn", "from", "value") for side in (chosen, rejected)]
+    elif isinstance(chosen, list):
+        prompt = []
+        sides = [_turns({"turns": side}, "turns", "role", "content") for side in (chosen, rejected)]
+        while all(len(side) > 1 for side in sides) and sides[0][0] == sides[1][0]:
+            prompt.append(sides[0][0])
+            sides = [side[1:] for side in sides]
+    else:
+        prompt = [{"role": "user", "content": _text(row, columns.prompt or "prompt", "prompt")}]
+        sides = [[{"role": "assistant", "content": _text(row, name, "answer")}] for name in (chosen_column, REJECTED)]
+    for side in sides:
+        example = _conversation(prompt + side, row, columns)
+    length = len(example["messages"]) - len(sides[-1])
+    if sides[0] == sides[1]:
+        raise RowProblem("chosen and rejected are the same")
+    return {"prompt": example["messages"][:length], "chosen": sides[0], "rejected": sides[1]}
+
+
+def _from_text(row: Row, columns: Columns) -> dict[str, Any]:
+    return {"text": _text(row, columns.prompt or "text", "text")}
+
+
+SCHEMAS = {
+    schema.name: schema
+    for schema in (
+        Schema("prompt_response", "messages", _from_prompt_response),
+        Schema("promptcblue", "messages", _from_prompt_response),
+        Schema("alpaca", "messages", _from_alpaca),
+        Schema("sharegpt", "messages", _from_sharegpt),
+        Schema("messages", "messages", _from_messages),
+        Schema("preference", "preference", _from_preference),
+        Schema("text", "text", _from_text),
+    )
+}
+
+
+def find_schema(row: Row, columns: Columns, path: str) -> tuple[Schema, Columns]:
+    """The schema of the file that begins with `row`, and `columns` with what was found filled in.
+
+    Raises:
+        UserError: a named column that is not there (those that are get listed), or a shape that is not known.
+    """
+    present = list(row)
+    for flag, name in (
+        ("--prompt_column", columns.prompt),
+        ("--response_column", columns.response),
+        ("--history_column", columns.history),
+    ):
+        if name is not None and name not in present:
+            raise UserError(f"{path}: {flag} {name!r} is not a column; there are {', '.join(present)}")
+    name = columns.schema or _detect(row, columns, present)
+    if name is None:
+        raise UserError(
+            f"{path}: no known schema in the columns {', '.join(present)}; name them with --prompt_column and "
+            f"--response_column, or choose --schema {' | '.join(SCHEMAS)}"
+        )
+    if name not in ("prompt_response", "promptcblue"):
+        return SCHEMAS[name], columns
+    pair = ("input", "target") if name == "promptcblue" else None
+    pair = pair or next((p for p in PAIRS if p[0] in present and p[1] in present), (None, None))
+    columns = replace(columns, prompt=columns.prompt or pair[0], response=columns.response or pair[1])
+    for flag, column in (("--prompt_column", columns.prompt), ("--response_column", columns.response)):
+        if column not in present:
+            raise UserError(f"{path}: which column is it? {flag} must name one of {', '.join(present)}")
+    return SCHEMAS[name], columns
+
+
+def _detect(row: Row, columns: Columns, present: Collection[str]) -> str | None:
+    if columns.response:
+        return "prompt_response"
+    if REJECTED in present and any(name in present for name in CHOSEN):
+        return "preference"
+    for column in (*MESSAGE_COLUMNS, "conversations"):
+        if isinstance(row.get(column), list):
+            turn = row[column][0] if row[column] else {}
+            return "messages" if isinstance(turn, dict) and "role" in turn else "sharegpt"
+    if "input" in present and "target" in present and any(name in present for name in META_COLUMNS):
+        return "promptcblue"
+    if "instruction" in present and "output" in present:
+        return "alpaca"
+    if any(a in present and b in present for a, b in PAIRS):
+        return "prompt_response"
+    return "text" if "text" in present or columns.prompt else None
+
+
+def metadata(row: Row) -> dict[str, Any]:
+    """The columns of `row` that evaluation needs (`META_COLUMNS`), under one name each."""
+    meta = {name: row[name] for name in META_COLUMNS if row.get(name) not in (None, "", [])}
+    if "type" in meta:
+        meta.setdefault("task_type", meta.pop("type"))
+    return meta

@@ -1,0 +1,1 @@
+"""Metrics, batched generation and reports."""

@@ -1,0 +1,60 @@
+"""Batched greedy generation from token ids."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    stop_ids: Sequence[int] = (),
+) -> list[str]:
+    """Continue each of `prompts` (lists of ids, any lengths) greedily; return the texts in the order of the prompts.
+
+    Batches hold prompts of similar length, padded on the left. A text ends before the first of `stop_ids`, of the
+    model's own end tokens, or of the tokenizer's eos. The model's mode and cache setting are restored.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    own = model.generation_config.eos_token_id
+    stops = {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(stops),
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    texts = [""] * len(prompts)
+    was_training, used_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            width = len(prompts[batch[0]])
+            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(batch):
+                ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
+                mask[row, width - len(prompts[index]) :] = 1
+            with torch.no_grad():
+                device = model.device
+                output = model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+            for index, new in zip(batch, output[:, width:].tolist(), strict=True):
+                end = next((i for i, token in enumerate(new) if token in stops), len(new))
+                texts[index] = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
+    finally:
+        model.config.use_cache = used_cache
+        model.train(was_training)
+    return texts

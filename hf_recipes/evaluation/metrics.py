@@ -1,0 +1,79 @@
+"""Scores of generated Chinese text, as pure functions.
+
+All scores lie in [0, 1]; an empty prediction counts and scores 0.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+
+PUNCTUATION = " \t\r\n。．.，,；;：:！!？?、\"'“”‘’"
+
+
+@cache
+def _jieba():
+    import logging
+
+    import jieba
+
+    jieba.setLogLevel(logging.WARNING)
+    return jieba
+
+
+def words(text: str) -> list[str]:
+    """`text` as jieba's words, white space left out."""
+    return [word for word in _jieba().lcut(text) if word.strip()]
+
+
+def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L over jieba words, as rouge-chinese computes them for each pair."""
+    from rouge_chinese import Rouge
+
+    scorer, names = Rouge(), {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
+    totals = dict.fromkeys(names.values(), 0.0)
+    for prediction, reference in zip(predictions, references, strict=True):
+        hypothesis, target = " ".join(words(prediction)), " ".join(words(reference))
+        if hypothesis and target:
+            scores = scorer.get_scores(hypothesis, target)[0]
+            for theirs, ours in names.items():
+                totals[ours] += scores[theirs]["f"]
+    return {name: total / max(1, len(predictions)) for name, total in totals.items()}
+
+
+def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU up to 4-grams of sacrebleu's `zh` tokens (a Chinese character is one), exponential smoothing."""
+    from sacrebleu.metrics import BLEU
+
+    if not predictions:
+        return 0.0
+    return BLEU(tokenize="zh").corpus_score(list(predictions), [list(references)]).score / 100
+
+
+def normalize_answer(text: str) -> str:
+    """A short answer without what does not change it: width of characters, surrounding space and punctuation."""
+    return unicodedata.normalize("NFKC", text).strip(PUNCTUATION)
+
+
+def choice_accuracy(
+    predictions: Sequence[str], references: Sequence[str], choices: Sequence[Sequence[str] | None]
+) -> tuple[float, int] | None:
+    """Share of rows answered with exactly the right choice, and how many rows it is over.
+
+    Counted are the rows whose reference is one of their `choices`; a prediction that says more than the choice is
+    wrong. None where no row has choices.
+    """
+    hits = [
+        normalize_answer(prediction) == normalize_answer(reference)
+        for prediction, reference, own in zip(predictions, references, choices, strict=True)
+        if own and reference in own
+    ]
+    return (sum(hits) / len(hits), len(hits)) if hits else None
+
+
+def score(
+    predictions: Sequence[str], references: Sequence[str], choices: Sequence[Sequence[str] | None]
+) -> dict[str, float]:
+    """Every metric that fits the rows: `accuracy` where they have choices, ROUGE and BLEU-4 always."""
+    found = choice_accuracy(predictions, references, choices)
+    scores = {"accuracy": found[0]} if found else {}
+    return scores | rouge(predictions, references) | {"bleu4": bleu4(predictions, references)}

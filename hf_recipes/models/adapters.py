@@ -1,0 +1,155 @@
+"""LoRA from a JSON file: reading it, attaching it, and going on from a saved adapter."""
+
+import dataclasses
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from hf_recipes.errors import UserError, say
+from hf_recipes.parsing import nearest
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+# Our names for PEFT's, beside which PEFT's own are understood.
+RENAMED = {"lora_r": "r", "lora_target_modules": "target_modules"}
+
+
+def read_lora_config(path: str | None) -> "LoraConfig":
+    """A `LoraConfig` from JSON with `lora_r`, `lora_alpha`, `lora_dropout`, `lora_target_modules` (a list, names with
+    commas, a regular expression, or "all-linear"), `modules_to_save`, and any of PEFT's own keys.
+
+    None stands for rank 8 on all linear layers.
+
+    Raises:
+        UserError: no such file, not a JSON object, an unknown key (the nearest is named), or values PEFT refuses.
+    """
+    from peft import LoraConfig
+
+    if path is None:
+        settings: dict[str, Any] = {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": "all-linear"}
+    else:
+        try:
+            with open(path, encoding="utf-8") as file:
+                settings = json.load(file)
+        except FileNotFoundError:
+            raise UserError(f"--lora_config {path}: no such file") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"--lora_config {path}: not JSON ({error})") from None
+        if not isinstance(settings, dict):
+            raise UserError(f"--lora_config {path}: expected a JSON object, found a {type(settings).__name__}")
+    known = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
+    values: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    for key, value in settings.items():
+        name = RENAMED.get(key, key)
+        if name not in known:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(key, known | set(RENAMED))}")
+        if name in values and name != "task_type":
+            raise UserError(f"{path}: {key!r} says again what another key said")
+        values[name] = value
+    targets = values.get("target_modules")
+    if isinstance(targets, str) and targets != "all-linear" and re.fullmatch(r"[\w.,\s-]+", targets):
+        values["target_modules"] = [name.strip() for name in targets.split(",") if name.strip()]
+    try:
+        return LoraConfig(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def linear_modules(model: "PreTrainedModel") -> list[str]:
+    """Last names of the model's linear modules, which `target_modules` may name; not the language-model head's."""
+    import torch
+
+    head = model.get_output_embeddings()
+    kinds = (torch.nn.Linear,)
+    try:
+        from transformers.pytorch_utils import Conv1D
+
+        kinds += (Conv1D,)
+    except ImportError:
+        pass
+    found = (name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head)
+    return sorted({name.rsplit(".", 1)[-1] for name in found})
+
+
+def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None, new_tokens: list[int]) -> "PeftModel":
+    """Put a fresh adapter on `model`; the embeddings of `new_tokens` (ids) are trained with it.
+
+    Raises:
+        UserError: a module that the model lacks; the linear modules that it has are listed.
+    """
+    from peft import get_peft_model
+
+    names = {name for name, _ in model.named_modules()}
+    for key in ("target_modules", "modules_to_save"):
+        wanted = getattr(config, key)
+        for target in wanted if isinstance(wanted, (list, set, tuple)) else ():
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise UserError(
+                    f"{path}: {key} names {target!r}, which {type(model).__name__} lacks; its linear modules are "
+                    f"{', '.join(linear_modules(model))}"
+                )
+    if new_tokens:
+        layers = dict(model.named_modules())
+        trained = [model.get_input_embeddings()]
+        if not model.config.get_text_config().tie_word_embeddings and model.get_output_embeddings() is not None:
+            trained.append(model.get_output_embeddings())
+        indices = {
+            next(n for n, m in layers.items() if m is module).rsplit(".", 1)[-1]: new_tokens for module in trained
+        }
+        config.trainable_token_indices = indices
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"{path or 'lora_config'}: {' '.join(str(error).split())[:300]} "
+            f"(linear modules of {type(model).__name__}: {', '.join(linear_modules(model))})"
+        ) from None
+
+
+def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = False) -> "PeftModel":
+    """`model` with the adapter saved in `path`.
+
+    Raises:
+        UserError: no adapter there, or one for another base (the first tensor that does not fit is named).
+    """
+    from peft import PeftConfig, PeftModel
+
+    if not os.path.isfile(os.path.join(path, "adapter_config.json")):
+        what = (
+            "holds a whole model, not an adapter" if os.path.isfile(os.path.join(path, "config.json")) else "has none"
+        )
+        raise UserError(f"--peft_path {path}: expected a folder with adapter_config.json; this one {what}")
+    if not os.path.isfile(os.path.join(path, "adapter_model.safetensors")):
+        raise UserError(f"--peft_path {path}: no adapter_model.safetensors (other formats are not loaded)")
+    try:
+        base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--peft_path {path}: adapter_config.json cannot be read ({error})") from None
+    own = model.config._name_or_path
+    if base and own and os.path.normpath(base) != os.path.normpath(own):
+        say(f"{path}: was trained on {base}; this base is {own}")
+    _check_shapes(model, path)
+    try:
+        return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"--peft_path {path}: does not fit {own} ({' '.join(str(error).split())[:300]})") from None
+
+
+def _check_shapes(model: "PreTrainedModel", path: str) -> None:
+    from safetensors import safe_open
+
+    modules = dict(model.named_modules())
+    with safe_open(os.path.join(path, "adapter_model.safetensors"), "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", key)
+            if not found:
+                continue
+            module = modules.get(found[1])
+            size = tensors.get_slice(key).get_shape()[1 if found[2] == "A" else 0]
+            expected = getattr(module, "in_features" if found[2] == "A" else "out_features", size)
+            if module is None or size != expected:
+                why = "which this base lacks" if module is None else f"of size {size}, where this base has {expected}"
+                raise UserError(f"--peft_path {path}: an adapter for another base: it has {found[1]}, {why}")

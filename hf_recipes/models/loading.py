@@ -1,0 +1,222 @@
+"""Tokenizer, chat template, dtype and model: everything that happens before the first batch."""
+
+import os
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from hf_recipes.errors import UserError, say
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+TEMPLATES = files("hf_recipes.models") / "templates"
+# What a template writes literally and a tokenizer should know as one token.
+_SPECIAL = re.compile(r"<\|[^|>\s']+\|>|\[gMASK\]|<sop>|<reserved_\d+>|<(?:start|end)_of_turn>")
+
+
+@dataclass
+class ModelArguments:
+    """Which model, in which form, and which of its weights are trained."""
+
+    model_name_or_path: str
+    model_revision: str = "main"
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    use_lora: bool = True
+    lora_config: str | None = None
+    peft_path: str | None = None
+
+    def __post_init__(self):
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ValueError(f"--dtype {self.dtype}: expected auto, float32, bfloat16 or float16")
+        if not self.use_lora and (self.lora_config or self.peft_path):
+            raise ValueError("--use_lora False trains all weights; take out --lora_config and --peft_path")
+
+
+def has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16 (AVX-512 BF16, AMX or Arm BF16), so that bf16 is the faster."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = set(re.findall(r"^(?:flags|Features)\s*:(.*)$", file.read(), re.MULTILINE)[0].split())
+    except (OSError, IndexError):
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _explain(error: Exception, name: str) -> UserError:
+    """A loading error of transformers as one sentence."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return UserError(f"{name}: this model runs code of its own; read it, then allow it with --trust_remote_code")
+    if os.path.isdir(name):
+        return UserError(f"{name}: no model can be loaded from this folder ({text.splitlines()[0]})")
+    if (os.path.sep in name and name.count("/") != 1) or name.startswith((".", "/", "~")):
+        return UserError(f"{name}: no such folder")
+    return UserError(f"{name}: neither a local folder nor a model to be had from the Hub ({text.splitlines()[0]})")
+
+
+def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: str | None = None) -> "PretrainedConfig":
+    """The model's configuration, before anything heavy is read.
+
+    Raises:
+        UserError: no such folder or model, a folder without config.json, or remote code that was not allowed.
+    """
+    from transformers import AutoConfig
+
+    name = arguments.model_name_or_path
+    if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
+        hint = ""
+        if os.path.isfile(os.path.join(name, "adapter_config.json")):
+            hint = "; it holds an adapter: give its base as --model_name_or_path and this as --peft_path"
+        raise UserError(f"{name}: this folder has no config.json{hint}")
+    try:
+        return AutoConfig.from_pretrained(
+            name, revision=arguments.model_revision, trust_remote_code=trust_remote_code, cache_dir=cache_dir
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(error, name) from None
+
+
+def load_tokenizer(
+    name: str, chat_template: str | None = None, *, trust_remote_code: bool = False, **kwargs: Any
+) -> tuple["PreTrainedTokenizerBase", list[str]]:
+    """A tokenizer that can render conversations and pad.
+
+    `chat_template` is a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's own.
+    Where the tokenizer puts a BOS before every text and the template does not, the template gets one, so that
+    training and any later use of the saved tokenizer see exactly one.
+
+    Returns:
+        The tokenizer and the special tokens that were added to it because the chosen template writes them.
+
+    Raises:
+        UserError: nothing to load, no such template, or no template at all.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _explain(error, name) from None
+    added: list[str] = []
+    if chat_template is not None:
+        tokenizer.chat_template, own = _read_template(chat_template)
+        vocabulary = tokenizer.get_vocab()
+        added = [token for token in own if token not in vocabulary]
+        tokenizer.add_special_tokens({"additional_special_tokens": added}, replace_extra_special_tokens=False)
+        end = "<|im_end|>"
+        if end in own and tokenizer.eos_token != end:
+            tokenizer.eos_token = end  # what the model learns to end a turn with is what generation stops at
+            say(f"{name}: turns end with {end}; it becomes the tokenizer's eos token")
+        if added:
+            say(f"{name}: added the template's special tokens {' '.join(added)}; their embeddings are trained")
+    elif tokenizer.chat_template is None:
+        raise UserError(
+            f"{name}: the tokenizer has no chat template; choose one with --chat_template {' | '.join(_bundled())} "
+            "or a jinja file"
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"{name}: the tokenizer has neither a pad nor an eos token")
+        tokenizer.pad_token = tokenizer.eos_token
+    _ensure_one_bos(tokenizer)
+    return tokenizer, added
+
+
+def _bundled() -> list[str]:
+    return sorted(path.name.removesuffix(".jinja") for path in TEMPLATES.iterdir() if path.name.endswith(".jinja"))
+
+
+def _read_template(name: str) -> tuple[str, list[str]]:
+    """The template's text and the special tokens that it writes."""
+    if name in _bundled():
+        text = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+        if name == "glm":  # built from the roles' names
+            return text, ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"]
+    elif os.path.isfile(name):
+        try:
+            with open(name, encoding="utf-8") as file:
+                text = file.read()
+        except UnicodeDecodeError:
+            raise UserError(f"--chat_template {name}: not UTF-8 text") from None
+    else:
+        raise UserError(f"--chat_template {name}: neither a file nor one of {', '.join(_bundled())}")
+    return text, list(dict.fromkeys(_SPECIAL.findall(text)))
+
+
+def _ensure_one_bos(tokenizer: "PreTrainedTokenizerBase") -> None:
+    ids = tokenizer("a")["input_ids"]
+    if tokenizer.bos_token is None or not ids or ids[0] != tokenizer.bos_token_id:
+        return
+    if "bos_token" not in tokenizer.chat_template and tokenizer.bos_token not in tokenizer.chat_template:
+        tokenizer.chat_template = "{{- bos_token }}" + tokenizer.chat_template
+
+
+def load_model(
+    arguments: ModelArguments, *, trains_all: bool, bf16: bool, trust_remote_code: bool = False, **kwargs: Any
+) -> "PreTrainedModel":
+    """The causal language model.
+
+    With ``--dtype auto``, frozen weights are in bfloat16 where the run computes in it; weights that are trained are
+    in float32, because an update of 1e-5 is lost in bfloat16's eight bits.
+
+    Raises:
+        UserError: the folder or Hub id holds no causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    name = arguments.model_name_or_path
+    half = torch.bfloat16 if bf16 else torch.float32
+    dtype: torch.dtype = getattr(torch, arguments.dtype) if arguments.dtype != "auto" else half
+    if arguments.dtype == "auto" and trains_all:
+        dtype = torch.float32
+    if arguments.attn_implementation:
+        kwargs["attn_implementation"] = arguments.attn_implementation
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, revision=arguments.model_revision, dtype=dtype, trust_remote_code=trust_remote_code, **kwargs
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _explain(error, name) from None
+
+
+def fit_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Grow the embeddings where the tokenizer has more tokens than they have rows."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer))
+        say(f"embeddings grown from {rows:,} to {len(tokenizer):,} rows")
+
+
+def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:
+    """Whether attention restarts where `position_ids` do, tried on the model itself.
+
+    Two short rows are run separately and in one packed row. Families with position biases (bloom, some falcons) or
+    recurrent layers mix them: their logits then differ by whole units, against rounding of about 1e-2 in bfloat16.
+    """
+    import torch
+
+    size = min(model.config.get_text_config().vocab_size, model.get_input_embeddings().weight.shape[0])
+    draw = torch.Generator().manual_seed(0)
+    one, two = (torch.randint(size, (1, length), generator=draw).to(model.device) for length in (7, 9))
+    positions = torch.cat([torch.arange(7), torch.arange(9)])[None].to(model.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        try:
+            packed = model(torch.cat([one, two], 1), position_ids=positions, use_cache=False).logits[0, 7:].float()
+        except TypeError:  # no position_ids at all
+            return False
+        apart = model(two, use_cache=False).logits[0].float()
+    model.train(was_training)
+    spread = apart.std().clamp(min=1e-6)
+    return bool((packed - apart).abs().max() / spread < 0.1)

@@ -1,0 +1,192 @@
+"""Command lines: dataclass flags, ``--config file.yaml``, or both (flags win); unknown names are errors."""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from hf_recipes import __version__
+from hf_recipes.errors import UserError, say
+
+# Never written to run_config.yaml: secrets, and what concerns one invocation rather than the run.
+NOT_RECORDED = {"hub_token", "local_rank", "overwrite_output_dir", "resume_from_checkpoint"}
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean X?)"`` for the known name closest to `name`, or an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+class Parser(HfArgumentParser):
+    """Parses dataclasses from flags and YAML.
+
+    `settings` holds, after `parse`, the value of every field as it was given or defaulted, before any
+    `__post_init__` changed it: what `save_settings` writes and `--config` reads back.
+    """
+
+    def __init__(self, dataclass_types: Sequence[type], **kwargs):
+        super().__init__(list(dataclass_types), allow_abbrev=False, **kwargs)
+        self.fields = [f.name for t in dataclass_types for f in dataclasses.fields(t) if f.init]
+        self.add_argument("--config", help="YAML file of settings; flags on the command line win over it.")
+        self.settings: dict[str, Any] = {}
+        self.given: set[str] = set()
+
+    def error(self, message: str) -> NoReturn:
+        # "--a_flag/--a-flag" are argparse's two spellings of one flag.
+        raise UserError(re.sub(r"(--\w+)/--[\w-]+", r"\1", message))
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple:
+        """Return one instance of each dataclass.
+
+        Raises:
+            UserError: an unknown flag or key (the nearest known one is named), a value of the wrong type, a
+                configuration file that is missing or is not a YAML mapping, or settings that contradict each other.
+        """
+        argv = list(sys.argv[1:] if argv is None else argv)
+        config_path, flags = self._take_config(argv)
+        config = _read_yaml(config_path) if config_path else {}
+        for key in config:
+            if key not in self.fields:
+                raise UserError(f"{config_path}: unknown key {key!r}{nearest(str(key), self.fields)}")
+        # A null in the file can overrule a default, which no flag could say.
+        self.set_defaults(**{key: None for key, value in config.items() if value is None})
+        on_command_line = {flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag[:2] == "--"}
+        try:
+            namespace, unknown = self.parse_known_args(_as_flags(config) + flags)
+        except UserError as error:
+            named = re.search(r"argument --(\w+)", str(error))
+            from_file = named and named[1] in config and named[1] not in on_command_line
+            raise UserError(f"{config_path}: {error}" if from_file else str(error)) from None
+        if unknown:
+            name = unknown[0].split("=")[0]
+            hint = nearest(name, (f"--{field}" for field in self.fields))
+            raise UserError(f"unknown flag {name}{hint}" if name.startswith("-") else f"stray argument {name!r}")
+        values = {name: getattr(namespace, name) for name in self.fields}
+        self.given = set(config) | on_command_line
+        self.settings = dict(values)
+        instances = []
+        for kind in self.dataclass_types:
+            names = [f.name for f in dataclasses.fields(kind) if f.init]
+            try:
+                instances.append(kind(**{name: values[name] for name in names}))
+            except (ValueError, TypeError, ImportError) as error:
+                raise UserError(" ".join(str(error).split())) from error
+        return tuple(instances)
+
+    @staticmethod
+    def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
+        path, flags, items = None, [], iter(argv)
+        for item in items:
+            if item == "--config":
+                path = next(items, None)
+                if path is None:
+                    raise UserError("--config needs the path of a YAML file")
+            elif item.startswith("--config="):
+                path = item.split("=", 1)[1]
+            else:
+                flags.append(item)
+        return path, flags
+
+    def save_settings(self, path: str | os.PathLike) -> None:
+        """Write `settings` as YAML: first what was set, then every default; secrets are left out."""
+        import torch
+        import transformers
+
+        def plain(names: Iterable[str]) -> str:
+            chosen = {name: _plain(self.settings[name]) for name in names}
+            return yaml.safe_dump(chosen, allow_unicode=True, sort_keys=False) if chosen else ""
+
+        names = [name for name in self.fields if name not in NOT_RECORDED]
+        text = (
+            f"# Repeat this run: --config {Path(path).name}\n"
+            f"# hf_recipes {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n\n"
+            f"{plain(n for n in names if n in self.given)}\n"
+            f"# Defaults\n{plain(n for n in names if n not in self.given)}"
+        )
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return getattr(value, "value", value)  # enum members, by their value
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}" if mark else path
+        raise UserError(f"{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected 'key: value' lines, found a {type(content).__name__}")
+    return content
+
+
+def _as_flags(config: dict[str, Any]) -> list[str]:
+    """YAML values as the flags that say the same, so that one parser checks both."""
+    flags: list[str] = []
+    for key, value in config.items():
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)] if value else []
+        elif isinstance(value, dict):
+            flags += [f"--{key}", json.dumps(value)]
+        elif value is not None:
+            flags += [f"--{key}={value}"]
+    return flags
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 1, without a traceback."""
+    _hush_libraries()
+    try:
+        main()
+        _leave_process_group()
+    except UserError as error:
+        rank = int(os.environ.get("RANK", 0))
+        print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say("\ninterrupted; go on with --resume_from_checkpoint true")
+        sys.exit(130)
+
+
+def _hush_libraries() -> None:
+    """Keep from the user what only the libraries' own authors can act on, and bars from files and pipes."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate)\b")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def _leave_process_group() -> None:
+    # Without this, gloo's threads sometimes abort the process after a good run (2 of 20 on torch 2.13).
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()
+        dist.destroy_process_group()

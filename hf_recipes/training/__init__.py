@@ -1,0 +1,1 @@
+"""The training stages and the skeleton that they share."""

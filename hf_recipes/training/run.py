@@ -1,0 +1,318 @@
+"""The skeleton that all stages share: output folder, checkpoints that are whole or absent, resuming, and the report."""
+
+import json
+import os
+import re
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers.trainer_utils import rotate_checkpoints
+
+from hf_recipes.data.ledger import Ledger, write_ledgers
+from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation import report
+from hf_recipes.parsing import Parser
+from hf_recipes.training.callbacks import prediction_path
+
+STAGING = ".saving"
+RESULTS = ("run_config.yaml", "data_ledger.json", "metrics.json", "curves.png", "predictions", STAGING)
+
+
+def prepare_output_dir(output_dir: str, *, overwrite: bool, resumes: bool) -> None:
+    """Create the folder, or refuse one that holds something unless a flag said what to do with it.
+
+    `overwrite` deletes a former run's checkpoints and results; files that no run of ours writes stay.
+
+    Raises:
+        UserError: the folder is not empty, is a file, or cannot be written to.
+    """
+    path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output_dir {path}: this is a file")
+    if path.is_dir() and any(path.iterdir()):
+        if overwrite:
+            for name in (
+                *RESULTS,
+                *(p.name for p in path.glob("checkpoint-*") if (p / "trainer_state.json").is_file()),
+            ):
+                target = path / name
+                shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
+        elif not resumes:
+            raise UserError(
+                f"--output_dir {path}: the folder is not empty; go on with --resume_from_checkpoint true, start over "
+                "with --overwrite_output_dir, or choose another folder"
+            )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {path}: cannot be created ({error.strerror})") from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file of a checkpoint has its end: torch's are zip archives, safetensors state their length."""
+    if path.suffix in (".pt", ".pth"):
+        return zipfile.is_zipfile(path)
+    if path.suffix != ".safetensors":
+        return path.stat().st_size > 0
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            return False
+        try:
+            header = json.loads(file.read(size))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return path.stat().st_size == 8 + size + max(ends, default=0)
+
+
+def what_is_missing(checkpoint: str | os.PathLike) -> str | None:
+    """The part of a checkpoint without which a resumed run would differ from an uninterrupted one, or None."""
+    path = Path(checkpoint)
+    sharded = any(path.glob("global_step*"))  # DeepSpeed keeps weights and optimizer in a folder of its own
+    wanted = {"trainer_state.json": "trainer_state.json", "rng_state*.pth": "the random state (rng_state.pth)"}
+    if not sharded:
+        wanted |= {"optimizer.*": "optimizer.pt", "scheduler.pt": "scheduler.pt", "*.safetensors": "the weights"}
+    for pattern, name in wanted.items():
+        files = list(path.glob(pattern))
+        if not files:
+            return f"{name} is missing"
+        for file in files:
+            if not _is_whole(file):
+                return f"{file.name} is cut short"
+    return None
+
+
+def find_checkpoint(output_dir: str, wanted: str | None) -> str | None:
+    """The checkpoint to resume from: `wanted` is a path, ``"true"`` for the newest whole one in `output_dir`, or None.
+
+    Raises:
+        UserError: the named checkpoint is not there or not whole.
+    """
+    if wanted is None or wanted.lower() in ("false", ""):
+        return None
+    if wanted.lower() != "true":
+        if not os.path.isdir(wanted):
+            raise UserError(f"--resume_from_checkpoint {wanted}: no such folder")
+        problem = what_is_missing(wanted)
+        if problem:
+            raise UserError(f"--resume_from_checkpoint {wanted}: {problem}, so the run could not go on as it was")
+        return wanted
+    found = [
+        (int(match[1]), path) for path in Path(output_dir).glob("checkpoint-*") if (match := _STEP.match(path.name))
+    ]
+    for _, path in sorted(found, reverse=True):
+        problem = what_is_missing(path)
+        if problem is None:
+            say(f"going on from {path}")
+            return str(path)
+        say(f"{path} is left aside: {problem}")
+    say(f"no checkpoint in {output_dir}: starting from the beginning")
+    return None
+
+
+_STEP = re.compile(r"checkpoint-(\d+)$")
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Cross-entropy of the labelled tokens, with logits made only where a label is.
+
+    Args:
+        inputs: `input_ids`, `labels` (B, T), unshifted, and what else the model takes.
+
+    Returns:
+        Three (B,) tensors: summed loss in nats, number of labelled tokens, and how many were the most likely token.
+    """
+    rest = {key: value for key, value in inputs.items() if key != "labels"}
+    targets = inputs["labels"][:, 1:]
+    # Where no row of the batch has a label, the head's output (vocabulary × hidden per token) would go unused.
+    positions = (targets != -100).any(0).nonzero().flatten()
+    if positions.numel() == 0:
+        positions = torch.zeros(1, dtype=torch.long, device=targets.device)
+    logits = model(**rest, logits_to_keep=positions, use_cache=False).logits
+    if logits.shape[1] != len(positions):  # a model that takes no logits_to_keep
+        logits = logits[:, positions]
+    targets = targets[:, positions]
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100)
+    labelled = targets != -100
+    hits = (logits.detach().argmax(-1) == targets) & labelled
+    return losses.view_as(targets).sum(1), labelled.sum(1), hits.sum(1)
+
+
+class RunMixin:
+    """What our trainers add to transformers' and TRL's: put it before them in the bases.
+
+    Checkpoints appear whole or not at all. `tokens_per_second` (all devices; padding not counted; without the time
+    of evaluations and saves) is logged with each loss, and the tokens seen are part of the checkpoint.
+    """
+
+    _staging: str | None = None
+    model_card: str | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._new_tokens, self._clock, self._paused = 0, time.monotonic(), 0.0
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves the machine that the user did not ask for."""
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """TRL's callers expect this; ours is written once, by `finish`."""
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        mask = inputs.get("attention_mask")
+        self._new_tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _count_tokens(self) -> int:
+        """Tokens of all processes since the last call, added to the state."""
+        count = torch.tensor(self._new_tokens, device=self.args.device)
+        count = int(self.accelerator.reduce(count, "sum"))
+        self.state.num_input_tokens_seen += count
+        self._new_tokens = 0
+        return count
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            self._logged_tokens = getattr(self, "_logged_tokens", 0) + self._count_tokens()
+            now = time.monotonic()
+            logs["tokens_per_second"] = round(self._logged_tokens / max(1e-9, now - self._clock - self._paused), 1)
+            logs["num_tokens"] = self.state.num_input_tokens_seen
+            self._clock, self._paused, self._logged_tokens = now, 0.0, 0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs):
+        start = time.monotonic()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._paused += time.monotonic() - start
+
+    def _get_output_dir(self, trial):
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # A pickle of all arguments, the Hub token among them; run_config.yaml says the same without it.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model, trial):
+        start = time.monotonic()
+        self._logged_tokens = getattr(self, "_logged_tokens", 0) + self._count_tokens()
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / STAGING
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint == str(staging / name):
+            self.state.best_model_checkpoint = str(output_dir / name)
+        if self.args.should_save:
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            _sync(staging / name)
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+            os.replace(staging / name, output_dir / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(output_dir), self.args.save_total_limit, best, use_mtime=False)
+        self.accelerator.wait_for_everyone()
+        self._paused += time.monotonic() - start
+
+
+def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkpoint: str | None) -> None:
+    """Train, evaluate, and leave the whole folder: weights, settings, ledger, metrics, curves, model card."""
+    output_dir = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        write_ledgers(output_dir / "data_ledger.json", **ledgers)
+        parser.save_settings(output_dir / "run_config.yaml")
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    state = trainer.state
+    if trainer.eval_dataset is not None and (
+        state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
+    ):
+        trainer.evaluate()
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    report.draw_curves(state.log_history, output_dir / "curves.png")
+    by_step = report.evaluations(state.log_history)
+    before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
+    train = {key.removeprefix("train_"): value for key, value in result.metrics.items()}
+    train["tokens"] = state.num_input_tokens_seen
+    metrics = {"steps": state.global_step, "train": train, "before": before, "after": after}
+    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    (output_dir / "README.md").write_text(_model_card(trainer, parser, ledgers, before, after), encoding="utf-8")
+    _print_report(output_dir, state.global_step, before, after)
+
+
+def _print_report(output_dir: Path, step: int, before: dict | None, after: dict | None) -> None:
+    if after:
+        say(f"\n{report.comparison(before, after)}\n")
+        last, first = prediction_path(output_dir, step), prediction_path(output_dir, 0)
+        if os.path.isfile(last):
+            old = report.read_predictions(first) if before and os.path.isfile(first) else None
+            say(report.samples(old, report.read_predictions(last)))
+    weights = "adapter" if (output_dir / "adapter_config.json").is_file() else "model"
+    say(f"In {output_dir}:")
+    for name, what in (
+        (".", f"the {weights} and the tokenizer"),
+        ("run_config.yaml", "the settings; --config with this file repeats the run"),
+        ("data_ledger.json", "what became of every row"),
+        ("metrics.json", "all figures"),
+        ("curves.png", "loss and scores over the steps"),
+        ("predictions", "every answer of every evaluation"),
+        ("README.md", "the model card"),
+    ):
+        if (output_dir / name).exists():
+            say(f"  {name.ljust(17)} {what}")
+
+
+def _model_card(trainer, parser: Parser, ledgers: dict[str, Ledger], before: dict | None, after: dict | None) -> str:
+    settings, base = parser.settings, parser.settings["model_name_or_path"]
+    is_adapter = (Path(trainer.args.output_dir) / "adapter_config.json").is_file()
+    header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
+    header += [f"base_model: {base}"] if not os.path.isdir(base) else []
+    header += ["pipeline_tag: text-generation", "tags: [hf_recipes, " + ("lora" if is_adapter else "sft") + "]", "---"]
+    rows = {name: ledger.totals["kept"] for name, ledger in ledgers.items()}
+    load = (
+        "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
+        'model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")\n'
+        if is_adapter
+        else "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
+    )
+    lines = [
+        *header,
+        f"\n# {Path(trainer.args.output_dir).resolve().name}\n",
+        f"{'LoRA adapter of' if is_adapter else 'Fine-tuned from'} `{base}`, trained with hf_recipes: "
+        f"{trainer.state.global_step} steps on {rows.get('train', 0):,} rows of "
+        f"{', '.join(map(str, settings['train_file']))}.\n",
+        "```python",
+        load + 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        "```\n",
+    ]
+    if after:
+        held_out = rows.get("validation")
+        lines += [f"On {held_out:,} held-out rows:\n" if held_out else "Evaluation:\n"]
+        lines += ["```", report.comparison(before, after), "```\n"]
+    lines.append("`run_config.yaml` has every setting, `data_ledger.json` what became of every row.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,250 @@
+"""Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
+
+import os
+from collections.abc import Sequence
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.data.examples import fates, hold_out, load_examples, usable
+from hf_recipes.data.ledger import Ledger
+from hf_recipes.data.schemas import Columns
+from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
+from hf_recipes.errors import UserError, say
+from hf_recipes.models.adapters import attach_lora, load_adapter, read_lora_config
+from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model
+from hf_recipes.training.callbacks import CurvesCallback, GenerationEvaluation, RunProgress
+from hf_recipes.training.run import RunMixin, supervised_losses
+
+
+class Trainer(RunMixin, SFTTrainer):
+    """TRL's trainer on rows that are already `input_ids` and `labels`.
+
+    On a CPU the training loss is `supervised_losses`; TRL's fused head is made for Triton and takes two to three times
+    as long there. The evaluation loss is the mean over all labelled tokens of the set, whatever the batches were.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # compute_loss below divides by num_items_in_batch for every architecture.
+        self.model_accepts_loss_kwargs = True
+        self._lean = self.args.use_cpu and self.args.loss_type == "nll" and not self.args.label_smoothing_factor
+        self._lean = self._lean and not self.aux_loss_enabled
+        self._eval_sums: list = []
+        # Evaluation rows stay rows (never flattened into one), so that each is counted once over several processes.
+        self._eval_collator = DataCollatorForLanguageModeling(self.processing_class.pad_token_id)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self._lean or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        losses, counts, hits = (part.sum() for part in supervised_losses(model, inputs))
+        self._metrics["train"]["mean_token_accuracy"].append((hits / counts.clamp(min=1)).item())
+        if num_items_in_batch is None:
+            return losses / counts.clamp(min=1)
+        loss = losses / num_items_in_batch
+        # num_items_in_batch counts every process's tokens, and DDP averages the gradients.
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        collator, self.data_collator = self.data_collator, self._eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        import torch
+
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            losses, counts, hits = supervised_losses(model, inputs)
+        sums = self.accelerator.gather_for_metrics(torch.stack([losses, counts.float(), hits.float()], 1))
+        self._eval_sums.append(sums.double().sum(0))
+        return (losses.sum() / counts.sum().clamp(min=1)).detach(), None, None
+
+    def log(self, logs, start_time=None):
+        loss_key = next(
+            (key for key in logs if (key.startswith("eval_") and key.endswith("_loss")) or key == "eval_loss"), None
+        )
+        if loss_key and self._eval_sums:
+            loss, count, hits = sum(self._eval_sums).tolist()
+            logs[loss_key] = loss / max(1, count)
+            logs[loss_key.removesuffix("loss") + "mean_token_accuracy"] = hits / max(1, count)
+            self._eval_sums = []
+        super().log(logs, start_time)
+
+
+def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, keep_text: bool = False) -> ChatEncoder:
+    return ChatEncoder(
+        tokenizer,
+        train_on=args.train_on,
+        max_source_length=args.max_source_length,
+        max_target_length=args.max_target_length,
+        max_length=args.max_length,
+        truncation_side=args.truncation_side,
+        keep_text=keep_text,
+    )
+
+
+def prepare_data(
+    data: DataArguments, args: SFTArguments, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
+    """Training rows, evaluation rows (with their texts) or None, and what became of every row read.
+
+    Raises:
+        UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
+    """
+    columns = Columns(
+        schema=data.schema,
+        prompt=data.prompt_column,
+        response=data.response_column,
+        history=data.history_column,
+        system_prompt=data.system_prompt,
+    )
+    # The first process reads and tokenizes; the others then find its cache.
+    with args.main_process_first(local=True, desc="data"):
+        train = load_examples(data.train_file, columns, cache_dir=data.cache_dir)
+        held_out = None
+        if data.validation_file:
+            held_out = load_examples(data.validation_file, columns, cache_dir=data.cache_dir)
+        elif data.validation_split_percentage:
+            train, held_out = hold_out(train, data.validation_split_percentage, args.seed)
+            say(f"held out {len(held_out):,} of {len(train) + len(held_out):,} rows for evaluation")
+        ledgers: dict[str, Ledger] = {}
+        rows: dict[str, Dataset] = {}
+        for name, examples, limit in (
+            ("train", train, data.max_train_samples),
+            ("validation", held_out, data.max_eval_samples),
+        ):
+            if examples is None:
+                continue
+            if limit is not None and limit < len(examples):
+                say(f"{name}: the first {limit:,} of {len(examples):,} rows")
+                examples = examples.select(range(limit))
+            encoder = encoder_for(tokenizer, args, keep_text=name == "validation")
+            rows[name], ledgers[name] = _tokenize(examples, encoder, data)
+            say(f"{name}\n{ledgers[name].table()}")
+            ledgers[name].check(data.max_drop_ratio)
+    return rows["train"], rows.get("validation"), ledgers
+
+
+def _tokenize(examples: Dataset, encoder: ChatEncoder, data: DataArguments) -> tuple[Dataset, Ledger]:
+    ledger = Ledger()
+    places, row_fates = fates(examples)
+    good = usable(examples)
+    if len(good) < len(examples):
+        ledger.add_all(*zip(*((p, f) for p, f in zip(places, row_fates, strict=True) if f != "kept"), strict=True))
+        ledger.check(data.max_drop_ratio) if not len(good) else None
+    tokenized = tokenize_dataset(good, encoder, data.preprocessing_num_workers)
+    ledger.add_all(*fates(tokenized))
+    return usable(tokenized), ledger
+
+
+def build_model(
+    model_args: ModelArguments,
+    args: SFTArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    added_tokens: Sequence[str],
+    **kwargs,
+) -> PreTrainedModel:
+    """The base model with its adapter, or with all weights trained.
+
+    Raises:
+        UserError: a LoRA file, adapter or model that does not fit, or packing where rows would leak into each other.
+    """
+    lora = read_lora_config(model_args.lora_config) if model_args.use_lora and not model_args.peft_path else None
+    if model_args.peft_path and model_args.lora_config:
+        _check_rank(model_args)
+    model = load_model(
+        model_args,
+        trains_all=not model_args.use_lora,
+        bf16=bool(args.bf16),
+        trust_remote_code=args.trust_remote_code,
+        **kwargs,
+    )
+    if (args.packing or args.padding_free) and not keeps_packed_rows_apart(model):
+        raise UserError(
+            f"--packing: {model.config.model_type} does not restart its attention at each packed row (position biases "
+            "or recurrence), so rows would leak into each other; leave --packing out"
+        )
+    fit_embeddings(model, tokenizer)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    if model_args.peft_path:
+        model = load_adapter(model, model_args.peft_path, is_trainable=True)
+    elif lora is not None:
+        new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))
+        model = attach_lora(model, lora, model_args.lora_config, new_ids)
+    trained, total = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or not only) for only in (True, False)
+    )
+    say(f"training {trained:,} of {total:,} weights ({trained / total:.2%})")
+    return model
+
+
+def _check_rank(model_args: ModelArguments) -> None:
+    from peft import PeftConfig
+
+    saved = PeftConfig.from_pretrained(model_args.peft_path)
+    wanted = read_lora_config(model_args.lora_config)
+    if saved.r != wanted.r:
+        raise UserError(
+            f"--peft_path {model_args.peft_path} has rank {saved.r}, {model_args.lora_config} says {wanted.r}; a saved "
+            "adapter keeps its rank: leave --lora_config out"
+        )
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    args: SFTArguments,
+    train: Dataset,
+    validation: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Trainer:
+    """The trainer with its callbacks; evaluation answers the validation rows as well as scoring their loss."""
+    if not args.packing:
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.max_length = None  # every row is within the budgets already
+    args.eval_packing = False
+    trackers = args.report_to if isinstance(args.report_to, list) else [args.report_to]
+    if "swanlab" in trackers:
+        _start_swanlab(args)
+    columns = ["input_ids", "labels"]
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=train.select_columns(columns),
+        eval_dataset=validation.select_columns(columns) if validation is not None else None,
+        processing_class=tokenizer,
+        callbacks=[CurvesCallback()],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(RunProgress())
+    if validation is not None:
+        end_of_turn = tokenizer.convert_tokens_to_ids(encoder_for(tokenizer, args).end_of_turn)
+        trainer.add_callback(
+            GenerationEvaluation(
+                trainer,
+                validation,
+                max_new_tokens=args.max_new_tokens or args.max_target_length or 256,
+                stop_ids=[end_of_turn],
+            )
+        )
+    return trainer
+
+
+def _start_swanlab(args: SFTArguments) -> None:
+    """A local run, before transformers' callback would open one in the cloud, which asks for a login."""
+    import swanlab
+
+    if args.process_index == 0 and not swanlab.has_run():
+        folder = os.path.join(args.output_dir, "swanlog")
+        name = args.run_name or os.path.basename(os.path.normpath(args.output_dir))
+        mode = os.environ.get("SWANLAB_MODE", "local")
+        swanlab.init(
+            project=os.environ.get("SWANLAB_PROJECT", "hf_recipes"), experiment_name=name, mode=mode, logdir=folder
+        )

@@ -1,0 +1,36 @@
+"""Supervised fine-tuning of a causal language model, with LoRA or of all weights.
+
+python scripts/sft.py --model_name_or_path MODEL --train_file train.json --output_dir runs/first
+torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
+"""
+
+from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.models.loading import load_config, load_tokenizer
+from hf_recipes.parsing import Parser, run_script
+from hf_recipes.training.run import find_checkpoint, prepare_output_dir, train_and_finish
+from hf_recipes.training.sft import build_model, build_trainer, prepare_data
+
+
+def main() -> None:
+    parser = Parser([ModelArguments, DataArguments, SFTArguments])
+    model_args, data, args = parser.parse()
+    if args.process_index == 0:
+        resumes = bool(args.resume_from_checkpoint)
+        prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resumes=resumes)
+    source = {"trust_remote_code": args.trust_remote_code, "cache_dir": data.cache_dir}
+    load_config(model_args, **source)
+    tokenizer, added_tokens = load_tokenizer(
+        model_args.model_name_or_path, args.chat_template, revision=model_args.model_revision, **source
+    )
+
+    train, validation, ledgers = prepare_data(data, args, tokenizer)
+    model = build_model(model_args, args, tokenizer, added_tokens, cache_dir=data.cache_dir)
+
+    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    args.eval_on_start = args.eval_on_start and checkpoint is None and validation is not None
+    trainer = build_trainer(model, args, train, validation, tokenizer)
+    train_and_finish(trainer, parser, ledgers, checkpoint)
+
+
+if __name__ == "__main__":
+    run_script(main)

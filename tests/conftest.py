@@ -1,0 +1,171 @@
+"""Tiny tokenizers and models, built in process; nothing is fetched."""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import datasets
+import pytest
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    PreTrainedTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+ROOT = Path(__file__).parents[1]
+TEXT = [
+    "患者年龄在十八岁以上，性别不限，自愿签署知情同意书。",
+    "孕妇或者哺乳期的妇女不能参加这个试验；对青霉素过敏者除外。",
+    "请问这条标准属于哪一类？选项：年龄，性别，疾病，药物，睡眠\n答：年龄",
+    "你好，我是一个语言模型。今天天气很好，我们去公园散步吧！",
+    "The quick brown fox jumps over the lazy dog. Human: Assistant: system user",
+]
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory, monkeypatch):
+    """Data sets are cached in a folder of this test run, never in the user's."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
+    monkeypatch.chdir(ROOT)
+
+
+def build_tokenizer(**kwargs) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML's tokens."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXT * 3, trainer)
+    settings = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "chat_template": CHATML}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{**settings, **kwargs})
+
+
+class SlowTwin(PreTrainedTokenizer):
+    """A tokenizer written in Python: the ids of `build_tokenizer`, without offsets."""
+
+    def __init__(self, fast: PreTrainedTokenizerFast | None = None, **kwargs):
+        self._fast = fast or build_tokenizer()
+        added = {i: AddedToken(str(t), special=True) for i, t in self._fast.added_tokens_decoder.items()}
+        super().__init__(added_tokens_decoder=added, **kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._fast)
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._fast.get_vocab()
+
+    def _tokenize(self, text, **kwargs):
+        return self._fast.backend_tokenizer.encode(text, add_special_tokens=False).tokens
+
+    def _convert_token_to_id(self, token):
+        return self._fast.convert_tokens_to_ids(token)
+
+    def _convert_id_to_token(self, index):
+        return self._fast.convert_ids_to_tokens(index)
+
+    def convert_tokens_to_string(self, tokens):
+        return self._fast.convert_tokens_to_string(tokens)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def slow_tokenizer(tokenizer):
+    return SlowTwin(tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML)
+
+
+def tiny_model(vocab_size: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tokenizer, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def bloom_dir(tokenizer, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "bloom"
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    """A folder with train.json and dev.json: short questions with one of four answers."""
+    answers = ["年龄", "性别", "疾病", "药物"]
+    rows = [
+        {"input": f"标准{i}：属于{answers[i % 4]}吗？\n答：", "target": answers[i % 4], "answer_choices": answers}
+        for i in range(48)
+    ]
+    write_jsonl(tmp_path / "data" / "train.json", rows[:40])
+    write_jsonl(tmp_path / "data" / "dev.json", rows[40:])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def sft(monkeypatch, capfd):
+    """Run scripts/sft.py in this process: ``sft("--flag", value, …)`` → (exit code, stdout, stderr)."""
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, flags)])
+        monkeypatch.setattr(datasets, "disable_progress_bars", lambda: None)
+        capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / "sft.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

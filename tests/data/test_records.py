@@ -1,0 +1,180 @@
+import gzip
+import json
+import time
+
+import pytest
+import zstandard
+
+from hf_recipes.data import records as module
+from hf_recipes.data.records import find_sources, read_records
+from hf_recipes.errors import UserError
+
+ROWS = [{"input": f"问题{i}", "target": f"回答{i}"} for i in range(5)]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+def read(path):
+    [source] = find_sources([str(path)])
+    return list(read_records(source))
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("lines.json", LINES),
+        ("lines.jsonl", LINES),
+        ("bom.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
+        ("gb.jsonl", LINES.encode("gb18030")),
+        ("array.json", json.dumps(ROWS, ensure_ascii=False)),
+        ("pretty.json", json.dumps(ROWS, ensure_ascii=False, indent=2)),
+        ("gb_array.json", json.dumps(ROWS, ensure_ascii=False, indent=1).encode("gb18030")),
+        ("objects.json", "\n".join(json.dumps(row, indent=1) for row in ROWS)),
+        ("lines.jsonl.gz", gzip.compress(LINES.encode())),
+        ("lines.jsonl.zst", zstandard.compress(LINES.encode())),
+        ("frames.jsonl.zst", b"".join(zstandard.compress(part.encode()) for part in LINES.splitlines(True))),
+        ("table.csv", "input,target\n" + "".join(f"{r['input']},{r['target']}\n" for r in ROWS)),
+        ("table.tsv", "input\ttarget\n" + "".join(f"{r['input']}\t{r['target']}\n" for r in ROWS)),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path, name, content):
+    assert [record.value for record in read(write(tmp_path / name, content))] == ROWS
+
+
+def test_parquet(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
+    assert [record.value for record in read(tmp_path / "rows.parquet")] == ROWS
+
+
+def test_text_is_a_row_a_line(tmp_path):
+    records = read(write(tmp_path / "a.txt", "第一行\n\n第三行\n"))
+    assert [(r.place.rpartition(":")[2], r.value) for r in records] == [
+        ("1", {"text": "第一行"}),
+        ("3", {"text": "第三行"}),
+    ]
+
+
+def test_places_are_file_and_line(tmp_path):
+    path = write(tmp_path / "pretty.json", json.dumps(ROWS, ensure_ascii=False, indent=2))
+    assert [record.place for record in read(path)] == [f"{path}:{line}" for line in (2, 6, 10, 14, 18)]
+    path = write(tmp_path / "quoted.csv", 'input,target\n"两\n行",甲\n问,乙\n')
+    assert [record.place for record in read(path)] == [f"{path}:3", f"{path}:4"]
+
+
+def test_folders_and_globs(tmp_path):
+    for name in ("b/2.jsonl", "a/1.json", "a/notes.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, LINES)
+    expected = [str(tmp_path / "a/1.json"), str(tmp_path / "b/2.jsonl")]
+    assert [source.path for source in find_sources([str(tmp_path)])] == expected
+    assert [source.path for source in find_sources([str(tmp_path / "*/*.json*")])] == expected
+
+
+def test_digest_follows_the_content_not_size_and_time(tmp_path):
+    import os
+
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n')
+    before = find_sources([str(path)])[0].digest
+    stat = path.stat()
+    write(path, '{"text": "b"}\n')
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert find_sources([str(path)])[0].digest != before
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"input": "a", "target": ', "broken JSON"),
+        (b'["a"]', "not a JSON object"),
+        (b'{"a": 1, "a": 2}', "duplicate key 'a'"),
+        (rb'{"a": "\ud800"}', "surrogate"),
+        (b'{"a": "\xff\xfe"}', "not UTF-8"),
+        (b'{"a": ' + b"[" * 100_000 + b"}", "nested too deeply"),
+    ],
+)
+def test_a_broken_line_is_one_problem_with_its_place(tmp_path, line, problem):
+    lines = LINES.encode().splitlines()
+    path = write(tmp_path / "rows.jsonl", b"\n".join([*lines[:2], line, *lines[2:]]))
+    records = read(path)
+    assert [record.value for record in records if record.value] == ROWS
+    [broken] = [record for record in records if record.problem]
+    assert broken.place == f"{path}:3" and problem in broken.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.json", b"", "is empty"),
+        ("blank.jsonl", b"\n\n", "holds no rows"),
+        ("none.json", b"[]", "holds no rows"),
+        ("cut.json", json.dumps(ROWS, indent=1)[:-20].encode(), "cut.json:20: cut short"),
+        ("open.json", json.dumps(ROWS).encode()[:-1], "cut short"),
+        ("more.json", b'[{"a": 1}]\n{"a": 2}', "more after the end"),
+        ("bad.json", b'[\n{"a": 1},\n{"a" 2},\n{"a": 3}]', r"bad.json:3: broken JSON"),
+        ("utf16.txt", "你好".encode("utf-16"), "UTF-16"),
+        ("neither.txt", bytes(range(128, 256)) * 20, "neither UTF-8 nor GB18030"),
+        ("twice.csv", b"a,a\n1,2\n", "repeated column"),
+        ("quote.csv", b'a,b\n"1,2\n', "broken CSV"),
+        ("rows.parquet", b"PAR1 and no more", "not a whole Parquet file"),
+        ("rows.xlsx", b"PK", "unknown file type"),
+    ],
+)
+def test_a_spoilt_file_is_an_error_that_names_it(tmp_path, name, content, message):
+    path = write(tmp_path / name, content)
+    with pytest.raises(UserError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["zst", "gz"])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8, 0.99])
+def test_an_archive_cut_short_is_an_error(tmp_path, ending, share):
+    text = "".join(f'{{"text": "{hash((i, "x")):x} 第{i}行"}}\n' for i in range(20_000)).encode()
+    whole = zstandard.compress(text) if ending == "zst" else gzip.compress(text)
+    path = write(tmp_path / f"rows.jsonl.{ending}", whole[: int(len(whole) * share)])
+    with pytest.raises(UserError, match="damaged or cut short"):
+        read(path)
+
+
+def test_csv_rows_of_the_wrong_width_are_problems(tmp_path):
+    records = read(write(tmp_path / "rows.csv", "a,b\n1,2\n1\n1,2,3\n"))
+    assert [bool(record.problem) for record in records] == [False, True, True]
+
+
+@pytest.mark.parametrize("name", ["long.jsonl", "long.json", "bomb.jsonl.zst", "bomb.jsonl.gz"])
+def test_endless_rows_and_bombs_are_refused_quickly(tmp_path, name):
+    path = tmp_path / name
+    size = 100 << 20
+    if name == "long.jsonl":
+        write(path, b'{"text": "' + b"a" * size)
+    elif name == "long.json":
+        write(path, b'[{"text": "' + b"a" * size)
+    else:
+        write(path, zstandard.compress(b"0" * size) if name.endswith("zst") else gzip.compress(b"0" * size, 1))
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"longer than 16 MiB"):
+        read(path)
+    assert time.monotonic() - start < 10
+
+
+def test_a_bomb_of_short_lines_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BOMB_BYTES", 1 << 20)
+    path = write(tmp_path / "bomb.jsonl.zst", zstandard.compress(b"\n" * (16 << 20)))
+    with pytest.raises(UserError, match="bomb"):
+        read(path)
+
+
+def test_missing_files_and_unreachable_hub_ids(tmp_path):
+    for name in ("nowhere.json", str(tmp_path / "none"), "datasets/nothing_here", str(tmp_path / "*.json")):
+        with pytest.raises(UserError, match="no such file"):
+            find_sources([name])
+    with pytest.raises(UserError, match="nor to be had from the Hub"):
+        find_sources(["some-owner/some-data"])
+    with pytest.raises(UserError, match="no data file in this folder"):
+        find_sources([str(tmp_path)])
