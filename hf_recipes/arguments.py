@@ -77,7 +77,10 @@ class SFTArguments(SFTConfig):
     truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
     gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
     # In this order: HfArgumentParser understands no other.
-    report_to: None | str | list[str] = _help("Trackers: swanlab (local files), tensorboard, wandb, none.", "swanlab")  # noqa: RUF036
+    report_to: None | str | list[str] = field(  # noqa: RUF036
+        default="swanlab",
+        metadata={"help": "Trackers, with commas between: swanlab (local files), tensorboard, wandb, none."},
+    )
 
     def __post_init__(self):
         if not self.output_dir:
@@ -98,6 +101,8 @@ class SFTArguments(SFTConfig):
         resumes = self.resume_from_checkpoint and self.resume_from_checkpoint.lower() != "false"
         if self.overwrite_output_dir and resumes:
             raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other; give one")
+        if isinstance(self.report_to, str):
+            self.report_to = [name.strip() for name in self.report_to.split(",")]
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
         if not has_accelerator():

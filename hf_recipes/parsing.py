@@ -63,7 +63,7 @@ class Parser(HfArgumentParser):
         self.set_defaults(**{key: None for key, value in config.items() if value is None})
         on_command_line = {flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag[:2] == "--"}
         try:
-            namespace, unknown = self.parse_known_args(_as_flags(config) + flags)
+            namespace, unknown = self.parse_known_args(self._as_flags(config) + flags)
         except UserError as error:
             named = re.search(r"argument --(\w+)", str(error))
             from_file = named and named[1] in config and named[1] not in on_command_line
@@ -97,6 +97,20 @@ class Parser(HfArgumentParser):
             else:
                 flags.append(item)
         return path, flags
+
+    def _as_flags(self, config: dict[str, Any]) -> list[str]:
+        """YAML values as the flags that say the same, so that one parser checks both."""
+        flags: list[str] = []
+        for key, value in config.items():
+            if isinstance(value, list) and self._option_string_actions[f"--{key}"].nargs != "+":
+                value = ",".join(map(str, value))
+            if isinstance(value, list):
+                flags += [f"--{key}", *map(str, value)] if value else []
+            elif isinstance(value, dict):
+                flags += [f"--{key}", json.dumps(value)]
+            elif value is not None:
+                flags += [f"--{key}={value}"]
+        return flags
 
     def save_settings(self, path: str | os.PathLike) -> None:
         """Write `settings` as YAML: first what was set, then every default; secrets are left out."""
@@ -141,19 +155,6 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected 'key: value' lines, found a {type(content).__name__}")
     return content
-
-
-def _as_flags(config: dict[str, Any]) -> list[str]:
-    """YAML values as the flags that say the same, so that one parser checks both."""
-    flags: list[str] = []
-    for key, value in config.items():
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)] if value else []
-        elif isinstance(value, dict):
-            flags += [f"--{key}", json.dumps(value)]
-        elif value is not None:
-            flags += [f"--{key}={value}"]
-    return flags
 
 
 def run_script(main: Callable[[], None]) -> None:

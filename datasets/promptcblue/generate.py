@@ -22,7 +22,7 @@ from pathlib import Path
 SEED = 20240607
 SIZES = {"train": 600, "dev": 100, "test": 100}
 HELD_OUT = 4  # patterns per category that only dev (and as many that only test) uses
-NUM_CHOICES = 8
+NUM_CHOICES = 5
 
 # The five ways a row asks its question. "{c}" is the criterion, "{o}" the options.
 PROMPTS = [
@@ -643,7 +643,7 @@ def fill(rng, pattern):
     combos = list(itertools.product(*(SLOTS[n] for n in varied)))
     rng.shuffle(combos)
     for combo in combos:
-        values = dict(zip(varied, combo))
+        values = dict(zip(varied, combo, strict=True))
         values.update({n: rng.choice(WORDING[n]) for n in names if n in WORDING})
         yield pattern.format(**values)
 
@@ -718,7 +718,7 @@ def generate():
         rows = []
         for i, (text, name) in enumerate(pool, 1):
             others = rng.sample([n for n in names if n != name], NUM_CHOICES - 1)
-            choices = others + [name]
+            choices = [*others, name]
             rng.shuffle(choices)
             prompt = rng.choice(PROMPTS)
             rows.append(

@@ -200,23 +200,25 @@ def fit_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
 def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:
     """Whether attention restarts where `position_ids` do, tried on the model itself.
 
-    Two short rows are run separately and in one packed row. Families with position biases (bloom, some falcons) or
-    recurrent layers mix them: their logits then differ by whole units, against rounding of about 1e-2 in bfloat16.
+    A row's logits are taken alone, behind another row with positions that restart, and behind it with positions that
+    run on (where it does see the other row). Families with position biases (bloom, some falcons) or recurrent layers
+    come out of the second as far off as out of the third; the others differ by rounding.
     """
     import torch
 
     size = min(model.config.get_text_config().vocab_size, model.get_input_embeddings().weight.shape[0])
     draw = torch.Generator().manual_seed(0)
     one, two = (torch.randint(size, (1, length), generator=draw).to(model.device) for length in (7, 9))
-    positions = torch.cat([torch.arange(7), torch.arange(9)])[None].to(model.device)
+    both = torch.cat([one, two], 1)
+    restarting = torch.cat([torch.arange(7), torch.arange(9)])[None].to(model.device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
+        alone = model(two, use_cache=False).logits[0].float()
+        mixed = model(both, use_cache=False).logits[0, 7:].float()
         try:
-            packed = model(torch.cat([one, two], 1), position_ids=positions, use_cache=False).logits[0, 7:].float()
+            packed = model(both, position_ids=restarting, use_cache=False).logits[0, 7:].float()
         except TypeError:  # no position_ids at all
-            return False
-        apart = model(two, use_cache=False).logits[0].float()
+            packed = mixed
     model.train(was_training)
-    spread = apart.std().clamp(min=1e-6)
-    return bool((packed - apart).abs().max() / spread < 0.1)
+    return bool((packed - alone).norm() < 0.3 * (mixed - alone).norm())

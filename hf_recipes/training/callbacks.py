@@ -23,7 +23,6 @@ class RunProgress(ProgressCallback):
     """A bar with loss, tokens per second and time left; plain lines where the output is no terminal."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._start, self._first_step = time.monotonic(), state.global_step
         if sys.stderr.isatty():
             super().on_train_begin(args, state, control, **kwargs)
 
@@ -43,10 +42,9 @@ class RunProgress(ProgressCallback):
             return
         parts = [f"step {state.global_step}/{state.max_steps}"]
         if "loss" in logs:
-            done = state.global_step - self._first_step
-            left = (time.monotonic() - self._start) / max(1, done) * (state.max_steps - state.global_step)
             parts += [f"loss {logs['loss']:.4f}", f"{logs['tokens_per_second']:,.0f} tokens/s"]
-            parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+            minutes, seconds = divmod(logs["seconds_left"], 60)
+            parts.append(f"{minutes}:{seconds:02d} left")
         skipped = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
         for key, value in logs.items():
             if key.startswith("eval_") and not key.endswith(skipped):

@@ -164,7 +164,13 @@ class RunMixin:
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._new_tokens, self._clock, self._paused = 0, time.monotonic(), 0.0
+        self._new_tokens = self._unlogged_tokens = 0
+        # When the running interval of the log began, and how much of it went into evaluations and saves.
+        self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, 0
+
+    def train(self, *args, **kwargs):
+        self._clock = time.monotonic()
+        return super().train(*args, **kwargs)
 
     def _send_telemetry(self) -> None:
         """Nothing leaves the machine that the user did not ask for."""
@@ -177,21 +183,23 @@ class RunMixin:
         self._new_tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
         return super().training_step(model, inputs, *args, **kwargs)
 
-    def _count_tokens(self) -> int:
-        """Tokens of all processes since the last call, added to the state."""
+    def _count_tokens(self) -> None:
+        """Add the tokens of all processes since the last call to the state."""
         count = torch.tensor(self._new_tokens, device=self.args.device)
         count = int(self.accelerator.reduce(count, "sum"))
         self.state.num_input_tokens_seen += count
+        self._unlogged_tokens += count
         self._new_tokens = 0
-        return count
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            self._logged_tokens = getattr(self, "_logged_tokens", 0) + self._count_tokens()
-            now = time.monotonic()
-            logs["tokens_per_second"] = round(self._logged_tokens / max(1e-9, now - self._clock - self._paused), 1)
+            self._count_tokens()
+            now, step = time.monotonic(), self.state.global_step
+            seconds = max(1e-9, now - self._clock - self._paused)
+            logs["tokens_per_second"] = round(self._unlogged_tokens / seconds, 1)
             logs["num_tokens"] = self.state.num_input_tokens_seen
-            self._clock, self._paused, self._logged_tokens = now, 0.0, 0
+            logs["seconds_left"] = round(seconds / max(1, step - self._logged_step) * (self.state.max_steps - step))
+            self._clock, self._paused, self._unlogged_tokens, self._logged_step = now, 0.0, 0, step
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):
@@ -211,7 +219,7 @@ class RunMixin:
 
     def _save_checkpoint(self, model, trial):
         start = time.monotonic()
-        self._logged_tokens = getattr(self, "_logged_tokens", 0) + self._count_tokens()
+        self._count_tokens()
         output_dir = Path(self.args.output_dir)
         staging = output_dir / STAGING
         name = f"checkpoint-{self.state.global_step}"

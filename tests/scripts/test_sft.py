@@ -1,0 +1,280 @@
+"""scripts/sft.py as a user runs it, on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from conftest import ROOT, write_jsonl
+
+STEPS = ["--report_to", "none", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--learning_rate", "1e-2"]
+
+
+def flags(model_dir, data, output, *more):
+    return [
+        "--model_name_or_path",
+        model_dir,
+        "--train_file",
+        data / "train.json",
+        "--output_dir",
+        output,
+        *STEPS,
+        *more,
+    ]
+
+
+def log_history(output) -> list[dict]:
+    checkpoint = max(Path(output).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    [path] = Path(folder).glob("*.safetensors")
+    return load_file(path)
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_leaves_the_whole_folder_and_can_be_repeated(sft, model_dir, pairs, tmp_path):
+    output = tmp_path / "run"
+    validation = ["--validation_file", pairs / "dev.json", "--eval_on_start", "--max_target_length", "8"]
+    code, out, err = sft(*flags(model_dir, pairs, output, "--max_steps", "6", "--eval_steps", "3", *validation))
+    assert code == 0, err
+    names = {path.name for path in output.iterdir()}
+    assert names >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "run_config.yaml",
+        "data_ledger.json",
+        "metrics.json",
+        "curves.png",
+        "README.md",
+        "predictions",
+        "checkpoint-6",
+    }
+    assert not any(name.endswith((".bin", ".pt", ".partial")) for name in names) and ".saving" not in names
+    assert (output / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["steps"] == 6
+    for when in ("before", "after"):
+        assert metrics[when].keys() >= {
+            "loss",
+            "accuracy",
+            "rouge1",
+            "rouge2",
+            "rougeL",
+            "bleu4",
+            "mean_token_accuracy",
+        }
+    assert metrics["after"]["loss"] < metrics["before"]["loss"]
+    assert sorted(path.name for path in (output / "predictions").iterdir()) == [f"step-{n}.jsonl" for n in (0, 3, 6)]
+    rows = [json.loads(line) for line in (output / "predictions" / "step-6.jsonl").read_text().splitlines()]
+    assert len(rows) == 8 and rows[0].keys() == {"question", "reference", "prediction"}
+
+    ledger = json.loads((output / "data_ledger.json").read_text())
+    assert ledger["train"]["total"] == {"read": 40, "kept": 40} and ledger["validation"]["total"]["kept"] == 8
+    assert "base" in out and "adapted" in out and "reference" in out and str(output) in out
+    card = (output / "README.md").read_text()
+    assert "library_name: peft" in card and "AutoPeftModelForCausalLM" in card
+
+    code, _, err = sft("--config", output / "run_config.yaml", "--output_dir", tmp_path / "again")
+    assert code == 0, err
+    assert same(weights(output), weights(tmp_path / "again"))
+
+
+def test_the_model_card_loads_the_adapter(sft, model_dir, pairs, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    assert sft(*flags(model_dir, pairs, output, "--max_steps", "1"))[0] == 0
+    code = (output / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(output))
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["tokenizer"].chat_template and scope["model"].peft_config
+
+
+def test_loss_is_the_mean_over_answer_tokens(sft, model_dir, pairs, tmp_path, tokenizer):
+    """The logged evaluation loss is the sum over all labelled tokens over their number, whatever the batches."""
+    from transformers import AutoModelForCausalLM
+
+    from hf_recipes.data.examples import load_examples
+    from hf_recipes.data.tokenize import ChatEncoder
+
+    write_jsonl(pairs / "dev.json", [{"input": "问" * n, "target": "答" * n} for n in (1, 2, 9, 30, 3)])
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    total = count = 0
+    for row in ChatEncoder(tokenizer).encode(load_examples([str(pairs / "dev.json")])["messages"][:]):
+        ids, labels = (torch.tensor(part[None], dtype=torch.long) for part in (row.input_ids, row.labels))
+        number = int((labels != -100).sum())
+        total, count = total + model(ids, labels=labels).loss.item() * number, count + number
+    for size in (1, 2, 5):
+        output = tmp_path / f"run{size}"
+        more = ["--validation_file", pairs / "dev.json", "--eval_on_start", "--per_device_eval_batch_size", size]
+        assert (
+            sft(*flags(model_dir, pairs, output, "--max_steps", 1, "--bf16", "False", "--dtype", "float32", *more))[0]
+            == 0
+        )
+        loss = json.loads((output / "metrics.json").read_text())["before"]["loss"]
+        assert loss == pytest.approx(total / count, abs=1e-5)
+
+
+def test_accumulation_and_batch_size_are_the_same_thing(sft, model_dir, pairs, tmp_path):
+    found = []
+    for size, accumulation in ((8, 1), (1, 8)):
+        output = tmp_path / f"run{size}"
+        more = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", accumulation, "--max_steps", 4]
+        exact = ["--bf16", "False", "--dtype", "float32", "--lora_config", ROOT / "configs" / "lora_all_linear.json"]
+        assert sft(*flags(model_dir, pairs, output, *more, *exact))[0] == 0
+        found.append([entry["loss"] for entry in log_history(output) if "loss" in entry])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_all_weights_are_trained_without_lora(sft, model_dir, pairs, tmp_path):
+    output = tmp_path / "run"
+    assert sft(*flags(model_dir, pairs, output, "--max_steps", "2", "--use_lora", "False"))[0] == 0
+    before, after = weights(model_dir), weights(output)
+    assert before.keys() == after.keys() and after["model.norm.weight"].dtype == torch.float32
+    assert not any(torch.equal(before[key].float(), after[key].float()) for key in before)
+
+
+def test_lora_moves_the_adapter_and_leaves_the_base(model_dir, pairs, tmp_path):
+    from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+    from hf_recipes.models.loading import load_tokenizer
+    from hf_recipes.training.sft import build_model, build_trainer, prepare_data
+
+    args = SFTArguments(output_dir=str(tmp_path), report_to="none", max_steps=2, learning_rate=1e-2, save_strategy="no")
+    tokenizer, added = load_tokenizer(model_dir)
+    train, _, _ = prepare_data(DataArguments(train_file=[str(pairs / "train.json")]), args, tokenizer)
+    model = build_model(ModelArguments(model_dir), args, tokenizer, added)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    build_trainer(model, args, train, None, tokenizer).train()
+    for name, weight in model.named_parameters():
+        assert torch.equal(before[name], weight) is ("lora_" not in name), name
+
+
+def test_going_on_from_an_adapter(sft, model_dir, pairs, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert sft(*flags(model_dir, pairs, first, "--max_steps", "2"))[0] == 0
+    assert (
+        sft(*flags(model_dir, pairs, second, "--max_steps", "1", "--peft_path", first, "--learning_rate", "0"))[0] == 0
+    )
+    assert same(weights(first), weights(second))
+    lora = tmp_path / "lora.json"
+    lora.write_text('{"lora_r": 4, "lora_target_modules": "all-linear"}')
+    more = ["--peft_path", first, "--lora_config", lora]
+    code, _, err = sft(*flags(model_dir, pairs, tmp_path / "third", *more))
+    assert code == 1 and "has rank 8" in err and "says 4" in err
+
+
+def test_packing_gives_the_loss_and_gradients_of_separate_rows(model_dir, pairs, tmp_path):
+    """One packed batch of all rows against one padded batch of them: what the optimizer sees is the same."""
+    from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+    from hf_recipes.models.loading import load_tokenizer
+    from hf_recipes.training.sft import build_model, build_trainer, prepare_data
+
+    found = {}
+    for packing in (False, True):
+        args = SFTArguments(
+            output_dir=str(tmp_path / str(packing)),
+            report_to="none",
+            bf16=False,
+            packing=packing,
+            max_length=96,
+            per_device_train_batch_size=40,
+        )
+        tokenizer, added = load_tokenizer(model_dir)
+        train, _, _ = prepare_data(DataArguments(train_file=[str(pairs / "train.json")]), args, tokenizer)
+        model = build_model(ModelArguments(model_dir, dtype="float32"), args, tokenizer, added)
+        trainer = build_trainer(model, args, train, None, tokenizer)
+        assert (len(trainer.train_dataset) < 40) is packing
+        [batch] = list(trainer.get_train_dataloader())
+        assert ("attention_mask" in batch) is not packing
+        model.train()
+        torch.manual_seed(0)
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
+        loss.backward()
+        found[packing] = loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert found[True][0] == pytest.approx(found[False][0], abs=1e-5)
+    for name, gradient in found[False][1].items():
+        assert torch.allclose(gradient, found[True][1][name], atol=1e-5), name
+
+
+def test_held_out_rows_are_not_trained_on(sft, model_dir, pairs, tmp_path):
+    output = tmp_path / "run"
+    more = [
+        "--validation_split_percentage",
+        "20",
+        "--max_train_samples",
+        "16",
+        "--max_eval_samples",
+        "4",
+        "--max_steps",
+        "1",
+    ]
+    code, out, _ = sft(*flags(model_dir, pairs, output, *more))
+    assert code == 0 and "held out 8 of 40 rows" in out
+    ledger = json.loads((output / "data_ledger.json").read_text())
+    assert ledger["train"]["total"]["read"] == 16 and ledger["validation"]["total"]["read"] == 4
+
+
+def test_a_few_bad_rows_are_counted_and_the_rest_is_trained_on(sft, model_dir, pairs, tmp_path):
+    with open(pairs / "train.json", "a", encoding="utf-8") as file:
+        file.write('{"input": "问", "target": ""}\nnot json\n')
+    more = ["--max_drop_ratio", "0.1", "--max_steps", "1"]
+    code, out, _ = sft(*flags(model_dir, pairs, tmp_path / "run", *more))
+    assert code == 0 and "dropped: empty answer (first at line 41)" in out
+    ledger = json.loads((tmp_path / "run" / "data_ledger.json").read_text())["train"]
+    assert ledger["total"] == {"read": 42, "kept": 40, "dropped": 2}
+    assert ledger["reasons"][1]["first"] == [f"{pairs}/train.json:42"]
+
+
+def test_gb18030_is_read_and_said(sft, model_dir, pairs, tmp_path):
+    text = (pairs / "train.json").read_text(encoding="utf-8")
+    (pairs / "train.json").write_bytes(text.encode("gb18030"))
+    code, out, _ = sft(*flags(model_dir, pairs, tmp_path / "run", "--max_steps", "1"))
+    assert code == 0 and "GB18030 text" in out
+
+
+def test_trackers_write_local_files(sft, model_dir, pairs, tmp_path):
+    """The default tracker, and another beside it; the later flag wins over the one in STEPS."""
+    output = tmp_path / "run"
+    code, _, err = sft(*flags(model_dir, pairs, output, "--max_steps", "1", "--report_to", "swanlab,tensorboard"))
+    assert code == 0, err
+    assert list(output.glob("swanlog/run-*")) and list(output.rglob("events.out.tfevents*"))
+
+
+COMMAND = """--model_name_or_path M --use_lora True --train_file D/train.json --validation_file D/dev.json --cache_dir C
+--prompt_column input --response_column target --output_dir O --overwrite_output_dir --max_source_length 512
+--max_target_length 64 --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --gradient_accumulation_steps 16
+--max_steps 10000 --logging_steps 10 --save_steps 300 --learning_rate 2e-4 --lora_config configs/lora_chatglm.json"""
+
+
+def test_the_command_of_the_readme_over_four_processes(model_dir, pairs, tmp_path):
+    """As it stands, with fewer steps, and a LoRA file for the tiny model's family."""
+    names = {"M": model_dir, "D/train.json": str(pairs / "train.json"), "D/dev.json": str(pairs / "dev.json")}
+    names |= {"C": str(tmp_path / "cache"), "O": str(tmp_path / "run"), "10000": "2"}
+    names["configs/lora_chatglm.json"] = "configs/lora_qwen.json"
+    argv = [names.get(word, word) for word in COMMAND.split()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, "scripts/sft.py", *argv], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    output = tmp_path / "run"
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["steps"] == 2 and metrics["after"].keys() >= {"accuracy", "rougeL", "loss"}
+    rows = (output / "predictions" / "step-2.jsonl").read_text().splitlines()
+    assert len(rows) == 8 and len(set(rows)) == 8
+    settings = yaml.safe_load((output / "run_config.yaml").read_text())
+    assert settings["gradient_accumulation_steps"] == 16
+    assert done.stdout.count("schema prompt_response (input → target)") == 2
