@@ -20,7 +20,7 @@ def main() -> None:
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": data.cache_dir}
     load_config(model_args, **source)
     tokenizer, added_tokens = load_tokenizer(
-        model_args.model_name_or_path, args.chat_template, revision=model_args.model_revision, **source
+        model_args.tokenizer_source, args.chat_template, revision=model_args.model_revision, **source
     )
 
     train, validation, ledgers = prepare_data(data, args, tokenizer)

@@ -245,11 +245,6 @@ class ChatEncoder:
             conversation, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
         )
 
-    def prompt_ids(self, messages: list[Message], tools: list | None = None) -> list[int]:
-        """The ids that generation starts from: `messages` (the last one the user's) and the generation prompt."""
-        text = self._apply(messages, tools, add_generation_prompt=True)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def render(self, messages: list[Message], tools: list | None = None) -> Rendered:
         return self._render_all([messages], [tools])[0]
 
@@ -264,8 +259,9 @@ class ChatEncoder:
         rendered = []
         for plain, other, own_tools in zip(conversations, marked, tools, strict=True):
             try:
-                row = self._locate(self._apply(plain, own_tools), self._apply(other, own_tools), plain)
-                if own_tools and row.text == self._apply(plain):
+                text = self._apply(plain, own_tools)
+                row = self._locate(text, self._apply(other, own_tools), plain)
+                if own_tools and text == self._apply(plain):
                     row.problem = "the chat template has no place for tools (--chat_template chatml has)"
             except (TemplateError, TypeError) as error:
                 row = Rendered("", problem=f"the chat template refuses it: {error}")
@@ -286,7 +282,8 @@ class ChatEncoder:
                 starts[kind] = position
         if len(text) != position or "".join(pieces[::2]) != text:
             return Rendered(text, problem="the chat template changes a turn's text")
-        if [turn.is_assistant for turn in turns] != [message["role"] == "assistant" for message in messages]:
+        expected = [message["role"] == "assistant" for message in messages]
+        if [turn.is_assistant for turn in turns] != expected or any(t.start < 0 and not t.is_assistant for t in turns):
             return Rendered(text, problem=f"the chat template does not show every turn ({_roles(messages, turns)})")
         learned, before = [], 0
         for turn, message, following in zip(turns, messages, [*turns[1:], None], strict=True):

@@ -10,7 +10,7 @@ from hf_recipes.errors import UserError, say
 from hf_recipes.parsing import nearest
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 # Our names for PEFT's, beside which PEFT's own are understood.
@@ -109,13 +109,13 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
         ) from None
 
 
-def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = False) -> "PeftModel":
-    """`model` with the adapter saved in `path`.
+def read_adapter_config(path: str) -> "PeftConfig":
+    """The configuration of the adapter saved in `path`.
 
     Raises:
-        UserError: no adapter there, or one for another base (the first tensor that does not fit is named).
+        UserError: there is none, or its weights are not safetensors.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     if not os.path.isfile(os.path.join(path, "adapter_config.json")):
         what = (
@@ -125,10 +125,20 @@ def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = Fa
     if not os.path.isfile(os.path.join(path, "adapter_model.safetensors")):
         raise UserError(f"--peft_path {path}: no adapter_model.safetensors (other formats are not loaded)")
     try:
-        base = PeftConfig.from_pretrained(path).base_model_name_or_path
+        return PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"--peft_path {path}: adapter_config.json cannot be read ({error})") from None
-    own = model.config._name_or_path
+
+
+def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = False) -> "PeftModel":
+    """`model` with the adapter saved in `path`.
+
+    Raises:
+        UserError: no adapter there, or one for another base (the first tensor that does not fit is named).
+    """
+    from peft import PeftModel
+
+    base, own = read_adapter_config(path).base_model_name_or_path, model.config._name_or_path
     if base and own and os.path.normpath(base) != os.path.normpath(own):
         say(f"{path}: was trained on {base}; this base is {own}")
     _check_shapes(model, path)

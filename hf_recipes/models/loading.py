@@ -34,6 +34,12 @@ class ModelArguments:
         if not self.use_lora and (self.lora_config or self.peft_path):
             raise ValueError("--use_lora False trains all weights; take out --lora_config and --peft_path")
 
+    @property
+    def tokenizer_source(self) -> str:
+        """The adapter's folder where a tokenizer was saved with it (its template and tokens), else the model."""
+        has_own = self.peft_path and os.path.isfile(os.path.join(self.peft_path, "tokenizer_config.json"))
+        return self.peft_path if has_own else self.model_name_or_path
+
 
 def has_accelerator() -> bool:
     import torch

@@ -11,11 +11,11 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.data.examples import fates, hold_out, load_examples, usable
-from hf_recipes.data.ledger import Ledger
+from hf_recipes.data.ledger import Ledger, is_dropped
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError, say
-from hf_recipes.models.adapters import attach_lora, load_adapter, read_lora_config
+from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model
 from hf_recipes.training.callbacks import CurvesCallback, GenerationEvaluation, RunProgress
 from hf_recipes.training.run import RunMixin, supervised_losses
@@ -134,11 +134,12 @@ def prepare_data(
 
 def _tokenize(examples: Dataset, encoder: ChatEncoder, data: DataArguments) -> tuple[Dataset, Ledger]:
     ledger = Ledger()
-    places, row_fates = fates(examples)
+    for place, row_fate in zip(*fates(examples), strict=True):
+        if is_dropped(row_fate):
+            ledger.add(place, row_fate)
     good = usable(examples)
-    if len(good) < len(examples):
-        ledger.add_all(*zip(*((p, f) for p, f in zip(places, row_fates, strict=True) if f != "kept"), strict=True))
-        ledger.check(data.max_drop_ratio) if not len(good) else None
+    if not len(good):
+        ledger.check(data.max_drop_ratio)
     tokenized = tokenize_dataset(good, encoder, data.preprocessing_num_workers)
     ledger.add_all(*fates(tokenized))
     return usable(tokenized), ledger
@@ -158,8 +159,14 @@ def build_model(
     """
     set_seed(args.seed)  # the adapter's first weights are drawn here
     lora = read_lora_config(model_args.lora_config) if model_args.use_lora and not model_args.peft_path else None
-    if model_args.peft_path and model_args.lora_config:
-        _check_rank(model_args)
+    if model_args.peft_path:
+        saved = read_adapter_config(model_args.peft_path)
+        wanted = read_lora_config(model_args.lora_config) if model_args.lora_config else saved
+        if saved.r != wanted.r:
+            raise UserError(
+                f"--peft_path {model_args.peft_path} has rank {saved.r}, {model_args.lora_config} says {wanted.r}; a "
+                "saved adapter keeps its rank: leave --lora_config out"
+            )
     model = load_model(
         model_args,
         trains_all=not model_args.use_lora,
@@ -171,6 +178,11 @@ def build_model(
         raise UserError(
             f"--packing: {model.config.model_type} does not restart its attention at each packed row (position biases "
             "or recurrence), so rows would leak into each other; leave --packing out"
+        )
+    if model_args.peft_path and added_tokens:
+        raise UserError(
+            f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
+            f"({' '.join(added_tokens)}); leave --chat_template out to keep the adapter's own"
         )
     fit_embeddings(model, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -184,18 +196,6 @@ def build_model(
     )
     say(f"training {trained:,} of {total:,} weights ({trained / total:.2%})")
     return model
-
-
-def _check_rank(model_args: ModelArguments) -> None:
-    from peft import PeftConfig
-
-    saved = PeftConfig.from_pretrained(model_args.peft_path)
-    wanted = read_lora_config(model_args.lora_config)
-    if saved.r != wanted.r:
-        raise UserError(
-            f"--peft_path {model_args.peft_path} has rank {saved.r}, {model_args.lora_config} says {wanted.r}; a saved "
-            "adapter keeps its rank: leave --lora_config out"
-        )
 
 
 def build_trainer(

@@ -152,7 +152,9 @@ def test_bundled_templates_learn_the_end_and_have_one_bos(tmp_path, template, ki
     if kind == "sentencepiece":
         assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     # Generation starts where the loss does.
-    prompt = encoder.prompt_ids([{"role": "system", "content": "短"}, *conversation("你好")])
+    question = [{"role": "system", "content": "短"}, *conversation("你好")]
+    text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     common = min(len(prompt), row.prompt_length)
     assert prompt[:common] == row.input_ids[:common].tolist() and abs(len(prompt) - row.prompt_length) <= 1
 

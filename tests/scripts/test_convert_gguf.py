@@ -1,0 +1,120 @@
+"""scripts/convert_gguf.py on a GGUF file written here: every weight comes back as it went in."""
+
+import runpy
+import sys
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from conftest import CHATML, ROOT, build_tokenizer
+from hf_recipes.errors import UserError
+from hf_recipes.models.conversion import convert_gguf
+
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(512)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(len(tokenizer))
+    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    import json
+
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHATML)
+    state = model.state_dict()
+    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
+    writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
+    for layer in range(2):
+        for ours, theirs in NAMES.items():
+            weight = state[f"model.layers.{layer}.{ours}.weight"]
+            if theirs in ("attn_q", "attn_k"):  # GGUF keeps each head's rotary halves interleaved
+                heads = 4 if theirs == "attn_q" else 2
+                weight = weight.view(heads, 2, -1, 32).transpose(1, 2).reshape(weight.shape)
+            writer.add_tensor(f"blk.{layer}.{theirs}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, model, tokenizer
+
+
+def test_weights_and_tokens_survive(source, tmp_path, monkeypatch, capsys):
+    path, model, tokenizer = source
+    output = tmp_path / "model"
+    monkeypatch.setattr(sys, "argv", ["convert_gguf.py", "--gguf_file", str(path), "--output_dir", str(output)])
+    runpy.run_path(str(ROOT / "scripts" / "convert_gguf.py"), run_name="__main__")
+    loaded = AutoModelForCausalLM.from_pretrained(output)
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    again = AutoTokenizer.from_pretrained(output)
+    text = "患者年龄在十八岁以上。<|im_end|>"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert again.chat_template == CHATML
+    # A second time it is only named, not written again.
+    stamp = (output / "config.json").stat().st_mtime_ns
+    convert_gguf(path, output)
+    assert (output / "config.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gguf_file", "none.gguf"], "none.gguf: no such file"),
+        (["--package", "no_such_package"], "not installed"),
+        (["--package", "json"], "expected one .gguf file in it, found 0"),
+        ([], "give one of --gguf_file and --package"),
+    ],
+)
+def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["convert_gguf.py", *flags, "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "scripts" / "convert_gguf.py"), run_name="__main__")
+    assert stop.value.code == 1 and message in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_gguf(tmp_path):
+    (tmp_path / "a.gguf").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="cannot be converted"):
+        convert_gguf(tmp_path / "a.gguf", tmp_path / "out")

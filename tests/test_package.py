@@ -1,0 +1,91 @@
+"""The package as it is built and laid out."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "hf_recipes"
+# What each part may import of the others.
+ALLOWED = {
+    "data": {"errors", "data"},
+    "models": {"errors", "models", "parsing"},
+    "evaluation": {"errors", "evaluation", "data", "models"},
+    "training": {"errors", "training", "evaluation", "data", "models", "arguments", "parsing"},
+    "parsing": {"errors", "__version__"},
+    "arguments": {"data", "models"},
+    "errors": set(),
+    "__init__": set(),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    names = imported(path)
+    own = {name.split(".")[1] for name in names if name.startswith("hf_recipes.")}
+    assert own <= ALLOWED[part]
+    roots = {name.split(".")[0] for name in names}
+    assert "scripts" not in roots
+    if part == "data":
+        assert not roots & {"trl", "torch", "peft"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_scripts_are_thin(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 100
+
+
+def test_the_samples_do_not_shadow_the_datasets_package():
+    assert not (ROOT / "datasets" / "__init__.py").exists()
+
+
+def test_a_built_wheel_works_away_from_the_checkout(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(PACKAGE, source / "hf_recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        source,
+    ]
+    subprocess.run(build, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    installed = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(installed)
+    code = (
+        f"import sys; sys.path.insert(0, {str(installed)!r})\n"
+        "import hf_recipes\n"
+        "from hf_recipes.models.loading import _bundled\n"
+        "from hf_recipes.training.sft import build_trainer\n"
+        "print(hf_recipes.__file__, *_bundled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    place, *templates = done.stdout.split()
+    assert Path(place).is_relative_to(installed)
+    assert templates == ["alpaca", "baichuan", "chatml", "glm", "llama2", "plain", "vicuna"]
