@@ -12,6 +12,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import datasets
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     BloomConfig,
@@ -169,3 +170,12 @@ def sft(monkeypatch, capfd):
         return code, out, err
 
     return run
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    [path] = Path(folder).glob("*.safetensors")
+    return load_file(path)
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

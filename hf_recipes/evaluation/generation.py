@@ -36,6 +36,10 @@ def generate(
     )
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     texts = [""] * len(prompts)
+    # The last position's hidden states are a strided view; F.linear then copies the head's weights once for each row of
+    # the batch (1.1 GB for 20 rows of a 135M model on torch 2.13).
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
     was_training, used_cache = model.training, model.config.use_cache
     model.eval()
     model.config.use_cache = True
@@ -55,6 +59,7 @@ def generate(
                 end = next((i for i, token in enumerate(new) if token in stops), len(new))
                 texts[index] = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
     finally:
+        hook.remove()
         model.config.use_cache = used_cache
         model.train(was_training)
     return texts

@@ -4,9 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from test_sft import same, weights
 
-from conftest import ROOT
+from conftest import ROOT, same, weights
 from hf_recipes.errors import UserError
 from hf_recipes.training.run import find_checkpoint, prepare_output_dir, what_is_missing
 
@@ -53,7 +52,7 @@ def whole(sft, settings, tmp_path):
     ("target", "nth", "half", "expected"),
     [
         ("hf_recipes.training.run:RunMixin.training_step", 21, "no", "checkpoint-8"),  # in the middle of step 11
-        ("torch:save", 4, "half", "checkpoint-4"),  # the optimizer of checkpoint-8 half written
+        ("torch:save", 6, "half", "checkpoint-4"),  # the optimizer of checkpoint-8 half written
         ("hf_recipes.training.run:_sync", 2, "no", "checkpoint-4"),  # checkpoint-8 written, not yet in its place
     ],
     ids=["training", "half a save", "before the rename"],

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
-from conftest import ROOT, write_jsonl
+from conftest import ROOT, same, weights, write_jsonl
 
 STEPS = ["--report_to", "none", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--learning_rate", "1e-2"]
 
@@ -32,15 +31,6 @@ def flags(model_dir, data, output, *more):
 def log_history(output) -> list[dict]:
     checkpoint = max(Path(output).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    [path] = Path(folder).glob("*.safetensors")
-    return load_file(path)
-
-
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_run_leaves_the_whole_folder_and_can_be_repeated(sft, model_dir, pairs, tmp_path):
