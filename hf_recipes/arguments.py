@@ -1,12 +1,15 @@
 """What a user may set, beside the fields of TRL's and transformers' own configurations."""
 
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Literal
 
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig
 
 from hf_recipes.data.schemas import SCHEMAS
 from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
+from hf_recipes.parsing import nearest
 
 __all__ = ["DataArguments", "ModelArguments", "SFTArguments"]
 
@@ -47,6 +50,8 @@ class DataArguments:
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: expected at least 1")
 
+
+TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
 # Settings of SFTConfig for a data preparation that ours stands in for, and what says the same here.
 REPLACED = {
@@ -103,6 +108,11 @@ class SFTArguments(SFTConfig):
             raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other; give one")
         if isinstance(self.report_to, str):
             self.report_to = [name.strip() for name in self.report_to.split(",")]
+        for name in self.report_to or []:
+            if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
+                raise ValueError(f"--report_to {name}: no such tracker{nearest(name, INTEGRATION_TO_CALLBACK)}")
+            if name in TRACKERS and find_spec(name) is None:
+                raise ValueError(f"--report_to {name}: not installed; pip install {name}, or --report_to none")
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
         if not has_accelerator():

@@ -19,7 +19,7 @@ ALLOWED = {
     "evaluation": {"errors", "evaluation", "data", "models"},
     "training": {"errors", "training", "evaluation", "data", "models", "arguments", "parsing"},
     "parsing": {"errors", "__version__"},
-    "arguments": {"data", "models"},
+    "arguments": {"data", "models", "parsing"},
     "errors": set(),
     "__init__": set(),
 }

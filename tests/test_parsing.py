@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
+from hf_recipes import arguments
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.errors import UserError
 from hf_recipes.parsing import Parser
@@ -47,6 +48,7 @@ def test_flags_win_over_the_file(tmp_path):
         (["--overwrite_output_dir", "--resume_from_checkpoint", "true"], "", "contradict each other"),
         (["--use_lora", "False", "--lora_config", "l.json"], "", "trains all weights"),
         (["--validation_file", "d", "--validation_split_percentage", "5"], "", "give one of them"),
+        (["--report_to", "swanlabs"], "", r"no such tracker \(did you mean swanlab\?\)"),
         (["--packing", "--packing_strategy", "wrapped"], "", "leak"),
     ],
 )
@@ -54,6 +56,12 @@ def test_mistakes_are_one_sentence(tmp_path, flags, text, message):
     with pytest.raises(UserError, match=message) as caught:
         parse("--config", config_file(tmp_path, text), *flags)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--report_to wandb: not installed; pip install wandb"):
+        parse("--report_to", "wandb")
 
 
 def test_missing_config_file():

@@ -22,7 +22,7 @@ from pathlib import Path
 SEED = 20240607
 SIZES = {"train": 600, "dev": 100, "test": 100}
 HELD_OUT = 4  # patterns per category that only dev (and as many that only test) uses
-NUM_CHOICES = 5
+NUM_CHOICES = 4
 
 # The five ways a row asks its question. "{c}" is the criterion, "{o}" the options.
 PROMPTS = [

@@ -21,20 +21,22 @@ def evaluations(log_history: Sequence[Mapping]) -> dict[int, dict[str, float]]:
 
 
 def comparison(before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:
-    """A table of `SHOWN` metrics, percentages for all but the loss; `before` may be missing."""
+    """A table of `SHOWN` metrics; all but the loss in percent, their change in points; `before` may be missing."""
     rows = [("", "base", "adapted", "change") if before else ("", "adapted")]
     for name in SHOWN:
         if name not in after:
             continue
         percent = name != "loss"
 
-        def text(value: float | None, percent: bool = percent, sign: str = "") -> str:
-            return "–" if value is None else f"{value * 100:{sign}.1f} %" if percent else f"{value:{sign}.4f}"
+        def text(value: float | None, percent: bool = percent) -> str:
+            return "–" if value is None else f"{value * 100:.1f} %" if percent else f"{value:.4f}"
 
         row = [TITLES.get(name, name)]
         if before:
             old = before.get(name)
-            row += [text(old), text(after[name]), "–" if old is None else text(after[name] - old, sign="+")]
+            change = 0.0 if old is None else after[name] - old
+            row += [text(old), text(after[name])]
+            row.append("–" if old is None else f"{change * 100:+.1f}" if percent else f"{change:+.4f}")
         else:
             row.append(text(after[name]))
         rows.append(tuple(row))

@@ -178,6 +178,7 @@ def load_model(
         UserError: the folder or Hub id holds no causal language model.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     name = arguments.model_name_or_path
@@ -191,7 +192,7 @@ def load_model(
         return AutoModelForCausalLM.from_pretrained(
             name, revision=arguments.model_revision, dtype=dtype, trust_remote_code=trust_remote_code, **kwargs
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explain(error, name) from None
 
 

@@ -62,7 +62,7 @@ def test_table_and_samples():
     table = comparison({"accuracy": 0.1, "loss": 2.0}, {"accuracy": 0.75, "rougeL": 0.5, "loss": 0.25})
     assert [line.split() for line in table.splitlines()] == [
         ["base", "adapted", "change"],
-        ["accuracy", "10.0", "%", "75.0", "%", "+65.0", "%"],
+        ["accuracy", "10.0", "%", "75.0", "%", "+65.0"],
         ["ROUGE-L", "–", "50.0", "%", "–"],
         ["loss", "2.0000", "0.2500", "-1.7500"],
     ]
