@@ -5,6 +5,7 @@ conversation is rendered by the tokenizer's own chat template and tokenized as o
 rendered text; where each turn lies in it is learned from a second rendering with marks around the contents.
 """
 
+import gc
 import json
 import re
 import sys
@@ -404,9 +405,11 @@ def tokenize_dataset(examples: Dataset, encoder: ChatEncoder, num_proc: int | No
     """Encode every row of `examples` (those of `load_examples`, form messages), cached by content."""
     if len(examples) == 0:
         raise UserError("there is no row left to train on")
-    return (
-        examples.with_format("arrow")
-        .map(
+    # The million objects that torch and transformers hold would be walked by each full garbage collection; left out of
+    # it, tokenizing takes a tenth less time.
+    gc.freeze()
+    try:
+        tokenized = examples.with_format("arrow").map(
             encoder.map_batch,
             batched=True,
             num_proc=num_proc if num_proc and num_proc > 1 else None,
@@ -415,8 +418,9 @@ def tokenize_dataset(examples: Dataset, encoder: ChatEncoder, num_proc: int | No
             new_fingerprint=fingerprint(examples._fingerprint, encoder.fingerprint),
             desc="Tokenizing",
         )
-        .with_format(None)
-    )
+    finally:
+        gc.unfreeze()
+    return tokenized.with_format(None)
 
 
 def _mark(message: Message) -> Message:

@@ -36,7 +36,9 @@ def build_tokenizer(rows: list[dict]) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(8000, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=8000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator((row["output"] for row in rows), trainer)
     template = (TEMPLATES / "chatml.jinja").read_text(encoding="utf-8")
     return PreTrainedTokenizerFast(
