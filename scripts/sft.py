@@ -7,7 +7,7 @@ torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser, run_script
-from hf_recipes.training.run import find_checkpoint, prepare_output_dir, train_and_finish
+from hf_recipes.training.run import check_output_dir, find_checkpoint, prepare_output_dir, train_and_finish
 from hf_recipes.training.sft import build_model, build_trainer, prepare_data
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     model_args, data, args = parser.parse()
     if args.process_index == 0:
         resumes = bool(args.resume_from_checkpoint)
-        prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resumes=resumes)
+        check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resumes=resumes)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": data.cache_dir}
     load_config(model_args, **source)
     tokenizer, added_tokens = load_tokenizer(
@@ -26,6 +26,8 @@ def main() -> None:
     train, validation, ledgers = prepare_data(data, args, tokenizer)
     model = build_model(model_args, args, tokenizer, added_tokens, cache_dir=data.cache_dir)
 
+    if args.process_index == 0:
+        prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     args.eval_on_start = args.eval_on_start and checkpoint is None and validation is not None
     trainer = build_trainer(model, args, train, validation, tokenizer)

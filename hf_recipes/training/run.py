@@ -22,34 +22,40 @@ STAGING = ".saving"
 RESULTS = ("run_config.yaml", "data_ledger.json", "metrics.json", "curves.png", "predictions", STAGING)
 
 
-def prepare_output_dir(output_dir: str, *, overwrite: bool, resumes: bool) -> None:
-    """Create the folder, or refuse one that holds something unless a flag said what to do with it.
-
-    `overwrite` deletes a former run's checkpoints and results; files that no run of ours writes stay.
+def check_output_dir(output_dir: str, *, overwrite: bool, resumes: bool) -> None:
+    """Refuse a folder that holds something unless a flag said what to do with it; nothing is changed yet.
 
     Raises:
-        UserError: the folder is not empty, is a file, or cannot be written to.
+        UserError: the folder is not empty, or is a file.
     """
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: this is a file")
-    if path.is_dir() and any(path.iterdir()):
-        if overwrite:
-            for name in (
-                *RESULTS,
-                *(p.name for p in path.glob("checkpoint-*") if (p / "trainer_state.json").is_file()),
-            ):
-                target = path / name
-                shutil.rmtree(target, ignore_errors=True) if target.is_dir() else target.unlink(missing_ok=True)
-        elif not resumes:
-            raise UserError(
-                f"--output_dir {path}: the folder is not empty; go on with --resume_from_checkpoint true, start over "
-                "with --overwrite_output_dir, or choose another folder"
-            )
+    if path.is_dir() and any(path.iterdir()) and not overwrite and not resumes:
+        raise UserError(
+            f"--output_dir {path}: the folder is not empty; go on with --resume_from_checkpoint true, start over with "
+            "--overwrite_output_dir, or choose another folder"
+        )
+
+
+def prepare_output_dir(output_dir: str, *, overwrite: bool) -> None:
+    """Create the folder; with `overwrite`, delete a former run's checkpoints and results, and nothing else.
+
+    Raises:
+        UserError: the folder cannot be created.
+    """
+    path = Path(output_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir {path}: cannot be created ({error.strerror})") from None
+    if overwrite:
+        checkpoints = [p for p in path.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+        for target in (*(path / name for name in RESULTS), *checkpoints):
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
 
 
 def _is_whole(path: Path) -> bool:

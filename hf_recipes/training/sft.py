@@ -185,7 +185,9 @@ def build_model(
             f"({' '.join(added_tokens)}); leave --chat_template out to keep the adapter's own"
         )
     fit_embeddings(model, tokenizer)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    own = model.generation_config.eos_token_id
+    stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    model.generation_config.eos_token_id = sorted(stops)
     if model_args.peft_path:
         model = load_adapter(model, model_args.peft_path, is_trainable=True)
     elif lora is not None:

@@ -141,3 +141,9 @@ def test_no_chat_template(fails, tmp_path, model_dir):
 
 def test_misspelt_flag(fails):
     fails("unknown flag --learning_rat (did you mean --learning_rate?)", "--learning_rat", "1")
+
+
+def test_a_mistake_does_not_cost_the_former_run(fails, tmp_path):
+    write_jsonl(tmp_path / "run" / "checkpoint-3" / "trainer_state.json", [{}])
+    fails("no such file", "--overwrite_output_dir", "--train_file", tmp_path / "none.json")
+    assert (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from conftest import ROOT, same, weights
 from hf_recipes.errors import UserError
-from hf_recipes.training.run import find_checkpoint, prepare_output_dir, what_is_missing
+from hf_recipes.training.run import check_output_dir, find_checkpoint, prepare_output_dir, what_is_missing
 
 # Runs scripts/sft.py with `target` replaced by something that kills the process at its `nth` call.
 DRIVER = """
@@ -107,7 +107,9 @@ def test_overwriting_clears_the_former_run_and_nothing_else(tmp_path):
     (tmp_path / "checkpoint-mine").mkdir()
     for name in ("metrics.json", "notes.txt"):
         (tmp_path / name).touch()
-    prepare_output_dir(str(tmp_path), overwrite=True, resumes=False)
+    check_output_dir(str(tmp_path), overwrite=True, resumes=False)
+    assert len(list(tmp_path.iterdir())) == 4
+    prepare_output_dir(str(tmp_path), overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-mine", "notes.txt"]
     with pytest.raises(UserError, match="not empty"):
-        prepare_output_dir(str(tmp_path), overwrite=False, resumes=False)
+        check_output_dir(str(tmp_path), overwrite=False, resumes=False)
