@@ -165,6 +165,23 @@ def test_going_on_from_an_adapter(sft, model_dir, pairs, tmp_path):
     assert code == 1 and "has rank 8" in err and "says 4" in err
 
 
+def test_a_templates_new_tokens_go_with_the_adapter(sft, model_dir, pairs, tmp_path):
+    """GLM's tokens are new to the tokenizer: trained, saved, and there for whoever goes on from the adapter."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    code, out, err = sft(*flags(model_dir, pairs, first, "--max_steps", "2", "--chat_template", "glm"))
+    assert code == 0, err
+    assert "added the template's special tokens [gMASK] <sop>" in out and "embeddings grown from" in out
+    assert any("trainable_tokens_delta" in name for name in weights(first))
+    code, _, err = sft(
+        *flags(model_dir, pairs, second, "--max_steps", "1", "--peft_path", first, "--learning_rate", "0")
+    )
+    assert code == 0, err
+    assert same(weights(first), weights(second))
+    more = ["--peft_path", first, "--chat_template", "baichuan"]
+    code, _, err = sft(*flags(model_dir, pairs, tmp_path / "third", *more))
+    assert code == 1 and "tokens that it was not trained with (<reserved_106> <reserved_107>)" in err
+
+
 def test_packing_gives_the_loss_and_gradients_of_separate_rows(model_dir, pairs, tmp_path):
     """One packed batch of all rows against one padded batch of them: what the optimizer sees is the same."""
     from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
