@@ -7,7 +7,8 @@ torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser, run_script
-from hf_recipes.training.run import check_output_dir, find_checkpoint, prepare_output_dir, train_and_finish
+from hf_recipes.training.checkpoints import find_checkpoint
+from hf_recipes.training.run import check_output_dir, prepare_output_dir, train_and_finish
 from hf_recipes.training.sft import build_model, build_trainer, prepare_data
 
 

@@ -18,6 +18,8 @@ from datasets import Dataset, Features, Json, List, Value
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from hf_recipes.data import alignment
+from hf_recipes.data.alignment import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.ledger import KEPT, fate
 from hf_recipes.data.schemas import Message
@@ -56,115 +58,6 @@ class Encoded:
     labels: np.ndarray
     prompt_length: int
     fate: str = KEPT
-
-
-class _Aligned:
-    """The tokens of one text, addressed by its characters."""
-
-    ids: Sequence[int]
-
-    def tokens(self, start: int, end: int) -> tuple[int, int]:
-        """The range of tokens that hold any of the characters [start, end)."""
-        raise NotImplementedError
-
-    def begins_character(self, token: int) -> bool:
-        """Whether no character is split between `token` and the one before it."""
-        raise NotImplementedError
-
-    def boundary(self, first: int, token: int) -> int:
-        """`token`, moved back (to `first` at the most) to where a character begins."""
-        while first < token and not self.begins_character(token):
-            token -= 1
-        return token
-
-    def cut(self, first: int, last: int, count: int, side: str) -> tuple[int, int] | None:
-        """A range of at least `count` tokens at one side of [first, last) that leaves whole characters, and some."""
-        if side == "right":
-            begin = self.boundary(first, max(first, last - count))
-            return (begin, last) if begin > first else None
-        end = first + count
-        while end < last and not self.begins_character(end):
-            end += 1
-        return (first, end) if end < last else None
-
-
-class _ByteAligned(_Aligned):
-    """For byte-level vocabularies, whose tokens each stand for a known number of bytes: no offsets are needed."""
-
-    def __init__(self, text: str, ids: np.ndarray, lengths: np.ndarray):
-        self.ids, self._text, self._bytes = ids, text, text.encode()
-        self._ends = lengths[ids].cumsum()
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the tokens' bytes add up to the text's (a normalizer or a stripping special token can part them)."""
-        return (self._ends[-1] if len(self.ids) else 0) == len(self._bytes)
-
-    def tokens(self, start: int, end: int) -> tuple[int, int]:
-        first = len(self._text[:start].encode())
-        last = first + len(self._text[start:end].encode())
-        return int(self._ends.searchsorted(first, "right")), int(self._ends.searchsorted(last, "left")) + 1
-
-    def begins_character(self, token: int) -> bool:
-        return token >= len(self.ids) or self._bytes[self._ends[token - 1]] & 0xC0 != 0x80
-
-
-class _OffsetAligned(_Aligned):
-    """For any other fast tokenizer, from the offsets that it reports."""
-
-    def __init__(self, text: str, encoding):
-        self.ids, self._length, self._encoding = encoding.ids, len(text), encoding
-
-    def tokens(self, start: int, end: int) -> tuple[int, int]:
-        find = self._encoding.char_to_token
-        # Some characters have no token of their own: white space that a normalizer takes away.
-        held = (token for token in map(find, range(start, self._length)) if token is not None)
-        first = next(held, len(self.ids))
-        last = next((token for token in map(find, range(end - 1, start - 1, -1)) if token is not None), first - 1) + 1
-        while first < last < len(self.ids) and self._encoding.offsets[last][0] < end:
-            last += 1  # a character of several tokens
-        return first, last
-
-    def begins_character(self, token: int) -> bool:
-        offsets = self._encoding.offsets
-        return token >= len(offsets) or offsets[token][0] >= offsets[token - 1][1]
-
-
-class _PrefixAligned(_Aligned):
-    """For slow tokenizers: a character's token is the first at which the text and the text before it differ."""
-
-    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase):
-        self._tokenizer, self._text = tokenizer, text
-        self.ids = self._encode(text)
-
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def tokens(self, start: int, end: int) -> tuple[int, int]:
-        before, until = (self._common(self._text[:position]) for position in (start, end))
-        return before[0], until[0] + (not until[1])
-
-    def _common(self, prefix: str) -> tuple[int, bool]:
-        ids = self._encode(prefix)
-        differing = (i for i, (one, other) in enumerate(zip(ids, self.ids, strict=False)) if one != other)
-        count = next(differing, min(len(ids), len(self.ids)))
-        return count, count == len(ids)
-
-    def begins_character(self, token: int) -> bool:
-        return not self._tokenizer.decode(self.ids[max(0, token - 4) : token]).endswith("\ufffd")
-
-
-def _byte_lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-    """How many bytes of text each id stands for, or None where the vocabulary is not byte-level."""
-    if not tokenizer.is_fast or type(tokenizer.backend_tokenizer.decoder).__name__ != "ByteLevel":
-        return None
-    vocabulary = tokenizer.get_vocab()
-    lengths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int32)
-    for token, index in vocabulary.items():
-        lengths[index] = len(token)  # a character of a byte-level token is a byte
-    for index, token in tokenizer.added_tokens_decoder.items():
-        lengths[index] = len(str(token).encode())
-    return lengths
 
 
 class ChatEncoder:
@@ -212,7 +105,7 @@ class ChatEncoder:
         self._special = re.compile(r"\s*(" + "|".join(map(re.escape, names)) + ")") if names else re.compile(r"(?!)")
         self.generation_prompt = self.end_of_turn = ""
         self._append_end = False
-        self._byte_lengths = _byte_lengths(self.tokenizer)
+        self._byte_lengths = byte_lengths(self.tokenizer)
         user, assistant = {"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}
         try:
             bare = self._apply([user])
@@ -238,7 +131,7 @@ class ChatEncoder:
         state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
         settings += [self.truncation_side, self.keep_text, tokenizer.chat_template, str(tokenizer.special_tokens_map)]
-        return fingerprint(type(tokenizer).__name__, state, settings, code=(sys.modules[__name__],))
+        return fingerprint(type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], alignment))
 
     def _apply(self, conversation: list, tools: list | None = None, add_generation_prompt: bool = False):
         """The rendered text of one conversation, or the texts of a list of them."""
@@ -316,24 +209,22 @@ class ChatEncoder:
         aligned = self._align([row.text for row in rendered])
         return [self._finish(*row) for row in zip(rendered, aligned, conversations, tools, strict=True)]
 
-    def _align(self, texts: list[str]) -> list[_Aligned]:
+    def _align(self, texts: list[str]) -> list[Aligned]:
         if not self.tokenizer.is_fast:
-            return [_PrefixAligned(text, self.tokenizer) for text in texts]
+            return [PrefixAligned(text, self.tokenizer) for text in texts]
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
         if self._byte_lengths is None:
             encodings = backend.encode_batch(texts, add_special_tokens=False)
-            return [_OffsetAligned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
-        aligned: list[_Aligned] = []
+            return [OffsetAligned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        aligned: list[Aligned] = []
         for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            row = _ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
-            aligned.append(
-                row if row.is_exact else _OffsetAligned(text, backend.encode(text, add_special_tokens=False))
-            )
+            row = ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
+            aligned.append(row if row.is_exact else OffsetAligned(text, backend.encode(text, add_special_tokens=False)))
         return aligned
 
-    def _finish(self, row: Rendered, aligned: _Aligned, messages, tools, notes: tuple[str, ...] = ()) -> Encoded:
+    def _finish(self, row: Rendered, aligned: Aligned, messages, tools, notes: tuple[str, ...] = ()) -> Encoded:
         """Label the learned tokens and cut what is over the budgets."""
         if row.problem:
             return _dropped(row.problem)

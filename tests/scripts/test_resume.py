@@ -7,7 +7,8 @@ import pytest
 
 from conftest import ROOT, same, weights
 from hf_recipes.errors import UserError
-from hf_recipes.training.run import check_output_dir, find_checkpoint, prepare_output_dir, what_is_missing
+from hf_recipes.training.checkpoints import find_checkpoint, what_is_missing
+from hf_recipes.training.run import check_output_dir, prepare_output_dir
 
 # Runs scripts/sft.py with `target` replaced by something that kills the process at its `nth` call.
 DRIVER = """
@@ -53,7 +54,7 @@ def whole(sft, settings, tmp_path):
     [
         ("hf_recipes.training.run:RunMixin.training_step", 21, "no", "checkpoint-8"),  # in the middle of step 11
         ("torch:save", 6, "half", "checkpoint-4"),  # the optimizer of checkpoint-8 half written
-        ("hf_recipes.training.run:_sync", 2, "no", "checkpoint-4"),  # checkpoint-8 written, not yet in its place
+        ("hf_recipes.training.run:sync", 2, "no", "checkpoint-4"),  # checkpoint-8 written, not yet in its place
     ],
     ids=["training", "half a save", "before the rename"],
 )

@@ -1,0 +1,116 @@
+"""Which tokens of a text hold which of its characters, for fast tokenizers and slow ones."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+
+class Aligned(ABC):
+    """The tokens of one text, addressed by its characters."""
+
+    ids: Sequence[int]
+
+    @abstractmethod
+    def tokens(self, start: int, end: int) -> tuple[int, int]:
+        """The range of tokens that hold any of the characters [start, end)."""
+
+    @abstractmethod
+    def begins_character(self, token: int) -> bool:
+        """Whether no character is split between `token` and the one before it."""
+
+    def boundary(self, first: int, token: int) -> int:
+        """`token`, moved back (to `first` at the most) to where a character begins."""
+        while first < token and not self.begins_character(token):
+            token -= 1
+        return token
+
+    def cut(self, first: int, last: int, count: int, side: str) -> tuple[int, int] | None:
+        """A range of at least `count` tokens at one side of [first, last) that leaves whole characters, and some."""
+        if side == "right":
+            begin = self.boundary(first, max(first, last - count))
+            return (begin, last) if begin > first else None
+        end = first + count
+        while end < last and not self.begins_character(end):
+            end += 1
+        return (first, end) if end < last else None
+
+
+class ByteAligned(Aligned):
+    """For byte-level vocabularies, whose tokens each stand for a known number of bytes: no offsets are needed."""
+
+    def __init__(self, text: str, ids: np.ndarray, lengths: np.ndarray):
+        self.ids, self._text, self._bytes = ids, text, text.encode()
+        self._ends = lengths[ids].cumsum()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the tokens' bytes add up to the text's (a normalizer or a stripping special token can part them)."""
+        return (self._ends[-1] if len(self.ids) else 0) == len(self._bytes)
+
+    def tokens(self, start: int, end: int) -> tuple[int, int]:
+        first = len(self._text[:start].encode())
+        last = first + len(self._text[start:end].encode())
+        return int(self._ends.searchsorted(first, "right")), int(self._ends.searchsorted(last, "left")) + 1
+
+    def begins_character(self, token: int) -> bool:
+        return token >= len(self.ids) or self._bytes[self._ends[token - 1]] & 0xC0 != 0x80
+
+
+class OffsetAligned(Aligned):
+    """For any other fast tokenizer, from the offsets that it reports."""
+
+    def __init__(self, text: str, encoding):
+        self.ids, self._length, self._encoding = encoding.ids, len(text), encoding
+
+    def tokens(self, start: int, end: int) -> tuple[int, int]:
+        find = self._encoding.char_to_token
+        # Some characters have no token of their own: white space that a normalizer takes away.
+        held = (token for token in map(find, range(start, self._length)) if token is not None)
+        first = next(held, len(self.ids))
+        last = next((token for token in map(find, range(end - 1, start - 1, -1)) if token is not None), first - 1) + 1
+        while first < last < len(self.ids) and self._encoding.offsets[last][0] < end:
+            last += 1  # a character of several tokens
+        return first, last
+
+    def begins_character(self, token: int) -> bool:
+        offsets = self._encoding.offsets
+        return token >= len(offsets) or offsets[token][0] >= offsets[token - 1][1]
+
+
+class PrefixAligned(Aligned):
+    """For slow tokenizers: a character's token is the first at which the text and the text before it differ."""
+
+    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer, self._text = tokenizer, text
+        self.ids = self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def tokens(self, start: int, end: int) -> tuple[int, int]:
+        before, until = (self._common(self._text[:position]) for position in (start, end))
+        return before[0], until[0] + (not until[1])
+
+    def _common(self, prefix: str) -> tuple[int, bool]:
+        ids = self._encode(prefix)
+        differing = (i for i, (one, other) in enumerate(zip(ids, self.ids, strict=False)) if one != other)
+        count = next(differing, min(len(ids), len(self.ids)))
+        return count, count == len(ids)
+
+    def begins_character(self, token: int) -> bool:
+        return not self._tokenizer.decode(self.ids[max(0, token - 4) : token]).endswith("\ufffd")
+
+
+def byte_lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """How many bytes of text each id stands for, or None where the vocabulary is not byte-level."""
+    if not tokenizer.is_fast or type(tokenizer.backend_tokenizer.decoder).__name__ != "ByteLevel":
+        return None
+    vocabulary = tokenizer.get_vocab()
+    lengths = np.zeros(max(vocabulary.values()) + 1, dtype=np.int32)
+    for token, index in vocabulary.items():
+        lengths[index] = len(token)  # a character of a byte-level token is a byte
+    for index, token in tokenizer.added_tokens_decoder.items():
+        lengths[index] = len(str(token).encode())
+    return lengths
