@@ -98,6 +98,11 @@ class SFTArguments(SFTConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: expected at least 1; with {value} there is no token to learn from")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0")
         if self.max_length is None:
             both = self.max_source_length and self.max_target_length
             self.max_length = self.max_source_length + self.max_target_length if both else 1024
@@ -106,9 +111,12 @@ class SFTArguments(SFTConfig):
         resumes = self.resume_from_checkpoint and self.resume_from_checkpoint.lower() != "false"
         if self.overwrite_output_dir and resumes:
             raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other; give one")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
+        self.report_to = self.report_to or "none"
         if isinstance(self.report_to, str):
             self.report_to = [name.strip() for name in self.report_to.split(",")]
-        for name in self.report_to or []:
+        for name in self.report_to:
             if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
                 raise ValueError(f"--report_to {name}: no such tracker{nearest(name, INTEGRATION_TO_CALLBACK)}")
             if name in TRACKERS and find_spec(name) is None:

@@ -80,7 +80,7 @@ class Parser(HfArgumentParser):
             names = [f.name for f in dataclasses.fields(kind) if f.init]
             try:
                 instances.append(kind(**{name: values[name] for name in names}))
-            except (ValueError, TypeError, ImportError) as error:
+            except (ValueError, TypeError, ImportError, OSError) as error:
                 raise UserError(" ".join(str(error).split())) from error
         return tuple(instances)
 

@@ -42,6 +42,8 @@ def test_flags_win_over_the_file(tmp_path):
         ([], "a: b: c", r"run.yaml:1: not valid YAML"),
         ([], "- a", "expected 'key: value' lines"),
         (["--max_target_length", "0"], "", "--max_target_length 0: expected at least 1"),
+        (["--per_device_train_batch_size", "0"], "", "expected at least 1"),
+        (["--num_train_epochs", "0"], "", "expected more than 0"),
         (["--train_on", "first"], "", "--train_on"),
         (["--max_drop_ratio", "2"], "", "expected a share"),
         (["--assistant_only_loss", "True"], "", "--assistant_only_loss has no effect here; use --train_on"),

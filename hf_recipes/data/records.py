@@ -417,7 +417,7 @@ def _read_parquet(path: str) -> Iterator[Record]:
                 for row in batch.to_pylist():
                     number += 1
                     yield Record(f"{path}:{number}", row)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a whole Parquet file ({str(error).splitlines()[0]})") from None
     if not number:
         raise UserError(f"{path}: the file holds no rows")

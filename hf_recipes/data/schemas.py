@@ -172,13 +172,16 @@ def _turns(row: Row, column: str, role_key: str, text_key: str) -> list[Message]
     for turn in turns:
         if role_key not in turn or (text_key not in turn and not turn.get("tool_calls")):
             raise RowProblem(f"a turn without {role_key!r} and {text_key!r}")
+        called = turn.get("tool_calls")
+        if called and not (isinstance(called, list) and all(isinstance(call, dict) for call in called)):
+            raise RowProblem("'tool_calls' is not a list of calls")
         role = ROLES.get(turn[role_key]) if isinstance(turn[role_key], str) else None
         if role is None:
             raise RowProblem(f"unknown role {turn[role_key]!r}")
         if role == "function_call":
-            messages.append({"role": "assistant", "content": "", "tool_calls": _calls(turn[text_key])})
-        elif turn.get("tool_calls"):
-            calls = _calls([call.get("function", call) for call in turn["tool_calls"]])
+            messages.append({"role": "assistant", "content": "", "tool_calls": _calls(turn.get(text_key))})
+        elif called:
+            calls = _calls([call.get("function", call) for call in called])
             messages.append({"role": role, "content": turn.get(text_key) or "", "tool_calls": calls})
         else:
             messages.append({"role": role, "content": turn[text_key]})

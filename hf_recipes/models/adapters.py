@@ -49,13 +49,28 @@ def read_lora_config(path: str | None) -> "LoraConfig":
         if name in values and name != "task_type":
             raise UserError(f"{path}: {key!r} says again what another key said")
         values[name] = value
-    targets = values.get("target_modules")
-    if isinstance(targets, str) and targets != "all-linear" and re.fullmatch(r"[\w.,\s-]+", targets):
-        values["target_modules"] = [name.strip() for name in targets.split(",") if name.strip()]
+    for key in ("target_modules", "modules_to_save"):
+        named = values.get(key)
+        if isinstance(named, str) and named != "all-linear" and re.fullmatch(r"[\w.,\s-]+", named):
+            values[key] = [name.strip() for name in named.split(",") if name.strip()]
+    _check_types(path, values)
     try:
         return LoraConfig(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def _check_types(path: str | None, values: dict[str, Any]) -> None:
+    number, names = (int, float), (list, str, type(None))
+    kinds = {"r": int, "lora_alpha": number, "lora_dropout": number, "target_modules": names, "modules_to_save": names}
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if name in values and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise UserError(
+                f"{path}: {name} is {json.dumps(value)}; expected a {'number' if kind != names else 'list'}"
+            )
+    if values.get("inference_mode"):
+        raise UserError(f"{path}: inference_mode would leave nothing to train; take it out")
 
 
 def linear_modules(model: "PreTrainedModel") -> list[str]:
@@ -102,7 +117,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
         config.trainable_token_indices = indices
     try:
         return get_peft_model(model, config)
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, re.error) as error:
         raise UserError(
             f"{path or 'lora_config'}: {' '.join(str(error).split())[:300]} "
             f"(linear modules of {type(model).__name__}: {', '.join(linear_modules(model))})"
@@ -144,15 +159,19 @@ def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = Fa
     _check_shapes(model, path)
     try:
         return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--peft_path {path}: does not fit {own} ({' '.join(str(error).split())[:300]})") from None
 
 
 def _check_shapes(model: "PreTrainedModel", path: str) -> None:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     modules = dict(model.named_modules())
-    with safe_open(os.path.join(path, "adapter_model.safetensors"), "pt") as tensors:
+    try:
+        file = safe_open(os.path.join(path, "adapter_model.safetensors"), "pt")
+    except SafetensorError as error:
+        raise UserError(f"--peft_path {path}: adapter_model.safetensors is damaged ({error})") from None
+    with file as tensors:
         for key in tensors.keys():  # noqa: SIM118
             found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", key)
             if not found:

@@ -87,7 +87,7 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
         return AutoConfig.from_pretrained(
             name, revision=arguments.model_revision, trust_remote_code=trust_remote_code, cache_dir=cache_dir
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a configuration can be wrong in any way, and nothing else happens here
         raise _explain(error, name) from None
 
 

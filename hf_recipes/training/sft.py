@@ -98,6 +98,11 @@ def prepare_data(
     Raises:
         UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
     """
+    if args.eval_strategy != "no" and not (data.validation_file or data.validation_split_percentage):
+        raise UserError(
+            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file or "
+            "--validation_split_percentage"
+        )
     columns = Columns(
         schema=data.schema,
         prompt=data.prompt_column,
@@ -162,9 +167,10 @@ def build_model(
     if model_args.peft_path:
         saved = read_adapter_config(model_args.peft_path)
         wanted = read_lora_config(model_args.lora_config) if model_args.lora_config else saved
-        if saved.r != wanted.r:
+        rank = getattr(saved, "r", None)
+        if model_args.lora_config and rank != wanted.r:
             raise UserError(
-                f"--peft_path {model_args.peft_path} has rank {saved.r}, {model_args.lora_config} says {wanted.r}; a "
+                f"--peft_path {model_args.peft_path} has rank {rank}, {model_args.lora_config} says {wanted.r}; a "
                 "saved adapter keeps its rank: leave --lora_config out"
             )
     model = load_model(

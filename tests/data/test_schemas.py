@@ -132,6 +132,8 @@ def test_metadata_is_kept_apart():
         ({"conversations": sharegpt(("human", "问"), ("system", "短"), ("gpt", "答"))}, "not the first"),
         ({"conversations": sharegpt(("human", "问"), ("observation", "{}"), ("gpt", "答"))}, "without a call"),
         ({"conversations": sharegpt(("human", "问"), ("function_call", "{"), ("gpt", "答"))}, "not JSON"),
+        ({"messages": [*turns("问"), {"role": "assistant", "tool_calls": "weather"}]}, "not a list of calls"),
+        ({"conversations": [*sharegpt(("human", "问")), {"from": "function_call", "tool_calls": [{}]}]}, "not JSON"),
         ({"conversations": [{"from": "human"}]}, "a turn without"),
         ({"conversations": []}, "empty conversation"),
         ({"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "答"}]}, "empty user turn"),

@@ -62,6 +62,11 @@ def test_both_spellings_and_any_key_of_peft(tmp_path):
         ({"lora_rank": 8}, r"unknown key 'lora_rank' \(did you mean"),
         ({"lora_r": 8, "r": 4}, "says again"),
         ({"lora_r": 0, "target_modules": "all-linear"}, None),
+        ({"lora_r": "8"}, 'r is "8"; expected a number'),
+        ({"lora_alpha": None}, "lora_alpha is null; expected a number"),
+        ({"lora_target_modules": 5}, "target_modules is 5; expected a list"),
+        ({"lora_target_modules": "*("}, "nothing to repeat"),
+        ({"lora_target_modules": "all-linear", "inference_mode": True}, "nothing to train"),
     ],
 )
 def test_bad_keys(tmp_path, settings, message):
