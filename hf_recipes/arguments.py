@@ -81,6 +81,9 @@ class SFTArguments(SFTConfig):
     max_new_tokens: int | None = _help("Tokens to generate in evaluations; by default max_target_length, or 256.")
     truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
     gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
+    max_nonfinite_steps: int = _help("Stop after so many updates in a row without a finite loss and gradient.", 3)
+    inexact_resume: bool = _help("Resume what another number of processes wrote: same rows, other dropout.", False)
+    trust_checkpoint: bool = _help("Resume from files that can run code; only if you know who wrote them.", False)
     # In this order: HfArgumentParser understands no other.
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="swanlab",
@@ -101,6 +104,8 @@ class SFTArguments(SFTConfig):
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if self.max_nonfinite_steps < 1:
+            raise ValueError(f"--max_nonfinite_steps {self.max_nonfinite_steps}: expected at least 1")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0")
         if self.max_length is None:
@@ -108,8 +113,9 @@ class SFTArguments(SFTConfig):
             self.max_length = self.max_source_length + self.max_target_length if both else 1024
         if self.packing and self.packing_strategy != "bfd":
             raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
-        resumes = self.resume_from_checkpoint and self.resume_from_checkpoint.lower() != "false"
-        if self.overwrite_output_dir and resumes:
+        if self.resume_from_checkpoint and self.resume_from_checkpoint.lower() == "false":
+            self.resume_from_checkpoint = None
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other; give one")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
@@ -129,4 +135,10 @@ class SFTArguments(SFTConfig):
                 self.bf16 = not self.fp16 and cpu_computes_bf16()
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = not self.use_cpu
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise ValueError("--deepspeed: not installed; pip install deepspeed")
         super().__post_init__()
+        if self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3:
+            # Otherwise only DeepSpeed's own shards are saved, which nothing but DeepSpeed reads.
+            zero = self.deepspeed_plugin.deepspeed_config["zero_optimization"]
+            zero["stage3_gather_16bit_weights_on_model_save"] = True

@@ -7,17 +7,15 @@ torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser, run_script
-from hf_recipes.training.checkpoints import find_checkpoint
-from hf_recipes.training.run import check_output_dir, prepare_output_dir, train_and_finish
-from hf_recipes.training.sft import build_model, build_trainer, prepare_data
+from hf_recipes.training.run import check_output_dir, enter_output_dir, on_main_process, train_and_finish
+from hf_recipes.training.sft import build_model, build_trainer, check_settings, prepare_data
 
 
 def main() -> None:
     parser = Parser([ModelArguments, DataArguments, SFTArguments])
     model_args, data, args = parser.parse()
-    if args.process_index == 0:
-        resumes = bool(args.resume_from_checkpoint)
-        check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resumes=resumes)
+    check_settings(model_args, args)
+    on_main_process(args, check_output_dir, args)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": data.cache_dir}
     load_config(model_args, **source)
     tokenizer, added_tokens = load_tokenizer(
@@ -27,9 +25,7 @@ def main() -> None:
     train, validation, ledgers = prepare_data(data, args, tokenizer)
     model = build_model(model_args, args, tokenizer, added_tokens, cache_dir=data.cache_dir)
 
-    if args.process_index == 0:
-        prepare_output_dir(args.output_dir, overwrite=args.overwrite_output_dir)
-    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    checkpoint = on_main_process(args, enter_output_dir, args)
     args.eval_on_start = args.eval_on_start and checkpoint is None and validation is not None
     trainer = build_trainer(model, args, train, validation, tokenizer)
     train_and_finish(trainer, parser, ledgers, checkpoint)

@@ -1,6 +1,6 @@
 """Batched greedy generation from token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,11 +15,18 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     stop_ids: Sequence[int] = (),
+    before_batch: Callable[[], None] = lambda: None,
+    synced: bool = False,
 ) -> list[str]:
     """Continue each of `prompts` (lists of ids, any lengths) greedily; return the texts in the order of the prompts.
 
     Batches hold prompts of similar length, padded on the left. A text ends before the first of `stop_ids`, of the
     model's own end tokens, or of the tokenizer's eos. The model's mode and cache setting are restored.
+
+    Args:
+        before_batch: called before each batch.
+        synced: go on computing until all processes have their answers, as weights that are parted over them need
+            (ZeRO's stage 3, FSDP); each process must have as many batches.
     """
     import torch
     from transformers import GenerationConfig
@@ -45,6 +52,7 @@ def generate(
     model.config.use_cache = True
     try:
         for start in range(0, len(order), batch_size):
+            before_batch()
             batch = order[start : start + batch_size]
             width = len(prompts[batch[0]])
             ids = torch.full((len(batch), width), tokenizer.pad_token_id)
@@ -54,7 +62,9 @@ def generate(
                 mask[row, width - len(prompts[index]) :] = 1
             with torch.no_grad():
                 device = model.device
-                output = model.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+                output = model.generate(
+                    ids.to(device), attention_mask=mask.to(device), generation_config=config, synced_gpus=synced
+                )
             for index, new in zip(batch, output[:, width:].tolist(), strict=True):
                 end = next((i for i, token in enumerate(new) if token in stops), len(new))
                 texts[index] = tokenizer.decode(new[:end], skip_special_tokens=True).strip()

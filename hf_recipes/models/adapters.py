@@ -69,6 +69,9 @@ def _check_types(path: str | None, values: dict[str, Any]) -> None:
             raise UserError(
                 f"{path}: {name} is {json.dumps(value)}; expected a {'number' if kind != names else 'list'}"
             )
+    for name, only in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
+        if values.get(name, only) != only:
+            raise UserError(f"{path}: {name} is {json.dumps(values[name])}; here it is {only}: take it out")
     if values.get("inference_mode"):
         raise UserError(f"{path}: inference_mode would leave nothing to train; take it out")
 
@@ -96,6 +99,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
         UserError: a module that the model lacks; the linear modules that it has are listed.
     """
     from peft import get_peft_model
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     names = {name for name, _ in model.named_modules()}
     for key in ("target_modules", "modules_to_save"):
@@ -116,12 +120,16 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
         }
         config.trainable_token_indices = indices
     try:
-        return get_peft_model(model, config)
+        # DeepSpeed's stage 3 gathers weights of one dtype only, and keeps its own copies in float32.
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, re.error) as error:
         raise UserError(
             f"{path or 'lora_config'}: {' '.join(str(error).split())[:300]} "
             f"(linear modules of {type(model).__name__}: {', '.join(linear_modules(model))})"
         ) from None
+    if not any(parameter.requires_grad for parameter in adapted.parameters()):
+        raise UserError(f"{path}: leaves no weight to train (layers_to_transform or exclude_modules name all of them)")
+    return adapted
 
 
 def read_adapter_config(path: str) -> "PeftConfig":

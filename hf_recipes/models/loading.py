@@ -2,11 +2,14 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError, say
+from hf_recipes.models.quantization import read_bnb_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,12 +30,24 @@ class ModelArguments:
     use_lora: bool = True
     lora_config: str | None = None
     peft_path: str | None = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_config: str | None = None
 
     def __post_init__(self):
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ValueError(f"--dtype {self.dtype}: expected auto, float32, bfloat16 or float16")
         if not self.use_lora and (self.lora_config or self.peft_path):
             raise ValueError("--use_lora False trains all weights; take out --lora_config and --peft_path")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("--load_in_4bit and --load_in_8bit: choose one")
+        if self.quantizes and not self.use_lora:
+            flag = "--bnb_config" if self.bnb_config else "--load_in_4bit" if self.load_in_4bit else "--load_in_8bit"
+            raise ValueError(f"{flag}: quantized weights cannot be trained; leave --use_lora False out")
+
+    @property
+    def quantizes(self) -> bool:
+        return bool(self.load_in_4bit or self.load_in_8bit or self.bnb_config)
 
     @property
     def tokenizer_source(self) -> str:
@@ -169,19 +184,28 @@ def _ensure_one_bos(tokenizer: "PreTrainedTokenizerBase") -> None:
 def load_model(
     arguments: ModelArguments, *, trains_all: bool, bf16: bool, trust_remote_code: bool = False, **kwargs: Any
 ) -> "PreTrainedModel":
-    """The causal language model.
+    """The causal language model, quantized where `arguments` ask for it; for training as for inference.
 
     With ``--dtype auto``, frozen weights are in bfloat16 where the run computes in it; weights that are trained are
     in float32, because an update of 1e-5 is lost in bfloat16's eight bits.
 
     Raises:
-        UserError: the folder or Hub id holds no causal language model.
+        UserError: the folder or Hub id holds no causal language model, lacks some of its weights, is quantized already
+            in another way, or `arguments.bnb_config` cannot be used.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     name = arguments.model_name_or_path
+    quantization = read_bnb_config(
+        arguments.bnb_config,
+        load_in_4bit=arguments.load_in_4bit,
+        load_in_8bit=arguments.load_in_8bit,
+        compute_dtype="bfloat16" if bf16 else "float32",
+    )
+    if quantization is not None:
+        kwargs["quantization_config"] = quantization
     half = torch.bfloat16 if bf16 else torch.float32
     dtype: torch.dtype = getattr(torch, arguments.dtype) if arguments.dtype != "auto" else half
     if arguments.dtype == "auto" and trains_all:
@@ -189,19 +213,62 @@ def load_model(
     if arguments.attn_implementation:
         kwargs["attn_implementation"] = arguments.attn_implementation
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name, revision=arguments.model_revision, dtype=dtype, trust_remote_code=trust_remote_code, **kwargs
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=arguments.model_revision,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **kwargs,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explain(error, name) from None
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"{name}: its files lack weights of {type(model).__name__} ({', '.join(missing[:3])}{more}), which would "
+            "stay random; give a complete checkpoint of a causal language model"
+        )
+    # Families that can be both (BERT) say so in their configuration; some that cannot say it too (GPT-NeoX).
+    if getattr(model.config, "is_decoder", True) is False and _sees_later_tokens(model):
+        raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
+    return model
+
+
+def _sees_later_tokens(model: "PreTrainedModel") -> bool:
+    import torch
+
+    ids = torch.arange(6, device=model.device)[None]
+    other = ids.clone()
+    other[0, -1] = 7
+    with torch.no_grad(), _gathered(model):
+        one, two = (model.eval()(tokens).logits[0, :-1].float() for tokens in (ids, other))
+    return not torch.equal(one, two)
 
 
 def fit_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Grow the embeddings where the tokenizer has more tokens than they have rows."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer))
         say(f"embeddings grown from {rows:,} to {len(tokenizer):,} rows")
+
+
+@contextmanager
+def _gathered(model: "PreTrainedModel") -> Iterator[None]:
+    """Before DeepSpeed has taken over a model of ZeRO's stage 3: each module's weights whole while it runs."""
+    hooks = []
+    for module in model.modules():
+        own = [parameter for parameter in module.parameters(recurse=False) if hasattr(parameter, "ds_id")]
+        if own:
+            hooks.append(module.register_forward_pre_hook(lambda module, inputs, own=own: own[0].all_gather(own)))
+            hooks.append(module.register_forward_hook(lambda module, inputs, out, own=own: own[0].partition(own)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:
@@ -213,14 +280,14 @@ def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:
     """
     import torch
 
-    size = min(model.config.get_text_config().vocab_size, model.get_input_embeddings().weight.shape[0])
+    size = model.get_input_embeddings().num_embeddings
     draw = torch.Generator().manual_seed(0)
     one, two = (torch.randint(size, (1, length), generator=draw).to(model.device) for length in (7, 9))
     both = torch.cat([one, two], 1)
     restarting = torch.cat([torch.arange(7), torch.arange(9)])[None].to(model.device)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _gathered(model):
         alone = model(two, use_cache=False).logits[0].float()
         mixed = model(both, use_cache=False).logits[0, 7:].float()
         try:

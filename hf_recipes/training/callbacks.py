@@ -6,6 +6,7 @@ import sys
 import time
 
 from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
 from hf_recipes.evaluation.generation import generate
@@ -101,7 +102,10 @@ class GenerationEvaluation(TrainerCallback):
         from accelerate.utils import gather_object
 
         rank, world = args.process_index, args.world_size
-        own = list(range(rank, len(self.rows), world))
+        # As many rows for each process, the last ones twice, because all must take part in each forward pass.
+        each = -(-len(self.rows) // world)
+        own = [min(rank + world * turn, len(self.rows) - 1) for turn in range(each)]
+        self.trainer.note_work(f"an evaluation batch of {args.per_device_eval_batch_size} answers")
         texts = generate(
             self.trainer.accelerator.unwrap_model(model),
             self.trainer.processing_class,
@@ -109,8 +113,10 @@ class GenerationEvaluation(TrainerCallback):
             max_new_tokens=self.max_new_tokens,
             batch_size=args.per_device_eval_batch_size,
             stop_ids=self.stop_ids,
+            before_batch=self.trainer.check_stop,
+            synced=is_deepspeed_zero3_enabled() or self.trainer.is_fsdp_enabled,
         )
-        answers = dict(gather_object(list(zip(own, texts, strict=True))) if world > 1 else zip(own, texts, strict=True))
+        answers = dict(gather_object(list(zip(own, texts, strict=True))))
         predictions = [answers[index] for index in range(len(self.rows))]
         references, choices = ([row[key] for row in self.rows] for key in ("reference", "choices"))
         scores = {f"eval_{name}": value for name, value in score(predictions, references, choices).items()}

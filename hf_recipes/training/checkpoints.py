@@ -1,20 +1,65 @@
-"""Which checkpoint a run can go on from."""
+"""Checkpoints on disk: which one a run can go on from, what proves it whole, and which may be deleted."""
 
 import json
 import os
+import pickle
 import re
+import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hf_recipes.errors import UserError, say
 
+MANIFEST = "files.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")
+
+
+def sync(folder: Path, files: bool = True) -> None:
+    """Have the disk hold `folder`, and with `files` everything below it, before anything relies on it."""
+    for path in [*(folder.rglob("*") if files else ()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_manifest(checkpoint: Path, world_size: int) -> None:
+    """List the files of a checkpoint with their sizes, by which a lost or cut one is noticed."""
+    sizes = {str(p.relative_to(checkpoint)): p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()}
+    text = json.dumps({"world_size": world_size, "files": dict(sorted(sizes.items()))}, indent=1)
+    (checkpoint / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _checkpoints(output_dir: str | os.PathLike) -> list[tuple[int, Path]]:
+    found = ((_STEP.match(path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def rotate(output_dir: Path, step: int, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints over `limit`, neither that of `step`, just written, nor the best.
+
+    Later ones are of a run that this one did not go on from (they are not whole); they do not count.
+    """
+    own = [path for at, path in _checkpoints(output_dir) if at <= step]
+    protected = {own[-1], Path(best)} if best else {own[-1]}
+    surplus = len(own) - limit if limit else 0
+    for path in own:
+        if surplus > 0 and path not in protected:
+            shutil.rmtree(path, ignore_errors=True)
+            surplus -= 1
 
 
 def _is_whole(path: Path) -> bool:
     """Whether a file of a checkpoint has its end: torch's are zip archives, safetensors state their length."""
     if path.suffix in (".pt", ".pth"):
         return zipfile.is_zipfile(path)
+    if path.suffix == ".json":
+        try:
+            return bool(json.loads(path.read_bytes()))
+        except ValueError:
+            return False
     if path.suffix != ".safetensors":
         return path.stat().st_size > 0
     with open(path, "rb") as file:
@@ -32,53 +77,125 @@ def _is_whole(path: Path) -> bool:
 def what_is_missing(checkpoint: str | os.PathLike) -> str | None:
     """The part of a checkpoint without which a resumed run would differ from an uninterrupted one, or None."""
     path = Path(checkpoint)
-    sharded = any(path.glob("global_step*"))  # DeepSpeed keeps weights and optimizer in a folder of its own
-    wanted = {"trainer_state.json": "trainer_state.json", "rng_state*.pth": "the random state (rng_state.pth)"}
-    if not sharded:
-        wanted |= {"optimizer.*": "optimizer.pt", "scheduler.pt": "scheduler.pt", "*.safetensors": "the weights"}
-    for pattern, name in wanted.items():
-        files = list(path.glob(pattern))
-        if not files:
+    names = {"trainer_state.json": "trainer_state.json", "rng_state*.pth": "the random state (rng_state.pth)"}
+    if not _is_sharded(path):
+        config = "adapter_config.json" if (path / "adapter_model.safetensors").exists() else "config.json"
+        names |= {config: config, "optimizer.*": "optimizer.pt", "scheduler.pt": "scheduler.pt"}
+        names |= {"*.safetensors": "the weights"}
+    for pattern, name in names.items():
+        if not any(path.glob(pattern)):
             return f"{name} is missing"
-        for file in files:
-            if not _is_whole(file):
-                return f"{file.name} is cut short"
+    sizes = _manifest(path)
+    for name, size in sizes.get("files", {}).items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if (path / name).stat().st_size != size:
+            return f"{name} is cut short"
+    cut = next((file.name for pattern in names for file in path.glob(pattern) if not _is_whole(file)), None)
+    return f"{cut} is cut short" if cut else None
+
+
+def _is_sharded(path: Path) -> bool:
+    """DeepSpeed and FSDP keep weights and optimizer in folders of their own, a part for each process."""
+    return any(path.glob("global_step*")) or any(path.glob("pytorch_model_fsdp*"))
+
+
+def _manifest(path: Path) -> dict:
+    try:
+        return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _check_width(checkpoint: str | os.PathLike, world_size: int, inexact: bool) -> None:
+    path = Path(checkpoint)
+    wrote = len(list(path.glob("rng_state*.pth")))
+    if wrote == world_size:
+        return
+    if _is_sharded(path):
+        raise UserError(f"{path}: its parts are of {wrote} processes, and this run has {world_size}; start {wrote}")
+    if not inexact:
+        raise UserError(
+            f"{path} was written by {wrote} processes, and this run has {world_size}: it can go on with the same rows, "
+            f"but not with the same random numbers (dropout). Start {wrote} processes, or allow that with "
+            "--inexact_resume"
+        )
+
+
+def _pickles(checkpoint: Path) -> Iterator[Path]:
+    """The files that DeepSpeed and distributed checkpoints unpickle without restrictions."""
+    for pattern in ("**/*.pt", "**/*.bin", "**/.metadata"):
+        yield from (path for path in checkpoint.glob(pattern) if path.parent != checkpoint)
+
+
+def what_would_run(checkpoint: str | os.PathLike) -> str | None:
+    """Code that resuming from `checkpoint` would run, as ``file: what``, or None.
+
+    transformers unpickles its own files with restrictions; DeepSpeed does not, so its files are read here first, with
+    torch's restricted unpickler, which builds tensors and plain values and refuses everything else.
+    """
+    import torch
+
+    with torch.serialization.safe_globals(_deepspeed_types()):
+        for path in _pickles(Path(checkpoint)):
+            try:
+                torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            except pickle.UnpicklingError as error:
+                found = re.search(r"GLOBAL (\S+)|(?:global|function) ([\w.]+)", str(error))
+                return f"{path.name}: {next(filter(None, found.groups())) if found else 'unknown objects'}"
+            except (RuntimeError, EOFError, ValueError) as error:
+                return f"{path.name}: cannot be read ({' '.join(str(error).split())[:100]})"
     return None
 
 
-def find_checkpoint(output_dir: str, wanted: str | None) -> str | None:
+def _deepspeed_types() -> list:
+    try:
+        from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+    except ImportError:
+        return []
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+
+
+def find_checkpoint(
+    output_dir: str, wanted: str | None, *, world_size: int = 1, inexact: bool = False, trust: bool = False
+) -> str | None:
     """The checkpoint to resume from: `wanted` is a path, ``"true"`` for the newest whole one in `output_dir`, or None.
 
     Raises:
-        UserError: the named checkpoint is not there or not whole.
+        UserError: the named checkpoint is not there or not whole; other than `world_size` processes wrote it (unless
+            `inexact`); its files hold more than tensors and plain values (unless `trust`).
     """
-    if wanted is None or wanted.lower() in ("false", ""):
+    if wanted is None:
         return None
+    chosen = wanted
     if wanted.lower() != "true":
         if not os.path.isdir(wanted):
             raise UserError(f"--resume_from_checkpoint {wanted}: no such folder")
         problem = what_is_missing(wanted)
         if problem:
             raise UserError(f"--resume_from_checkpoint {wanted}: {problem}, so the run could not go on as it was")
-        return wanted
-    found = [
-        (int(match[1]), path) for path in Path(output_dir).glob("checkpoint-*") if (match := _STEP.match(path.name))
-    ]
-    for _, path in sorted(found, reverse=True):
+    else:
+        chosen = _newest_whole(output_dir)
+        if chosen is None:
+            say(f"no checkpoint in {output_dir}: starting from the beginning")
+            return None
+    _check_width(chosen, world_size, inexact)
+    code = None if trust else what_would_run(chosen)
+    if code:
+        raise UserError(
+            f"{chosen}: loading it would run code from its files ({code}); if you know who wrote it, allow that with "
+            "--trust_checkpoint"
+        )
+    say(f"going on from {chosen}")
+    return chosen
+
+
+def _newest_whole(output_dir: str) -> str | None:
+    for _, path in reversed(_checkpoints(output_dir)):
         problem = what_is_missing(path)
         if problem is None:
-            say(f"going on from {path}")
             return str(path)
         say(f"{path} is left aside: {problem}")
-    say(f"no checkpoint in {output_dir}: starting from the beginning")
     return None
-
-
-def sync(folder: Path) -> None:
-    """Have the disk hold every file below `folder` before anything relies on it."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,60 +1,127 @@
-"""The skeleton that all stages share: output folder, checkpoints that are whole or absent, resuming, and the report."""
+"""The skeleton that all stages share: the output folder, resuming, the training itself, and the report."""
 
 import json
 import os
 import shutil
-import time
+import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from transformers.trainer_utils import rotate_checkpoints
 
 from hf_recipes.data.ledger import Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
 from hf_recipes.parsing import Parser
 from hf_recipes.training.callbacks import prediction_path
-from hf_recipes.training.checkpoints import sync
+from hf_recipes.training.checkpoints import find_checkpoint
+from hf_recipes.training.trainer import STAGING
 
-STAGING = ".saving"
-RESULTS = ("run_config.yaml", "data_ledger.json", "metrics.json", "curves.png", "predictions", STAGING)
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from hf_recipes.arguments import SFTArguments
+
+T = TypeVar("T")
+OWNER = ".run"  # says which launch cleared the folder and wrote its checkpoints
+RESULTS = (
+    "run_config.yaml",
+    "data_ledger.json",
+    "metrics.json",
+    "curves.png",
+    "predictions",
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    STAGING,
+    OWNER,
+)
+WEIGHTS = ("adapter_model*.safetensors", "model*.safetensors*")
 
 
-def check_output_dir(output_dir: str, *, overwrite: bool, resumes: bool) -> None:
+def on_main_process(args: "TrainingArguments", function: Callable[..., T], *values: Any) -> T:
+    """`function(*values)`, called in the first process; its result in all. Where it fails, the others end."""
+    if args.world_size == 1:
+        return function(*values)
+    from accelerate.utils import broadcast_object_list
+
+    outcome: list = [None, True]
+    if args.process_index == 0:
+        try:
+            outcome = [function(*values), False]
+        except UserError as error:
+            broadcast_object_list([None, True])
+            raise error from None
+    outcome = broadcast_object_list(outcome)
+    if outcome[1]:
+        sys.exit(1)
+    return outcome[0]
+
+
+def _launch() -> str:
+    """What the processes of one torchrun share, its restarts included, and no other launch has."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return run if run != "none" else f"{socket.gethostname()}:{os.getppid()}"
+
+
+def _is_restart(path: Path) -> bool:
+    """Whether torchrun --max_restarts began again what this launch had already begun in this folder."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return again and (path / OWNER).is_file() and (path / OWNER).read_text(encoding="utf-8") == _launch()
+
+
+def check_output_dir(args: "SFTArguments") -> None:
     """Refuse a folder that holds something unless a flag said what to do with it; nothing is changed yet.
 
     Raises:
         UserError: the folder is not empty, or is a file.
     """
-    path = Path(output_dir)
+    path = Path(args.output_dir)
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: this is a file")
-    if path.is_dir() and any(path.iterdir()) and not overwrite and not resumes:
+    decided = args.overwrite_output_dir or args.resume_from_checkpoint or _is_restart(path)
+    if path.is_dir() and any(path.iterdir()) and not decided:
         raise UserError(
             f"--output_dir {path}: the folder is not empty; go on with --resume_from_checkpoint true, start over with "
             "--overwrite_output_dir, or choose another folder"
         )
 
 
-def prepare_output_dir(output_dir: str, *, overwrite: bool) -> None:
-    """Create the folder; with `overwrite`, delete a former run's checkpoints and results, and nothing else.
+def enter_output_dir(args: "SFTArguments") -> str | None:
+    """Create the folder, or with `overwrite_output_dir` delete a former run's checkpoints and results and nothing else.
+
+    Returns:
+        The checkpoint to go on from: what `resume_from_checkpoint` says, or the newest where torchrun restarted.
 
     Raises:
-        UserError: the folder cannot be created.
+        UserError: the folder cannot be created, or as `find_checkpoint`.
     """
-    path = Path(output_dir)
+    path = Path(args.output_dir)
+    restarted = _is_restart(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if args.overwrite_output_dir and not restarted:
+            checkpoints = [p for p in path.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+            weights = [p for name in WEIGHTS for p in path.glob(name)]
+            for target in (*(path / name for name in RESULTS), *checkpoints, *weights):
+                if target.is_dir():
+                    shutil.rmtree(target)
+                else:
+                    target.unlink(missing_ok=True)
+        (path / OWNER).write_text(_launch(), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--output_dir {path}: cannot be created ({error.strerror})") from None
-    if overwrite:
-        checkpoints = [p for p in path.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-        for target in (*(path / name for name in RESULTS), *checkpoints):
-            if target.is_dir():
-                shutil.rmtree(target)
-            else:
-                target.unlink(missing_ok=True)
+        raise UserError(f"--output_dir {path}: cannot be written to ({error.strerror})") from None
+    return find_checkpoint(
+        args.output_dir,
+        args.resume_from_checkpoint or ("true" if restarted else None),
+        world_size=args.world_size,
+        inexact=args.inexact_resume,
+        trust=args.trust_checkpoint,
+    )
 
 
 def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -84,100 +151,6 @@ def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -
     return losses.view_as(targets).sum(1), labelled.sum(1), hits.sum(1)
 
 
-class RunMixin:
-    """What our trainers add to transformers' and TRL's: put it before them in the bases.
-
-    Checkpoints appear whole or not at all. `tokens_per_second` (all devices; padding not counted; without the time
-    of evaluations and saves) is logged with each loss, and the tokens seen are part of the checkpoint.
-    """
-
-    _staging: str | None = None
-    model_card: str | None = None
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._new_tokens = self._unlogged_tokens = 0
-        # When the running interval of the log began, and how much of it went into evaluations and saves.
-        self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, 0
-
-    def train(self, *args, **kwargs):
-        self._clock = time.monotonic()
-        return super().train(*args, **kwargs)
-
-    def _send_telemetry(self) -> None:
-        """Nothing leaves the machine that the user did not ask for."""
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """TRL's callers expect this; ours is written once, by `finish`."""
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        mask = inputs.get("attention_mask")
-        self._new_tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
-        return super().training_step(model, inputs, *args, **kwargs)
-
-    def _count_tokens(self) -> None:
-        """Add the tokens of all processes since the last call to the state."""
-        count = torch.tensor(self._new_tokens, device=self.args.device)
-        count = int(self.accelerator.reduce(count, "sum"))
-        self.state.num_input_tokens_seen += count
-        self._unlogged_tokens += count
-        self._new_tokens = 0
-
-    def log(self, logs, start_time=None):
-        if "loss" in logs:
-            self._count_tokens()
-            now, step = time.monotonic(), self.state.global_step
-            seconds = max(1e-9, now - self._clock - self._paused)
-            logs["tokens_per_second"] = round(self._unlogged_tokens / seconds, 1)
-            logs["num_tokens"] = self.state.num_input_tokens_seen
-            logs["seconds_left"] = round(seconds / max(1, step - self._logged_step) * (self.state.max_steps - step))
-            self._clock, self._paused, self._unlogged_tokens, self._logged_step = now, 0.0, 0, step
-        super().log(logs, start_time)
-
-    def evaluate(self, *args, **kwargs):
-        start = time.monotonic()
-        try:
-            return super().evaluate(*args, **kwargs)
-        finally:
-            self._paused += time.monotonic() - start
-
-    def _get_output_dir(self, trial):
-        return self._staging or super()._get_output_dir(trial)
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        # A pickle of all arguments, the Hub token among them; run_config.yaml says the same without it.
-        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
-
-    def _save_checkpoint(self, model, trial):
-        start = time.monotonic()
-        self._count_tokens()
-        output_dir = Path(self.args.output_dir)
-        staging = output_dir / STAGING
-        name = f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._staging = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-        if self.state.best_model_checkpoint == str(staging / name):
-            self.state.best_model_checkpoint = str(output_dir / name)
-        if self.args.should_save:
-            self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            sync(staging / name)
-            shutil.rmtree(output_dir / name, ignore_errors=True)
-            os.replace(staging / name, output_dir / name)
-            shutil.rmtree(staging, ignore_errors=True)
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(output_dir), self.args.save_total_limit, best, use_mtime=False)
-        self.accelerator.wait_for_everyone()
-        self._paused += time.monotonic() - start
-
-
 def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkpoint: str | None) -> None:
     """Train, evaluate, and leave the whole folder: weights, settings, ledger, metrics, curves, model card."""
     output_dir = Path(trainer.args.output_dir)
@@ -186,6 +159,13 @@ def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkp
         parser.save_settings(output_dir / "run_config.yaml")
     result = trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
+    if trainer.stopped_by:
+        again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
+        say(
+            f"stopped by {trainer.stopped_by} after step {state.global_step} of {state.max_steps}; go on with the same "
+            f"command and --resume_from_checkpoint true{again}"
+        )
+        return
     minutes, seconds = divmod(round(result.metrics["train_runtime"]), 60)
     say(
         f"trained to step {state.global_step} in {minutes}:{seconds:02d}, mean training loss {result.training_loss:.4f}"

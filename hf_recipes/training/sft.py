@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -17,8 +18,10 @@ from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model
+from hf_recipes.models.quantization import is_quantized, prepare_quantized
 from hf_recipes.training.callbacks import CurvesCallback, GenerationEvaluation, RunProgress
-from hf_recipes.training.run import RunMixin, supervised_losses
+from hf_recipes.training.run import supervised_losses
+from hf_recipes.training.trainer import RunMixin
 
 
 class Trainer(RunMixin, SFTTrainer):
@@ -76,6 +79,19 @@ class Trainer(RunMixin, SFTTrainer):
             logs[loss_key.removesuffix("loss") + "mean_token_accuracy"] = hits / max(1, count)
             self._eval_sums = []
         super().log(logs, start_time)
+
+
+def check_settings(model_args: ModelArguments, args: SFTArguments) -> None:
+    """Name what cannot work together before anything is loaded.
+
+    Raises:
+        UserError: quantized weights with DeepSpeed's stage 3.
+    """
+    if model_args.quantizes and is_deepspeed_zero3_enabled():
+        raise UserError(
+            "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "
+            "DeepSpeed's stage 3: take --deepspeed configs/deepspeed/zero2.json, or leave the quantization out"
+        )
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, keep_text: bool = False) -> ChatEncoder:
@@ -190,6 +206,8 @@ def build_model(
             f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
             f"({' '.join(added_tokens)}); leave --chat_template out to keep the adapter's own"
         )
+    if is_quantized(model):
+        prepare_quantized(model)
     fit_embeddings(model, tokenizer)
     own = model.generation_config.eos_token_id
     stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
@@ -199,9 +217,10 @@ def build_model(
     elif lora is not None:
         new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))
         model = attach_lora(model, lora, model_args.lora_config, new_ids)
-    trained, total = (
-        sum(p.numel() for p in model.parameters() if p.requires_grad or not only) for only in (True, False)
-    )
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trained, total = model.get_nb_trainable_parameters()
+    else:
+        total = trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
     say(f"training {trained:,} of {total:,} weights ({trained / total:.2%})")
     return model
 
@@ -229,6 +248,7 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=[CurvesCallback()],
     )
+    trainer.data_rows = train
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress())

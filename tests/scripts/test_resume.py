@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from conftest import ROOT, same, weights
+from hf_recipes.arguments import SFTArguments
 from hf_recipes.errors import UserError
 from hf_recipes.training.checkpoints import find_checkpoint, what_is_missing
-from hf_recipes.training.run import check_output_dir, prepare_output_dir
+from hf_recipes.training.run import check_output_dir, enter_output_dir
 
 # Runs scripts/sft.py with `target` replaced by something that kills the process at its `nth` call.
 DRIVER = """
@@ -52,9 +53,9 @@ def whole(sft, settings, tmp_path):
 @pytest.mark.parametrize(
     ("target", "nth", "half", "expected"),
     [
-        ("hf_recipes.training.run:RunMixin.training_step", 21, "no", "checkpoint-8"),  # in the middle of step 11
+        ("hf_recipes.training.trainer:RunMixin.training_step", 21, "no", "checkpoint-8"),  # in the middle of step 11
         ("torch:save", 6, "half", "checkpoint-4"),  # the optimizer of checkpoint-8 half written
-        ("hf_recipes.training.run:sync", 2, "no", "checkpoint-4"),  # checkpoint-8 written, not yet in its place
+        ("hf_recipes.training.trainer:sync", 3, "no", "checkpoint-4"),  # checkpoint-8 written, not yet in its place
     ],
     ids=["training", "half a save", "before the rename"],
 )
@@ -102,15 +103,21 @@ def test_resume_without_a_checkpoint_begins_and_says_so(tmp_path, capsys):
         find_checkpoint(str(tmp_path), str(tmp_path / "checkpoint-3"))
 
 
+def folder_args(path, **settings) -> SFTArguments:
+    return SFTArguments(output_dir=str(path), report_to="none", **settings)
+
+
 def test_overwriting_clears_the_former_run_and_nothing_else(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
     (tmp_path / "checkpoint-3" / "trainer_state.json").touch()
     (tmp_path / "checkpoint-mine").mkdir()
-    for name in ("metrics.json", "notes.txt"):
+    for name in ("metrics.json", "adapter_model.safetensors", "adapter_config.json", "notes.txt"):
         (tmp_path / name).touch()
-    check_output_dir(str(tmp_path), overwrite=True, resumes=False)
-    assert len(list(tmp_path.iterdir())) == 4
-    prepare_output_dir(str(tmp_path), overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-mine", "notes.txt"]
-    with pytest.raises(UserError, match="not empty"):
-        check_output_dir(str(tmp_path), overwrite=False, resumes=False)
+    args = folder_args(tmp_path, overwrite_output_dir=True)
+    check_output_dir(args)
+    assert len(list(tmp_path.iterdir())) == 6
+    assert enter_output_dir(args) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".run", "checkpoint-mine", "notes.txt"]
+    for refused in ({}, {"resume_from_checkpoint": "false"}):
+        with pytest.raises(UserError, match="not empty"):
+            check_output_dir(folder_args(tmp_path, **refused))

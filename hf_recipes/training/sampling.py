@@ -1,0 +1,42 @@
+"""The order of the rows: the same at any number of processes, none twice and none lost."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class WholeEpochSampler(Sampler[int]):
+    """The rows of `inner`, filled up so that each of `processes` gets as many batches of `batch_size`.
+
+    accelerate deals out whole batches in turn and, at the end of an epoch, fills the last of them with rows from its
+    beginning, which would be seen twice. Here the rows that are left over are spread over the processes and the rest
+    of their batches is `filler`, the index of a row without labels, which counts in no loss.
+
+    An `inner` that draws at random does so from `seed` and the epoch alone, so that all processes draw the same.
+
+    Example:
+        Ten rows, two processes, batches of four: process 0 gets 0 1 2 3 and 8 · · ·, process 1 gets 4 5 6 7 and
+        9 · · ·, where · is the filler.
+    """
+
+    def __init__(self, inner: Sampler[int], processes: int, batch_size: int, filler: int, seed: int):
+        self.inner, self.processes, self.batch_size, self.filler = inner, processes, batch_size, filler
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        each = self.processes * self.batch_size if self.processes > 1 else 1
+        return -(-len(self.inner) // each) * each
+
+    def __iter__(self) -> Iterator[int]:
+        if hasattr(self.inner, "generator"):
+            self.inner.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows = list(self.inner)
+        whole = len(self) if len(self) == len(rows) else len(self) - self.processes * self.batch_size
+        yield from rows[:whole]
+        for process in range(self.processes if whole < len(rows) else 0):
+            own = rows[whole + process :: self.processes]
+            yield from own + [self.filler] * (self.batch_size - len(own))

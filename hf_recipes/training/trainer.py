@@ -1,0 +1,336 @@
+"""What our trainers add to transformers' and TRL's: whole checkpoints, the same result at any width, safe endings."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from safetensors import SafetensorError
+from transformers import TrainerCallback
+
+from hf_recipes.errors import UserError, say
+from hf_recipes.models.quantization import is_quantized
+from hf_recipes.training.checkpoints import rotate, sync, write_manifest
+from hf_recipes.training.faults import (
+    Stopped,
+    StopSignal,
+    Watchdog,
+    is_out_of_memory,
+    out_of_memory,
+    places_of,
+    sequences,
+)
+from hf_recipes.training.sampling import WholeEpochSampler
+
+STAGING = ".saving"
+MAX_NAMED = 20  # rows listed for one update that was skipped
+
+
+class _StepEnd(TrainerCallback):
+    """Stops where a signal asked for it, with a checkpoint in place of the evaluation that may be due."""
+
+    def __init__(self, trainer: "RunMixin"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._start_clock(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer._beat()
+        if self.trainer._stop_agreed:
+            control.should_evaluate = False
+            control.should_save = control.should_training_stop = True
+
+
+class RunMixin:
+    """Put it before transformers' or TRL's trainer in the bases.
+
+    - Checkpoints appear whole or not at all; a full disk leaves the former ones and the run as they are.
+    - Rows are seen once an epoch at any number of processes (`WholeEpochSampler`).
+    - An update whose loss or gradient is not finite is left out on all processes and its rows are named.
+    - SIGTERM and Ctrl-C end the run at the end of the step, with a checkpoint; `stopped_by` then names the signal.
+    - `tokens_per_second` (all devices; padding not counted; without the time of evaluations and saves) is logged with
+      each loss, and the tokens seen are part of the checkpoint.
+
+    `data_rows`, if set, has the columns `input_ids` and `place`, by which rows are named.
+    """
+
+    _staging: str | None = None
+    data_rows: Dataset | None = None
+    stopped_by: str | None = None
+
+    def __init__(self, *args, **kwargs):
+        model = kwargs["model"]
+        # TRL puts the adapter of a quantized model into bfloat16, where an update of 1e-5 is lost.
+        precise = {p: p.data for p in model.parameters() if p.requires_grad} if is_quantized(model) else {}
+        super().__init__(*args, **kwargs)
+        for parameter, data in precise.items():
+            parameter.data = data
+        self._signal = StopSignal()
+        self._stop_agreed = False
+        self._watchdog: Watchdog | None = None
+        self._order: WholeEpochSampler | None = None
+        self._doing = "the first batch"
+        self._micro_batches: list[tuple[dict, torch.Tensor]] = []
+        self._nonfinite_in_a_row = self._nonfinite_since_log = 0
+        self._new_tokens = self._unlogged_tokens = 0
+        # When the running interval of the log began, and how much of it went into evaluations and saves.
+        self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, 0
+        self.add_callback(_StepEnd(self))
+
+    def train(self, *args, **kwargs):
+        """As upstream's, but None where a signal ended it in the middle of an evaluation.
+
+        Raises:
+            UserError: out of memory, or `max_nonfinite_steps` updates in a row that were not finite.
+        """
+        try:
+            with self._signal:
+                if self.args.world_size > 1:
+                    self._watchdog = Watchdog(self.args.ddp_timeout)
+                    with self._watchdog:
+                        return super().train(*args, **kwargs)
+                return super().train(*args, **kwargs)
+        except Stopped:
+            if self.state.global_step:
+                self._save_checkpoint(self.model_wrapped, None)
+            return None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                out_of_memory(
+                    self._doing,
+                    self.args,
+                    quantized=is_quantized(self.model),
+                    adapter=hasattr(self.model, "peft_config"),
+                )
+            ) from None
+        finally:
+            self.stopped_by = self._signal.name if self._stop_agreed else None
+
+    def _start_clock(self, step: int) -> None:
+        self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, step
+
+    def note_work(self, what: str) -> None:
+        """Say what comes next, for the message of a run that runs out of memory in it."""
+        self._doing = what
+        self._beat()
+
+    def _beat(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.beat()
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """Whether any process has each flag; the same answer on all of them."""
+        if self.args.world_size == 1:
+            return list(flags)
+        mine = torch.tensor([float(flag) for flag in flags], device=self.args.device)
+        return [bool(count) for count in self.accelerator.reduce(mine, "sum").tolist()]
+
+    def check_stop(self) -> None:
+        """Between two batches of an evaluation, on all processes alike: raise `Stopped` where a signal came."""
+        self._beat()
+        [self._stop_agreed] = self._agree(self._signal.name is not None)
+        if self._stop_agreed:
+            raise Stopped
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves the machine that the user did not ask for."""
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """TRL's callers expect this; ours is written once, by `train_and_finish`."""
+
+    # Data
+
+    def filler_row(self, row: dict) -> dict:
+        """A row of the training set's columns that is in no loss: it evens out the processes' last batches."""
+        values = {"input_ids": row["input_ids"][:2], "labels": [-100] * len(row["labels"][:2])}
+        return {key: values[key] if key in values else value[:1] for key, value in row.items()}
+
+    def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
+        if is_training and isinstance(dataset, Dataset):
+            count, processes = len(dataset), self.accelerator.num_processes
+            inner = self._get_train_sampler(dataset)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            self._order = WholeEpochSampler(inner, processes, batch_size, count, seed)
+            if processes > 1:
+                filler = Dataset.from_list([self.filler_row(dataset[0])], features=dataset.features)
+                dataset = concatenate_datasets([dataset, filler])
+
+            def sampler_fn(_):
+                return self._order
+
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last step: upstream would add one
+            self.control.should_training_stop = True
+            return
+        if self._order is not None:  # accelerate's set_epoch does not reach it through the batches skipped on resuming
+            self._order.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    # Steps
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        rows, length = inputs["input_ids"].shape
+        self.note_work(f"a training batch of {rows} × {length:,} tokens")
+        mask = inputs.get("attention_mask")
+        self._new_tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._micro_batches.append((inputs, loss))
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Upstream's last call before the optimizer's step: without gradients that step changes nothing."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        batches, self._micro_batches = self._micro_batches, []
+        losses = torch.stack([loss.float() for _, loss in batches])
+        finite = losses.isfinite().all() if norm is None else losses.isfinite().all() & torch.as_tensor(norm).isfinite()
+        if self.accelerator.scaler is not None:  # float16: its scaler leaves out updates by itself and lowers the scale
+            finite = losses.isfinite().all()
+        nonfinite, self._stop_agreed = self._agree(not finite, self._signal.name is not None)
+        if nonfinite:
+            model.zero_grad(set_to_none=True)
+            self._leave_out(batches, losses)
+        else:
+            self._nonfinite_in_a_row = 0
+        return norm
+
+    def _leave_out(self, batches: list[tuple[dict, torch.Tensor]], losses: torch.Tensor) -> None:
+        from accelerate.utils import gather_object
+
+        self._nonfinite_in_a_row += 1
+        self._nonfinite_since_log += 1
+        bad = [inputs for (inputs, _), loss in zip(batches, losses, strict=True) if not loss.isfinite()]
+        finite_loss = not any(gather_object([bool(bad)]))
+        suspects = [inputs for inputs, _ in batches] if finite_loss else bad
+        places: list[str] = []
+        if self.data_rows is not None:
+            places = places_of(self.data_rows, [row for inputs in suspects for row in sequences(inputs)])
+        places = gather_object(places)
+        named = ", ".join(places[:MAX_NAMED]) + (
+            f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
+        )
+        what = "gradient" if finite_loss else "loss"
+        limit = self.args.max_nonfinite_steps
+        say(f"step {self.state.global_step + 1}: the {what} is not finite; this update is left out. Rows: {named}")
+        if self._nonfinite_in_a_row >= limit:
+            raise UserError(
+                f"{limit} updates in a row had a {what} that is not finite (--max_nonfinite_steps {limit}); the "
+                "weights and the last checkpoint are as before them. Look at the rows named above, lower "
+                "--learning_rate, or leave --fp16 out, and go on with --resume_from_checkpoint true"
+            )
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        rows, length = inputs["input_ids"].shape
+        self.note_work(f"an evaluation batch of {rows} × {length:,} tokens")
+        self.check_stop()
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    # Log
+
+    def _count_tokens(self) -> None:
+        """Add the tokens of all processes since the last call to the state."""
+        count = torch.tensor(self._new_tokens, device=self.args.device)
+        count = int(self.accelerator.reduce(count, "sum"))
+        self.state.num_input_tokens_seen += count
+        self._unlogged_tokens += count
+        self._new_tokens = 0
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            self._count_tokens()
+            now, step = time.monotonic(), self.state.global_step
+            seconds, steps = max(1e-9, now - self._clock - self._paused), max(1, step - self._logged_step)
+            logs["tokens_per_second"] = round(self._unlogged_tokens / seconds, 1)
+            logs["num_tokens"] = self.state.num_input_tokens_seen
+            logs["seconds_left"] = round(seconds / steps * (self.state.max_steps - step))
+            if self._nonfinite_since_log:
+                logs["nonfinite_steps"] = self._nonfinite_since_log
+                if self._nonfinite_since_log >= steps:  # upstream logs 0 where it has no finite loss
+                    logs["loss"] = float("nan")
+                self._nonfinite_since_log = 0
+            self._unlogged_tokens = 0
+            self._start_clock(step)
+        super().log(logs, start_time)
+
+    def evaluate(self, *args, **kwargs):
+        start = time.monotonic()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._paused += time.monotonic() - start
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial):
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save(self, output_dir=None, state_dict=None):
+        # training_args.bin is a pickle of all arguments, the Hub token among them; run_config.yaml says the same.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model, trial):
+        start = time.monotonic()
+        self._count_tokens()
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / STAGING
+        name = f"checkpoint-{self.state.global_step}"
+        problem = None
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = str(staging)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            best = self.state.best_model_checkpoint
+            if best is not None and Path(best).parent == staging:
+                self.state.best_model_checkpoint = str(output_dir / Path(best).name)
+            if self.args.should_save:
+                self.state.save_to_json(str(staging / name / "trainer_state.json"))
+                write_manifest(staging / name, self.args.world_size)
+                sync(staging / name)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled or is_out_of_memory(error) or not _is_of_disk(error):
+                raise
+            problem = error
+        finally:
+            self._staging = None
+        [failed] = self._agree(problem is not None)
+        if failed:
+            self._say_unsaved(name, problem)
+        elif self.args.should_save:
+            shutil.rmtree(output_dir / name, ignore_errors=True)
+            os.replace(staging / name, output_dir / name)
+            sync(output_dir, files=False)
+            rotate(output_dir, self.state.global_step, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._beat()
+        self._paused += time.monotonic() - start
+
+    def _say_unsaved(self, name: str, problem: Exception | None) -> None:
+        folder = Path(self.args.output_dir)
+        free = shutil.disk_usage(folder).free / 1e6
+        reason = " ".join(str(problem or "another process could not write").split())[:200]
+        earlier = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
+        kept = f"{earlier.name} is whole as before" if earlier else "There is no earlier one"
+        say(f"{name} could not be written to {folder} ({reason}; {free:,.0f} MB free). {kept}; training goes on")
+
+
+def _is_of_disk(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, OSError) or any(
+        sign in text for sign in ("No space left", "os error", "PytorchStreamWriter", "I/O error", "File too large")
+    )
