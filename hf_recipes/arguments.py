@@ -1,5 +1,7 @@
 """What a user may set, beside the fields of TRL's and transformers' own configurations."""
 
+import os
+import socket
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
@@ -135,10 +137,31 @@ class SFTArguments(SFTConfig):
                 self.bf16 = not self.fp16 and cpu_computes_bf16()
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = not self.use_cpu
-        if self.deepspeed and find_spec("deepspeed") is None:
-            raise ValueError("--deepspeed: not installed; pip install deepspeed")
+        if self.deepspeed:
+            if find_spec("deepspeed") is None:
+                raise ValueError("--deepspeed: not installed; pip install deepspeed")
+            _be_one_process()
         super().__post_init__()
-        if self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3:
-            # Otherwise only DeepSpeed's own shards are saved, which nothing but DeepSpeed reads.
-            zero = self.deepspeed_plugin.deepspeed_config["zero_optimization"]
-            zero["stage3_gather_16bit_weights_on_model_save"] = True
+        if self.deepspeed_plugin is not None:
+            _ready_deepspeed(self)
+
+
+def _be_one_process() -> None:
+    """Without a launcher, be a launch of one process: DeepSpeed would look for MPI."""
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in own.items()}
+
+
+def _ready_deepspeed(args: SFTConfig) -> None:
+    import deepspeed
+
+    if args.use_cpu and args.device is not None:  # accelerate has started gloo, of which DeepSpeed does not know yet
+        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    if args.deepspeed_plugin.zero_stage == 3:
+        # Otherwise only DeepSpeed's own shards are saved, which nothing but DeepSpeed reads.
+        zero = args.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
