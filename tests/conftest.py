@@ -23,6 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from forks import Server
+
 ROOT = Path(__file__).parents[1]
 TEXT = [
     "患者年龄在十八岁以上，性别不限，自愿签署知情同意书。",
@@ -140,17 +142,21 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-@pytest.fixture
-def pairs(tmp_path) -> Path:
+def write_pairs(folder: Path) -> Path:
     """A folder with train.json and dev.json: short questions with one of four answers."""
     answers = ["年龄", "性别", "疾病", "药物"]
     rows = [
         {"input": f"标准{i}：属于{answers[i % 4]}吗？\n答：", "target": answers[i % 4], "answer_choices": answers}
         for i in range(48)
     ]
-    write_jsonl(tmp_path / "data" / "train.json", rows[:40])
-    write_jsonl(tmp_path / "data" / "dev.json", rows[40:])
-    return tmp_path / "data"
+    write_jsonl(folder / "train.json", rows[:40])
+    write_jsonl(folder / "dev.json", rows[40:])
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path) -> Path:
+    return write_pairs(tmp_path / "data")
 
 
 @pytest.fixture
@@ -170,6 +176,14 @@ def sft(monkeypatch, capfd):
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Starts runs in processes of their own; see `forks.Server`."""
+    server = Server(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from hf_recipes.evaluation import report
 from hf_recipes.parsing import Parser
 from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import find_checkpoint
+from hf_recipes.training.faults import is_of_disk
 from hf_recipes.training.trainer import STAGING
 
 if TYPE_CHECKING:
@@ -170,6 +171,20 @@ def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkp
     say(
         f"trained to step {state.global_step} in {minutes}:{seconds:02d}, mean training loss {result.training_loss:.4f}"
     )
+    try:
+        _finish(trainer, parser, ledgers, result.metrics)
+    except Exception as error:
+        if not is_of_disk(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{output_dir}: the results could not be written ({reason}); the checkpoints are whole. Make room, then "
+            "--resume_from_checkpoint true writes the rest without training again"
+        ) from None
+
+
+def _finish(trainer, parser: Parser, ledgers: dict[str, Ledger], train_metrics: dict) -> None:
+    output_dir, state = Path(trainer.args.output_dir), trainer.state
     if trainer.eval_dataset is not None and (
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
     ):
@@ -180,7 +195,7 @@ def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkp
     report.draw_curves(state.log_history, output_dir / "curves.png")
     by_step = report.evaluations(state.log_history)
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
-    train = {key.removeprefix("train_"): value for key, value in result.metrics.items()}
+    train = {key.removeprefix("train_"): value for key, value in train_metrics.items()}
     train["tokens"] = state.num_input_tokens_seen
     metrics = {"steps": state.global_step, "train": train, "before": before, "after": after}
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from hf_recipes.errors import UserError, say
@@ -17,6 +16,7 @@ from hf_recipes.training.faults import (
     Stopped,
     StopSignal,
     Watchdog,
+    is_of_disk,
     is_out_of_memory,
     out_of_memory,
     places_of,
@@ -259,9 +259,11 @@ class RunMixin:
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):
-        start = time.monotonic()
+        start, device = time.monotonic(), self.args.device
         try:
-            return super().evaluate(*args, **kwargs)
+            # A data loader draws a number when it begins; training is to be the same with evaluations and without.
+            with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+                return super().evaluate(*args, **kwargs)
         finally:
             self._paused += time.monotonic() - start
 
@@ -300,8 +302,8 @@ class RunMixin:
                 self.state.save_to_json(str(staging / name / "trainer_state.json"))
                 write_manifest(staging / name, self.args.world_size)
                 sync(staging / name)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled or is_out_of_memory(error) or not _is_of_disk(error):
+        except Exception as error:  # each writer has an exception of its own for a full disk
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled or not is_of_disk(error):
                 raise
             problem = error
         finally:
@@ -327,10 +329,3 @@ class RunMixin:
         earlier = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
         kept = f"{earlier.name} is whole as before" if earlier else "There is no earlier one"
         say(f"{name} could not be written to {folder} ({reason}; {free:,.0f} MB free). {kept}; training goes on")
-
-
-def _is_of_disk(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, OSError) or any(
-        sign in text for sign in ("No space left", "os error", "PytorchStreamWriter", "I/O error", "File too large")
-    )

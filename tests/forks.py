@@ -1,0 +1,135 @@
+"""Runs of scripts/sft.py in processes of their own, forked from one interpreter that has the imports behind it.
+
+A run takes a second or two instead of ten; it can be killed, and several processes can train together.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+SERVER = """
+import json, os, runpy, sys, traceback
+import hf_recipes.training.sft, deepspeed, bitsandbytes
+
+def child(job, rank):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{job['logs']}/{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.environ.update(job["env"])
+    if job["world"] > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world"]), MASTER_ADDR="127.0.0.1")
+    sys.argv = [job["script"], *job["argv"]]
+    try:
+        exec(job["before"], {"rank": rank})
+        runpy.run_path(job["script"], run_name="__main__")
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else bool(stop.code)
+    except BaseException:
+        traceback.print_exc()
+        return 70
+
+for line in sys.stdin:
+    job, pids, codes = json.loads(line), [], []
+    for rank in range(job["world"]):
+        pid = os.fork()
+        if pid == 0:
+            code = child(job, rank)
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+        pids.append(pid)
+    print(json.dumps(pids), flush=True)
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+"""
+
+
+@dataclass
+class Run:
+    """A run that was started; `wait` for its exit codes (one a process, negative for a signal)."""
+
+    server: "Server"
+    pids: list[int]
+    logs: Path
+    codes: list[int] | None = None
+
+    def wait(self) -> "Run":
+        if self.codes is None:
+            self.codes = json.loads(self.server.process.stdout.readline())
+        return self
+
+    @property
+    def code(self) -> int:
+        return max(self.wait().codes, key=abs)
+
+    def read(self, name: str) -> str:
+        paths = sorted(self.logs.glob(f"{name}*"))
+        return "".join(path.read_text(errors="replace") for path in paths)
+
+    @property
+    def out(self) -> str:
+        return self.read("out")
+
+    @property
+    def err(self) -> str:
+        return self.read("err")
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Until the output has `text`."""
+        end = time.monotonic() + seconds
+        while text not in self.out:
+            assert time.monotonic() < end, f"no {text!r} in\n{self.out}\n{self.err[-3000:]}"
+            time.sleep(0.02)
+
+    def signal(self, number: int = signal.SIGKILL, ranks: slice = slice(None)) -> None:
+        for pid in self.pids[ranks]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def losses(self) -> list[float]:
+        """The training losses that it printed."""
+        lines = [line.split() for line in self.out.splitlines() if line.startswith("step ")]
+        return [float(words[words.index("loss") + 1]) for words in lines if "loss" in words]
+
+
+class Server:
+    def __init__(self, folder: Path):
+        self.folder, self.count = folder, 0
+        settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        settings |= {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(folder / "datasets")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **settings},
+        )
+
+    def start(self, *argv, world: int = 1, before: str = "", script: str = "scripts/sft.py", **env: str) -> Run:
+        """Begin a run of `script` with `argv` in `world` processes; `before` is Python that each executes first."""
+        self.count += 1
+        logs = self.folder / f"run-{self.count}"
+        logs.mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            env = {"MASTER_PORT": str(free.getsockname()[1]), **env} if world > 1 else env
+        job = {"argv": list(map(str, argv)), "world": world, "before": before, "script": script, "env": env}
+        self.process.stdin.write(json.dumps({**job, "logs": str(logs)}) + "\n")
+        self.process.stdin.flush()
+        return Run(self, json.loads(self.process.stdout.readline()), logs)
+
+    def run(self, *argv, **kwargs) -> Run:
+        return self.start(*argv, **kwargs).wait()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(30)

@@ -1,0 +1,225 @@
+"""Rows 1 to 4 and 8 of the reliability scorecard: whatever ends a run, it goes on to the same weights."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from conftest import same, weights, write_pairs
+from hf_recipes.errors import UserError
+from hf_recipes.training.checkpoints import find_checkpoint, what_is_missing
+
+LORA = '{"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}'
+# Writes a line before each save, so that the moment is known from outside.
+ANNOUNCE = """
+from hf_recipes.training.trainer import RunMixin
+save = RunMixin._save_checkpoint
+def announced(self, *args):
+    print("saving", self.state.global_step, flush=True)
+    save(self, *args)
+    print("saved", self.state.global_step, flush=True)
+RunMixin._save_checkpoint = announced
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(model_dir, tmp_path_factory):
+    data = write_pairs(tmp_path_factory.mktemp("data"))
+    (data / "lora.json").write_text(LORA)
+    return f"""--model_name_or_path {model_dir} --train_file {data}/train.json --lora_config {data}/lora.json
+    --report_to none --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --dataloader_num_workers 1
+    --max_steps 14 --save_steps 4 --learning_rate 1e-2 --logging_steps 5""".split()
+
+
+@pytest.fixture(scope="module")
+def whole(forks, settings, tmp_path_factory):
+    """The weights of a run that nothing interrupts."""
+    output = tmp_path_factory.mktemp("whole")
+    run = forks.run(*settings, "--output_dir", output)
+    assert run.code == 0, run.err
+    return weights(output)
+
+
+def kill_in_saves(forks, settings, whole, tmp_path, count):
+    draw = random.Random(0)
+    survived = 0
+    for index in range(count):
+        output = tmp_path / f"killed-{index}"
+        run = forks.start(*settings, "--output_dir", output, before=ANNOUNCE)
+        run.wait_for(f"saving {draw.choice((8, 12))}")
+        time.sleep(draw.uniform(0, 0.08))  # a save takes about 0.08 s
+        run.signal(signal.SIGKILL)
+        assert run.code == -9 or "saved 14" in run.out
+        run = forks.run(*settings, "--output_dir", output, "--resume_from_checkpoint", "true")
+        assert run.code == 0, run.err
+        assert f"going on from {output}/checkpoint-" in run.out
+        survived += same(weights(output), whole)
+        shutil.rmtree(output)
+    assert survived == count
+
+
+def test_row_01_kill_in_the_middle_of_a_save(forks, settings, whole, tmp_path):
+    kill_in_saves(forks, settings, whole, tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_row_01_kill_in_the_middle_of_a_save_at_20_points(forks, settings, whole, tmp_path):
+    kill_in_saves(forks, settings, whole, tmp_path, 20)
+
+
+def can_mount() -> bool:
+    return subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
+
+
+# From the second checkpoint on no file may grow past 6 KB: the disk, as far as the writer can tell, is full.
+FULL = """
+import resource, signal
+from hf_recipes.training.trainer import RunMixin
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+save = RunMixin._save_checkpoint
+def limited(self, *args):
+    if self.state.global_step in (8, 12):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, resource.RLIM_INFINITY))
+    try:
+        save(self, *args)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+RunMixin._save_checkpoint = limited
+"""
+
+
+def test_row_02_disk_full_while_saving(forks, settings, whole, tmp_path):
+    output = tmp_path / "full"
+    run = forks.run(*settings, "--output_dir", output, "--save_total_limit", 1, before=FULL)
+    assert run.code == 0, run.err
+    assert f"checkpoint-8 could not be written to {output}" in run.out
+    assert "checkpoint-4 is whole as before; training goes on" in run.out
+    assert same(weights(output), whole)
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-14"]
+    assert not (output / ".saving").exists()
+
+    # The same with the last save failing too: the run can go on from the one that is left.
+    output = tmp_path / "fuller"
+    run = forks.run(*settings, "--output_dir", output, before=FULL.replace("(8, 12)", "(8, 12, 14)"))
+    assert run.code == 0 and [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-4"]
+    for path in output.glob("*.safetensors"):
+        path.unlink()
+    run = forks.run(*settings, "--output_dir", output, "--resume_from_checkpoint", "true")
+    assert run.code == 0 and f"going on from {output}/checkpoint-4" in run.out
+    assert same(weights(output), whole)
+
+
+@pytest.mark.skipif(not can_mount(), reason="no user namespaces to mount a small disk in")
+def test_row_02_a_disk_that_is_really_full(settings, tmp_path):
+    """A disk of 400 KB holds the first checkpoints and not all of them, nor the results."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = f'mount -t tmpfs -o size=400k disk {disk} && python scripts/sft.py "$@"; ls {disk}/*'
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{os.path.dirname(os.sys.executable)}:{os.environ['PATH']}"}
+    argv = ["unshare", "-rm", "sh", "-c", command, "sh", *settings, "--output_dir", str(disk / "run")]
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120, check=False)
+    assert "checkpoint-12 could not be written" in done.stdout, done.stdout + done.stderr
+    assert "checkpoint-8 is whole as before; training goes on" in done.stdout
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+    assert "No space left on device" in done.stderr and "--resume_from_checkpoint true writes the rest" in done.stderr
+    assert "checkpoint-8" in done.stdout.splitlines() and "checkpoint-12" not in done.stdout.splitlines()
+
+
+def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_path):
+    output = tmp_path / "run"
+    assert forks.run(*settings, "--output_dir", output).code == 0
+    newest, older = output / "checkpoint-14", output / "checkpoint-12"
+    assert find_checkpoint(str(output), "true") == str(newest)
+    parts = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json")
+    for name in (*parts, "adapter_config.json"):
+        kept = (newest / name).read_bytes()
+        (newest / name).write_bytes(kept[: len(kept) // 2])
+        assert what_is_missing(newest) == f"{name} is cut short"
+        (newest / "files.json").rename(tmp_path / "files.json")  # as other programs leave a checkpoint: without a list
+        assert what_is_missing(newest) == f"{name} is cut short"
+        (tmp_path / "files.json").rename(newest / "files.json")
+        assert find_checkpoint(str(output), "true") == str(older)
+        (newest / name).unlink()
+        assert "missing" in what_is_missing(newest)
+        with pytest.raises(UserError, match="is missing, so the run could not go on as it was"):
+            find_checkpoint(str(output), str(newest))
+        (newest / name).write_bytes(kept)
+    assert what_is_missing(newest) is None
+    with pytest.raises(UserError, match=r"written by 1 processes, and this run has 2.*--inexact_resume"):
+        find_checkpoint(str(output), "true", world_size=2)
+    assert find_checkpoint(str(output), "true", world_size=2, inexact=True) == str(newest)
+
+
+KILL_AT = """
+import importlib, os, signal
+from hf_recipes.training import run, trainer
+def deadly(owner, name, nth):
+    original, calls = getattr(owner, name), 0
+    def replacement(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    setattr(owner, name, replacement)
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("trainer.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
+        ("trainer, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
+        ("trainer.os, 'replace', 2", "checkpoint-4"),  # checkpoint-8 written, not yet in its place
+        ("run, '_finish', 1", "checkpoint-14"),  # after the last checkpoint, before the results
+    ],
+    ids=["training", "a save", "before the rename", "before the results"],
+)
+def test_row_04_kill_and_resume(forks, settings, whole, tmp_path, target, expected):
+    output = tmp_path / "killed"
+    argv = [*settings, "--output_dir", str(output)]
+    run = forks.run(*argv, before=f"{KILL_AT}\ndeadly({target})")
+    assert run.code == -9, run.err
+    run = forks.run(*argv, "--resume_from_checkpoint", "true")
+    assert run.code == 0, run.err
+    assert f"going on from {output}/{expected}" in run.out
+    assert same(weights(output), whole)
+    assert not (output / ".saving").exists()
+    assert "step 15" not in run.out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_row_08_a_signal_ends_the_run_with_a_checkpoint(forks, settings, whole, tmp_path, number):
+    output = tmp_path / "stopped"
+    argv = [*settings, "--output_dir", output, "--save_strategy", "no", "--logging_steps", 1]
+    run = forks.start(*argv)
+    run.wait_for("step 3/14")
+    start = time.monotonic()
+    run.signal(number)
+    assert run.code == 0, run.err
+    assert time.monotonic() - start < 10
+    [checkpoint] = output.glob("checkpoint-*")
+    step = int(checkpoint.name.split("-")[1])
+    assert what_is_missing(checkpoint) is None and 3 <= step < 14
+    assert f"stopped by {number.name} after step {step} of 14; go on with the same command and --resume_from" in run.out
+    run = forks.run(*argv, "--resume_from_checkpoint", "true")
+    assert run.code == 0 and same(weights(output), whole)
+
+
+def test_row_08_a_signal_in_an_evaluation(forks, settings, whole, pairs, tmp_path):
+    output = tmp_path / "stopped"
+    validation = ["--validation_file", pairs / "dev.json", "--eval_steps", 6, "--max_target_length", 40]
+    slow = "import time\nfrom hf_recipes.training.trainer import RunMixin\ncheck = RunMixin.check_stop\n"
+    slow += "def checked(self):\n    print('evaluating', flush=True)\n    time.sleep(1)\n    check(self)\n"
+    run = forks.start(*settings, *validation, "--output_dir", output, before=f"{slow}RunMixin.check_stop = checked")
+    run.wait_for("evaluating")
+    run.signal(signal.SIGTERM)
+    assert run.code == 0, run.err
+    assert "stopped by SIGTERM after step 6 of 14" in run.out
+    run = forks.run(*settings, *validation, "--output_dir", output, "--resume_from_checkpoint", "true")
+    assert run.code == 0, run.err
+    assert "checkpoint-6" in run.out and same(weights(output), whole)
