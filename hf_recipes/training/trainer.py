@@ -109,7 +109,8 @@ class RunMixin:
                 )
             ) from None
         finally:
-            self.stopped_by = self._signal.name if self._stop_agreed else None
+            if self._stop_agreed:
+                self.stopped_by = self._signal.name or "a signal to another process"
 
     def _start_clock(self, step: int) -> None:
         self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, step
