@@ -103,8 +103,9 @@ import json, torch
 from hf_recipes.training import run
 finish = run._finish
 def shown(trainer, *args):
+    trainer.model_wrapped.eval()
     with torch.no_grad():
-        logits = trainer.model_wrapped.eval()(torch.arange(5, 25)[None]).logits.float()
+        logits = trainer.model_wrapped(torch.arange(5, 25)[None]).logits.float()
     if trainer.args.process_index == 0:
         torch.save(logits, trainer.args.output_dir + "/logits.pt")
     finish(trainer, *args)

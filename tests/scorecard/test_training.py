@@ -1,0 +1,108 @@
+"""Rows 9 to 12 of the reliability scorecard: what the optimizer sees."""
+
+import json
+
+import pytest
+import torch
+
+from conftest import same, weights, write_jsonl, write_pairs
+
+# Makes the loss of every batch with `word` in it not finite, through its gradient as well.
+SPOIL = """
+import torch
+from hf_recipes.training import sft
+from hf_recipes.models.loading import load_tokenizer
+compute = sft.Trainer.compute_loss
+def spoiled(self, model, inputs, *args, **kwargs):
+    loss = compute(self, model, inputs, *args, **kwargs)
+    if any("%s" in self.processing_class.decode(row) for row in inputs["input_ids"]):
+        loss = loss * float("%s")
+    return loss
+sft.Trainer.compute_loss = spoiled
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(model_dir, tmp_path_factory):
+    data = write_pairs(tmp_path_factory.mktemp("data"))
+    return f"""--model_name_or_path {model_dir} --train_file {data}/train.json --report_to none --logging_steps 1
+    --per_device_train_batch_size 4 --max_steps 12 --learning_rate 1e-2 --save_steps 4 --bf16 False""".split()
+
+
+def printed(run, what: str) -> list[str]:
+    return [line for line in run.out.splitlines() if what in line]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_row_09_an_update_that_is_not_finite_is_left_out(forks, settings, tmp_path, world, value):
+    output = tmp_path / "run"
+    run = forks.run(*settings, "--output_dir", output, world=world, before=SPOIL % ("标准17：", value))
+    assert run.code == 0, run.err
+    [line] = [line for line in printed(run, "not finite") if line.endswith("train.json:18")]
+    step = int(line.split()[1].rstrip(":"))
+    assert all(tensor.isfinite().all() for tensor in weights(output).values())
+    history = json.loads((output / "checkpoint-12" / "trainer_state.json").read_text())["log_history"]
+    [skipped] = [entry for entry in history if entry.get("nonfinite_steps") and entry["step"] == step]
+    assert skipped["nonfinite_steps"] == 1 and str(skipped["loss"]) == "nan"  # not 0, as if it had been learned
+    assert all(entry["loss"] > 0 for entry in history if "loss" in entry and "nonfinite_steps" not in entry)
+
+
+def test_row_09_the_weights_stay_as_they_were(forks, settings, tmp_path):
+    """With every batch spoiled from the fifth step on, the run ends with the weights of the fourth."""
+    late = SPOIL.replace("if any", "if self.state.global_step >= 4 and any") % ("标准", "nan")
+    for limit in (3, 5):
+        output = tmp_path / f"run-{limit}"
+        run = forks.run(*settings, "--output_dir", output, "--max_nonfinite_steps", limit, before=late)
+        assert run.code == 1
+        assert f"error: {limit} updates in a row had a loss that is not finite (--max_nonfinite_steps" in run.err
+        assert "Traceback" not in run.err and len(printed(run, "not finite")) == limit
+    fourth, eighth = (weights(tmp_path / "run-5" / f"checkpoint-{step}") for step in (4, 8))
+    assert same(fourth, eighth)
+    run = forks.run(*settings, "--output_dir", tmp_path / "run-3", "--resume_from_checkpoint", "true")
+    assert run.code == 0 and "going on from" in run.out and "checkpoint-4" in run.out
+
+
+def test_row_09_packed_rows_are_named_too(forks, settings, tmp_path):
+    argv = [*settings, "--output_dir", tmp_path / "run", "--packing", "--max_length", 64, "--num_train_epochs", 1]
+    argv[argv.index("--max_steps") + 1] = -1
+    argv[argv.index("--per_device_train_batch_size") + 1] = 1
+    run = forks.run(*argv, before=SPOIL % ("标准17：", "nan"))
+    assert run.code == 0, run.err
+    [line] = printed(run, "not finite")
+    assert "train.json:18" in line and line.count("train.json:") < 8
+
+
+def test_row_10_accumulation_is_the_same_as_a_larger_batch(forks, settings, tmp_path):
+    found = {}
+    for size, accumulation in ((8, 1), (1, 8)):
+        output = tmp_path / str(size)
+        argv = [*settings, "--output_dir", output, "--gradient_accumulation_steps", accumulation, "--max_steps", 5]
+        argv += ["--optim", "sgd", "--use_lora", "False", "--per_device_train_batch_size", size]
+        run = forks.run(*argv)
+        assert run.code == 0, run.err
+        found[size] = weights(output), run.losses()
+    assert found[8][1] == pytest.approx(found[1][1], abs=1e-4)  # as printed, with four digits
+    assert all(torch.allclose(found[8][0][key], found[1][0][key], atol=1e-5) for key in found[8][0])
+
+
+def test_out_of_memory_names_the_batch_and_the_flags(forks, settings, tmp_path):
+    """With an address space that the model fits in and the batch does not."""
+    data = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "问" * 3000, "response": "答" * 3000} for _ in range(64)])
+    limit = """
+import resource
+from hf_recipes.training.trainer import RunMixin
+train = RunMixin.train
+def limited(self, *args, **kwargs):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, resource.RLIM_INFINITY))
+    return train(self, *args, **kwargs)
+RunMixin.train = limited
+"""
+    argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 64, "--max_length", 4000]
+    run = forks.run(*argv, "--train_file", data, before=limit)
+    assert run.code == 1 and "Traceback" not in run.err, run.err[-2000:]
+    [line] = [line for line in run.err.splitlines() if line.startswith("error")]
+    assert "out of memory in a training batch of 64 × 4,000 tokens" in line
+    assert "--per_device_train_batch_size 32 --gradient_accumulation_steps 2" in line
+    assert "--gradient_checkpointing True" in line and "--load_in_4bit" in line
