@@ -77,9 +77,7 @@ class SFTArguments(SFTConfig):
     train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
     max_source_length: int | None = _help("Tokens of the prompt at the most.")
     max_target_length: int | None = _help("Tokens of the answer at the most.")
-    max_length: int | None = _help(
-        "Tokens in all; by default the two budgets together, 1024 for a missing one, or 1024."
-    )
+    max_length: int | None = _help("Tokens in all; by default both budgets together (1024 for one not given) or 1024.")
     max_new_tokens: int | None = _help("Tokens to generate in evaluations; by default max_target_length, or 256.")
     truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
     gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")

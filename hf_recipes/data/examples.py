@@ -9,12 +9,14 @@ from pathlib import Path
 from datasets import Dataset, Features, Json, Value
 from datasets.exceptions import DatasetGenerationError
 
+from hf_recipes.data import conversations as conversations_module
 from hf_recipes.data import ledger as ledger_module
 from hf_recipes.data import records as records_module
 from hf_recipes.data import schemas as schemas_module
+from hf_recipes.data.conversations import RowProblem
 from hf_recipes.data.ledger import KEPT, fate, is_dropped
 from hf_recipes.data.records import Source, find_sources, read_records
-from hf_recipes.data.schemas import SCHEMAS, Columns, RowProblem, find_schema, metadata
+from hf_recipes.data.schemas import SCHEMAS, Columns, find_schema, metadata
 from hf_recipes.errors import UserError, say
 
 FEATURES = {
@@ -61,7 +63,7 @@ def load_examples(
     key = fingerprint(
         [[asdict(source), name, asdict(found)] for source, name, found in planned],
         form,
-        code=(ledger_module, records_module, schemas_module),
+        code=(ledger_module, records_module, conversations_module, schemas_module),
     )
     try:
         return Dataset.from_generator(
