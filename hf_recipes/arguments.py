@@ -22,8 +22,8 @@ def _help(text: str, default=None):
 class DataArguments:
     """Which data, of what shape, and how much of it."""
 
-    train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids to train on."})
-    validation_file: list[str] | None = _help("The same to evaluate on.")
+    train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
+    validation_file: list[str] | None = _help("The same to evaluate on; of a Hub id, its validation split.")
     validation_split_percentage: float | None = _help("Without validation_file: hold out this share of the rows.")
     schema: str | None = _help(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
     prompt_column: str | None = _help("Column of the question.")
