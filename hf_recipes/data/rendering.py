@@ -157,9 +157,8 @@ class ChatTemplate:
             for turn, message, thoughts_shown in zip(turns, messages, shown, strict=True)
         ]
         if cut[-1]:
-            return Rendered(
-                text, problem="the chat template leaves out the thoughts of the last answer (chatml shows them)"
-            )
+            reason = "the chat template leaves out the thoughts of the last answer (--chat_template chatml shows them)"
+            return Rendered(text, problem=reason)
         row = Rendered(text, turns, note=THOUGHTS_LEFT_OUT if any(cut) else None)
         before = 0
         for turn, message, following in zip(turns, messages, [*turns[1:], None], strict=True):
@@ -256,9 +255,10 @@ def _surround(text: str, before: str, after: str = "") -> str:
 
 
 def _has_thoughts(message: Message) -> bool:
-    if message["role"] != "assistant" or message.get("reasoning_content"):
-        return message["role"] == "assistant"
-    return bool(message["content"].rpartition("</think>")[0].rpartition("<think>")[2].strip())
+    if message["role"] != "assistant":
+        return False
+    head = message["content"].rpartition("</think>")[0]
+    return bool(message.get("reasoning_content") or head.rpartition("<think>")[2].strip())
 
 
 def _roles(messages: list[Message], turns: list[Turn]) -> str:
