@@ -125,6 +125,11 @@ def test_bundled_templates_learn_the_end_and_have_one_bos(tmp_path, template, ki
     tokenizer, _ = load_tokenizer(str(tmp_path), template)
     encoder = ChatEncoder(tokenizer)
     [row] = encoder.encode([[{"role": "system", "content": "短"}, *conversation("你好", "我是一个语言模型")]])
+    # Tokenizers join a last space to the answer that follows it.
+    assert not encoder.template.generation_prompt.endswith(" ")
+    [two] = encoder.encode([conversation("你好", "模型", "你好", "语言")])
+    assert [text.split("<")[0].strip() for text in learned_text(tokenizer, two)] == ["模型", "语言"]
+    assert (two.labels == tokenizer.eos_token_id).sum() == 2
     [text] = learned_text(tokenizer, row)
     assert text.removesuffix(encoder.end_of_turn).strip() == "我是一个语言模型" and text.endswith(encoder.end_of_turn)
     last = row.labels[row.labels != -100][-1]
