@@ -24,8 +24,8 @@ def _help(text: str, default=None):
 class DataArguments:
     """Which data, of what shape, and how much of it."""
 
-    train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids to train on."})
-    validation_file: list[str] | None = _help("The same to evaluate on.")
+    train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
+    validation_file: list[str] | None = _help("The same to evaluate on; of a Hub id, its validation split.")
     validation_split_percentage: float | None = _help("Without validation_file: hold out this share of the rows.")
     schema: str | None = _help(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
     prompt_column: str | None = _help("Column of the question.")
@@ -79,7 +79,7 @@ class SFTArguments(SFTConfig):
     train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
     max_source_length: int | None = _help("Tokens of the prompt at the most.")
     max_target_length: int | None = _help("Tokens of the answer at the most.")
-    max_length: int | None = _help("Tokens in all; by default the two budgets together, or 1024.")
+    max_length: int | None = _help("Tokens in all; by default both budgets together (1024 for one not given) or 1024.")
     max_new_tokens: int | None = _help("Tokens to generate in evaluations; by default max_target_length, or 256.")
     truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
     gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
@@ -111,8 +111,8 @@ class SFTArguments(SFTConfig):
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0")
         if self.max_length is None:
-            both = self.max_source_length and self.max_target_length
-            self.max_length = self.max_source_length + self.max_target_length if both else 1024
+            budgets = (self.max_source_length, self.max_target_length)
+            self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
         if self.packing and self.packing_strategy != "bfd":
             raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
         if self.resume_from_checkpoint and self.resume_from_checkpoint.lower() == "false":

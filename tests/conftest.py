@@ -142,6 +142,24 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def conversation(*texts) -> list[dict]:
+    """Turns of user and assistant by turns."""
+    roles = ["user", "assistant"] * len(texts)
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
+def learned_text(tokenizer, encoded) -> list[str]:
+    """The runs of labelled tokens as text."""
+    runs, current = [], []
+    for label in [*encoded.labels.tolist(), -100]:
+        if label != -100:
+            current.append(label)
+        elif current:
+            runs.append(tokenizer.decode(current))
+            current = []
+    return runs
+
+
 def write_pairs(folder: Path) -> Path:
     """A folder with train.json and dev.json: short questions with one of four answers."""
     answers = ["年龄", "性别", "疾病", "药物"]

@@ -112,6 +112,8 @@ def test_defaults_suit_a_cpu():
     assert args.use_cpu and not args.gradient_checkpointing and args.report_to == ["swanlab"]
     assert args.max_length == 1024
     assert parse("--max_source_length", "512", "--max_target_length", "64")[2].max_length == 576
+    assert parse("--max_source_length", "2048")[2].max_length == 3072
+    assert parse("--max_target_length", "64")[2].max_length == 1088
     assert parse("--eval_steps", "5")[2].eval_strategy == "steps"
 
 

@@ -4,17 +4,21 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset, Features, Json, Value
 from datasets.exceptions import DatasetGenerationError
 
+from hf_recipes.data import conversations as conversations_module
 from hf_recipes.data import ledger as ledger_module
 from hf_recipes.data import records as records_module
 from hf_recipes.data import schemas as schemas_module
+from hf_recipes.data import streams as streams_module
+from hf_recipes.data.conversations import RowProblem
 from hf_recipes.data.ledger import KEPT, fate, is_dropped
 from hf_recipes.data.records import Source, find_sources, read_records
-from hf_recipes.data.schemas import SCHEMAS, Columns, RowProblem, find_schema, metadata
+from hf_recipes.data.schemas import SCHEMAS, Columns, find_schema, metadata
 from hf_recipes.errors import UserError, say
 
 FEATURES = {
@@ -22,6 +26,7 @@ FEATURES = {
     "preference": Features({"prompt": Json(), "chosen": Json(), "rejected": Json()}),
     "text": Features({"text": Value("string")}),
 }
+PLANNED = 100  # rows that decide a file's schema
 COMMON = Features({"meta": Json(), "place": Value("string"), "fate": Value("string")})
 
 
@@ -34,9 +39,15 @@ def fingerprint(*parts, code: Sequence = ()) -> str:
 
 
 def load_examples(
-    specs: Sequence[str], columns: Columns | None = None, form: str = "messages", cache_dir: str | None = None
+    specs: Sequence[str],
+    columns: Columns | None = None,
+    form: str = "messages",
+    cache_dir: str | None = None,
+    split: str = "train",
 ) -> Dataset:
     """Read `specs` (files, globs, folders, Hub ids) into examples of `form`: messages, preference or text.
+
+    `split` is read of a Hub id that names none itself (``owner/name:test``).
 
     Columns: those of the form (`messages` and `tools`, …), `meta` (see `schemas.metadata`), `place` (``file:line``)
     and `fate`. Rows that cannot be used are there too, with a fate that says why; `Ledger.add_all` counts them.
@@ -47,7 +58,7 @@ def load_examples(
     """
     columns = columns or Columns()
     planned = []
-    for source in find_sources(specs):
+    for source in find_sources(specs, split, cache_dir):
         schema, found = _plan(source, columns)
         if schema.form != form:
             raise UserError(
@@ -59,9 +70,9 @@ def load_examples(
         say(said + (", GB18030 text" if source.encoding == "gb18030" else ""))
         planned.append((source, schema.name, found))
     key = fingerprint(
-        [[asdict(source), name, asdict(found)] for source, name, found in planned],
+        [[source.path, source.digest, source.encoding, name, asdict(found)] for source, name, found in planned],
         form,
-        code=(ledger_module, records_module, schemas_module),
+        code=(ledger_module, streams_module, records_module, conversations_module, schemas_module),
     )
     try:
         return Dataset.from_generator(
@@ -78,14 +89,16 @@ def load_examples(
 
 
 def _plan(source: Source, columns: Columns) -> tuple[schemas_module.Schema, Columns]:
-    problems = []
-    for record in read_records(source):
-        if record.value is not None:
-            return find_schema(record.value, columns, source.path)
-        problems.append(f"{record.place}: {record.problem}")
-        if len(problems) == ledger_module.PLACES:
-            break
-    raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems]))
+    """The schema that the first `PLANNED` rows show together: for each column, the first value that is not empty."""
+    problems, shown = [], {}
+    for record in islice(read_records(source), PLANNED):
+        if record.value is None:
+            problems.append(f"{record.place}: {record.problem}")
+        else:
+            shown |= {name: value for name, value in record.value.items() if not shown.get(name)}
+    if shown:
+        return find_schema(shown, columns, source.path)
+    raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[: ledger_module.PLACES]]))
 
 
 def _generate(planned: list[tuple[Source, str, Columns]], form: str) -> Iterator[dict]:

@@ -7,25 +7,22 @@ file (cut short, not text, empty) is a `UserError`.
 
 import codecs
 import csv
+import difflib
 import glob
-import gzip
 import io
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.data.streams import CHUNK, COMPRESSED, MAX_ROW_BYTES, TEXT_SUFFIXES, digest_and_encoding, open_binary
 from hf_recipes.errors import UserError
 
-TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
-SUFFIXES = (*TEXT_SUFFIXES, *(s + z for s in TEXT_SUFFIXES for z in (".gz", ".zst")), ".parquet")
-MAX_ROW_BYTES = 16 << 20  # json.loads takes time and ten times the memory; a longer row is a mistake or a bomb
-BOMB_RATIO, BOMB_BYTES = 1000, 256 << 20  # refused: over 256 MiB that came out of a thousandth of it
-CHUNK = 1 << 20
+SUFFIXES = (*TEXT_SUFFIXES, *(s + z for s in TEXT_SUFFIXES for z in COMPRESSED), ".parquet")
+ENDINGS = ("json", "jsonl", "csv", "tsv", "txt", "parquet", "gz", "zst", "zip", "xlsx")  # of paths, not of Hub ids
 
 
 @dataclass(slots=True)
@@ -39,16 +36,19 @@ class Record:
 
 @dataclass(frozen=True)
 class Source:
-    """A file or Hub data set, with the digest of its content (so that no cache can go stale)."""
+    """A file, or a split of a Hub data set, with the digest of its content (so that no cache can go stale)."""
 
     path: str
     digest: str
     encoding: str = "utf-8"
-    on_hub: bool = False
+    split: str | None = None
+    cache_dir: str | None = None
 
 
-def find_sources(specs: Sequence[str], revision: str | None = None) -> list[Source]:
-    """Expand files, globs, folders (recursively, in sorted order) and Hub ids (``owner/name``).
+def find_sources(specs: Sequence[str], split: str = "train", cache_dir: str | None = None) -> list[Source]:
+    """Expand files, globs, folders (recursively, in sorted order) and Hub ids.
+
+    A Hub id is ``owner/name``, of which `split` is read, or ``owner/name:split``; it is cached in `cache_dir`.
 
     Raises:
         UserError: nothing there, an unknown file type, an empty file, or text in no known encoding.
@@ -64,30 +64,38 @@ def find_sources(specs: Sequence[str], revision: str | None = None) -> list[Sour
         else:
             paths = sorted(path for path in glob.glob(spec, recursive=True) if os.path.isfile(path))
         if not paths:
-            if re.fullmatch(r"[\w.-]+/[\w.-]+", spec) and not spec.endswith(SUFFIXES) and not _is_below_folder(spec):
-                sources.append(_hub_source(spec))
-                continue
-            raise UserError(f"{spec}: no such file, folder or glob")
+            if not _names_hub_data(spec):
+                raise UserError(f"{spec}: no such file, folder or glob")
+            sources.append(_hub_source(spec, split, cache_dir))
         sources += [_file_source(path) for path in paths]
     return sources
 
 
-def _is_below_folder(spec: str) -> bool:
-    return os.path.isdir(spec.split("/")[0])
+def _names_hub_data(spec: str) -> bool:
+    """Whether `spec` is no file's path: not below a folder that is there, and without (nearly) a data file's ending."""
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(:\w+)?", spec) or os.path.isdir(spec.split("/")[0]):
+        return False
+    ending = os.path.splitext(spec)[1].lower().lstrip(".")
+    return not difflib.get_close_matches(ending, ENDINGS, cutoff=0.6)
 
 
-def _hub_source(name: str) -> Source:
-    return Source(name, _load_hub(name)._fingerprint, on_hub=True)
+def _hub_source(spec: str, split: str, cache_dir: str | None) -> Source:
+    name, _, own = spec.partition(":")
+    rows = _load_hub(name, own or split, cache_dir)
+    return Source(name, rows._fingerprint, split=own or split, cache_dir=cache_dir)
 
 
-def _load_hub(name: str):
-    from datasets import load_dataset
+def _load_hub(name: str, split: str, cache_dir: str | None):
+    from datasets import get_dataset_split_names, load_dataset
 
     try:
-        return load_dataset(name, split="train")
+        splits = get_dataset_split_names(name)
+        if split in splits:
+            return load_dataset(name, split=split, cache_dir=cache_dir)
     except Exception as error:  # the Hub client raises a dozen kinds; all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name}: neither a local file or folder, nor to be had from the Hub ({reason})") from None
+    raise UserError(f"{name}: it has no split {split!r}; there are {', '.join(splits)}: name one as {name}:{splits[0]}")
 
 
 def _file_source(path: str) -> Source:
@@ -95,59 +103,7 @@ def _file_source(path: str) -> Source:
         raise UserError(f"{path}: unknown file type; known are {', '.join(SUFFIXES)}")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path}: the file is empty")
-    digest, encoding = _digest_and_encoding(path, is_text=path.endswith(TEXT_SUFFIXES))
-    return Source(path, digest, encoding)
-
-
-def _digest_and_encoding(path: str, is_text: bool) -> tuple[str, str]:
-    """xxh3-128 of the content and, in the same pass, the text encoding.
-
-    GB18030 is what a file is in when its lines with non-ASCII bytes are, for the most part, not UTF-8 and the whole is
-    GB18030. A UTF-8 file with a few bad lines stays UTF-8; those lines go to the ledger.
-    """
-    import xxhash
-
-    digest, good, bad = xxhash.xxh3_128(), 0, 0
-    with open(path, "rb") as file:
-        head = file.read(4)
-        if is_text and head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise UserError(f"{path}: UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8 {path} > utf8.txt")
-        file.seek(0)
-        rest = b""
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            if not is_text:
-                continue
-            lines = (rest + chunk).split(b"\n")
-            rest = lines.pop()
-            if len(rest) > MAX_ROW_BYTES:  # one endless line: a JSON array, decoded as it is read
-                rest = b""
-            for line in lines:
-                if not line.isascii():
-                    good, bad = (good + 1, bad) if _is_utf8(line) else (good, bad + 1)
-    if rest and not rest.isascii():
-        good, bad = (good + 1, bad) if _is_utf8(rest) else (good, bad + 1)
-    if bad <= good:
-        return digest.hexdigest(), "utf-8"
-    decoder = codecs.getincrementaldecoder("gb18030")()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(CHUNK):
-                decoder.decode(chunk)
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise UserError(
-            f"{path}: neither UTF-8 nor GB18030 text; convert it to UTF-8 (iconv, or save as UTF-8)"
-        ) from None
-    return digest.hexdigest(), "gb18030"
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    return Source(path, *digest_and_encoding(path))
 
 
 def read_records(source: Source) -> Iterator[Record]:
@@ -157,97 +113,26 @@ def read_records(source: Source) -> Iterator[Record]:
         UserError: the file is cut short, damaged, or holds no row at all.
     """
     path, kind = source.path, re.sub(r"\.(gz|zst)$", "", source.path)
-    if source.on_hub:
-        yield from (Record(f"{path}:{i}", row) for i, row in enumerate(_load_hub(path), 1))
+    if source.split is not None:
+        rows = _load_hub(path, source.split, source.cache_dir)
+        yield from (Record(f"{path}/{source.split}:{number}", row) for number, row in enumerate(rows, 1))
         return
     if kind.endswith(".parquet"):
         yield from _read_parquet(path)
         return
     found = False
-    try:
-        with _open_binary(path) as stream:
-            if kind.endswith((".csv", ".tsv")):
-                rows = _read_csv(stream, source, "\t" if kind.endswith(".tsv") else ",")
-            elif kind.endswith(".txt"):
-                rows = _read_lines(stream, source, lambda text: {"text": text})
-            else:
-                rows = _read_json(stream, source)
-            for row in rows:
-                found = True
-                yield row
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: the archive is damaged or cut short ({error}); fetch it again") from None
+    with open_binary(path) as stream:
+        if kind.endswith((".csv", ".tsv")):
+            rows = _read_csv(stream, source, "\t" if kind.endswith(".tsv") else ",")
+        elif kind.endswith(".txt"):
+            rows = _read_lines(stream, source, lambda text: {"text": text})
+        else:
+            rows = _read_json(stream, source)
+        for row in rows:
+            found = True
+            yield row
     if not found:
         raise UserError(f"{path}: the file holds no rows")
-
-
-class _ZstdStream(io.RawIOBase):
-    """Decompresses frame after frame; unlike zstandard's own reader it tells when the last frame is cut short."""
-
-    def __init__(self, path: str):
-        import zstandard
-
-        self._new = lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-        self._error = zstandard.ZstdError
-        self._file, self._frame = open(path, "rb"), None  # noqa: SIM115
-        self._pending = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, target) -> int:
-        while not self._pending:
-            data = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
-            if self._frame is None or self._frame.eof:
-                data = data or self._file.read(1 << 14)
-                if not data:
-                    return 0
-                self._frame = self._new()
-            else:
-                data = self._file.read(1 << 14)
-                if not data:
-                    raise EOFError("the last frame has no end")
-            try:
-                self._pending = self._frame.decompress(data)
-            except self._error as error:
-                raise EOFError(str(error)) from None
-        part = self._pending[: len(target)]
-        target[: len(part)] = part
-        self._pending = self._pending[len(part) :]
-        return len(part)
-
-
-class _BombGuard(io.RawIOBase):
-    """Refuses a compressed stream once it has grown out of all proportion to its file."""
-
-    def __init__(self, path: str, stream: io.BufferedIOBase | io.RawIOBase):
-        self._path, self._stream, self._size, self._read = path, stream, os.path.getsize(path), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-    def readinto(self, target) -> int:
-        count = self._stream.readinto(target)
-        self._read += count
-        if self._read > BOMB_BYTES and self._read > BOMB_RATIO * self._size:
-            raise UserError(f"{self._path}: {self._size:,} bytes unpack to more than {self._read:,}; refused as a bomb")
-        return count
-
-
-def _open_binary(path: str) -> io.BufferedReader:
-    if path.endswith(".zst"):
-        return io.BufferedReader(_BombGuard(path, _ZstdStream(path)), CHUNK)
-    if path.endswith(".gz"):
-        return io.BufferedReader(_BombGuard(path, gzip.open(path, "rb")), CHUNK)
-    return open(path, "rb")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -312,7 +197,7 @@ def _read_json(stream: io.BufferedReader, source: Source) -> Iterator[Record]:
         yield from _read_lines(stream, source, _decoder.decode)
 
 
-_SPACE = re.compile(r"[\s]*")
+_SPACE = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
 
 
@@ -343,8 +228,10 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
     more()
     if in_array:
         position = _SPACE.match(text).end() + 1
+    commas = expected = 0
     while True:
-        position = _SEPARATOR.match(text, position).end()
+        before, position = position, _SEPARATOR.match(text, position).end()
+        commas += text.count(",", before, position)
         if position == len(text) and not ended:
             more()
             continue
@@ -358,6 +245,9 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
             if rest.strip():
                 raise UserError(f"{place}: there is more after the end of the JSON array")
             return
+        if in_array and commas != expected:
+            raise UserError(f"{place}: broken JSON (expected one comma between two rows); mend this line")
+        commas, expected = 0, 1
         size = CHUNK
         while True:
             try:
@@ -387,19 +277,19 @@ def _read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Iter
     csv.field_size_limit(MAX_ROW_BYTES)
     encoding = "utf-8-sig" if source.encoding == "utf-8" else source.encoding
     path = source.path
-    reader = csv.DictReader(io.TextIOWrapper(stream, encoding, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.TextIOWrapper(stream, encoding, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = reader.fieldnames or []
+        header = next(reader, [])
         if len(set(header)) != len(header) or "" in header:
             raise UserError(f"{path}:1: the header has an empty or a repeated column name: {', '.join(header)}")
-        for row in reader:
-            place = f"{path}:{reader.line_num}"
-            if None in row:
-                yield Record(place, problem=f"more fields than the header's {len(header)}")
-            elif None in row.values():
-                yield Record(place, problem=f"fewer fields than the header's {len(header)}")
-            else:
-                yield Record(place, row)
+        end = reader.line_num
+        for fields in reader:
+            place, end = f"{path}:{end + 1}", reader.line_num  # a quoted field can span lines
+            if len(fields) == len(header):
+                yield Record(place, dict(zip(header, fields, strict=True)))
+            elif fields:
+                more = "more" if len(fields) > len(header) else "fewer"
+                yield Record(place, problem=f"{more} fields than the header's {len(header)}")
     except UnicodeDecodeError:
         raise UserError(f"{path}:{reader.line_num + 1}: not {encoding.upper()} text; convert the file") from None
     except csv.Error as error:

@@ -9,23 +9,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_recipes.data.conversations import Message, RowProblem, check_conversation, read_tools, read_turns
 from hf_recipes.errors import UserError
 
 Row = Mapping[str, Any]
-Message = dict[str, Any]
 
 # Kept beside the example for evaluation; the model never sees them.
 META_COLUMNS = ("answer_choices", "task_type", "type", "task_dataset", "sample_id")
-ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "function_call",
-    "observation": "tool",
-    "tool": "tool",
-}
 # Columns of single-turn data in the order in which they are looked for.
 PAIRS = (
     ("prompt", "response"),
@@ -41,10 +31,6 @@ PAIRS = (
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation")
 REJECTED = "rejected"
 CHOSEN = ("chosen", "selected")
-
-
-class RowProblem(Exception):
-    """Why one row cannot be used; its text is the reason in the ledger."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +66,7 @@ def _text(row: Row, column: str, what: str) -> str:
 
 def _optional(row: Row, column: str | None) -> Any:
     value = row.get(column) if column else None
-    return None if value is None or value == "" or value == [] else value
+    return None if value is None or value == [] or (isinstance(value, str) and not value.strip()) else value
 
 
 def _single_turn(row: Row, columns: Columns, prompt: str, response: str) -> dict[str, Any]:
@@ -110,44 +96,9 @@ def _conversation(messages: list[Message], row: Row, columns: Columns, tools: An
             messages = [{"role": "system", "content": system}, *messages]
     check_conversation(messages)
     example: dict[str, Any] = {"messages": messages}
-    if tools:
-        example["tools"] = tools
+    if tools is not None and (described := read_tools(tools)):
+        example["tools"] = described
     return example
-
-
-def check_conversation(messages: list[Message]) -> None:
-    """Raise `RowProblem` unless the turns are well formed: an optional system turn, then user and assistant in turn.
-
-    An assistant turn may call tools instead of answering; the tools' results follow, then the assistant again.
-    """
-    if not messages:
-        raise RowProblem("empty conversation")
-    before = "system"
-    for number, message in enumerate(messages, 1):
-        role, content = message["role"], message.get("content")
-        if role == "system":
-            if number > 1:
-                raise RowProblem("a system turn that is not the first")
-        elif role == "user":
-            if before == "user":
-                raise RowProblem("two user turns in a row")
-            if before not in ("system", "assistant"):
-                raise RowProblem(f"a user turn after a {before} turn")
-        elif role == "assistant":
-            if before == "assistant":
-                raise RowProblem("two assistant turns in a row")
-            if before == "system":
-                raise RowProblem("the conversation begins with the assistant")
-        elif before not in ("call", "tool"):
-            raise RowProblem("a tool result without a call")
-        if not message.get("tool_calls"):
-            if content is not None and not isinstance(content, str):
-                raise RowProblem(f"the {role}'s content is a {type(content).__name__}, not text")
-            if content is None or not content.strip():
-                raise RowProblem("empty answer" if role == "assistant" else f"empty {role} turn")
-        before = "call" if message.get("tool_calls") else role
-    if before != "assistant" and before != "call":
-        raise RowProblem(f"the conversation ends with the {before}" if before != "tool" else "ends with a tool result")
 
 
 def _from_prompt_response(row: Row, columns: Columns) -> dict[str, Any]:
@@ -164,76 +115,26 @@ def _from_alpaca(row: Row, columns: Columns) -> dict[str, Any]:
     return _single_turn(row, columns, prompt, _text(row, "output", "answer"))
 
 
-def _turns(row: Row, column: str, role_key: str, text_key: str) -> list[Message]:
-    turns = row.get(column)
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise RowProblem(f"{column!r} is not a list of turns")
-    messages = []
-    for turn in turns:
-        if role_key not in turn or (text_key not in turn and not turn.get("tool_calls")):
-            raise RowProblem(f"a turn without {role_key!r} and {text_key!r}")
-        called = turn.get("tool_calls")
-        if called and not (isinstance(called, list) and all(isinstance(call, dict) for call in called)):
-            raise RowProblem("'tool_calls' is not a list of calls")
-        role = ROLES.get(turn[role_key]) if isinstance(turn[role_key], str) else None
-        if role is None:
-            raise RowProblem(f"unknown role {turn[role_key]!r}")
-        if role == "function_call":
-            messages.append({"role": "assistant", "content": "", "tool_calls": _calls(turn.get(text_key))})
-        elif called:
-            calls = _calls([call.get("function", call) for call in called])
-            messages.append({"role": role, "content": turn.get(text_key) or "", "tool_calls": calls})
-        else:
-            messages.append({"role": role, "content": turn[text_key]})
-    return messages
-
-
-def _calls(value: Any) -> list[dict]:
-    """Calls of tools, one or several, as JSON text or parsed, in the form that chat templates expect."""
-    try:
-        calls = json.loads(value) if isinstance(value, str) else value
-        calls = calls if isinstance(calls, list) else [calls]
-        functions = []
-        for call in calls:
-            arguments = call.get("arguments", {})
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            functions.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise RowProblem("a tool call that is not JSON with a name and arguments") from None
-    return functions
-
-
-def _tools(row: Row) -> list[dict] | None:
-    tools = _optional(row, "tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError:
-            raise RowProblem("'tools' is not JSON") from None
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise RowProblem("'tools' is not a list of function descriptions")
-    return [t if "function" in t else {"type": "function", "function": t} for t in tools] if tools else None
-
-
 def _from_sharegpt(row: Row, columns: Columns) -> dict[str, Any]:
-    return _conversation(_turns(row, "conversations", "from", "value"), row, columns, _tools(row))
+    messages = read_turns(row.get("conversations"), "conversations", "from", "value")
+    return _conversation(messages, row, columns, _optional(row, "tools"))
 
 
 def _from_messages(row: Row, columns: Columns) -> dict[str, Any]:
     names = (*MESSAGE_COLUMNS, "conversations")
     column = next((name for name in names if row.get(name) is not None), "messages")
-    return _conversation(_turns(row, column, "role", "content"), row, columns, _tools(row))
+    return _conversation(read_turns(row.get(column), column, "role", "content"), row, columns, _optional(row, "tools"))
 
 
 def _from_preference(row: Row, columns: Columns) -> dict[str, Any]:
     chosen_column = next((name for name in CHOSEN if name in row), CHOSEN[0])
-    chosen, rejected = row.get(chosen_column), row.get(REJECTED)
+    named = [(name, row.get(name)) for name in (chosen_column, REJECTED)]
     if isinstance(row.get("conversations"), list):  # ShareGPT, with one turn a side
-        prompt = _turns(row, "conversations", "from", "value")
-        sides = [_turns({"turn": [side]}, "turn", "from", "value") for side in (chosen, rejected)]
-    elif isinstance(chosen, list):
+        prompt = read_turns(row["conversations"], "conversations", "from", "value")
+        sides = [read_turns([side], name, "from", "value") for name, side in named]
+    elif isinstance(row.get(chosen_column), list):
         prompt = []
-        sides = [_turns({"turns": side}, "turns", "role", "content") for side in (chosen, rejected)]
+        sides = [read_turns(side, name, "role", "content") for name, side in named]
         while all(len(side) > 1 for side in sides) and sides[0][0] == sides[1][0]:
             prompt.append(sides[0][0])
             sides = [side[1:] for side in sides]

@@ -21,7 +21,8 @@ def generate(
     """Continue each of `prompts` (lists of ids, any lengths) greedily; return the texts in the order of the prompts.
 
     Batches hold prompts of similar length, padded on the left. A text ends before the first of `stop_ids`, of the
-    model's own end tokens, or of the tokenizer's eos. The model's mode and cache setting are restored.
+    model's own end tokens, or of the tokenizer's eos. Of the model's generation settings nothing else counts. Its mode,
+    its settings and its use of the cache are restored.
 
     Args:
         before_batch: called before each batch.
@@ -48,6 +49,9 @@ def generate(
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
     was_training, used_cache = model.training, model.config.use_cache
+    # transformers fills what `config` leaves open (repetition_penalty, num_beams, …) from the model's own.
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own_config, owner.generation_config = owner.generation_config, GenerationConfig()
     model.eval()
     model.config.use_cache = True
     try:
@@ -70,6 +74,7 @@ def generate(
                 texts[index] = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
     finally:
         hook.remove()
+        owner.generation_config = own_config
         model.config.use_cache = used_cache
         model.train(was_training)
     return texts

@@ -3,10 +3,13 @@
 All scores lie in [0, 1]; an empty prediction counts and scores 0.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
+# The opening tag may be part of the prompt.
+_THOUGHTS = re.compile(r"\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
 PUNCTUATION = " \t\r\n。．.，,；;：:！!？?、\"'“”‘’"
 
 
@@ -23,6 +26,12 @@ def _jieba():
 def words(text: str) -> list[str]:
     """`text` as jieba's words, white space left out."""
     return [word for word in _jieba().lcut(text) if word.strip()]
+
+
+def without_thoughts(text: str) -> str:
+    """`text` without the thoughts (``<think>…</think>``) that it begins with; thoughts without an end are the text."""
+    thoughts = _THOUGHTS.match(text)
+    return text[thoughts.end() :] if thoughts else text
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -65,7 +74,7 @@ def choice_accuracy(
     hits = [
         normalize_answer(prediction) == normalize_answer(reference)
         for prediction, reference, own in zip(predictions, references, choices, strict=True)
-        if own and reference in own
+        if own and normalize_answer(reference) in map(normalize_answer, own)
     ]
     return (sum(hits) / len(hits), len(hits)) if hits else None
 
@@ -73,7 +82,11 @@ def choice_accuracy(
 def score(
     predictions: Sequence[str], references: Sequence[str], choices: Sequence[Sequence[str] | None]
 ) -> dict[str, float]:
-    """Every metric that fits the rows: `accuracy` where they have choices, ROUGE and BLEU-4 always."""
+    """Every metric that fits the rows: `accuracy` where they have choices, ROUGE and BLEU-4 always.
+
+    Scored are the answers: thoughts are taken off predictions and references alike.
+    """
+    predictions, references = ([without_thoughts(text) for text in texts] for texts in (predictions, references))
     found = choice_accuracy(predictions, references, choices)
     scores = {"accuracy": found[0]} if found else {}
     return scores | rouge(predictions, references) | {"bleu4": bleu4(predictions, references)}

@@ -119,7 +119,7 @@ def load_tokenizer(
         The tokenizer and the special tokens that were added to it because the chosen template writes them.
 
     Raises:
-        UserError: nothing to load, no such template, or no template at all.
+        UserError: nothing to load, a tokenizer without a vocabulary, no such template, one that fails, or none at all.
     """
     from transformers import AutoTokenizer
 
@@ -127,6 +127,9 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _explain(error, name) from None
+    # Without its files, transformers makes up an empty tokenizer of the model's kind.
+    if not set(tokenizer("a问", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
+        raise UserError(f"{name}: the tokenizer knows no text (its vocabulary files are missing); copy them there")
     added: list[str] = []
     if chat_template is not None:
         tokenizer.chat_template, own = _read_template(chat_template)
@@ -144,6 +147,11 @@ def load_tokenizer(
             f"{name}: the tokenizer has no chat template; choose one with --chat_template {' | '.join(_bundled())} "
             "or a jinja file"
         )
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)
+    except Exception as error:  # a template computes what it likes
+        owner = f"{name}: its chat template" if chat_template is None else f"--chat_template {chat_template}: it"
+        raise UserError(f"{owner} cannot render a question ({type(error).__name__}: {error})") from None
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(f"{name}: the tokenizer has neither a pad nor an eos token")

@@ -131,7 +131,7 @@ def prepare_data(
         train = load_examples(data.train_file, columns, cache_dir=data.cache_dir)
         held_out = None
         if data.validation_file:
-            held_out = load_examples(data.validation_file, columns, cache_dir=data.cache_dir)
+            held_out = load_examples(data.validation_file, columns, cache_dir=data.cache_dir, split="validation")
         elif data.validation_split_percentage:
             train, held_out = hold_out(train, data.validation_split_percentage, args.seed)
             say(f"held out {len(held_out):,} of {len(train) + len(held_out):,} rows for evaluation")

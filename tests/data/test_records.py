@@ -2,10 +2,11 @@ import gzip
 import json
 import time
 
+import datasets
 import pytest
 import zstandard
 
-from hf_recipes.data import records as module
+from hf_recipes.data import streams
 from hf_recipes.data.records import find_sources, read_records
 from hf_recipes.errors import UserError
 
@@ -35,6 +36,8 @@ def write(path, content):
         ("gb_array.json", json.dumps(ROWS, ensure_ascii=False, indent=1).encode("gb18030")),
         ("objects.json", "\n".join(json.dumps(row, indent=1) for row in ROWS)),
         ("lines.jsonl.gz", gzip.compress(LINES.encode())),
+        ("gb.jsonl.gz", gzip.compress(LINES.encode("gb18030"))),
+        ("gb.jsonl.zst", zstandard.compress(LINES.encode("gb18030"))),
         ("lines.jsonl.zst", zstandard.compress(LINES.encode())),
         ("frames.jsonl.zst", b"".join(zstandard.compress(part.encode()) for part in LINES.splitlines(True))),
         ("table.csv", "input,target\n" + "".join(f"{r['input']},{r['target']}\n" for r in ROWS)),
@@ -63,8 +66,8 @@ def test_text_is_a_row_a_line(tmp_path):
 def test_places_are_file_and_line(tmp_path):
     path = write(tmp_path / "pretty.json", json.dumps(ROWS, ensure_ascii=False, indent=2))
     assert [record.place for record in read(path)] == [f"{path}:{line}" for line in (2, 6, 10, 14, 18)]
-    path = write(tmp_path / "quoted.csv", 'input,target\n"两\n行",甲\n问,乙\n')
-    assert [record.place for record in read(path)] == [f"{path}:3", f"{path}:4"]
+    path = write(tmp_path / "quoted.csv", 'input,target\n"两\n行",甲\n\n问,乙\nx')
+    assert [record.place for record in read(path)] == [f"{path}:2", f"{path}:5", f"{path}:6"]
 
 
 def test_folders_and_globs(tmp_path):
@@ -117,6 +120,9 @@ def test_a_broken_line_is_one_problem_with_its_place(tmp_path, line, problem):
         ("open.json", json.dumps(ROWS).encode()[:-1], "cut short"),
         ("more.json", b'[{"a": 1}]\n{"a": 2}', "more after the end"),
         ("bad.json", b'[\n{"a": 1},\n{"a" 2},\n{"a": 3}]', r"bad.json:3: broken JSON"),
+        ("comma.json", b'[{"a": 1},\n{"a": 2}\n{"a": 3}]', r"comma.json:3: broken JSON \(expected one comma"),
+        ("commas.json", b'[{"a": 1},\n,{"a": 2}]', r"commas.json:2: broken JSON \(expected one comma"),
+        ("utf16.txt.gz", gzip.compress("你好".encode("utf-16")), "UTF-16"),
         ("utf16.txt", "你好".encode("utf-16"), "UTF-16"),
         ("neither.txt", bytes(range(128, 256)) * 20, "neither UTF-8 nor GB18030"),
         ("twice.csv", b"a,a\n1,2\n", "repeated column"),
@@ -163,18 +169,74 @@ def test_endless_rows_and_bombs_are_refused_quickly(tmp_path, name):
     assert time.monotonic() - start < 10
 
 
-def test_a_bomb_of_short_lines_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BOMB_BYTES", 1 << 20)
-    path = write(tmp_path / "bomb.jsonl.zst", zstandard.compress(b"\n" * (16 << 20)))
-    with pytest.raises(UserError, match="bomb"):
-        read(path)
+@pytest.mark.parametrize("line", [b"\n", b'{"a":1}\n', "问\n".encode("gb18030")])
+@pytest.mark.parametrize("ending", ["zst", "gz"])
+def test_bombs_of_short_lines_are_refused_quickly(tmp_path, line, ending):
+    path = tmp_path / f"bomb.jsonl.{ending}"
+    block = line * ((1 << 20) // len(line))
+    with (gzip.open if ending == "gz" else zstandard.open)(path, "wb") as file:
+        for _ in range(400):
+            file.write(block)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="refused as a bomb"):
+        find_sources([str(path)])
+    assert time.monotonic() - start < 10
+
+
+def test_gb18030_on_one_endless_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(streams, "CHUNK", 500)
+    for encoding in ("utf-8", "gb18030"):
+        path = write(tmp_path / f"{encoding}.json", json.dumps(ROWS * 99, ensure_ascii=False).encode(encoding))
+        assert [record.value for record in read(path)] == ROWS * 99
 
 
 def test_missing_files_and_unreachable_hub_ids(tmp_path):
-    for name in ("nowhere.json", str(tmp_path / "none"), "datasets/nothing_here", str(tmp_path / "*.json")):
+    named = ("nowhere.json", "data/trian.json", "data/train.jsn", "data/train.cvs", "./none", "datasets/nothing_here")
+    for name in (*named, str(tmp_path / "none"), str(tmp_path / "*.json")):
         with pytest.raises(UserError, match="no such file"):
             find_sources([name])
     with pytest.raises(UserError, match="nor to be had from the Hub"):
         find_sources(["some-owner/some-data"])
     with pytest.raises(UserError, match="no data file in this folder"):
         find_sources([str(tmp_path)])
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub with one data set, ``some-owner/data.v2``; the calls of `load_dataset` are recorded."""
+    calls = []
+
+    def load_dataset(name, **kwargs):
+        calls.append(kwargs)
+        return datasets.Dataset.from_list([{"input": kwargs["split"], "target": "答"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", {"some-owner/data.v2": ["train", "test"]}.__getitem__)
+    return calls
+
+
+def test_splits_of_a_hub_data_set(hub, tmp_path):
+    name = "some-owner/data.v2"
+    for spec, split, found in ((name, "train", "train"), (f"{name}:test", "train", "test"), (name, "test", "test")):
+        [source] = find_sources([spec], split, str(tmp_path))
+        assert [(r.place, r.value["input"]) for r in read_records(source)] == [(f"{name}/{found}:1", found)]
+    assert hub == [
+        {"split": split, "cache_dir": str(tmp_path)} for split in ("train", "test", "test") for _ in range(2)
+    ]
+    with pytest.raises(UserError, match=rf"no split 'validation'; there are train, test: name one as {name}:train"):
+        find_sources([name], "validation")
+
+
+def test_the_validation_split_is_evaluated_on(hub, tokenizer, tmp_path):
+    from hf_recipes.arguments import DataArguments, SFTArguments
+    from hf_recipes.training.sft import prepare_data
+
+    args = SFTArguments(output_dir=str(tmp_path), report_to="none")
+    data = DataArguments(["some-owner/data.v2"], ["some-owner/data.v2:test"], cache_dir=str(tmp_path))
+    _, validation, ledgers = prepare_data(data, args, tokenizer)
+    assert validation["question"][:] == ["test"]
+    assert list(ledgers["train"].sources) == ["some-owner/data.v2/train"]
+    assert all(call["cache_dir"] == str(tmp_path) for call in hub)
+    with pytest.raises(UserError, match="no split 'validation'"):
+        prepare_data(DataArguments(["some-owner/data.v2"], ["some-owner/data.v2"]), args, tokenizer)

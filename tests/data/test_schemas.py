@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
-from hf_recipes.data.schemas import Columns, RowProblem, find_schema, metadata
+from hf_recipes.data.conversations import RowProblem
+from hf_recipes.data.schemas import Columns, find_schema, metadata
 from hf_recipes.errors import UserError
 
 
@@ -40,6 +43,7 @@ def sharegpt(*pairs):
             turns("问", "答", system="短"),
         ),
         ({"instruction": "问", "input": "", "output": "答"}, {}, "alpaca", turns("问", "答")),
+        ({"instruction": "问", "input": " \n", "output": "答", "system": " "}, {}, "alpaca", turns("问", "答")),
         ({"instruction": "译", "input": "猫", "output": "cat"}, {}, "alpaca", turns("译\n猫", "cat")),
         (
             {"instruction": "三", "output": "四", "history": [["一", "二"]], "system": "短"},
@@ -82,6 +86,30 @@ def test_tool_calls():
     assert example["tools"] == [
         {"type": "function", "function": {"name": "weather", "description": "", "parameters": {}}}
     ]
+
+
+def test_tool_calls_as_json_text_and_results_that_are_empty():
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages = [
+        *turns("问"),
+        {"role": "assistant", "content": None, "tool_calls": json.dumps([call])},
+        {"role": "tool", "content": ""},
+        {"role": "tool", "content": None},
+        {"role": "assistant", "content": "答"},
+    ]
+    _, example = convert({"messages": messages})
+    assert example["messages"][1:4] == [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": ""},
+        {"role": "tool", "content": ""},
+    ]
+
+
+def test_thoughts_are_kept_for_the_template():
+    answer = {"role": "assistant", "content": "答", "reasoning_content": "想一想"}
+    assert convert({"messages": [*turns("问"), answer]})[1] == {"messages": [*turns("问"), answer]}
+    without = {**answer, "reasoning_content": None}
+    assert convert({"messages": [*turns("问"), without]})[1] == {"messages": turns("问", "答")}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +162,12 @@ def test_metadata_is_kept_apart():
         ({"conversations": sharegpt(("human", "问"), ("function_call", "{"), ("gpt", "答"))}, "not JSON"),
         ({"messages": [*turns("问"), {"role": "assistant", "tool_calls": "weather"}]}, "not a list of calls"),
         ({"conversations": [*sharegpt(("human", "问")), {"from": "function_call", "tool_calls": [{}]}]}, "not JSON"),
+        (
+            {"messages": [*turns("问"), {"role": "assistant", "content": [1], "tool_calls": [{"name": "f"}]}]},
+            "is a list",
+        ),
+        ({"messages": [*turns("问"), {"role": "assistant", "content": ["答"]}]}, "the assistant's content is a list"),
+        ({"messages": [*turns("问"), {**turns("", "答")[1], "reasoning_content": ["想"]}]}, "is a list, not text"),
         ({"conversations": [{"from": "human"}]}, "a turn without"),
         ({"conversations": []}, "empty conversation"),
         ({"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "答"}]}, "empty user turn"),

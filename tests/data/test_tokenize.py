@@ -5,7 +5,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from conftest import ROOT, build_tokenizer, write_jsonl
+from conftest import ROOT, build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.data.examples import fates, load_examples
 from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError
@@ -26,23 +26,6 @@ LONG = [
     {"role": "user", "content": "第二个问题" * 5},
     {"role": "assistant", "content": "第二个回答" * 5},
 ]
-
-
-def conversation(*texts):
-    roles = ["user", "assistant"] * len(texts)
-    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-
-
-def learned_text(tokenizer, encoded):
-    """The runs of labelled tokens as text."""
-    runs, current = [], []
-    for label in [*encoded.labels.tolist(), -100]:
-        if label != -100:
-            current.append(label)
-        elif current:
-            runs.append(tokenizer.decode(current))
-            current = []
-    return runs
 
 
 def test_loss_is_on_the_answers_and_their_end_and_nothing_else(tokenizer):
@@ -142,30 +125,92 @@ def test_bundled_templates_learn_the_end_and_have_one_bos(tmp_path, template, ki
     tokenizer, _ = load_tokenizer(str(tmp_path), template)
     encoder = ChatEncoder(tokenizer)
     [row] = encoder.encode([[{"role": "system", "content": "短"}, *conversation("你好", "我是一个语言模型")]])
+    # Tokenizers join a last space to the answer that follows it.
+    assert not encoder.template.generation_prompt.endswith(" ")
+    [two] = encoder.encode([conversation("你好", "模型", "你好", "语言")])
+    assert [text.split("<")[0].strip() for text in learned_text(tokenizer, two)] == ["模型", "语言"]
+    assert (two.labels == tokenizer.eos_token_id).sum() == 2
     [text] = learned_text(tokenizer, row)
-    assert text.strip() == f"我是一个语言模型{encoder.end_of_turn}" or text.split() == [
-        "我是一个语言模型",
-        encoder.end_of_turn,
-    ]
+    assert text.removesuffix(encoder.end_of_turn).strip() == "我是一个语言模型" and text.endswith(encoder.end_of_turn)
     last = row.labels[row.labels != -100][-1]
-    assert last == tokenizer.convert_tokens_to_ids(encoder.end_of_turn)
+    assert last == tokenizer.convert_tokens_to_ids(encoder.end_of_turn) == tokenizer.eos_token_id
     if kind == "sentencepiece":
         assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
-    # Generation starts where the loss does.
-    question = [{"role": "system", "content": "短"}, *conversation("你好")]
+    assert_generation_starts_where_the_loss_does(
+        tokenizer, row, [{"role": "system", "content": "短"}, *conversation("你好")]
+    )
+
+
+def assert_generation_starts_where_the_loss_does(tokenizer, row, question):
     text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-    common = min(len(prompt), row.prompt_length)
-    assert prompt[:common] == row.input_ids[:common].tolist() and abs(len(prompt) - row.prompt_length) <= 1
+    assert row.input_ids[: row.prompt_length].tolist() == prompt
+    assert row.labels[row.prompt_length] == row.input_ids[row.prompt_length]
 
 
-def test_middle_turns_of_a_template_without_end_tokens_end_with_their_text(tmp_path):
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+@pytest.mark.parametrize("answer", ["你好", " 你好", "<think>\n模型\n</think>\n\n你好"])
+def test_without_a_generation_prompt_all_that_follows_the_question_is_learned(kind, answer):
+    """The space between question and answer is for the model to write, and so is what the answer begins with."""
+    tokenizer = sentencepiece_like(chat_template=MISTRAL)
+    if kind == "byte_level":
+        tokenizer = build_tokenizer(chat_template=MISTRAL, bos_token="<|endoftext|>")
+    end = tokenizer.eos_token
+    one, two = ChatEncoder(tokenizer).encode([conversation("你好", answer), conversation("你好", answer, "问", answer)])
+    [learned] = learned_text(tokenizer, one)  # a SentencePiece decoder strips the first space
+    assert learned == (f" {answer}{end}" if kind == "byte_level" else f" {answer}{end}"[1:])
+    assert_generation_starts_where_the_loss_does(tokenizer, one, conversation("你好"))
+    assert_generation_starts_where_the_loss_does(tokenizer, two, conversation("你好", answer, "问"))
+
+
+def test_every_turn_of_a_template_without_end_tokens_gets_one(tmp_path):
+    """The template has neither an end nor a generation prompt: the model writes its own role's name, and eos."""
     template = tmp_path / "bare.jinja"
     template.write_text("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\n' }}{% endfor %}")
     build_tokenizer(chat_template=None).save_pretrained(tmp_path)
     tokenizer, _ = load_tokenizer(str(tmp_path), str(template))
     [row] = ChatEncoder(tokenizer).encode([conversation("问一", "答一", "问二", "答二")])
-    assert learned_text(tokenizer, row) == ["答一", "答二\n<|im_end|>"]
+    assert learned_text(tokenizer, row) == ["assistant:答一\n<|im_end|>", "assistant:答二\n<|im_end|>"]
+    assert tokenizer.decode(row.input_ids) == (
+        "user:问一\nassistant:答一\n<|im_end|>user:问二\nassistant:答二\n<|im_end|>"
+    )
+    [row] = ChatEncoder(tokenizer, max_source_length=30).encode([conversation("问一", "答一", "二" * 50, "答二")])
+    assert tokenizer.decode(row.input_ids).startswith("user:二") and row.prompt_length <= 30
+
+
+@pytest.mark.parametrize("space", ["", "\n"])
+def test_where_the_next_turns_opener_ends_an_answer_it_is_the_one_end(space):
+    """GLM-4 ends no answer; the next <|user|> does, and is what it stops at."""
+    special = ["<|user|>", "<|assistant|>", "<|observation|>"]
+    template = (
+        "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + SPACE }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    tokenizer = build_tokenizer(chat_template=template.replace("SPACE", repr(space)), additional_special_tokens=special)
+    encoder = ChatEncoder(tokenizer)
+    assert encoder.end_of_turn == "<|user|>"
+    [row] = encoder.encode([conversation("问一", "答一", "问二", "答二")])
+    assert learned_text(tokenizer, row) == [f"\n答一{space}<|user|>", f"\n答二{space}<|user|>"]
+    ends = (row.labels == tokenizer.convert_tokens_to_ids("<|user|>")).sum()
+    assert ends == 2 and (row.labels == tokenizer.eos_token_id).sum() == 0
+
+
+def test_only_the_end_of_turn_is_learned_as_an_end():
+    """Here an answer in the middle is followed by another special token, at which generation would not stop."""
+    template = (
+        "{% for m in messages %}{{ m['role'] + ':' + m['content'] }}"
+        "{{ '<|im_end|>' if loop.last else '<|endoftext|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    tokenizer = build_tokenizer(chat_template=template)
+    [row] = ChatEncoder(tokenizer).encode([conversation("问一", "答一", "问二", "答二")])
+    assert learned_text(tokenizer, row) == ["答一", "答二<|im_end|>"]
 
 
 def test_qwen3_style_template_learns_the_empty_thought_that_it_must_write(tokenizer):

@@ -1,0 +1,147 @@
+"""Files as streams of bytes: compression, text encoding, and the digest of what is in them."""
+
+import codecs
+import gzip
+import io
+import os
+import zlib
+
+from hf_recipes.errors import UserError
+
+TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+COMPRESSED = (".gz", ".zst")
+MAX_ROW_BYTES = 16 << 20  # json.loads takes time and ten times the memory; a longer row is a mistake or a bomb
+# Refused: over 256 MiB that came out of a 200th of it. Text shrinks to about a tenth; gzip's limit is a 1,032nd.
+BOMB_RATIO, BOMB_BYTES = 200, 256 << 20
+CHUNK = 1 << 20
+VOTES = 100_000  # so many lines with non-ASCII bytes decide the encoding of a file
+
+
+def open_binary(path: str) -> io.BufferedReader:
+    """The content of `path`, decompressed. Reading raises `UserError` for a damaged archive or a bomb."""
+    if path.endswith(".zst"):
+        return io.BufferedReader(_Unpacked(path, _ZstdStream(path)), CHUNK)
+    if path.endswith(".gz"):
+        return io.BufferedReader(_Unpacked(path, gzip.open(path, "rb")), CHUNK)
+    return open(path, "rb")
+
+
+def digest_and_encoding(path: str) -> tuple[str, str]:
+    """xxh3-128 of the content, decompressed, and, in the same pass, the text encoding.
+
+    GB18030 is what a file is in when its lines with non-ASCII bytes are, for the most part, not UTF-8 and the whole is
+    GB18030. A UTF-8 file with a few bad lines stays UTF-8; those lines go to the ledger.
+
+    Raises:
+        UserError: text in no known encoding, a damaged archive, or a bomb.
+    """
+    import xxhash
+
+    is_text = path.removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES)
+    digest, votes, rest = xxhash.xxh3_128(), [0, 0], b""
+
+    def vote(lines: list[bytes]) -> None:
+        for line in lines:
+            if not line.isascii():
+                votes[_is_utf8(line)] += 1
+
+    with open_binary(path) as file:
+        if is_text and file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise UserError(f"{path}: UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8 {path} > utf8.txt")
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            if not is_text or sum(votes) >= VOTES:
+                continue
+            block, newline, tail = (rest + chunk).rpartition(b"\n")
+            if newline and not block.isascii():
+                vote(block.split(b"\n"))
+            rest = tail
+            if len(tail) > MAX_ROW_BYTES:  # a JSON array on one line; a quotation mark is part of no other character
+                vote([tail[tail.find(b'"') : tail.rfind(b'"')]])
+                rest = b""
+    vote([rest])
+    if votes[False] <= votes[True]:
+        return digest.hexdigest(), "utf-8"
+    decoder = codecs.getincrementaldecoder("gb18030")()
+    try:
+        with open_binary(path) as file:
+            while chunk := file.read(CHUNK):
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path}: neither UTF-8 nor GB18030 text; convert it to UTF-8 (iconv, or save as UTF-8)"
+        ) from None
+    return digest.hexdigest(), "gb18030"
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class _ZstdStream(io.RawIOBase):
+    """Decompresses frame after frame; unlike zstandard's own reader it tells when the last frame is cut short."""
+
+    def __init__(self, path: str):
+        import zstandard
+
+        self._new = lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+        self._error = zstandard.ZstdError
+        self._file, self._frame = open(path, "rb"), None  # noqa: SIM115
+        self._pending = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, target) -> int:
+        while not self._pending:
+            data = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            if self._frame is None or self._frame.eof:
+                data = data or self._file.read(1 << 10)  # 1 KiB unpacks to 32 MiB at the most
+                if not data:
+                    return 0
+                self._frame = self._new()
+            else:
+                data = self._file.read(1 << 10)
+                if not data:
+                    raise EOFError("the last frame has no end")
+            try:
+                self._pending = memoryview(self._frame.decompress(data))
+            except self._error as error:
+                raise EOFError(str(error)) from None
+        part = self._pending[: len(target)]
+        target[: len(part)] = part
+        self._pending = self._pending[len(part) :]
+        return len(part)
+
+
+class _Unpacked(io.RawIOBase):
+    """A decompressed stream: its errors name the file, and it is refused once it is out of all proportion to that."""
+
+    def __init__(self, path: str, stream: io.BufferedIOBase | io.RawIOBase):
+        self._path, self._stream, self._size, self._read = path, stream, os.path.getsize(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def readinto(self, target) -> int:
+        try:
+            count = self._stream.readinto(target)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{self._path}: the archive is damaged or cut short ({error}); fetch it again") from None
+        self._read += count
+        if self._read > BOMB_BYTES and self._read > BOMB_RATIO * self._size:
+            raise UserError(f"{self._path}: {self._size:,} bytes unpack to more than {self._read:,}; refused as a bomb")
+        return count

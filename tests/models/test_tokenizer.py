@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from conftest import build_tokenizer, tiny_model
+from hf_recipes.errors import UserError
+from hf_recipes.models.loading import load_tokenizer
+
+
+@pytest.mark.parametrize("named", [None, "Qwen2Tokenizer"])
+def test_a_folder_without_tokenizer_files_is_an_error(tmp_path, named):
+    """transformers would make up a tokenizer without a vocabulary, and every text would be empty."""
+    tokenizer = build_tokenizer()
+    tiny_model(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").unlink()
+    if named:
+        settings = {"tokenizer_class": named, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"vocabulary files are missing"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["{bad", "{}"])
+def test_a_damaged_tokenizer_file_is_an_error(tmp_path, content):
+    tiny_model(64).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 / 0 }}", r"ZeroDivisionError: division by zero"),
+        ("{{ messages[0].content.index('x') }}", r"ValueError: substring not found"),
+        ("{{ messages[0].content.encode('ascii') }}", r"UnicodeEncodeError"),
+        ("{% for %}", r"TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_fails_is_named(tmp_path, template, message):
+    build_tokenizer(chat_template=template).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=rf"{tmp_path}: its chat template cannot render a question \({message}"):
+        load_tokenizer(str(tmp_path))
+    path = tmp_path / "own.jinja"
+    path.write_text(template)
+    with pytest.raises(UserError, match=rf"--chat_template {path}: it cannot render a question \({message}"):
+        load_tokenizer(str(tmp_path), str(path))
