@@ -86,6 +86,9 @@ class SFTArguments(SFTConfig):
         default="swanlab",
         metadata={"help": "Trackers, with commas between: swanlab (local files), tensorboard, wandb, none."},
     )
+    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = _help(
+        "Where swanlab's runs go; by default SWANLAB_MODE, or local files."
+    )
 
     def __post_init__(self):
         if not self.output_dir:

@@ -16,9 +16,20 @@ from hf_recipes.evaluation import report
 from hf_recipes.parsing import Parser
 from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import sync
+from hf_recipes.training.trackers import STATE as TRACKERS
+from hf_recipes.training.trackers import add_trackers
 
 STAGING = ".saving"
-RESULTS = ("run_config.yaml", "data_ledger.json", "metrics.json", "curves.png", "predictions", STAGING)
+RESULTS = (
+    "run_config.yaml",
+    "data_ledger.json",
+    "metrics.json",
+    "curves.png",
+    "predictions",
+    "tensorboard",
+    TRACKERS,
+    STAGING,
+)
 
 
 def check_output_dir(output_dir: str, *, overwrite: bool, resumes: bool) -> None:
@@ -184,6 +195,7 @@ def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkp
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / "data_ledger.json", **ledgers)
         parser.save_settings(output_dir / "run_config.yaml")
+    trackers = add_trackers(trainer, parser)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     state = trainer.state
     minutes, seconds = divmod(round(result.metrics["train_runtime"]), 60)
@@ -198,6 +210,7 @@ def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkp
     if not trainer.is_world_process_zero():
         return
     report.draw_curves(state.log_history, output_dir / "curves.png")
+    trackers.finish(state.global_step)
     by_step = report.evaluations(state.log_history)
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
     train = {key.removeprefix("train_"): value for key, value in result.metrics.items()}
@@ -225,6 +238,9 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
         ("curves.png", "loss and scores over the steps"),
         ("predictions", "every answer of every evaluation"),
         ("README.md", "the model card"),
+        ("swanlog", "swanlab's runs; `swanlab watch` with this folder shows them"),
+        ("wandb", "wandb's runs; `wandb sync` uploads one"),
+        ("tensorboard", "event files; `tensorboard --logdir` with this folder shows them"),
     ):
         if (output_dir / name).exists():
             say(f"  {name.ljust(17)} {what}")

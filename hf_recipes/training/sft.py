@@ -1,6 +1,5 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
 
-import os
 from collections.abc import Sequence
 
 from datasets import Dataset
@@ -218,8 +217,6 @@ def build_trainer(
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.max_length = None  # every row is within the budgets already
     args.eval_packing = False
-    if "swanlab" in args.report_to:
-        _start_swanlab(args)
     columns = ["input_ids", "labels"]
     trainer = Trainer(
         model=model,
@@ -243,16 +240,3 @@ def build_trainer(
             )
         )
     return trainer
-
-
-def _start_swanlab(args: SFTArguments) -> None:
-    """A local run, before transformers' callback would open one in the cloud, which asks for a login."""
-    import swanlab
-
-    if args.process_index == 0 and not swanlab.has_run():
-        folder = os.path.join(args.output_dir, "swanlog")
-        name = args.run_name or os.path.basename(os.path.normpath(args.output_dir))
-        mode = os.environ.get("SWANLAB_MODE", "local")
-        swanlab.init(
-            project=os.environ.get("SWANLAB_PROJECT", "hf_recipes"), experiment_name=name, mode=mode, logdir=folder
-        )
