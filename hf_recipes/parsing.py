@@ -19,7 +19,7 @@ from hf_recipes import __version__
 from hf_recipes.errors import UserError, say
 
 # Never written to run_config.yaml: secrets, and what concerns one invocation rather than the run.
-NOT_RECORDED = {"hub_token", "local_rank", "overwrite_output_dir", "resume_from_checkpoint"}
+NOT_RECORDED = {"dry_run", "hub_token", "local_rank", "overwrite_output_dir", "resume_from_checkpoint"}
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

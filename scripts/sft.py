@@ -8,6 +8,8 @@ from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser, run_script
 from hf_recipes.training.checkpoints import find_checkpoint
+from hf_recipes.training.memory import PeakMemory
+from hf_recipes.training.plan import make_plan
 from hf_recipes.training.run import check_output_dir, prepare_output_dir, train_and_finish
 from hf_recipes.training.sft import build_model, build_trainer, prepare_data
 
@@ -19,12 +21,17 @@ def main() -> None:
         resumes = bool(args.resume_from_checkpoint)
         check_output_dir(args.output_dir, overwrite=args.overwrite_output_dir, resumes=resumes)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": data.cache_dir}
-    load_config(model_args, **source)
+    config = load_config(model_args, **source)
     tokenizer, added_tokens = load_tokenizer(
         model_args.tokenizer_source, args.chat_template, revision=model_args.model_revision, **source
     )
 
     train, validation, ledgers = prepare_data(data, args, tokenizer)
+    plan = make_plan(model_args, args, config, tokenizer, added_tokens, train, ledgers["train"])
+    plan.show(whole=args.dry_run)
+    if args.dry_run:
+        return
+    memory = PeakMemory(plan.memory and plan.memory.peak)
     model = build_model(model_args, args, tokenizer, added_tokens, cache_dir=data.cache_dir)
 
     if args.process_index == 0:
@@ -32,7 +39,7 @@ def main() -> None:
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     args.eval_on_start = args.eval_on_start and checkpoint is None and validation is not None
     trainer = build_trainer(model, args, train, validation, tokenizer)
-    train_and_finish(trainer, parser, ledgers, checkpoint)
+    train_and_finish(trainer, parser, ledgers, checkpoint, memory)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from hf_recipes.evaluation import report
 from hf_recipes.parsing import Parser
 from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import sync
+from hf_recipes.training.memory import PeakMemory, describe
 from hf_recipes.training.trackers import STATE as TRACKERS
 from hf_recipes.training.trackers import add_trackers
 
@@ -77,12 +78,17 @@ def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -
     Returns:
         Three (B,) tensors: summed loss in nats, number of labelled tokens, and how many had the highest logit.
     """
+    # Where no row of the batch has a label, the head's output (vocabulary × hidden per token) would go unused.
+    positions = (inputs["labels"][:, 1:] != -100).any(0).nonzero().flatten()
+    if positions.numel() == 0:
+        positions = positions.new_zeros(1)
+    return losses_at(positions, model, inputs)
+
+
+def losses_at(positions: torch.Tensor, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple:
+    """`supervised_losses` where `positions` (N,) are those before which some row has a label."""
     rest = {key: value for key, value in inputs.items() if key != "labels"}
     targets = inputs["labels"][:, 1:]
-    # Where no row of the batch has a label, the head's output (vocabulary × hidden per token) would go unused.
-    positions = (targets != -100).any(0).nonzero().flatten()
-    if positions.numel() == 0:
-        positions = torch.zeros(1, dtype=torch.long, device=targets.device)
     logits = model(**rest, logits_to_keep=positions, use_cache=False).logits
     if logits.shape[1] != len(positions):  # a model that takes no logits_to_keep
         logits = logits[:, positions]
@@ -189,19 +195,25 @@ class RunMixin:
         self._paused += time.monotonic() - start
 
 
-def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkpoint: str | None) -> None:
+def train_and_finish(
+    trainer, parser: Parser, ledgers: dict[str, Ledger], checkpoint: str | None, memory: PeakMemory
+) -> None:
     """Train, evaluate, and leave the whole folder: weights, settings, ledger, metrics, curves, model card."""
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / "data_ledger.json", **ledgers)
         parser.save_settings(output_dir / "run_config.yaml")
     trackers = add_trackers(trainer, parser)
+    memory.start()
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    taken = memory.read()
     state = trainer.state
     minutes, seconds = divmod(round(result.metrics["train_runtime"]), 60)
     say(
         f"trained to step {state.global_step} in {minutes}:{seconds:02d}, mean training loss {result.training_loss:.4f}"
     )
+    if line := describe(taken):
+        say(line)
     if trainer.eval_dataset is not None and (
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
     ):
@@ -215,7 +227,7 @@ def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkp
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
     train = {key.removeprefix("train_"): value for key, value in result.metrics.items()}
     train["tokens"] = state.num_input_tokens_seen
-    metrics = {"steps": state.global_step, "train": train, "before": before, "after": after}
+    metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     (output_dir / "README.md").write_text(_model_card(trainer, parser, ledgers, before, after), encoding="utf-8")
     _print_report(output_dir, state.global_step, before, after)

@@ -15,7 +15,7 @@ from hf_recipes.data.schemas import Columns
 from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
-from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model
+from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, packing_leaks
 from hf_recipes.training.callbacks import CurvesCallback, GenerationEvaluation, RunProgress
 from hf_recipes.training.run import RunMixin, supervised_losses
 
@@ -180,10 +180,7 @@ def build_model(
         **kwargs,
     )
     if (args.packing or args.padding_free) and not keeps_packed_rows_apart(model):
-        raise UserError(
-            f"--packing: {model.config.model_type} does not restart its attention at each packed row (position biases "
-            "or recurrence), so rows would leak into each other; leave --packing out"
-        )
+        raise packing_leaks(model.config.model_type)
     if model_args.peft_path and added_tokens:
         raise UserError(
             f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
