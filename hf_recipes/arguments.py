@@ -74,6 +74,7 @@ class SFTArguments(SFTConfig):
     """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
 
     output_dir: str | None = _help("Folder of the run.")
+    dry_run: bool = _help("Print what the run would do and need, and stop before any weight is loaded.", False)
     overwrite_output_dir: bool = _help("Start over in a folder that holds an earlier run.", False)
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
@@ -90,6 +91,9 @@ class SFTArguments(SFTConfig):
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="swanlab",
         metadata={"help": "Trackers, with commas between: swanlab (local files), tensorboard, wandb, none."},
+    )
+    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = _help(
+        "Where swanlab's runs go; by default SWANLAB_MODE, or local files."
     )
 
     def __post_init__(self):

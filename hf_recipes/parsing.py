@@ -20,6 +20,7 @@ from hf_recipes.errors import UserError, say
 
 # Never written to run_config.yaml: secrets, and what concerns one invocation rather than the run.
 NOT_RECORDED = {
+    "dry_run",
     "hub_token",
     "inexact_resume",
     "local_rank",
@@ -119,21 +120,24 @@ class Parser(HfArgumentParser):
                 flags += [f"--{key}={value}"]
         return flags
 
+    def recorded(self) -> dict[str, Any]:
+        """`settings` without secrets and without what concerns one invocation only, as YAML's own types."""
+        return {name: _plain(self.settings[name]) for name in self.fields if name not in NOT_RECORDED}
+
     def save_settings(self, path: str | os.PathLike) -> None:
         """Write `settings` as YAML: first what was set, then every default; secrets are left out."""
         import torch
         import transformers
 
-        def plain(names: Iterable[str]) -> str:
-            chosen = {name: _plain(self.settings[name]) for name in names}
+        def plain(is_given: bool) -> str:
+            chosen = {name: value for name, value in self.recorded().items() if (name in self.given) is is_given}
             return yaml.safe_dump(chosen, allow_unicode=True, sort_keys=False) if chosen else ""
 
-        names = [name for name in self.fields if name not in NOT_RECORDED]
         text = (
             f"# Repeat this run: --config {Path(path).name}\n"
             f"# hf_recipes {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n\n"
-            f"{plain(n for n in names if n in self.given)}\n"
-            f"# Defaults\n{plain(n for n in names if n not in self.given)}"
+            f"{plain(True)}\n"
+            f"# Defaults\n{plain(False)}"
         )
         Path(path).write_text(text, encoding="utf-8")
 

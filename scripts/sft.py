@@ -7,6 +7,8 @@ torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser, run_script
+from hf_recipes.training.memory import PeakMemory
+from hf_recipes.training.plan import make_plan
 from hf_recipes.training.run import check_output_dir, enter_output_dir, on_main_process, train_and_finish
 from hf_recipes.training.sft import build_model, build_trainer, check_settings, prepare_data
 
@@ -17,18 +19,23 @@ def main() -> None:
     check_settings(model_args, args)
     on_main_process(args, check_output_dir, args)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": data.cache_dir}
-    load_config(model_args, **source)
+    config = load_config(model_args, **source)
     tokenizer, added_tokens = load_tokenizer(
         model_args.tokenizer_source, args.chat_template, revision=model_args.model_revision, **source
     )
 
     train, validation, ledgers = prepare_data(data, args, tokenizer)
+    plan = make_plan(model_args, args, config, tokenizer, added_tokens, train, ledgers["train"])
+    plan.show(whole=args.dry_run)
+    if args.dry_run:
+        return
+    memory = PeakMemory(plan.memory and plan.memory.peak)
     model = build_model(model_args, args, tokenizer, added_tokens, cache_dir=data.cache_dir)
 
     checkpoint = on_main_process(args, enter_output_dir, args)
     args.eval_on_start = args.eval_on_start and checkpoint is None and validation is not None
     trainer = build_trainer(model, args, train, validation, tokenizer)
-    train_and_finish(trainer, parser, ledgers, checkpoint)
+    train_and_finish(trainer, parser, ledgers, checkpoint, memory)
 
 
 if __name__ == "__main__":

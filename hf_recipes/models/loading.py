@@ -12,6 +12,7 @@ from hf_recipes.errors import UserError, say
 from hf_recipes.models.quantization import read_bnb_config
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TEMPLATES = files("hf_recipes.models") / "templates"
@@ -189,6 +190,15 @@ def _ensure_one_bos(tokenizer: "PreTrainedTokenizerBase") -> None:
         tokenizer.chat_template = "{{- bos_token }}" + tokenizer.chat_template
 
 
+def weight_dtype(arguments: ModelArguments, *, trains_all: bool, bf16: bool) -> "torch.dtype":
+    """What the base model's weights are loaded in: see `load_model`."""
+    import torch
+
+    if arguments.dtype != "auto":
+        return getattr(torch, arguments.dtype)
+    return torch.bfloat16 if bf16 and not trains_all else torch.float32
+
+
 def load_model(
     arguments: ModelArguments, *, trains_all: bool, bf16: bool, trust_remote_code: bool = False, **kwargs: Any
 ) -> "PreTrainedModel":
@@ -201,7 +211,6 @@ def load_model(
         UserError: the folder or Hub id holds no causal language model, lacks some of its weights, is quantized already
             in another way, or `arguments.bnb_config` cannot be used.
     """
-    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -214,10 +223,7 @@ def load_model(
     )
     if quantization is not None:
         kwargs["quantization_config"] = quantization
-    half = torch.bfloat16 if bf16 else torch.float32
-    dtype: torch.dtype = getattr(torch, arguments.dtype) if arguments.dtype != "auto" else half
-    if arguments.dtype == "auto" and trains_all:
-        dtype = torch.float32
+    dtype = weight_dtype(arguments, trains_all=trains_all, bf16=bf16)
     if arguments.attn_implementation:
         kwargs["attn_implementation"] = arguments.attn_implementation
     try:
@@ -277,6 +283,13 @@ def _gathered(model: "PreTrainedModel") -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def packing_leaks(model_type: str) -> UserError:
+    return UserError(
+        f"--packing: {model_type} does not restart its attention at each packed row (position biases or recurrence), "
+        "so rows would leak into each other; leave --packing out"
+    )
 
 
 def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:

@@ -19,6 +19,9 @@ from hf_recipes.parsing import Parser
 from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import find_checkpoint
 from hf_recipes.training.faults import is_of_disk
+from hf_recipes.training.memory import PeakMemory, describe
+from hf_recipes.training.trackers import STATE as TRACKERS
+from hf_recipes.training.trackers import add_trackers
 from hf_recipes.training.trainer import STAGING
 
 if TYPE_CHECKING:
@@ -38,6 +41,8 @@ RESULTS = (
     "config.json",
     "generation_config.json",
     "adapter_config.json",
+    "tensorboard",
+    TRACKERS,
     STAGING,
     OWNER,
 )
@@ -136,12 +141,17 @@ def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -
         A token that shares the highest logit with others counts as a hit, where argmax would take the first of them; in
         bfloat16, whose values are coarse, such ties lift the accuracy a little above that of greedy decoding.
     """
+    # Where no row of the batch has a label, the head's output (vocabulary × hidden per token) would go unused.
+    positions = (inputs["labels"][:, 1:] != -100).any(0).nonzero().flatten()
+    if positions.numel() == 0:
+        positions = positions.new_zeros(1)
+    return losses_at(positions, model, inputs)
+
+
+def losses_at(positions: torch.Tensor, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple:
+    """`supervised_losses` where `positions` (N,) are those before which some row has a label."""
     rest = {key: value for key, value in inputs.items() if key != "labels"}
     targets = inputs["labels"][:, 1:]
-    # Where no row of the batch has a label, the head's output (vocabulary × hidden per token) would go unused.
-    positions = (targets != -100).any(0).nonzero().flatten()
-    if positions.numel() == 0:
-        positions = torch.zeros(1, dtype=torch.long, device=targets.device)
     logits = model(**rest, logits_to_keep=positions, use_cache=False).logits
     if logits.shape[1] != len(positions):  # a model that takes no logits_to_keep
         logits = logits[:, positions]
@@ -154,13 +164,18 @@ def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -
     return losses.view_as(targets).sum(1), labelled.sum(1), hits.sum(1)
 
 
-def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkpoint: str | None) -> None:
+def train_and_finish(
+    trainer, parser: Parser, ledgers: dict[str, Ledger], checkpoint: str | None, memory: PeakMemory
+) -> None:
     """Train, evaluate, and leave the whole folder: weights, settings, ledger, metrics, curves, model card."""
     output_dir = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / "data_ledger.json", **ledgers)
         parser.save_settings(output_dir / "run_config.yaml")
+    trackers = add_trackers(trainer, parser)
+    memory.start()
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    taken = memory.read()
     state = trainer.state
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
@@ -173,8 +188,10 @@ def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkp
     say(
         f"trained to step {state.global_step} in {minutes}:{seconds:02d}, mean training loss {result.training_loss:.4f}"
     )
+    if line := describe(taken):
+        say(line)
     try:
-        _finish(trainer, parser, ledgers, result.metrics)
+        _finish(trainer, parser, ledgers, result.metrics, taken, trackers)
     except Exception as error:
         if not is_of_disk(error):
             raise
@@ -185,7 +202,9 @@ def train_and_finish(trainer, parser: Parser, ledgers: dict[str, Ledger], checkp
         ) from None
 
 
-def _finish(trainer, parser: Parser, ledgers: dict[str, Ledger], train_metrics: dict) -> None:
+def _finish(
+    trainer, parser: Parser, ledgers: dict[str, Ledger], train_metrics: dict, taken: dict | None, trackers
+) -> None:
     output_dir, state = Path(trainer.args.output_dir), trainer.state
     if trainer.eval_dataset is not None and (
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
@@ -195,11 +214,12 @@ def _finish(trainer, parser: Parser, ledgers: dict[str, Ledger], train_metrics: 
     if not trainer.is_world_process_zero():
         return
     report.draw_curves(state.log_history, output_dir / "curves.png")
+    trackers.finish(state.global_step)
     by_step = report.evaluations(state.log_history)
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
     train = {key.removeprefix("train_"): value for key, value in train_metrics.items()}
     train["tokens"] = state.num_input_tokens_seen
-    metrics = {"steps": state.global_step, "train": train, "before": before, "after": after}
+    metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     (output_dir / "README.md").write_text(_model_card(trainer, parser, ledgers, before, after), encoding="utf-8")
     _print_report(output_dir, state.global_step, before, after)
@@ -222,6 +242,9 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
         ("curves.png", "loss and scores over the steps"),
         ("predictions", "every answer of every evaluation"),
         ("README.md", "the model card"),
+        ("swanlog", "swanlab's runs; `swanlab watch` with this folder shows them"),
+        ("wandb", "wandb's runs; `wandb sync` uploads one"),
+        ("tensorboard", "event files; `tensorboard --logdir` with this folder shows them"),
     ):
         if (output_dir / name).exists():
             say(f"  {name.ljust(17)} {what}")

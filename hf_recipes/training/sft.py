@@ -1,6 +1,5 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
 
-import os
 from collections.abc import Sequence
 
 from datasets import Dataset
@@ -17,7 +16,7 @@ from hf_recipes.data.schemas import Columns
 from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
-from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model
+from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, packing_leaks
 from hf_recipes.models.quantization import is_quantized, prepare_quantized
 from hf_recipes.training.callbacks import CurvesCallback, GenerationEvaluation, RunProgress
 from hf_recipes.training.run import supervised_losses
@@ -197,10 +196,7 @@ def build_model(
         **kwargs,
     )
     if (args.packing or args.padding_free) and not keeps_packed_rows_apart(model):
-        raise UserError(
-            f"--packing: {model.config.model_type} does not restart its attention at each packed row (position biases "
-            "or recurrence), so rows would leak into each other; leave --packing out"
-        )
+        raise packing_leaks(model.config.model_type)
     if model_args.peft_path and added_tokens:
         raise UserError(
             f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
@@ -237,8 +233,6 @@ def build_trainer(
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.max_length = None  # every row is within the budgets already
     args.eval_packing = False
-    if "swanlab" in args.report_to:
-        _start_swanlab(args)
     columns = ["input_ids", "labels"]
     trainer = Trainer(
         model=model,
@@ -263,16 +257,3 @@ def build_trainer(
             )
         )
     return trainer
-
-
-def _start_swanlab(args: SFTArguments) -> None:
-    """A local run, before transformers' callback would open one in the cloud, which asks for a login."""
-    import swanlab
-
-    if args.process_index == 0 and not swanlab.has_run():
-        folder = os.path.join(args.output_dir, "swanlog")
-        name = args.run_name or os.path.basename(os.path.normpath(args.output_dir))
-        mode = os.environ.get("SWANLAB_MODE", "local")
-        swanlab.init(
-            project=os.environ.get("SWANLAB_PROJECT", "hf_recipes"), experiment_name=name, mode=mode, logdir=folder
-        )

@@ -251,14 +251,6 @@ def test_gb18030_is_read_and_said(sft, model_dir, pairs, tmp_path):
     assert code == 0 and "GB18030 text" in out
 
 
-def test_trackers_write_local_files(sft, model_dir, pairs, tmp_path):
-    """The default tracker, and another beside it; the later flag wins over the one in STEPS."""
-    output = tmp_path / "run"
-    code, _, err = sft(*flags(model_dir, pairs, output, "--max_steps", "1", "--report_to", "swanlab,tensorboard"))
-    assert code == 0, err
-    assert list(output.glob("swanlog/run-*")) and list(output.rglob("events.out.tfevents*"))
-
-
 COMMAND = """--model_name_or_path M --use_lora True --train_file D/train.json --validation_file D/dev.json --cache_dir C
 --prompt_column input --response_column target --output_dir O --overwrite_output_dir --max_source_length 512
 --max_target_length 64 --per_device_train_batch_size 4 --per_device_eval_batch_size 4 --gradient_accumulation_steps 16

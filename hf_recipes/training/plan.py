@@ -1,0 +1,288 @@
+"""What a run is going to do: rows, tokens, steps, memory and disk, and what in its settings cannot work together."""
+
+import copy
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+
+from hf_recipes.arguments import ModelArguments, SFTArguments
+from hf_recipes.data.ledger import Ledger
+from hf_recipes.errors import UserError, say
+from hf_recipes.models.loading import has_accelerator, keeps_packed_rows_apart, packing_leaks
+from hf_recipes.training.estimate import Batch, Memory, estimate, skeleton
+from hf_recipes.training.memory import in_units
+
+# What a twin of a model is shrunk to; a family whose sizes hang together in another way has no twin.
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+
+
+@dataclass
+class Plan:
+    """Figures of the training rows, of the steps, and of one device; `notes` are worth reading before starting."""
+
+    rows: int
+    tokens: int
+    answer_tokens: int
+    longest: int
+    truncated: float
+    blocks: int | None  # rows after packing
+    per_device: int
+    accumulation: int
+    processes: int
+    steps_per_epoch: int
+    steps: int
+    warmup: int
+    memory: Memory | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def global_batch(self) -> int:
+        """Rows (packed blocks) in one optimizer step."""
+        return self.per_device * self.accumulation * self.processes
+
+    def table(self) -> str:
+        what = "rows" if self.blocks is None else "packed blocks"
+        a_step = self.tokens / (self.blocks or self.rows) * min(self.global_batch, self.blocks or self.rows)
+        parts = f"{self.per_device} a device × {self.accumulation} accumulated × {self.processes} processes"
+        lines = [
+            ("rows", f"{self.rows:,}" + (f" in {self.blocks:,} packed blocks" if self.blocks is not None else "")),
+            ("tokens an epoch", f"{self.tokens:,}, {self.answer_tokens:,} of them learned"),
+            ("longest row", f"{self.longest:,} tokens"),
+            ("truncated", f"{self.truncated:.1%} of the rows"),
+            ("global batch", f"{self.global_batch:,} {what} ({parts}), about {a_step:,.0f} tokens"),
+            ("steps", f"{self.steps_per_epoch:,} an epoch, {self.steps:,} in all, {self.warmup:,} of them warmup"),
+        ]
+        if self.memory:
+            found = self.memory
+            lines.append(
+                ("trained", f"{found.trained:,} of {found.total:,} weights ({found.trained / found.total:.2%})")
+            )
+            size = f"{found.batch.rows} × {found.batch.length:,} tokens"
+            lines.append(("memory", f"{in_units(found.peak)} a device, estimated for the largest batch ({size})"))
+            lines += [(f"  {name}", in_units(size)) for name, size in found.parts.items()]
+            lines.append(("checkpoint", f"{in_units(found.checkpoint)} on disk"))
+        return "\n".join(f"{name.ljust(17)} {text}" for name, text in lines)
+
+    def show(self, whole: bool) -> None:
+        """Print the notes, and with `whole` the table before them."""
+        if whole:
+            say(self.table())
+        for note in self.notes:
+            say(f"note: {note}")
+
+
+def row_lengths(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each row, and those of them that are learned: two (N,) arrays."""
+    tokens, learned = [], []
+    for table in rows.select_columns(["labels"]).with_format("arrow").iter(10_000):
+        labels: pa.Array = table["labels"].combine_chunks()
+        sizes = pc.list_value_length(labels).to_numpy()
+        values = labels.flatten().to_numpy() != -100
+        ends = np.cumsum(sizes)
+        counts = np.concatenate([[0], np.cumsum(values)])
+        tokens.append(sizes)
+        learned.append(counts[ends] - counts[ends - sizes])
+    return np.concatenate(tokens), np.concatenate(learned)
+
+
+def largest_batch(rows: Dataset, tokens: np.ndarray, learned: np.ndarray, args: SFTArguments) -> Batch:
+    """The batch of the longest rows, with logits wherever one of them has a label."""
+    size = min(args.per_device_train_batch_size, len(tokens))
+    longest = np.argsort(tokens, kind="stable")[-size:]
+    if args.packing or args.padding_free:
+        total = int(tokens[longest].sum())
+        if args.packing:
+            total = min(int(tokens.sum()), args.per_device_train_batch_size * args.max_length)
+        positions = int(np.ceil(total * learned.sum() / tokens.sum()))
+        return Batch(1, total, max(1, positions), packed=True)
+    labelled = np.zeros(tokens[longest].max(), dtype=bool)
+    for labels in rows.select(longest)["labels"]:
+        labelled[: len(labels)] |= np.asarray(labels) != -100
+    return Batch(size, len(labelled), max(1, int(labelled[1:].sum())))
+
+
+def make_plan(
+    model_args: ModelArguments,
+    args: SFTArguments,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    added_tokens: list[str],
+    train: Dataset,
+    ledger: Ledger,
+) -> Plan:
+    """The plan of a run over `train`, whose weights have not been loaded.
+
+    Raises:
+        UserError: settings that cannot work together, or that do not fit the model.
+    """
+    tokens, learned = row_lengths(train)
+    blocks = None
+    if args.packing:
+        from trl import pack_dataset
+
+        blocks = len(pack_dataset(train.select_columns(["input_ids", "labels"]), args.max_length, "bfd"))
+        if _leaks(config, args.trust_remote_code):
+            raise packing_leaks(config.model_type)
+    batches = -(-(blocks or len(train)) // (args.per_device_train_batch_size * args.world_size))
+    per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
+    steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
+    read = ledger.totals["read"]
+    plan = Plan(
+        rows=len(train),
+        tokens=int(tokens.sum()),
+        answer_tokens=int(learned.sum()),
+        longest=int(tokens.max()),
+        truncated=ledger.totals["truncated"] / read if read else 0.0,
+        blocks=blocks,
+        per_device=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        processes=args.world_size,
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        warmup=args.get_warmup_steps(steps),
+    )
+    with _without_deepspeed(args):
+        try:
+            model = skeleton(
+                model_args, config, tokenizer, added_tokens, bf16=args.bf16, trust_remote_code=args.trust_remote_code
+            )
+        except UserError:
+            raise
+        except Exception as error:  # what a family cannot do without weights is no reason not to train it
+            model = None
+            plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
+        _check_positions(plan, config, model)
+        if model is not None and args.process_index == 0:
+            batch = largest_batch(train, tokens, learned, args)
+            try:
+                plan.memory = estimate(
+                    model,
+                    batch,
+                    args,
+                    linear_bits=_linear_bits(model_args),
+                    tokenizer_bytes=_tokenizer_bytes(tokenizer),
+                )
+            except Exception as error:
+                plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
+    plan.notes += _notes(plan, args)
+    return plan
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+def _linear_bits(model_args: ModelArguments) -> float | None:
+    """Bits a weight: NF4 with double quantization keeps 0.13 bits of scales for each (QLoRA, arXiv 2305.14314)."""
+    if getattr(model_args, "load_in_4bit", False):
+        return 4.13
+    return 8.0 if getattr(model_args, "load_in_8bit", False) else None
+
+
+def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(tokenizer.backend_tokenizer.to_str().encode()) if tokenizer.is_fast else 0
+
+
+@contextmanager
+def _without_deepspeed(args: SFTArguments):
+    """Under ZeRO's stage 3 transformers would part the weights of every model that is built."""
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    own = getattr(args, "hf_deepspeed_config", None)
+    if own is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(own)
+
+
+def _leaks(config: PretrainedConfig, trust_remote_code: bool) -> bool:
+    """Whether packed rows see each other in a random tiny twin; False too where there is none (loading then tells)."""
+    twin = copy.deepcopy(config)
+    text = twin.get_text_config()
+    for name, value in {**TINY, "vocab_size": 128}.items():
+        if hasattr(text, name):
+            setattr(text, name, value)
+    layers = min(4, text.num_hidden_layers)
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(twin, trust_remote_code=trust_remote_code)
+            return not keeps_packed_rows_apart(model)
+    except Exception:
+        return False
+
+
+def _check_positions(plan: Plan, config: PretrainedConfig, model) -> None:
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or plan.longest <= limit:
+        return
+    text = f"the longest row has {plan.longest:,} tokens, and the model was made for {limit:,}"
+    tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding)] if model else []
+    if any(limit <= rows <= limit + 2 for rows in tables):  # learned positions: there is no vector for a later one
+        raise UserError(f"{text}; lower --max_length (or the two budgets) to {limit}")
+    plan.notes.append(f"{text}, which may cost quality; --max_length {limit} keeps to it")
+
+
+def _notes(plan: Plan, args: SFTArguments) -> list[str]:
+    notes = []
+    rows = plan.blocks or plan.rows
+    if rows < plan.global_batch:
+        notes.append(
+            f"one step takes {plan.global_batch:,} rows, and there are {rows:,}: every epoch is one smaller step; "
+            "lower --gradient_accumulation_steps or --per_device_train_batch_size"
+        )
+    for name, strategy, loss in (
+        ("eval_steps", args.eval_strategy, "no evaluation before the end"),
+        ("save_steps", args.save_strategy, "no checkpoint before the end, so a killed run starts over"),
+    ):
+        value = getattr(args, name) or 0
+        every = int(np.ceil(value * plan.steps)) if value < 1 else value
+        if strategy == "steps" and every > plan.steps:
+            notes.append(f"--{name} {value:g} with {plan.steps:,} steps: {loss}")
+    if plan.warmup >= plan.steps:
+        notes.append(f"{plan.warmup:,} of {plan.steps:,} steps are warmup: the learning rate is never reached")
+    if plan.memory and plan.memory.peak > (free := _free_bytes()):
+        needed = f"about {in_units(plan.memory.peak)} are needed and {in_units(free)} are free"
+        notes.append(f"{needed}: {_lighter(plan.memory, args)}")
+    return notes
+
+
+def _free_bytes() -> float:
+    if has_accelerator():
+        return torch.accelerator.get_memory_info()[0]
+    import psutil
+
+    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _lighter(memory: Memory, args: SFTArguments) -> str:
+    """The flags that would lower the largest parts, the most useful first."""
+    found = memory.parts
+    options = {}
+    if args.per_device_train_batch_size > 1:
+        more = "--per_device_train_batch_size 1 with more --gradient_accumulation_steps"
+        options[more] = found["activations"] + found["logits"]
+    if not args.gradient_checkpointing:
+        options["--gradient_checkpointing True"] = found["activations"]
+    options["a lower --max_length"] = (found["activations"] + found["logits"]) // 2
+    options["--optim adamw_8bit"] = found["optimizer"] if "8bit" not in args.optim else 0
+    if memory.trained == memory.total:
+        options["--use_lora True"] = found["optimizer"] + found["gradients"]
+    else:
+        options["a smaller model or a quantized one"] = found["weights"]
+    best = sorted((name for name in options if options[name]), key=lambda name: -options[name])[:3]
+    return "try " + ", ".join(best)
