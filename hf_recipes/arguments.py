@@ -10,6 +10,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig
 
 from hf_recipes.data.schemas import SCHEMAS
+from hf_recipes.hub import Target, check_destination, keep_token
 from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
 from hf_recipes.parsing import nearest
 
@@ -87,6 +88,11 @@ class SFTArguments(SFTConfig):
     max_nonfinite_steps: int = _help("Stop after so many updates in a row without a finite loss and gradient.", 3)
     inexact_resume: bool = _help("Resume what another number of processes wrote: same rows, other dropout.", False)
     trust_checkpoint: bool = _help("Resume from files that can run code; only if you know who wrote them.", False)
+    hub_target: Target = _help("Where --push_to_hub pushes to.", "hf")
+    hub_private_repo: bool | None = _help("Whether a repository that --push_to_hub creates is private.", True)
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = _help(
+        "Push at the end, or at every save too, with the last or every checkpoint's optimizer state.", "end"
+    )
     # In this order: HfArgumentParser understands no other.
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="swanlab",
@@ -123,6 +129,12 @@ class SFTArguments(SFTConfig):
             self.resume_from_checkpoint = None
         if self.overwrite_output_dir and self.resume_from_checkpoint:
             raise ValueError("--overwrite_output_dir and --resume_from_checkpoint contradict each other; give one")
+        if self.push_to_hub:
+            check_destination(self.hub_model_id, self.hub_target)
+        elif self.hub_model_id:
+            raise ValueError("--hub_model_id has no effect without --push_to_hub")
+        keep_token(self.hub_token, self.hub_target)
+        self.hub_token = None  # else transformers pickles it into training_args.bin
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
         self.report_to = self.report_to or "none"

@@ -173,7 +173,7 @@ def run_script(main: Callable[[], None]) -> None:
     _hush_libraries()
     try:
         main()
-        _leave_process_group()
+        leave_process_group()
     except UserError as error:
         rank = int(os.environ.get("RANK", 0))
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
@@ -194,7 +194,8 @@ def _hush_libraries() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def _leave_process_group() -> None:
+def leave_process_group() -> None:
+    """Meet the other processes a last time and let them end; nothing happens where there is one only."""
     # Without this, gloo's threads sometimes abort the process after a good run (2 of 20 on torch 2.13).
     import torch.distributed as dist
 

@@ -17,9 +17,11 @@ ALLOWED = {
     "data": {"errors", "data"},
     "models": {"errors", "models", "parsing"},
     "evaluation": {"errors", "evaluation", "data", "models"},
-    "training": {"errors", "training", "evaluation", "data", "models", "arguments", "parsing"},
+    "hub": {"errors"},
+    "download": {"errors", "hub", "models"},
+    "training": {"errors", "hub", "training", "evaluation", "data", "models", "arguments", "parsing"},
     "parsing": {"errors", "__version__"},
-    "arguments": {"data", "models", "parsing"},
+    "arguments": {"data", "hub", "models", "parsing"},
     "errors": set(),
     "__init__": set(),
 }

@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from hf_recipes.data.ledger import Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
-from hf_recipes.parsing import Parser
+from hf_recipes.parsing import Parser, leave_process_group
 from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import find_checkpoint
 from hf_recipes.training.faults import is_of_disk
 from hf_recipes.training.memory import PeakMemory, describe
+from hf_recipes.training.model_card import model_card
+from hf_recipes.training.publishing import STAGING as PUBLISHING
+from hf_recipes.training.publishing import Publisher
 from hf_recipes.training.trackers import STATE as TRACKERS
 from hf_recipes.training.trackers import add_trackers
 from hf_recipes.training.trainer import STAGING
@@ -113,7 +116,8 @@ def enter_output_dir(args: "SFTArguments") -> str | None:
         if args.overwrite_output_dir and not restarted:
             checkpoints = [p for p in path.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
             weights = [p for name in WEIGHTS for p in path.glob(name)]
-            for target in (*(path / name for name in RESULTS), *checkpoints, *weights):
+            unsent = path.glob(f"{PUBLISHING}*")
+            for target in (*(path / name for name in RESULTS), *checkpoints, *weights, *unsent):
                 if target.is_dir():
                     shutil.rmtree(target)
                 else:
@@ -172,6 +176,14 @@ def train_and_finish(
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / "data_ledger.json", **ledgers)
         parser.save_settings(output_dir / "run_config.yaml")
+    counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
+
+    def card(folder: Path) -> str:
+        return model_card(folder, parser.settings, counts, trainer.state.log_history)
+
+    publisher = Publisher(trainer.args, card) if trainer.args.push_to_hub else None
+    if publisher:
+        trainer.add_callback(publisher)
     trackers = add_trackers(trainer, parser)
     memory.start()
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -191,7 +203,7 @@ def train_and_finish(
     if line := describe(taken):
         say(line)
     try:
-        _finish(trainer, parser, ledgers, result.metrics, taken, trackers)
+        _finish(trainer, card, result.metrics, taken, trackers)
     except Exception as error:
         if not is_of_disk(error):
             raise
@@ -200,11 +212,12 @@ def train_and_finish(
             f"{output_dir}: the results could not be written ({reason}); the checkpoints are whole. Make room, then "
             "--resume_from_checkpoint true writes the rest without training again"
         ) from None
+    if publisher and trainer.is_world_process_zero():
+        leave_process_group()  # a long upload must not let the other processes' barrier run out of time
+        publisher.finish()
 
 
-def _finish(
-    trainer, parser: Parser, ledgers: dict[str, Ledger], train_metrics: dict, taken: dict | None, trackers
-) -> None:
+def _finish(trainer, card: Callable[[Path], str], train_metrics: dict, taken: dict | None, trackers) -> None:
     output_dir, state = Path(trainer.args.output_dir), trainer.state
     if trainer.eval_dataset is not None and (
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
@@ -221,7 +234,7 @@ def _finish(
     train["tokens"] = state.num_input_tokens_seen
     metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
     (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    (output_dir / "README.md").write_text(_model_card(trainer, parser, ledgers, before, after), encoding="utf-8")
+    (output_dir / "README.md").write_text(card(output_dir), encoding="utf-8")
     _print_report(output_dir, state.global_step, before, after)
 
 
@@ -248,35 +261,3 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
     ):
         if (output_dir / name).exists():
             say(f"  {name.ljust(17)} {what}")
-
-
-def _model_card(trainer, parser: Parser, ledgers: dict[str, Ledger], before: dict | None, after: dict | None) -> str:
-    settings, base = parser.settings, parser.settings["model_name_or_path"]
-    is_adapter = (Path(trainer.args.output_dir) / "adapter_config.json").is_file()
-    header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
-    header += [f"base_model: {base}"] if not os.path.isdir(base) else []
-    header += ["pipeline_tag: text-generation", "tags: [hf_recipes, " + ("lora" if is_adapter else "sft") + "]", "---"]
-    rows = {name: ledger.totals["kept"] for name, ledger in ledgers.items()}
-    load = (
-        "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
-        'model = AutoPeftModelForCausalLM.from_pretrained("FOLDER")\n'
-        if is_adapter
-        else "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("FOLDER")\n'
-    )
-    lines = [
-        *header,
-        f"\n# {Path(trainer.args.output_dir).resolve().name}\n",
-        f"{'LoRA adapter of' if is_adapter else 'Fine-tuned from'} `{base}`, trained with hf_recipes: "
-        f"{trainer.state.global_step} steps on {rows.get('train', 0):,} rows of "
-        f"{', '.join(map(str, settings['train_file']))}.\n",
-        "```python",
-        load + 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        "```\n",
-    ]
-    if after:
-        held_out = rows.get("validation")
-        lines += [f"On {held_out:,} held-out rows:\n" if held_out else "Evaluation:\n"]
-        lines += ["```", report.comparison(before, after), "```\n"]
-    lines.append("`run_config.yaml` has every setting, `data_ledger.json` what became of every row.")
-    return "\n".join(lines) + "\n"

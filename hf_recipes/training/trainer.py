@@ -144,6 +144,11 @@ class RunMixin:
     def create_model_card(self, *args, **kwargs) -> None:
         """TRL's callers expect this; ours is written once, by `train_and_finish`."""
 
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """`Publisher` pushes: transformers' own would end the run where the Hub cannot be reached."""
+
+    push_to_hub = _push_from_checkpoint = init_hf_repo
+
     # Data
 
     def filler_row(self, row: dict) -> dict:

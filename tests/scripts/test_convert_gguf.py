@@ -102,9 +102,7 @@ def test_weights_and_tokens_survive(source, tmp_path, monkeypatch, capsys):
     ("flags", "message"),
     [
         (["--gguf_file", "none.gguf"], "none.gguf: no such file"),
-        (["--package", "no_such_package"], "not installed"),
-        (["--package", "json"], "expected one .gguf file in it, found 0"),
-        ([], "give one of --gguf_file and --package"),
+        ([], "the following arguments are required: --gguf_file"),
     ],
 )
 def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,143 @@
+"""The model card, and a run's files as others may see them: without rows, local paths or secrets."""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from hf_recipes.evaluation import report
+from hf_recipes.hub import SOURCE_RECORD
+
+# What concerns the machine rather than the model; a token is in no settings file to begin with.
+_LEFT_OUT = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
+_PATHS = re.compile(r"(^|_)(files?|path|dir|config|deepspeed|chat_template)$")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_DATA_FILE = re.compile(r"\.(json|jsonl|csv|tsv|parquet|txt|zst|gz|ya?ml|jinja)$")
+
+
+def public_name(value: str) -> str:
+    """A local path as its last part, a downloaded model's folder as the id it is from, a Hub id as it is."""
+    if os.path.isfile(record := os.path.join(value, SOURCE_RECORD)):
+        with open(record, encoding="utf-8") as file:
+            return json.load(file)["model"]
+    if _HUB_ID.fullmatch(value) and not _DATA_FILE.search(value) and not os.path.exists(value):
+        return value
+    return PureWindowsPath(value).name  # knows both kinds of slash
+
+
+def public_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A settings or configuration mapping with `public_name` in place of each path."""
+
+    def shown(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return public_values(value)
+        if isinstance(value, list):
+            return [shown(key, item) for item in value]
+        if not isinstance(value, str):
+            return value
+        absolute = PureWindowsPath(value).anchor != "" or value.startswith("~")
+        names_one = _PATHS.search(key) or key.endswith("name_or_path") or key == "best_model_checkpoint"
+        return public_name(value) if names_one or (absolute and "\n" not in value) else value
+
+    return {key: shown(key, value) for key, value in values.items() if key not in _LEFT_OUT}
+
+
+def public_settings(text: str) -> str:
+    """`run_config.yaml` as it may be published: its comments, then the settings that were given, then the defaults."""
+    given, mark, defaults = text.partition("# Defaults\n")
+    parts = []
+    for part in (given, defaults):
+        values = public_values(yaml.safe_load(part) or {})
+        parts.append(yaml.safe_dump(values, allow_unicode=True, sort_keys=False) if values else "")
+    comments = "".join(line for line in given.splitlines(keepends=True) if line.startswith("#"))
+    return f"{comments}\n{parts[0]}\n{mark}{parts[1]}"
+
+
+def public_ledger(ledgers: Mapping[str, Mapping]) -> dict[str, dict]:
+    """`data_ledger.json` as it may be published: counts and reasons by file name, without places or quoted values."""
+    public = {}
+    for name, ledger in ledgers.items():
+        sources: dict[str, Counter] = {}
+        for source, counts in ledger["sources"].items():
+            sources.setdefault(public_name(source), Counter()).update(counts)
+        reasons: Counter = Counter()
+        for entry in ledger["reasons"]:
+            reason = ": ".join(entry["fate"].split(": ")[:2])  # a third part is another program's message
+            reason = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
+            reasons[public_name(entry["source"]), reason] += entry["count"]
+        public[name] = {
+            "total": dict(ledger["total"]),
+            "sources": {source: dict(counts) for source, counts in sources.items()},
+            "reasons": [{"source": s, "fate": fate, "count": count} for (s, fate), count in reasons.items()],
+        }
+    return public
+
+
+def _ledger_table(ledgers: Mapping[str, Mapping]) -> list[str]:
+    columns = ["read", "kept", "truncated", "split", "repaired", "dropped"]
+    columns = columns[:2] + [c for c in columns[2:] if any(ledger["total"].get(c) for ledger in ledgers.values())]
+    lines = [f"| rows | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for name, ledger in ledgers.items():
+        for label, counts in ((f"**{name}**", ledger["total"]), *ledger["sources"].items()):
+            lines.append(f"| {label} | {' | '.join(f'{counts.get(c, 0):,}' for c in columns)} |")
+    reasons = [f"- {name}: {r['count']:,} {r['fate']}" for name, part in ledgers.items() for r in part["reasons"]]
+    return [*lines, "", *reasons, ""] if reasons else [*lines, ""]
+
+
+def model_card(
+    folder: str | os.PathLike,
+    settings: Mapping[str, Any],
+    ledgers: Mapping[str, Mapping],
+    log_history: Sequence[Mapping],
+) -> str:
+    """README.md: base model, data, metrics and settings, with nothing in it that may not be published.
+
+    Args:
+        folder: what the weights are in; with `run_config.yaml` in it or in the folder above (of a checkpoint).
+        settings: as the parser has them.
+        ledgers: `Ledger.to_dict` by data set.
+        log_history: the trainer's; the last evaluation is shown, against the one before training if there was one.
+    """
+    folder = Path(folder)
+    home = folder if (folder / "run_config.yaml").is_file() else folder.parent
+    base = public_name(settings["model_name_or_path"])
+    is_adapter = (folder / "adapter_config.json").is_file()
+    public = public_ledger(ledgers)
+    header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
+    header += [f"base_model: {base}"] if "/" in base else []  # the Hub takes nothing but an id here
+    header += ["pipeline_tag: text-generation", "tags: [hf_recipes, " + ("lora" if is_adapter else "sft") + "]", "---"]
+    name = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
+    load = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
+    load = load if is_adapter else "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    steps = max((entry["step"] for entry in log_history), default=0)
+    lines = [
+        *header,
+        f"\n# {home.resolve().name}\n",
+        f"{'LoRA adapter of' if is_adapter else 'Fine-tuned from'} `{base}`, trained with hf_recipes: {steps} steps on "
+        f"{public['train']['total'].get('kept', 0):,} rows of {', '.join(public['train']['sources'])}.\n",
+        "```python",
+        load,
+        f'model = {name}.from_pretrained("FOLDER")',
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        "```\n",
+        "## Data\n",
+        *_ledger_table(public),
+        "## Metrics\n",
+    ]
+    by_step = report.evaluations(log_history)
+    if steps and by_step:
+        before, after = by_step.get(0), by_step[max(by_step)]
+        rows = public.get("validation", {}).get("total", {}).get("kept")
+        lines += [f"On {rows:,} held-out rows after step {max(by_step)}:\n" if rows else "Evaluation:\n"]
+        lines += ["```", report.comparison(before if max(by_step) else None, after), "```\n"]
+    for title, key in (("Mean training loss", "train_loss"), ("Last training loss", "loss")):
+        values = [entry[key] for entry in log_history if key in entry]
+        lines += [f"{title}: {values[-1]:.4f}\n"] if values else []
+    config = public_settings((home / "run_config.yaml").read_text(encoding="utf-8"))
+    lines += ["## Settings\n", "<details>\n", "```yaml", config.strip(), "```\n", "</details>"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,37 @@
+"""Download a model into a folder for --model_name_or_path; a second call goes on where the first one stopped.
+
+python scripts/download.py --model Qwen/Qwen2.5-0.5B
+python scripts/download.py --model Qwen/Qwen2.5-0.5B --source modelscope --output_dir models/qwen
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_recipes.download import DEMO_MODEL, download
+from hf_recipes.errors import say
+from hf_recipes.parsing import Parser, run_script
+
+
+@dataclass
+class Arguments:
+    model: str | None = None
+    source: Literal["hf", "modelscope", "demo"] = "hf"
+    revision: str | None = None
+    output_dir: str | None = None
+
+    def __post_init__(self):
+        if self.source == "demo" and self.model not in (None, DEMO_MODEL, DEMO_MODEL.split("/")[1]):
+            raise ValueError(f"--source demo has {DEMO_MODEL} and no other; leave --model out")
+        if self.source != "demo" and not self.model:
+            raise ValueError("--model is missing: an id such as Qwen/Qwen2.5-0.5B")
+
+
+def main() -> None:
+    [arguments] = Parser([Arguments]).parse()
+    model = arguments.model or DEMO_MODEL
+    folder = download(model, arguments.source, arguments.revision, arguments.output_dir)
+    say(f"model in {folder}: --model_name_or_path {folder}")
+
+
+if __name__ == "__main__":
+    run_script(main)
