@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -36,8 +37,10 @@ def secrets() -> list[str]:
     """The tokens that this process knows."""
     from huggingface_hub import get_token
 
-    names = (*TOKENS.values(), "HUGGING_FACE_HUB_TOKEN")
-    return [value for value in (*map(os.environ.get, names), get_token()) if value]
+    found = [os.environ.get(name) for name in (*TOKENS.values(), "HUGGING_FACE_HUB_TOKEN")]
+    with suppress(Exception):  # a login that has run out is renewed over the network
+        found.append(get_token())
+    return [value for value in found if value]
 
 
 def check_destination(repo: str | None, target: Target) -> None:

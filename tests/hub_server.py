@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -29,6 +30,7 @@ class Hub:
         self.commits: list[str] = []  # messages
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
         self.deny: dict[str, int] = {}  # a part of a path → status
+        self.silent = False  # takes every request and answers none
         self.gated: set[str] = set()
         self.cut: dict[str, int] = {}  # file name → bytes after which the connection breaks, once
         self.stated: dict[str, bytes] = {}  # file name → content that sizes and digests are stated of
@@ -70,6 +72,10 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
         self.hub.requests.append((self.command, unquote(self.path), self.headers.get("Range")))
+        if self.hub.silent:
+            time.sleep(2)
+            self.close_connection = True
+            return None
         status = next((status for part, status in self.hub.deny.items() if part in self.path), None)
         if status:
             return self.reply(status, {"error": "denied", "Message": "denied", "Code": status})

@@ -38,11 +38,11 @@ def public_values(values: Mapping[str, Any]) -> dict[str, Any]:
             return public_values(value)
         if isinstance(value, list):
             return [shown(key, item) for item in value]
-        if not isinstance(value, str):
+        if not isinstance(value, str) or "\n" in value or "{" in value:  # a template's text is no path
             return value
         absolute = PureWindowsPath(value).anchor != "" or value.startswith("~")
         names_one = _PATHS.search(key) or key.endswith("name_or_path") or key == "best_model_checkpoint"
-        return public_name(value) if names_one or (absolute and "\n" not in value) else value
+        return public_name(value) if names_one or absolute else value
 
     return {key: shown(key, value) for key, value in values.items() if key not in _LEFT_OUT}
 

@@ -1,0 +1,443 @@
+"""Downloading and publishing with the real clients, against hubs on the loopback interface."""
+
+import json
+import os
+import random
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import SHA, TOKEN, serve
+from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
+
+from conftest import ROOT, same, weights, write_jsonl
+from hf_recipes.download import download
+from hf_recipes.errors import UserError
+from hf_recipes.training.checkpoints import what_is_missing
+from hf_recipes.training.model_card import public_ledger, public_name, public_settings, public_values
+
+SECRET_ROW = "青霉素过敏者张三"
+SOURCES = pytest.mark.parametrize("source", ["hf", "modelscope"])
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that this process's clients talk to, with a login."""
+    with serve() as server:
+        point_to(server.url, monkeypatch)
+        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+            monkeypatch.setenv(name, TOKEN)
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
+        # Both clients read these when they are imported.
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_TIMES", 0)
+        yield server
+
+
+def point_to(url: str, monkeypatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", url)
+
+
+def clean_environment(**variables) -> dict[str, str]:
+    """This process's environment without what conftest.py and the user set for hubs."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MODELSCOPE"))}
+    return {**kept, "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT), **variables}
+
+
+@pytest.fixture
+def script(monkeypatch, capfd):
+    """Run a script in this process: ``script("push.py", "--flag", value, …)`` → (exit code, stdout, stderr)."""
+
+    def run(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+        capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err and TOKEN not in out + err
+        return code, out, err
+
+    return run
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.is_file()}
+
+
+# Downloading
+
+
+@SOURCES
+def test_a_download_is_a_model_folder_without_duplicates(hub, source, model_dir, tmp_path, script):
+    files = files_of(model_dir)
+    extra = {"pytorch_model.bin": b"a pickle", "model.onnx": b"x", "onnx/model.onnx": b"x", "model.Q4.gguf": b"x"}
+    hub.add("Qwen/tiny", {**files, **extra, "original/consolidated.safetensors": b"x"})
+    target = tmp_path / "model"
+    code, out, err = script("download.py", "--model", "Qwen/tiny", "--source", source, "--output_dir", target)
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"model in {target}: --model_name_or_path {target}"
+    record = json.loads((target / "download.json").read_text())
+    assert record == {"source": source, "model": "Qwen/tiny", "revision": SHA if source == "hf" else None}
+    found = files_of(target)
+    found.pop("download.json")
+    assert found == files and {path.name for path in tmp_path.iterdir()} >= {"model"}
+    assert not list(tmp_path.glob("*.partial"))
+    one, other = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (model_dir, target))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+    hub.requests.clear()
+    assert download("Qwen/tiny", source, output_dir=str(target)) == target
+    assert not hub.asked("resolve") and not hub.asked("FilePath")
+    (target / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config.json: 2 bytes, the server states .*; delete .* to download it anew"):
+        download("Qwen/tiny", source, output_dir=str(target))
+
+
+@SOURCES
+def test_a_broken_download_goes_on_where_it_stopped(hub, source, tmp_path):
+    # huggingface_hub writes pieces of 10 MiB.
+    content = random.Random(0).randbytes(12_000_000)
+    hub.add("Qwen/tiny", {"config.json": b"{}", "model.safetensors": content})
+    hub.cut["model.safetensors"] = 11_000_000
+    target = tmp_path / "model"
+    with pytest.raises(UserError, match="the same command goes on where this one stopped"):
+        download("Qwen/tiny", source, output_dir=str(target))
+    assert not target.exists()
+    hub.cut.clear()
+    hub.deny.clear()
+    hub.requests.clear()
+    download("Qwen/tiny", source, output_dir=str(target))
+    assert {name: data for name, data in files_of(target).items() if name != "download.json"} == {
+        "config.json": b"{}",
+        "model.safetensors": content,
+    }
+    [(_, _, asked)] = hub.asked("model.safetensors")
+    assert int(asked.removeprefix("bytes=").removesuffix("-")) >= 10 * 2**20
+    assert not hub.asked("resolve/main/config.json") and not hub.asked("FilePath=config.json")
+    assert [path.name for path in tmp_path.iterdir() if "model" in path.name] == ["model"]
+
+
+@SOURCES
+def test_a_damaged_file_is_named(hub, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_INTEGRITY_RETRY_BACKOFF", 0)
+    hub.add("Qwen/tiny", {"config.json": b"{}", "model.safetensors": b"damaged!"})
+    hub.stated["model.safetensors"] = b"pristine"
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        download("Qwen/tiny", source, output_dir=str(tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "model.partial" / "model.safetensors").exists()
+    hub.stated.clear()
+    download("Qwen/tiny", source, output_dir=str(tmp_path / "model"))
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"damaged!"
+
+
+def test_small_files_are_checked_too(hub, tmp_path):
+    hub.add("Qwen/tiny", {"config.json": b'{"a": 2}', "model.safetensors": b"x"})
+    hub.stated["config.json"] = b'{"a": 1}'
+    with pytest.raises(UserError, match=r"config\.json: damaged, its sha1 is not the server's; it has been deleted"):
+        download("Qwen/tiny", "hf", output_dir=str(tmp_path / "model"))
+
+
+def test_a_full_disk_is_noticed_before_anything_is_fetched(hub, tmp_path, monkeypatch):
+    hub.add("Qwen/tiny", {"config.json": b"{}", "model.safetensors": bytes(5_000_000)})
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 4_000_000))
+    with pytest.raises(UserError, match=r"model: 5 MB are still to come, 4 MB are free on the disk"):
+        download("Qwen/tiny", "hf", output_dir=str(tmp_path / "model"))
+    assert not hub.asked("resolve")
+
+
+@SOURCES
+def test_what_is_wrong_is_said(hub, source, tmp_path, monkeypatch, script):
+    def fails(message, model, *flags):
+        code, _, err = script(
+            "download.py", "--model", model, "--source", source, "--output_dir", tmp_path / "out", *flags
+        )
+        assert code == 1 and err.count("error: ") == 1, err
+        assert message in err
+
+    fails("Qwen/none on ", "Qwen/none")
+    fails("no such repository, or a private one; check the name, or log in", "Qwen/none")
+    hub.add("Qwen/bare", {"model.gguf": b"x"})
+    fails("Qwen/bare: no config.json in it", "Qwen/bare")
+    hub.add("Qwen/evil", {"config.json": b"{}", "../../evil": b"x"})
+    fails("the server names a file outside of the folder (../../evil)", "Qwen/evil")
+    hub.add("meta/gated", {"config.json": b"{}"})
+    hub.gated.add("meta/gated")
+    if source == "hf":
+        fails("accept the licence on its page, then log in (hf auth login) or set HF_TOKEN", "meta/gated")
+        fails("no such revision", "Qwen/bare", "--revision", "none")
+    hub.deny["meta/gated"] = 403
+    fails("accept the licence on its page", "meta/gated")
+    point_to("http://127.0.0.1:9", monkeypatch)
+    monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
+    fails("no connection", "Qwen/tiny")
+    fails("HF_ENDPOINT=https://hf-mirror.com or take --source modelscope", "Qwen/tiny")
+
+
+def test_the_client_of_modelscope_is_optional(monkeypatch, tmp_path):
+    monkeypatch.setattr("hf_recipes.hub.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install modelscope"):
+        download("Qwen/tiny", "modelscope", output_dir=str(tmp_path / "model"))
+
+
+# What may be seen
+
+
+def test_names_in_place_of_paths(tmp_path):
+    (tmp_path / "qwen").mkdir()
+    (tmp_path / "qwen" / "download.json").write_text('{"model": "Qwen/Qwen3-0.6B"}')
+    for value, shown in {
+        "Qwen/Qwen2.5-0.5B": "Qwen/Qwen2.5-0.5B",
+        str(tmp_path / "qwen"): "Qwen/Qwen3-0.6B",
+        str(tmp_path): tmp_path.name,
+        "/home/me/models/llama": "llama",
+        r"C:\Users\me\data.json": "data.json",
+        "data/train.json": "train.json",
+        "../secret/folder": "folder",
+        "~/data/*.jsonl": "*.jsonl",
+        "chatml": "chatml",
+    }.items():
+        assert public_name(value) == shown
+
+
+def test_settings_lose_paths_and_secrets():
+    text = (
+        "# Repeat this run\n# versions\n\nmodel_name_or_path: /home/me/qwen\ntrain_file: [/home/me/a.json, b/c.csv]\n"
+        "system_prompt: 你/您 好\noutput_dir: runs/x\nhub_token: hf_x\n\n# Defaults\ncache_dir: /tmp/c\nseed: 42\n"
+        "some_list: [/etc/x]\n"
+    )
+    assert public_settings(text) == (
+        "# Repeat this run\n# versions\n\nmodel_name_or_path: qwen\ntrain_file:\n- a.json\n- c.csv\n"
+        "system_prompt: 你/您 好\n\n# Defaults\nseed: 42\nsome_list:\n- x\n"
+    )
+
+
+def test_a_template_in_a_configuration_stays():
+    values = {"chat_template": "{{ bos_token }}</s>", "name_or_path": "/home/me/qwen", "eos_token": "</s>"}
+    assert public_values(values) == {**values, "name_or_path": "qwen"}
+
+
+def test_a_ledger_loses_places_and_what_rows_say():
+    counts = {"read": 3, "kept": 1, "dropped": 2}
+    reasons = [
+        {"source": "/home/me/a.json", "fate": f"dropped: unknown role '{role}'", "count": 1, "first": ["a.json:1"]}
+        for role in ("张三", "李四")
+    ]
+    ledger = {"train": {"total": counts, "sources": {"/home/me/a.json": counts}, "reasons": reasons}}
+    assert public_ledger(ledger) == {
+        "train": {
+            "total": counts,
+            "sources": {"a.json": counts},
+            "reasons": [{"source": "a.json", "fate": "dropped: unknown role …", "count": 2}],
+        }
+    }
+
+
+# Publishing
+
+
+@pytest.fixture
+def training(model_dir, pairs, tmp_path):
+    """Flags of a short run whose data has a row that must not be seen anywhere but in the run's own folder."""
+    lines = (pairs / "train.json").read_text().splitlines()
+    rows = [*map(json.loads, lines), {"input": SECRET_ROW, "target": ""}, {"input": SECRET_ROW, "target": "是"}]
+    write_jsonl(pairs / "train.json", rows)
+    flags = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--max_drop_ratio", "0.1"]
+    flags += ["--validation_file", pairs / "dev.json", "--max_new_tokens", "4", "--per_device_train_batch_size", "4"]
+    return [*flags, "--max_steps", "4", "--output_dir", tmp_path / "run"]
+
+
+PUBLISHED = {
+    *("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    *("chat_template.jinja", "README.md", "run_config.yaml", "data_ledger.json", "metrics.json", "curves.png"),
+}
+PUSH = ["--push_to_hub", "--hub_model_id", "me/reviews"]
+
+
+@SOURCES
+def test_a_run_is_published_without_paths_rows_or_tokens(hub, source, sft, training, tmp_path, monkeypatch, model_dir):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("MODELSCOPE_API_TOKEN")
+    more = ["--report_to", "none", "--hub_target", source, "--hub_token", TOKEN]
+    code, out, err = sft(*training, *PUSH, *more)
+    assert code == 0, err
+    files = hub.repos["me/reviews"]
+    assert files.keys() == PUBLISHED and hub.private["me/reviews"] is True
+    assert [commit.split(" (")[0] for commit in hub.commits] == ["End of training"]
+    page = f"{hub.url}/me/reviews" if source == "hf" else f"{hub.url}/models/me/reviews"
+    assert f"pushed: {page}\n" in out
+    assert same(weights(tmp_path / "run"), load(files["adapter_model.safetensors"]))
+    for name, content in files.items():
+        for private in (TOKEN, str(tmp_path), str(Path(model_dir).parent), "/home/", "train.json:", SECRET_ROW):
+            assert private.encode() not in content, (name, private)
+    assert_no_token_in(tmp_path / "run")
+    assert TOKEN not in out + err and not list((tmp_path / "run").glob(".publishing*"))
+
+    card = files["README.md"].decode()
+    assert 'from_pretrained("me/reviews")' in card and "LoRA adapter of `tiny`" in card
+    assert "| **train** | 42 | 41 | 1 |" in card and "- train: 1 dropped: empty answer" in card
+    assert "On 8 held-out rows after step 4:" in card and "Mean training loss: " in card
+    assert "max_steps: 4" in card and "train_file:\n- train.json" in card
+    assert json.loads(files["data_ledger.json"])["train"]["total"] == {"read": 42, "kept": 41, "dropped": 1}
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "tiny"
+
+
+def assert_no_token_in(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def load(content: bytes) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    return load(content)
+
+
+def test_checkpoints_go_along_the_way_and_can_be_resumed_from(hub, sft, training, tmp_path):
+    more = ["--hub_strategy", "all_checkpoints", "--hub_always_push", "True", "--save_steps", "2"]
+    flags = ["--report_to", "none", "--eval_strategy", "steps", "--eval_steps", "2", "--load_best_model_at_end", "True"]
+    code, out, err = sft(*training, *PUSH, *more, *flags, "--hub_private_repo", "false")
+    assert code == 0, err
+    assert hub.commits == ["Step 2", "Step 4", "End of training"] and hub.private["me/reviews"] is False
+    assert f"step 2 pushed: {hub.url}/me/reviews" in out
+    files = hub.repos["me/reviews"]
+    for name, content in files.items():
+        assert str(tmp_path).encode() not in content and SECRET_ROW.encode() not in content, name
+    assert not any(name.endswith(("training_args.bin", "checkpoint-2/README.md")) for name in files)
+    fetched = tmp_path / "fetched"
+    for name, content in files.items():
+        if name.startswith("checkpoint-2/"):
+            (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+            (fetched / name).write_bytes(content)
+    assert what_is_missing(fetched / "checkpoint-2") is None
+    assert json.loads(files["checkpoint-2/trainer_state.json"])["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("create", "500"),
+        ("commit", "503"),
+        ("login", "not allowed (401); log in"),
+        ("network", "no connection"),
+        ("silence", "no connection (timed out)"),
+    ],
+)
+def test_a_failed_push_leaves_the_run_whole_and_says_how_to_push_later(
+    hub, sft, script, training, tmp_path, monkeypatch, broken, reason
+):
+    url = hub.url
+    if broken == "login":
+        monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    elif broken == "network":
+        point_to("http://127.0.0.1:9", monkeypatch)
+    elif broken == "silence":
+        monkeypatch.setattr("hf_recipes.hub.TIMEOUT", 0.5)
+        hub.silent = True
+    else:
+        hub.deny["/repos/create" if broken == "create" else "/commit/"] = 500 if broken == "create" else 503
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    code, out, err = sft(*training, *PUSH, "--report_to", "none")
+    assert code == 0, err
+    assert "Traceback" not in out + err
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} >= PUBLISHED and not list(run.glob(".publishing*"))
+    [line] = [line for line in out.splitlines()[-1:] if line.startswith("not pushed, the run is not affected")]
+    assert reason in line
+    command = f"python scripts/push.py --folder {run} --hub_model_id me/reviews"
+    assert line.endswith(f"Push later: {command}")
+
+    hub.deny.clear()
+    hub.silent = False
+    point_to(url, monkeypatch)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    code, out, err = script(*[Path(part).name if "push.py" in part else part for part in shlex.split(command)[1:]])
+    assert code == 0, err
+    assert hub.repos["me/reviews"].keys() == PUBLISHED
+    size = len(hub.repos["me/reviews"]["adapter_config.json"])
+    assert f"  adapter_config.json  {size / 1000:.0f} kB" in out
+    assert out.splitlines()[-1] == f"pushed: {url}/me/reviews"
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(hub, script, finished_run):
+    hub.add("me/known", {})
+    code, out, _ = script("push.py", "--folder", finished_run, "--hub_model_id", "me/known")
+    assert code == 0 and f"{hub.url}/me/known is there already and public; it stays public" in out
+
+
+@pytest.fixture
+def finished_run(model_dir, tmp_path) -> Path:
+    run = tmp_path / "finished"
+    shutil.copytree(model_dir, run)
+    (run / "run_config.yaml").write_text("model_name_or_path: Qwen/Qwen3-0.6B\n# Defaults\n")
+    (run / "README.md").write_text('load("FOLDER")')
+    (run / "training_args.bin").write_bytes(b"pickle")
+    (run / "notes.txt").write_text("mine")
+    return run
+
+
+def test_only_what_belongs_to_a_result_is_pushed(hub, script, finished_run):
+    code, _, err = script("push.py", "--folder", finished_run, "--hub_model_id", "me/x", "--revision", "v2")
+    assert code == 0, err
+    pushed = hub.repos["me/x"]
+    assert {"model.safetensors", "tokenizer.json", "README.md"} <= pushed.keys()
+    assert not pushed.keys() & {"training_args.bin", "notes.txt"}
+    assert pushed["README.md"] == b'load("me/x")'
+    assert hub.asked("/branch/v2") and hub.asked("/commit/v2")
+
+
+def test_what_cannot_be_pushed(hub, script, finished_run, tmp_path, sft, training):
+    def fails(message, *flags):
+        code, _, err = script("push.py", *flags)
+        assert code == 1 and message in err, err
+
+    fails("no weights (*.safetensors) in it", "--folder", ROOT / "configs", "--hub_model_id", "me/x")
+    fails("none: no such folder", "--folder", tmp_path / "none", "--hub_model_id", "me/x")
+    fails("--hub_model_id x: expected OWNER/NAME", "--folder", finished_run, "--hub_model_id", "x")
+    (finished_run / "README.md").write_text(f"my token is {TOKEN}")
+    fails("README.md: the token stands in it", "--folder", finished_run, "--hub_model_id", "me/x")
+    assert not hub.asked("/commit/")
+    for flags, message in (
+        (["--push_to_hub"], "give --hub_model_id OWNER/NAME"),
+        (["--hub_model_id", "me/x"], "--hub_model_id has no effect without --push_to_hub"),
+    ):
+        code, _, err = sft(*training, *flags)
+        assert code == 1 and message in err
+
+
+def test_two_processes_and_a_mirror(training, tmp_path):
+    """HF_ENDPOINT is all that a mirror takes; one process pushes, and the other one does not wait for it in vain."""
+    with serve() as server:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        # swanlab keeps the command line of a run.
+        flags = [*training, *PUSH, "--report_to", "swanlab", "--hub_token", TOKEN]
+        environment = clean_environment(HF_ENDPOINT=server.url, OMP_NUM_THREADS="1")
+        done = subprocess.run(
+            [*launcher, "scripts/sft.py", *map(str, flags)], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert server.commits == ["End of training"] and server.repos["me/reviews"].keys() == PUBLISHED
+        assert TOKEN not in done.stdout + done.stderr
+        assert_no_token_in(tmp_path / "run")
+
+        server.add("me/base", files_of(training[1]))
+        command = [sys.executable, "scripts/download.py", "--model", "me/base", "--output_dir", tmp_path / "base"]
+        environment = clean_environment(HF_ENDPOINT=server.url)
+        subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, check=True, capture_output=True)
+        assert same(weights(tmp_path / "base"), weights(training[1]))
