@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 MODEL ?= .cache/SmolLM2-135M-Instruct
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo test lint bench setup
+.PHONY: demo test check-slow lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ demo: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# What takes minutes: every launcher and configuration, and the faults tried often enough to trust them.
+check-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

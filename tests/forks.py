@@ -62,7 +62,7 @@ class Run:
 
     def wait(self) -> "Run":
         if self.codes is None:
-            self.codes = json.loads(self.server.process.stdout.readline())
+            self.codes = self.server.read()
         return self
 
     @property
@@ -104,15 +104,17 @@ class Server:
         self.folder, self.count = folder, 0
         settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         settings |= {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(folder / "datasets")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **settings},
-        )
+        self.log = folder / "server.log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, **settings},
+            )
 
     def start(self, *argv, world: int = 1, before: str = "", script: str = "scripts/sft.py", **env: str) -> Run:
         """Begin a run of `script` with `argv` in `world` processes; `before` is Python that each executes first."""
@@ -125,7 +127,12 @@ class Server:
         job = {"argv": list(map(str, argv)), "world": world, "before": before, "script": script, "env": env}
         self.process.stdin.write(json.dumps({**job, "logs": str(logs)}) + "\n")
         self.process.stdin.flush()
-        return Run(self, json.loads(self.process.stdout.readline()), logs)
+        return Run(self, self.read(), logs)
+
+    def read(self) -> list[int]:
+        line = self.process.stdout.readline()
+        assert line, f"the server of forked runs has ended:\n{self.log.read_text()[-3000:]}"
+        return json.loads(line)
 
     def run(self, *argv, **kwargs) -> Run:
         return self.start(*argv, **kwargs).wait()

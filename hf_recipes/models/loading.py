@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError, say
-from hf_recipes.models.quantization import read_bnb_config
+from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 
 if TYPE_CHECKING:
     import torch
@@ -244,6 +244,8 @@ def load_model(
             f"{name}: its files lack weights of {type(model).__name__} ({', '.join(missing[:3])}{more}), which would "
             "stay random; give a complete checkpoint of a causal language model"
         )
+    if quantization is not None:
+        limit_cpu_kernel(model, inference=True)
     # Families that can be both (BERT) say so in their configuration; some that cannot say it too (GPT-NeoX).
     if getattr(model.config, "is_decoder", True) is False and _sees_later_tokens(model):
         raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")

@@ -75,7 +75,21 @@ def prepare_quantized(model: "PreTrainedModel") -> None:
     """
     import torch
 
+    limit_cpu_kernel(model, inference=False)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         if parameter.ndim == 1 and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
+
+
+def limit_cpu_kernel(model: "PreTrainedModel", *, inference: bool) -> None:
+    """Keep bitsandbytes' 4-bit kernel for CPUs with AVX-512 BF16 to where it is right.
+
+    At the first evaluation it repacks the weights for good, rounds their scales to bfloat16, and from then on passes no
+    gradient; and it takes no other widths than multiples of 32 (out) and of the block size (in).
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            state = module.weight.quant_state
+            fits = module.out_features % 32 == 0 and module.in_features % state.blocksize == 0
+            module.support_avx512bf16_for_cpu = inference and fits
