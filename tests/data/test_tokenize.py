@@ -119,7 +119,7 @@ def sentencepiece_like(**kwargs):
 
 @pytest.mark.parametrize("template", _bundled())
 @pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
-def test_bundled_templates_learn_the_end_and_have_one_bos(tmp_path, template, kind):
+def test_row_12_templates_learn_the_end_and_have_one_bos(tmp_path, template, kind):
     raw = build_tokenizer(chat_template=None) if kind == "byte_level" else sentencepiece_like()
     raw.save_pretrained(tmp_path)
     tokenizer, _ = load_tokenizer(str(tmp_path), template)
@@ -291,7 +291,7 @@ def test_prompts_are_cut_within_the_question(tokenizer, slow_tokenizer, kind, si
 
 
 @pytest.mark.parametrize("kind", ["bytes", "offsets", "slow"])
-def test_answers_keep_their_end_of_turn_when_cut(tokenizer, slow_tokenizer, kind):
+def test_row_12_answers_keep_their_end_of_turn_when_cut(tokenizer, slow_tokenizer, kind):
     encoder = ChatEncoder(slow_tokenizer if kind == "slow" else tokenizer, max_target_length=10)
     if kind == "offsets":
         encoder._byte_lengths = None

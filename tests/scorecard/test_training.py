@@ -1,4 +1,4 @@
-"""Rows 9 to 12 of the reliability scorecard: what the optimizer sees."""
+"""Rows 9 to 11 of the reliability scorecard: what the optimizer sees. Row 12 is in tests/data/test_tokenize.py."""
 
 import json
 
@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from conftest import same, weights, write_jsonl, write_pairs
+from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.models.loading import load_tokenizer
+from hf_recipes.training.sft import build_model, build_trainer, prepare_data
 
 # Makes the loss of every batch with `word` in it not finite, through its gradient as well.
 SPOIL = """
@@ -86,6 +89,35 @@ def test_row_10_accumulation_is_the_same_as_a_larger_batch(forks, settings, tmp_
         found[size] = weights(output), run.losses()
     assert found[8][1] == pytest.approx(found[1][1], abs=1e-4)  # as printed, with four digits
     assert all(torch.allclose(found[8][0][key], found[1][0][key], atol=1e-5) for key in found[8][0])
+
+
+def test_row_11_packed_and_separate_rows(model_dir, pairs, tmp_path):
+    """One packed batch of all rows against one padded batch of them: what the optimizer sees is the same."""
+    found = {}
+    for packing in (False, True):
+        args = SFTArguments(
+            output_dir=str(tmp_path / str(packing)),
+            report_to="none",
+            bf16=False,
+            packing=packing,
+            max_length=96,
+            per_device_train_batch_size=40,
+        )
+        tokenizer, added = load_tokenizer(model_dir)
+        train, _, _ = prepare_data(DataArguments(train_file=[str(pairs / "train.json")]), args, tokenizer)
+        model = build_model(ModelArguments(model_dir, dtype="float32"), args, tokenizer, added)
+        trainer = build_trainer(model, args, train, None, tokenizer)
+        assert (len(trainer.train_dataset) < 40) is packing
+        [batch] = list(trainer.get_train_dataloader())
+        assert ("attention_mask" in batch) is not packing
+        model.train()
+        torch.manual_seed(0)
+        loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
+        loss.backward()
+        found[packing] = loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert found[True][0] == pytest.approx(found[False][0], abs=1e-5)
+    for name, gradient in found[False][1].items():
+        assert torch.allclose(gradient, found[True][1][name], atol=1e-5), name
 
 
 def test_out_of_memory_names_the_batch_and_the_flags(forks, settings, tmp_path):

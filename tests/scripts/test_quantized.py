@@ -145,12 +145,6 @@ def test_any_key_of_bitsandbytes_can_be_in_the_file(tmp_path, key):
     assert getattr(read_bnb_config(str(path)), key) == getattr(BitsAndBytesConfig(**settings), key)
 
 
-@pytest.mark.parametrize("name", ["bnb_nf4.json", "bnb_int8.json"])
-def test_the_files_in_configs(name):
-    config = read_bnb_config(str(ROOT / "configs" / name))
-    assert config.load_in_4bit is (name == "bnb_nf4.json") and config.load_in_8bit is not config.load_in_4bit
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

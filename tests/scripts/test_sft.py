@@ -117,17 +117,6 @@ def test_loss_is_the_mean_over_answer_tokens(sft, model_dir, pairs, tmp_path, to
         assert loss == pytest.approx(total / count, abs=1e-5)
 
 
-def test_accumulation_and_batch_size_are_the_same_thing(sft, model_dir, pairs, tmp_path):
-    found = []
-    for size, accumulation in ((8, 1), (1, 8)):
-        output = tmp_path / f"run{size}"
-        more = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", accumulation, "--max_steps", 4]
-        exact = ["--bf16", "False", "--dtype", "float32", "--lora_config", ROOT / "configs" / "lora_all_linear.json"]
-        assert sft(*flags(model_dir, pairs, output, *more, *exact))[0] == 0
-        found.append([entry["loss"] for entry in log_history(output) if "loss" in entry])
-    assert found[0] == pytest.approx(found[1], abs=1e-5)
-
-
 def test_all_weights_are_trained_without_lora(sft, model_dir, pairs, tmp_path):
     output = tmp_path / "run"
     assert sft(*flags(model_dir, pairs, output, "--max_steps", "2", "--use_lora", "False"))[0] == 0
@@ -180,39 +169,6 @@ def test_a_templates_new_tokens_go_with_the_adapter(sft, model_dir, pairs, tmp_p
     more = ["--peft_path", first, "--chat_template", "baichuan"]
     code, _, err = sft(*flags(model_dir, pairs, tmp_path / "third", *more))
     assert code == 1 and "tokens that it was not trained with (<reserved_106> <reserved_107>)" in err
-
-
-def test_packing_gives_the_loss_and_gradients_of_separate_rows(model_dir, pairs, tmp_path):
-    """One packed batch of all rows against one padded batch of them: what the optimizer sees is the same."""
-    from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
-    from hf_recipes.models.loading import load_tokenizer
-    from hf_recipes.training.sft import build_model, build_trainer, prepare_data
-
-    found = {}
-    for packing in (False, True):
-        args = SFTArguments(
-            output_dir=str(tmp_path / str(packing)),
-            report_to="none",
-            bf16=False,
-            packing=packing,
-            max_length=96,
-            per_device_train_batch_size=40,
-        )
-        tokenizer, added = load_tokenizer(model_dir)
-        train, _, _ = prepare_data(DataArguments(train_file=[str(pairs / "train.json")]), args, tokenizer)
-        model = build_model(ModelArguments(model_dir, dtype="float32"), args, tokenizer, added)
-        trainer = build_trainer(model, args, train, None, tokenizer)
-        assert (len(trainer.train_dataset) < 40) is packing
-        [batch] = list(trainer.get_train_dataloader())
-        assert ("attention_mask" in batch) is not packing
-        model.train()
-        torch.manual_seed(0)
-        loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
-        loss.backward()
-        found[packing] = loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert found[True][0] == pytest.approx(found[False][0], abs=1e-5)
-    for name, gradient in found[False][1].items():
-        assert torch.allclose(gradient, found[True][1][name], atol=1e-5), name
 
 
 def test_held_out_rows_are_not_trained_on(sft, model_dir, pairs, tmp_path):

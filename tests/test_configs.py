@@ -1,0 +1,80 @@
+"""Every file under configs/ is read by what it is for."""
+
+import json
+import subprocess
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
+
+from conftest import ROOT, tiny_model
+from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.models.adapters import read_lora_config
+from hf_recipes.models.quantization import read_bnb_config
+from hf_recipes.parsing import Parser
+
+CONFIGS = ROOT / "configs"
+
+
+def read_lora(path):
+    assert read_lora_config(str(path)).r > 0
+
+
+def read_bnb(path):
+    config = read_bnb_config(str(path))
+    assert config.load_in_4bit is (path.stem == "bnb_nf4") and config.load_in_8bit is not config.load_in_4bit
+
+
+def read_recipe(path):
+    flags = ["--config", str(path), "--model_name_or_path", "M", "--output_dir", "O", "--report_to", "none"]
+    Parser([ModelArguments, DataArguments, SFTArguments]).parse(flags)
+
+
+def read_deepspeed(path):
+    """As the Trainer does: what is "auto" gets its value, and DeepSpeed accepts the whole."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    settings = HfTrainerDeepSpeedConfig(str(path))
+    try:
+        args = SFTArguments(output_dir="O", report_to="none", per_device_train_batch_size=3, max_grad_norm=0.5)
+        settings.trainer_config_process(args)
+        settings.trainer_config_finalize(args, tiny_model(64), 10)
+    finally:
+        unset_hf_deepspeed_config()
+    assert "auto" not in json.dumps(settings.config)
+    config = DeepSpeedConfig(settings.config | {"train_batch_size": 3})
+    assert config.zero_optimization_stage == int(path.stem.removeprefix("zero")[0])
+    assert (config.zero_config.offload_optimizer is not None) is path.stem.endswith("offload")
+    assert (config.zero_config.offload_param is not None) is (path.stem == "zero3_offload")
+    assert (config.train_micro_batch_size_per_gpu, config.gradient_clipping) == (3, 0.5)
+
+
+def read_accelerate(path):
+    config = ClusterConfig.from_yaml_file(str(path))  # refuses unknown keys
+    assert config.num_processes >= 1 and config.use_cpu is (path.stem == "cpu")
+    if file := (config.deepspeed_config or {}).get("deepspeed_config_file"):
+        stage = json.loads((ROOT / file).read_text())["zero_optimization"]["stage"]
+        assert path.stem.startswith(f"ds_stage{stage}")
+        assert config.deepspeed_config["zero3_init_flag"] is (stage == 3)
+
+
+def read_slurm(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    assert "#SBATCH --signal=TERM@" in path.read_text()
+
+
+KINDS = {
+    "lora_*.json": read_lora,
+    "bnb_*.json": read_bnb,
+    "recipes/*.yaml": read_recipe,
+    "deepspeed/*.json": read_deepspeed,
+    "accelerate/*.yaml": read_accelerate,
+    "slurm/*.slurm": read_slurm,
+}
+FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_configuration_is_read(path):
+    [read] = [function for pattern, function in KINDS.items() if path.match(pattern)]
+    read(CONFIGS / path)
