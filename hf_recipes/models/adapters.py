@@ -164,14 +164,23 @@ def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = Fa
     base, own = read_adapter_config(path).base_model_name_or_path, model.config._name_or_path
     if base and own and os.path.normpath(base) != os.path.normpath(own):
         say(f"{path}: was trained on {base}; this base is {own}")
-    _check_shapes(model, path)
+    saved = _check_shapes(model, path)
     try:
-        return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+        adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--peft_path {path}: does not fit {own} ({' '.join(str(error).split())[:300]})") from None
+    kinds = re.compile(r"\.lora_(?:embedding_)?[AB]\.")
+    expected = {re.sub(r"\.default(?=\.|$)", "", name) for name in adapted.state_dict() if kinds.search(name)}
+    if missing := sorted(expected - saved):
+        raise UserError(
+            f"--peft_path {path}: adapter_model.safetensors lacks {len(missing)} of the {len(expected)} tensors that "
+            f"adapter_config.json speaks of ({missing[0]}), which would stay random; give the whole adapter"
+        )
+    return adapted
 
 
-def _check_shapes(model: "PreTrainedModel", path: str) -> None:
+def _check_shapes(model: "PreTrainedModel", path: str) -> set[str]:
+    """The names of the adapter's tensors, after each was compared with the module that it is for."""
     from safetensors import SafetensorError, safe_open
 
     modules = dict(model.named_modules())
@@ -180,7 +189,8 @@ def _check_shapes(model: "PreTrainedModel", path: str) -> None:
     except SafetensorError as error:
         raise UserError(f"--peft_path {path}: adapter_model.safetensors is damaged ({error})") from None
     with file as tensors:
-        for key in tensors.keys():  # noqa: SIM118
+        names = set(tensors.keys())
+        for key in sorted(names):
             found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", key)
             if not found:
                 continue
@@ -190,3 +200,4 @@ def _check_shapes(model: "PreTrainedModel", path: str) -> None:
             if module is None or size != expected:
                 why = "which this base lacks" if module is None else f"of size {size}, where this base has {expected}"
                 raise UserError(f"--peft_path {path}: an adapter for another base: it has {found[1]}, {why}")
+    return names

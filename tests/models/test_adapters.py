@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import ROOT, build_tokenizer, tiny_model
@@ -131,6 +132,17 @@ def test_an_adapter_for_another_base(tmp_path):
     shallow.model.layers = shallow.model.layers[:1]
     with pytest.raises(UserError, match=r"model.layers.1.*which this base lacks"):
         load_adapter(shallow, str(tmp_path / "adapter"))
+
+
+def test_an_adapter_without_some_of_its_tensors(tmp_path):
+    adapted = attach_lora(tiny_model(64), read_lora_config(None), None, [])
+    adapted.save_pretrained(tmp_path)
+    assert load_adapter(tiny_model(64), str(tmp_path))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    half = {name: tensor for name, tensor in tensors.items() if "layers.0" in name}
+    save_file(half, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=rf"lacks {len(tensors) - len(half)} of the {len(tensors)} tensors .*layers.1"):
+        load_adapter(tiny_model(64), str(tmp_path))
 
 
 def test_a_folder_that_is_no_adapter(tmp_path):
