@@ -1,0 +1,49 @@
+"""What all ways of evaluating a model on a file have in common."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Compute:
+    """How a method may use the machine.
+
+    Args:
+        batch_size: sequences in a forward pass.
+        before_batch: called before each batch; may raise to end the evaluation.
+        synced: weights are parted over processes (ZeRO's stage 3, FSDP), so that all must run as many forward passes.
+    """
+
+    batch_size: int = 8
+    before_batch: Callable[[], None] = lambda: None
+    synced: bool = False
+
+
+class Method(Protocol):
+    """One way to evaluate a model on the rows of one file.
+
+    It is built from rows and tokenizer before any model is loaded, and raises `UserError` then for rows that it cannot
+    use, with file and line. Its work comes in units (a row, a pair, a window of a long text), each of which takes part
+    in exactly one batch, so that processes with as many units run as many forward passes.
+    """
+
+    def __len__(self) -> int:
+        """Number of units."""
+        ...
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        """One record (plain values that json takes) for each of `units`, in their order.
+
+        The model's mode, settings and cache use are as before afterwards, and the random state is untouched.
+        """
+        ...
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        """The metrics of the records of all units, in their order."""
+        ...
