@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from hf_recipes.data.ledger import Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
-from hf_recipes.parsing import Parser, leave_process_group
+from hf_recipes.parsing import Parser
+from hf_recipes.processes import leave_process_group
 from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import find_checkpoint
 from hf_recipes.training.faults import is_of_disk
