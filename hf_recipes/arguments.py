@@ -1,5 +1,6 @@
 """What a user may set, beside the fields of TRL's and transformers' own configurations."""
 
+import os
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
@@ -11,7 +12,7 @@ from hf_recipes.data.schemas import SCHEMAS
 from hf_recipes.hub import Target, check_destination, keep_token
 from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
 from hf_recipes.parsing import nearest
-from hf_recipes.processes import be_one_process, meet_anew
+from hf_recipes.processes import be_one_process, meet_anew, mind_unfinished_builds
 
 __all__ = ["DataArguments", "ModelArguments", "SFTArguments"]
 
@@ -156,6 +157,8 @@ class SFTArguments(SFTConfig):
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
             be_one_process()
+        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            mind_unfinished_builds()
         meet_anew(self.ddp_timeout)
         super().__post_init__()
         if self.deepspeed_plugin is not None:

@@ -5,7 +5,12 @@ import os
 import socket
 import time
 from datetime import timedelta
+from pathlib import Path
 from uuid import uuid4
+
+from hf_recipes.errors import say
+
+BUILD_TIME = 900.0  # seconds after which nobody compiles any more; a kernel takes about a minute
 
 
 def be_one_process() -> None:
@@ -19,6 +24,20 @@ def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("", 0))
         return free.getsockname()[1]
+
+
+def mind_unfinished_builds() -> None:
+    """Name the locks of DeepSpeed's kernels that a killed compiler left, for which torch would wait without a word."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")):
+        with contextlib.suppress(OSError):
+            age = time.time() - lock.stat().st_mtime
+            if age > BUILD_TIME:
+                lock.unlink()
+            elif age > 5:
+                say(f"waiting for a compiler that has {lock}; if none is running, delete that file")
 
 
 def meet_anew(timeout: float) -> None:

@@ -21,7 +21,7 @@ ALLOWED = {
     "download": {"errors", "hub", "models"},
     "training": {"errors", "hub", "training", "evaluation", "data", "models", "arguments", "parsing", "processes"},
     "parsing": {"errors", "processes", "__version__"},
-    "processes": set(),
+    "processes": {"errors"},
     "arguments": {"data", "hub", "models", "parsing", "processes"},
     "errors": set(),
     "__init__": set(),
