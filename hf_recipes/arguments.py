@@ -1,7 +1,6 @@
 """What a user may set, beside the fields of TRL's and transformers' own configurations."""
 
 import os
-import socket
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
@@ -13,6 +12,7 @@ from hf_recipes.data.schemas import SCHEMAS
 from hf_recipes.hub import Target, check_destination, keep_token
 from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
 from hf_recipes.parsing import nearest
+from hf_recipes.processes import be_one_process, meet_anew, mind_unfinished_builds
 
 __all__ = ["DataArguments", "ModelArguments", "SFTArguments"]
 
@@ -156,20 +156,13 @@ class SFTArguments(SFTConfig):
         if self.deepspeed:
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
-            _be_one_process()
+            be_one_process()
+        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            mind_unfinished_builds()
+        meet_anew(self.ddp_timeout)
         super().__post_init__()
         if self.deepspeed_plugin is not None:
             _ready_deepspeed(self)
-
-
-def _be_one_process() -> None:
-    """Without a launcher, be a launch of one process: DeepSpeed would look for MPI."""
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in own.items()}
 
 
 def _ready_deepspeed(args: SFTConfig) -> None:

@@ -1,6 +1,5 @@
 """Command lines: dataclass flags, ``--config file.yaml``, or both (flags win); unknown names are errors."""
 
-import contextlib
 import dataclasses
 import difflib
 import json
@@ -17,6 +16,7 @@ from transformers import HfArgumentParser
 
 from hf_recipes import __version__
 from hf_recipes.errors import UserError, say
+from hf_recipes.processes import leave_process_group
 
 # Never written to run_config.yaml: secrets, and what concerns one invocation rather than the run.
 NOT_RECORDED = {
@@ -192,14 +192,3 @@ def _hush_libraries() -> None:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
-
-
-def leave_process_group() -> None:
-    """Meet the other processes a last time and let them end; nothing happens where there is one only."""
-    # Without this, gloo's threads sometimes abort the process after a good run (2 of 20 on torch 2.13).
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        with contextlib.suppress(RuntimeError):
-            dist.barrier()
-        dist.destroy_process_group()

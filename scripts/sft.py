@@ -17,7 +17,7 @@ def main() -> None:
     parser = Parser([ModelArguments, DataArguments, SFTArguments])
     model_args, data, args = parser.parse()
     check_settings(model_args, args)
-    on_main_process(args, check_output_dir, args)
+    on_main_process(args, check_output_dir, args, model_args.model_name_or_path, model_args.peft_path)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": data.cache_dir}
     config = load_config(model_args, **source)
     tokenizer, added_tokens = load_tokenizer(

@@ -19,9 +19,10 @@ ALLOWED = {
     "evaluation": {"errors", "evaluation", "data", "models"},
     "hub": {"errors"},
     "download": {"errors", "hub", "models"},
-    "training": {"errors", "hub", "training", "evaluation", "data", "models", "arguments", "parsing"},
-    "parsing": {"errors", "__version__"},
-    "arguments": {"data", "hub", "models", "parsing"},
+    "training": {"errors", "hub", "training", "evaluation", "data", "models", "arguments", "parsing", "processes"},
+    "parsing": {"errors", "processes", "__version__"},
+    "processes": {"errors"},
+    "arguments": {"data", "hub", "models", "parsing", "processes"},
     "errors": set(),
     "__init__": set(),
 }

@@ -20,6 +20,17 @@ def evaluations(log_history: Sequence[Mapping]) -> dict[int, dict[str, float]]:
     return found
 
 
+def mean_loss(log_history: Sequence[Mapping]) -> float | None:
+    """Mean of the training losses that were logged, each for the steps since the one before; None without any."""
+    total = count = last = 0
+    for entry in log_history:
+        if "loss" in entry:
+            steps, last = entry["step"] - last, entry["step"]
+            if entry["loss"] == entry["loss"]:  # not a number where no update was finite
+                total, count = total + steps * entry["loss"], count + steps
+    return total / count if count else None
+
+
 def comparison(before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:
     """A table of `SHOWN` metrics; all but the loss in percent, their change in points; `before` may be missing."""
     rows = [("", "base", "adapted", "change") if before else ("", "adapted")]

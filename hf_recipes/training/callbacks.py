@@ -4,11 +4,14 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
+from hf_recipes.errors import say
 from hf_recipes.evaluation.generation import generate
 from hf_recipes.evaluation.metrics import score
 from hf_recipes.evaluation.report import draw_curves
@@ -18,6 +21,15 @@ CURVES_EVERY = 20.0  # seconds between two drawings, which take about half a sec
 
 def prediction_path(output_dir: str, step: int) -> str:
     return os.path.join(output_dir, "predictions", f"step-{step}.jsonl")
+
+
+@contextmanager
+def told_if_unwritten(what: str) -> Iterator[None]:
+    """A full disk costs what was to be written, not the training."""
+    try:
+        yield
+    except OSError as error:
+        say(f"{what} could not be written ({error.strerror or error}); training goes on")
 
 
 class RunProgress(ProgressCallback):
@@ -66,7 +78,8 @@ class CurvesCallback(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero and time.monotonic() - self._drawn > CURVES_EVERY:
-            draw_curves(state.log_history, os.path.join(args.output_dir, "curves.png"))
+            with told_if_unwritten("curves.png"):
+                draw_curves(state.log_history, os.path.join(args.output_dir, "curves.png"))
             self._drawn = time.monotonic()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -124,9 +137,13 @@ class GenerationEvaluation(TrainerCallback):
             metrics.update(scores)
         if state.is_world_process_zero:
             path = prediction_path(args.output_dir, state.global_step)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w", encoding="utf-8") as file:
-                for row, prediction in zip(self.rows, predictions, strict=True):
-                    kept = {key: row[key] for key in ("question", "reference")}
-                    file.write(json.dumps({**kept, "prediction": prediction}, ensure_ascii=False) + "\n")
+            lines = []
+            for row, prediction in zip(self.rows, predictions, strict=True):
+                kept = {key: row[key] for key in ("question", "reference")}
+                lines.append(json.dumps({**kept, "prediction": prediction}, ensure_ascii=False) + "\n")
+            with told_if_unwritten(path):
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(f"{path}.partial", "w", encoding="utf-8") as file:
+                    file.writelines(lines)
+                os.replace(file.name, path)
         self.trainer.log(dict(scores))

@@ -7,6 +7,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 
 from hf_recipes.errors import UserError, say
@@ -148,6 +149,13 @@ def what_would_run(checkpoint: str | os.PathLike) -> str | None:
     return None
 
 
+def _member(kind: type, name: str):
+    """What `getattr` does in the pickle of an enum's member (Python 3.11.0 to 3.11.3), and nothing more."""
+    if not issubclass(kind, Enum):
+        raise pickle.UnpicklingError("global getattr")
+    return kind[name]
+
+
 def _deepspeed_types() -> list:
     try:
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -155,7 +163,8 @@ def _deepspeed_types() -> list:
         from deepspeed.utils.tensor_fragment import fragment_address
     except ImportError:
         return []
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    members = [(_member, f"{module}.getattr") for module in ("builtins", "__builtin__")]
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, *members]
 
 
 def find_checkpoint(

@@ -5,7 +5,6 @@ every tensor that would be alive is counted. So there are no formulas by family;
 is: the optimizer's states, and what ZeRO and quantization take away.
 """
 
-import json
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from hf_recipes.models.adapters import attach_lora, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import ModelArguments, weight_dtype
 from hf_recipes.training.run import losses_at
+from hf_recipes.training.sharding import Sharding
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -231,36 +231,6 @@ def optimizer_bytes(optim: str, parameters: list[torch.Tensor]) -> int:
             size = parameter.numel() * bits // 8
         total += states * size
     return total
-
-
-@dataclass
-class Sharding:
-    """How far ZeRO or FSDP spreads the parts over `processes`, and what it keeps off the device."""
-
-    stage: int = 0
-    processes: int = 1
-    offloads_optimizer: bool = False
-    offloads_weights: bool = False
-    half: bool = False  # DeepSpeed's bf16 or fp16: half-width weights and gradients, with float32 masters
-
-    @classmethod
-    def of(cls, args) -> "Sharding":
-        found = cls(processes=args.world_size)
-        if args.deepspeed:
-            settings = args.deepspeed
-            if not isinstance(settings, dict):
-                with open(settings, encoding="utf-8") as file:
-                    settings = json.load(file)
-            zero = settings.get("zero_optimization") or {}
-            found.stage = int(zero.get("stage", 0))
-            found.offloads_optimizer = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-            found.offloads_weights = (zero.get("offload_param") or {}).get("device", "none") != "none"
-            found.half = bool(args.bf16 or args.fp16)
-        elif args.fsdp:
-            options = " ".join(map(str, args.fsdp)) if isinstance(args.fsdp, list) else str(args.fsdp)
-            found.stage = 2 if "shard_grad_op" in options else 3
-            found.offloads_optimizer = found.offloads_weights = "offload" in options
-        return found
 
 
 def estimate(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 import torch
 
+from hf_recipes.training.sharding import Sharding
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import TrainingArguments
@@ -82,7 +84,7 @@ class Watchdog:
                     file=sys.stderr,
                     flush=True,
                 )
-                faulthandler.dump_traceback(file=sys.stderr, all_threads=False)
+                faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                 with contextlib.suppress(OSError):
                     sys.stderr.flush()
                 os._exit(1)
@@ -117,7 +119,7 @@ def out_of_memory(doing: str, args: "TrainingArguments", quantized: bool, adapte
         turn.append("--gradient_checkpointing True")
     if adapter and not quantized:
         turn.append("--load_in_4bit")
-    if not args.deepspeed:
+    if Sharding.of(args).stage < 3:
         turn.append("--deepspeed configs/deepspeed/zero3_offload.json" if not quantized else "a larger device")
     return f"out of memory in {doing}; try, in this order: {'; '.join(turn)}"
 

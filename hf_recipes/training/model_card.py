@@ -135,9 +135,9 @@ def model_card(
         rows = public.get("validation", {}).get("total", {}).get("kept")
         lines += [f"On {rows:,} held-out rows after step {max(by_step)}:\n" if rows else "Evaluation:\n"]
         lines += ["```", report.comparison(before if max(by_step) else None, after), "```\n"]
-    for title, key in (("Mean training loss", "train_loss"), ("Last training loss", "loss")):
-        values = [entry[key] for entry in log_history if key in entry]
-        lines += [f"{title}: {values[-1]:.4f}\n"] if values else []
+    values = [entry["loss"] for entry in log_history if "loss" in entry]
+    for title, value in (("Mean", report.mean_loss(log_history)), ("Last", values[-1] if values else None)):
+        lines += [f"{title} training loss: {value:.4f}\n"] if value is not None else []
     config = public_settings((home / "run_config.yaml").read_text(encoding="utf-8"))
     lines += ["## Settings\n", "<details>\n", "```yaml", config.strip(), "```\n", "</details>"]
     return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ from hf_recipes.arguments import ModelArguments, SFTArguments
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.loading import has_accelerator, keeps_packed_rows_apart, packing_leaks
+from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.training.estimate import Batch, Memory, estimate, skeleton
 from hf_recipes.training.memory import in_units
 
@@ -148,7 +149,7 @@ def make_plan(
         steps=steps,
         warmup=args.get_warmup_steps(steps),
     )
-    with _without_deepspeed(args):
+    with _without_deepspeed():
         try:
             model = skeleton(
                 model_args, config, tokenizer, added_tokens, bf16=args.bf16, trust_remote_code=args.trust_remote_code
@@ -180,10 +181,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _linear_bits(model_args: ModelArguments) -> float | None:
-    """Bits a weight: NF4 with double quantization keeps 0.13 bits of scales for each (QLoRA, arXiv 2305.14314)."""
-    if getattr(model_args, "load_in_4bit", False):
-        return 4.13
-    return 8.0 if getattr(model_args, "load_in_8bit", False) else None
+    """Bits a weight, with those of its scales: one of 32 bits for 64 weights, or 0.13 (QLoRA, arXiv 2305.14314)."""
+    config = read_bnb_config(
+        model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
+    )
+    if config is None or config.load_in_8bit:
+        return None if config is None else 8.0
+    return 4.13 if config.bnb_4bit_use_double_quant else 4.5
 
 
 def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -191,19 +195,20 @@ def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 @contextmanager
-def _without_deepspeed(args: SFTArguments):
+def _without_deepspeed():
     """Under ZeRO's stage 3 transformers would part the weights of every model that is built."""
-    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+    from transformers.integrations import deepspeed
 
-    own = getattr(args, "hf_deepspeed_config", None)
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    own = reference and reference()
     if own is None:
         yield
         return
-    unset_hf_deepspeed_config()
+    deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        set_hf_deepspeed_config(own)
+        deepspeed.set_hf_deepspeed_config(own)
 
 
 def _leaks(config: PretrainedConfig, trust_remote_code: bool) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,10 +16,11 @@ import torch.nn.functional as F
 from hf_recipes.data.ledger import Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
-from hf_recipes.parsing import Parser, leave_process_group
+from hf_recipes.parsing import Parser
+from hf_recipes.processes import leave_process_group
 from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import find_checkpoint
-from hf_recipes.training.faults import is_of_disk
+from hf_recipes.training.faults import Stopped, is_of_disk
 from hf_recipes.training.memory import PeakMemory, describe
 from hf_recipes.training.model_card import model_card
 from hf_recipes.training.publishing import STAGING as PUBLISHING
@@ -83,13 +85,21 @@ def _is_restart(path: Path) -> bool:
     return again and (path / OWNER).is_file() and (path / OWNER).read_text(encoding="utf-8") == _launch()
 
 
-def check_output_dir(args: "SFTArguments") -> None:
+def check_output_dir(args: "SFTArguments", *sources: str | None) -> None:
     """Refuse a folder that holds something unless a flag said what to do with it; nothing is changed yet.
 
+    Args:
+        sources: the model and the adapter that the run starts from.
+
     Raises:
-        UserError: the folder is not empty, or is a file.
+        UserError: the folder is not empty, is a file, or has one of `sources` in it.
     """
     path = Path(args.output_dir)
+    for source in filter(None, sources):
+        if os.path.isdir(source) and path.resolve() in (Path(source).resolve(), *Path(source).resolve().parents):
+            raise UserError(
+                f"--output_dir {path}: the run would write over {source}, which it starts from; name another"
+            )
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: this is a file")
     decided = args.overwrite_output_dir or args.resume_from_checkpoint or _is_restart(path)
@@ -176,6 +186,8 @@ def train_and_finish(
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / "data_ledger.json", **ledgers)
         parser.save_settings(output_dir / "run_config.yaml")
+        for name in ("metrics.json", "README.md"):  # of a run that goes on: they speak of its former end
+            (output_dir / name).unlink(missing_ok=True)
     counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
 
     def card(folder: Path) -> str:
@@ -185,39 +197,57 @@ def train_and_finish(
     if publisher:
         trainer.add_callback(publisher)
     trackers = add_trackers(trainer, parser)
-    memory.start()
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    taken = memory.read()
-    state = trainer.state
+    with trainer.attended():
+        memory.start()
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        taken = memory.read()
+        if not trainer.stopped_by:
+            train = _trained(trainer, result.metrics["train_runtime"], taken)
+            with suppress(Stopped):
+                _finish_or_say(trainer, card, train, taken, trackers)
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
+        place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
         say(
-            f"stopped by {trainer.stopped_by} after step {state.global_step} of {state.max_steps}; go on with the same "
-            f"command and --resume_from_checkpoint true{again}"
+            f"stopped by {trainer.stopped_by} {place}; go on with the same command and --resume_from_checkpoint "
+            f"true{again}"
         )
         return
-    minutes, seconds = divmod(round(result.metrics["train_runtime"]), 60)
-    say(
-        f"trained to step {state.global_step} in {minutes}:{seconds:02d}, mean training loss {result.training_loss:.4f}"
-    )
-    if line := describe(taken):
-        say(line)
-    try:
-        _finish(trainer, card, result.metrics, taken, trackers)
-    except Exception as error:
-        if not is_of_disk(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{output_dir}: the results could not be written ({reason}); the checkpoints are whole. Make room, then "
-            "--resume_from_checkpoint true writes the rest without training again"
-        ) from None
     if publisher and trainer.is_world_process_zero():
         leave_process_group()  # a long upload must not let the other processes' barrier run out of time
         publisher.finish()
 
 
-def _finish(trainer, card: Callable[[Path], str], train_metrics: dict, taken: dict | None, trackers) -> None:
+def _trained(trainer, seconds: float, taken: dict | None) -> dict:
+    """Say how the training went; its figures for metrics.json."""
+    state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
+    mean = "" if loss is None else f", mean training loss {loss:.4f}"
+    if state.global_step > first:
+        minutes, rest = divmod(round(seconds), 60)
+        since = f" from step {first}" if first else ""
+        say(f"trained{since} to step {state.global_step} in {minutes}:{rest:02d}{mean}")
+    else:
+        say(f"all {state.global_step} steps were trained before{mean}")
+    if line := describe(taken):
+        say(line)
+    figures = {"loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
+    return {**figures, "from_step": first, "seconds": round(seconds, 1)}
+
+
+def _finish_or_say(trainer, *results) -> None:
+    try:
+        _finish(trainer, *results)
+    except Exception as error:
+        if not is_of_disk(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{trainer.args.output_dir}: the results could not be written ({reason}); the checkpoints are whole. Make "
+            "room, then --resume_from_checkpoint true writes the rest without training again"
+        ) from None
+
+
+def _finish(trainer, card: Callable[[Path], str], train: dict, taken: dict | None, trackers) -> None:
     output_dir, state = Path(trainer.args.output_dir), trainer.state
     if trainer.eval_dataset is not None and (
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
@@ -230,11 +260,11 @@ def _finish(trainer, card: Callable[[Path], str], train_metrics: dict, taken: di
     trackers.finish(state.global_step)
     by_step = report.evaluations(state.log_history)
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
-    train = {key.removeprefix("train_"): value for key, value in train_metrics.items()}
-    train["tokens"] = state.num_input_tokens_seen
     metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     (output_dir / "README.md").write_text(card(output_dir), encoding="utf-8")
+    partial = output_dir / "metrics.json.partial"
+    partial.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    os.replace(partial, output_dir / "metrics.json")  # the last, for whoever waits for the run's end
     _print_report(output_dir, state.global_step, before, after)
 
 

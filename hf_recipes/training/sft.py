@@ -17,7 +17,7 @@ from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, packing_leaks
-from hf_recipes.models.quantization import is_quantized, prepare_quantized
+from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
 from hf_recipes.training.callbacks import CurvesCallback, GenerationEvaluation, RunProgress
 from hf_recipes.training.run import supervised_losses
 from hf_recipes.training.trainer import RunMixin
@@ -84,8 +84,9 @@ def check_settings(model_args: ModelArguments, args: SFTArguments) -> None:
     """Name what cannot work together before anything is loaded.
 
     Raises:
-        UserError: quantized weights with DeepSpeed's stage 3.
+        UserError: quantized weights with DeepSpeed's stage 3, or a `bnb_config` that cannot be used.
     """
+    read_bnb_config(model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit)
     if model_args.quantizes and is_deepspeed_zero3_enabled():
         raise UserError(
             "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "

@@ -3,6 +3,8 @@
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -35,6 +37,7 @@ class _StepEnd(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.first_step = state.global_step
         self.trainer._start_clock(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -50,7 +53,7 @@ class RunMixin:
     - Checkpoints appear whole or not at all; a full disk leaves the former ones and the run as they are.
     - Rows are seen once an epoch at any number of processes (`WholeEpochSampler`).
     - An update whose loss or gradient is not finite is left out on all processes and its rows are named.
-    - SIGTERM and Ctrl-C end the run at the end of the step, with a checkpoint; `stopped_by` then names the signal.
+    - Inside of `attended`, SIGTERM and Ctrl-C end the run at the end of the step, with a checkpoint.
     - `tokens_per_second` (all devices; padding not counted; without the time of evaluations and saves) is logged with
       each loss, and the tokens seen are part of the checkpoint.
 
@@ -59,7 +62,7 @@ class RunMixin:
 
     _staging: str | None = None
     data_rows: Dataset | None = None
-    stopped_by: str | None = None
+    first_step = 0  # where training began: other than 0 where it was resumed
 
     def __init__(self, *args, **kwargs):
         model = kwargs["model"]
@@ -80,6 +83,18 @@ class RunMixin:
         self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, 0
         self.add_callback(_StepEnd(self))
 
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """While this lasts, a signal is a request to stop and a process in which nothing moves any more ends."""
+        self._watchdog = Watchdog(self.args.ddp_timeout) if self.args.world_size > 1 else None
+        with self._signal, self._watchdog or nullcontext():
+            yield
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The signal on which all processes stopped."""
+        return (self._signal.name or "a signal to another process") if self._stop_agreed else None
+
     def train(self, *args, **kwargs):
         """As upstream's, but None where a signal ended it in the middle of an evaluation.
 
@@ -87,12 +102,7 @@ class RunMixin:
             UserError: out of memory, or `max_nonfinite_steps` updates in a row that were not finite.
         """
         try:
-            with self._signal:
-                if self.args.world_size > 1:
-                    self._watchdog = Watchdog(self.args.ddp_timeout)
-                    with self._watchdog:
-                        return super().train(*args, **kwargs)
-                return super().train(*args, **kwargs)
+            return super().train(*args, **kwargs)
         except Stopped:
             if self.state.global_step:
                 self._save_checkpoint(self.model_wrapped, None)
@@ -108,9 +118,6 @@ class RunMixin:
                     adapter=hasattr(self.model, "peft_config"),
                 )
             ) from None
-        finally:
-            if self._stop_agreed:
-                self.stopped_by = self._signal.name or "a signal to another process"
 
     def _start_clock(self, step: int) -> None:
         self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, step
@@ -293,28 +300,21 @@ class RunMixin:
         output_dir = Path(self.args.output_dir)
         staging = output_dir / STAGING
         name = f"checkpoint-{self.state.global_step}"
-        problem = None
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._staging = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            best = self.state.best_model_checkpoint
-            if best is not None and Path(best).parent == staging:
-                self.state.best_model_checkpoint = str(output_dir / Path(best).name)
-            if self.args.should_save:
-                self.state.save_to_json(str(staging / name / "trainer_state.json"))
-                write_manifest(staging / name, self.args.world_size)
-                sync(staging / name)
-        except Exception as error:  # each writer has an exception of its own for a full disk
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled or not is_of_disk(error):
-                raise
-            problem = error
-        finally:
-            self._staging = None
+        # Upstream looks for the best checkpoint in the folder that it writes to, with a barrier that a process whose
+        # disk is full would not come to.
+        best, self.state.best_global_step = self.state.best_global_step, None
+        problem = self._disk_problem(lambda: super(RunMixin, self)._save_checkpoint(model, trial))
+        self._staging, self.state.best_global_step = None, best
+        if best is not None and (best == self.state.global_step or (output_dir / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{best}")
         [failed] = self._agree(problem is not None)
+        if not failed and self.args.should_save:
+            problem = self._disk_problem(lambda: self._complete(staging / name))
+        [failed] = self._agree(failed or problem is not None)
         if failed:
             self._say_unsaved(name, problem)
         elif self.args.should_save:
@@ -327,6 +327,21 @@ class RunMixin:
         self.accelerator.wait_for_everyone()
         self._beat()
         self._paused += time.monotonic() - start
+
+    def _complete(self, checkpoint: Path) -> None:
+        self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+        write_manifest(checkpoint, self.args.world_size)
+        sync(checkpoint)
+
+    def _disk_problem(self, write: Callable[[], None]) -> Exception | None:
+        """`write()`, and what kept it from its end; each writer has an exception of its own for a full disk."""
+        try:
+            write()
+        except Exception as error:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled or not is_of_disk(error):
+                raise
+            return error
+        return None
 
     def _say_unsaved(self, name: str, problem: Exception | None) -> None:
         folder = Path(self.args.output_dir)

@@ -91,17 +91,32 @@ def test_torchrun_restarts_and_the_run_goes_on_by_itself(settings, alone, tmp_pa
     assert all(torch.allclose(own[key], expected[key], atol=1e-4) for key in expected)
 
 
-def test_two_nodes_with_addresses_of_their_own_train_together(settings, alone, tmp_path):
+def nodes(*script_and_flags, restarts: int = 0) -> list[list]:
     """Two torchrun agents, one at 127.0.0.2 and one at 127.0.0.3, that meet at a rendezvous."""
-    argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
     meet = ["--nnodes", 2, "--nproc_per_node", 1, "--rdzv_id", "job", "--rdzv_backend", "c10d"]
-    meet += ["--rdzv_endpoint", f"127.0.0.2:{free_port()}"]
+    meet += ["--rdzv_endpoint", f"127.0.0.2:{free_port()}", "--max_restarts", restarts, "--monitor_interval", 0.2]
     # Which of them keeps the rendezvous is told by the host's name, which both have here.
-    commands = [
-        ["torchrun", *meet, "--rdzv_conf", f"is_host={host}", "--local_addr", address, "scripts/sft.py", *argv]
+    return [
+        ["torchrun", *meet, "--rdzv_conf", f"is_host={host}", "--local_addr", address, *script_and_flags]
         for host, address in ((1, "127.0.0.2"), (0, "127.0.0.3"))
     ]
-    check_same_result(alone, tmp_path / "run", launch(*commands))
+
+
+def test_two_nodes_with_addresses_of_their_own_train_together(settings, alone, tmp_path):
+    argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
+    check_same_result(alone, tmp_path / "run", launch(*nodes("scripts/sft.py", *argv)))
+
+
+@pytest.mark.slow
+def test_a_process_of_the_second_node_dies_and_both_go_on(settings, alone, tmp_path):
+    """torchrun counts the restart on the second node alone."""
+    deadly = tmp_path / "dies_once.py"
+    deadly.write_text(DIES_ONCE)
+    argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
+    printed = launch(*nodes(deadly, *argv, restarts=2))
+    assert f"going on from {tmp_path}/run/checkpoint-4" in printed
+    own, expected = weights(tmp_path / "run"), weights(alone[0])
+    assert all(torch.allclose(own[key], expected[key], atol=1e-4) for key in expected)
 
 
 ACCELERATE = {

@@ -1,5 +1,6 @@
 """Rows 1 to 4 and 8 of the reliability scorecard: whatever ends a run, it goes on to the same weights."""
 
+import json
 import os
 import random
 import shutil
@@ -129,6 +130,42 @@ def test_row_02_a_disk_that_is_really_full(settings, tmp_path):
     assert "checkpoint-8" in done.stdout.splitlines() and "checkpoint-12" not in done.stdout.splitlines()
 
 
+# In the first process alone, every write of one kind fails.
+NO_ROOM = """
+import errno
+from {module} import {owner}
+def fails(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+if rank == 0:
+    {owner}.{method} = fails
+"""
+
+
+def test_row_02_one_of_two_processes_has_a_full_disk(forks, settings, tmp_path):
+    output = tmp_path / "full"
+    before = NO_ROOM.format(module="transformers", owner="Trainer", method="_save_optimizer_and_scheduler")
+    argv = [*settings, "--output_dir", output, "--max_steps", 5, "--ddp_timeout", 60]
+    run = forks.run(*argv, world=2, before=before)
+    assert run.codes == [0, 0], run.err
+    assert "checkpoint-4 could not be written" in run.out and "There is no earlier one; training goes on" in run.out
+    assert not list(output.glob("checkpoint-*")) and (output / "adapter_model.safetensors").exists()
+
+
+def test_row_02_a_disk_too_full_for_curves_and_answers(forks, settings, pairs, tmp_path):
+    output = tmp_path / "full"
+    before = "import time\nfrom hf_recipes.training import callbacks\ncallbacks.CURVES_EVERY = 0\n"
+    before += NO_ROOM.format(module="matplotlib.figure", owner="Figure", method="savefig")
+    before += "import os\nmake = os.makedirs\ndef makedirs(path, *args, **kwargs):\n"
+    before += "    return fails() if str(path).endswith('predictions') else make(path, *args, **kwargs)\n"
+    before += "os.makedirs = makedirs\n"
+    argv = [*settings, "--output_dir", output, "--validation_file", pairs / "dev.json", "--eval_steps", 4]
+    run = forks.run(*argv, "--max_steps", 8, "--max_target_length", 4, before=before)
+    assert run.code == 1 and "the results could not be written" in run.err and "Traceback" not in run.err
+    assert "curves.png could not be written (No space left on device); training goes on" in run.out
+    assert "step-4.jsonl could not be written (No space left on device); training goes on" in run.out
+    assert what_is_missing(output / "checkpoint-8") is None
+
+
 def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_path):
     output = tmp_path / "run"
     assert forks.run(*settings, "--output_dir", output).code == 0
@@ -208,6 +245,23 @@ def test_row_08_a_signal_ends_the_run_with_a_checkpoint(forks, settings, whole, 
     assert f"stopped by {number.name} after step {step} of 14; go on with the same command and --resume_from" in run.out
     run = forks.run(*argv, "--resume_from_checkpoint", "true")
     assert run.code == 0 and same(weights(output), whole)
+
+
+def test_row_08_a_signal_in_the_last_save(forks, settings, whole, pairs, tmp_path):
+    output = tmp_path / "stopped"
+    argv = [*settings, "--output_dir", output, "--validation_file", pairs / "dev.json", "--max_target_length", 4]
+    last = "import os, signal\nfrom hf_recipes.training.trainer import RunMixin\nsave = RunMixin._complete\n"
+    last += "def saved(self, path):\n    save(self, path)\n    if path.name == 'checkpoint-14':\n"
+    last += "        os.kill(os.getpid(), signal.SIGTERM)\nRunMixin._complete = saved\n"
+    run = forks.run(*argv, before=last)
+    assert run.code == 0 and "stopped by SIGTERM after step 14 of 14" in run.out, run.err
+    assert not (output / "metrics.json").exists()
+    mean = sum(run.losses()) / 2  # of steps 1 to 5 and 6 to 10
+    run = forks.run(*argv, "--resume_from_checkpoint", "true")
+    assert run.code == 0 and same(weights(output), whole), run.err
+    assert "all 14 steps were trained before, mean training loss" in run.out
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["train"]["loss"] == pytest.approx(mean, abs=1e-4) and metrics["train"]["from_step"] == 14
 
 
 def test_row_08_a_signal_in_an_evaluation(forks, settings, whole, pairs, tmp_path):

@@ -7,6 +7,8 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import write_jsonl
+from hf_recipes.arguments import ModelArguments
+from hf_recipes.training.plan import _linear_bits
 
 
 @pytest.fixture
@@ -121,3 +123,15 @@ def test_more_memory_than_there_is(dry, monkeypatch):
 def test_what_transformers_refuses_is_one_sentence(dry, flags, message):
     code, _, err = dry(*flags)
     assert code == 1 and message in err and "Traceback" not in err
+
+
+def test_a_quantized_base_is_estimated_as_its_file_says(dry, tmp_path):
+    def bits(**settings):
+        return _linear_bits(ModelArguments("model", **settings))
+
+    assert bits(load_in_4bit=True) == bits(bnb_config="configs/bnb_nf4.json") == 4.13
+    assert bits(load_in_8bit=True) == bits(bnb_config="configs/bnb_int8.json") == 8
+    (tmp_path / "plain.json").write_text('{"load_in_4bit": true}')
+    assert bits(bnb_config=str(tmp_path / "plain.json")) == 4.5 and bits() is None
+    code, _, err = dry("--bnb_config", tmp_path / "none.json")
+    assert code == 1 and "none.json: no such file" in err

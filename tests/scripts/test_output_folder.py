@@ -34,3 +34,13 @@ def test_overwriting_clears_the_former_run_and_nothing_else(tmp_path):
     for refused in ({}, {"resume_from_checkpoint": "false"}):
         with pytest.raises(UserError, match="not empty"):
             check_output_dir(folder_args(tmp_path, **refused))
+
+
+def test_a_run_does_not_write_over_what_it_starts_from(tmp_path):
+    model, adapter = tmp_path / "model", tmp_path / "run" / "checkpoint-3"
+    for folder in (model, adapter):
+        folder.mkdir(parents=True)
+    for output, source in ((model, model), (tmp_path / "run", adapter), (tmp_path, model)):
+        with pytest.raises(UserError, match=f"the run would write over {source}, which it starts from"):
+            check_output_dir(folder_args(output, overwrite_output_dir=True), "some/model", str(source))
+    check_output_dir(folder_args(adapter / "next"), str(model), str(adapter))

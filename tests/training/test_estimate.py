@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from conftest import ROOT, TEXT, tiny_model, write_jsonl
 from hf_recipes.arguments import ModelArguments, SFTArguments
-from hf_recipes.training.estimate import Batch, Sharding, estimate, optimizer_bytes, skeleton, step_memory
+from hf_recipes.training.estimate import Batch, estimate, optimizer_bytes, skeleton, step_memory
+from hf_recipes.training.sharding import Sharding
 
 
 @pytest.fixture
@@ -92,11 +94,20 @@ def test_states_of_each_optimizer():
         ({"stage": 1, "offload_optimizer": {"device": "none"}}, Sharding(1, 4)),
     ],
 )
-def test_sharding_is_read_from_deepspeeds_file(tmp_path, zero, expected):
-    path = tmp_path / "zero.json"
-    path.write_text(json.dumps({"zero_optimization": zero}))
-    args = type("Args", (), {"deepspeed": str(path), "fsdp": None, "world_size": 4, "bf16": False, "fp16": False})
+def test_sharding_is_read_from_deepspeeds_settings(zero, expected):
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": zero})
+    args = SimpleNamespace(deepspeed_plugin=plugin, fsdp=None, world_size=4, bf16=False, fp16=False)
     assert Sharding.of(args) == expected
+
+
+def test_sharding_is_read_from_fsdps_settings(monkeypatch):
+    args = SimpleNamespace(deepspeed_plugin=None, fsdp=True, fsdp_config={"cpu_offload": True}, world_size=2)
+    assert Sharding.of(args) == Sharding(3, 2, offloads_optimizer=True, offloads_weights=True)
+    args.fsdp = None
+    assert Sharding.of(args) == Sharding(0, 2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch does
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+    assert Sharding.of(args) == Sharding(2, 2)
 
 
 def test_sharding_divides_what_it_parts(make, monkeypatch):
