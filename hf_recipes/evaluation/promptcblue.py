@@ -8,7 +8,7 @@ metrics, src/data on the forms, src/evaluation for the scores).
 |---|---|---|
 | CMeEE-V2, IMCS-V2-NER | a line ``疾病实体：甲，乙`` for each type | micro-F1 of (entity, type) |
 | CMeIE | ``具有X关系的头尾实体对如下：头实体为甲，尾实体为乙。`` | micro-F1 of (predicate, subject, object) |
-| CHIP-CDEE | a line ``主体词：甲；发生状态：；描述词：乙，丙；解剖部位：`` for each event | micro-F1 of all four fields |
+| CHIP-CDEE | a line ``主体词：甲；发生状态：；描述词：乙，丙；解剖部位：`` an event | micro-F1 of all four fields |
 | CHIP-CDN | the standard terms among the choices, ``甲，乙`` | micro-F1 of terms |
 | CHIP-MDCFNPC, IMCS-V2-SR | a line ``甲：患有该症状`` for each finding or symptom | micro-F1 of (entity, status) |
 | CHIP-CTC, KUAKE-QIC, IMCS-V2-DAC | one of the choices, or ``非上述类型`` | macro-F1 |
@@ -23,214 +23,20 @@ script's, under its right name, and the accuracy stands beside it.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hf_recipes.errors import UserError
-from hf_recipes.evaluation.metrics import normalize_answer, rouge, without_thoughts
-from hf_recipes.parsing import nearest
+from hf_recipes.evaluation.metrics import rouge, without_thoughts
+from hf_recipes.evaluation.promptcblue_forms import TASKS, Answer, find_task, parse
 
-Answer = list[dict[str, Any]] | dict[str, str] | str
+__all__ = ["TASKS", "PromptCBLUEResult", "TaskScore", "parse", "score_rows", "submission"]
 
-OTHER = "非上述类型"
-FIELDS = {"主体词": False, "发生状态": False, "描述词": True, "解剖部位": True}  # true: may have several values
-SECTIONS = ("主诉", "现病史", "辅助检查", "既往史", "诊断", "建议")
 NOTHING = "无。"  # what the benchmark reads where a section of a report is empty
 
-_TYPE = re.compile(r"(?:^|[\s。；;])([^\s，,：:；;。]+)实体[：:]")
-_RELATION = re.compile(r"具有([^\n：:]+?)关系的头尾实体对如下[：:]")
-_PAIR = re.compile(r"头实体为(.+?)[，,]\s*尾实体为(.+?)[。；;]?\s*(?=头实体为|$)", re.DOTALL)
-_FIELD = re.compile(rf"(?:^|[；;\s])\s*({'|'.join(FIELDS)})\s*[：:]")
-_STATUS = re.compile(r"(.+)[：:]\s*([^：:]+?)[。；;]?$")
-_SECTION = re.compile(rf"(?:^|\s)({'|'.join(SECTIONS)})\s*[：:]")
 _CHINESE = "\u3400-\u9fff\uf900-\ufaff"
 _TOKEN = re.compile(rf"[{_CHINESE}]|[^\W_{_CHINESE}]+|[^\w\s]|_")
-# A half-width comma between letters or digits belongs to a name: 1,25-二羟维生素D3.
-_HALF_COMMA = re.compile(r"(?<![A-Za-z0-9]),|,(?![A-Za-z0-9])")
-
-
-def _pieces(pattern: re.Pattern, text: str) -> Iterator[tuple[str, str]]:
-    """Each heading that `pattern` finds, with the text up to the next one."""
-    found = list(pattern.finditer(text))
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    return ((match[1].strip(), text[match.end() : end].strip(" \t")) for match, end in zip(found, ends, strict=True))
-
-
-def _first_line(text: str) -> str:
-    return text.partition("\n")[0].strip().rstrip("。；;").rstrip()
-
-
-def _items(text: str) -> list[str]:
-    """A list, parted by full-width commas, or by half-width ones where it has no others."""
-    parts = text.split("，") if "，" in text else _HALF_COMMA.split(text)
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _known(text: str, labels: Sequence[str]) -> str | None:
-    """The label that `text` is but for the width of characters and the punctuation around it."""
-    key = normalize_answer(text)
-    return next((label for label in labels if normalize_answer(label) == key), None)
-
-
-def _entities(text: str, labels: Sequence[str]) -> Answer | None:
-    found = list(_pieces(_TYPE, text))
-    answer = [
-        {"entity": entity, "type": _known(kind, labels) or kind}
-        for kind, value in found
-        for entity in _items(_first_line(value))
-    ]
-    return answer if found else None
-
-
-def _triples(text: str, labels: Sequence[str]) -> Answer | None:
-    found = list(_pieces(_RELATION, text))
-    answer = [
-        {"predicate": _known(name, labels) or name, "subject": head.strip(), "object": tail.strip()}
-        for name, value in found
-        for head, tail in _PAIR.findall(value.strip())
-    ]
-    broken = not answer and any(value.strip() for _, value in found)
-    return answer if found and not broken else None
-
-
-def _events(text: str, labels: Sequence[str]) -> Answer | None:
-    answer: list[dict[str, Any]] = []
-    for name, value in _pieces(_FIELD, text):
-        if name == "主体词":
-            answer.append({key: [] if several else "" for key, several in FIELDS.items()})
-        if answer:
-            answer[-1][name] = _items(_first_line(value)) if FIELDS[name] else _first_line(value)
-    return answer or None
-
-
-def _terms(text: str, labels: Sequence[str]) -> Answer | None:
-    parts, answer = _items(_first_line(text.rpartition("\n")[2])), []
-    hit = not labels
-    while parts:
-        # A term may have commas of its own: the longest run of parts that is a choice is one term.
-        runs = (("，".join(parts[:size]), size) for size in range(len(parts), 0, -1))
-        choice, size = next(((c, size) for run, size in runs if (c := _known(run, labels))), (None, 1))
-        answer.append({"entity": choice or parts[0], "type": "normalization"})
-        hit = hit or choice is not None
-        del parts[:size]
-    return answer if answer and hit else None
-
-
-def _statuses(text: str, labels: Sequence[str]) -> Answer | None:
-    found = [match.groups() for line in re.split(r"[\n；;]", text) if (match := _STATUS.match(line.strip()))]
-    if not any(_known(status, labels) for _, status in found):
-        return None
-    return [{"entity": name.strip(), "attr": _known(status, labels) or status.strip()} for name, status in found]
-
-
-def _label(text: str, labels: Sequence[str]) -> Answer | None:
-    return _known(text, labels)
-
-
-def _same(text: str, labels: Sequence[str]) -> Answer | None:
-    # Some prompts offer 相同 and 不同, which the benchmark takes as 是的 and 不是.
-    label = _known(text, ("是的", "不是", "相同", "不同"))
-    return {"相同": "是的", "不同": "不是"}.get(label, label)
-
-
-def _report(text: str, labels: Sequence[str]) -> Answer | None:
-    return {name: value.strip() for name, value in _pieces(_SECTION, text)} or None
-
-
-def _reply(text: str, labels: Sequence[str]) -> Answer | None:
-    return text or None
-
-
-@dataclass(frozen=True)
-class Task:
-    """How one task is read and scored.
-
-    Args:
-        parse: text without its lead-in, and labels, to the benchmark's structure; None where it has another form.
-        metric: name of the score.
-        lead: the line that answers begin with; alone, it says that there is nothing to find.
-        nothing: the benchmark's words for "there is nothing to find".
-        labels: classes, or statuses, where the row has no choices of its own.
-        other: whether `OTHER` is an answer too.
-    """
-
-    parse: Callable[[str, Sequence[str]], Answer | None]
-    metric: str
-    lead: str = ""
-    nothing: str = ""
-    labels: tuple[str, ...] = ()
-    other: bool = False
-
-
-_NER = Task(_entities, "micro-F1", lead="上述句子中的实体包含", nothing="上述句子没有指定类型实体")
-
-TASKS = {
-    "CMeEE-V2": _NER,
-    "CMeIE": Task(_triples, "micro-F1", nothing="没有指定类型的三元组"),
-    "CHIP-CDEE": Task(_events, "micro-F1", lead="上述句子中的临床发现事件如下"),
-    "CHIP-CDN": Task(_terms, "micro-F1", nothing="没有对应的标准化实体"),
-    "CHIP-CTC": Task(
-        _label,
-        "macro-F1",
-        other=True,
-        labels=tuple(
-            "疾病 症状(患者感受) 体征(医生检测） 怀孕相关 肿瘤进展 疾病分期 过敏耐受 器官组织状态 预期寿命 口腔相关 药物 "
-            "治疗或手术 设备 护理 诊断 实验室检查 风险评估 受体状态 年龄 特殊病人特征 读写能力 性别 教育情况 居住情况 "
-            "种族 知情同意 参与其它试验 研究者决定 能力 伦理审查 依存性 成瘾行为 睡眠 锻炼 饮食 酒精使用 性取向 吸烟状况 "
-            "献血 病例来源 残疾群体 健康群体 数据可及性 含有多个类别".split()
-        ),
-    ),
-    "CHIP-STS": Task(_same, "weighted-F1"),
-    "KUAKE-QIC": Task(
-        _label,
-        "macro-F1",
-        other=True,
-        labels=tuple(
-            "病情诊断 病因分析 治疗方案 就医建议 指标解读 疾病描述 后果表述 注意事项 功效作用 医疗费用".split()
-        ),
-    ),
-    "KUAKE-QTR": Task(
-        _label, "weighted-F1", labels=("完全不匹配或者没有参考价值", "很少匹配有一些参考价值", "部分匹配", "完全匹配")
-    ),
-    "KUAKE-QQR": Task(
-        _label,
-        "weighted-F1",
-        labels=("完全一致", "后者是前者的语义子集", "后者是前者的语义父集", "语义无直接关联"),
-    ),
-    "KUAKE-IR": Task(_label, "weighted-F1", labels=("相关", "不相关")),
-    "IMCS-V2-NER": _NER,
-    "IMCS-V2-DAC": Task(
-        _label,
-        "macro-F1",
-        other=True,
-        labels=(
-            *(f"关于{what}的{how}" for what in ("症状", "病因", "个人基本信息") for how in ("询问", "回答")),
-            *("关于已有检查和治疗的提问", "关于已有检查和治疗的回答"),
-            *(f"关于{what}的{how}" for what in ("用药建议", "就医建议", "注意事项") for how in ("提问", "解答")),
-            "给出诊断",
-        ),
-    ),
-    "IMCS-V2-SR": Task(
-        _statuses,
-        "micro-F1",
-        lead="当前对话中的症状及其阴阳性判断为",
-        labels=("没有患有该症状", "患有该症状", "无法根据上下文确定病人是否患有该症状"),
-    ),
-    "IMCS-V2-MRG": Task(_report, "ROUGE-L", lead="上述问诊对话的诊疗报告如下"),
-    "MedDG": Task(_reply, "ROUGE-L"),
-    "CHIP-MDCFNPC": Task(
-        _statuses,
-        "micro-F1",
-        lead="上述对话中临床发现实体以及其阴阳性判别如下",
-        labels=(
-            "已有症状疾病或者假设未来可能发生的疾病等",
-            "未患有症状疾病",
-            "没有回答、不知道、回答不明确或者模棱两可不好推断",
-            "无实际意义的不标注或者和病人当前的状态独立不标注",
-        ),
-    ),
-}
 
 
 @dataclass
@@ -258,36 +64,6 @@ class PromptCBLUEResult:
     average: float
 
 
-def _task(name: str, place: str) -> Task:
-    if name not in TASKS:
-        hint = nearest(str(name), TASKS)
-        raise UserError(f"{place}: task_dataset {name!r} is no PromptCBLUE task{hint}; known are {', '.join(TASKS)}")
-    return TASKS[name]
-
-
-def parse(task_dataset: str, text: str, *, choices: Sequence[str] | None = None) -> Answer | None:
-    """The structure that `text` says, as the benchmark's results.json has it; None where it lacks the task's form.
-
-    Width of separators and labels, white space and thoughts before the answer do not matter; what is outside the
-    `choices` (types, terms, statuses) is kept, and so scored as wrong, except that a class has to be one of them.
-
-    Raises:
-        UserError: the task is unknown.
-    """
-    task = _task(task_dataset, "parse")
-    text = "\n".join(line.strip() for line in without_thoughts(text).strip().splitlines())
-    text = re.sub(r"(?<=[，,])\n+", "", text)  # a list that goes on in the next line
-    finds = task.metric == "micro-F1"
-    if finds and task.nothing and normalize_answer(text) == task.nothing:
-        return []
-    if task.lead and text.startswith(task.lead):
-        text = text.removeprefix(task.lead).lstrip("：: \t\n")
-        if finds and not text:
-            return []
-    labels = tuple(choices or task.labels)
-    return task.parse(text, (*labels, OTHER) if task.other else labels)
-
-
 def _instances(answer: Sequence[Mapping[str, Any]]) -> set[tuple]:
     return {tuple(tuple(value) if isinstance(value, list) else value for value in item.values()) for item in answer}
 
@@ -312,11 +88,10 @@ def _classes(predictions: Sequence[Answer | None], references: Sequence[Answer],
     """
     said, true = Counter(predictions), Counter(references)
     hits = Counter(r for p, r in zip(predictions, references, strict=True) if p == r)
-    names = (set(said) | set(true)) - {None}
-    shares = {name: true[name] / len(references) if weighted else 1 / len(names) for name in names}
+    weights = {name: true[name] if weighted else 1 for name in (set(said) | set(true)) - {None}}
 
     def mean(score: Callable[[str], float]) -> float:
-        return sum(share * score(name) for name, share in shares.items())
+        return sum(weight * score(name) for name, weight in weights.items()) / sum(weights.values())
 
     return {
         "score": mean(lambda name: _ratio(2 * hits[name], said[name] + true[name])),
@@ -346,16 +121,17 @@ def _place(row: Mapping[str, Any], index: int) -> str:
 
 def _read(row: Mapping[str, Any], key: str, place: str) -> Answer | None:
     name, text = row.get("task_dataset"), row.get(key)
-    _task(name, place)
+    find_task(name, place)
     if not isinstance(text, str):
         raise UserError(f"{place} ({name}): {key!r} has to be a text, found {type(text).__name__}")
     return parse(name, text, choices=row.get("answer_choices"))
 
 
 def score_rows(rows: Sequence[Mapping[str, Any]]) -> PromptCBLUEResult:
-    """The benchmark's scores of rows with `task_dataset`, `target`, `prediction`, perhaps `answer_choices`, `sample_id`.
+    """The benchmark's scores of `rows`.
 
-    A prediction without the task's form finds nothing, is in no class, or has a ROUGE of 0.
+    A row has `task_dataset`, `target` and `prediction`, and may have `answer_choices` and `sample_id`. A prediction
+    without the task's form finds nothing, is in no class, or has a ROUGE of 0.
 
     Raises:
         UserError: there is no row, a task is unknown, a text is missing, or a target lacks its task's form.
@@ -401,9 +177,9 @@ def submission(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, An
         name = row["task_dataset"]
         if row.get("sample_id") is None:
             raise UserError(f"{place} ({name}): a submission needs the sample_id of every row")
-        if answer is None:
-            empty = {"micro-F1": [], _report: {}}
-            answer = empty.get(TASKS[name].metric, empty.get(TASKS[name].parse))
-            answer = without_thoughts(row["prediction"]).strip() if answer is None else answer
+        if answer is None and TASKS[name].metric == "micro-F1":
+            answer = []
+        elif answer is None:
+            answer = {} if name == "IMCS-V2-MRG" else without_thoughts(row["prediction"]).strip()
         results[name].append({"sample_id": row["sample_id"], "answer": answer})
     return results
