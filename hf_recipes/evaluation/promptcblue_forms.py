@@ -6,6 +6,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from hf_recipes.errors import UserError
@@ -31,8 +32,10 @@ _HALF_COMMA = re.compile(r"(?<![A-Za-z0-9]),|,(?![A-Za-z0-9])")
 def _pieces(pattern: re.Pattern, text: str) -> Iterator[tuple[str, str]]:
     """Each heading that `pattern` finds, with the text up to the next one."""
     found = list(pattern.finditer(text))
-    ends = [match.start() for match in found[1:]] + [len(text)]
-    return ((match[1].strip(), text[match.end() : end].strip(" \t")) for match, end in zip(found, ends, strict=True))
+    return (
+        (match[1].strip(), text[match.end() : following.start() if following else None].strip(" \t"))
+        for match, following in zip_longest(found, found[1:])
+    )
 
 
 def _first_line(text: str) -> str:
@@ -193,8 +196,9 @@ def find_task(name: str, place: str) -> Task:
 def parse(task_dataset: str, text: str, *, choices: Sequence[str] | str | None = None) -> Answer | None:
     """The structure that `text` says, as the benchmark's results.json has it; None where it lacks the task's form.
 
-    Width of separators and labels, white space and thoughts before the answer do not matter; what is outside the
-    `choices` (types, terms, statuses) is kept, and so scored as wrong, except that a class has to be one of them. Instead of a list, choices may be one text, parted by "，".
+    Width of separators and labels, white space and thoughts before the answer do not matter. What is outside the
+    `choices` (types, terms, statuses) is kept, and so scored as wrong, except that a class has to be one of them;
+    choices may be a list, or one text parted by "，".
 
     Raises:
         UserError: the task is unknown.
