@@ -20,7 +20,7 @@ FIELDS = {"主体词": False, "发生状态": False, "描述词": True, "解剖�
 SECTIONS = ("主诉", "现病史", "辅助检查", "既往史", "诊断", "建议")
 
 _TYPE = re.compile(r"(?<![^\s：:。；;])([^\s，,：:。；;]+)实体[：:]")
-_RELATION = re.compile(r"具有([^\n：:]+?)关系的头尾实体对如下[：:]")
+_RELATION = re.compile(r"具有([^\n：:]{1,30}?)关系的头尾实体对如下[：:]")
 _PAIR = re.compile(r"头实体为(.+?)[，,]\s*尾实体为(.+?)[。.；;]?\s*(?=头实体为|$)", re.MULTILINE)
 _FIELD = re.compile(rf"(?<![^\s：:。；;])({'|'.join(FIELDS)})\s*[：:]")
 _STATUS = re.compile(r"(.+)[：:]\s*([^：:]+?)[。；;]?$")
@@ -88,9 +88,10 @@ def _events(text: str, labels: Sequence[str]) -> Answer | None:
 def _terms(text: str, labels: Sequence[str]) -> Answer | None:
     parts, answer = _items(_first_line(text.rpartition("\n")[2])), []
     hit = not labels
+    longest = 1 + max((len(re.findall("[，,]", label)) for label in labels), default=0)
     while parts:
         # A term may have commas of its own: the longest run of parts that is a choice is one term.
-        runs = (("，".join(parts[:size]), size) for size in range(len(parts), 0, -1))
+        runs = (("，".join(parts[:size]), size) for size in range(min(longest, len(parts)), 0, -1))
         choice, size = next(((c, size) for run, size in runs if (c := _known(run, labels))), (None, 1))
         answer.append({"entity": choice or parts[0], "type": "normalization"})
         hit = hit or choice is not None

@@ -300,6 +300,18 @@ def test_other_forms_are_not_guessed_at(name, text):
     assert parse(name, text, choices=TARGETS[name][1]) is None
 
 
+@pytest.mark.parametrize("name", EXTRACTION)
+def test_an_answer_that_repeats_itself_is_read_like_any_other(name):
+    target, choices = TARGETS[name]
+    score = one(row(name, target, "\n".join([target] * 200), choices))
+    assert (score.precision, score.recall) == (1, 1)
+
+
+@pytest.mark.parametrize(("name", "text"), [("CMeIE", "具有"), ("CMeEE-V2", "实体 "), ("CHIP-CDN", "甲，")])
+def test_a_loop_without_end_is_read_in_linear_time(name, text):
+    assert parse(name, text * 20_000, choices=["乙", "丙，丁"]) is None
+
+
 def test_the_average_is_over_the_tasks_present():
     rows = [
         row("KUAKE-IR", "相关", "相关"),
