@@ -11,7 +11,6 @@ from typing import Any
 
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.metrics import normalize_answer, without_thoughts
-from hf_recipes.parsing import nearest
 
 Answer = list[dict[str, Any]] | dict[str, str] | str
 
@@ -189,8 +188,7 @@ TASKS = {
 def find_task(name: str, place: str) -> Task:
     """The task of that name; a `UserError` that begins with `place` where there is none."""
     if name not in TASKS:
-        hint = nearest(str(name), TASKS)
-        raise UserError(f"{place}: task_dataset {name!r} is no PromptCBLUE task{hint}; known are {', '.join(TASKS)}")
+        raise UserError(f"{place}: task_dataset {name!r} is no PromptCBLUE task; known are {', '.join(TASKS)}")
     return TASKS[name]
 
 

@@ -325,7 +325,7 @@ def test_the_average_is_over_the_tasks_present():
 
 
 def test_errors_name_the_row():
-    with pytest.raises(UserError, match=r"row 2: .*'KUAKE-I'.*did you mean KUAKE-IR\?.*CHIP-MDCFNPC"):
+    with pytest.raises(UserError, match=r"row 2: task_dataset 'KUAKE-I' .*known are CMeEE-V2, .*CHIP-MDCFNPC"):
         score_rows([row("KUAKE-IR", "相关", "相关"), row("KUAKE-I", "相关", "相关")])
     with pytest.raises(UserError, match=r"dev-3 \(CMeEE-V2\): the target does not have the task's form"):
         score_rows([row("CMeEE-V2", "流感", "上述句子没有指定类型实体", sample_id="dev-3")])
