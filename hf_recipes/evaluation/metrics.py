@@ -42,13 +42,6 @@ def without_thoughts(text: str) -> str:
     return text[thoughts.end() :] if thoughts else text
 
 
-def _rouge_words(texts: Sequence[str]) -> list[list[str]]:
-    """The words of each text, parted once more where rouge-chinese ends a sentence within a word."""
-    from hf_recipes.evaluation.segmentation import cut
-
-    return [_ELLIPSIS.sub(r"\1 \2", text).split() for text in cut(texts)]
-
-
 def _f1(overlap: int, predicted: int, referred: int) -> float:
     """F1 with the 1e-8 in the denominator that rouge-chinese has against 0 / 0."""
     precision, recall = overlap / max(1, predicted), overlap / max(1, referred)
@@ -64,16 +57,21 @@ def rouge_pairs(predictions: Sequence[str], references: Sequence[str]) -> list[d
     """
     from rapidfuzz.distance import LCSseq
 
-    pairs = zip(_rouge_words(predictions), _rouge_words(references), strict=True)
+    from hf_recipes.evaluation.segmentation import cut
+
+    _check(predictions, references)
+    # A word that rouge-chinese ends a sentence in is two.
+    texts = [_ELLIPSIS.sub(r"\1 \2", text).split() for text in cut([*predictions, *references])]
     scores = []
-    for ours, theirs in pairs:
-        row = {}
-        for name, one, other in (
-            ("rouge1", set(ours), set(theirs)),
-            ("rouge2", set(pairwise(ours)), set(pairwise(theirs))),
-        ):
-            row[name] = _f1(len(one & other), len(one), len(other))
-        scores.append(row | {"rougeL": _f1(LCSseq.similarity(ours, theirs), len(ours), len(theirs))})
+    for ours, theirs in zip(texts[: len(predictions)], texts[len(predictions) :], strict=True):
+        singles, doubles = (set(ours), set(theirs)), (set(pairwise(ours)), set(pairwise(theirs)))
+        scores.append(
+            {
+                "rouge1": _f1(len(singles[0] & singles[1]), *map(len, singles)),
+                "rouge2": _f1(len(doubles[0] & doubles[1]), *map(len, doubles)),
+                "rougeL": _f1(LCSseq.similarity(ours, theirs), len(ours), len(theirs)),
+            }
+        )
     return scores
 
 
@@ -89,9 +87,9 @@ def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
     Counts are summed over the pairs, so there is no value for one; an empty prediction adds to the brevity penalty, an
     empty reference to the n-grams without a match. A corpus without any 4-gram scores 0.
     """
-    _check(predictions, references)
     from sacrebleu.metrics import BLEU
 
+    _check(predictions, references)
     if not predictions:
         return 0.0
     return BLEU(tokenize="zh").corpus_score(list(predictions), [list(references)]).score / 100

@@ -92,7 +92,7 @@ def test_few_texts_are_kept(monkeypatch):
     monkeypatch.setattr(segmentation, "_kept", {})
     assert segmentation.cut(["一二", "三四", "一二"]) == [spaced("一二"), spaced("三四"), spaced("一二")]
     assert segmentation.cut(["一二", "五六", "七八"]) == [spaced("一二"), spaced("五六"), spaced("七八")]
-    assert list(segmentation._kept) == ["五六", "七八"]
+    assert list(segmentation._kept) == ["五六", "七八", "一二"]
 
 
 def test_rouge_equals_rouge_chinese_on_a_thousand_pairs():
