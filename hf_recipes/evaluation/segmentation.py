@@ -83,8 +83,8 @@ def cut(texts: Sequence[str]) -> list[str]:
     found = dict(zip(new, (_cut_by_two if many else _cut)(new), strict=True)) | known
     # Known texts come last, for they are met again most; the first go.
     _kept.update(found)
-    for text in list(_kept)[: max(0, len(_kept) - KEPT)]:
-        del _kept[text]
+    for _ in range(len(_kept) - KEPT):
+        del _kept[next(iter(_kept))]
     return [found[text] for text in texts]
 
 
