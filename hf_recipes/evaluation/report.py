@@ -4,7 +4,11 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SHOWN = ("accuracy", "rouge1", "rouge2", "rougeL", "bleu4", "loss")
 TITLES = {"accuracy": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu4": "BLEU-4"}
@@ -83,6 +87,16 @@ def samples(before: Sequence[dict] | None, after: Sequence[dict], count: int = 3
     return "\n".join(lines)
 
 
+def _save(figure, path: str | os.PathLike) -> None:
+    from matplotlib import pyplot as plt
+
+    figure.tight_layout()
+    partial = Path(f"{path}.partial")
+    figure.savefig(partial, format="png")
+    plt.close(figure)
+    os.replace(partial, path)
+
+
 def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None:
     """Loss and evaluation scores over optimizer steps as a PNG; written beside and renamed, so never half there."""
     import matplotlib
@@ -115,8 +129,51 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
     for panel in panels[0]:
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.tight_layout()
-    partial = Path(f"{path}.partial")
-    figure.savefig(partial, format="png")
-    plt.close(figure)
-    os.replace(partial, path)
+    _save(figure, path)
+
+
+def _font(text: str) -> str | None:
+    """The path of an installed font with all characters of `text`, matplotlib's own first; None where there is none."""
+    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+    needed = {ord(character) for character in text if not character.isspace()}
+    # The last-resort font draws boxes for all of Unicode.
+    fonts = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
+    fonts.sort(key=lambda font: (font.style != "normal", font.weight != 400))
+    paths = [findfont(FontProperties()), *(font.fname for font in fonts)]
+    return next((path for path in dict.fromkeys(paths) if needed <= get_font(path).get_charmap().keys()), None)
+
+
+def draw_confusion(matrix: "np.ndarray", labels: Sequence[str], path: str | os.PathLike) -> str | None:
+    """The matrix of `metrics.confusion` as a PNG: shares of a row as colour, rows as numbers.
+
+    Where no font has the labels' characters, their numbers stand in the picture, and what they mean is written beside
+    it, with the ending .txt, and returned.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.font_manager import FontProperties
+
+    path, legend = Path(path), None
+    font = _font("".join(labels) + "other")
+    names = list(labels) if font else [str(number) for number in range(1, len(labels) + 1)]
+    if font is None:
+        legend = "".join(f"{number}\t{label}\n" for number, label in zip(names, labels, strict=True))
+        path.with_suffix(".txt").write_text(legend, encoding="utf-8")
+    size = 2.5 + 0.4 * len(labels)
+    figure, panel = plt.subplots(figsize=(size + 1, size), dpi=120)
+    image = panel.imshow(matrix / matrix.sum(axis=1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=panel, label="share of the reference's rows")
+    ticks = {"fontproperties": FontProperties(fname=font) if font else None}
+    panel.set_xticks(range(len(names) + 1), [*names, "other"], rotation=45, ha="right", rotation_mode="anchor", **ticks)
+    panel.set_yticks(range(len(names)), names, **ticks)
+    panel.set(xlabel="prediction", ylabel="reference")
+    for row, column in zip(*matrix.nonzero(), strict=True):
+        share = matrix[row, column] / matrix[row].sum()
+        panel.text(
+            column, row, matrix[row, column], ha="center", va="center", color="white" if share > 0.5 else "black"
+        )
+    _save(figure, path)
+    return legend
