@@ -3,6 +3,7 @@
 All scores lie in [0, 1]; an empty prediction counts and scores 0.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -77,6 +78,17 @@ def choice_accuracy(
         if own and normalize_answer(reference) in map(normalize_answer, own)
     ]
     return (sum(hits) / len(hits), len(hits)) if hits else None
+
+
+def wilson_interval(hits: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval for a share of which `hits` of `count` were seen; 95 % for the default z.
+
+    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22 (1927).
+    """
+    share, scale = hits / count, 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def score(
