@@ -1,101 +1,21 @@
 """Single-choice questions, scored by the probabilities of the option letters."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.data.records import find_sources, read_records
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.methods import Compute, Record
-from hf_recipes.evaluation.metrics import normalize_answer, wilson_interval
+from hf_recipes.evaluation.metrics import wilson_interval
+from hf_recipes.evaluation.questions import Question, read_question, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-ANSWER = "\n答案："
 CHUNK = 64  # questions tokenized together
 MIN_SHARED = 16  # tokens; for fewer, a forward pass of their own costs more than it saves
-# "A." "A、" "A：" "A)" "(A)" "【A】" at the start of a line.
-_OPTION = re.compile(r"^\s*(?:[（(【\[]\s*([A-Z])\s*[)）】\]]|([A-Z])\s*[.．、，,:：)）])", re.MULTILINE)
-_BREAK = re.compile(r"\\n(?![a-z])")  # \nu, \neq, … are LaTeX
-_SPLIT = re.compile(r"_(dev|val|test|train)$")
-
-
-@dataclass(frozen=True)
-class Question:
-    """`text` ends where the letter of the answer has to follow."""
-
-    place: str
-    source: str
-    text: str
-    letters: str
-    answer: str
-
-
-def read_rows(specs: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of files, folders or Hub ids, each with its `place` (``file:line``).
-
-    Raises:
-        UserError: as `find_sources` and `read_records`, or a row that cannot be read.
-    """
-    rows = []
-    for source in find_sources(specs):
-        for record in read_records(source):
-            if record.value is None:
-                raise UserError(f"{record.place}: {record.problem}; mend this row")
-            rows.append({**record.value, "place": record.place})
-    return rows
-
-
-def read_question(row: Mapping[str, Any]) -> Question:
-    r"""A row in one of two forms, the names of whose columns may be capitalised:
-
-    - `question` with the options inside, each on a line of its own after its letter (``A.``, ``A、``, ``(A)``, …), and
-      `answer`. A backslash and an n that no small letter follows are a line break. Where the last line is an option,
-      ``答案：`` is put below it.
-    - `question`, the options in columns `A`, `B`, … and `answer` (C-Eval and CMMLU).
-
-    The source is the column `subject` or `source`, else the file's name without its split (``law_val.csv``: law).
-
-    Raises:
-        UserError: no question, no options, options out of order, no answer, or one that is not among the options.
-    """
-    place = row["place"]
-    columns = {name.lower() if len(name) > 1 else name: value for name, value in row.items()}
-    question, answer = (str(columns.get(name) or "").strip("\r\n") for name in ("question", "answer"))
-    if not question.strip():
-        raise UserError(f"{place}: no question; expected the columns question and answer (there are {', '.join(row)})")
-    if "A" in columns and "B" in columns:
-        given = [str(columns.get(letter) or "").strip() for letter in LETTERS]
-        letters = "".join(letter for letter, option in zip(LETTERS, given, strict=True) if option)
-        options = [f"\n{letter}. {given[LETTERS.index(letter)]}" for letter in letters]
-        text = question.strip() + "".join(options) + ANSWER
-    else:
-        text = _BREAK.sub("\n", question)
-        found = list(_OPTION.finditer(text))
-        # A line of a dialogue can begin with "A：" too; the options come last.
-        first = max((index for index, match in enumerate(found) if "A" in match.groups()), default=len(found))
-        letters = "".join(match[1] or match[2] for match in found[first:])
-        if found and "\n" not in text[found[-1].end() :]:
-            text += ANSWER
-    if len(letters) < 2:
-        raise UserError(f"{place}: no options found; write each on a line of its own, as 'A. …', 'B. …'")
-    if not LETTERS.startswith(letters):
-        raise UserError(f"{place}: the options are {', '.join(letters)}; expected {', '.join(LETTERS[: len(letters)])}")
-    answer = normalize_answer(answer).upper()
-    if not answer:
-        raise UserError(f"{place}: no answer to compare with; fill in the column answer")
-    if len(answer) != 1 or answer not in letters:
-        raise UserError(f"{place}: the answer {answer!r} is not among the options {', '.join(letters)}")
-    own = columns.get("subject") or columns.get("source")
-    file = Path(place.rpartition(":")[0]).name
-    return Question(place, str(own or _SPLIT.sub("", file.split(".")[0])), text, letters, answer)
 
 
 class SingleChoice:
@@ -106,8 +26,9 @@ class SingleChoice:
     common is the context, and the one token that each has more is the letter's (after "Answer: ", " A" where the
     tokenizer joins the space to the letter). Of letters with the same probability the first is the prediction.
 
-    A prompt of more than `max_length` tokens loses examples from its front until it fits; how many prompts did is
-    printed, and is the metric `shortened`.
+    A prompt of more than `max_length` tokens loses examples from its front until it fits, and a question that is itself
+    an example is not shown its own answer; how many prompts have fewer examples for it is printed, and is the metric
+    `shortened`.
 
     Args:
         rows: see `read_question`; as `read_rows` gives them.
@@ -118,8 +39,8 @@ class SingleChoice:
         max_length: the tokens that the model was made for.
 
     Raises:
-        UserError: as `read_question`; too few examples, or one that is also asked; a question that alone is longer than
-            `max_length`; or a tokenizer with which a letter is not one token, or two letters are the same.
+        UserError: as `read_question`; too few examples; a question that alone is longer than `max_length`; or a
+            tokenizer with which a letter is not one token, or two letters are the same.
     """
 
     name = "single_choice"
@@ -145,47 +66,37 @@ class SingleChoice:
         self._lead = [] if chat else leading_ids(tokenizer)
         self._contexts: list[np.ndarray] = []
         self._letters: list[list[int]] = []
-        examples = self._examples(few_shot_file, few_shot)
+        examples, count = self._examples(few_shot_file, few_shot), few_shot if few_shot_file else 0
         self._groups: list[tuple[str, ...]] = []  # the places of each question's examples
-        self.shortened = 0
         for start in range(0, len(self.questions), CHUNK):
             questions = self.questions[start : start + CHUNK]
-            own = [examples[question.source] for question in questions]
+            own = [[e for e in examples[q.source] if e.text != q.text][:count] for q in questions]
             for question, shown, encoded in zip(questions, own, self._encode(questions, own), strict=True):
                 self._add(question, shown, encoded)
+        self.shortened = sum(len(group) < count for group in self._groups)
         if self.shortened:
-            say(
-                f"{self.shortened} of {len(self)} prompts were longer than {max_length} tokens and lost examples from "
-                "their front"
-            )
+            reason = f"they would be longer than {max_length} tokens, or an example is the question itself"
+            say(f"{self.shortened} of {len(self)} prompts have fewer than {count} examples: {reason}")
         self._prefixes = self._common_prefixes()
 
     def _examples(self, file: str | None, count: int) -> dict[str, list[Question]]:
-        """The few-shot examples by source of the question."""
+        """The examples that may be shown, by source of the question."""
         chosen: dict[str, list[Question]] = {question.source: [] for question in self.questions}
         if file is None or count == 0:
             return chosen
         examples = [read_question(row) for row in read_rows([file])]
         for source in chosen:
-            own = [example for example in examples if example.source == source] or examples
+            chosen[source] = own = [example for example in examples if example.source == source] or examples
             if len(own) < count:
                 of = f" of {source!r}" if len(own) < len(examples) else ""
                 raise UserError(f"{file}: {len(own)} examples{of}, and --few_shot asks for {count}")
-            chosen[source] = own[:count]
-        shown = {example.text: example.place for own in chosen.values() for example in own}
-        for question in self.questions:
-            if question.text in shown:
-                raise UserError(
-                    f"{question.place}: this question is also the few-shot example {shown[question.text]}, which gives "
-                    "its answer away; take it out of one of the two files"
-                )
         return chosen
 
     def _encode(
         self, questions: Sequence[Question], examples: Sequence[Sequence[Question]]
-    ) -> list[tuple[list[int], list[int]]]:
+    ) -> list[tuple["np.ndarray", list[int]]]:
         """For each question, the ids before the letter and the ids of its letters."""
-        from os.path import commonprefix
+        import numpy as np
 
         texts = []
         for question, shown in zip(questions, examples, strict=True):
@@ -197,9 +108,9 @@ class SingleChoice:
         encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
         found = []
         for question in questions:
-            rows = [next(encoded) for _ in question.letters]
-            common = commonprefix(rows)
-            ends = [row[len(common) :] for row in rows]
+            rows = [np.array([*self._lead, *next(encoded)], dtype=np.int32) for _ in question.letters]
+            common = min(_common(rows[0], row) for row in rows[1:])
+            ends = [row[common:].tolist() for row in rows]
             for letter, end in zip(question.letters, ends, strict=True):
                 if len(end) != 1 or ends.count(end) > 1:
                     reason = "shares its token with another" if len(end) == 1 else "is not one token"
@@ -207,37 +118,30 @@ class SingleChoice:
                         f"{question.place}: with this tokenizer the letter {letter} {reason} after the prompt, so its "
                         "probability cannot be compared; use a generated answer instead"
                     )
-            found.append((self._lead + common, [end[0] for end in ends]))
+            found.append((rows[0][:common], [end[0] for end in ends]))
         return found
 
-    def _add(self, question: Question, examples: list[Question], encoded: tuple[list[int], list[int]]) -> None:
-        import numpy as np
-
-        limit, shown = self._max_length, examples
+    def _add(self, question: Question, examples: list[Question], encoded: tuple["np.ndarray", list[int]]) -> None:
+        limit = self._max_length
         while limit is not None and len(encoded[0]) > limit:
-            if not shown:
+            if not examples:
                 raise UserError(
-                    f"{question.place}: the question alone has {len(encoded[0]):,} tokens, more than the {limit:,} that "
-                    "fit; a question is never cut: take it out or shorten it"
+                    f"{question.place}: the question alone has {len(encoded[0]):,} tokens, more than the {limit:,} "
+                    "that fit; a question is never cut: take it out or shorten it"
                 )
-            shown = shown[1:]
-            [encoded] = self._encode([question], [shown])
-        self.shortened += len(shown) < len(examples)
-        self._contexts.append(np.array(encoded[0], dtype=np.int32))
+            examples = examples[1:]
+            [encoded] = self._encode([question], [examples])
+        self._contexts.append(encoded[0])
         self._letters.append(encoded[1])
-        self._groups.append(tuple(example.place for example in shown))
+        self._groups.append(tuple(example.place for example in examples))
 
     def _common_prefixes(self) -> dict[tuple[str, ...], "np.ndarray"]:
         """The ids with which all prompts of a group begin, at least one token of each being left; perhaps none."""
-        import numpy as np
-
         prefixes: dict[tuple[str, ...], np.ndarray] = {}
         sizes = Counter(self._groups)
         for group, ids in zip(self._groups, self._contexts, strict=True):
             common = prefixes.setdefault(group, ids)
-            length = min(len(common), len(ids) - 1)
-            differing = np.flatnonzero(common[:length] != ids[:length])
-            prefixes[group] = common[: differing[0] if len(differing) else length]
+            prefixes[group] = common[: _common(common, ids[:-1])]
         for group, common in prefixes.items():
             if sizes[group] == 1 or len(common) < MIN_SHARED:
                 prefixes[group] = common[:0]
@@ -297,7 +201,8 @@ class SingleChoice:
         `accuracy` with its 95 % interval (`accuracy_low`, `accuracy_high`; Wilson), ``accuracy/<source>`` and the mean
         of these (`accuracy_macro`, the figure that C-Eval and CMMLU report); `chance`, the accuracy of guessing;
         `mass`, the mean probability of all letters together; for each letter its share of the predictions (`share_A`)
-        and of the answers (`answers_A`); `questions`, and `shortened`, how many prompts lost examples.
+        and of the answers (`answers_A`); `questions`, and `shortened`, how many prompts have fewer examples than asked
+        for.
         """
         by_source: dict[str, list[bool]] = defaultdict(list)
         for record in records:
@@ -319,3 +224,10 @@ class SingleChoice:
             for name, column in (("share", "prediction"), ("answers", "answer")):
                 summary[f"{name}_{letter}"] = sum(record[column] == letter for record in records) / count
         return summary | {f"accuracy/{source}": accuracy for source, accuracy in sources.items()}
+
+
+def _common(one: "np.ndarray", other: "np.ndarray") -> int:
+    """With how many same ids the two begin."""
+    length = min(len(one), len(other))
+    differing = (one[:length] != other[:length]).nonzero()[0]
+    return int(differing[0]) if len(differing) else length

@@ -105,7 +105,7 @@ class NLL:
             for row in rows:
                 units, row_fate = ([], row["fate"]) if is_dropped(row["fate"]) else next(found)
                 self._units += units
-                self.ledger.add(row["place"], row_fate if row["fate"] == KEPT else row["fate"])
+                self.ledger.add(row["place"], row["fate"] if row_fate == KEPT else row_fate)
         self.ledger.check(max_drop_ratio)
         if not self._units:
             raise UserError("there is no text to score")
@@ -240,8 +240,6 @@ class _Conversations:
                 spans = shown.learned if encoder.train_on == "all" else shown.learned[-1:]
                 turns = [shown.text[start:end].removesuffix(encoder.end_of_turn) for start, end in spans]
                 characters = sum(map(len, turns))
-                unit = _Unit(
-                    row["place"], source_of(row), encoded.input_ids, characters, 0, length, 0, encoded.labels
-                )
+                unit = _Unit(row["place"], source_of(row), encoded.input_ids, characters, 0, length, 0, encoded.labels)
                 units.append(([unit], encoded.fate))
         return units

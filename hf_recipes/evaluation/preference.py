@@ -85,7 +85,8 @@ class PairAccuracy:
                 row_fate = row["fate"]
                 if not is_dropped(row_fate):
                     both = [next(encoded) for _ in SIDES]
-                    row_fate = min((side.fate for side in both), key=lambda found: (not is_dropped(found), found == KEPT))
+                    worst = min((side.fate for side in both), key=lambda found: (not is_dropped(found), found == KEPT))
+                    row_fate = row_fate if worst == KEPT else worst
                 if not is_dropped(row_fate):
                     pair = _Pair(row["place"], source_of(row), [])
                     for side, found in zip(SIDES, both, strict=True):
@@ -104,8 +105,8 @@ class PairAccuracy:
         return len(self._pairs)
 
     def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """See `Method`. A record holds the scores `chosen` and `rejected`; of a causal model also the numbers of tokens,
-        `chosen_tokens` and `rejected_tokens`.
+        """See `Method`. A record holds the scores `chosen` and `rejected`; of a causal model also the numbers of
+        tokens, `chosen_tokens` and `rejected_tokens`.
 
         Raises:
             UserError: a classifier with several labels, or one whose configuration names no pad token.
@@ -155,9 +156,7 @@ class PairAccuracy:
 
 def differences(records: Sequence[Record], per_token: bool = False) -> list[float]:
     """Score of the chosen side less that of the rejected one, for each pair; of a causal model also `per_token`."""
-    sides = [
-        [record[side] / (record[f"{side}_tokens"] if per_token else 1) for side in SIDES] for record in records
-    ]
+    sides = [[record[side] / (record[f"{side}_tokens"] if per_token else 1) for side in SIDES] for record in records]
     return [chosen - rejected for chosen, rejected in sides]
 
 

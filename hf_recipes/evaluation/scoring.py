@@ -87,8 +87,9 @@ def row_losses(
     model: "PreTrainedModel", rows: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[tuple[float, int, int]]:
     """`supervised_losses` of one batch of rows, each its ids and its unshifted labels, as numbers for each row."""
-    ids, labels = (padded(column, value, model.device) for column, value in zip(zip(*rows, strict=True), (0, -100)))
-    found = supervised_losses(model, {"input_ids": ids, "labels": labels})
+    ids, labels = zip(*rows, strict=True)
+    inputs = {"input_ids": padded(ids, 0, model.device), "labels": padded(labels, -100, model.device)}
+    found = supervised_losses(model, inputs)
     return list(zip(*(part.tolist() for part in found), strict=True))
 
 
