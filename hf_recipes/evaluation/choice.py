@@ -55,7 +55,7 @@ class SingleChoice:
         chat: bool = False,
         max_length: int | None = None,
     ):
-        from hf_recipes.evaluation.scoring import leading_ids
+        from hf_recipes.data.tokenize import leading_ids
 
         if chat and tokenizer.chat_template is None:
             raise UserError("the tokenizer has no chat template; name one with --chat_template (chatml, …)")

@@ -172,7 +172,7 @@ class _Texts:
     """Texts → windows."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int, stride: int):
-        from hf_recipes.evaluation.scoring import leading_ids
+        from hf_recipes.data.tokenize import leading_ids
 
         self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
         self.lead = leading_ids(tokenizer)

@@ -137,10 +137,3 @@ def expanded(cache: "Cache", rows: int) -> "Cache":
     cache = copy.deepcopy(cache)
     cache.batch_repeat_interleave(rows)
     return cache
-
-
-def leading_ids(tokenizer) -> list[int]:
-    """The special tokens that `tokenizer` puts before every text (BOS, or GLM's two); none of those it puts after."""
-    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
-    return whole[: next(starts, 0)]
