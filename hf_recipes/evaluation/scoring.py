@@ -123,7 +123,7 @@ def prefix_cache(model: "PreTrainedModel", ids: Sequence[int]) -> "Cache | None"
     kept = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     output = model(input_ids=padded([ids], 0, model.device), use_cache=True, **kept)
     cache = getattr(output, "past_key_values", None)
-    # Recurrent layers start afresh where several tokens follow a state (Qwen3-Next on transformers 5.23).
+    # Of layers with recurrent states beside, only keys and values are expanded (Falcon-H1 on transformers 5.23).
     if type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= {
         DynamicLayer,
         DynamicSlidingWindowLayer,
