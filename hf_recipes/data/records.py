@@ -280,7 +280,8 @@ def _read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Iter
     reader = csv.reader(io.TextIOWrapper(stream, encoding, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
-        if len(set(header)) != len(header) or "" in header:
+        # pandas leaves the name of its index, the first column, empty.
+        if len(set(header)) != len(header) or "" in header[1:] or header == [""]:
             raise UserError(f"{path}:1: the header has an empty or a repeated column name: {', '.join(header)}")
         end = reader.line_num
         for fields in reader:

@@ -217,8 +217,8 @@ def _detect(row: Row, columns: Columns, present: Collection[str]) -> str | None:
 
 
 def metadata(row: Row) -> dict[str, Any]:
-    """The columns of `row` that evaluation needs (`META_COLUMNS`), under one name each."""
-    meta = {name: row[name] for name in META_COLUMNS if row.get(name) not in (None, "", [])}
+    """The columns of `row` that evaluation needs (`META_COLUMNS` and `source`), under one name each."""
+    meta = {name: row[name] for name in (*META_COLUMNS, "source") if row.get(name) not in (None, "", [])}
     if "type" in meta:
         meta.setdefault("task_type", meta.pop("type"))
     return meta

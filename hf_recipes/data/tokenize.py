@@ -226,6 +226,13 @@ def tokenize_dataset(examples: Dataset, encoder: ChatEncoder, num_proc: int | No
     return tokenized.with_format(None)
 
 
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that `tokenizer` puts before every text (BOS, or GLM's two); none of those it puts after."""
+    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
+    return whole[: next(starts, 0)]
+
+
 def _without_oldest(messages: list[Message], row: Rendered, aligned: Aligned, over: int) -> list[Message] | None:
     """`messages` without as many of the first exchanges as hold `over` tokens; None where there is but one exchange.
 

@@ -17,7 +17,7 @@ class Paired(NamedTuple):
     p_value: float
 
 
-def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+def wilson_interval(hits: float, count: int) -> tuple[float, float]:
     """Wilson's score interval of the share `hits` / `count`; all of (0, 1) where nothing was counted."""
     if not 0 <= hits <= count:
         raise ValueError(f"{hits} hits of {count}")

@@ -15,9 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hf_recipes.evaluation.scoring import losses_at
 from hf_recipes.models.adapters import attach_lora, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import ModelArguments, weight_dtype
-from hf_recipes.training.run import losses_at
 from hf_recipes.training.sharding import Sharding
 
 if TYPE_CHECKING:

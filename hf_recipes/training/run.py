@@ -10,9 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-import torch.nn.functional as F
-
 from hf_recipes.data.ledger import Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
@@ -142,40 +139,6 @@ def enter_output_dir(args: "SFTArguments") -> str | None:
         inexact=args.inexact_resume,
         trust=args.trust_checkpoint,
     )
-
-
-def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Cross-entropy of the labelled tokens, with logits made only where a label is.
-
-    Args:
-        inputs: `input_ids`, `labels` (B, T), unshifted, and what else the model takes.
-
-    Returns:
-        Three (B,) tensors: summed loss in nats, number of labelled tokens, and how many of those had the highest logit.
-        A token that shares the highest logit with others counts as a hit, where argmax would take the first of them; in
-        bfloat16, whose values are coarse, such ties lift the accuracy a little above that of greedy decoding.
-    """
-    # Where no row of the batch has a label, the head's output (vocabulary × hidden per token) would go unused.
-    positions = (inputs["labels"][:, 1:] != -100).any(0).nonzero().flatten()
-    if positions.numel() == 0:
-        positions = positions.new_zeros(1)
-    return losses_at(positions, model, inputs)
-
-
-def losses_at(positions: torch.Tensor, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple:
-    """`supervised_losses` where `positions` (N,) are those before which some row has a label."""
-    rest = {key: value for key, value in inputs.items() if key != "labels"}
-    targets = inputs["labels"][:, 1:]
-    logits = model(**rest, logits_to_keep=positions, use_cache=False).logits
-    if logits.shape[1] != len(positions):  # a model that takes no logits_to_keep
-        logits = logits[:, positions]
-    targets = targets[:, positions]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100)
-    labelled = targets != -100
-    # Comparing with the maximum takes a quarter of the time of argmax on a CPU, in bfloat16 a seventeenth.
-    scores = logits.detach()
-    hits = (scores.amax(-1) == scores.gather(-1, targets.clamp(min=0)[..., None])[..., 0]) & labelled
-    return losses.view_as(targets).sum(1), labelled.sum(1), hits.sum(1)
 
 
 def train_and_finish(

@@ -15,11 +15,11 @@ from hf_recipes.data.ledger import Ledger, is_dropped
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation.scoring import supervised_losses
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, packing_leaks
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
 from hf_recipes.training.callbacks import CurvesCallback, GenerationEvaluation, RunProgress
-from hf_recipes.training.run import supervised_losses
 from hf_recipes.training.trainer import RunMixin
 
 

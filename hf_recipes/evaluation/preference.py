@@ -1,0 +1,243 @@
+"""Pairs of a better and a worse answer: how often, and by how much, a model prefers the better one."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_recipes.errors import UserError
+from hf_recipes.evaluation.likelihood import source_of
+from hf_recipes.evaluation.methods import Compute, Record
+from hf_recipes.evaluation.statistics import wilson_interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SIDES = ("chosen", "rejected")
+QUANTILES = (5, 25, 50, 75, 95)
+CHUNK = 256  # pairs tokenized together
+
+
+@dataclass
+class _Pair:
+    """The ids of both sides, and their labels on the turns of the answer."""
+
+    place: str
+    source: str
+    sides: list[tuple["np.ndarray", "np.ndarray"]]
+
+    @property
+    def length(self) -> int:
+        return max(len(ids) for ids, _ in self.sides)
+
+
+class PairAccuracy:
+    """Share of pairs whose chosen side scores higher than the rejected one; equal scores count half.
+
+    The score of a side is
+
+    - with a reward model (a sequence classifier with one label), its output for the whole conversation as the chat
+      template renders it;
+    - with a causal language model, the log-probability of the answer after the prompt, in nats: the assistant's turns
+      that the two sides do not share, with the tokens that end them. This sum favours short answers, so the same is
+      also counted per token. It is the preference that DPO trains, without a reference model.
+
+    A unit is a pair; both of its sides are in the same batch, which holds at least one pair whatever the batch size.
+
+    Args:
+        examples: as `load_examples` gives them with the form preference, with the rows that were dropped.
+        max_length: tokens of a side; a pair with a longer one is dropped, because a cut answer is another answer.
+        max_drop_ratio: the share of pairs that may be dropped.
+
+    Attributes:
+        ledger: what became of every row.
+
+    Raises:
+        UserError: too many rows that cannot be used, or none that can.
+    """
+
+    name = "pair_accuracy"
+
+    def __init__(
+        self,
+        examples: "Dataset",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_length: int | None = None,
+        max_drop_ratio: float = 0.01,
+    ):
+        from hf_recipes.data.ledger import KEPT, Ledger, fate, is_dropped
+        from hf_recipes.data.tokenize import ChatEncoder
+
+        encoder = ChatEncoder(tokenizer)
+        self._pairs: list[_Pair] = []
+        self.ledger = Ledger()
+        for columns in examples.iter(CHUNK):
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            usable = [row for row in rows if not is_dropped(row["fate"])]
+            encoded = iter(encoder.encode([row["prompt"] + row[side] for row in usable for side in SIDES]))
+            for row in rows:
+                row_fate = row["fate"]
+                if not is_dropped(row_fate):
+                    both = [next(encoded) for _ in SIDES]
+                    worst = min((side.fate for side in both), key=lambda found: (not is_dropped(found), found == KEPT))
+                    row_fate = row_fate if worst == KEPT else worst
+                if not is_dropped(row_fate):
+                    pair = _Pair(row["place"], source_of(row), [])
+                    for side, found in zip(SIDES, both, strict=True):
+                        turns = sum(message["role"] == "assistant" for message in row[side])
+                        pair.sides.append((found.input_ids, _last_turns(found.labels, turns)))
+                    if max_length is not None and pair.length > max_length:
+                        row_fate = fate("dropped", f"a side is longer than {max_length} tokens")
+                    else:
+                        self._pairs.append(pair)
+                self.ledger.add(row["place"], row_fate)
+        self.ledger.check(max_drop_ratio)
+        if not self._pairs:
+            raise UserError("there is no pair to compare")
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        """See `Method`. A record holds the scores `chosen` and `rejected`; of a causal model also the numbers of
+        tokens, `chosen_tokens` and `rejected_tokens`.
+
+        Raises:
+            UserError: a classifier with several labels, or one whose configuration names no pad token.
+        """
+        from hf_recipes.evaluation import scoring
+
+        classifies = _is_reward_model(model)
+        chosen = [self._pairs[unit] for unit in units]
+        records: list[Record] = [{}] * len(chosen)
+        with scoring.evaluating(model):
+            for batch in scoring.batches([-pair.length for pair in chosen], max(1, how.batch_size // 2), how):
+                sides = [side for row in batch for side in chosen[row].sides]
+                if classifies:
+                    scores, counts = _rewards(model, [ids for ids, _ in sides]), None
+                else:
+                    losses = scoring.row_losses(model, sides)
+                    scores, counts = [-nats for nats, _, _ in losses], [count for _, count, _ in losses]
+                for place, row in enumerate(batch):
+                    both = slice(2 * place, 2 * place + 2)
+                    record = {"place": chosen[row].place, "source": chosen[row].source}
+                    record |= dict(zip(SIDES, scores[both], strict=True))
+                    if counts is not None:
+                        record |= {f"{side}_tokens": count for side, count in zip(SIDES, counts[both], strict=True)}
+                    records[row] = record
+        return records
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        """`accuracy` with its 95 % interval (Wilson) and ``accuracy/<source>``; of the differences chosen - rejected
+        `difference_mean`, `difference_std` (with n - 1; 0 for one pair) and quantiles (`difference_q05` …); `pairs` and
+        `ties`. For a causal model also `accuracy_per_token`, `difference_per_token_mean` and `_std`.
+        """
+        found = differences(records)
+        low, high = wilson_interval(_wins(found), len(found))
+        summary = {"accuracy": _wins(found) / len(found), "accuracy_low": low, "accuracy_high": high}
+        summary |= {f"difference_{name}": value for name, value in _spread(found).items()}
+        summary |= {"pairs": len(found), "ties": found.count(0)}
+        if "chosen_tokens" in records[0]:
+            each = differences(records, per_token=True)
+            spread = _spread(each)
+            summary["accuracy_per_token"] = _wins(each) / len(each)
+            summary |= {f"difference_per_token_{name}": spread[name] for name in ("mean", "std")}
+        by_source = defaultdict(list)
+        for record, difference in zip(records, found, strict=True):
+            by_source[record["source"]].append(difference)
+        return summary | {f"accuracy/{source}": _wins(own) / len(own) for source, own in sorted(by_source.items())}
+
+
+def differences(records: Sequence[Record], per_token: bool = False) -> list[float]:
+    """Score of the chosen side less that of the rejected one, for each pair; of a causal model also `per_token`."""
+    sides = [[record[side] / (record[f"{side}_tokens"] if per_token else 1) for side in SIDES] for record in records]
+    return [chosen - rejected for chosen, rejected in sides]
+
+
+def draw_histogram(
+    differences: Sequence[Sequence[float]], path: str | os.PathLike, labels: Sequence[str], bins: int = 40
+) -> None:
+    """One or two sets of differences in the same bins, as a PNG; written beside and renamed, so never half there.
+
+    Args:
+        differences: the sets; each is drawn as shares of its own pairs, so that sets of unlike size can be compared.
+        labels: one for each set.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(own, dtype=float) for own in differences]), bins)
+    figure, panel = plt.subplots(figsize=(7, 4), dpi=120)
+    for own, label in zip(differences, labels, strict=True):
+        right = f"{label}: {100 * _wins(own) / len(own):.1f} % right"
+        panel.hist(own, edges, weights=np.full(len(own), 1 / len(own)), alpha=0.55, label=right)
+    panel.axvline(0, color="black", linewidth=1)
+    panel.set(title="Preference for the chosen answer", xlabel="score of chosen - rejected", ylabel="share of pairs")
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panel.legend()
+    panel.grid(alpha=0.3)
+    figure.tight_layout()
+    partial = Path(f"{path}.partial")
+    figure.savefig(partial, format="png")
+    plt.close(figure)
+    os.replace(partial, path)
+
+
+def _wins(found: Sequence[float]) -> float:
+    return sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in found)
+
+
+def _spread(found: Sequence[float]) -> dict[str, float]:
+    import numpy as np
+
+    mean = math.fsum(found) / len(found)
+    std = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+    quantiles = np.percentile(found, QUANTILES).tolist()
+    return {"mean": mean, "std": std} | {
+        f"q{share:02d}": value for share, value in zip(QUANTILES, quantiles, strict=True)
+    }
+
+
+def _last_turns(labels: "np.ndarray", turns: int) -> "np.ndarray":
+    """`labels` of the last `turns` runs of labelled tokens, which are the assistant's turns."""
+    import numpy as np
+
+    labelled = labels != -100
+    starts = np.flatnonzero(labelled & ~np.r_[False, labelled[:-1]])
+    kept = labels.copy()
+    kept[: starts[-turns]] = -100
+    return kept
+
+
+def _is_reward_model(model: "PreTrainedModel") -> bool:
+    """Whether `model` scores conversations; False where it predicts tokens."""
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not type(own).__name__.endswith("ForSequenceClassification"):
+        return False
+    if own.config.num_labels != 1:
+        raise UserError(f"the classifier has {own.config.num_labels} labels; a reward model has one (num_labels: 1)")
+    if own.config.get_text_config().pad_token_id is None:
+        raise UserError("the reward model's config.json names no pad_token_id, by which it finds the end of a text")
+    return True
+
+
+def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+    import torch
+
+    from hf_recipes.evaluation import scoring
+
+    ids = scoring.padded(rows, model.config.get_text_config().pad_token_id, model.device)
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+    mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+    uncached = {"use_cache": False} if scoring.takes(model, "use_cache") else {}
+    return model(input_ids=ids, attention_mask=mask, **uncached).logits[:, 0].float().tolist()
