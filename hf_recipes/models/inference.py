@@ -80,7 +80,9 @@ def load_for_inference(
     model = load_model(
         arguments, trains_all=False, bf16=computes_bf16(), trust_remote_code=trust_remote_code, cache_dir=cache_dir
     )
-    fit_embeddings(model, tokenizer)
+    with torch.random.fork_rng(devices=[]):  # rows that no adapter brings are drawn: the same ones each time
+        torch.manual_seed(0)
+        fit_embeddings(model, tokenizer)
     if has_accelerator() and not is_quantized(model):  # quantized weights are put there as they are loaded
         model = model.to(torch.accelerator.current_accelerator())
     if arguments.peft_path:
