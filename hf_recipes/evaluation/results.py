@@ -62,7 +62,8 @@ class Results:
         return self
 
     def __exit__(self, *unused) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what `append` could not write, and has told
+            self._file.close()
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"--output_file {self.path}: cannot be written ({error.strerror})")

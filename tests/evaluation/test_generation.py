@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
-from conftest import conversation, tiny_model, write_jsonl
+from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.data.prompts import PromptReader, read_prompts
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.generation import Generation, continue_batches, generate, plan_batches
@@ -82,13 +82,13 @@ def test_a_text_does_not_depend_on_its_batch(tokenizer, model, decoding):
 
 
 def test_a_penalty_counts_the_tokens_of_the_prompt_and_not_its_padding(tokenizer, model):
-    """transformers' own, of a prompt that is not padded."""
-    prompts = [tokenizer("你好")["input_ids"], tokenizer("请问这条标准属于哪一类？")["input_ids"]]
-    texts = continued(model, tokenizer, prompts, Decoding(12, repetition_penalty=1.5), 2)
-    for prompt, text in zip(prompts, texts, strict=True):
-        config = GenerationConfig(max_new_tokens=12, do_sample=False, repetition_penalty=1.5, eos_token_id=2)
-        new = model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :]
-        assert tokenizer.decode(new, skip_special_tokens=True) == text.text
+    """The text is transformers' own of a prompt that is not padded, though it holds the token that pads."""
+    prompts = [tokenizer("你好")["input_ids"], tokenizer("请问这条标准属于哪一类？" * 3)["input_ids"]]
+    config = GenerationConfig(max_new_tokens=12, do_sample=False, repetition_penalty=1.5, eos_token_id=2)
+    new = model.generate(torch.tensor(prompts[:1]), generation_config=config)[0, len(prompts[0]) :]
+    padding = build_tokenizer(pad_token=tokenizer.convert_ids_to_tokens(int(new[4])))
+    texts = continued(model, padding, prompts, Decoding(12, repetition_penalty=1.5), 2)
+    assert padding.decode(new, skip_special_tokens=True) == texts[0].text
 
 
 def test_samples_follow_the_distribution_and_the_seed(tokenizer):
