@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -59,7 +59,7 @@ def load_examples(
     columns = columns or Columns()
     planned = []
     for source in find_sources(specs, split, cache_dir):
-        schema, found = _plan(source, columns)
+        schema, found = find_plan(source, columns)
         if schema.form != form:
             raise UserError(
                 f"{source.path}: its schema is {schema.name}, which makes {schema.form} examples; this stage learns "
@@ -88,8 +88,11 @@ def load_examples(
         raise
 
 
-def _plan(source: Source, columns: Columns) -> tuple[schemas_module.Schema, Columns]:
-    """The schema that the first `PLANNED` rows show together: for each column, the first value that is not empty."""
+def find_plan(source: Source, columns: Columns, find: Callable = find_schema) -> tuple[schemas_module.Schema, Columns]:
+    """The schema that the first `PLANNED` rows show together: for each column, the first value that is not empty.
+
+    `find` is `find_schema`, or decides as it does.
+    """
     problems, shown = [], {}
     for record in islice(read_records(source), PLANNED):
         if record.value is None:
@@ -97,7 +100,7 @@ def _plan(source: Source, columns: Columns) -> tuple[schemas_module.Schema, Colu
         else:
             shown |= {name: value for name, value in record.value.items() if not shown.get(name)}
     if shown:
-        return find_schema(shown, columns, source.path)
+        return find(shown, columns, source.path)
     raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[: ledger_module.PLACES]]))
 
 

@@ -181,7 +181,7 @@ def find_schema(row: Row, columns: Columns, path: str) -> tuple[Schema, Columns]
     ):
         if name is not None and name not in present:
             raise UserError(f"{path}: {flag} {name!r} is not a column; there are {', '.join(present)}")
-    name = columns.schema or _detect(row, columns, present)
+    name = columns.schema or detect(row, columns, present)
     if name is None:
         raise UserError(
             f"{path}: no known schema in the columns {', '.join(present)}; name them with --prompt_column and "
@@ -198,7 +198,7 @@ def find_schema(row: Row, columns: Columns, path: str) -> tuple[Schema, Columns]
     return SCHEMAS[name], columns
 
 
-def _detect(row: Row, columns: Columns, present: Collection[str]) -> str | None:
+def detect(row: Row, columns: Columns, present: Collection[str]) -> str | None:
     if columns.response:
         return "prompt_response"
     if REJECTED in present and any(name in present for name in CHOSEN):

@@ -190,7 +190,7 @@ class ChatEncoder:
             "place": table["place"],
         }
         if self.keep_text:
-            columns["question"] = pa.array([_last_question(messages) for messages in conversations], pa.string())
+            columns["question"] = pa.array([last_question(messages) for messages in conversations], pa.string())
             columns["reference"] = pa.array([row.reference for row in rows], pa.string())
             columns["meta"] = table["meta"]
         return pa.table(columns)
@@ -254,7 +254,7 @@ def _dropped(reason: str) -> Encoded:
     return Encoded(nothing, nothing, 0, fate("dropped", reason))
 
 
-def _last_question(messages: list[Message]) -> str:
+def last_question(messages: list[Message]) -> str:
     return next(message["content"] for message in reversed(messages) if message["role"] == "user")
 
 

@@ -1,10 +1,116 @@
-"""Batched greedy generation from token ids."""
+"""Batched generation from token ids, and the evaluation of a model by its answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from hf_recipes.data.prompts import Prompt
+from hf_recipes.evaluation.decoding import Decoding
+from hf_recipes.evaluation.methods import Compute, Record
+from hf_recipes.evaluation.metrics import score
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote: without the token that ended it, of which `finished` tells, or other special tokens."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """The places of `prompts` in batches of similar length, the longest first."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def continue_batches(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    stop_ids: Sequence[int] = (),
+    keys: Sequence[int] | None = None,
+    before_batch: Callable[[], None] = lambda: None,
+    synced: bool = False,
+) -> Iterator[tuple[Sequence[int], list[Continuation]]]:
+    """Continue `prompts` (lists of ids, any lengths) and yield each batch of places with its texts once it is done.
+
+    Batches are padded on the left. A text ends before the first of `stop_ids`, of the model's own end tokens, or of the
+    tokenizer's eos. Of the model's generation settings nothing else counts. Its mode, its settings and its use of the
+    cache are restored at the end, or when the iterator is closed.
+
+    A greedy text does not depend on its batch but for rounding (in float32, not at all, in practice). Of a sampled one
+    this is true too: it is drawn with numbers of its own, and torch's random state is neither used nor changed.
+
+    Args:
+        keys: a number for each prompt, by default its place, that decides together with the seed what is drawn for it.
+        before_batch: called before each batch.
+        synced: go on computing until all processes have their answers, as weights that are parted over them need
+            (ZeRO's stage 3, FSDP); each process must have as many batches.
+    """
+    import torch
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    own = model.generation_config.eos_token_id
+    stops = {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    # Tokens are drawn by a processor of the logits, so that generate itself always takes the likeliest.
+    config = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=False,
+        num_beams=decoding.num_beams,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(stops),
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    # The last position's hidden states are a strided view; F.linear then copies the head's weights once for each row of
+    # the batch (1.1 GB for 20 rows of a 135M model on torch 2.13).
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    was_training, used_cache = model.training, model.config.use_cache
+    # transformers fills what `config` leaves open (repetition_penalty, num_beams, …) from the model's own.
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own_config, owner.generation_config = owner.generation_config, GenerationConfig()
+    model.eval()
+    model.config.use_cache = True
+    try:
+        for batch in batches:
+            before_batch()
+            width = max(len(prompts[index]) for index in batch)
+            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(batch):
+                ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
+                mask[row, width - len(prompts[index]) :] = 1
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            processors = decoding.processors(mask, [index if keys is None else keys[index] for index in batch])
+            with torch.no_grad():
+                output = model.generate(
+                    ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList(processors),
+                    synced_gpus=synced,
+                )
+            yield batch, [_read(tokenizer, new, stops) for new in output[:, width:].tolist()]
+    finally:
+        hook.remove()
+        owner.generation_config = own_config
+        model.config.use_cache = used_cache
+        model.train(was_training)
+
+
+def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int]) -> Continuation:
+    end = next((place for place, token in enumerate(new) if token in stops), None)
+    text = tokenizer.decode(new[:end], skip_special_tokens=True)
+    return Continuation(text, len(new) if end is None else end, end is not None)
 
 
 def generate(
@@ -18,63 +124,78 @@ def generate(
     before_batch: Callable[[], None] = lambda: None,
     synced: bool = False,
 ) -> list[str]:
-    """Continue each of `prompts` (lists of ids, any lengths) greedily; return the texts in the order of the prompts.
+    """The greedy answers to `prompts`, in their order, without white space around them; see `continue_batches`."""
+    texts = [""] * len(prompts)
+    batches, decoding = plan_batches(prompts, batch_size), Decoding(max_new_tokens=max_new_tokens)
+    more = {"stop_ids": stop_ids, "before_batch": before_batch, "synced": synced}
+    for batch, found in continue_batches(model, tokenizer, prompts, batches, decoding, **more):
+        for index, continuation in zip(batch, found, strict=True):
+            texts[index] = continuation.text.strip()
+    return texts
 
-    Batches hold prompts of similar length, padded on the left. A text ends before the first of `stop_ids`, of the
-    model's own end tokens, or of the tokenizer's eos. Of the model's generation settings nothing else counts. Its mode,
-    its settings and its use of the cache are restored.
+
+class Generation:
+    """Answers prompts and compares the answers with the references, where there are some.
 
     Args:
-        before_batch: called before each batch.
-        synced: go on computing until all processes have their answers, as weights that are parted over them need
-            (ZeRO's stage 3, FSDP); each process must have as many batches.
+        prompts: as `read_prompts` or a `PromptReader` gives them.
+        stop_ids: tokens that end an answer, beside the model's and tokenizer's own (`PromptReader.stop_ids`).
     """
-    import torch
-    from transformers import GenerationConfig
 
-    own = model.generation_config.eos_token_id
-    stops = {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(stops),
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-    texts = [""] * len(prompts)
-    # The last position's hidden states are a strided view; F.linear then copies the head's weights once for each row of
-    # the batch (1.1 GB for 20 rows of a 135M model on torch 2.13).
-    head = model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    was_training, used_cache = model.training, model.config.use_cache
-    # transformers fills what `config` leaves open (repetition_penalty, num_beams, …) from the model's own.
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own_config, owner.generation_config = owner.generation_config, GenerationConfig()
-    model.eval()
-    model.config.use_cache = True
-    try:
-        for start in range(0, len(order), batch_size):
-            before_batch()
-            batch = order[start : start + batch_size]
-            width = len(prompts[batch[0]])
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-            mask = torch.zeros_like(ids)
-            for row, index in enumerate(batch):
-                ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
-                mask[row, width - len(prompts[index]) :] = 1
-            with torch.no_grad():
-                device = model.device
-                output = model.generate(
-                    ids.to(device), attention_mask=mask.to(device), generation_config=config, synced_gpus=synced
-                )
-            for index, new in zip(batch, output[:, width:].tolist(), strict=True):
-                end = next((i for i, token in enumerate(new) if token in stops), len(new))
-                texts[index] = tokenizer.decode(new[:end], skip_special_tokens=True).strip()
-    finally:
-        hook.remove()
-        owner.generation_config = own_config
-        model.config.use_cache = used_cache
-        model.train(was_training)
-    return texts
+    name = "generation"
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: "PreTrainedTokenizerBase",
+        decoding: Decoding | None = None,
+        stop_ids: Sequence[int] = (),
+    ):
+        self.prompts, self.tokenizer, self.stop_ids = prompts, tokenizer, stop_ids
+        self.decoding = decoding or Decoding()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`."""
+        ids = [self.prompts[unit].ids for unit in units]
+        records: list[Record] = [{}] * len(units)
+        for batch, found in continue_batches(
+            model,
+            self.tokenizer,
+            ids,
+            plan_batches(ids, how.batch_size),
+            self.decoding,
+            stop_ids=self.stop_ids,
+            keys=units,
+            before_batch=how.before_batch,
+            synced=how.synced,
+        ):
+            for index, continuation in zip(batch, found, strict=True):
+                prompt = self.prompts[units[index]]
+                records[index] = {
+                    "place": prompt.place,
+                    "question": prompt.question,
+                    "reference": prompt.reference,
+                    "prediction": prompt.trim(continuation.text),
+                    "choices": (prompt.meta or {}).get("answer_choices"),
+                    "meta": prompt.meta,
+                    "tokens": continuation.tokens,
+                    "finished": continuation.finished,
+                }
+        return records
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        """The scores of the records with a reference; of all, their mean `new_tokens` and the share `finished`.
+
+        Finished are the texts that the model ended itself, before `max_new_tokens` did.
+        """
+        metrics: dict[str, float] = {}
+        compared = [record for record in records if record["reference"] is not None]
+        if compared:
+            metrics |= score(*([record[key] for record in compared] for key in ("prediction", "reference", "choices")))
+        if records:
+            for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
+                metrics[name] = sum(record[key] for record in records) / len(records)
+        return metrics

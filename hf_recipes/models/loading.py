@@ -108,11 +108,17 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
 
 
 def load_tokenizer(
-    name: str, chat_template: str | None = None, *, trust_remote_code: bool = False, **kwargs: Any
+    name: str,
+    chat_template: str | None = None,
+    *,
+    needs_template: bool = True,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
 ) -> tuple["PreTrainedTokenizerBase", list[str]]:
     """A tokenizer that can render conversations and pad.
 
-    `chat_template` is a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's own.
+    `chat_template` is a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's own;
+    without `needs_template` it may have none.
     Where the tokenizer puts a BOS before every text and the template does not, the template gets one, so that
     training and any later use of the saved tokenizer see exactly one.
 
@@ -143,13 +149,14 @@ def load_tokenizer(
             say(f"{name}: turns end with {end}; it becomes the tokenizer's eos token")
         if added:
             say(f"{name}: added the template's special tokens {' '.join(added)}; their embeddings are trained")
-    elif tokenizer.chat_template is None:
+    elif tokenizer.chat_template is None and needs_template:
         raise UserError(
             f"{name}: the tokenizer has no chat template; choose one with --chat_template {' | '.join(_bundled())} "
             "or a jinja file"
         )
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)
+        if tokenizer.chat_template is not None:
+            tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)
     except Exception as error:  # a template computes what it likes
         owner = f"{name}: its chat template" if chat_template is None else f"--chat_template {chat_template}: it"
         raise UserError(f"{owner} cannot render a question ({type(error).__name__}: {error})") from None
@@ -184,7 +191,7 @@ def _read_template(name: str) -> tuple[str, list[str]]:
 
 def _ensure_one_bos(tokenizer: "PreTrainedTokenizerBase") -> None:
     ids = tokenizer("a")["input_ids"]
-    if tokenizer.bos_token is None or not ids or ids[0] != tokenizer.bos_token_id:
+    if tokenizer.chat_template is None or tokenizer.bos_token is None or not ids or ids[0] != tokenizer.bos_token_id:
         return
     if "bos_token" not in tokenizer.chat_template and tokenizer.bos_token not in tokenizer.chat_template:
         tokenizer.chat_template = "{{- bos_token }}" + tokenizer.chat_template

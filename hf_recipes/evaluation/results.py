@@ -1,0 +1,152 @@
+"""A file of results that grows row by row, and what a run that was killed needs to go on with it."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_recipes.errors import UserError, say
+
+SIDECAR = "generation_config.json"
+OWNER = "output_file"  # key of the sidecar that names the file that it is about
+
+
+class Results:
+    """The rows of a jsonl file, appended to and flushed, after those that an earlier run with equal settings wrote.
+
+    Beside the file lies `generation_config.json` (``NAME.generation_config.json`` where one of that name belongs to
+    something else) with `settings` and `notes`. A context manager; `count` is the number of rows that are there.
+
+    Args:
+        settings: plain values that decide what the rows are. A file that others wrote is not gone on with.
+        notes: what else the sidecar says.
+        overwrite: start over.
+
+    Raises:
+        UserError: the file was written with other settings (they are named) or with none that are known, another
+            process is writing it, or it cannot be written.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, settings: Mapping[str, Any], notes: Mapping[str, Any], overwrite: bool = False
+    ):
+        self.path, self.count = Path(path), 0
+        if self.path.is_dir():
+            raise UserError(f"--output_file {path}: this is a folder; name a file in it")
+        self.sidecar = _sidecar_of(self.path)
+        settings = json.loads(json.dumps(settings, ensure_ascii=False))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            self._lock()
+            size = os.fstat(self._file.fileno()).st_size
+            if overwrite:
+                self._file.truncate(0)
+            elif size:
+                self._check(settings)
+                self._find_end()
+            _write_json(self.sidecar, {OWNER: self.path.name, **settings, **notes})
+        except OSError as error:
+            self._file.close()
+            raise self._unwritable(error) from None
+        except UserError:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        with contextlib.suppress(OSError):  # of what `append` could not write, and has told
+            self._file.close()
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"--output_file {self.path}: cannot be written ({error.strerror})")
+
+    def _lock(self) -> None:
+        with contextlib.suppress(ImportError):  # Windows has none
+            import fcntl
+
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"--output_file {self.path}: another process is writing it; wait for its end") from None
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        other = "choose another --output_file, or start over with --overwrite_output"
+        if not self.sidecar.is_file():
+            raise UserError(
+                f"--output_file {self.path}: it is there, with no {SIDECAR} that tells its settings; {other}"
+            )
+        known = json.loads(self.sidecar.read_text(encoding="utf-8"))
+        found = [
+            f"{key} {json.dumps(known.get(key), ensure_ascii=False)}, now {json.dumps(value, ensure_ascii=False)}"
+            for key, value in settings.items()
+            if known.get(key) != value
+        ]
+        if found:
+            raise UserError(f"--output_file {self.path}: it was begun with {'; '.join(found)}: {other}")
+
+    def _find_end(self) -> None:
+        """Count the whole lines and take off what follows them: a line that was cut, or is not JSON."""
+        end = 0
+        for line in self._file:
+            try:
+                if not line.endswith(b"\n") or not isinstance(json.loads(line), dict):
+                    break
+            except ValueError:
+                break
+            end, self.count = end + len(line), self.count + 1
+        if end < os.fstat(self._file.fileno()).st_size:
+            say(f"{self.path}:{self.count + 1}: this line was cut short; it is written again")
+            self._file.truncate(end)
+        self._file.seek(end)
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        try:
+            self._file.write("".join(lines).encode())
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self.count += len(rows)
+
+
+def _sidecar_of(path: Path) -> Path:
+    common, own = path.with_name(SIDECAR), path.with_name(f"{path.name}.{SIDECAR}")
+    if own.is_file() or not common.is_file():
+        return own if own.is_file() else common
+    try:
+        owner = json.loads(common.read_text(encoding="utf-8")).get(OWNER)
+    except (ValueError, AttributeError):
+        owner = None
+    return common if owner == path.name else own
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def digest(path: str | os.PathLike) -> str:
+    """A digest of a model's folder: of its small files, and of 64 samples of each file of weights; else the name."""
+    import xxhash
+
+    folder, found = Path(path), xxhash.xxh3_128()
+    if not folder.is_dir():
+        return str(path)
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith("tokenizer") or file.name.endswith((".safetensors", "config.json", ".jinja", ".model")):
+            size = file.stat().st_size
+            found.update(f"{file.name} {size}".encode())
+            with open(file, "rb") as stream:
+                for place in range(0, size, max(1 << 16, size // 64)):
+                    stream.seek(place)
+                    found.update(stream.read(1 << 16))
+    return found.hexdigest()

@@ -1,0 +1,90 @@
+"""A base model with or without an adapter, and its tokenizer, as evaluation and prediction use them."""
+
+from typing import TYPE_CHECKING
+
+from hf_recipes.errors import UserError
+from hf_recipes.models.adapters import load_adapter, read_adapter_config
+from hf_recipes.models.loading import (
+    ModelArguments,
+    cpu_computes_bf16,
+    fit_embeddings,
+    has_accelerator,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from hf_recipes.models.quantization import is_quantized
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def open_for_inference(
+    arguments: ModelArguments,
+    *,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+    cache_dir: str | None = None,
+) -> tuple["PretrainedConfig", "PreTrainedTokenizerBase"]:
+    """The model's configuration and the tokenizer (the adapter's, where one was saved with it); no weight is read.
+
+    The tokenizer may have no chat template, as a base model's that only continues text.
+
+    Raises:
+        UserError: no such model or adapter, or `chat_template` writes tokens that the tokenizer does not know.
+    """
+    source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
+    config = load_config(arguments, **source)
+    if arguments.peft_path:
+        read_adapter_config(arguments.peft_path)
+    tokenizer, added = load_tokenizer(
+        arguments.tokenizer_source,
+        chat_template,
+        needs_template=False,
+        revision=arguments.model_revision,
+        **source,
+    )
+    if added:
+        raise UserError(
+            f"--chat_template {chat_template}: it writes tokens that {arguments.tokenizer_source} does not have and "
+            f"the model was not trained with ({' '.join(added)}); take the template that it was trained with"
+        )
+    return config, tokenizer
+
+
+def computes_bf16() -> bool:
+    """Whether this machine's accelerator, or without one its processor, is made for bfloat16."""
+    if not has_accelerator():
+        return cpu_computes_bf16()
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    return is_torch_bf16_gpu_available()
+
+
+def load_for_inference(
+    arguments: ModelArguments,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    trust_remote_code: bool = False,
+    cache_dir: str | None = None,
+) -> "PreTrainedModel":
+    """The model, quantized where `arguments` say so, with its adapter, on the accelerator where there is one.
+
+    With ``--dtype auto`` its weights are in bfloat16 where the machine computes in it, else in float32.
+
+    Raises:
+        UserError: as `load_model` and `load_adapter`.
+    """
+    import torch
+
+    model = load_model(
+        arguments, trains_all=False, bf16=computes_bf16(), trust_remote_code=trust_remote_code, cache_dir=cache_dir
+    )
+    with torch.random.fork_rng(devices=[]):  # rows that no adapter brings are drawn: the same ones each time
+        torch.manual_seed(0)
+        fit_embeddings(model, tokenizer)
+    if has_accelerator() and not is_quantized(model):  # quantized weights are put there as they are loaded
+        model = model.to(torch.accelerator.current_accelerator())
+    if arguments.peft_path:
+        model = load_adapter(model, arguments.peft_path)
+    return model.eval()

@@ -1,0 +1,64 @@
+r"""Answer every row of a file with a model, with or without an adapter; a second call goes on where the first stopped.
+
+python scripts/predict.py --model_name_or_path MODEL --peft_path runs/first \
+    --input_file test.json --output_file out.jsonl
+"""
+
+import os
+import sys
+
+from hf_recipes.data.prompts import PromptReader
+from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation.decoding import Decoding
+from hf_recipes.evaluation.predicting import (
+    PredictArguments,
+    open_results,
+    predict,
+    prompt_budget,
+    read_ledger,
+    write_submission,
+)
+from hf_recipes.models.inference import load_for_inference, open_for_inference
+from hf_recipes.models.loading import ModelArguments
+from hf_recipes.parsing import Parser, run_script
+
+
+def main() -> None:
+    parser = Parser([ModelArguments, Decoding, PredictArguments])
+    model_args, decoding, args = parser.parse()
+    for name in ("use_lora", "lora_config"):
+        if name in parser.given:
+            raise UserError(f"--{name} is for training; name the adapter with --peft_path")
+    if int(os.environ.get("RANK", 0)) > 0:
+        return  # the first process answers all rows
+    source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
+    config, tokenizer = open_for_inference(model_args, chat_template=args.chat_template, **source)
+    budget = prompt_budget(config, decoding.max_new_tokens)
+    reader = PromptReader(
+        args.input_file,
+        tokenizer,
+        args.columns,
+        text_as=args.text_as,
+        max_source_length=min(filter(None, (budget, args.max_source_length)), default=None),
+        cache_dir=args.cache_dir,
+    )
+    ledger = read_ledger(reader, args.prediction_column)
+
+    total = ledger.totals["read"]
+    with open_results(args, model_args, decoding, reader, ledger, config) as results:
+        if results.count:
+            say(f"{results.path}: {results.count:,} of {total:,} rows are there")
+        if results.count < total:
+            model = load_for_inference(model_args, tokenizer, **source)
+            try:
+                predict(model, tokenizer, reader, results, decoding, args.batch_size, args.prediction_column, total)
+            except KeyboardInterrupt:
+                say(f"\ninterrupted after {results.count:,} of {total:,} rows; the same command goes on")
+                sys.exit(130)
+    say(f"{total:,} rows in {args.output_file}, their settings in {results.sidecar}")
+    if args.submission:
+        say(f"submission in {write_submission(args.output_file, args.prediction_column)}")
+
+
+if __name__ == "__main__":
+    run_script(main)
