@@ -23,8 +23,8 @@ from hf_recipes.errors import UserError
 from hf_recipes.evaluation import scoring
 from hf_recipes.evaluation.choice import SingleChoice
 from hf_recipes.evaluation.methods import Compute
-from hf_recipes.evaluation.metrics import wilson_interval
 from hf_recipes.evaluation.questions import read_question, read_rows
+from hf_recipes.evaluation.statistics import wilson_interval
 
 ROWS = [
     {"question": f"{stem}？\nA. 甲\nB. {stem}\nC. 丙\nD. 丁\n答案：", "answer": answer, "source": source}
