@@ -114,6 +114,7 @@ def model_card(
     names: Mapping[str, str],
     ledgers: Mapping[str, Mapping],
     log_history: Sequence[Mapping],
+    steps: int,
 ) -> str:
     """README.md: base model, data, metrics and settings, with nothing in it that may not be published.
 
@@ -123,6 +124,7 @@ def model_card(
         names: `hub_names`.
         ledgers: `Ledger.to_dict` by data set.
         log_history: the trainer's; the last evaluation is shown, against the one before training if there was one.
+        steps: of the weights.
     """
     folder = Path(folder)
     home = folder if (folder / "run_config.yaml").is_file() else folder.parent
@@ -135,7 +137,6 @@ def model_card(
     name = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
     load = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
     load = load if is_adapter else "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-    steps = max((entry["step"] for entry in log_history), default=0)
     lines = [
         *header,
         f"\n# {home.resolve().name}\n",

@@ -111,8 +111,8 @@ def _fill(target: Path, folder: Path, run: Path, repo: str, state_as: str | None
                 stage(path, path.name)
     if run != folder:
         settings, ledgers = _read(run / SETTINGS, yaml.safe_load), _read(run / LEDGER, json.loads)
-        history = _read(folder / "trainer_state.json", lambda text: json.loads(text)["log_history"])
-        card = rewrites["README.md"](model_card(folder, settings, names, ledgers, history))
+        history, step = _read(folder / "trainer_state.json", _history)
+        card = rewrites["README.md"](model_card(folder, settings, names, ledgers, history, step))
         (target / "README.md").write_text(card, encoding="utf-8")
     if state_as:
         for path in folder.rglob("*"):
@@ -142,6 +142,11 @@ def _stage(path: Path, target: Path, rewrite: Callable[[str], str] | None) -> No
 
 def _in_json(change: Callable[[dict], dict]) -> Callable[[str], str]:
     return lambda text: json.dumps(change(json.loads(text)), ensure_ascii=False, indent=2) + "\n"
+
+
+def _history(text: str) -> tuple[list[dict], int]:
+    state = json.loads(text)
+    return state["log_history"], state["global_step"]
 
 
 def _read(path: Path, parse: Callable[[str], T]) -> T:

@@ -194,7 +194,8 @@ def train_and_finish(
     counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
 
     def card(folder: Path) -> str:
-        return model_card(folder, parser.settings, names, counts, trainer.state.log_history)
+        state = trainer.state
+        return model_card(folder, parser.settings, names, counts, state.log_history, state.global_step)
 
     publisher = Publisher(trainer.args) if trainer.args.push_to_hub else None
     if publisher:
