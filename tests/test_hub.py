@@ -315,7 +315,7 @@ PUSH = ["--push_to_hub", "--hub_model_id", "me/reviews"]
 def test_a_run_is_published_without_paths_rows_or_tokens(hub, source, sft, training, tmp_path, monkeypatch, model_dir):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.delenv("MODELSCOPE_API_TOKEN")
-    more = ["--report_to", "none", "--hub_target", source, "--hub_token", TOKEN]
+    more = ["--report_to", "none", "--logging_steps", "2", "--hub_target", source, "--hub_token", TOKEN]
     code, out, err = sft(*training, *PUSH, *more)
     assert code == 0, err
     files = hub.repos["me/reviews"]
@@ -630,7 +630,7 @@ def test_what_killed_pushes_left_is_removed(finished_run):
     [dead, alive, elsewhere] = [
         f".publishing-{host}-{done.pid}-x",
         f".publishing-{host}-1-x",
-        f".publishing-b-{done.pid}-x",
+        f".publishing-{host}-2-{done.pid}-x",
     ]
     for name in (dead, alive, elsewhere):
         (finished_run / name).mkdir()

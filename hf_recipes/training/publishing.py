@@ -1,8 +1,8 @@
 """A run's result on its way to a hub: which files go, and a callback that pushes without ever failing the run."""
 
-import glob
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -80,13 +80,15 @@ def staged(folder: Path, repo: str, *, state_as: str | None = None) -> Iterator[
 
 def remove_abandoned(place: Path) -> None:
     """Remove what `staged` left in `place` where its process was killed on this machine."""
-    for path in place.glob(f"{STAGING}{glob.escape(socket.gethostname())}-*"):
-        try:
-            os.kill(int(path.name.split("-")[-2]), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-        except PermissionError:  # another user's, alive
-            pass
+    own = re.compile(rf"{re.escape(STAGING + socket.gethostname())}-(\d+)-\w+")
+    for path in place.glob(f"{STAGING}*"):
+        if found := own.fullmatch(path.name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
+            except PermissionError:  # another user's, alive
+                pass
 
 
 def _fill(target: Path, folder: Path, run: Path, repo: str, state_as: str | None) -> None:
