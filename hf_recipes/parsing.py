@@ -78,8 +78,11 @@ class Parser(HfArgumentParser):
             raise UserError(f"{config_path}: {error}" if from_file else str(error)) from None
         if unknown:
             name = unknown[0].split("=")[0]
-            hint = nearest(name, (f"--{field}" for field in self.fields))
-            raise UserError(f"unknown flag {name}{hint}" if name.startswith("-") else f"stray argument {name!r}")
+            if not name.startswith("-"):
+                before = next((flag for flag in reversed(flags[: flags.index(unknown[0])]) if flag[:2] == "--"), "")
+                is_secret = "token" in before  # a slip there must not show what was meant for it
+                raise UserError("stray argument " + (f"after {before.split('=')[0]}" if is_secret else repr(name)))
+            raise UserError(f"unknown flag {name}{nearest(name, (f'--{field}' for field in self.fields))}")
         values = {name: getattr(namespace, name) for name in self.fields}
         self.given = set(config) | on_command_line
         self.settings = dict(values)
@@ -168,8 +171,12 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 1, without a traceback."""
+def run_script(main: Callable[[], None], go_on: str = "the same command begins anew") -> None:
+    """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 1, without a traceback.
+
+    Args:
+        go_on: what to do after Ctrl-C.
+    """
     _hush_libraries()
     try:
         main()
@@ -179,7 +186,7 @@ def run_script(main: Callable[[], None]) -> None:
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        say("\ninterrupted; go on with --resume_from_checkpoint true")
+        say(f"\ninterrupted; {go_on}")
         sys.exit(130)
 
 

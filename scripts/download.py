@@ -1,4 +1,4 @@
-"""Download a model into a folder for --model_name_or_path; a second call goes on where the first one stopped.
+"""Download a model or adapter into a folder; a second call goes on where the first one stopped.
 
 python scripts/download.py --model Qwen/Qwen2.5-0.5B
 python scripts/download.py --model Qwen/Qwen2.5-0.5B --source modelscope --output_dir models/qwen
@@ -30,8 +30,11 @@ def main() -> None:
     [arguments] = Parser([Arguments]).parse()
     model = arguments.model or DEMO_MODEL
     folder = download(model, arguments.source, arguments.revision, arguments.output_dir)
-    say(f"model in {folder}: --model_name_or_path {folder}")
+    if (folder / "config.json").is_file():
+        say(f"model in {folder}: --model_name_or_path {folder}")
+    else:
+        say(f"adapter in {folder}: --peft_path {folder}")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "the same command goes on where this one stopped")

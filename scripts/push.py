@@ -1,7 +1,7 @@
-"""Publish a run's result: adapter or model, tokenizer, model card, settings, ledger summary, metrics and curves.
+"""Publish a run's result or a checkpoint: weights, tokenizer, model card, settings, ledger summary, metrics and curves.
 
 python scripts/push.py --folder runs/mine --hub_model_id me/mine
-python scripts/push.py --folder runs/mine --hub_model_id me/mine --target modelscope
+python scripts/push.py --folder runs/mine/checkpoint-100 --hub_model_id me/mine --target modelscope
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 from hf_recipes import hub
 from hf_recipes.errors import UserError, say
 from hf_recipes.parsing import Parser, run_script
-from hf_recipes.training.publishing import staged
+from hf_recipes.training.publishing import REPLACED, staged
 
 
 @dataclass
@@ -39,11 +39,12 @@ def main() -> None:
         say(f"pushing {len(files)} files to {hub.NAMES[target]}, {'private' if arguments.private else 'public'}")
         try:
             url = hub.ensure_repository(repo, target, private=arguments.private)
-            hub.upload(folder, repo, target, revision=arguments.revision, message="Upload with hf_recipes")
+            message = "Upload with hf_recipes"
+            hub.upload(folder, repo, target, replaces=REPLACED, revision=arguments.revision, message=message)
         except hub.client_errors(target) as error:
             raise UserError(hub.explain(error, repo, target)) from None
     say(f"pushed: {url}")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "the same command pushes it anew")

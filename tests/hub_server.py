@@ -151,6 +151,10 @@ class Handler(BaseHTTPRequestHandler):
         private = self.hub.private[repo]
         return self.reply(200, {"id": repo, "sha": SHA, "private": private, "siblings": siblings, "tags": []})
 
+    def tree(self, repo, revision):
+        files = self.hub.repos[repo].items()
+        return self.reply(200, [{"type": "file", "path": n, "size": len(c), "oid": git_sha(c)} for n, c in files])
+
     def preupload(self, repo, revision):
         if repo not in self.hub.repos:
             return self.no_repo()
@@ -203,6 +207,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         return self.reply(200, {"success": True, "commitUrl": f"{self.hub.url}/{repo}/commit/{SHA}", "commitOid": SHA})
 
     def resolve(self, repo, revision, name):
@@ -247,6 +253,9 @@ class Handler(BaseHTTPRequestHandler):
         wanted = self.json()
         self.hub.commits.append(wanted["commit_message"])
         for action in wanted["actions"]:
+            if action["action"] == "delete":
+                del self.hub.repos[repo][action["path"]]
+                continue
             lfs = action["type"] == "lfs"
             content = self.hub.objects[action["sha256"]] if lfs else base64.b64decode(action["content"])
             self.hub.repos[repo][action["path"]] = content
@@ -259,6 +268,7 @@ ROUTES = [
     ("POST", "/api/validate-yaml", lambda self: self.reply(200, {"errors": [], "warnings": []})),
     ("GET", f"/api/models/{NAME}", Handler.info),
     ("GET", f"/api/models/{NAME}/revision/(.+)", Handler.info),
+    ("GET", f"/api/models/{NAME}/tree/(.+)", Handler.tree),
     ("POST", f"/api/models/{NAME}/preupload/(.+)", Handler.preupload),
     ("POST", f"/api/models/{NAME}/branch/.+", lambda self, repo: self.reply(200, {})),
     ("POST", f"/{NAME}.git/info/lfs/objects/batch", Handler.batch),

@@ -1,15 +1,20 @@
 """Downloading and publishing with the real clients, against hubs on the loopback interface."""
 
+import errno
 import json
 import os
 import random
 import runpy
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -20,8 +25,9 @@ from transformers import AutoModelForCausalLM
 from conftest import ROOT, same, weights, write_jsonl
 from hf_recipes.download import download
 from hf_recipes.errors import UserError
+from hf_recipes.training import publishing
 from hf_recipes.training.checkpoints import what_is_missing
-from hf_recipes.training.model_card import public_ledger, public_name, public_settings, public_values
+from hf_recipes.training.model_card import hub_names, public_ledger, public_name, public_settings, public_values
 
 SECRET_ROW = "青霉素过敏者张三"
 SOURCES = pytest.mark.parametrize("source", ["hf", "modelscope"])
@@ -199,12 +205,28 @@ def test_the_client_of_modelscope_is_optional(monkeypatch, tmp_path):
 # What may be seen
 
 
-def test_names_in_place_of_paths(tmp_path):
-    (tmp_path / "qwen").mkdir()
-    (tmp_path / "qwen" / "download.json").write_text('{"model": "Qwen/Qwen3-0.6B"}')
+def test_names_in_place_of_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, record in {
+        "fetched": '{"source": "hf", "model": "Qwen/Qwen3-0.6B"}',
+        "models/other": '{"by": "me"}',
+    }.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "download.json").write_text(record)
+    data = {"train_file": ["clients/acme", "me/rows", "me/rows:extra"], "validation_file": "fetched"}
+    (tmp_path / "clients" / "acme").mkdir(parents=True)
+    names = hub_names({"model_name_or_path": "fetched", "peft_path": "models/other", **data})
+    names |= hub_names({"model_name_or_path": "Qwen/Qwen2.5-0.5B", "validation_file": "me/rows"})
     for value, shown in {
         "Qwen/Qwen2.5-0.5B": "Qwen/Qwen2.5-0.5B",
-        str(tmp_path / "qwen"): "Qwen/Qwen3-0.6B",
+        "fetched": "Qwen/Qwen3-0.6B",
+        "models/other": "other",
+        "clients/acme": "acme",
+        "not/asked": "asked",
+        "me/rows:extra": "me/rows:extra",
+        "me/rows/train": "me/rows/train",
+        "me/rows/extra": "me/rows/extra",
+        "me/rows/validation": "me/rows/validation",
         str(tmp_path): tmp_path.name,
         "/home/me/models/llama": "llama",
         r"C:\Users\me\data.json": "data.json",
@@ -213,7 +235,8 @@ def test_names_in_place_of_paths(tmp_path):
         "~/data/*.jsonl": "*.jsonl",
         "chatml": "chatml",
     }.items():
-        assert public_name(value) == shown
+        assert public_name(value, names) == shown
+    assert "fetched" not in hub_names({"model_name_or_path": "x", **data})
 
 
 def test_settings_lose_paths_and_secrets():
@@ -222,7 +245,7 @@ def test_settings_lose_paths_and_secrets():
         "system_prompt: 你/您 好\noutput_dir: runs/x\nhub_token: hf_x\n\n# Defaults\ncache_dir: /tmp/c\nseed: 42\n"
         "some_list: [/etc/x]\n"
     )
-    assert public_settings(text) == (
+    assert public_settings(text, {}) == (
         "# Repeat this run\n# versions\n\nmodel_name_or_path: qwen\ntrain_file:\n- a.json\n- c.csv\n"
         "system_prompt: 你/您 好\n\n# Defaults\nseed: 42\nsome_list:\n- x\n"
     )
@@ -230,7 +253,7 @@ def test_settings_lose_paths_and_secrets():
 
 def test_a_template_in_a_configuration_stays():
     values = {"chat_template": "{{ bos_token }}</s>", "name_or_path": "/home/me/qwen", "eos_token": "</s>"}
-    assert public_values(values) == {**values, "name_or_path": "qwen"}
+    assert public_values(values, {}) == {**values, "name_or_path": "qwen"}
 
 
 def test_a_ledger_loses_places_and_what_rows_say():
@@ -240,13 +263,31 @@ def test_a_ledger_loses_places_and_what_rows_say():
         for role in ("张三", "李四")
     ]
     ledger = {"train": {"total": counts, "sources": {"/home/me/a.json": counts}, "reasons": reasons}}
-    assert public_ledger(ledger) == {
+    assert public_ledger(ledger, {}) == {
         "train": {
             "total": counts,
             "sources": {"a.json": counts},
             "reasons": [{"source": "a.json", "fate": "dropped: unknown role …", "count": 2}],
         }
     }
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (f"unknown role {'它' * 3 + chr(39) + chr(34) + SECRET_ROW!r} here", "unknown role … here"),
+        (f"unknown role {'a: ' + SECRET_ROW!r}", "unknown role …"),
+        (f"unknown role {[SECRET_ROW, 'x']!r}", "unknown role […, …]"),
+        (f"unknown role '{SECRET_ROW}", "unknown role …"),
+        ("unknown role 13800000000", "unknown role …"),
+        ("2 fields than the header's 4", "2 fields than the header's 4"),
+        (f"the chat template refuses it: {SECRET_ROW}", "the chat template refuses it"),
+    ],
+)
+def test_a_reason_keeps_nothing_of_a_row(said, shown):
+    reason = {"source": "x", "fate": f"dropped: {said}", "count": 1, "first": []}
+    [public] = public_ledger({"train": {"total": {}, "sources": {}, "reasons": [reason]}}, {})["train"]["reasons"]
+    assert public["fate"] == f"dropped: {shown}"
 
 
 # Publishing
@@ -274,7 +315,7 @@ PUSH = ["--push_to_hub", "--hub_model_id", "me/reviews"]
 def test_a_run_is_published_without_paths_rows_or_tokens(hub, source, sft, training, tmp_path, monkeypatch, model_dir):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.delenv("MODELSCOPE_API_TOKEN")
-    more = ["--report_to", "none", "--hub_target", source, "--hub_token", TOKEN]
+    more = ["--report_to", "none", "--logging_steps", "2", "--hub_target", source, "--hub_token", TOKEN]
     code, out, err = sft(*training, *PUSH, *more)
     assert code == 0, err
     files = hub.repos["me/reviews"]
@@ -411,7 +452,7 @@ def test_what_cannot_be_pushed(hub, script, finished_run, tmp_path, sft, trainin
     fails("none: no such folder", "--folder", tmp_path / "none", "--hub_model_id", "me/x")
     fails("--hub_model_id x: expected OWNER/NAME", "--folder", finished_run, "--hub_model_id", "x")
     (finished_run / "README.md").write_text(f"my token is {TOKEN}")
-    fails("README.md: the token stands in it", "--folder", finished_run, "--hub_model_id", "me/x")
+    fails("README.md: a token or key stands in it", "--folder", finished_run, "--hub_model_id", "me/x")
     assert not hub.asked("/commit/")
     for flags, message in (
         (["--push_to_hub"], "give --hub_model_id OWNER/NAME"),
@@ -441,3 +482,252 @@ def test_two_processes_and_a_mirror(training, tmp_path):
         environment = clean_environment(HF_ENDPOINT=server.url)
         subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, check=True, capture_output=True)
         assert same(weights(tmp_path / "base"), weights(training[1]))
+
+
+# Pushing along the way
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_training_does_not_wait_for_a_push(hub, sft, training, tmp_path, monkeypatch):
+    upload = publishing.hub.upload
+
+    def slow(*args, message, **kwargs):
+        if message.startswith("Step"):
+            wait_for((tmp_path / "run" / "checkpoint-4").is_dir)
+        upload(*args, message=message, **kwargs)
+
+    hub.add("me/reviews", {})
+    monkeypatch.setattr("hf_recipes.hub.upload", slow)
+    flags = [*training, *PUSH, "--report_to", "none", "--save_steps", "1", "--hub_strategy", "every_save"]
+    code, out, err = sft(*flags, "--hub_always_push", "True", "--save_total_limit", "1")
+    assert code == 0 and "not pushed" not in out, out + err
+    assert hub.commits == [*(f"Step {n}" for n in range(1, 5)), "End of training"]
+    assert same(load(hub.repos["me/reviews"]["adapter_model.safetensors"]), weights(tmp_path / "run"))
+    assert out.count("is there already and public") == 1
+
+    code, out, err = sft(*flags, "--overwrite_output_dir")
+    assert code == 0 and "is not pushed: an earlier push is still on its way" in out, out + err
+
+
+@pytest.fixture
+def stopped(sft, training, tmp_path, monkeypatch):
+    """Flags → the output of a run that SIGTERM ends after two steps."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("hf_recipes.training.callbacks.CurvesCallback.on_step_end", on_step_end, raising=False)
+
+    def run(*flags):
+        code, out, err = sft(*training, *PUSH, "--report_to", "none", *flags)
+        assert code == 0 and "stopped by SIGTERM after step 2" in out, out + err
+        return out
+
+    return run
+
+
+def test_a_stopped_run_pushes_its_last_checkpoint(hub, stopped):
+    out = stopped("--save_steps", "1000", "--hub_strategy", "checkpoint")
+    assert hub.commits == ["Step 2"] and f"step 2 pushed: {hub.url}/me/reviews" in out
+    files = hub.repos["me/reviews"]
+    assert {"README.md", "adapter_model.safetensors", "last-checkpoint/optimizer.pt"} <= files.keys()
+    assert stopped("--overwrite_output_dir") and hub.commits == ["Step 2"]
+
+
+def test_a_stopped_run_does_not_wait_for_ever(hub, stopped, script, tmp_path, monkeypatch):
+    asked, upload = Event(), publishing.hub.upload
+    monkeypatch.setattr(publishing, "PATIENCE", 0.3)
+    monkeypatch.setattr("hf_recipes.hub.upload", lambda *args, **kwargs: asked.wait(20))
+    out = stopped("--save_steps", "1", "--hub_strategy", "all_checkpoints")
+    asked.set()
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    command = f"python scripts/push.py --folder {checkpoint} --hub_model_id me/reviews"
+    assert out.splitlines()[-1] == f"checkpoint-2 is not pushed after 0.3 seconds. Push later: {command}"
+
+    monkeypatch.setattr("hf_recipes.hub.upload", upload)
+    code, _, err = script("push.py", *shlex.split(command)[2:])
+    assert code == 0, err
+    files = hub.repos["me/reviews"]
+    assert files.keys() == PUBLISHED - {"metrics.json"}
+    assert same(load(files["adapter_model.safetensors"]), weights(checkpoint))
+    card = files["README.md"].decode()
+    assert "2 steps on 41 rows of train.json" in card and 'from_pretrained("me/reviews")' in card
+    assert "max_steps: 4" in files["run_config.yaml"].decode()
+    for content in files.values():
+        assert str(tmp_path).encode() not in content
+
+    code, _, err = script("push.py", "--folder", tmp_path / "run", "--hub_model_id", "me/reviews")
+    assert code == 1 and f"a checkpoint can be published too: --folder {checkpoint}" in err
+
+
+@SOURCES
+def test_what_an_earlier_push_left_is_deleted(hub, source, script, finished_run):
+    stale = {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "model-00001-of-00002.safetensors",
+        "last-checkpoint/b",
+    }
+    kept = {"demo.png", "checkpoint-2/model.safetensors", "best/config.json", "me.safetensors", "last-checkpoint.txt"}
+    hub.add("me/x", dict.fromkeys([*stale, *kept, "model.safetensors"], b"old"))
+    with publishing.staged(finished_run, "me/x") as folder:
+        (folder / "last-checkpoint").mkdir()
+        (folder / "last-checkpoint" / "a").write_text("new")
+        publishing.hub.upload(folder, "me/x", source, replaces=publishing.REPLACED, revision=None, message="x")
+    files = hub.repos["me/x"]
+    assert not files.keys() & stale and kept <= files.keys() and files["last-checkpoint/a"] == b"new"
+    assert files["model.safetensors"] == (finished_run / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", b'{"a": '),
+        ("run_config.yaml", b"a: [b\n"),
+        ("run_config.yaml", b"- a\n"),
+        ("data_ledger.json", b'{"train": []}'),
+        ("README.md", "中文".encode("gb18030")),
+    ],
+)
+def test_a_damaged_file_is_not_published(hub, script, finished_run, name, content):
+    (finished_run / name).write_bytes(content)
+    code, _, err = script("push.py", "--folder", finished_run, "--hub_model_id", "me/x")
+    assert code == 1 and f"error: {finished_run / name}: damaged, so nothing is published" in err
+    assert not hub.commits
+
+
+def test_text_in_any_encoding_is_searched_for_tokens(hub, script, finished_run, monkeypatch):
+    (finished_run / "vocab.txt").write_bytes("中文".encode("gb18030"))
+    flags = ["--folder", finished_run, "--hub_model_id", "me/x"]
+    assert script("push.py", *flags)[0] == 0
+    monkeypatch.setenv("SWANLAB_API_KEY", "a-key-of-swanlab")
+    (finished_run / "vocab.txt").write_bytes("中文 a-key-of-swanlab".encode("gb18030"))
+    code, _, err = script("push.py", *flags)
+    assert code == 1 and "vocab.txt: a token or key stands in it" in err
+
+
+def test_a_full_disk_is_named(hub, script, finished_run, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    code, _, err = script("push.py", "--folder", finished_run, "--hub_model_id", "me/x")
+    assert code == 1 and "No space left on device, so nothing is published" in err
+
+
+def test_what_killed_pushes_left_is_removed(finished_run):
+    done = subprocess.Popen(["true"])
+    done.wait()
+    host = socket.gethostname()
+    [dead, alive, elsewhere] = [
+        f".publishing-{host}-{done.pid}-x",
+        f".publishing-{host}-1-x",
+        f".publishing-{host}-2-{done.pid}-x",
+    ]
+    for name in (dead, alive, elsewhere):
+        (finished_run / name).mkdir()
+    with publishing.staged(finished_run, "me/x") as folder:
+        assert folder.parent == finished_run
+        publishing.remove_abandoned(finished_run)
+        assert folder.is_dir()
+    assert {path.name for path in finished_run.glob(".publishing*")} == {alive, elsewhere}
+
+
+def test_passwords_of_a_mirror_are_not_shown(hub, script, finished_run, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    point_to(hub.url.replace("//", "//bob:s3cret%21pw@"), monkeypatch)
+    flags = ["push.py", "--folder", finished_run, "--hub_model_id", "me/x"]
+    hub.deny["/repos/create"] = 500
+    code, out, err = script(*flags)
+    assert code == 1 and "500" in err and "s3cret" not in out + err
+    hub.deny.clear()
+    hub.add("me/x", {})
+    assert publishing.hub.ensure_repository("me/x", "modelscope", private=True) == f"{hub.url}/models/me/x"
+    (finished_run / "README.md").write_text("HF_ENDPOINT had s3cret!pw")
+    code, _, err = script(*flags)
+    assert code == 1 and "a token or key stands in it" in err
+
+
+def test_a_login_of_modelscope_is_a_secret(monkeypatch, tmp_path):
+    from modelscope_hub import HubConfig
+
+    monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path))
+    monkeypatch.delenv("MODELSCOPE_API_TOKEN", raising=False)
+    HubConfig().save_token("ms-correctHorse")
+    assert "ms-correctHorse" in publishing.hub.secrets()
+
+
+# Places on the disk
+
+
+@SOURCES
+def test_a_folder_that_cannot_be_used_is_named(hub, source, script, tmp_path, monkeypatch):
+    hub.add("a/b", {"config.json": b"{}", "model.safetensors": b"xx"})
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "models" / "other").mkdir(parents=True)
+    for place, message in {
+        "file": "file: this is a file; name a folder with --output_dir",
+        "file/x": "file/x.partial: Not a directory",
+        "models": "models: the folder is not empty; name another with --output_dir",
+    }.items():
+        code, _, err = script("download.py", "--model", "a/b", "--source", source, "--output_dir", tmp_path / place)
+        assert code == 1 and message in err and "no connection" not in err and "delete" not in err, err
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert download("a/b", source, output_dir=".") == tmp_path / "empty"
+    assert (tmp_path / "empty" / "model.safetensors").read_bytes() == b"xx"
+
+
+def test_an_adapter_says_which_flag_takes_it(hub, script, tmp_path):
+    hub.add("a/lora", {"adapter_config.json": b"{}", "adapter_model.safetensors": b"xx"})
+    code, out, _ = script("download.py", "--model", "a/lora", "--output_dir", tmp_path / "lora")
+    assert code == 0 and out.splitlines()[-1] == f"adapter in {tmp_path / 'lora'}: --peft_path {tmp_path / 'lora'}"
+
+
+def test_the_demo_leaves_another_folder_alone(script, tmp_path):
+    for content in ({}, {"config.json": "{}"}):
+        for name, text in {"notes.txt": "mine", **content}.items():
+            (tmp_path / name).write_text(text)
+        code, _, err = script("download.py", "--source", "demo", "--output_dir", tmp_path)
+        assert code == 1 and f"{tmp_path}: the folder is not empty; name another with --output_dir" in err
+        assert not (tmp_path / "download.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("download.py", "the same command goes on where this one stopped"),
+        ("push.py", "the same command pushes it anew"),
+    ],
+)
+def test_ctrl_c(script, finished_run, monkeypatch, name, advice):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_recipes.hub.hf_api", interrupt)
+    flags = ["--model", "a/b"] if name == "download.py" else ["--folder", finished_run, "--hub_model_id", "me/x"]
+    code, out, _ = script(name, *flags)
+    assert code == 130 and out.splitlines()[-1] == f"interrupted; {advice}"
+
+
+def test_a_slip_does_not_show_a_token(script, finished_run):
+    code, _, err = script("push.py", "--folder", finished_run, "--hub_model_id", "me/x", "--hub_token=", TOKEN)
+    assert code == 1 and "error: stray argument after --hub_token\n" in err
+
+
+def test_templates_and_code_of_a_model_go_along(finished_run):
+    for name in ("additional_chat_templates/tool_use.jinja", "modeling_own.py", "layers.py"):
+        (finished_run / name).parent.mkdir(exist_ok=True)
+        (finished_run / name).write_text("x = 1")
+    with publishing.staged(finished_run, "me/x") as folder:
+        assert {"layers.py", "modeling_own.py"} <= {path.name for path in folder.iterdir()}
+        assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "x = 1"

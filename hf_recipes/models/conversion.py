@@ -13,13 +13,16 @@ def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) ->
     The weights are those of the quantized file, dequantized. The folder appears whole or not at all.
 
     Raises:
-        UserError: no such file, or an architecture that transformers cannot read from GGUF.
+        UserError: no such file, an architecture that transformers cannot read from GGUF, or something else in the
+            folder.
     """
     source, target = Path(gguf_file), Path(output_dir)
     if (target / "config.json").is_file():
         return target
     if not source.is_file():
         raise UserError(f"{source}: no such file")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"{target}: the folder is not empty and holds no model; name another with --output_dir")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,6 +42,8 @@ def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) ->
     tokenizer.save_pretrained(partial)
     try:
         os.replace(partial, target)
-    except OSError:  # another process was first
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if not (target / "config.json").is_file():  # else another process was first
+            raise UserError(f"{target}: {error.strerror}; name another folder with --output_dir") from None
     return target

@@ -1,6 +1,5 @@
 """The model card, and a run's files as others may see them: without rows, local paths or secrets."""
 
-import json
 import os
 import re
 from collections import Counter
@@ -11,65 +10,85 @@ from typing import Any
 import yaml
 
 from hf_recipes.evaluation import report
-from hf_recipes.hub import SOURCE_RECORD
+from hf_recipes.hub import source_of
 
 # What concerns the machine rather than the model; a token is in no settings file to begin with.
 _LEFT_OUT = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
 _PATHS = re.compile(r"(^|_)(files?|path|dir|config|deepspeed|chat_template)$")
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
-_DATA_FILE = re.compile(r"\.(json|jsonl|csv|tsv|parquet|txt|zst|gz|ya?ml|jinja)$")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_SPLITS = {"train_file": "train", "validation_file": "validation"}  # read where none is named
+# What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|\d{5,}""", re.DOTALL)
+NAMES = ".public_names.json"  # in a run's folder
 
 
-def public_name(value: str) -> str:
-    """A local path as its last part, a downloaded model's folder as the id it is from, a Hub id as it is."""
-    if os.path.isfile(record := os.path.join(value, SOURCE_RECORD)):
-        with open(record, encoding="utf-8") as file:
-            return json.load(file)["model"]
-    if _HUB_ID.fullmatch(value) and not _DATA_FILE.search(value) and not os.path.exists(value):
-        return value
-    return PureWindowsPath(value).name  # knows both kinds of slash
+def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The values of `settings`, and sources of their data, that name something on a hub → the name to show.
+
+    Only a run itself can tell an id from a path, because only there a path leads to something.
+    """
+    names = {}
+    for key in ("model_name_or_path", "peft_path", *_SPLITS):
+        given = settings.get(key) or ()
+        for value in (given,) if isinstance(given, str) else given:
+            name, _, split = value.partition(":")
+            if os.path.exists(value):
+                _, name = source_of(value) or ("", "")
+                if _HUB_ID.fullmatch(name) and key not in _SPLITS:
+                    names[value] = name
+            elif _HUB_ID.fullmatch(name):
+                names[value] = value
+                if key in _SPLITS:
+                    source = f"{name}/{split or _SPLITS[key]}"  # as the ledger has it
+                    names[source] = source
+    return names
 
 
-def public_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def public_name(value: str, names: Mapping[str, str]) -> str:
+    """What `names` says, and of anything else the last part of its path."""
+    return names.get(value) or PureWindowsPath(value).name  # knows both kinds of slash
+
+
+def public_values(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """A settings or configuration mapping with `public_name` in place of each path."""
 
     def shown(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return public_values(value)
+            return public_values(value, names)
         if isinstance(value, list):
             return [shown(key, item) for item in value]
         if not isinstance(value, str) or "\n" in value or "{" in value:  # a template's text is no path
             return value
         absolute = PureWindowsPath(value).anchor != "" or value.startswith("~")
         names_one = _PATHS.search(key) or key.endswith("name_or_path") or key == "best_model_checkpoint"
-        return public_name(value) if names_one or absolute else value
+        return public_name(value, names) if names_one or absolute else value
 
     return {key: shown(key, value) for key, value in values.items() if key not in _LEFT_OUT}
 
 
-def public_settings(text: str) -> str:
+def public_settings(text: str, names: Mapping[str, str]) -> str:
     """`run_config.yaml` as it may be published: its comments, then the settings that were given, then the defaults."""
     given, mark, defaults = text.partition("# Defaults\n")
     parts = []
     for part in (given, defaults):
-        values = public_values(yaml.safe_load(part) or {})
+        values = public_values(yaml.safe_load(part) or {}, names)
         parts.append(yaml.safe_dump(values, allow_unicode=True, sort_keys=False) if values else "")
     comments = "".join(line for line in given.splitlines(keepends=True) if line.startswith("#"))
     return f"{comments}\n{parts[0]}\n{mark}{parts[1]}"
 
 
-def public_ledger(ledgers: Mapping[str, Mapping]) -> dict[str, dict]:
+def public_ledger(ledgers: Mapping[str, Mapping], names: Mapping[str, str]) -> dict[str, dict]:
     """`data_ledger.json` as it may be published: counts and reasons by file name, without places or quoted values."""
     public = {}
     for name, ledger in ledgers.items():
         sources: dict[str, Counter] = {}
         for source, counts in ledger["sources"].items():
-            sources.setdefault(public_name(source), Counter()).update(counts)
+            sources.setdefault(public_name(source, names), Counter()).update(counts)
         reasons: Counter = Counter()
         for entry in ledger["reasons"]:
-            reason = ": ".join(entry["fate"].split(": ")[:2])  # a third part is another program's message
-            reason = re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason)
-            reasons[public_name(entry["source"]), reason] += entry["count"]
+            reason = _QUOTED.sub("…", entry["fate"])
+            reason = ": ".join(reason.split(": ")[:2])  # a third part is another program's message
+            reasons[public_name(entry["source"], names), reason] += entry["count"]
         public[name] = {
             "total": dict(ledger["total"]),
             "sources": {source: dict(counts) for source, counts in sources.items()},
@@ -92,29 +111,32 @@ def _ledger_table(ledgers: Mapping[str, Mapping]) -> list[str]:
 def model_card(
     folder: str | os.PathLike,
     settings: Mapping[str, Any],
+    names: Mapping[str, str],
     ledgers: Mapping[str, Mapping],
     log_history: Sequence[Mapping],
+    steps: int,
 ) -> str:
     """README.md: base model, data, metrics and settings, with nothing in it that may not be published.
 
     Args:
         folder: what the weights are in; with `run_config.yaml` in it or in the folder above (of a checkpoint).
         settings: as the parser has them.
+        names: `hub_names`.
         ledgers: `Ledger.to_dict` by data set.
         log_history: the trainer's; the last evaluation is shown, against the one before training if there was one.
+        steps: of the weights.
     """
     folder = Path(folder)
     home = folder if (folder / "run_config.yaml").is_file() else folder.parent
-    base = public_name(settings["model_name_or_path"])
+    base = public_name(settings["model_name_or_path"], names)
     is_adapter = (folder / "adapter_config.json").is_file()
-    public = public_ledger(ledgers)
+    public = public_ledger(ledgers, names)
     header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
     header += [f"base_model: {base}"] if "/" in base else []  # the Hub takes nothing but an id here
     header += ["pipeline_tag: text-generation", "tags: [hf_recipes, " + ("lora" if is_adapter else "sft") + "]", "---"]
     name = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
     load = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
     load = load if is_adapter else "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-    steps = max((entry["step"] for entry in log_history), default=0)
     lines = [
         *header,
         f"\n# {home.resolve().name}\n",
@@ -138,6 +160,6 @@ def model_card(
     values = [entry["loss"] for entry in log_history if "loss" in entry]
     for title, value in (("Mean", report.mean_loss(log_history)), ("Last", values[-1] if values else None)):
         lines += [f"{title} training loss: {value:.4f}\n"] if value is not None else []
-    config = public_settings((home / "run_config.yaml").read_text(encoding="utf-8"))
+    config = public_settings((home / "run_config.yaml").read_text(encoding="utf-8"), names)
     lines += ["## Settings\n", "<details>\n", "```yaml", config.strip(), "```\n", "</details>"]
     return "\n".join(lines) + "\n"

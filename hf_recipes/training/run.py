@@ -19,7 +19,7 @@ from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import find_checkpoint
 from hf_recipes.training.faults import Stopped, is_of_disk
 from hf_recipes.training.memory import PeakMemory, describe
-from hf_recipes.training.model_card import model_card
+from hf_recipes.training.model_card import NAMES, hub_names, model_card
 from hf_recipes.training.publishing import STAGING as PUBLISHING
 from hf_recipes.training.publishing import Publisher
 from hf_recipes.training.trackers import STATE as TRACKERS
@@ -44,6 +44,7 @@ RESULTS = (
     "generation_config.json",
     "adapter_config.json",
     "tensorboard",
+    NAMES,
     TRACKERS,
     STAGING,
     OWNER,
@@ -146,17 +147,20 @@ def train_and_finish(
 ) -> None:
     """Train, evaluate, and leave the whole folder: weights, settings, ledger, metrics, curves, model card."""
     output_dir = Path(trainer.args.output_dir)
+    names = hub_names(parser.settings)
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / "data_ledger.json", **ledgers)
         parser.save_settings(output_dir / "run_config.yaml")
+        (output_dir / NAMES).write_text(json.dumps(names), encoding="utf-8")
         for name in ("metrics.json", "README.md"):  # of a run that goes on: they speak of its former end
             (output_dir / name).unlink(missing_ok=True)
     counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
 
     def card(folder: Path) -> str:
-        return model_card(folder, parser.settings, counts, trainer.state.log_history)
+        state = trainer.state
+        return model_card(folder, parser.settings, names, counts, state.log_history, state.global_step)
 
-    publisher = Publisher(trainer.args, card) if trainer.args.push_to_hub else None
+    publisher = Publisher(trainer.args) if trainer.args.push_to_hub else None
     if publisher:
         trainer.add_callback(publisher)
     trackers = add_trackers(trainer, parser)
@@ -175,6 +179,9 @@ def train_and_finish(
             f"stopped by {trainer.stopped_by} {place}; go on with the same command and --resume_from_checkpoint "
             f"true{again}"
         )
+        if publisher and trainer.is_world_process_zero():
+            leave_process_group()
+            publisher.push_last(trainer.state.global_step)
         return
     if publisher and trainer.is_world_process_zero():
         leave_process_group()  # a long upload must not let the other processes' barrier run out of time

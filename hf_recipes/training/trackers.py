@@ -26,13 +26,13 @@ from transformers.integrations.integration_utils import (
 
 from hf_recipes.errors import say
 from hf_recipes.evaluation.report import read_predictions
+from hf_recipes.hub import SECRET_VARIABLES
 from hf_recipes.training.callbacks import prediction_path
 
 STATE = "trackers.json"  # which runs of which trackers belong to the output folder
 PATIENCE = 60.0  # seconds to wait for a tracker to start, and again to finish
 GRACE = 5.0  # seconds more, in which a library says itself that its server does not answer
 SAMPLES, WIDTH = 5, 1000  # answers shown after each evaluation; characters of each text
-SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "SWANLAB_API_KEY")
 
 
 def command_line_tells(settings: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import TrainerCallback
 
 from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation.report import mean_loss
 from hf_recipes.models.quantization import is_quantized
 from hf_recipes.training.checkpoints import rotate, sync, write_manifest
 from hf_recipes.training.faults import (
@@ -269,6 +270,10 @@ class RunMixin:
                 self._nonfinite_since_log = 0
             self._unlogged_tokens = 0
             self._start_clock(step)
+        if "train_loss" in logs and self.first_step:  # upstream's is of the steps since the run was resumed
+            logs.pop("train_loss")
+            if (mean := mean_loss(self.state.log_history)) is not None:
+                logs["train_loss"] = mean
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):

@@ -1,5 +1,7 @@
 """scripts/convert_gguf.py on a GGUF file written here: every weight comes back as it went in."""
 
+import errno
+import os
 import runpy
 import sys
 
@@ -116,3 +118,20 @@ def test_a_file_that_is_no_gguf(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"not a model")
     with pytest.raises(UserError, match="cannot be converted"):
         convert_gguf(tmp_path / "a.gguf", tmp_path / "out")
+
+
+def test_a_folder_without_a_model_is_not_taken_for_one(source, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="out: the folder is not empty and holds no model"):
+        convert_gguf(source[0], output)
+    (output / "notes.txt").unlink()
+
+    def refuse(*paths):
+        raise PermissionError(errno.EPERM, "Operation not permitted", *map(str, paths))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(UserError, match="out: Operation not permitted; name another folder"):
+        convert_gguf(source[0], output)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list(output.iterdir())
