@@ -47,3 +47,29 @@ class Method(Protocol):
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """The metrics of the records of all units, in their order."""
         ...
+
+    def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
+        """The metrics that are means over the records, as one value for each; the first is the most telling.
+
+        Larger is better. Metrics that no single record has are left out.
+        """
+        ...
+
+
+def run_method(
+    method: Method, model: "PreTrainedModel", how: Compute, rank: int = 0, world: int = 1
+) -> tuple[list[Record], dict[str, float]]:
+    """All records of `method`, each computed by one of `world` processes, and their metrics; the same on all.
+
+    Each process computes as many units, the last ones twice where they do not come out even, because all must take
+    part in each forward pass where weights are parted over them.
+    """
+    each = -(-len(method) // world)
+    own = [min(rank + world * turn, len(method) - 1) for turn in range(each)]
+    records = method.compute(model, own, how)
+    if world > 1:
+        from accelerate.utils import gather_object
+
+        found = dict(gather_object(list(zip(own, records, strict=True))))
+        records = [found[unit] for unit in range(len(method))]
+    return records, method.summarise(records)

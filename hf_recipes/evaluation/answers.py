@@ -1,0 +1,123 @@
+"""Generated answers and all that is said of them against references."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hf_recipes.data.prompts import Prompt
+from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation import metrics
+from hf_recipes.evaluation.decoding import Decoding
+from hf_recipes.evaluation.generation import Generation
+from hf_recipes.evaluation.methods import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Answers(Generation):
+    """`Generation` with the scores that were asked for.
+
+    Args:
+        scores: ``rouge`` (ROUGE-1/2/L, BLEU-4, chrF, exact match, distinct-1/2, length ratio), ``accuracy`` (over the
+            rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task), ``generation``
+            (length and share of finished answers, and ROUGE where there are references).
+
+    Raises:
+        UserError: no row has what a score compares with: references, choices with the reference among them, a task.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: "PreTrainedTokenizerBase",
+        decoding: Decoding | None = None,
+        stop_ids: Sequence[int] = (),
+        *,
+        scores: Sequence[str] = ("rouge", "accuracy"),
+        quiet: bool = False,
+    ):
+        super().__init__(prompts, tokenizer, decoding, stop_ids)
+        if not prompts:
+            raise UserError("there is no prompt to answer")
+        self.scores = tuple(scores)
+        compared = [prompt for prompt in prompts if prompt.reference is not None]
+        if not compared and set(scores) != {"generation"}:
+            raise UserError(f"{prompts[0].place}: no reference to compare answers with, which {scores[0]} needs")
+        if len(compared) < len(prompts) and compared:
+            say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
+        if "accuracy" in scores:
+            chosen = [prompt for prompt in compared if _choices(prompt.meta)]
+            outside = [p.place for p in chosen if not _among(p.reference, _choices(p.meta))]
+            if len(outside) == len(chosen) and not quiet:
+                what = f"the reference is not among the answer choices ({outside[0]})" if outside else "no answer choices"
+                raise UserError(f"accuracy of {prompts[0].place.rpartition(':')[0]}: {what}; give rows answer_choices")
+            if outside:
+                say(f"accuracy leaves out {len(outside)} rows whose reference is not a choice (first {outside[0]})")
+        if "promptcblue" in scores and not all((prompt.meta or {}).get("task_dataset") for prompt in compared):
+            raise UserError(f"promptcblue of {prompts[0].place.rpartition(':')[0]}: rows without task_dataset")
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        compared = [record for record in records if record["reference"] is not None]
+        predictions, references = _texts(compared)
+        found: dict[str, float] = {}
+        if "accuracy" in self.scores:
+            choices = [record["choices"] for record in compared]
+            accuracy = metrics.choice_accuracy(predictions, references, choices)
+            if accuracy:
+                found["accuracy"] = accuracy[0]
+                scored = [r for r in compared if r["choices"] and _among(_answer(r["reference"]), r["choices"])]
+                found["macro_f1"] = metrics.macro_f1(*_texts(scored))
+        if compared and {"rouge", "generation"} & set(self.scores):
+            found |= metrics.rouge(predictions, references) | {"bleu4": metrics.bleu4(predictions, references)}
+        if "rouge" in self.scores:
+            found |= {
+                "chrf": metrics.chrf(predictions, references),
+                "exact_match": metrics.exact_match(predictions, references),
+                **metrics.distinct(predictions),
+                "length_ratio": metrics.length_ratio(predictions, references),
+            }
+        if "promptcblue" in self.scores:
+            from hf_recipes.evaluation.promptcblue import score_rows
+
+            rows = [
+                {**r["meta"], "target": r["reference"], "prediction": r["prediction"], "place": r["place"]}
+                for r in compared
+            ]
+            result = score_rows(rows)
+            found["promptcblue"] = result.average
+            found |= {f"promptcblue/{name}": task.score for name, task in result.tasks.items()}
+        if "generation" in self.scores and records:
+            for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
+                found[name] = sum(record[key] for record in records) / len(records)
+        return found
+
+    def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
+        """The scores that have a value for each record, those the first that tell most; only of rows with references."""
+        if any(record["reference"] is None for record in records):
+            return {}
+        predictions, references = _texts(records)
+        found: dict[str, list[float]] = {}
+        if "accuracy" in self.scores and all(
+            record["choices"] and _among(_answer(record["reference"]), record["choices"]) for record in records
+        ):
+            found["accuracy"] = [float(hit) for hit in metrics.exact_matches(predictions, references)]
+        if {"rouge", "generation"} & set(self.scores):
+            pairs = metrics.rouge_pairs(predictions, references)
+            found |= {name: [pair[name] for pair in pairs] for name in ("rougeL", "rouge1", "rouge2")}
+        return found
+
+
+def _choices(meta: dict | None) -> list[str] | None:
+    return (meta or {}).get("answer_choices") or None
+
+
+def _answer(text: str) -> str:
+    return metrics.without_thoughts(text)
+
+
+def _among(reference: str | None, choices: Sequence[str]) -> bool:
+    return metrics.normalize_answer(_answer(reference or "")) in map(metrics.normalize_answer, choices)
+
+
+def _texts(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    return [_answer(r["prediction"]) for r in records], [_answer(r["reference"]) for r in records]
