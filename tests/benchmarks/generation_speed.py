@@ -1,6 +1,6 @@
 """Prompts per second, batched as everywhere in hf_recipes against one by one: same model, prompts and number of tokens.
 
-    python tests/benchmarks/generation_speed.py --model_name_or_path MODEL [--file rows.json] [--rows 48]
+    python tests/benchmarks/generation_speed.py --model_name_or_path MODEL [--file rows.json] [--rows 24]
 
 Without --file the prompts are of alpaca_zh's lengths, as tokenize_speed.py makes them up, every eighth much longer.
 """
@@ -24,11 +24,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model_name_or_path", required=True)
     parser.add_argument("--file")
-    parser.add_argument("--rows", type=int, default=48)
-    parser.add_argument("--batch_size", type=int, default=48)
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--batch_size", type=int, default=24)
     parser.add_argument("--max_new_tokens", type=int, default=64)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
     arguments = ModelArguments(options.model_name_or_path, dtype=options.dtype)
     _, tokenizer = open_for_inference(arguments)
