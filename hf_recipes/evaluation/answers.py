@@ -20,7 +20,7 @@ class Answers(Generation):
     Args:
         scores: ``rouge`` (ROUGE-1/2/L, BLEU-4, chrF, exact match, distinct-1/2, length ratio), ``accuracy`` (over the
             rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task), ``generation``
-            (length and share of finished answers, and ROUGE where there are references).
+            (length and share of finished answers, and ROUGE where there are references); by default those that fit.
 
     Raises:
         UserError: no row has what a score compares with: references, choices with the reference among them, a task.
@@ -33,14 +33,16 @@ class Answers(Generation):
         decoding: Decoding | None = None,
         stop_ids: Sequence[int] = (),
         *,
-        scores: Sequence[str] = ("rouge", "accuracy"),
-        quiet: bool = False,
+        scores: Sequence[str] | None = None,
     ):
         super().__init__(prompts, tokenizer, decoding, stop_ids)
         if not prompts:
             raise UserError("there is no prompt to answer")
-        self.scores = tuple(scores)
         compared = [prompt for prompt in prompts if prompt.reference is not None]
+        if scores is None:
+            chosen = any(_among(p.reference, _choices(p.meta)) for p in compared if _choices(p.meta))
+            scores = ("rouge",) + ("accuracy",) * chosen if compared else ("generation",)
+        self.scores = tuple(scores)
         if not compared and set(scores) != {"generation"}:
             raise UserError(f"{prompts[0].place}: no reference to compare answers with, which {scores[0]} needs")
         if len(compared) < len(prompts) and compared:
@@ -48,9 +50,10 @@ class Answers(Generation):
         if "accuracy" in scores:
             chosen = [prompt for prompt in compared if _choices(prompt.meta)]
             outside = [p.place for p in chosen if not _among(p.reference, _choices(p.meta))]
-            if len(outside) == len(chosen) and not quiet:
-                what = f"the reference is not among the answer choices ({outside[0]})" if outside else "no answer choices"
-                raise UserError(f"accuracy of {prompts[0].place.rpartition(':')[0]}: {what}; give rows answer_choices")
+            if len(outside) == len(chosen):
+                where = outside[0] if outside else prompts[0].place
+                what = "the reference is not among the answer_choices" if outside else "no answer_choices"
+                raise UserError(f"{where}: {what}, over which accuracy is counted; no row can be used")
             if outside:
                 say(f"accuracy leaves out {len(outside)} rows whose reference is not a choice (first {outside[0]})")
         if "promptcblue" in scores and not all((prompt.meta or {}).get("task_dataset") for prompt in compared):
@@ -58,15 +61,14 @@ class Answers(Generation):
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         compared = [record for record in records if record["reference"] is not None]
-        predictions, references = _texts(compared)
+        predictions, references = texts_of(compared)
         found: dict[str, float] = {}
         if "accuracy" in self.scores:
             choices = [record["choices"] for record in compared]
             accuracy = metrics.choice_accuracy(predictions, references, choices)
             if accuracy:
                 found["accuracy"] = accuracy[0]
-                scored = [r for r in compared if r["choices"] and _among(_answer(r["reference"]), r["choices"])]
-                found["macro_f1"] = metrics.macro_f1(*_texts(scored))
+                found["macro_f1"] = metrics.macro_f1(*texts_of(with_choices(compared)))
         if compared and {"rouge", "generation"} & set(self.scores):
             found |= metrics.rouge(predictions, references) | {"bleu4": metrics.bleu4(predictions, references)}
         if "rouge" in self.scores:
@@ -92,14 +94,12 @@ class Answers(Generation):
         return found
 
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
-        """The scores that have a value for each record, those the first that tell most; only of rows with references."""
+        """The scores that have a value for each record; none where a row has no reference."""
         if any(record["reference"] is None for record in records):
             return {}
-        predictions, references = _texts(records)
+        predictions, references = texts_of(records)
         found: dict[str, list[float]] = {}
-        if "accuracy" in self.scores and all(
-            record["choices"] and _among(_answer(record["reference"]), record["choices"]) for record in records
-        ):
+        if "accuracy" in self.scores and len(with_choices(records)) == len(records):
             found["accuracy"] = [float(hit) for hit in metrics.exact_matches(predictions, references)]
         if {"rouge", "generation"} & set(self.scores):
             pairs = metrics.rouge_pairs(predictions, references)
@@ -119,5 +119,11 @@ def _among(reference: str | None, choices: Sequence[str]) -> bool:
     return metrics.normalize_answer(_answer(reference or "")) in map(metrics.normalize_answer, choices)
 
 
-def _texts(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+def with_choices(records: Sequence[Record]) -> list[Record]:
+    """The records over which accuracy is counted: those whose reference is one of their choices."""
+    return [r for r in records if r["reference"] and r["choices"] and _among(r["reference"], r["choices"])]
+
+
+def texts_of(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """Predictions and references as they are scored, without thoughts."""
     return [_answer(r["prediction"]) for r in records], [_answer(r["reference"]) for r in records]

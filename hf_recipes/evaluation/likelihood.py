@@ -147,6 +147,10 @@ class NLL:
                 total |= {f"{key}/{name}": value for key, value in _rates(own).items()}
         return total
 
+    def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
+        """None: the metrics are ratios of sums over the records."""
+        return {}
+
 
 def _rates(records: Sequence[Record]) -> dict[str, float]:
     nats = math.fsum(record["nats"] for record in records)

@@ -153,6 +153,9 @@ class PairAccuracy:
             by_source[record["source"]].append(difference)
         return summary | {f"accuracy/{source}": _wins(own) / len(own) for source, own in sorted(by_source.items())}
 
+    def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
+        return {"accuracy": [_wins([difference]) for difference in differences(records)]}
+
 
 def differences(records: Sequence[Record], per_token: bool = False) -> list[float]:
     """Score of the chosen side less that of the rejected one, for each pair; of a causal model also `per_token`."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unicodedata import east_asian_width
@@ -10,8 +10,39 @@ from unicodedata import east_asian_width
 if TYPE_CHECKING:
     import numpy as np
 
-SHOWN = ("accuracy", "rouge1", "rouge2", "rougeL", "bleu4", "loss")
-TITLES = {"accuracy": "accuracy", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L", "bleu4": "BLEU-4"}
+    from hf_recipes.evaluation.statistics import Paired
+
+SHOWN = ("accuracy", "promptcblue", "rouge1", "rouge2", "rougeL", "bleu4", "loss", "perplexity", "bits_per_character")
+TITLES = {
+    "promptcblue": "PromptCBLUE",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "bleu4": "BLEU-4",
+}
+PLAIN = ("loss", "perplexity", "bits_per_character")  # no shares
+
+
+def shown(key: str) -> tuple[str, str] | None:
+    """The file's name (empty for the validation rows) and the metric, where `key` is one of those that tell most."""
+    if key.endswith("token_accuracy"):
+        return None
+    for metric in SHOWN:
+        if key == metric or key.endswith(f"_{metric}"):
+            return key.removesuffix(metric).rstrip("_"), metric
+    return None
+
+
+def title(key: str) -> str:
+    name, metric = shown(key) or ("", key)
+    return f"{name} {TITLES.get(metric, metric.replace('_', ' '))}".strip()
+
+
+def _ordered(keys: Iterable[str]) -> list[str]:
+    """The keys that are shown: those of the validation rows first, then file by file."""
+    found = [key for key in keys if shown(key)]
+    names = list(dict.fromkeys(["", *(shown(key)[0] for key in found)]))
+    return sorted(found, key=lambda key: (names.index(shown(key)[0]), SHOWN.index(shown(key)[1])))
 
 
 def evaluations(log_history: Sequence[Mapping]) -> dict[int, dict[str, float]]:
@@ -39,27 +70,53 @@ def mean_loss(log_history: Sequence[Mapping]) -> float | None:
     return total / count if count else None
 
 
-def comparison(before: Mapping[str, float] | None, after: Mapping[str, float]) -> str:
-    """A table of `SHOWN` metrics; all but the loss in percent, their change in points; `before` may be missing."""
-    rows = [("", "base", "adapted", "change") if before else ("", "adapted")]
-    for name in SHOWN:
-        if name not in after:
-            continue
-        percent = name != "loss"
+def as_text(key: str, value: float | None) -> str:
+    """A share in percent, any other metric as it is."""
+    if value is None:
+        return "–"
+    found = shown(key)
+    return f"{value:.4f}" if found is None or found[1] in PLAIN else f"{value * 100:.1f} %"
 
-        def text(value: float | None, percent: bool = percent) -> str:
-            return "–" if value is None else f"{value * 100:.1f} %" if percent else f"{value:.4f}"
 
-        row = [TITLES.get(name, name)]
+def change_text(key: str, change: "Paired") -> str:
+    """A difference and its 95 % interval, of shares in points."""
+    found = shown(key)
+    scale, digits = (1, 4) if found and found[1] in PLAIN else (100, 1)
+    values = (f"{value * scale:+.{digits}f}" for value in (change.mean, change.low, change.high))
+    return "{} [{}, {}]".format(*values)
+
+
+def comparison(
+    before: Mapping[str, float] | None,
+    after: Mapping[str, float],
+    changes: "Mapping[str, Paired] | None" = None,
+    names: Sequence[str] = ("base", "adapted"),
+) -> str:
+    """A table of the `shown` metrics; shares in percent, their change in points; `before` may be missing.
+
+    Args:
+        changes: by metric, with intervals, in place of bare differences.
+        names: of the two columns.
+    """
+    rows = [("", *names, "change" + " [95 %]" * bool(changes)) if before else ("", names[-1])]
+    for key in _ordered(after):
+        row = [title(key)]
         if before:
-            old = before.get(name)
-            change = 0.0 if old is None else after[name] - old
-            row += [text(old), text(after[name])]
-            row.append("–" if old is None else f"{change * 100:+.1f}" if percent else f"{change:+.4f}")
+            old = before.get(key)
+            change = 0.0 if old is None else after[key] - old
+            row += [as_text(key, old), as_text(key, after[key])]
+            plain = shown(key)[1] in PLAIN
+            if changes and key in changes:
+                row.append(change_text(key, changes[key]))
+            else:
+                row.append("–" if old is None else f"{change:+.4f}" if plain else f"{change * 100:+.1f}")
         else:
-            row.append(text(after[name]))
+            row.append(as_text(key, after[key]))
         rows.append(tuple(row))
-    return "\n".join("".join([row[0].ljust(10), *(cell.rjust(11) for cell in row[1:])]) for row in rows)
+    widths = [max(len(cell) + 1 for cell in column) for column in zip(*rows, strict=True)]
+    widths = [max(10, widths[0]), *(max(11, width) for width in widths[1:])]
+    lines = ("".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    return "\n".join(lines)
 
 
 def read_predictions(path: str | os.PathLike) -> list[dict]:
@@ -111,23 +168,25 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
 
     train = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
     by_step = evaluations(log_history)
-    scores = [name for name in SHOWN if name != "loss" and any(name in metrics for metrics in by_step.values())]
+    keys = _ordered(dict.fromkeys(key for metrics in by_step.values() for key in metrics))
+    scores = [key for key in keys if shown(key)[1] not in PLAIN]
     figure, panels = plt.subplots(1, 2 if scores else 1, figsize=(11 if scores else 6, 4), squeeze=False, dpi=120)
     left = panels[0][0]
     if train:
         left.plot(*zip(*train, strict=True), color="tab:blue", label="training")
-    held_out = [(step, metrics["loss"]) for step, metrics in by_step.items() if "loss" in metrics]
-    if held_out:
-        left.plot(*zip(*held_out, strict=True), "o-", color="tab:orange", label="evaluation")
-    if train or held_out:
+    losses = [key for key in keys if shown(key)[1] == "loss"]
+    for key in losses:
+        points = [(step, metrics[key]) for step, metrics in by_step.items() if key in metrics]
+        left.plot(*zip(*points, strict=True), "o-", label=shown(key)[0] or "evaluation")
+    if train or losses:
         left.legend()
-    left.set(title="Loss (mean over answer tokens)", xlabel="optimizer step", ylabel="cross-entropy, nats")
+    left.set(title="Loss (mean over the scored tokens)", xlabel="optimizer step", ylabel="cross-entropy, nats")
     if scores:
         right = panels[0][1]
-        for name in scores:
-            points = [(step, metrics[name]) for step, metrics in by_step.items() if name in metrics]
-            right.plot(*zip(*points, strict=True), "o-", label=TITLES[name])
-        right.set(title="Generated answers", xlabel="optimizer step", ylim=(0, 1))
+        for key in scores:
+            points = [(step, metrics[key]) for step, metrics in by_step.items() if key in metrics]
+            right.plot(*zip(*points, strict=True), "o-", label=title(key))
+        right.set(title="Evaluation", xlabel="optimizer step", ylim=(0, 1))
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
         right.legend(loc="best")
     for panel in panels[0]:
@@ -146,6 +205,35 @@ def _font(text: str) -> str | None:
     fonts.sort(key=lambda font: (font.style != "normal", font.weight != 400))
     paths = [findfont(FontProperties()), *(font.fname for font in fonts)]
     return next((path for path in dict.fromkeys(paths) if needed <= get_font(path).get_charmap().keys()), None)
+
+
+def draw_letters(found: Mapping[str, Mapping[str, float]], path: str | os.PathLike) -> None:
+    """Each letter's share of the right answers beside its share of each model's, as a PNG: the letter bias.
+
+    Args:
+        found: by model, the metrics of `SingleChoice`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    first = next(iter(found.values()))
+    letters = [key.removeprefix("answers_") for key in first if key.startswith("answers_")]
+    bars = {"right answers": [first[f"answers_{letter}"] for letter in letters]}
+    bars |= {name: [metrics[f"share_{letter}"] for letter in letters] for name, metrics in found.items()}
+    figure, panel = plt.subplots(figsize=(7, 4), dpi=120)
+    width = 0.8 / len(bars)
+    for number, (name, shares) in enumerate(bars.items()):
+        panel.bar([place + number * width for place in range(len(letters))], shares, width, label=name)
+    panel.set_xticks([place + 0.4 - width / 2 for place in range(len(letters))], letters)
+    panel.set(title="Letters", ylabel="share of the questions")
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panel.grid(alpha=0.3, axis="y")
+    panel.legend()
+    figure.tight_layout()
+    _save(figure, path)
 
 
 def draw_confusion(matrix: "np.ndarray", labels: Sequence[str], path: str | os.PathLike) -> str | None:

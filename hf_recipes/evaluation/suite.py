@@ -1,12 +1,12 @@
 """Which files are evaluated in which ways: named methods on named files, checked before any model is loaded."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from hf_recipes.errors import UserError, say
-from hf_recipes.evaluation.methods import Method, Record
+from hf_recipes.evaluation.methods import Method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 # What of generated answers each of these tells; one generation serves all that are asked for.
 OF_ANSWERS = ("rouge", "accuracy", "generation", "promptcblue")
 METHODS = (*OF_ANSWERS, "single_choice", "nll", "pair_accuracy")
-# The methods that fit a file, by the form of its rows.
+# The methods that fit a file, by the form of its rows; where none are asked for, the first.
 FITTING = {
     "choice": ("single_choice",),
     "preference": ("pair_accuracy",),
     "messages": (*OF_ANSWERS, "nll"),
-    "text": ("generation", "nll"),
+    "text": ("nll", "generation"),
     "content": ("generation",),
 }
 
@@ -100,44 +100,44 @@ def build_methods(
     max_length: int | None = None,
     max_drop_ratio: float = 0.01,
     cache_dir: str | None = None,
-    default: Sequence[str] = METHODS,
+    served: Sequence[str] = (),
 ) -> dict[str, Method]:
     """The evaluations of `arguments.eval_files` by name: that of the file, with the method's where it has several.
 
     Args:
         max_length: tokens that the model was made for.
-        default: the methods where `arguments` names none.
+        served: methods that have other rows to work on, and need no file.
 
     Raises:
         UserError: a file that no method fits, a method that fits no file, or rows that a method cannot use.
     """
-    wanted = tuple(arguments.eval_methods or default)
-    files = arguments.named_files()
+    files, asked = arguments.named_files(), arguments.eval_methods
     forms = {name: form_of(path) for name, path in files.items()}
-    fitting = {name: [method for method in FITTING[form] if method in wanted] for name, form in forms.items()}
+    fitting = {
+        name: [method for method in FITTING[form] if method in asked] if asked else FITTING[form][:1]
+        for name, form in forms.items()
+    }
     for name, methods in fitting.items():
         if not methods:
             raise UserError(
                 f"--eval_files {name}={files[name]}: its rows are of the form {forms[name]}, for "
                 f"{', '.join(FITTING[forms[name]])}; add one of these to --eval_methods"
             )
-    for method in arguments.eval_methods or ():
-        if files and not any(method in methods for methods in fitting.values()):
-            forms_of = [form for form, methods in FITTING.items() if method in methods]
-            raise UserError(f"--eval_methods {method}: none of --eval_files has rows of the form {' or '.join(forms_of)}")
+    for method in (asked or ()) if files else ():
+        if method not in served and not any(method in methods for methods in fitting.values()):
+            kinds = " or ".join(form for form, methods in FITTING.items() if method in methods)
+            raise UserError(f"--eval_methods {method}: none of --eval_files has rows of the form {kinds}")
     if arguments.few_shot_file and "choice" not in forms.values():
         raise UserError("--few_shot_file is shown before choice questions, of which --eval_files has none")
     found: dict[str, Method] = {}
     for name, methods in fitting.items():
-        own = [method for method in methods if method in OF_ANSWERS and method != "promptcblue"]
-        parts = ([own] if own else []) + [[method] for method in methods if method not in OF_ANSWERS]
-        explicit = "promptcblue" in (arguments.eval_methods or ())
-        for part in parts or [methods]:
-            scores = part + ["promptcblue"] * (explicit and "promptcblue" in methods and part is parts[0])
-            key = name if len(parts) == 1 else f"{name}_{part[0] if part is not own else 'answers'}"
+        answered = [method for method in methods if method in OF_ANSWERS]
+        parts = ([answered] if answered else []) + [[method] for method in methods if method not in OF_ANSWERS]
+        for part in parts:
+            key = name if len(parts) == 1 else f"{name}_{'answers' if part is answered else part[0]}"
             options = {"max_length": max_length, "max_drop_ratio": max_drop_ratio, "cache_dir": cache_dir}
-            say(f"{key}: {', '.join(scores)}")
-            found[key] = _build(scores, files[name], tokenizer, arguments, decoding, **options)
+            found[key] = _build(part, files[name], tokenizer, arguments, decoding, **options)
+            say(f"{key}: {', '.join(getattr(found[key], 'scores', part))} on {len(found[key]):,} units")
     return found
 
 
@@ -169,7 +169,8 @@ def _build(
             raise UserError(f"--max_new_tokens {decoding.max_new_tokens}: the model's context is {max_length:,} tokens")
         reader = PromptReader([path], tokenizer, max_source_length=budget, cache_dir=cache_dir)
         prompts, _ = read_prompts(reader, max_drop_ratio)
-        return Answers(prompts, tokenizer, decoding, reader.stop_ids, scores=methods)
+        scores = methods if arguments.eval_methods else None
+        return Answers(prompts, tokenizer, decoding, reader.stop_ids, scores=scores)
     form = "preference" if methods[0] == "pair_accuracy" else "text" if form_of(path) == "text" else "messages"
     examples = load_examples([path], form=form, cache_dir=cache_dir, split="test")
     kind = PairAccuracy if form == "preference" else NLL
@@ -177,11 +178,3 @@ def _build(
     method = kind(examples, tokenizer, max_length=length, max_drop_ratio=max_drop_ratio)
     say(method.ledger.table())
     return method
-
-
-def best_and_worst(method: Method, records: Sequence[Record]) -> Iterator[tuple[float, Record]]:
-    """The records with their values, the worst first; none where the method has no value for each."""
-    values = method.values(records)
-    if values:
-        name = next(iter(values))
-        yield from sorted(zip(values[name], records, strict=True), key=lambda pair: pair[0])

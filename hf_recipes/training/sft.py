@@ -1,6 +1,6 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -15,11 +15,13 @@ from hf_recipes.data.ledger import Ledger, is_dropped
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.scoring import supervised_losses
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, packing_leaks
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
-from hf_recipes.training.callbacks import CurvesCallback, GenerationEvaluation, RunProgress
+from hf_recipes.training.callbacks import CurvesCallback, RunProgress
+from hf_recipes.training.evaluation import Evaluations
 from hf_recipes.training.trainer import RunMixin
 
 
@@ -107,17 +109,20 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, keep_tex
 
 
 def prepare_data(
-    data: DataArguments, args: SFTArguments, tokenizer: PreTrainedTokenizerBase
+    data: DataArguments, args: SFTArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
 ) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
     """Training rows, evaluation rows (with their texts) or None, and what became of every row read.
+
+    Args:
+        evaluates: there are files to evaluate on beside `data`'s.
 
     Raises:
         UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
     """
-    if args.eval_strategy != "no" and not (data.validation_file or data.validation_split_percentage):
+    if args.eval_strategy != "no" and not (evaluates or data.validation_file or data.validation_split_percentage):
         raise UserError(
-            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file or "
-            "--validation_split_percentage"
+            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
+            "--validation_split_percentage or --eval_files"
         )
     columns = Columns(
         schema=data.schema,
@@ -228,8 +233,9 @@ def build_trainer(
     train: Dataset,
     validation: Dataset | None,
     tokenizer: PreTrainedTokenizerBase,
+    methods: Mapping[str, Method] | None = None,
 ) -> Trainer:
-    """The trainer with its callbacks; evaluation answers the validation rows as well as scoring their loss."""
+    """The trainer with its callbacks; `methods` are used at each evaluation, after the loss of the validation rows."""
     if not args.packing:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.max_length = None  # every row is within the budgets already
@@ -239,7 +245,7 @@ def build_trainer(
         model=model,
         args=args,
         train_dataset=train.select_columns(columns),
-        eval_dataset=validation.select_columns(columns) if validation is not None else None,
+        eval_dataset=validation.select_columns(columns) if validation is not None else {} if methods else None,
         processing_class=tokenizer,
         callbacks=[CurvesCallback()],
     )
@@ -247,14 +253,6 @@ def build_trainer(
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(RunProgress())
-    if validation is not None:
-        end_of_turn = tokenizer.convert_tokens_to_ids(encoder_for(tokenizer, args).end_of_turn)
-        trainer.add_callback(
-            GenerationEvaluation(
-                trainer,
-                validation,
-                max_new_tokens=args.max_new_tokens or args.max_target_length or 256,
-                stop_ids=[end_of_turn],
-            )
-        )
+    if methods:
+        trainer.add_callback(Evaluations(trainer, methods))
     return trainer

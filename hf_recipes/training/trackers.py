@@ -27,7 +27,6 @@ from transformers.integrations.integration_utils import (
 from hf_recipes.errors import say
 from hf_recipes.evaluation.report import read_predictions
 from hf_recipes.hub import SECRET_VARIABLES
-from hf_recipes.training.callbacks import prediction_path
 
 STATE = "trackers.json"  # which runs of which trackers belong to the output folder
 PATIENCE = 60.0  # seconds to wait for a tracker to start, and again to finish
@@ -42,7 +41,8 @@ def command_line_tells(settings: Mapping[str, Any]) -> bool:
 
 
 def as_text(row: Mapping[str, str]) -> str:
-    return "\n\n".join(f"{name}: {row[name][:WIDTH]}" for name in ("question", "reference", "prediction"))
+    texts = {name: row.get(name) for name in ("question", "reference", "prediction")}
+    return "\n\n".join(f"{name}: {text[:WIDTH]}" for name, text in texts.items() if text is not None)
 
 
 class SwanLab:
@@ -76,10 +76,10 @@ class SwanLab:
     def log(self, metrics: dict[str, float], step: int) -> None:
         self.run.log(metrics, step=step)
 
-    def samples(self, rows: Sequence[Mapping[str, str]], step: int) -> None:
+    def samples(self, rows: Sequence[Mapping[str, str]], step: int, key: str) -> None:
         import swanlab
 
-        self.run.log({"eval/samples": [swanlab.Text(as_text(row)) for row in rows]}, step=step)
+        self.run.log({key: [swanlab.Text(as_text(row)) for row in rows]}, step=step)
 
     def image(self, path: Path, step: int) -> None:
         import swanlab
@@ -131,12 +131,12 @@ class Wandb:
     def log(self, metrics: dict[str, Any], step: int) -> None:
         self.run.log({**metrics, "train/global_step": step})
 
-    def samples(self, rows: Sequence[Mapping[str, str]], step: int) -> None:
+    def samples(self, rows: Sequence[Mapping[str, str]], step: int, key: str) -> None:
         import wandb
 
         # A wandb.Table would be an artifact, half of which lies outside the run's folder.
         text = escape("\n\n——\n\n".join(map(as_text, rows)))
-        self.log({"eval/samples": wandb.Html(f'<pre style="white-space: pre-wrap">{text}</pre>')}, step)
+        self.log({key: wandb.Html(f'<pre style="white-space: pre-wrap">{text}</pre>')}, step)
 
     def image(self, path: Path, step: int) -> None:
         import wandb
@@ -167,8 +167,8 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
-    def samples(self, rows: Sequence[Mapping[str, str]], step: int) -> None:
-        self.writer.add_text("eval/samples", "\n\n---\n\n".join(map(as_text, rows)), step)
+    def samples(self, rows: Sequence[Mapping[str, str]], step: int, key: str) -> None:
+        self.writer.add_text(key, "\n\n---\n\n".join(map(as_text, rows)), step)
 
     def image(self, path: Path, step: int) -> None:
         import numpy as np
@@ -269,9 +269,12 @@ class TrackersCallback(TrainerCallback):
             self._send("log", *_numbers(logs, state.global_step))
 
     def on_evaluate(self, args, state, control, **kwargs):
-        path = prediction_path(args.output_dir, state.global_step)
-        if self.workers and os.path.isfile(path):
-            self._send("samples", read_predictions(path)[:SAMPLES], state.global_step)
+        folder = Path(args.output_dir, "predictions")
+        for path in sorted(folder.rglob(f"step-{state.global_step}.jsonl")) if self.workers else ():
+            rows = read_predictions(path)[:SAMPLES]
+            if rows and "prediction" in rows[0]:
+                key = "/".join(("eval", *path.relative_to(folder).parts[:-1], "samples"))
+                self._send("samples", rows, state.global_step, key)
 
     def finish(self, step: int) -> None:
         """Send `curves.png` and close every tracker, waiting for each a minute at the most."""

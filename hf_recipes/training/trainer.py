@@ -281,7 +281,11 @@ class RunMixin:
         try:
             # A data loader draws a number when it begins; training is to be the same with evaluations and without.
             with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-                return super().evaluate(*args, **kwargs)
+                if self.eval_dataset:
+                    return super().evaluate(*args, **kwargs)
+                metrics: dict[str, float] = {}
+                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+                return metrics
         finally:
             self._paused += time.monotonic() - start
 

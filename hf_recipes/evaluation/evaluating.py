@@ -1,0 +1,194 @@
+"""A finished model on files: metrics with intervals, beside another model's on the same rows, and what is written."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation import metrics, report
+from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
+from hf_recipes.evaluation.preference import differences, draw_histogram
+from hf_recipes.evaluation.statistics import Paired, paired_bootstrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_recipes.evaluation.decoding import Decoding
+    from hf_recipes.evaluation.suite import EvaluationArguments
+    from hf_recipes.models.loading import ModelArguments
+
+MAX_LABELS = 60  # of a confusion matrix that can be read
+
+
+@dataclass
+class EvaluateArguments:
+    """Where the results go, and what they are compared with."""
+
+    output_dir: str = field(metadata={"help": "Folder of metrics.json, report.html, pictures and predictions."})
+    compare: str | None = field(
+        default=None, metadata={"help": "base: the model without its adapter; or another model."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Sequences in a forward pass."})
+    max_drop_ratio: float = field(default=0.01, metadata={"help": "Stop where more rows cannot be used."})
+    chat_template: str | None = field(default=None, metadata={"help": "A bundled template or a jinja file."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write over an earlier evaluation's files."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are cached."})
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size {self.batch_size}: expected at least 1")
+        path = Path(self.output_dir)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--output_dir {path}: this is a file")
+        if (path / "metrics.json").exists() and not self.overwrite_output_dir:
+            raise ValueError(f"--output_dir {path}: has results; name another, or add --overwrite_output_dir")
+
+
+@dataclass
+class Outcome:
+    """Records and metrics of one model by evaluation."""
+
+    records: dict[str, list[Record]]
+    metrics: dict[str, dict[str, float]]
+
+    @property
+    def flat(self) -> dict[str, float]:
+        return {f"{name}_{key}": value for name, found in self.metrics.items() for key, value in found.items()}
+
+
+def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size: int, what: str) -> Outcome:
+    """Every method on the model; what it is doing is printed."""
+    found = Outcome({}, {})
+    for name, method in methods.items():
+        say(f"{what}: {name}")
+        found.records[name], found.metrics[name] = run_method(method, model, Compute(batch_size))
+    return found
+
+
+def compare(methods: Mapping[str, Method], one: Outcome, other: Outcome) -> dict[str, Paired]:
+    """`one` less `other` for each metric that single records have, with 95 % intervals over the same rows."""
+    found = {}
+    for name, method in methods.items():
+        places = [[record["place"] for record in outcome.records[name]] for outcome in (one, other)]
+        if places[0] != places[1]:
+            say(f"{name}: the two models could not use the same rows, so there are no intervals")
+            continue
+        ours, theirs = method.values(one.records[name]), method.values(other.records[name])
+        for key in ours:
+            pairs = zip(ours[key], theirs[key], strict=True)
+            found[f"{name}_{key}"] = paired_bootstrap([a - b for a, b in pairs])
+    return found
+
+
+def pictures(folder: Path, methods: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> dict[str, list[Path]]:
+    """Draw what each method shows best into `folder`: paths by evaluation."""
+    found: dict[str, list[Path]] = {}
+    for name, method in methods.items():
+        paths = []
+        if method.name == "pair_accuracy":
+            paths.append(folder / f"{name}.png")
+            sets = [differences(outcome.records[name]) for outcome in outcomes.values()]
+            draw_histogram(sets, paths[-1], list(outcomes))
+        elif "accuracy" in getattr(method, "scores", ()):
+            for who, outcome in outcomes.items():
+                rows = [r for r in outcome.records[name] if r["reference"] is not None and r["choices"]]
+                predictions, references = (
+                    [metrics.without_thoughts(r[k]) for r in rows] for k in ("prediction", "reference")
+                )
+                matrix, labels = metrics.confusion(predictions, references)
+                if len(labels) <= MAX_LABELS:
+                    paths.append(folder / f"{name}_{who}.png")
+                    report.draw_confusion(matrix, labels, paths[-1])
+        elif method.name == "single_choice":
+            paths.append(folder / f"{name}.png")
+            report.draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, paths[-1])
+        found[name] = paths
+    return found
+
+
+def settings_of(
+    model_args: "ModelArguments",
+    args: EvaluateArguments,
+    evaluation: "EvaluationArguments",
+    decoding: "Decoding",
+    template: str | None,
+) -> dict[str, Any]:
+    """What has to be the same for the same numbers: versions, model, template, files and decoding."""
+    import torch
+    import transformers
+
+    from hf_recipes import __version__
+    from hf_recipes.data.records import find_sources
+
+    files = {
+        name: {s.path: s.digest for s in find_sources([p], "test")} for name, p in evaluation.named_files().items()
+    }
+    shown = evaluation.few_shot_file
+    return {
+        "versions": {"hf_recipes": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        "model": {key: value for key, value in asdict(model_args).items() if key not in ("use_lora", "lora_config")},
+        "compare": args.compare,
+        "batch_size": args.batch_size,
+        "chat_template": template,
+        "eval_methods": evaluation.eval_methods,
+        "eval_files": files,
+        "few_shot": {"count": evaluation.few_shot, "file": shown, "sha256": _sha256(shown)} if shown else None,
+        "decoding": asdict(decoding),
+    }
+
+
+def _sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def write_results(
+    folder: Path,
+    settings: Mapping[str, Any],
+    methods: Mapping[str, Method],
+    outcomes: Mapping[str, Outcome],
+    changes: Mapping[str, Paired],
+) -> None:
+    """metrics.json (the last, so that it stands for all), report.html, and a jsonl of records for each evaluation.
+
+    Args:
+        outcomes: by name; the first is the model's, the second that which it is compared with.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    from hf_recipes.evaluation.html import write_report
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for who, outcome in outcomes.items():
+            for name, records in outcome.records.items():
+                lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+                _write(folder / f"{name}_{who}.jsonl", "".join(lines))
+        drawn = pictures(folder, methods, outcomes)
+        write_report(folder / "report.html", settings, methods, outcomes, changes, drawn)
+        results = {who: outcome.metrics for who, outcome in outcomes.items()}
+        results["change"] = {name: change._asdict() for name, change in changes.items()}
+        _write(
+            folder / "metrics.json", json.dumps({**results, "settings": settings}, ensure_ascii=False, indent=2) + "\n"
+        )
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be written to ({error.strerror or error})") from None
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[float | None, list[Record]]]:
+    """Rows of records, one of each model, with the first model's value; the worst first where there are values."""
+    values = method.values(outcomes[0])
+    first = next(iter(values.values()), [None] * len(outcomes[0]))
+    rows = list(zip(first, map(list, zip(*outcomes, strict=True)), strict=True))
+    return sorted(rows, key=lambda row: row[0]) if values else rows

@@ -1,0 +1,103 @@
+"""Evaluation in the course of training: the same methods as afterwards, on validation rows and named files."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from transformers import TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from hf_recipes.data.prompts import Prompt
+from hf_recipes.errors import UserError
+from hf_recipes.evaluation.answers import Answers
+from hf_recipes.evaluation.decoding import Decoding
+from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
+from hf_recipes.evaluation.suite import OF_ANSWERS, EvaluationArguments, build_methods
+from hf_recipes.training.callbacks import prediction_path, told_if_unwritten
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from hf_recipes.arguments import DataArguments, SFTArguments
+
+
+def build_evaluations(
+    evaluation: EvaluationArguments,
+    args: "SFTArguments",
+    data: "DataArguments",
+    config: "PretrainedConfig",
+    tokenizer: "PreTrainedTokenizerBase",
+    validation: "Dataset | None",
+    stop_ids: Sequence[int],
+) -> dict[str, Method]:
+    """The methods of a run by name: that of the validation rows, which are answered, is empty.
+
+    Raises:
+        UserError: as `build_methods`, or methods without anything to use them on.
+    """
+    asked = evaluation.eval_methods
+    decoding = Decoding(max_new_tokens=args.max_new_tokens or args.max_target_length or 256)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if asked and validation is None and not evaluation.eval_files:
+        raise UserError("--eval_methods without rows to evaluate on: give --eval_files name=path or --validation_file")
+    methods: dict[str, Method] = {}
+    scores = [name for name in asked if name in OF_ANSWERS] if asked else None
+    if validation is not None and scores != []:
+        prompts = [
+            Prompt(
+                row["place"],
+                row["input_ids"][: row["prompt_length"]],
+                row["question"],
+                row["reference"],
+                row["meta"],
+                is_chat=True,
+            )
+            for row in validation
+        ]
+        methods[""] = Answers(prompts, tokenizer, decoding, stop_ids, scores=scores)
+    with args.main_process_first(local=True, desc="evaluation data"):
+        more = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
+        methods |= build_methods(
+            evaluation, tokenizer, decoding=decoding, served=scores or () if methods else (), **more
+        )
+    return methods
+
+
+class Evaluations(TrainerCallback):
+    """Runs evaluation methods after each evaluation of the loss.
+
+    Their scores join the metrics of that evaluation (so that `metric_for_best_model` can name them, as eval_rougeL …),
+    the log and the trackers; the records go to ``predictions/step-N.jsonl`` for the validation rows and to
+    ``predictions/NAME/step-N.jsonl`` for a named file. Over several processes each row counts once.
+
+    Args:
+        methods: by name; that of the validation rows is empty.
+    """
+
+    def __init__(self, trainer, methods: Mapping[str, Method]):
+        self.trainer, self.methods = trainer, methods
+
+    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
+        size = args.per_device_eval_batch_size
+        parted = is_deepspeed_zero3_enabled() or self.trainer.is_fsdp_enabled
+        how = Compute(size, self.trainer.check_stop, synced=parted)
+        scores = {}
+        for name, method in self.methods.items():
+            self.trainer.note_work(f"an evaluation batch of {size} {name or 'answers'}")
+            model = self.trainer.accelerator.unwrap_model(model)
+            records, found = run_method(method, model, how, args.process_index, args.world_size)
+            scores |= {f"eval_{name}_{key}" if name else f"eval_{key}": value for key, value in found.items()}
+            if state.is_world_process_zero:
+                self._write(prediction_path(args.output_dir, state.global_step, name), records)
+        if metrics is not None:
+            metrics.update(scores)
+        self.trainer.log(dict(scores))
+
+    def _write(self, path: str, records: Sequence[Record]) -> None:
+        with told_if_unwritten(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(f"{path}.partial", "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            os.replace(file.name, path)

@@ -1,0 +1,60 @@
+"""Evaluate a model, with or without an adapter, on named files; beside it the base or another model on the same rows.
+
+python scripts/evaluate.py --model_name_or_path MODEL --peft_path runs/first --compare base \
+    --eval_files dev=dev.json exam=ceval_val.csv --output_dir runs/first/evaluation
+"""
+
+import os
+from pathlib import Path
+
+from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation import report
+from hf_recipes.evaluation.decoding import Decoding
+from hf_recipes.evaluation.evaluating import EvaluateArguments, compare, evaluate, settings_of, write_results
+from hf_recipes.evaluation.suite import EvaluationArguments, build_methods
+from hf_recipes.models.inference import load_for_inference, open_for_inference
+from hf_recipes.models.loading import ModelArguments
+from hf_recipes.parsing import Parser, run_script
+
+
+def main() -> None:
+    parser = Parser([ModelArguments, Decoding, EvaluationArguments, EvaluateArguments])
+    model_args, decoding, evaluation, args = parser.parse()
+    if not evaluation.eval_files:
+        raise UserError("--eval_files is missing: name=path of what to evaluate on")
+    if args.compare == "base" and not model_args.peft_path:
+        raise UserError("--compare base is the model without its adapter: name one with --peft_path")
+    if int(os.environ.get("RANK", 0)) > 0:
+        return  # the first process evaluates all rows
+    source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
+
+    def prepare(model_args: ModelArguments):
+        config, tokenizer = open_for_inference(model_args, chat_template=args.chat_template, **source)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        options = {"max_length": limit, "max_drop_ratio": args.max_drop_ratio, "cache_dir": args.cache_dir}
+        return tokenizer, build_methods(evaluation, tokenizer, decoding=decoding, **options)
+
+    tokenizer, methods = prepare(model_args)
+    others = ModelArguments(args.compare) if args.compare not in (None, "base") else None
+    other_tokenizer, other_methods = prepare(others) if others else (None, {})
+    settings = settings_of(model_args, args, evaluation, decoding, tokenizer.chat_template)
+
+    model = load_for_inference(model_args, tokenizer, **source)
+    who = "adapted" if model_args.peft_path else "model"
+    outcomes = {who: evaluate(model, methods, args.batch_size, who)}
+    if args.compare == "base":
+        with model.disable_adapter():
+            outcomes["base"] = evaluate(model, methods, args.batch_size, "base")
+    elif others:
+        del model
+        model = load_for_inference(others, other_tokenizer, **source)
+        outcomes["other"] = evaluate(model, other_methods, args.batch_size, "other")
+    first, *rest = outcomes.values()
+    changes = compare(methods, first, rest[0]) if rest else {}
+    write_results(Path(args.output_dir), settings, methods, outcomes, changes)
+    say(f"\n{report.comparison(rest[0].flat if rest else None, first.flat, changes, tuple(reversed(outcomes)))}\n")
+    say(f"In {args.output_dir}: metrics.json, report.html, pictures, and the records of every row")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,112 @@
+"""scripts/evaluate.py as a user runs it."""
+
+import json
+import re
+import runpy
+import sys
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from conftest import ROOT, tiny_model
+from hf_recipes.models.adapters import attach_lora, read_lora_config
+
+SAMPLES = ROOT / "datasets"
+FILES = ["dev=D/dev.json", *(f"{name}={SAMPLES}/{path}" for name, path in (("exam", "eval/single_choice.jsonl"),))]
+FILES += [f"pairs={SAMPLES}/preference/train.jsonl", f"wiki={SAMPLES}/pretrain/wiki.jsonl"]
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capfd):
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, flags)])
+        capfd.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / "evaluate.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def adapter(model_dir, tmp_path):
+    import torch
+
+    torch.manual_seed(1)
+    adapted = attach_lora(AutoModelForCausalLM.from_pretrained(model_dir), read_lora_config(None), None, [])
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert isinstance(adapted, PeftModel)
+    return tmp_path / "adapter"
+
+
+def test_a_comparison_leaves_figures_and_one_page(evaluate, model_dir, adapter, pairs, tmp_path):
+    files = [entry.replace("D/", f"{pairs}/") for entry in FILES]
+    flags = ["--model_name_or_path", model_dir, "--peft_path", adapter, "--compare", "base", "--max_new_tokens", 4]
+    flags += ["--dtype", "float32", "--eval_files", *files, "--output_dir", tmp_path / "out"]
+    code, out, err = evaluate(*flags)
+    assert code == 0, err
+    for line in ("dev ROUGE-L", "exam accuracy", "pairs accuracy", "wiki perplexity"):
+        assert line in out
+    assert re.search(r"^pairs accuracy.* [-+]\d+\.\d \[[-+]\d+\.\d, [-+]\d+\.\d\]$", out, re.MULTILINE)
+
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["adapted"].keys() == found["base"].keys() == {"dev", "exam", "pairs", "wiki"}
+    difference = found["adapted"]["pairs"]["accuracy"] - found["base"]["pairs"]["accuracy"]
+    change = found["change"]["pairs_accuracy"]
+    assert change["mean"] == pytest.approx(difference) and change["low"] <= difference <= change["high"]
+    settings = found["settings"]
+    assert settings["decoding"]["max_new_tokens"] == 4 and settings["versions"].keys() >= {"torch", "transformers"}
+    assert settings["chat_template"] and list(settings["eval_files"]["exam"]) == [f"{SAMPLES}/eval/single_choice.jsonl"]
+
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # needs no other file
+    assert page.count("<img") == 4 and "the worst first" in page
+    assert len((tmp_path / "out" / "exam_base.jsonl").read_text().splitlines()) == 60
+
+    code, _, err = evaluate(*flags)
+    assert code == 1 and "has results; name another, or add --overwrite_output_dir" in err
+    code, _, err = evaluate(*flags, "--overwrite_output_dir")
+    again = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert code == 0 and again == found  # the same numbers
+
+
+def test_two_models(evaluate, model_dir, tokenizer, tmp_path):
+    other = tmp_path / "other"
+    tiny_model(len(tokenizer)).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    flags = ["--model_name_or_path", model_dir, "--compare", other, "--output_dir", tmp_path / "out"]
+    code, _, err = evaluate(*flags, "--eval_files", f"pairs={SAMPLES}/preference/train.jsonl")
+    assert code == 0, err
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["model"] == found["other"]  # it is the same model
+    assert found["change"]["pairs_accuracy"]["low"] == found["change"]["pairs_accuracy"]["high"] == 0
+
+
+def test_text_of_rows_cannot_run_in_the_page(evaluate, model_dir, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"input": "<script>alert(1)</script>", "target": "<b>答</b>"}\n')
+    flags = ["--model_name_or_path", model_dir, "--output_dir", tmp_path / "out", "--max_new_tokens", 2]
+    assert evaluate(*flags, "--eval_files", f"dev={path}")[0] == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page and "<b>" not in page
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--eval_files is missing"),
+        (["--compare", "base", "--eval_files", "a=b"], "--compare base is the model without its adapter"),
+        (["--eval_files", "a=none.jsonl"], "none.jsonl: no such file"),
+    ],
+)
+def test_mistakes(evaluate, model_dir, tmp_path, flags, message):
+    code, _, err = evaluate("--model_name_or_path", model_dir, "--output_dir", tmp_path / "out", *flags)
+    assert code == 1 and message in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
