@@ -159,6 +159,15 @@ RunMixin.training_step = deadly
     assert run.codes[1] == -9 and run.codes[0] != 0
 
 
+@pytest.mark.slow
+def test_row_18_a_good_run_ends_well_50_times_of_50(forks, settings, tmp_path):
+    """gloo's threads can abort a process at its end when the processes do not leave together."""
+    for number in range(50):
+        argv = [*settings, "--output_dir", tmp_path / str(number), "--per_device_train_batch_size", 4]
+        run = forks.run(*argv, "--max_steps", 2, "--max_eval_samples", 2, world=2)
+        assert run.codes == [0, 0], f"run {number}: {run.codes}\n{run.err}"
+
+
 def test_row_18_ranks_disagree(forks, settings, tmp_path):
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4, "--ddp_timeout", 10]
     disagree = """
