@@ -153,7 +153,11 @@ class SFTArguments(SFTConfig):
                 self.bf16 = not self.fp16 and cpu_computes_bf16()
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = not self.use_cpu
+        if self.ddp_timeout < 1:
+            raise ValueError(f"--ddp_timeout {self.ddp_timeout}: expected at least 1 second")
         if self.deepspeed:
+            if isinstance(self.deepspeed, str) and not os.path.isfile(self.deepspeed):
+                raise ValueError(f"--deepspeed {self.deepspeed}: no such file; see configs/deepspeed")
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
             be_one_process()

@@ -105,7 +105,9 @@ def explain(error: Exception, name: str, target: Target, *, downloads: bool = Fa
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if status is None and isinstance(error, (HTTPError, OSError)):
-        return f"{where}: no connection ({_short(error)}){UNREACHABLE * downloads}"
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") and target == "hf":
+            return f"{where}: HF_HUB_OFFLINE is set, so nothing is fetched"
+        return f"{where}: no connection ({_short(error)}){UNREACHABLE * (downloads and target == 'hf')}"
     return f"{where}: {_short(error)}"
 
 

@@ -11,7 +11,13 @@ from hf_recipes.parsing import Parser, run_script
 from hf_recipes.training.evaluation import build_evaluations
 from hf_recipes.training.memory import PeakMemory
 from hf_recipes.training.plan import make_plan
-from hf_recipes.training.run import check_output_dir, enter_output_dir, on_main_process, train_and_finish
+from hf_recipes.training.run import (
+    check_agreement,
+    check_output_dir,
+    enter_output_dir,
+    on_main_process,
+    train_and_finish,
+)
 from hf_recipes.training.sft import build_model, build_trainer, check_settings, encoder_for, prepare_data
 
 
@@ -37,6 +43,7 @@ def main() -> None:
     model = build_model(model_args, args, tokenizer, added_tokens, cache_dir=data.cache_dir)
 
     checkpoint = on_main_process(args, enter_output_dir, args)
+    check_agreement(args, parser, rows=plan.rows, tokens=plan.tokens)
     args.eval_on_start = args.eval_on_start and checkpoint is None and bool(validation or methods)
     trainer = build_trainer(model, args, train, validation, tokenizer, methods)
     train_and_finish(trainer, parser, ledgers, checkpoint, memory)

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hf_recipes"
 ALLOWED = {
     "data": {"errors", "data"},
     "models": {"errors", "models", "parsing"},
-    "evaluation": {"errors", "evaluation", "data", "models", "__version__"},
+    "evaluation": {"parsing", "errors", "evaluation", "data", "models", "__version__"},
     "hub": {"errors"},
     "download": {"errors", "hub", "models"},
     "training": {"errors", "hub", "training", "evaluation", "data", "models", "arguments", "parsing", "processes"},

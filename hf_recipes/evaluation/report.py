@@ -56,13 +56,9 @@ def evaluations(log_history: Sequence[Mapping]) -> dict[int, dict[str, float]]:
 
 
 def mean_loss(log_history: Sequence[Mapping]) -> float | None:
-    """The trainer's own mean of the training loss, or that of the losses it logged (each for the steps since the one
-    before); None without any.
-    """
+    """Mean training loss of all steps, from the losses that were logged, each for the steps since the one before."""
     total = count = last = 0
     for entry in log_history:
-        if "train_loss" in entry:
-            return entry["train_loss"]
         if "loss" in entry:
             steps, last = entry["step"] - last, entry["step"]
             if entry["loss"] == entry["loss"]:  # not a number where no update was finite

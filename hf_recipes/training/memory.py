@@ -52,7 +52,9 @@ class PeakMemory:
 
 def in_units(size: float) -> str:
     """Bytes for people: ``1.90 GB``, ``340 MB``."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    if size >= 1e9:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def describe(found: dict) -> str | None:

@@ -48,16 +48,20 @@ class Plan:
         """Rows (packed blocks) in one optimizer step."""
         return self.per_device * self.accumulation * self.processes
 
+    @property
+    def batch_parts(self) -> str:
+        processes = f"{self.processes} process{'es' * (self.processes > 1)}"
+        return f"{self.per_device} a device × {self.accumulation} accumulated × {processes}"
+
     def table(self) -> str:
         what = "rows" if self.blocks is None else "packed blocks"
         a_step = self.tokens / (self.blocks or self.rows) * min(self.global_batch, self.blocks or self.rows)
-        parts = f"{self.per_device} a device × {self.accumulation} accumulated × {self.processes} processes"
         lines = [
             ("rows", f"{self.rows:,}" + (f" in {self.blocks:,} packed blocks" if self.blocks is not None else "")),
             ("tokens an epoch", f"{self.tokens:,}, {self.answer_tokens:,} of them learned"),
             ("longest row", f"{self.longest:,} tokens"),
             ("truncated", f"{self.truncated:.1%} of the rows"),
-            ("global batch", f"{self.global_batch:,} {what} ({parts}), about {a_step:,.0f} tokens"),
+            ("global batch", f"{self.global_batch:,} {what} ({self.batch_parts}), about {a_step:,.0f} tokens"),
             ("steps", f"{self.steps_per_epoch:,} an epoch, {self.steps:,} in all, {self.warmup:,} of them warmup"),
         ]
         if self.memory:
@@ -75,6 +79,8 @@ class Plan:
         """Print the notes, and with `whole` the table before them."""
         if whole:
             say(self.table())
+        elif self.processes > 1:
+            say(f"{self.processes} processes, {self.global_batch:,} rows in a step ({self.batch_parts})")
         for note in self.notes:
             say(f"note: {note}")
 

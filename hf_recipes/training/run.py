@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from hf_recipes.arguments import SFTArguments
 
 T = TypeVar("T")
+SHARING = 20.0  # seconds in which what one node writes is seen by the others
+# What may be another path on each node.
+LOCAL = {"model_name_or_path", "peft_path", "output_dir", "cache_dir", "train_file", "validation_file"}
 OWNER = ".run"  # says which launch cleared the folder and wrote its checkpoints
 RESULTS = (
     "run_config.yaml",
@@ -100,6 +104,9 @@ def check_output_dir(args: "SFTArguments", *sources: str | None) -> None:
             )
     if path.exists() and not path.is_dir():
         raise UserError(f"--output_dir {path}: this is a file")
+    wanted = args.resume_from_checkpoint
+    if wanted and wanted.lower() != "true" and not os.path.isdir(wanted):
+        raise UserError(f"--resume_from_checkpoint {wanted}: no such folder")
     decided = args.overwrite_output_dir or args.resume_from_checkpoint or _is_restart(path)
     if path.is_dir() and any(path.iterdir()) and not decided:
         raise UserError(
@@ -140,6 +147,37 @@ def enter_output_dir(args: "SFTArguments") -> str | None:
         inexact=args.inexact_resume,
         trust=args.trust_checkpoint,
     )
+
+
+def check_agreement(args: "TrainingArguments", parser: Parser, **sizes: int) -> None:
+    """Refuse processes that were started with different settings or data, or on nodes that do not share the folder.
+
+    Args:
+        sizes: of the data, by what they count.
+
+    Raises:
+        UserError: what differs, and where; on all processes.
+    """
+    if args.world_size == 1:
+        return
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    path = Path(args.output_dir) / OWNER
+    token = [path.read_text(encoding="utf-8") if args.process_index == 0 else None]
+    broadcast_object_list(token)
+    end = time.monotonic() + SHARING
+    while not (shared := path.is_file() and path.read_text(encoding="utf-8") == token[0]) and time.monotonic() < end:
+        time.sleep(0.2)
+    own = {f"--{name}": value for name, value in parser.recorded().items() if name not in LOCAL} | sizes
+    found = gather_object([(socket.gethostname(), shared, own)])
+    for rank, (host, is_shared, theirs) in enumerate(found):
+        if not is_shared:
+            raise UserError(f"--output_dir {args.output_dir}: not the same folder for rank {rank} on {host}; share it")
+        for name, value in found[0][2].items():
+            if theirs.get(name) != value:
+                raise UserError(
+                    f"rank 0 has {name} {value}, rank {rank} on {host} has {theirs.get(name)}; start them alike"
+                )
 
 
 def train_and_finish(

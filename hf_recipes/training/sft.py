@@ -1,5 +1,6 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 from datasets import Dataset
@@ -88,7 +89,13 @@ def check_settings(model_args: ModelArguments, args: SFTArguments) -> None:
     Raises:
         UserError: quantized weights with DeepSpeed's stage 3, or a `bnb_config` that cannot be used.
     """
-    read_bnb_config(model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit)
+    quantization = read_bnb_config(
+        model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
+    )
+    if quantization is not None:
+        say(f"the base in {4 if quantization.load_in_4bit else 8} bits ({quantization.quantization_method()})")
+    if args.use_cpu and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
+        say("note: FSDP needs an accelerator; on a CPU each process keeps all weights (DDP)")
     if model_args.quantizes and is_deepspeed_zero3_enabled():
         raise UserError(
             "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "

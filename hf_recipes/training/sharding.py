@@ -24,6 +24,8 @@ class Sharding:
             found.offloads_optimizer = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
             found.offloads_weights = (zero.get("offload_param") or {}).get("device", "none") != "none"
             found.half = bool(args.bf16 or args.fp16)
+        elif args.use_cpu:  # accelerate leaves FSDP out there
+            pass
         elif args.fsdp:
             found.stage = 3 if args.fsdp_config.get("reshard_after_forward", True) else 2
             found.offloads_optimizer = found.offloads_weights = bool(args.fsdp_config.get("cpu_offload"))

@@ -43,9 +43,14 @@ class _StepEnd(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer._beat()
+        # So that the log has every step, also of a run that goes on from this checkpoint: see `mean_loss`.
+        control.should_log |= control.should_save or state.global_step >= state.max_steps
         if self.trainer._stop_agreed:
             control.should_evaluate = False
-            control.should_save = control.should_training_stop = True
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save
 
 
 class RunMixin:
@@ -193,7 +198,9 @@ class RunMixin:
         rows, length = inputs["input_ids"].shape
         self.note_work(f"a training batch of {rows} × {length:,} tokens")
         mask = inputs.get("attention_mask")
-        self._new_tokens += int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+        # A row without a label is the filler of an epoch's last batches.
+        real = mask[(inputs["labels"] != -100).any(1)] if mask is not None else inputs["input_ids"]
+        self._new_tokens += int(real.sum()) if mask is not None else real.numel()
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._micro_batches.append((inputs, loss))
         return loss
@@ -270,10 +277,8 @@ class RunMixin:
                 self._nonfinite_since_log = 0
             self._unlogged_tokens = 0
             self._start_clock(step)
-        if "train_loss" in logs and self.first_step:  # upstream's is of the steps since the run was resumed
-            logs.pop("train_loss")
-            if (mean := mean_loss(self.state.log_history)) is not None:
-                logs["train_loss"] = mean
+        if "train_loss" in logs and self.first_step:  # upstream's leaves out the steps before the run was resumed
+            logs["train_loss"] = mean_loss(self.state.log_history)
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):

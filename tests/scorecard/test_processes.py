@@ -141,6 +141,25 @@ def test_row_17_zero_saves_what_plain_libraries_load(forks, settings, alone, mod
     assert what_is_missing(output / "checkpoint-10") is None
 
 
+def test_processes_that_were_started_differently_are_refused(forks, settings, tmp_path):
+    argv = [*settings, "--output_dir", tmp_path / "run"]
+    rate = "import sys\nif rank: sys.argv[sys.argv.index('--learning_rate') + 1] = '1e-3'"
+    run = forks.run(*argv, world=2, before=rate)
+    assert run.codes == [1, 1] and "rank 0 has --learning_rate 0.01, rank 1 on " in run.err, run.err
+    other = "import sys\nfrom hf_recipes.training import run\nrun.SHARING = 1\n"
+    other += "if rank: sys.argv[sys.argv.index('--output_dir') + 1] += '-elsewhere'"
+    run = forks.run(*argv, "--overwrite_output_dir", world=2, before=other)
+    assert run.codes == [1, 1] and "not the same folder for rank 1 on " in run.err, run.err
+
+
+def test_the_mean_loss_is_that_of_all_steps_and_processes(forks, settings, alone, tmp_path):
+    argv = [*settings, "--per_device_train_batch_size", 4, "--logging_steps", 100, "--save_steps", 100]
+    run = forks.run(*argv, "--output_dir", tmp_path / "run", world=2)
+    assert run.code == 0, run.err
+    found = [json.loads((path / "metrics.json").read_text())["train"] for path in (tmp_path / "run", alone["True"][0])]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], abs=1e-4) and found[0]["tokens"] == found[1]["tokens"]
+
+
 def test_row_18_a_rank_dies(forks, settings, tmp_path):
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4, "--ddp_timeout", 20]
     dies = """

@@ -211,7 +211,7 @@ def deadly(owner, name, nth):
     [
         ("trainer.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
         ("trainer, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
-        ("trainer.os, 'replace', 2", "checkpoint-4"),  # checkpoint-8 written, not yet in its place
+        ("trainer.os, 'replace', 3", "checkpoint-4"),  # after the curves'; checkpoint-8 written, not yet in its place
         ("run, '_finish', 1", "checkpoint-14"),  # after the last checkpoint, before the results
     ],
     ids=["training", "a save", "before the rename", "before the results"],
@@ -256,7 +256,9 @@ def test_row_08_a_signal_in_the_last_save(forks, settings, whole, pairs, tmp_pat
     run = forks.run(*argv, before=last)
     assert run.code == 0 and "stopped by SIGTERM after step 14 of 14" in run.out, run.err
     assert not (output / "metrics.json").exists()
-    mean = sum(run.losses()) / 2  # of steps 1 to 5 and 6 to 10
+    logged = [line.split() for line in run.out.splitlines() if line.startswith("step ") and "  loss " in line]
+    assert [words[1] for words in logged] == [f"{step}/14" for step in (4, 5, 8, 10, 12, 14)]  # at each save too
+    mean = sum(n * loss for n, loss in zip((4, 1, 3, 2, 2, 2), run.losses(), strict=True)) / 14
     run = forks.run(*argv, "--resume_from_checkpoint", "true")
     assert run.code == 0 and same(weights(output), whole), run.err
     assert "all 14 steps were trained before, mean training loss" in run.out

@@ -33,11 +33,11 @@ def test_the_table_says_what_the_run_does(dry, sft, model_dir, pairs, tmp_path):
     code, out, err = dry(*more)
     assert code == 0, err
     assert not (tmp_path / "run").exists()
-    assert "global batch      8 rows (4 a device × 2 accumulated × 1 processes)" in out
+    assert "global batch      8 rows (4 a device × 2 accumulated × 1 process)" in out
     assert "steps             5 an epoch, 10 in all, 3 of them warmup" in out
     tokens = int(re.search(r"tokens an epoch +([\d,]+),", out)[1].replace(",", ""))
     for part in ("weights", "gradients", "optimizer", "activations", "logits", "checkpoint"):
-        assert re.search(rf"^ *{part} +\d+ MB", out, re.MULTILINE), part
+        assert re.search(rf"^ *{part} +\d+ [kM]B", out, re.MULTILINE), part
     trained = re.search(r"trained +([\d,]+ of [\d,]+) weights", out)[1]
     truncated = re.search(r"truncated +([\d.]+)%", out)[1]
     real.undo()

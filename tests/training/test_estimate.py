@@ -101,13 +101,16 @@ def test_sharding_is_read_from_deepspeeds_settings(zero, expected):
 
 
 def test_sharding_is_read_from_fsdps_settings(monkeypatch):
-    args = SimpleNamespace(deepspeed_plugin=None, fsdp=True, fsdp_config={"cpu_offload": True}, world_size=2)
+    args = SimpleNamespace(deepspeed_plugin=None, use_cpu=False, world_size=2)
+    args.fsdp, args.fsdp_config = True, {"cpu_offload": True}
     assert Sharding.of(args) == Sharding(3, 2, offloads_optimizer=True, offloads_weights=True)
     args.fsdp = None
     assert Sharding.of(args) == Sharding(0, 2)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # as accelerate launch does
     monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
     assert Sharding.of(args) == Sharding(2, 2)
+    args.use_cpu = True  # where accelerate leaves it out
+    assert Sharding.of(args) == Sharding(0, 2)
 
 
 def test_sharding_divides_what_it_parts(make, monkeypatch):
