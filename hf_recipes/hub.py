@@ -26,10 +26,11 @@ SECRET_VARIABLES = (*TOKENS.values(), "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY",
 ENDPOINTS = ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT")
 LOGINS = {"hf": "hf auth login", "modelscope": "modelscope login"}
 SOURCE_RECORD = "download.json"  # in a downloaded folder: where it is from
-UNREACHABLE = (
-    "; in mainland China set HF_ENDPOINT=https://hf-mirror.com or take --source modelscope, without a network copy the "
-    "folder from another machine"
-)
+COPY = "without a network copy the folder from another machine"
+UNREACHABLE = {
+    "hf": f"; in mainland China set HF_ENDPOINT=https://hf-mirror.com or take --source modelscope, {COPY}",
+    "modelscope": f"; take --source hf, {COPY}",
+}
 TIMEOUT = 120.0  # seconds without an answer
 
 
@@ -85,7 +86,13 @@ def modelscope_api():
 
 def explain(error: Exception, name: str, target: Target, *, downloads: bool = False) -> str:
     """An error of either client in a sentence without a token: what failed and what to do."""
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if type(error) is RuntimeError and isinstance(error.__cause__, Exception):
         error = error.__cause__
@@ -105,9 +112,9 @@ def explain(error: Exception, name: str, target: Target, *, downloads: bool = Fa
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     if status is None and isinstance(error, (HTTPError, OSError)):
-        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") and target == "hf":
+        if isinstance(error, OfflineModeIsEnabled):
             return f"{where}: HF_HUB_OFFLINE is set, so nothing is fetched"
-        return f"{where}: no connection ({_short(error)}){UNREACHABLE * (downloads and target == 'hf')}"
+        return f"{where}: no connection ({_short(error)}){UNREACHABLE[target] * downloads}"
     return f"{where}: {_short(error)}"
 
 

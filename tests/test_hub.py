@@ -193,7 +193,8 @@ def test_what_is_wrong_is_said(hub, source, tmp_path, monkeypatch, script):
     point_to("http://127.0.0.1:9", monkeypatch)
     monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
     fails("no connection", "Qwen/tiny")
-    fails("HF_ENDPOINT=https://hf-mirror.com or take --source modelscope", "Qwen/tiny")
+    other = {"hf": "HF_ENDPOINT=https://hf-mirror.com or take --source modelscope", "modelscope": "take --source hf"}
+    fails(other[source], "Qwen/tiny")
 
 
 def test_the_client_of_modelscope_is_optional(monkeypatch, tmp_path):
