@@ -12,7 +12,7 @@ from hf_recipes.evaluation import report
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.evaluating import EvaluateArguments, compare, evaluate, settings_of, write_results
 from hf_recipes.evaluation.suite import EvaluationArguments, build_methods
-from hf_recipes.models.inference import load_for_inference, open_for_inference
+from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
 from hf_recipes.parsing import Parser, run_script
 
@@ -32,14 +32,19 @@ def main() -> None:
         config, tokenizer = open_for_inference(model_args, chat_template=args.chat_template, **source)
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         options = {"max_length": limit, "max_drop_ratio": args.max_drop_ratio, "cache_dir": args.cache_dir}
-        return tokenizer, build_methods(evaluation, tokenizer, decoding=decoding, **options)
+        methods = build_methods(evaluation, tokenizer, decoding=decoding, **options)
+        is_reward = is_reward_model(config)
+        for method in methods.values() if is_reward else ():
+            if method.name != "pair_accuracy":
+                raise UserError(f"{model_args.model_name_or_path}: a reward model, which gives no {method.name}")
+        return tokenizer, methods, {**source, "is_reward": is_reward}
 
-    tokenizer, methods = prepare(model_args)
+    tokenizer, methods, options = prepare(model_args)
     others = ModelArguments(args.compare) if args.compare not in (None, "base") else None
-    other_tokenizer, other_methods = prepare(others) if others else (None, {})
+    other_tokenizer, other_methods, other_options = prepare(others) if others else (None, {}, {})
     settings = settings_of(model_args, args, evaluation, decoding, tokenizer.chat_template)
 
-    model = load_for_inference(model_args, tokenizer, **source)
+    model = load_for_inference(model_args, tokenizer, **options)
     who = "adapted" if model_args.peft_path else "model"
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}
     if args.compare == "base":
@@ -47,7 +52,7 @@ def main() -> None:
             outcomes["base"] = evaluate(model, methods, args.batch_size, "base")
     elif others:
         del model
-        model = load_for_inference(others, other_tokenizer, **source)
+        model = load_for_inference(others, other_tokenizer, **other_options)
         outcomes["other"] = evaluate(model, other_methods, args.batch_size, "other")
     first, *rest = outcomes.values()
     changes = compare(methods, first, rest[0]) if rest else {}

@@ -52,6 +52,14 @@ def open_for_inference(
     return config, tokenizer
 
 
+def is_reward_model(config: "PretrainedConfig") -> bool:
+    """Whether the model gives a conversation one score instead of continuing it."""
+    return (
+        any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        and config.num_labels == 1
+    )
+
+
 def computes_bf16() -> bool:
     """Whether this machine's accelerator, or without one its processor, is made for bfloat16."""
     if not has_accelerator():
@@ -67,8 +75,11 @@ def load_for_inference(
     *,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
+    is_reward: bool = False,
 ) -> "PreTrainedModel":
     """The model, quantized where `arguments` say so, with its adapter, on the accelerator where there is one.
+
+    With `is_reward` it is a reward model.
 
     With ``--dtype auto`` its weights are in bfloat16 where the machine computes in it, else in float32.
 
@@ -77,9 +88,8 @@ def load_for_inference(
     """
     import torch
 
-    model = load_model(
-        arguments, trains_all=False, bf16=computes_bf16(), trust_remote_code=trust_remote_code, cache_dir=cache_dir
-    )
+    source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
+    model = load_model(arguments, trains_all=False, bf16=computes_bf16(), is_reward=is_reward, **source)
     with torch.random.fork_rng(devices=[]):  # rows that no adapter brings are drawn: the same ones each time
         torch.manual_seed(0)
         fit_embeddings(model, tokenizer)

@@ -207,9 +207,17 @@ def weight_dtype(arguments: ModelArguments, *, trains_all: bool, bf16: bool) -> 
 
 
 def load_model(
-    arguments: ModelArguments, *, trains_all: bool, bf16: bool, trust_remote_code: bool = False, **kwargs: Any
+    arguments: ModelArguments,
+    *,
+    trains_all: bool,
+    bf16: bool,
+    trust_remote_code: bool = False,
+    is_reward: bool = False,
+    **kwargs: Any,
 ) -> "PreTrainedModel":
     """The causal language model, quantized where `arguments` ask for it; for training as for inference.
+
+    With `is_reward`, the sequence classifier that scores conversations instead.
 
     With ``--dtype auto``, frozen weights are in bfloat16 where the run computes in it; weights that are trained are
     in float32, because an update of 1e-5 is lost in bfloat16's eight bits.
@@ -219,9 +227,10 @@ def load_model(
             in another way, or `arguments.bnb_config` cannot be used.
     """
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     name = arguments.model_name_or_path
+    kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
     quantization = read_bnb_config(
         arguments.bnb_config,
         load_in_4bit=arguments.load_in_4bit,
@@ -234,7 +243,7 @@ def load_model(
     if arguments.attn_implementation:
         kwargs["attn_implementation"] = arguments.attn_implementation
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = kind.from_pretrained(
             name,
             revision=arguments.model_revision,
             dtype=dtype,
@@ -249,12 +258,12 @@ def load_model(
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
             f"{name}: its files lack weights of {type(model).__name__} ({', '.join(missing[:3])}{more}), which would "
-            "stay random; give a complete checkpoint of a causal language model"
+            "stay random; give a complete checkpoint of a {'reward' if is_reward else 'causal language'} model"
         )
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
     # Families that can be both (BERT) say so in their configuration; some that cannot say it too (GPT-NeoX).
-    if getattr(model.config, "is_decoder", True) is False and _sees_later_tokens(model):
+    if not is_reward and getattr(model.config, "is_decoder", True) is False and _sees_later_tokens(model):
         raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
     return model
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from conftest import ROOT, tiny_model
 from hf_recipes.models.adapters import attach_lora, read_lora_config
@@ -87,6 +87,20 @@ def test_two_models(evaluate, model_dir, tokenizer, tmp_path):
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["model"] == found["other"]  # it is the same model
     assert found["change"]["pairs_accuracy"]["low"] == found["change"]["pairs_accuracy"]["high"] == 0
+
+
+def test_a_reward_model_is_asked_for_pairs_alone(evaluate, tokenizer, tmp_path):
+    config = tiny_model(len(tokenizer)).config
+    config.num_labels = 1
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    flags = ["--model_name_or_path", tmp_path / "reward", "--output_dir", tmp_path / "out"]
+    code, _, err = evaluate(*flags, "--eval_files", f"exam={SAMPLES}/eval/single_choice.jsonl")
+    assert code == 1 and "a reward model, which gives no single_choice" in err
+    code, _, err = evaluate(*flags, "--eval_files", f"pairs={SAMPLES}/preference/train.jsonl")
+    assert code == 0, err
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["model"]["pairs"]
+    assert found["pairs"] == 81 and "accuracy_per_token" not in found
 
 
 def test_text_of_rows_cannot_run_in_the_page(evaluate, model_dir, tmp_path):
