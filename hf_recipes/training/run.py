@@ -265,9 +265,9 @@ def _finish(trainer, card: Callable[[Path], str], train: dict, taken: dict | Non
     if not trainer.is_world_process_zero():
         return
     report.draw_curves(state.log_history, output_dir / "curves.png")
-    trackers.finish(state.global_step)
     by_step = report.evaluations(state.log_history)
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
+    trackers.finish(state.global_step, report.comparison(before, after) if after else None)
     metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
     (output_dir / "README.md").write_text(card(output_dir), encoding="utf-8")
     partial = output_dir / "metrics.json.partial"

@@ -13,6 +13,7 @@ from contextlib import suppress
 from html import escape
 from pathlib import Path
 from queue import SimpleQueue
+from textwrap import indent
 from typing import Any
 
 import yaml
@@ -76,10 +77,10 @@ class SwanLab:
     def log(self, metrics: dict[str, float], step: int) -> None:
         self.run.log(metrics, step=step)
 
-    def samples(self, rows: Sequence[Mapping[str, str]], step: int, key: str) -> None:
+    def texts(self, texts: Sequence[str], step: int, key: str) -> None:
         import swanlab
 
-        self.run.log({key: [swanlab.Text(as_text(row)) for row in rows]}, step=step)
+        self.run.log({key: [swanlab.Text(text) for text in texts]}, step=step)
 
     def image(self, path: Path, step: int) -> None:
         import swanlab
@@ -131,11 +132,11 @@ class Wandb:
     def log(self, metrics: dict[str, Any], step: int) -> None:
         self.run.log({**metrics, "train/global_step": step})
 
-    def samples(self, rows: Sequence[Mapping[str, str]], step: int, key: str) -> None:
+    def texts(self, texts: Sequence[str], step: int, key: str) -> None:
         import wandb
 
         # A wandb.Table would be an artifact, half of which lies outside the run's folder.
-        text = escape("\n\n——\n\n".join(map(as_text, rows)))
+        text = escape("\n\n——\n\n".join(texts))
         self.log({key: wandb.Html(f'<pre style="white-space: pre-wrap">{text}</pre>')}, step)
 
     def image(self, path: Path, step: int) -> None:
@@ -167,8 +168,8 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
-    def samples(self, rows: Sequence[Mapping[str, str]], step: int, key: str) -> None:
-        self.writer.add_text(key, "\n\n---\n\n".join(map(as_text, rows)), step)
+    def texts(self, texts: Sequence[str], step: int, key: str) -> None:
+        self.writer.add_text(key, "\n\n---\n\n".join(texts), step)
 
     def image(self, path: Path, step: int) -> None:
         import numpy as np
@@ -274,13 +275,15 @@ class TrackersCallback(TrainerCallback):
             rows = read_predictions(path)[:SAMPLES]
             if rows and "prediction" in rows[0]:
                 key = "/".join(("eval", *path.relative_to(folder).parts[:-1], "samples"))
-                self._send("samples", rows, state.global_step, key)
+                self._send("texts", list(map(as_text, rows)), state.global_step, key)
 
-    def finish(self, step: int) -> None:
-        """Send `curves.png` and close every tracker, waiting for each a minute at the most."""
+    def finish(self, step: int, table: str | None = None) -> None:
+        """Send `curves.png` and the `table` of the metrics, and close every tracker, for each a minute at the most."""
         curves = Path(self.args.output_dir, "curves.png")
         if curves.is_file():
             self._send("image", curves, step)
+        if table:
+            self._send("texts", [indent(table, "    ")], step, "eval/table")  # what Markdown shows as it is
         waiting = [(worker, worker.put("finish", worker.tracker.finish)) for worker in self.workers]
         for worker, done in waiting:
             if not done.wait(PATIENCE + GRACE):

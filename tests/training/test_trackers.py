@@ -91,6 +91,8 @@ def test_each_tracker_gets_metrics_settings_answers_and_curves(run, tmp_path, mo
     assert [e.step for e in texts] == [2, 4]
     text = texts[-1].tensor_proto.string_val[0].decode()
     assert question in text and text.count("reference: ") == 5
+    [table] = board.Tensors("eval/table/text_summary")
+    assert table.step == 4 and "\n    ROUGE-L" in table.tensor_proto.string_val[0].decode()
     assert "learning_rate: 0.01" in board.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
 
     [offline] = output.glob("wandb/offline-run-*")
@@ -111,7 +113,8 @@ def test_each_tracker_gets_metrics_settings_answers_and_curves(run, tmp_path, mo
     assert any(scalars == pytest.approx(expected) for scalars in swanlab_scalars(local))
     assert yaml.safe_load((local / "files" / "config.yaml").read_text())["learning_rate"]["value"] == 0.01
     shown = [path.read_text() for path in local.glob("media/text/004-*.txt")]
-    assert len(shown) == 5 and any(question in text for text in shown)
+    assert len(shown) == 6 and any(question in text for text in shown)
+    assert sum("ROUGE-L" in text and "adapted" in text for text in shown) == 1
     assert len(list(local.glob("media/image/*.png"))) == 1
     assert "command" not in json.loads((local / "files" / "swanlab-metadata.json").read_text())
 
@@ -183,10 +186,10 @@ class Stub:
     def finish(self):
         self._do("finish")
 
-    def samples(self, *_):
+    def texts(self, *_):
         pass
 
-    image = samples
+    image = texts
 
     def _do(self, moment, value=None):
         if moment == self.moment:
