@@ -171,6 +171,23 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
+def read_json_object(path: str, flag: str) -> dict[str, Any]:
+    """The JSON object in the file that `flag` names.
+
+    Raises:
+        UserError: no such file, not JSON, or no object.
+    """
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {path}: not JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{flag} {path}: expected a JSON object, found a {type(settings).__name__}")
+    return settings
+
+
 def run_script(main: Callable[[], None], go_on: str = "the same command begins anew") -> None:
     """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 1, without a traceback.
 

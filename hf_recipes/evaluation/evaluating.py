@@ -119,31 +119,39 @@ def settings_of(
     template: str | None,
 ) -> dict[str, Any]:
     """What has to be the same for the same numbers: versions, model, template, files and decoding."""
-    import torch
-    import transformers
-
-    from hf_recipes import __version__
     from hf_recipes.data.records import find_sources
 
     files = {
         name: {s.path: s.digest for s in find_sources([p], "test")} for name, p in evaluation.named_files().items()
     }
-    shown = evaluation.few_shot_file
     return {
-        "versions": {"hf_recipes": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+        "versions": versions(),
         "model": {key: value for key, value in asdict(model_args).items() if key not in ("use_lora", "lora_config")},
         "compare": args.compare,
         "batch_size": args.batch_size,
         "chat_template": template,
         "eval_methods": evaluation.eval_methods,
         "eval_files": files,
-        "few_shot": {"count": evaluation.few_shot, "file": shown, "sha256": _sha256(shown)} if shown else None,
+        "few_shot": few_shot_of(evaluation.few_shot_file, evaluation.few_shot),
         "decoding": asdict(decoding),
     }
 
 
-def _sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def versions() -> dict[str, str]:
+    """Of what decides a figure."""
+    import torch
+    import transformers
+
+    from hf_recipes import __version__
+
+    return {"hf_recipes": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def few_shot_of(path: str | None, count: int) -> dict[str, Any] | None:
+    """The file of examples by its name and digest, and how many of them are shown."""
+    if path is None:
+        return None
+    return {"count": count, "file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
 def write_results(

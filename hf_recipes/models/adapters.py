@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError, say
-from hf_recipes.parsing import nearest
+from hf_recipes.parsing import nearest, read_json_object
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
@@ -31,15 +31,7 @@ def read_lora_config(path: str | None) -> "LoraConfig":
     if path is None:
         settings: dict[str, Any] = {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": "all-linear"}
     else:
-        try:
-            with open(path, encoding="utf-8") as file:
-                settings = json.load(file)
-        except FileNotFoundError:
-            raise UserError(f"--lora_config {path}: no such file") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"--lora_config {path}: not JSON ({error})") from None
-        if not isinstance(settings, dict):
-            raise UserError(f"--lora_config {path}: expected a JSON object, found a {type(settings).__name__}")
+        settings = read_json_object(path, "--lora_config")
     known = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
     values: dict[str, Any] = {"task_type": "CAUSAL_LM"}
     for key, value in settings.items():

@@ -1,11 +1,10 @@
 """Weights in four or eight bits (bitsandbytes): the settings, and a quantized base made ready to carry an adapter."""
 
 import inspect
-import json
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError
-from hf_recipes.parsing import nearest
+from hf_recipes.parsing import nearest, read_json_object
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -32,7 +31,7 @@ def read_bnb_config(
     if path is None:
         settings |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if load_in_4bit else {}
     else:
-        settings = _read_json(path)
+        settings = read_json_object(path, "--bnb_config")
     known = inspect.signature(BitsAndBytesConfig.__init__).parameters.keys() - {"self", "kwargs"}
     for key in settings:
         if key not in known:
@@ -47,19 +46,6 @@ def read_bnb_config(
         return BitsAndBytesConfig(**settings)
     except (TypeError, ValueError, AttributeError, ImportError) as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}") from None
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            settings = json.load(file)
-    except FileNotFoundError:
-        raise UserError(f"--bnb_config {path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"--bnb_config {path}: not JSON ({error})") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"--bnb_config {path}: expected a JSON object, found a {type(settings).__name__}")
-    return settings
 
 
 def is_quantized(model: "PreTrainedModel") -> bool:

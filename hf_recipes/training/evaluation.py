@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -12,6 +13,7 @@ from hf_recipes.data.prompts import Prompt
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.answers import Answers
 from hf_recipes.evaluation.decoding import Decoding
+from hf_recipes.evaluation.evaluating import few_shot_of, versions
 from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
 from hf_recipes.evaluation.suite import OF_ANSWERS, EvaluationArguments, build_methods
 from hf_recipes.training.callbacks import prediction_path, told_if_unwritten
@@ -63,6 +65,17 @@ def build_evaluations(
             evaluation, tokenizer, decoding=decoding, served=scores or () if methods else (), **more
         )
     return methods
+
+
+def evaluated_with(trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What, beside the run's settings, has to be the same for the same figures."""
+    methods = next((c.methods for c in trainer.callback_handler.callbacks if isinstance(c, Evaluations)), {})
+    return {
+        "versions": versions(),
+        "chat_template": trainer.processing_class.chat_template,
+        "few_shot": few_shot_of(settings.get("few_shot_file"), settings.get("few_shot", 0)),
+        "decoding": next((asdict(m.decoding) for m in methods.values() if hasattr(m, "decoding")), None),
+    }
 
 
 class Evaluations(TrainerCallback):

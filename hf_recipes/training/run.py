@@ -18,6 +18,7 @@ from hf_recipes.parsing import Parser
 from hf_recipes.processes import leave_process_group
 from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import find_checkpoint
+from hf_recipes.training.evaluation import evaluated_with
 from hf_recipes.training.faults import Stopped, is_of_disk
 from hf_recipes.training.memory import PeakMemory, describe
 from hf_recipes.training.model_card import NAMES, hub_names, model_card
@@ -207,9 +208,10 @@ def train_and_finish(
         result = trainer.train(resume_from_checkpoint=checkpoint)
         taken = memory.read()
         if not trainer.stopped_by:
+            settings = evaluated_with(trainer, parser.settings)
             train = _trained(trainer, result.metrics["train_runtime"], taken)
             with suppress(Stopped):
-                _finish_or_say(trainer, card, train, taken, trackers)
+                _finish_or_say(trainer, card, train, taken, trackers, settings)
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -255,7 +257,7 @@ def _finish_or_say(trainer, *results) -> None:
         ) from None
 
 
-def _finish(trainer, card: Callable[[Path], str], train: dict, taken: dict | None, trackers) -> None:
+def _finish(trainer, card: Callable[[Path], str], train: dict, taken: dict | None, trackers, settings: dict) -> None:
     output_dir, state = Path(trainer.args.output_dir), trainer.state
     if trainer.eval_dataset is not None and (
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
@@ -269,6 +271,7 @@ def _finish(trainer, card: Callable[[Path], str], train: dict, taken: dict | Non
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
     trackers.finish(state.global_step, report.comparison(before, after) if after else None)
     metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
+    metrics["settings"] = settings
     (output_dir / "README.md").write_text(card(output_dir), encoding="utf-8")
     partial = output_dir / "metrics.json.partial"
     partial.write_text(json.dumps(metrics, indent=2), encoding="utf-8")

@@ -50,6 +50,9 @@ def test_every_method_leaves_its_metrics_and_records(evaluated):
             records = [json.loads(line) for line in path.read_text().splitlines()]
             assert len({record["place"] for record in records}) == len(records) == count, name
     assert (evaluated / "curves.png").exists()
+    settings = json.loads((evaluated / "metrics.json").read_text())["settings"]
+    assert settings["decoding"]["max_new_tokens"] == 4 and settings["versions"].keys() >= {"torch", "transformers"}
+    assert settings["chat_template"] and settings["few_shot"] is None
 
 
 def test_training_is_the_same_with_evaluations_and_without(forks, settings, evaluated, tmp_path):
