@@ -18,20 +18,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_recipes.data.streams import CHUNK, COMPRESSED, MAX_ROW_BYTES, TEXT_SUFFIXES, digest_and_encoding, open_binary
+from hf_recipes.data.streams import (
+    CHUNK,
+    COMPRESSED,
+    MAX_ROW_BYTES,
+    TEXT_SUFFIXES,
+    digest_and_encoding,
+    glance_at,
+    open_binary,
+    skip,
+)
 from hf_recipes.errors import UserError
 
 SUFFIXES = (*TEXT_SUFFIXES, *(s + z for s in TEXT_SUFFIXES for z in COMPRESSED), ".parquet")
 ENDINGS = ("json", "jsonl", "csv", "tsv", "txt", "parquet", "gz", "zst", "zip", "xlsx")  # of paths, not of Hub ids
 
+BEGIN = (0, 0)  # lines, or rows where there are no lines, and decompressed bytes before a row
+
 
 @dataclass(slots=True)
 class Record:
-    """One row: its `value`, or the `problem` that keeps it from having one, at ``file:line``."""
+    """One row: its `value`, or the `problem` that keeps it from having one, at ``file:line``.
+
+    `after` is where the next row begins, as `read_records` takes it.
+    """
 
     place: str
     value: dict[str, Any] | None = None
     problem: str | None = None
+    after: tuple[int, int] = BEGIN
 
 
 @dataclass(frozen=True)
@@ -45,10 +60,13 @@ class Source:
     cache_dir: str | None = None
 
 
-def find_sources(specs: Sequence[str], split: str = "train", cache_dir: str | None = None) -> list[Source]:
+def find_sources(
+    specs: Sequence[str], split: str = "train", cache_dir: str | None = None, glance: bool = False
+) -> list[Source]:
     """Expand files, globs, folders (recursively, in sorted order) and Hub ids.
 
     A Hub id is ``owner/name``, of which `split` is read, or ``owner/name:split``; it is cached in `cache_dir`.
+    With `glance`, files are not read to their end: the digest is of size and date, the encoding that of the beginning.
 
     Raises:
         UserError: nothing there, an unknown file type, an empty file, or text in no known encoding.
@@ -67,7 +85,7 @@ def find_sources(specs: Sequence[str], split: str = "train", cache_dir: str | No
             if not _names_hub_data(spec):
                 raise UserError(f"{spec}: no such file, folder or glob")
             sources.append(_hub_source(spec, split, cache_dir))
-        sources += [_file_source(path) for path in paths]
+        sources += [_file_source(path, glance) for path in paths]
     return sources
 
 
@@ -98,16 +116,18 @@ def _load_hub(name: str, split: str, cache_dir: str | None):
     raise UserError(f"{name}: it has no split {split!r}; there are {', '.join(splits)}: name one as {name}:{splits[0]}")
 
 
-def _file_source(path: str) -> Source:
+def _file_source(path: str, glance: bool) -> Source:
     if not path.endswith(SUFFIXES):
         raise UserError(f"{path}: unknown file type; known are {', '.join(SUFFIXES)}")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path}: the file is empty")
-    return Source(path, *digest_and_encoding(path))
+    return Source(path, *(glance_at(path) if glance else digest_and_encoding(path)))
 
 
-def read_records(source: Source) -> Iterator[Record]:
-    """Yield the rows of one source in order.
+def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Record]:
+    """Yield the rows of one source in order, from `start` on: the `after` of a record that was read before.
+
+    Where rows are lines, those before are not parsed (of an uncompressed file, not even read).
 
     Raises:
         UserError: the file is cut short, damaged, or holds no row at all.
@@ -115,24 +135,32 @@ def read_records(source: Source) -> Iterator[Record]:
     path, kind = source.path, re.sub(r"\.(gz|zst)$", "", source.path)
     if source.split is not None:
         rows = _load_hub(path, source.split, source.cache_dir)
-        yield from (Record(f"{path}/{source.split}:{number}", row) for number, row in enumerate(rows, 1))
+        for number in range(start[0], len(rows)):
+            yield Record(f"{path}/{source.split}:{number + 1}", rows[number], after=(number + 1, 0))
         return
     if kind.endswith(".parquet"):
-        yield from _read_parquet(path)
+        yield from _numbered(_read_parquet(path), start)
         return
-    found = False
+    found = start != BEGIN
     with open_binary(path) as stream:
         if kind.endswith((".csv", ".tsv")):
-            rows = _read_csv(stream, source, "\t" if kind.endswith(".tsv") else ",")
+            rows = _numbered(_read_csv(stream, source, "\t" if kind.endswith(".tsv") else ","), start)
         elif kind.endswith(".txt"):
-            rows = _read_lines(stream, source, lambda text: {"text": text})
+            rows = _read_lines(stream, source, lambda text: {"text": text}, start)
         else:
-            rows = _read_json(stream, source)
+            rows = _read_json(stream, source, start)
         for row in rows:
             found = True
             yield row
     if not found:
         raise UserError(f"{path}: the file holds no rows")
+
+
+def _numbered(rows: Iterator[Record], start: tuple[int, int]) -> Iterator[Record]:
+    for number, row in enumerate(rows, 1):
+        if number > start[0]:
+            row.after = (number, 0)
+            yield row
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -161,40 +189,43 @@ def _too_long(place: str) -> UserError:
     return UserError(f"{place}: this row is longer than {MAX_ROW_BYTES >> 20} MiB; split it or take it out")
 
 
-def _read_lines(stream: io.BufferedReader, source: Source, parse: Callable[[str], dict]) -> Iterator[Record]:
-    number = 0
+def _read_lines(
+    stream: io.BufferedReader, source: Source, parse: Callable[[str], dict], start: tuple[int, int]
+) -> Iterator[Record]:
+    number, offset = start
+    skip(stream, offset)
     while raw := stream.readline(MAX_ROW_BYTES + 1):
-        number += 1
+        number, offset = number + 1, offset + len(raw)
         place = f"{source.path}:{number}"
         if len(raw) > MAX_ROW_BYTES:
             raise _too_long(place)
         try:
             text = raw.decode("utf-8-sig" if number == 1 and source.encoding == "utf-8" else source.encoding).strip()
         except UnicodeDecodeError:
-            yield Record(place, problem=f"not {source.encoding.upper()} text")
+            yield Record(place, problem=f"not {source.encoding.upper()} text", after=(number, offset))
             continue
         if not text:
             continue
         try:
-            value = parse(text)
+            row = _row(place, parse(text), text)
         except RecursionError:
-            yield Record(place, problem="nested too deeply")
+            row = Record(place, problem="nested too deeply")
         except ValueError as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            yield Record(place, problem=f"broken JSON ({message})")
-        else:
-            yield _row(place, value, text)
+            row = Record(place, problem=f"broken JSON ({message})")
+        row.after = (number, offset)
+        yield row
 
 
-def _read_json(stream: io.BufferedReader, source: Source) -> Iterator[Record]:
+def _read_json(stream: io.BufferedReader, source: Source, start: tuple[int, int]) -> Iterator[Record]:
     """An array, objects a line, or objects that span lines: told apart by how the file begins."""
     head = stream.peek(4096)[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
     if head[:1] == b"[":
-        yield from _read_values(stream, source, in_array=True)
+        yield from _numbered(_read_values(stream, source, in_array=True), start)
     elif re.match(rb"\{\s*\n", head):
-        yield from _read_values(stream, source, in_array=False)
+        yield from _numbered(_read_values(stream, source, in_array=False), start)
     else:
-        yield from _read_lines(stream, source, _decoder.decode)
+        yield from _read_lines(stream, source, _decoder.decode, start)
 
 
 _SPACE = re.compile(r"\s*")

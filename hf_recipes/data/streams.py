@@ -26,6 +26,42 @@ def open_binary(path: str) -> io.BufferedReader:
     return open(path, "rb")
 
 
+def skip(stream: io.BufferedReader, count: int) -> None:
+    """Leave out `count` bytes of what `open_binary` opened."""
+    if stream.seekable():
+        stream.seek(count)
+        return
+    while count > 0 and (chunk := stream.read(min(count, CHUNK))):
+        count -= len(chunk)
+
+
+def glance_at(path: str) -> tuple[str, str]:
+    """As `digest_and_encoding`, of size, date and the first MiB: for files too large to be read before they are used.
+
+    Raises:
+        UserError: as there.
+    """
+    status, votes = os.stat(path), [0, 0]
+    with open_binary(path) as file:
+        lines = file.read(CHUNK).split(b"\n")
+    _refuse_utf16(path, lines[0])
+    # The last line is cut somewhere; of an only one, what stands between quotation marks is whole.
+    lines = lines[:-1] or [lines[0][lines[0].find(b'"') : lines[0].rfind(b'"')]]
+    for line in lines if _is_text(path) else ():
+        if not line.isascii():
+            votes[_is_utf8(line)] += 1
+    return f"{status.st_size}-{status.st_mtime_ns}", "gb18030" if votes[False] > votes[True] else "utf-8"
+
+
+def _is_text(path: str) -> bool:
+    return path.removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES)
+
+
+def _refuse_utf16(path: str, head: bytes) -> None:
+    if _is_text(path) and head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise UserError(f"{path}: UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8 {path} > utf8.txt")
+
+
 def digest_and_encoding(path: str) -> tuple[str, str]:
     """xxh3-128 of the content, decompressed, and, in the same pass, the text encoding.
 
@@ -37,7 +73,7 @@ def digest_and_encoding(path: str) -> tuple[str, str]:
     """
     import xxhash
 
-    is_text = path.removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES)
+    is_text = _is_text(path)
     digest, votes, rest = xxhash.xxh3_128(), [0, 0], b""
 
     def vote(lines: list[bytes]) -> None:
@@ -46,8 +82,7 @@ def digest_and_encoding(path: str) -> tuple[str, str]:
                 votes[_is_utf8(line)] += 1
 
     with open_binary(path) as file:
-        if is_text and file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise UserError(f"{path}: UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8 {path} > utf8.txt")
+        _refuse_utf16(path, file.peek(2)[:2])
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             if not is_text or sum(votes) >= VOTES:
