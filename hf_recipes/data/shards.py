@@ -57,18 +57,20 @@ class DocumentEncoder:
         if end is None:
             raise UserError(f"--document_end_token {end_token}: no token of this tokenizer")
         self.tokenizer, self.end_token, self.end = tokenizer, end_token, end
+        self._backend = None
+        if tokenizer.is_fast:  # a copy: the run's other uses of the tokenizer keep their settings
+            self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = True
         self.begin = leading_ids(tokenizer)
         self.size = len(tokenizer)
         self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """(tokens,) ids of each text. Literal special tokens in a text are text."""
-        if self.tokenizer.is_fast:
-            backend = self.tokenizer.backend_tokenizer
-            backend.no_truncation()
-            backend.no_padding()
-            backend.encode_special_tokens = True
-            rows = [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if self._backend is not None:
+            rows = [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         else:
             split = {"add_special_tokens": False, "split_special_tokens": True}
             rows = self.tokenizer(list(texts), **split)["input_ids"]
@@ -192,7 +194,7 @@ def open_shards(folder: str, name: str, encoder: DocumentEncoder) -> TokenShards
     """Open a folder that `write_manifest` completed.
 
     Raises:
-        UserError: the shards are of another tokenizer or end token, one is missing or cut short, or none has a document.
+        UserError: shards of another tokenizer or end token, one that is missing or cut short, or no document at all.
     """
     where = os.path.join(folder, SHARDS)
     try:
