@@ -1,0 +1,368 @@
+"""Documents tokenized as they are read, in an order that no number of processes changes.
+
+All processes read all documents; each tokenizes its share of them, in chunks, and gets the others' tokens from those
+that made them. Reading takes a thirtieth of the time of tokenizing. So a stream has one order, and each block of a run
+is the same block at any number of processes and workers, and after any number of restarts.
+"""
+
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from hf_recipes.data.blocks import Block, Blocking, fill
+from hf_recipes.data.corpora import Reader
+from hf_recipes.data.ledger import KEPT, fate
+from hf_recipes.data.records import BEGIN
+from hf_recipes.data.shards import DocumentEncoder, Shard, ShardWriter, write_manifest
+from hf_recipes.errors import UserError
+
+SHARD_TOKENS = 1 << 27
+CHUNK_BYTES, CHUNK_DOCUMENTS = 1 << 18, 1024  # of text that is tokenized at a time
+WINDOW_TOKENS = 1 << 17  # blocks are shuffled among so many tokens; resuming tokenizes them again, in about 0.2 s
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A place between two rows of a stream: the epoch, how many of its files are done, and where in the next one.
+
+    `documents` counts those before it in the epoch.
+    """
+
+    epoch: int = 0
+    file: int = 0
+    lines: int = 0
+    offset: int = 0
+    documents: int = 0
+
+
+@dataclass
+class Chunk:
+    """Consecutive documents as they were read, with the fate of each row; `after` is None at the end of an epoch."""
+
+    start: Cursor
+    after: Cursor
+    texts: list[str] = field(default_factory=list)
+    fates: list[tuple[str, str]] = field(default_factory=list)
+    ends_epoch: bool = False
+
+
+def file_order(count: int, epoch: int, seed: int | None) -> np.ndarray:
+    """The order of `count` files in an epoch; that of their names without a seed."""
+    return np.arange(count) if seed is None else np.random.default_rng([seed, 3, epoch]).permutation(count)
+
+
+def read_chunks(readers: Sequence[Reader], cursor: Cursor, seed: int | None = None) -> Iterator[Chunk]:
+    """The documents of the files epoch after epoch, from `cursor` on.
+
+    Raises:
+        UserError: a file that is damaged, or an epoch without a document.
+    """
+    chunk, size = Chunk(cursor, cursor), 0
+    while True:
+        order = file_order(len(readers), cursor.epoch, seed)
+        documents = cursor.documents
+        for number in range(cursor.file, len(readers)):
+            begin = (cursor.lines, cursor.offset) if number == cursor.file else BEGIN
+            for document in readers[order[number]].read(begin):
+                if document.text is None:
+                    chunk.fates.append((document.place, fate("dropped", document.problem)))
+                else:
+                    chunk.fates.append((document.place, KEPT))
+                    chunk.texts.append(document.text)
+                    documents += 1
+                    size += len(document.text.encode())
+                if size >= CHUNK_BYTES or len(chunk.fates) >= CHUNK_DOCUMENTS:
+                    chunk.after = Cursor(cursor.epoch, number, *document.after, documents)
+                    yield chunk
+                    chunk, size = Chunk(chunk.after, chunk.after), 0
+        if not documents:
+            names = ", ".join(reader.source.path for reader in readers[:3])
+            raise UserError(f"{names}: no document is left in this source; leave it out")
+        cursor = Cursor(cursor.epoch + 1)
+        chunk.after, chunk.ends_epoch = cursor, True
+        yield chunk
+        chunk, size = Chunk(cursor, cursor), 0
+
+
+_encoder: DocumentEncoder | None = None
+
+
+def _start_worker(encoder: DocumentEncoder) -> None:
+    global _encoder
+    _encoder, parent = encoder, os.getppid()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+    def watch() -> None:  # the pool's pipes stay open when the run is killed
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _encode(texts: list[str]) -> list[np.ndarray]:
+    return _encoder.encode(texts)
+
+
+class Tokenization:
+    """Turns texts into ids in `workers` processes (none: in this one), as one of `world` that share the work.
+
+    Args:
+        exchange: ``exchange(value, owner)`` gives every process the `value` of process `owner`, where they share.
+    """
+
+    def __init__(
+        self,
+        encoder: DocumentEncoder,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        exchange: Callable[[Any, int], Any] | None = None,
+    ):
+        self.encoder, self.workers = encoder, workers
+        self.rank, self.world, self._exchange = rank, world, exchange
+        self._pool: ProcessPoolExecutor | None = None
+
+    def submit(self, texts: list[str], turn: int) -> "Future | list[str] | None":
+        """Begin to tokenize; what is returned goes to `result`. Of each `world` turns, one is this process's."""
+        if turn % self.world != self.rank:
+            return None
+        if not self.workers:
+            return texts
+        if self._pool is None:
+            context = get_context("fork")
+            self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.encoder,))
+        return self._pool.submit(_encode, texts)
+
+    def result(self, pending: "Future | list[str] | None", turn: int) -> list[np.ndarray]:
+        """The ids of what was submitted in a turn; all processes take all turns in their order."""
+        found: Any = pending
+        if isinstance(pending, Future):
+            try:
+                found = pending.result()
+            except BrokenProcessPool:
+                found = UserError(
+                    "a process that tokenizes was killed (out of memory?); lower --dataloader_num_workers"
+                )
+        elif pending is not None:
+            found = self.encoder.encode(pending)
+        if self.world > 1:
+            found = self._exchange(found, turn % self.world)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+@dataclass
+class _Head:
+    """A tokenized chunk of which the first `used` kept tokens were given out."""
+
+    start: Cursor
+    ids: list[np.ndarray]
+    ends: np.ndarray  # where each document ends among the chunk's kept tokens
+    ends_epoch: bool
+    used: int = 0
+
+    @property
+    def left(self) -> int:
+        return (int(self.ends[-1]) if len(self.ends) else 0) - self.used
+
+
+class StreamedBlocks:
+    """The blocks of a source one after the other, without end, from any place that `state` told.
+
+    Args:
+        seed: draws the order of the files in each epoch and of the blocks in each window; None leaves both as they are.
+        tell: called with the place and the fate of each row of the first epoch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        readers: Sequence[Reader],
+        blocking: Blocking,
+        tokenization: Tokenization,
+        seed: int | None = None,
+        tell: Callable[[str, str], None] = lambda place, row_fate: None,
+    ):
+        self.name, self.readers, self.blocking = name, list(readers), blocking
+        self.tokenization, self.seed, self.tell = tokenization, seed, tell
+        self._size = max(1, WINDOW_TOKENS // blocking.size) if seed is not None else 1
+        self.begin(None)
+
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Go on at `state`, or at the beginning."""
+        state = state or {"cursor": asdict(Cursor()), "used": 0, "window": 0, "given": 0, "told": asdict(Cursor())}
+        self._chunks = read_chunks(self.readers, Cursor(**state["cursor"]), self.seed)
+        self._pending: deque = deque()
+        self._turn = self._taken = 0
+        self._heads: deque[_Head] = deque()
+        self._told = Cursor(**state["told"])
+        self._head_used, self._windows = state["used"], state["window"]
+        self._window: list[Block] = []
+        self._window_state = {name: state[name] for name in ("cursor", "used", "window")}
+        self._given = 0
+        self._skip = state["given"]  # of the blocks of the first window
+
+    def state(self) -> dict[str, Any]:
+        """Where the next block comes from, as plain values."""
+        return {**self._window_state, "given": self._given + self._skip, "told": asdict(self._told)}
+
+    @property
+    def epochs(self) -> float:
+        """How often the source was gone through, by the sizes of its files."""
+        cursor = Cursor(**self._window_state["cursor"])
+        sizes = np.array([os.path.getsize(r.source.path) if r.source.split is None else 1 for r in self.readers])
+        order = file_order(len(self.readers), cursor.epoch, self.seed)
+        done = sizes[order][: cursor.file].sum()
+        if cursor.file < len(order) and cursor.offset:
+            done += min(cursor.offset, sizes[order][cursor.file])
+        return cursor.epoch + float(done / max(1, sizes.sum()))
+
+    def next(self) -> Block:
+        """The next block; all processes must take all of them."""
+        if self._given >= len(self._window):
+            self._open_window()
+            self._given, self._skip = self._skip, 0
+        if self._given >= len(self._window):  # a state at the end of its window
+            self._open_window()
+        self._given += 1
+        return self._window[self._given - 1]
+
+    def _open_window(self) -> None:
+        """Make the next blocks that are shuffled among each other, never beyond the end of an epoch."""
+        head = self._head()
+        self._window_state = {"cursor": asdict(head.start), "used": head.used, "window": self._windows}
+        blocks: list[Block] = []
+        epochs = 0
+        while len(blocks) < self._size and not (epochs and blocks):
+            block, ends_epoch = self._cut()
+            if block is not None:
+                blocks.append(block)
+            epochs += ends_epoch
+            if epochs > 1 and not blocks:
+                raise UserError(
+                    f"{self.name}: the source is shorter than one block of {self.blocking.size} tokens; "
+                    "lower --block_size, or leave --drop_last out"
+                )
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, 4, self._windows]).permutation(len(blocks))
+            blocks = [blocks[index] for index in order]
+        self._window, self._given, self._windows = blocks, 0, self._windows + 1
+
+    def _head(self) -> _Head:
+        """The chunk that the next token is in."""
+        while True:
+            if not self._heads:
+                self._heads.append(self._take())
+                self._heads[0].used, self._head_used = self._head_used, 0
+            head = self._heads[0]
+            if head.left or head.ends_epoch:
+                return head
+            self._heads.popleft()
+
+    def _cut(self) -> tuple[Block | None, bool]:
+        """The next block of the epoch, None where nothing is left of it, and whether the epoch ends with it."""
+        parts, wanted, ends_epoch = [], self.blocking.size, False
+        while wanted and not ends_epoch:
+            head = self._head()
+            while wanted and head.left:
+                index = int(np.searchsorted(head.ends, head.used, "right"))
+                begin = int(head.ends[index - 1]) if index else 0
+                stop = min(int(head.ends[index]), head.used + wanted)
+                number, ids = head.start.documents + index, head.ids[index]
+                place = self.blocking.skipped(len(ids), head.start.epoch, number) + head.used - begin
+                parts.append((ids[place : place + stop - head.used], head.used - begin))
+                wanted -= stop - head.used
+                head.used = stop
+            if not head.left and head.ends_epoch:
+                self._heads.popleft()
+                ends_epoch = True
+        block = fill(parts, self.blocking)
+        if not len(block.ids) or (wanted and self.blocking.drop_last):
+            return None, ends_epoch
+        return block, ends_epoch
+
+    def _take(self) -> _Head:
+        """Tokens of the next chunk; the following ones are begun before they are needed."""
+        ahead = self.tokenization.world * (1 + 2 * self.tokenization.workers)
+        while len(self._pending) < ahead:
+            chunk = next(self._chunks)
+            self._pending.append((chunk, self.tokenization.submit(chunk.texts, self._turn)))
+            self._turn += 1
+        chunk, pending = self._pending.popleft()
+        ids = self.tokenization.result(pending, self._taken)
+        self._taken += 1
+        if chunk.start.epoch == 0 and _order(chunk.start) >= _order(self._told):
+            for place, row_fate in chunk.fates:
+                self.tell(place, row_fate)
+            self._told = chunk.after
+        lengths = np.array([len(row) for row in ids], np.int64)
+        if self.blocking.shortens:
+            lengths = np.minimum(lengths, self.blocking.size)
+        return _Head(chunk.start, ids, np.cumsum(lengths), chunk.ends_epoch)
+
+
+def _order(cursor: Cursor) -> tuple[int, ...]:
+    return cursor.epoch, cursor.file, cursor.lines
+
+
+def store(
+    name: str,
+    readers: Sequence[Reader],
+    encoder: DocumentEncoder,
+    folder: str,
+    workers: int,
+    tell: Callable[[str, str], None],
+) -> None:
+    """Tokenize the documents of a source into shards in `folder`, which is there whole or not at all.
+
+    Args:
+        tell: called with the place and the fate of each row.
+
+    Raises:
+        UserError: as `read_chunks`.
+    """
+    building = f"{folder}.{os.getpid()}.partial"
+    os.makedirs(building, exist_ok=True)
+    tokenization = Tokenization(encoder, workers)
+    shards: list[Shard] = []
+    writer: ShardWriter | None = None
+    pending: deque = deque()
+    chunks = read_chunks(readers, Cursor())
+    try:
+        done = False
+        while pending or not done:
+            while not done and len(pending) < 1 + 2 * workers:
+                chunk = next(chunks)
+                pending.append((chunk, tokenization.submit(chunk.texts, 0)))
+                done = chunk.ends_epoch
+            chunk, ids = pending.popleft()
+            for place, row_fate in chunk.fates:
+                tell(place, row_fate)
+            writer = writer or ShardWriter(os.path.join(building, f"part-{len(shards) + 1:05d}.npy"), encoder.dtype)
+            writer.add(tokenization.result(ids, 0), chunk.texts)
+            if writer.shard.tokens >= SHARD_TOKENS or (done and not pending):
+                shards.append(writer.close())
+                writer = None
+        write_manifest(building, name, encoder, shards)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(building, folder)
+    finally:
+        tokenization.close()
+        shutil.rmtree(building, ignore_errors=True)
