@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Literal
 
+from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig
 
@@ -14,7 +15,7 @@ from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_acc
 from hf_recipes.parsing import nearest
 from hf_recipes.processes import be_one_process, meet_anew, mind_unfinished_builds
 
-__all__ = ["DataArguments", "ModelArguments", "SFTArguments"]
+__all__ = ["DataArguments", "ModelArguments", "PretrainArguments", "SFTArguments", "SourceArguments"]
 
 
 def _help(text: str, default=None):
@@ -22,19 +23,13 @@ def _help(text: str, default=None):
 
 
 @dataclass
-class DataArguments:
-    """Which data, of what shape, and how much of it."""
+class SourceArguments:
+    """Which data, and of what shape."""
 
     train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
     validation_file: list[str] | None = _help("The same to evaluate on; of a Hub id, its validation split.")
-    validation_split_percentage: float | None = _help("Without validation_file: hold out this share of the rows.")
     schema: str | None = _help(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
-    prompt_column: str | None = _help("Column of the question.")
-    response_column: str | None = _help("Column of the answer.")
-    history_column: str | None = _help("Column of earlier [question, answer] pairs.")
-    system_prompt: str | None = _help("System turn for rows that have none.")
-    max_train_samples: int | None = _help("Use the first so many training rows.")
-    max_eval_samples: int | None = _help("Use the first so many evaluation rows.")
+    prompt_column: str | None = _help("Column of the question, or of the text.")
     max_drop_ratio: float = _help("Stop when more than this share of the rows cannot be used.", 0.01)
     preprocessing_num_workers: int | None = _help("Processes that tokenize.")
     cache_dir: str | None = _help("Where downloads and tokenized data are cached.")
@@ -42,13 +37,30 @@ class DataArguments:
     def __post_init__(self):
         if self.schema is not None and self.schema not in SCHEMAS:
             raise ValueError(f"--schema {self.schema}: expected one of {', '.join(SCHEMAS)}")
+        if not 0 <= self.max_drop_ratio <= 1:
+            raise ValueError(f"--max_drop_ratio {self.max_drop_ratio:g}: expected a share from 0 to 1")
+        if self.preprocessing_num_workers is not None and self.preprocessing_num_workers < 1:
+            raise ValueError(f"--preprocessing_num_workers {self.preprocessing_num_workers}: expected at least 1")
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """Which data, of what shape, and how much of it."""
+
+    validation_split_percentage: float | None = _help("Without validation_file: hold out this share of the rows.")
+    response_column: str | None = _help("Column of the answer.")
+    history_column: str | None = _help("Column of earlier [question, answer] pairs.")
+    system_prompt: str | None = _help("System turn for rows that have none.")
+    max_train_samples: int | None = _help("Use the first so many training rows.")
+    max_eval_samples: int | None = _help("Use the first so many evaluation rows.")
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.validation_file and self.validation_split_percentage:
             raise ValueError("--validation_file and --validation_split_percentage: give one of them")
         if self.validation_split_percentage is not None and not 0 < self.validation_split_percentage < 100:
             raise ValueError(f"--validation_split_percentage {self.validation_split_percentage:g}: expected 0 to 100")
-        if not 0 <= self.max_drop_ratio <= 1:
-            raise ValueError(f"--max_drop_ratio {self.max_drop_ratio:g}: expected a share from 0 to 1")
-        for name in ("max_train_samples", "max_eval_samples", "preprocessing_num_workers"):
+        for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: expected at least 1")
@@ -71,23 +83,18 @@ REPLACED = {
 
 
 @dataclass
-class SFTArguments(SFTConfig):
-    """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
+class RunArguments:
+    """What every stage adds to the training arguments that it is put before in the bases."""
 
     output_dir: str | None = _help("Folder of the run.")
     dry_run: bool = _help("Print what the run would do and need, and stop before any weight is loaded.", False)
     overwrite_output_dir: bool = _help("Start over in a folder that holds an earlier run.", False)
-    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
-    max_source_length: int | None = _help("Tokens of the prompt at the most.")
-    max_target_length: int | None = _help("Tokens of the answer at the most.")
-    max_length: int | None = _help("Tokens in all; by default both budgets together (1024 for one not given) or 1024.")
-    max_new_tokens: int | None = _help("Tokens to generate in evaluations; by default max_target_length, or 256.")
-    truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
     gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
     max_nonfinite_steps: int = _help("Stop after so many updates in a row without a finite loss and gradient.", 3)
     inexact_resume: bool = _help("Resume what another number of processes wrote: same rows, other dropout.", False)
+    trust_remote_code: bool = _help("Run the code that a model's repository brings.", False)
     trust_checkpoint: bool = _help("Resume from files that can run code; only if you know who wrote them.", False)
+    max_new_tokens: int | None = _help("Tokens to generate in evaluations; by default max_target_length, or 256.")
     hub_target: Target = _help("Where --push_to_hub pushes to.", "hf")
     hub_private_repo: bool | None = _help("Whether a repository that --push_to_hub creates is private.", True)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = _help(
@@ -105,14 +112,8 @@ class SFTArguments(SFTConfig):
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is missing: where the run's results go")
-        defaults = {f.name: f.default for f in fields(SFTConfig)}
-        for name, flag in REPLACED.items():
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(f"--{name} has no effect here; use {flag}")
-        for name in ("max_source_length", "max_target_length", "max_length", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} {value}: expected at least 1; with {value} there is no token to learn from")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"--max_new_tokens {self.max_new_tokens}: expected at least 1")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
@@ -120,11 +121,6 @@ class SFTArguments(SFTConfig):
             raise ValueError(f"--max_nonfinite_steps {self.max_nonfinite_steps}: expected at least 1")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0")
-        if self.max_length is None:
-            budgets = (self.max_source_length, self.max_target_length)
-            self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
-        if self.packing and self.packing_strategy != "bfd":
-            raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
         if self.resume_from_checkpoint and self.resume_from_checkpoint.lower() == "false":
             self.resume_from_checkpoint = None
         if self.overwrite_output_dir and self.resume_from_checkpoint:
@@ -169,7 +165,84 @@ class SFTArguments(SFTConfig):
             _ready_deepspeed(self)
 
 
-def _ready_deepspeed(args: SFTConfig) -> None:
+@dataclass
+class SFTArguments(RunArguments, SFTConfig):
+    """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
+
+    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
+    max_source_length: int | None = _help("Tokens of the prompt at the most.")
+    max_target_length: int | None = _help("Tokens of the answer at the most.")
+    max_length: int | None = _help("Tokens in all; by default both budgets together (1024 for one not given) or 1024.")
+    truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
+
+    def __post_init__(self):
+        defaults = {f.name: f.default for f in fields(SFTConfig)}
+        for name, flag in REPLACED.items():
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"--{name} has no effect here; use {flag}")
+        for name in ("max_source_length", "max_target_length", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: expected at least 1; with {value} there is no token to learn from")
+        if self.max_length is None:
+            budgets = (self.max_source_length, self.max_target_length)
+            self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
+        if self.packing and self.packing_strategy != "bfd":
+            raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
+        super().__post_init__()
+
+
+# Schedules of transformers that pretraining uses, and the argument of each that --min_lr_ratio sets.
+FLOORED = "cosine_with_min_lr"
+FLOORS = {FLOORED: "min_lr_rate", "warmup_stable_decay": "min_lr_ratio"}
+
+
+@dataclass
+class PretrainArguments(RunArguments, TrainingArguments):
+    """transformers' `TrainingArguments` with how documents become blocks, and defaults for learning from text."""
+
+    block_size: int = _help("Tokens of a block, which is what a row of a batch is.", 2048)
+    document_end_token: str | None = _help("Token after each document; by default the tokenizer's end token.")
+    document_attention: bool = _help("Whether tokens attend within their document only.", True)
+    sequence_sample_mode: Literal["none", "truncate", "sample", "split"] = _help(
+        "Documents longer than a block: run on into the next, keep the beginning, keep a random window, or part.",
+        "none",
+    )
+    drop_last: bool = _help("Leave out the last, shorter block of each source.", False)
+    mixture: str | None = _help("Policy file (configs/mixtures): the share of each source.")
+    streaming: bool = _help("Tokenize while training; nothing is written. Needs --max_steps.", False)
+    shuffle: bool = _help("Draw the order of the blocks anew in each epoch.", True)
+    train_only: Literal["embeddings"] | None = _help("Train input and output embeddings alone.")
+    freeze_layers: str | None = _help("Layers that stay as they are, counted from 0: 0-11, or 0,2,4.")
+    min_lr_ratio: float = _help("The learning rate's floor, as a share of --learning_rate.", 0.1)
+    decay_ratio: float = _help("Share of the steps in which warmup_stable_decay lowers the rate at the end.", 0.1)
+    learning_rate: float = _help("The highest learning rate.", 3e-4)
+    lr_scheduler_type: str = _help("cosine_with_min_lr, warmup_stable_decay, or any of transformers'.", FLOORED)
+    warmup_steps: float = _help("Steps in which the learning rate rises, or below 1 their share.", 0.01)
+    weight_decay: float = _help("Of matrices; norms and biases have none.", 0.1)
+    adam_beta2: float = _help("AdamW's second beta.", 0.95)
+    logging_steps: float = _help("Log every so many steps.", 10)
+    logging_nan_inf_filter: bool = False
+    num_train_epochs: float = _help("How often the data is gone through.", 1.0)
+
+    def __post_init__(self):
+        if self.block_size < 2:
+            raise ValueError(f"--block_size {self.block_size}: expected at least 2")
+        if self.streaming and self.max_steps <= 0:
+            raise ValueError("--streaming needs --max_steps: how long a stream is is known only at its end")
+        for name in ("min_lr_ratio", "decay_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name):g}: expected a share from 0 to 1")
+        if self.train_only and self.freeze_layers:
+            raise ValueError("--train_only embeddings freezes all layers; leave --freeze_layers out")
+        floor = FLOORS.get(str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)))
+        if floor and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {floor: self.min_lr_ratio}
+        super().__post_init__()
+
+
+def _ready_deepspeed(args: TrainingArguments) -> None:
     import deepspeed
 
     if args.use_cpu and args.device is not None:  # accelerate has started gloo, of which DeepSpeed does not know yet

@@ -13,10 +13,11 @@ Mode = Literal["none", "truncate", "sample", "split"]
 
 
 class Block(NamedTuple):
-    """Up to `size` tokens: (tokens,) ids, and the places in it at which a document, or a piece of one, begins."""
+    """Up to `size` tokens: (tokens,) ids, where in it documents or pieces begin, and what is in it, for messages."""
 
     ids: np.ndarray
     starts: list[int]
+    place: str
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Blocking:
         return int(draw.integers(length - self.size + 1))
 
 
-def fill(parts: Sequence[tuple[np.ndarray, int]], blocking: Blocking) -> Block:
+def fill(parts: Sequence[tuple[np.ndarray, int]], blocking: Blocking, place: str) -> Block:
     """One block of consecutive parts of documents.
 
     Args:
@@ -63,7 +64,7 @@ def fill(parts: Sequence[tuple[np.ndarray, int]], blocking: Blocking) -> Block:
             starts.append(at)
         at += len(ids)
     ids = np.concatenate([part for part, _ in parts]) if parts else np.empty(0, np.int64)
-    return Block(ids, starts)
+    return Block(ids, starts, place)
 
 
 def example(block: Block, size: int, apart: bool, pad: int) -> dict[str, np.ndarray]:
@@ -118,19 +119,18 @@ class StoredBlocks:
     def __len__(self) -> int:
         return self.blocking.count(self.tokens)
 
-    def _span(self, block: int) -> tuple[int, int]:
-        return block * self.blocking.size, min((block + 1) * self.blocking.size, self.tokens)
-
     def read(self, block: int, epoch: int) -> Block:
         """Block number `block` of an epoch, as without shuffling."""
-        low, high = self._span(block)
+        low, high = block * self.blocking.size, min((block + 1) * self.blocking.size, self.tokens)
         parts = []
         shard = int(np.searchsorted(self.first, low, "right")) - 1
+        one = int(np.searchsorted(self.kept[shard], low - self.first[shard], "right")) + 1
+        place = f"{self.shards.folder}/{self.shards.manifest['shards'][shard]['file']}: from document {one} on"
         while low < high:
             begin, end = low - self.first[shard], min(high, self.first[shard + 1]) - self.first[shard]
             parts += self._parts(shard, int(begin), int(end), epoch)
             low, shard = int(self.first[shard + 1]), shard + 1
-        return fill(parts, self.blocking)
+        return fill(parts, self.blocking, place)
 
     def _parts(self, shard: int, begin: int, end: int, epoch: int) -> list[tuple[np.ndarray, int]]:
         kept, ends, tokens = self.kept[shard], self.shards.ends[shard], self.shards.tokens[shard]
@@ -145,16 +145,6 @@ class StoredBlocks:
             parts.append((tokens[place : place + stop - begin], begin - start))
             begin, document = stop, document + 1
         return parts
-
-    def place(self, block: int) -> str:
-        """Which documents are in a block, for messages."""
-        low, high = self._span(block)
-        shard = int(np.searchsorted(self.first, low, "right")) - 1
-        one = int(np.searchsorted(self.kept[shard], low - self.first[shard], "right")) + 1
-        last = int(np.searchsorted(self.kept[shard], high - 1 - self.first[shard], "right")) + 1
-        last = min(last, len(self.kept[shard]))
-        file = self.shards.manifest["shards"][shard]["file"]
-        return f"{self.shards.folder}/{file}: document{'s' * (last > one)} {one}" + f" to {last}" * (last > one)
 
 
 def permuted(index: int, size: int, *key: int) -> int:

@@ -89,7 +89,7 @@ def find_corpora(specs: Sequence[str], cache_dir: str | None = None, glance: boo
     """
     found: dict[str, Corpus] = {}
     for spec in specs:
-        for name, path in _named(spec):
+        for name, path in named_paths(spec):
             if name in found:
                 raise UserError(f"--train_file {path}: there is a source {name} already; name one as other={path}")
             if os.path.isfile(os.path.join(path, SHARDS)):
@@ -99,7 +99,8 @@ def find_corpora(specs: Sequence[str], cache_dir: str | None = None, glance: boo
     return [found[name] for name in sorted(found)]
 
 
-def _named(spec: str) -> Iterator[tuple[str, str]]:
+def named_paths(spec: str) -> Iterator[tuple[str, str]]:
+    """Name and path of each source in `spec`: see `find_corpora`."""
     name, sign, path = spec.partition("=")
     if sign and not os.path.exists(spec):
         yield name, path

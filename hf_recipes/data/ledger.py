@@ -107,6 +107,13 @@ class Ledger:
             ],
         }
 
+    @classmethod
+    def from_dict(cls, value: dict) -> "Ledger":
+        """The ledger that `to_dict` told."""
+        sources = {source: Counter(counts) for source, counts in value["sources"].items()}
+        reasons = {(r["source"], r["fate"]): Entry(r["count"], list(r["first"])) for r in value["reasons"]}
+        return cls(sources, reasons)
+
 
 def write_ledgers(path: str | os.PathLike, **ledgers: Ledger) -> None:
     """Write `data_ledger.json`: one object a data set (``train``, ``validation``)."""

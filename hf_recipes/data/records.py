@@ -66,7 +66,7 @@ def find_sources(
     """Expand files, globs, folders (recursively, in sorted order) and Hub ids.
 
     A Hub id is ``owner/name``, of which `split` is read, or ``owner/name:split``; it is cached in `cache_dir`.
-    With `glance`, files are not read to their end: the digest is of size and date, the encoding that of the beginning.
+    With `glance`, files are not read to their end: digest and encoding are of their beginning.
 
     Raises:
         UserError: nothing there, an unknown file type, an empty file, or text in no known encoding.

@@ -173,6 +173,7 @@ class _Head:
     """A tokenized chunk of which the first `used` kept tokens were given out."""
 
     start: Cursor
+    places: list[str]
     ids: list[np.ndarray]
     ends: np.ndarray  # where each document ends among the chunk's kept tokens
     ends_epoch: bool
@@ -278,7 +279,7 @@ class StreamedBlocks:
 
     def _cut(self) -> tuple[Block | None, bool]:
         """The next block of the epoch, None where nothing is left of it, and whether the epoch ends with it."""
-        parts, wanted, ends_epoch = [], self.blocking.size, False
+        parts, wanted, ends_epoch, place = [], self.blocking.size, False, ""
         while wanted and not ends_epoch:
             head = self._head()
             while wanted and head.left:
@@ -286,14 +287,15 @@ class StreamedBlocks:
                 begin = int(head.ends[index - 1]) if index else 0
                 stop = min(int(head.ends[index]), head.used + wanted)
                 number, ids = head.start.documents + index, head.ids[index]
-                place = self.blocking.skipped(len(ids), head.start.epoch, number) + head.used - begin
-                parts.append((ids[place : place + stop - head.used], head.used - begin))
+                at = self.blocking.skipped(len(ids), head.start.epoch, number) + head.used - begin
+                parts.append((ids[at : at + stop - head.used], head.used - begin))
+                place = place or f"from {head.places[index]} on"
                 wanted -= stop - head.used
                 head.used = stop
             if not head.left and head.ends_epoch:
                 self._heads.popleft()
                 ends_epoch = True
-        block = fill(parts, self.blocking)
+        block = fill(parts, self.blocking, place)
         if not len(block.ids) or (wanted and self.blocking.drop_last):
             return None, ends_epoch
         return block, ends_epoch
@@ -315,7 +317,8 @@ class StreamedBlocks:
         lengths = np.array([len(row) for row in ids], np.int64)
         if self.blocking.shortens:
             lengths = np.minimum(lengths, self.blocking.size)
-        return _Head(chunk.start, ids, np.cumsum(lengths), chunk.ends_epoch)
+        places = [place for place, row_fate in chunk.fates if row_fate == KEPT]
+        return _Head(chunk.start, places, ids, np.cumsum(lengths), chunk.ends_epoch)
 
 
 def _order(cursor: Cursor) -> tuple[int, ...]:

@@ -36,21 +36,25 @@ def skip(stream: io.BufferedReader, count: int) -> None:
 
 
 def glance_at(path: str) -> tuple[str, str]:
-    """As `digest_and_encoding`, of size, date and the first MiB: for files too large to be read before they are used.
+    """As `digest_and_encoding`, of the size and the first MiB: for files too large to be read before they are used.
 
     Raises:
         UserError: as there.
     """
-    status, votes = os.stat(path), [0, 0]
+    import xxhash
+
+    votes = [0, 0]
     with open_binary(path) as file:
-        lines = file.read(CHUNK).split(b"\n")
+        head = file.read(CHUNK)
+    lines = head.split(b"\n")
     _refuse_utf16(path, lines[0])
     # The last line is cut somewhere; of an only one, what stands between quotation marks is whole.
     lines = lines[:-1] or [lines[0][lines[0].find(b'"') : lines[0].rfind(b'"')]]
     for line in lines if _is_text(path) else ():
         if not line.isascii():
             votes[_is_utf8(line)] += 1
-    return f"{status.st_size}-{status.st_mtime_ns}", "gb18030" if votes[False] > votes[True] else "utf-8"
+    digest = f"{os.path.getsize(path)}-{xxhash.xxh3_64_hexdigest(head)}"
+    return digest, "gb18030" if votes[False] > votes[True] else "utf-8"
 
 
 def _is_text(path: str) -> bool:

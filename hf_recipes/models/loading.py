@@ -303,10 +303,10 @@ def _gathered(model: "PreTrainedModel") -> Iterator[None]:
             hook.remove()
 
 
-def packing_leaks(model_type: str) -> UserError:
+def packing_leaks(model_type: str, flag: str = "--packing", instead: str = "leave --packing out") -> UserError:
     return UserError(
-        f"--packing: {model_type} does not restart its attention at each packed row (position biases or recurrence), "
-        "so rows would leak into each other; leave --packing out"
+        f"{flag}: {model_type} does not restart its attention at each packed row (position biases or recurrence), "
+        f"so rows would leak into each other; {instead}"
     )
 
 

@@ -40,6 +40,7 @@ class Batch:
     length: int
     positions: int
     packed: bool = False
+    fused_head: bool = False  # the loss is TRL's fused one, which never holds all logits
 
 
 @dataclass
@@ -165,7 +166,6 @@ def step_memory(
     autocast: torch.dtype | None,
     checkpointing: bool,
     accumulates: bool,
-    fused_head: bool,
 ) -> dict[str, int]:
     """Bytes of gradients, activations and logits at the fullest moment of one training step.
 
@@ -173,13 +173,12 @@ def step_memory(
         model: on the meta device; its tensors are replaced by fake ones.
         autocast: dtype of the mixed precision, if any.
         accumulates: the gradients of earlier batches are there already.
-        fused_head: the loss is TRL's fused one, which never holds all logits.
     """
     from accelerate.utils.operations import convert_outputs_to_fp32
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
     positions = batch.positions
-    if fused_head:
+    if batch.fused_head:
         positions = min(positions, -(-FUSED_TILE // (vocabulary * batch.rows)))
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -266,7 +265,6 @@ def estimate(
         autocast=autocast,
         checkpointing=checkpointing,
         accumulates=args.gradient_accumulation_steps > 1,
-        fused_head=not args.use_cpu,
     )
     gradients = found["gradients"]
     if sharding.half:

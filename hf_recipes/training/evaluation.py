@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hf_recipes.data.corpora import named_paths
 from hf_recipes.data.prompts import Prompt
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.answers import Answers
@@ -16,19 +18,27 @@ from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.evaluating import few_shot_of, versions
 from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
 from hf_recipes.evaluation.suite import OF_ANSWERS, EvaluationArguments, build_methods
-from hf_recipes.training.callbacks import prediction_path, told_if_unwritten
+from hf_recipes.training.callbacks import CurvesCallback, RunProgress, prediction_path, told_if_unwritten
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from hf_recipes.arguments import DataArguments, SFTArguments
+    from hf_recipes.arguments import RunArguments, SourceArguments
+
+
+def with_validation(arguments: EvaluationArguments, files: Sequence[str] | None) -> EvaluationArguments:
+    """`arguments` with each of `files`, and each source that a folder of them holds, under its own name."""
+    if not files:
+        return arguments
+    named = [f"{name}={path}" for spec in files for name, path in named_paths(spec)]
+    return replace(arguments, eval_files=[*(arguments.eval_files or ()), *named])
 
 
 def build_evaluations(
     evaluation: EvaluationArguments,
-    args: "SFTArguments",
-    data: "DataArguments",
+    args: "RunArguments",
+    data: "SourceArguments",
     config: "PretrainedConfig",
     tokenizer: "PreTrainedTokenizerBase",
     validation: "Dataset | None",
@@ -40,7 +50,7 @@ def build_evaluations(
         UserError: as `build_methods`, or methods without anything to use them on.
     """
     asked = evaluation.eval_methods
-    decoding = Decoding(max_new_tokens=args.max_new_tokens or args.max_target_length or 256)
+    decoding = Decoding(max_new_tokens=args.max_new_tokens or getattr(args, "max_target_length", None) or 256)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if asked and validation is None and not evaluation.eval_files:
         raise UserError("--eval_methods without rows to evaluate on: give --eval_files name=path or --validation_file")
@@ -114,3 +124,13 @@ class Evaluations(TrainerCallback):
             with open(f"{path}.partial", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             os.replace(file.name, path)
+
+
+def add_callbacks(trainer, methods: Mapping[str, Method] | None) -> None:
+    """Our progress and curves in place of transformers' progress, and the evaluation `methods`."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(CurvesCallback())
+    trainer.add_callback(RunProgress())
+    if methods:
+        trainer.add_callback(Evaluations(trainer, methods))

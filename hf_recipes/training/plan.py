@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_recipes.arguments import ModelArguments, SFTArguments
+from hf_recipes.arguments import ModelArguments, PretrainArguments, SFTArguments
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.errors import UserError, say
-from hf_recipes.models.loading import has_accelerator, keeps_packed_rows_apart, packing_leaks
+from hf_recipes.models.loading import has_accelerator, keeps_packed_rows_apart
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.training.estimate import Batch, Memory, estimate, skeleton
 from hf_recipes.training.memory import in_units
@@ -25,15 +26,25 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "
 
 
 @dataclass
-class Plan:
-    """Figures of the training rows, of the steps, and of one device; `notes` are worth reading before starting."""
+class Figures:
+    """What a stage's rows are: their number and that of packed blocks of them, tokens, and the largest batch."""
 
     rows: int
     tokens: int
-    answer_tokens: int
+    learned: int  # tokens that carry loss
     longest: int
-    truncated: float
-    blocks: int | None  # rows after packing
+    batch: Batch
+    truncated: float | None = None  # share of the rows; None where none is ever
+    blocks: int | None = None
+    what: str = "rows"
+    lengthen: str = "--max_length (or the two budgets)"  # the flag that says how long a row may be
+
+
+@dataclass
+class Plan:
+    """Figures of the training rows, of the steps, and of one device; `notes` are worth reading before starting."""
+
+    figures: Figures
     per_device: int
     accumulation: int
     processes: int
@@ -54,13 +65,21 @@ class Plan:
         return f"{self.per_device} a device × {self.accumulation} accumulated × {processes}"
 
     def table(self) -> str:
-        what = "rows" if self.blocks is None else "packed blocks"
-        a_step = self.tokens / (self.blocks or self.rows) * min(self.global_batch, self.blocks or self.rows)
+        found = self.figures
+        what = found.what if found.blocks is None else "packed blocks"
+        count = found.blocks or found.rows
+        a_step = found.tokens / count * min(self.global_batch, count)
         lines = [
-            ("rows", f"{self.rows:,}" + (f" in {self.blocks:,} packed blocks" if self.blocks is not None else "")),
-            ("tokens an epoch", f"{self.tokens:,}, {self.answer_tokens:,} of them learned"),
-            ("longest row", f"{self.longest:,} tokens"),
-            ("truncated", f"{self.truncated:.1%} of the rows"),
+            (
+                found.what,
+                f"{found.rows:,}" + (f" in {found.blocks:,} packed blocks" if found.blocks is not None else ""),
+            ),
+            ("tokens an epoch", f"{found.tokens:,}, {found.learned:,} of them learned"),
+            (f"longest {found.what.removesuffix('s')}", f"{found.longest:,} tokens"),
+        ]
+        if found.truncated is not None:
+            lines.append(("truncated", f"{found.truncated:.1%} of the rows"))
+        lines += [
             ("global batch", f"{self.global_batch:,} {what} ({self.batch_parts}), about {a_step:,.0f} tokens"),
             ("steps", f"{self.steps_per_epoch:,} an epoch, {self.steps:,} in all, {self.warmup:,} of them warmup"),
         ]
@@ -80,7 +99,7 @@ class Plan:
         if whole:
             say(self.table())
         elif self.processes > 1:
-            say(f"{self.processes} processes, {self.global_batch:,} rows in a step ({self.batch_parts})")
+            say(f"{self.processes} processes, {self.global_batch:,} {self.figures.what} a step ({self.batch_parts})")
         for note in self.notes:
             say(f"note: {note}")
 
@@ -108,46 +127,59 @@ def largest_batch(rows: Dataset, tokens: np.ndarray, learned: np.ndarray, args: 
         if args.packing:
             total = min(int(tokens.sum()), args.per_device_train_batch_size * args.max_length)
         positions = int(np.ceil(total * learned.sum() / tokens.sum()))
-        return Batch(1, total, max(1, positions), packed=True)
+        return Batch(1, total, max(1, positions), packed=True, fused_head=not args.use_cpu)
     labelled = np.zeros(tokens[longest].max(), dtype=bool)
     for labels in rows.select(longest)["labels"]:
         labelled[: len(labels)] |= np.asarray(labels) != -100
-    return Batch(size, len(labelled), max(1, int(labelled[1:].sum())))
+    return Batch(size, len(labelled), max(1, int(labelled[1:].sum())), fused_head=not args.use_cpu)
 
 
-def make_plan(
-    model_args: ModelArguments,
-    args: SFTArguments,
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    added_tokens: list[str],
-    train: Dataset,
-    ledger: Ledger,
-) -> Plan:
-    """The plan of a run over `train`, whose weights have not been loaded.
-
-    Raises:
-        UserError: settings that cannot work together, or that do not fit the model.
-    """
+def row_figures(train: Dataset, ledger: Ledger, args: SFTArguments) -> Figures:
+    """The figures of tokenized rows, packed or not."""
     tokens, learned = row_lengths(train)
     blocks = None
     if args.packing:
         from trl import pack_dataset
 
         blocks = len(pack_dataset(train.select_columns(["input_ids", "labels"]), args.max_length, "bfd"))
-        if _leaks(config, args.trust_remote_code):
-            raise packing_leaks(config.model_type)
-    batches = -(-(blocks or len(train)) // (args.per_device_train_batch_size * args.world_size))
-    per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
-    steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
     read = ledger.totals["read"]
-    plan = Plan(
+    return Figures(
         rows=len(train),
         tokens=int(tokens.sum()),
-        answer_tokens=int(learned.sum()),
+        learned=int(learned.sum()),
         longest=int(tokens.max()),
+        batch=largest_batch(train, tokens, learned, args),
         truncated=ledger.totals["truncated"] / read if read else 0.0,
         blocks=blocks,
+    )
+
+
+def make_plan(
+    model_args: ModelArguments,
+    args: SFTArguments | PretrainArguments,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    added_tokens: list[str],
+    figures: Figures,
+    packs: UserError | None = None,
+    freeze: Callable[[PreTrainedModel], None] = lambda model: None,
+) -> Plan:
+    """The plan of a run over rows of these `figures`, whose weights have not been loaded.
+
+    Args:
+        packs: the error to raise where rows that are packed would see each other; None where none are.
+        freeze: takes weights out of the training.
+
+    Raises:
+        UserError: settings that cannot work together, or that do not fit the model.
+    """
+    if packs is not None and _leaks(config, args.trust_remote_code):
+        raise packs
+    batches = -(-(figures.blocks or figures.rows) // (args.per_device_train_batch_size * args.world_size))
+    per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
+    steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
+    plan = Plan(
+        figures=figures,
         per_device=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
         processes=args.world_size,
@@ -160,6 +192,7 @@ def make_plan(
             model = skeleton(
                 model_args, config, tokenizer, added_tokens, bf16=args.bf16, trust_remote_code=args.trust_remote_code
             )
+            freeze(model)
         except UserError:
             raise
         except Exception as error:  # what a family cannot do without weights is no reason not to train it
@@ -167,11 +200,10 @@ def make_plan(
             plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
         _check_positions(plan, config, model)
         if model is not None and args.process_index == 0:
-            batch = largest_batch(train, tokens, learned, args)
             try:
                 plan.memory = estimate(
                     model,
-                    batch,
+                    figures.batch,
                     args,
                     linear_bits=_linear_bits(model_args),
                     tokenizer_bytes=_tokenizer_bytes(tokenizer),
@@ -239,22 +271,23 @@ def _leaks(config: PretrainedConfig, trust_remote_code: bool) -> bool:
 
 def _check_positions(plan: Plan, config: PretrainedConfig, model) -> None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(limit, int) or plan.longest <= limit:
+    longest, flag = plan.figures.longest, plan.figures.lengthen
+    if not isinstance(limit, int) or longest <= limit:
         return
-    text = f"the longest row has {plan.longest:,} tokens, and the model was made for {limit:,}"
+    text = f"the longest row has {longest:,} tokens, and the model was made for {limit:,}"
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding)] if model else []
     if any(limit <= rows <= limit + 2 for rows in tables):  # learned positions: there is no vector for a later one
-        raise UserError(f"{text}; lower --max_length (or the two budgets) to {limit}")
-    plan.notes.append(f"{text}, which may cost quality; --max_length {limit} keeps to it")
+        raise UserError(f"{text}; lower {flag} to {limit}")
+    plan.notes.append(f"{text}, which may cost quality; {flag.split()[0]} {limit} keeps to it")
 
 
-def _notes(plan: Plan, args: SFTArguments) -> list[str]:
+def _notes(plan: Plan, args: SFTArguments | PretrainArguments) -> list[str]:
     notes = []
-    rows = plan.blocks or plan.rows
+    rows = plan.figures.blocks or plan.figures.rows
     if rows < plan.global_batch:
         notes.append(
-            f"one step takes {plan.global_batch:,} rows, and there are {rows:,}: every epoch is one smaller step; "
-            "lower --gradient_accumulation_steps or --per_device_train_batch_size"
+            f"one step takes {plan.global_batch:,} {plan.figures.what}, and there are {rows:,}: every epoch is one "
+            "smaller step; lower --gradient_accumulation_steps or --per_device_train_batch_size"
         )
     for name, strategy, loss in (
         ("eval_steps", args.eval_strategy, "no evaluation before the end"),
@@ -268,7 +301,7 @@ def _notes(plan: Plan, args: SFTArguments) -> list[str]:
         notes.append(f"{plan.warmup:,} of {plan.steps:,} steps are warmup: the learning rate is never reached")
     if plan.memory and plan.memory.peak > (free := _free_bytes()):
         needed = f"about {in_units(plan.memory.peak)} are needed and {in_units(free)} are free"
-        notes.append(f"{needed}: {_lighter(plan.memory, args)}")
+        notes.append(f"{needed}: {_lighter(plan.memory, args, plan.figures.lengthen)}")
     return notes
 
 
@@ -280,7 +313,7 @@ def _free_bytes() -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def _lighter(memory: Memory, args: SFTArguments) -> str:
+def _lighter(memory: Memory, args: SFTArguments | PretrainArguments, flag: str) -> str:
     """The flags that would lower the largest parts, the most useful first."""
     found = memory.parts
     options = {}
@@ -289,7 +322,7 @@ def _lighter(memory: Memory, args: SFTArguments) -> str:
         options[more] = found["activations"] + found["logits"]
     if not args.gradient_checkpointing:
         options["--gradient_checkpointing True"] = found["activations"]
-    options["a lower --max_length"] = (found["activations"] + found["logits"]) // 2
+    options[f"a lower {flag.split()[0]}"] = (found["activations"] + found["logits"]) // 2
     options["--optim adamw_8bit"] = found["optimizer"] if "8bit" not in args.optim else 0
     if memory.trained == memory.total:
         options["--use_lora True"] = found["optimizer"] + found["gradients"]

@@ -31,7 +31,7 @@ from hf_recipes.training.trainer import STAGING
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from hf_recipes.arguments import SFTArguments
+    from hf_recipes.arguments import RunArguments
 
 T = TypeVar("T")
 SHARING = 20.0  # seconds in which what one node writes is seen by the others
@@ -88,7 +88,7 @@ def _is_restart(path: Path) -> bool:
     return again and (path / OWNER).is_file() and (path / OWNER).read_text(encoding="utf-8") == _launch()
 
 
-def check_output_dir(args: "SFTArguments", *sources: str | None) -> None:
+def check_output_dir(args: "RunArguments", *sources: str | None) -> None:
     """Refuse a folder that holds something unless a flag said what to do with it; nothing is changed yet.
 
     Args:
@@ -116,7 +116,7 @@ def check_output_dir(args: "SFTArguments", *sources: str | None) -> None:
         )
 
 
-def enter_output_dir(args: "SFTArguments") -> str | None:
+def enter_output_dir(args: "RunArguments") -> str | None:
     """Create the folder, or with `overwrite_output_dir` delete a former run's checkpoints and results and nothing else.
 
     Returns:
@@ -193,10 +193,10 @@ def train_and_finish(
         (output_dir / NAMES).write_text(json.dumps(names), encoding="utf-8")
         for name in ("metrics.json", "README.md"):  # of a run that goes on: they speak of its former end
             (output_dir / name).unlink(missing_ok=True)
-    counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
 
     def card(folder: Path) -> str:
         state = trainer.state
+        counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
         return model_card(folder, parser.settings, names, counts, state.log_history, state.global_step)
 
     publisher = Publisher(trainer.args) if trainer.args.push_to_hub else None
@@ -211,7 +211,7 @@ def train_and_finish(
             settings = evaluated_with(trainer, parser.settings)
             train = _trained(trainer, result.metrics["train_runtime"], taken)
             with suppress(Stopped):
-                _finish_or_say(trainer, card, train, taken, trackers, settings)
+                _finish_or_say(trainer, card, ledgers, train, taken, trackers, settings)
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -241,7 +241,7 @@ def _trained(trainer, seconds: float, taken: dict | None) -> dict:
     if line := describe(taken):
         say(line)
     figures = {"loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
-    return {**figures, "from_step": first, "seconds": round(seconds, 1)}
+    return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.figures()}
 
 
 def _finish_or_say(trainer, *results) -> None:
@@ -257,7 +257,15 @@ def _finish_or_say(trainer, *results) -> None:
         ) from None
 
 
-def _finish(trainer, card: Callable[[Path], str], train: dict, taken: dict | None, trackers, settings: dict) -> None:
+def _finish(
+    trainer,
+    card: Callable[[Path], str],
+    ledgers: dict[str, Ledger],
+    train: dict,
+    taken: dict | None,
+    trackers,
+    settings: dict,
+) -> None:
     output_dir, state = Path(trainer.args.output_dir), trainer.state
     if trainer.eval_dataset is not None and (
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
@@ -266,6 +274,7 @@ def _finish(trainer, card: Callable[[Path], str], train: dict, taken: dict | Non
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return
+    write_ledgers(output_dir / "data_ledger.json", **ledgers)  # of a stream, known only now
     report.draw_curves(state.log_history, output_dir / "curves.png")
     by_step = report.evaluations(state.log_history)
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)

@@ -1,16 +1,13 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.arguments import DataArguments, SFTArguments
 from hf_recipes.data.examples import fates, hold_out, load_examples, usable
 from hf_recipes.data.ledger import Ledger, is_dropped
 from hf_recipes.data.schemas import Columns
@@ -18,11 +15,7 @@ from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.scoring import supervised_losses
-from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
-from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, packing_leaks
-from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
-from hf_recipes.training.callbacks import CurvesCallback, RunProgress
-from hf_recipes.training.evaluation import Evaluations
+from hf_recipes.training.evaluation import add_callbacks
 from hf_recipes.training.trainer import RunMixin
 
 
@@ -81,26 +74,6 @@ class Trainer(RunMixin, SFTTrainer):
             logs[loss_key.removesuffix("loss") + "mean_token_accuracy"] = hits / max(1, count)
             self._eval_sums = []
         super().log(logs, start_time)
-
-
-def check_settings(model_args: ModelArguments, args: SFTArguments) -> None:
-    """Name what cannot work together before anything is loaded.
-
-    Raises:
-        UserError: quantized weights with DeepSpeed's stage 3, or a `bnb_config` that cannot be used.
-    """
-    quantization = read_bnb_config(
-        model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
-    )
-    if quantization is not None:
-        say(f"the base in {4 if quantization.load_in_4bit else 8} bits ({quantization.quantization_method()})")
-    if args.use_cpu and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
-        say("note: FSDP needs an accelerator; on a CPU each process keeps all weights (DDP)")
-    if model_args.quantizes and is_deepspeed_zero3_enabled():
-        raise UserError(
-            "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "
-            "DeepSpeed's stage 3: take --deepspeed configs/deepspeed/zero2.json, or leave the quantization out"
-        )
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, keep_text: bool = False) -> ChatEncoder:
@@ -178,62 +151,6 @@ def _tokenize(examples: Dataset, encoder: ChatEncoder, data: DataArguments) -> t
     return usable(tokenized), ledger
 
 
-def build_model(
-    model_args: ModelArguments,
-    args: SFTArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    added_tokens: Sequence[str],
-    **kwargs,
-) -> PreTrainedModel:
-    """The base model with its adapter, or with all weights trained.
-
-    Raises:
-        UserError: a LoRA file, adapter or model that does not fit, or packing where rows would leak into each other.
-    """
-    set_seed(args.seed)  # the adapter's first weights are drawn here
-    lora = read_lora_config(model_args.lora_config) if model_args.use_lora and not model_args.peft_path else None
-    if model_args.peft_path:
-        saved = read_adapter_config(model_args.peft_path)
-        wanted = read_lora_config(model_args.lora_config) if model_args.lora_config else saved
-        rank = getattr(saved, "r", None)
-        if model_args.lora_config and rank != wanted.r:
-            raise UserError(
-                f"--peft_path {model_args.peft_path} has rank {rank}, {model_args.lora_config} says {wanted.r}; a "
-                "saved adapter keeps its rank: leave --lora_config out"
-            )
-    model = load_model(
-        model_args,
-        trains_all=not model_args.use_lora,
-        bf16=bool(args.bf16),
-        trust_remote_code=args.trust_remote_code,
-        **kwargs,
-    )
-    if (args.packing or args.padding_free) and not keeps_packed_rows_apart(model):
-        raise packing_leaks(model.config.model_type)
-    if model_args.peft_path and added_tokens:
-        raise UserError(
-            f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
-            f"({' '.join(added_tokens)}); leave --chat_template out to keep the adapter's own"
-        )
-    if is_quantized(model):
-        prepare_quantized(model)
-    fit_embeddings(model, tokenizer)
-    own = model.generation_config.eos_token_id
-    stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
-    model.generation_config.eos_token_id = sorted(stops)
-    if model_args.peft_path:
-        model = load_adapter(model, model_args.peft_path, is_trainable=True)
-    elif lora is not None:
-        new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))
-        model = attach_lora(model, lora, model_args.lora_config, new_ids)
-    if hasattr(model, "get_nb_trainable_parameters"):
-        trained, total = model.get_nb_trainable_parameters()
-    else:
-        total = trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    say(f"training {trained:,} of {total:,} weights ({trained / total:.2%})")
-    return model
-
-
 def build_trainer(
     model: PreTrainedModel,
     args: SFTArguments,
@@ -254,12 +171,7 @@ def build_trainer(
         train_dataset=train.select_columns(columns),
         eval_dataset=validation.select_columns(columns) if validation is not None else {} if methods else None,
         processing_class=tokenizer,
-        callbacks=[CurvesCallback()],
     )
     trainer.data_rows = train
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RunProgress())
-    if methods:
-        trainer.add_callback(Evaluations(trainer, methods))
+    add_callbacks(trainer, methods)
     return trainer

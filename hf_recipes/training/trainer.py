@@ -128,6 +128,14 @@ class RunMixin:
     def _start_clock(self, step: int) -> None:
         self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, step
 
+    def rates(self, tokens_per_second: float) -> dict[str, float]:
+        """What a stage logs beside the loss, given the tokens per second of all devices."""
+        return {}
+
+    def figures(self) -> dict:
+        """What a stage tells of its training beside loss, tokens and time; called by all processes."""
+        return {}
+
     def note_work(self, what: str) -> None:
         """Say what comes next, for the message of a run that runs out of memory in it."""
         self._doing = what
@@ -197,13 +205,22 @@ class RunMixin:
     def training_step(self, model, inputs, *args, **kwargs):
         rows, length = inputs["input_ids"].shape
         self.note_work(f"a training batch of {rows} × {length:,} tokens")
-        mask = inputs.get("attention_mask")
-        # A row without a label is the filler of an epoch's last batches.
-        real = mask[(inputs["labels"] != -100).any(1)] if mask is not None else inputs["input_ids"]
-        self._new_tokens += int(real.sum()) if mask is not None else real.numel()
+        self._new_tokens += self.tokens_in(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._micro_batches.append((inputs, loss))
         return loss
+
+    def tokens_in(self, inputs: dict) -> int:
+        """The tokens of a batch, without padding."""
+        mask = inputs.get("attention_mask")
+        # A row without a label is the filler of an epoch's last batches.
+        return inputs["input_ids"].numel() if mask is None else int(mask[(inputs["labels"] != -100).any(1)].sum())
+
+    def places_in(self, batches: list[dict]) -> list[str]:
+        """Where the rows of `batches` come from."""
+        if self.data_rows is None:
+            return []
+        return places_of(self.data_rows, [row for inputs in batches for row in sequences(inputs)])
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Upstream's last call before the optimizer's step: without gradients that step changes nothing."""
@@ -229,10 +246,7 @@ class RunMixin:
         bad = [inputs for (inputs, _), loss in zip(batches, losses, strict=True) if not loss.isfinite()]
         finite_loss = not any(gather_object([bool(bad)]))
         suspects = [inputs for inputs, _ in batches] if finite_loss else bad
-        places: list[str] = []
-        if self.data_rows is not None:
-            places = places_of(self.data_rows, [row for inputs in suspects for row in sequences(inputs)])
-        places = gather_object(places)
+        places = gather_object(self.places_in(suspects))
         named = ", ".join(places[:MAX_NAMED]) + (
             f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
         )
@@ -268,6 +282,7 @@ class RunMixin:
             now, step = time.monotonic(), self.state.global_step
             seconds, steps = max(1e-9, now - self._clock - self._paused), max(1, step - self._logged_step)
             logs["tokens_per_second"] = round(self._unlogged_tokens / seconds, 1)
+            logs |= self.rates(self._unlogged_tokens / seconds)
             logs["num_tokens"] = self.state.num_input_tokens_seen
             logs["seconds_left"] = round(seconds / steps * (self.state.max_steps - step))
             if self._nonfinite_since_log:

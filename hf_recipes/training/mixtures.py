@@ -1,0 +1,178 @@
+"""The mixture of a run, from files, folders and token shards to blocks."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+
+from hf_recipes.arguments import PretrainArguments, SourceArguments
+from hf_recipes.data import blocks, corpora, records, schemas, shards, streaming, streams
+from hf_recipes.data.blocks import Blocking, StoredBlocks
+from hf_recipes.data.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
+from hf_recipes.data.examples import fingerprint
+from hf_recipes.data.ledger import Ledger
+from hf_recipes.data.mixing import Policy, read_policy
+from hf_recipes.data.mixture import Blocks, Mixture, chosen, quotas_of
+from hf_recipes.data.schemas import Columns
+from hf_recipes.data.shards import DocumentEncoder, TokenShards, open_shards
+from hf_recipes.data.streaming import Cursor, StreamedBlocks, Tokenization, read_chunks, store
+from hf_recipes.errors import UserError, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEDGER = "ledger.json"  # beside the shards of a source that was tokenized for a run
+
+
+def prepare_mixture(
+    data: SourceArguments, args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[Mixture, Ledger]:
+    """The blocks that a run learns from, and what became of every row.
+
+    Files are tokenized once, into the cache; with `streaming`, while training. Token shards are used as they are.
+
+    Raises:
+        UserError: sources that are not there or cannot be read, a policy that does not fit them, shards of another
+            tokenizer, or a source without a document.
+    """
+    encoder = DocumentEncoder(tokenizer, args.document_end_token)
+    policy = read_policy(args.mixture) if args.mixture else None
+    found = find_corpora(data.train_file, data.cache_dir, glance=args.streaming)
+    names = chosen(policy, [corpus.name for corpus in found], f"--mixture {args.mixture}")
+    found = [corpus for corpus in found if corpus.name in names]
+    columns = Columns(schema=data.schema, prompt=data.prompt_column)
+    readers = [[open_reader(file, columns) for file in corpus.files] for corpus in found]
+    if args.process_index == 0:
+        say_plan(found, readers)
+    blocking = Blocking(args.block_size, args.sequence_sample_mode, args.drop_last, args.seed)
+    ledger = Ledger()
+    sources: list[Blocks] = []
+    rates: dict[str, dict[str, float]] = {}
+    tokenization = Tokenization(
+        encoder, args.dataloader_num_workers, args.process_index, args.world_size, _exchange(args) if found else None
+    )
+    for corpus, own in zip(found, readers, strict=True):
+        if args.streaming and not corpus.shards:
+            seed = args.seed if args.shuffle else None
+            sources.append(StreamedBlocks(corpus.name, own, blocking, tokenization, seed, ledger.add))
+            rates[corpus.name] = _sampled_rates(own, encoder)
+            continue
+        with args.main_process_first(local=True, desc="tokens"):
+            stored = open_shards(corpus.shards, corpus.name, encoder) if corpus.shards else None
+            stored = stored or _tokenized(corpus, own, encoder, data, ledger)
+        source = StoredBlocks(stored, blocking)
+        if not len(source):
+            raise UserError(
+                f"{corpus.name}: {source.tokens:,} tokens are less than one block of {blocking.size}; lower "
+                "--block_size or leave --drop_last out"
+            )
+        sources.append(source)
+        rates[corpus.name] = _rates(stored.manifest)
+    if ledger.totals["read"]:
+        say(ledger.table())
+        ledger.check(data.max_drop_ratio)
+    quotas = quotas_of(policy, sources, rates)
+    mixture = Mixture(
+        sources,
+        quotas,
+        blocking,
+        None if args.streaming else _epoch_blocks(policy, sources, quotas),
+        shuffle=args.shuffle,
+        apart=args.document_attention,
+        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.end,
+    )
+    _say_mixture(mixture, policy, args)
+    return mixture, ledger
+
+
+def _epoch_blocks(policy: Policy | None, sources: Sequence[Blocks], quotas: np.ndarray) -> int:
+    """Blocks of an epoch: with shares as many as the sources have, with numbers of epochs as many as these make."""
+    return int(quotas.sum()) if policy and policy.by == "epochs" else sum(len(source) for source in sources)
+
+
+def _rates(counts: dict[str, Any]) -> dict[str, float]:
+    tokens = counts["tokens"]
+    by = {name: tokens / max(1, counts[name]) for name in ("documents", "bytes")}
+    return {**by, "size": float(tokens)}
+
+
+def _sampled_rates(readers: Sequence[Reader], encoder: DocumentEncoder) -> dict[str, float]:
+    """`_rates` of a stream, from its first chunk of documents and the sizes of its files."""
+    chunk = next(read_chunks(readers, Cursor()))
+    counts = {
+        "tokens": sum(map(len, encoder.encode(chunk.texts))),
+        "documents": len(chunk.texts),
+        "bytes": sum(len(text.encode()) for text in chunk.texts),
+    }
+    sizes = (os.path.getsize(r.source.path) if r.source.split is None else counts["bytes"] for r in readers)
+    return {**_rates(counts), "size": float(sum(sizes))}
+
+
+def _tokenized(
+    corpus: Corpus, readers: Sequence[Reader], encoder: DocumentEncoder, data: SourceArguments, ledger: Ledger
+) -> TokenShards:
+    """The shards of a source in the cache, tokenized where they are not there yet."""
+    key = fingerprint(
+        [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.columns)] for r in readers],
+        encoder.settings,
+        code=(blocks, corpora, records, schemas, shards, streaming, streams),
+    )
+    folder = Path(data.cache_dir or datasets.config.HF_DATASETS_CACHE, "hf_recipes_tokens", key)
+    own = Ledger()
+    if not (folder / LEDGER).is_file():
+        say(f"{corpus.name}: tokenizing into {folder}")
+        store(corpus.name, readers, encoder, str(folder), data.preprocessing_num_workers or 0, own.add)
+        partial = folder / f"{LEDGER}.partial"
+        partial.write_text(json.dumps(own.to_dict(), ensure_ascii=False), encoding="utf-8")
+        os.replace(partial, folder / LEDGER)
+    own = Ledger.from_dict(json.loads((folder / LEDGER).read_text(encoding="utf-8")))
+    ledger.sources |= own.sources
+    ledger.reasons |= own.reasons
+    return open_shards(str(folder), corpus.name, encoder)
+
+
+def _exchange(args: PretrainArguments):
+    """Gives all processes what one of them has; over gloo, whatever the gradients go over."""
+    if args.world_size == 1:
+        return None
+    import torch.distributed as dist
+
+    group = dist.new_group(backend="gloo")
+
+    def exchange(value: Any, owner: int) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values, src=owner, group=group)
+        return values[0]
+
+    return exchange
+
+
+def _say_mixture(mixture: Mixture, policy: Policy | None, args: PretrainArguments) -> None:
+    if args.process_index:
+        return
+    shares = mixture.schedule.quotas / mixture.schedule.epoch_blocks
+    by = "" if policy is None or policy.by == "tokens" else f" (given by {policy.by})"
+    for source, share in zip(mixture.sources, shares, strict=True):
+        if isinstance(source, StreamedBlocks):
+            say(f"{source.name}: {share:.1%} of the tokens{by}, read while training")
+            continue
+        epochs = share * mixture.blocks * max(args.num_train_epochs, 0) / len(source) if mixture.blocks else None
+        if args.max_steps > 0:
+            step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            epochs = share * args.max_steps * step / len(source)
+        say(
+            f"{source.name}: {share:.1%} of the tokens{by}; {source.tokens:,} tokens of {source.shards.documents:,} "
+            f"documents in {len(source):,} blocks"
+            + (f", {epochs:.2f} epochs in this run" if epochs is not None else "")
+            + ("; repeated more than 4 times, which teaches little more" if (epochs or 0) > 4 else "")
+        )
+        cut = len(source.shards) - source.tokens
+        if cut:
+            say(f"  {cut:,} tokens ({cut / len(source.shards):.1%}) are left out by --sequence_sample_mode")
+        if mixture.blocking.drop_last and (rest := source.tokens % mixture.blocking.size):
+            say(f"  {rest:,} tokens at the end are left out by --drop_last")

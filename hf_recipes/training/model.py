@@ -1,0 +1,98 @@
+"""The model that a run trains: loaded, quantized, with its adapter."""
+
+import os
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from hf_recipes.arguments import ModelArguments, RunArguments
+from hf_recipes.errors import UserError, say
+from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
+from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model
+from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
+
+
+def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
+    """Name what cannot work together before anything is loaded.
+
+    Raises:
+        UserError: quantized weights with DeepSpeed's stage 3, or a `bnb_config` that cannot be used.
+    """
+    quantization = read_bnb_config(
+        model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
+    )
+    if quantization is not None:
+        say(f"the base in {4 if quantization.load_in_4bit else 8} bits ({quantization.quantization_method()})")
+    if args.use_cpu and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
+        say("note: FSDP needs an accelerator; on a CPU each process keeps all weights (DDP)")
+    if model_args.quantizes and is_deepspeed_zero3_enabled():
+        raise UserError(
+            "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "
+            "DeepSpeed's stage 3: take --deepspeed configs/deepspeed/zero2.json, or leave the quantization out"
+        )
+
+
+def build_model(
+    model_args: ModelArguments,
+    args: RunArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    added_tokens: Sequence[str] = (),
+    *,
+    packs: UserError | None = None,
+    make: Callable[..., PreTrainedModel] = load_model,
+    freeze: Callable[[PreTrainedModel], None] = lambda model: None,
+    **kwargs,
+) -> PreTrainedModel:
+    """The base model with its adapter, or with all weights trained that `freeze` leaves.
+
+    Args:
+        packs: the error to raise where rows that are packed would see each other; None where none are.
+
+    Raises:
+        UserError: a LoRA file, adapter or model that does not fit, or `packs`.
+    """
+    set_seed(args.seed)  # the adapter's first weights are drawn here
+    lora = read_lora_config(model_args.lora_config) if model_args.use_lora and not model_args.peft_path else None
+    if model_args.peft_path:
+        saved = read_adapter_config(model_args.peft_path)
+        wanted = read_lora_config(model_args.lora_config) if model_args.lora_config else saved
+        rank = getattr(saved, "r", None)
+        if model_args.lora_config and rank != wanted.r:
+            raise UserError(
+                f"--peft_path {model_args.peft_path} has rank {rank}, {model_args.lora_config} says {wanted.r}; a "
+                "saved adapter keeps its rank: leave --lora_config out"
+            )
+    model = make(
+        model_args,
+        trains_all=not model_args.use_lora,
+        bf16=bool(args.bf16),
+        trust_remote_code=args.trust_remote_code,
+        **kwargs,
+    )
+    if packs is not None and not keeps_packed_rows_apart(model):
+        raise packs
+    if model_args.peft_path and added_tokens:
+        raise UserError(
+            f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
+            f"({' '.join(added_tokens)}); leave --chat_template out to keep the adapter's own"
+        )
+    if is_quantized(model):
+        prepare_quantized(model)
+    fit_embeddings(model, tokenizer)
+    own = model.generation_config.eos_token_id
+    stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    model.generation_config.eos_token_id = sorted(stops)
+    if model_args.peft_path:
+        model = load_adapter(model, model_args.peft_path, is_trainable=True)
+    elif lora is not None:
+        new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))
+        model = attach_lora(model, lora, model_args.lora_config, new_ids)
+    freeze(model)
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trained, total = model.get_nb_trainable_parameters()
+    else:
+        total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    say(f"training {trained:,} of {total:,} weights ({trained / total:.2%})")
+    return model

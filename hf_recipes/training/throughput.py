@@ -1,0 +1,42 @@
+"""How much of what a device can compute a run makes use of."""
+
+import time
+
+import torch
+
+from hf_recipes.models.loading import has_accelerator
+
+SIZE, REPEATS = 8192, 20  # of the matrices that are multiplied to measure the peak: 0.1 s on an H100
+
+
+def flops_per_token(model, length: int) -> float:
+    """Operations of a training step for each token of rows of `length` (PaLM, arXiv 2204.02311, appendix B).
+
+    Six for each weight that multiplies (embeddings that are only looked up do not), and those of attention; for frozen
+    weights there are no gradients, so four.
+    """
+    config = model.config.get_text_config()
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    looked_up = embedding.weight if head is None or head.weight is not embedding.weight else None
+    total = 0
+    for parameter in model.parameters():
+        if parameter is not looked_up:
+            size = getattr(parameter, "ds_numel", parameter.numel())
+            total += size * (6 if parameter.requires_grad else 4)
+    heads = getattr(config, "num_attention_heads", 0)
+    width = heads * (getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // max(1, heads))
+    return total + 12 * getattr(config, "num_hidden_layers", 0) * width * length
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations per second of a bfloat16 matrix multiplication on an accelerator, measured; None on a CPU."""
+    if not has_accelerator() or device.type == "cpu":
+        return None
+    one = torch.randn(SIZE, SIZE, device=device, dtype=torch.bfloat16)
+    for repeats in (3, REPEATS):  # the first to warm up
+        torch.accelerator.synchronize()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            one @ one
+        torch.accelerator.synchronize()
+    return 2 * SIZE**3 * REPEATS / (time.perf_counter() - start)
