@@ -202,6 +202,7 @@ FLOORS = {FLOORED: "min_lr_rate", "warmup_stable_decay": "min_lr_ratio"}
 class PretrainArguments(RunArguments, TrainingArguments):
     """transformers' `TrainingArguments` with how documents become blocks, and defaults for learning from text."""
 
+    inexact_resume: bool = _help("Resume what another number of processes wrote: every document is seen once.", True)
     block_size: int = _help("Tokens of a block, which is what a row of a batch is.", 2048)
     document_end_token: str | None = _help("Token after each document; by default the tokenizer's end token.")
     document_attention: bool = _help("Whether tokens attend within their document only.", True)

@@ -63,6 +63,11 @@ class Mixture:
     def names(self) -> list[str]:
         return [source.name for source in self.sources]
 
+    @property
+    def shares(self) -> np.ndarray:
+        """(S,) the part of all blocks that each source is meant to be."""
+        return self.schedule.quotas / self.schedule.epoch_blocks
+
     def identity(self) -> list[list]:
         """What the blocks depend on: name, share and content of each source, as plain values."""
         found = []

@@ -173,6 +173,7 @@ class _Head:
     """A tokenized chunk of which the first `used` kept tokens were given out."""
 
     start: Cursor
+    after: Cursor
     places: list[str]
     ids: list[np.ndarray]
     ends: np.ndarray  # where each document ends among the chunk's kept tokens
@@ -203,6 +204,7 @@ class StreamedBlocks:
     ):
         self.name, self.readers, self.blocking = name, list(readers), blocking
         self.tokenization, self.seed, self.tell = tokenization, seed, tell
+        self._sizes = np.array([os.path.getsize(r.source.path) if r.source.split is None else 1 for r in readers])
         self._size = max(1, WINDOW_TOKENS // blocking.size) if seed is not None else 1
         self.begin(None)
 
@@ -217,7 +219,8 @@ class StreamedBlocks:
         self._head_used, self._windows = state["used"], state["window"]
         self._window: list[Block] = []
         self._window_state = {name: state[name] for name in ("cursor", "used", "window")}
-        self._given = 0
+        self._given, self._epochs_done = 0, 0
+        self._span = (0.0, 0.0)
         self._skip = state["given"]  # of the blocks of the first window
 
     def state(self) -> dict[str, Any]:
@@ -227,12 +230,18 @@ class StreamedBlocks:
     @property
     def epochs(self) -> float:
         """How often the source was gone through, by the sizes of its files."""
-        cursor = Cursor(**self._window_state["cursor"])
-        sizes = np.array([os.path.getsize(r.source.path) if r.source.split is None else 1 for r in self.readers])
-        order = file_order(len(self.readers), cursor.epoch, self.seed)
-        done = sizes[order][: cursor.file].sum()
-        if cursor.file < len(order) and cursor.offset:
-            done += min(cursor.offset, sizes[order][cursor.file])
+        begin, end = self._span
+        return begin + (end - begin) * self._given / max(1, len(self._window))
+
+    def _progress(self, head: _Head) -> float:
+        begin, end = (self._epochs_at(cursor) for cursor in (head.start, head.after))
+        return begin + (end - begin) * head.used / max(1, head.used + head.left)
+
+    def _epochs_at(self, cursor: Cursor) -> float:
+        sizes = self._sizes[file_order(len(self.readers), cursor.epoch, self.seed)]
+        done = sizes[: cursor.file].sum()
+        if cursor.file < len(sizes):
+            done += min(cursor.offset, sizes[cursor.file])
         return cursor.epoch + float(done / max(1, sizes.sum()))
 
     def next(self) -> Block:
@@ -249,6 +258,7 @@ class StreamedBlocks:
         """Make the next blocks that are shuffled among each other, never beyond the end of an epoch."""
         head = self._head()
         self._window_state = {"cursor": asdict(head.start), "used": head.used, "window": self._windows}
+        begin = self._progress(head)
         blocks: list[Block] = []
         epochs = 0
         while len(blocks) < self._size and not (epochs and blocks):
@@ -265,6 +275,7 @@ class StreamedBlocks:
             order = np.random.default_rng([self.seed, 4, self._windows]).permutation(len(blocks))
             blocks = [blocks[index] for index in order]
         self._window, self._given, self._windows = blocks, 0, self._windows + 1
+        self._span = begin, self._progress(self._heads[0]) if self._heads else float(self._epochs_done)
 
     def _head(self) -> _Head:
         """The chunk that the next token is in."""
@@ -294,7 +305,7 @@ class StreamedBlocks:
                 head.used = stop
             if not head.left and head.ends_epoch:
                 self._heads.popleft()
-                ends_epoch = True
+                ends_epoch, self._epochs_done = True, head.start.epoch + 1
         block = fill(parts, self.blocking, place)
         if not len(block.ids) or (wanted and self.blocking.drop_last):
             return None, ends_epoch
@@ -318,7 +329,7 @@ class StreamedBlocks:
         if self.blocking.shortens:
             lengths = np.minimum(lengths, self.blocking.size)
         places = [place for place, row_fate in chunk.fates if row_fate == KEPT]
-        return _Head(chunk.start, places, ids, np.cumsum(lengths), chunk.ends_epoch)
+        return _Head(chunk.start, chunk.after, places, ids, np.cumsum(lengths), chunk.ends_epoch)
 
 
 def _order(cursor: Cursor) -> tuple[int, ...]:

@@ -47,8 +47,7 @@ def prepare_mixture(
     found = [corpus for corpus in found if corpus.name in names]
     columns = Columns(schema=data.schema, prompt=data.prompt_column)
     readers = [[open_reader(file, columns) for file in corpus.files] for corpus in found]
-    if args.process_index == 0:
-        say_plan(found, readers)
+    say_plan(found, readers)
     blocking = Blocking(args.block_size, args.sequence_sample_mode, args.drop_last, args.seed)
     ledger = Ledger()
     sources: list[Blocks] = []
@@ -153,11 +152,8 @@ def _exchange(args: PretrainArguments):
 
 
 def _say_mixture(mixture: Mixture, policy: Policy | None, args: PretrainArguments) -> None:
-    if args.process_index:
-        return
-    shares = mixture.schedule.quotas / mixture.schedule.epoch_blocks
     by = "" if policy is None or policy.by == "tokens" else f" (given by {policy.by})"
-    for source, share in zip(mixture.sources, shares, strict=True):
+    for source, share in zip(mixture.sources, mixture.shares, strict=True):
         if isinstance(source, StreamedBlocks):
             say(f"{source.name}: {share:.1%} of the tokens{by}, read while training")
             continue

@@ -76,9 +76,11 @@ class _Epochs(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        mixture = self.trainer.mixture
+        mixture, done = self.trainer.mixture, self.trainer.blocks_done
         if mixture.blocks:
-            state.epoch = self.trainer.blocks_done / mixture.blocks
+            state.epoch = done / mixture.blocks
+        else:
+            state.epoch = float(mixture.shares @ mixture.epochs(done))
 
 
 def step_blocks(args: PretrainArguments) -> int:
@@ -96,7 +98,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
     def __init__(self, mixture: Mixture, ledger: Ledger, *, args: PretrainArguments, max_drop_ratio=1.0, **kwargs):
         self.mixture, self.ledger, self.max_drop_ratio = mixture, ledger, max_drop_ratio
-        self._start = self._begun_at = 0  # blocks and steps before this start of the run
+        self._start = self._begun_at = self._last_block = 0  # blocks and steps before this start; blocks of the run
         self._by_epochs = args.max_steps <= 0
         if self._by_epochs:
             args.max_steps = self._steps_left(args)
@@ -122,7 +124,9 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
     @property
     def blocks_done(self) -> int:
-        return self._start + (self.state.global_step - self.first_step) * step_blocks(self.args)
+        """Blocks of the run that were learned; the last step may have room for more."""
+        done = self._start + (self.state.global_step - self.first_step) * step_blocks(self.args)
+        return min(done, self._last_block)
 
     # Data
 
@@ -178,10 +182,10 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
     def get_train_dataloader(self):
         args = self.args
-        stop = self._start + max(0, args.max_steps - self._begun_at) * step_blocks(args)
+        self._last_block = self._start + max(0, args.max_steps - self._begun_at) * step_blocks(args)
         if self._by_epochs:
-            stop = round(args.num_train_epochs * self.mixture.blocks)
-        place = (self._start, stop, args.per_device_train_batch_size, args.process_index, args.world_size)
+            self._last_block = round(args.num_train_epochs * self.mixture.blocks)
+        place = (self._start, self._last_block, args.per_device_train_batch_size, args.process_index, args.world_size)
         if self.mixture.streams:
             self._batches = _Batches(map(collate, self.mixture.stream(*place, step_blocks(args))))
             return self._batches
@@ -262,7 +266,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
     def figures(self):
         """By source: target and realised share, epochs and loss; and the share of the time spent waiting for data."""
         names, totals = self.mixture.names, self._totals
-        target = self.mixture.schedule.quotas / self.mixture.schedule.epoch_blocks
+        target = self.mixture.shares
         realised = totals[:, 2] / max(1, totals[:, 2].sum())
         epochs = self.mixture.epochs(self.blocks_done)
         sources = {
@@ -276,8 +280,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             }
             for number, name in enumerate(names)
         }
-        if self.is_world_process_zero():
-            say(_table(sources))
+        say(_table(sources))
         return {"sources": sources, "data_wait": self._waited / max(1e-9, self._train_seconds)}
 
     # Checkpoints

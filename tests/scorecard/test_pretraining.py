@@ -1,0 +1,170 @@
+"""Rows 5 to 7 of the reliability scorecard: pretraining that is killed and goes on, from shards and from streams."""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from conftest import same, weights, write_jsonl
+
+SCRIPT = "scripts/pretrain.py"
+# Writes down the first tokens of each document that a step learned from, by step, and may end the process at one.
+WATCH = """
+import json, os, signal
+from hf_recipes.training import pretrain
+from hf_recipes.data import streaming
+streaming.CHUNK_BYTES, streaming.WINDOW_TOKENS = 3000, 512
+step = pretrain.PretrainTrainer.training_step
+def watched(self, model, inputs, *args, **kwargs):
+    rows = [[int(s), i.tolist()] for s, i, t in zip(inputs["source"], inputs["input_ids"], inputs["tokens"]) if t]
+    with open("{log}", "a") as file:
+        file.write(json.dumps([self.state.global_step, rows]) + chr(10))
+    if self.state.global_step == {kill}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, model, inputs, *args, **kwargs)
+pretrain.PretrainTrainer.training_step = watched
+"""
+
+
+def watch(log, kill=-1) -> str:
+    return WATCH.replace("{log}", str(log)).replace("{kill}", str(kill))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Two sources; each document begins with a number of its own."""
+    folder, draw = tmp_path_factory.mktemp("corpus"), random.Random(0)
+    for source, count in (("news", 120), ("wiki", 60)):
+        for part in range(3):
+            rows = [
+                {"text": f"第{source}{part}-{number}篇：" + "今天天气很好，我们去公园散步吧！" * draw.randint(1, 8)}
+                for number in range(count // 3)
+            ]
+            write_jsonl(folder / source / f"part-{part}.jsonl", rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dropout_model(tokenizer, tmp_path_factory):
+    """A model whose weights depend on the random state as well."""
+    from conftest import tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "dropout"
+    model = tiny_model(len(tokenizer))
+    model.config.attention_dropout = 0.1
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def settings(model, corpus, **more):
+    values = {
+        "model_name_or_path": model,
+        "train_file": corpus,
+        "report_to": "none",
+        "block_size": 64,
+        "per_device_train_batch_size": 2,
+        "save_steps": 5,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "bf16": False,
+        "cache_dir": corpus.parent / "cache",
+        **more,
+    }
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+WAYS = {"stored": {"max_steps": 60}, "streamed": {"max_steps": 60, "streaming": True}}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_row_05_killed_and_resumed_in_a_later_epoch(forks, dropout_model, corpus, tmp_path, way, workers, world):
+    """One epoch of wiki is about twenty steps: the kill is in its second or third."""
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"news": 0.4, "wiki": 0.6}))
+    argv = settings(dropout_model, corpus, mixture=policy, dataloader_num_workers=workers, **WAYS[way])
+    argv[argv.index("--max_steps") + 1] = 60 // world
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run = forks.run(*argv, "--output_dir", whole, script=SCRIPT, world=world, before=watch(tmp_path / "w"))
+    assert run.code == 0, run.err
+    at = random.Random(f"{way}{workers}{world}").randint(40 // world, 58 // world)
+    run = forks.run(*argv, "--output_dir", cut, script=SCRIPT, world=world, before=watch(tmp_path / "c", at))
+    assert run.code != 0
+    argv += ["--output_dir", cut, "--resume_from_checkpoint", "true"]
+    run = forks.run(*argv, script=SCRIPT, world=world, before=watch(tmp_path / "r"))
+    assert run.code == 0 and "going on from" in run.out, run.err
+    assert same(weights(whole), weights(cut))
+    figures = [json.loads((folder / "metrics.json").read_text())["train"] for folder in (whole, cut)]
+    for name in ("loss", "tokens", "epoch", "sources"):
+        assert figures[0][name] == figures[1][name]
+    assert figures[0]["sources"]["wiki"]["epochs"] > 2
+
+
+def learned(log, until=None) -> list:
+    """The blocks that were learned from in the steps before `until`, in order."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [row for step, rows in lines if until is None or step < until for row in rows]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("way", ["stored", "streamed"])
+def test_row_06_the_same_documents_at_another_width(forks, model_dir, corpus, tmp_path, way, before, after):
+    """Killed, and going on with another number of processes: the same blocks as without, none lost and none twice."""
+    argv = settings(model_dir, corpus, gradient_accumulation_steps=2)
+    argv += ["--streaming", "True", "--max_steps", 24] if way == "streamed" else []
+    run = forks.run(*argv, "--output_dir", tmp_path / "one", script=SCRIPT, before=watch(tmp_path / "whole"))
+    assert run.code == 0, run.err
+    argv += ["--output_dir", tmp_path / "cut"]
+    run = forks.run(*argv, script=SCRIPT, world=before, before=watch(tmp_path / "cut.log", 7))
+    assert run.code != 0
+    argv += ["--resume_from_checkpoint", "true"] + ["--max_steps", 12] * (way == "streamed")
+    run = forks.run(*argv, script=SCRIPT, world=after, before=watch(tmp_path / "rest"))
+    assert run.code == 0, run.err
+    assert f"{before} processes wrote checkpoint-5, and there are {after}" in run.out
+    assert "not be equal bit for bit" in run.out
+    found = learned(tmp_path / "cut.log", until=5) + learned(tmp_path / "rest")
+    assert len(found) == 5 * 4 * before + 7 * 4 * after if way == "streamed" else len(learned(tmp_path / "whole"))
+    assert sorted(found) == sorted(learned(tmp_path / "whole")[: len(found)])
+
+
+def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
+    """The first block after a resume takes as little work at the end of a long stream as at its beginning."""
+    from hf_recipes.data import streaming
+    from hf_recipes.data.blocks import Blocking
+    from hf_recipes.data.corpora import find_corpora, open_reader
+    from hf_recipes.data.shards import DocumentEncoder
+
+    for part in range(20):
+        write_jsonl(tmp_path / f"part-{part:02d}.jsonl", [{"text": f"{part} {n} 今天天气很好。" * 9} for n in range(200)])
+    [corpus] = find_corpora([f"all={tmp_path}"], glance=True)
+    readers = [open_reader(file) for file in corpus.files]
+    encoder = DocumentEncoder(tokenizer)
+
+    class Counted(streaming.Tokenization):
+        texts = 0
+
+        def submit(self, texts, turn):
+            self.texts += len(texts)
+            return super().submit(texts, turn)
+
+    def stream():
+        return streaming.StreamedBlocks("all", readers, Blocking(256), Counted(encoder), seed=1)
+
+    one, states = stream(), []
+    for _ in range(3000):
+        states.append(json.dumps(one.state()))
+        one.next()
+    after = one.next()
+    work = []
+    for state in (states[5], states[-1], json.dumps({**one.state(), "given": one.state()["given"] - 1})):
+        other = stream()
+        other.begin(json.loads(state))
+        found = other.next()
+        work.append(other.tokenization.texts)
+    assert np.array_equal(found.ids, after.ids)
+    assert max(work) <= 3 * min(work)  # at most the chunks of one window, wherever that is
