@@ -2,8 +2,6 @@
 
 import json
 import random
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -140,7 +138,9 @@ def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
     from hf_recipes.data.shards import DocumentEncoder
 
     for part in range(20):
-        write_jsonl(tmp_path / f"part-{part:02d}.jsonl", [{"text": f"{part} {n} 今天天气很好。" * 9} for n in range(200)])
+        write_jsonl(
+            tmp_path / f"part-{part:02d}.jsonl", [{"text": f"{part} {n} 今天天气很好。" * 9} for n in range(200)]
+        )
     [corpus] = find_corpora([f"all={tmp_path}"], glance=True)
     readers = [open_reader(file) for file in corpus.files]
     encoder = DocumentEncoder(tokenizer)
