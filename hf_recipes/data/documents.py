@@ -114,7 +114,7 @@ def find_text_schema(row: Row, columns: Columns, path: str) -> tuple[Schema, Col
             raise UserError(f"{path}: its schema is {schema.name}, which no document can be made of")
         return DOCUMENT_SCHEMAS[schema.name], columns
     if columns.prompt is not None and columns.prompt not in row:
-        raise UserError(f"{path}: --text_column {columns.prompt!r} is not a column; there are {', '.join(row)}")
+        raise UserError(f"{path}: --prompt_column {columns.prompt!r} is not a column; there are {', '.join(row)}")
     if columns.prompt is None and name in ("text", "code"):
         candidates = ("code", *TEXT_COLUMNS) if name == "code" else TEXT_COLUMNS
         columns = replace(columns, prompt=next((column for column in candidates if column in row), "text"))

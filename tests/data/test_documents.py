@@ -105,5 +105,5 @@ def test_what_is_no_document():
         convert({"prompt": "问", "chosen": "好", "rejected": "坏"})
     with pytest.raises(UserError, match="no known schema in the columns foo"):
         convert({"foo": 1})
-    with pytest.raises(UserError, match=r"--text_column 'c' is not a column; there are a, b"):
+    with pytest.raises(UserError, match=r"--prompt_column 'c' is not a column; there are a, b"):
         convert({"a": 1, "b": 2}, prompt="c")
