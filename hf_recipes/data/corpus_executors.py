@@ -1,19 +1,23 @@
 """datatrove's executors: the same steps on this machine, on Slurm or on Ray; what is done is not done again."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import multiprocess
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
@@ -67,8 +71,6 @@ class _Quiet:
     """What is common to the three: a user's mistake is kept for the process that started the work."""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
-        if multiprocess.parent_process() is not None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the run by its first process
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one core
         with _quietly():
             try:
@@ -80,7 +82,32 @@ class _Quiet:
 
 
 class Local(_Quiet, LocalPipelineExecutor):
-    pass
+    """As datatrove's, but workers end with the run, however it ends, and the run ends with any of them."""
+
+    def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                deepcopy(self)._run_for_rank(rank)
+            return
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(self.workers, context, initializer=_end_with_parent) as pool:
+            try:
+                for done in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
+                    done.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"a worker was killed, most likely for want of memory (logs in {self.logging_dir.path}/logs); the "
+                    "same command goes on, with fewer --workers if need be"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 class Ray(_Quiet, RayPipelineExecutor):

@@ -13,7 +13,7 @@ import numpy as np
 import zstandard
 from datatrove.pipeline.base import PipelineStep
 
-from hf_recipes.data.corpus_steps import leave_with_parent, removals
+from hf_recipes.data.corpus_steps import removals
 from hf_recipes.data.shards import DocumentEncoder, Shard, ShardWriter
 from hf_recipes.data.streams import CHUNK
 from hf_recipes.errors import say
@@ -142,7 +142,6 @@ class Export(PipelineStep):
                         break
                     if number < first:
                         continue
-                    leave_with_parent(number)
                     row = json.loads(line)
                     if number in gone:
                         dropped.append([row["place"], row["fates"], gone[number]])

@@ -164,7 +164,7 @@ def prepare_corpus(
             ledger.merge(Ledger.from_dict(count.pop("ledger")))
         _check_unusable(ledger, args.max_drop_ratio)
         _find_duplicates(args, work)
-        average = max(TASK_BYTES, sum(count["characters"] for count in counts) // TASKS)
+        average = max(TASK_BYTES // 3, sum(count["characters"] for count in counts) // TASKS)
         groups = plan_shards(counts, tasks, work, args.shard_size, average)
         if encoder:
             save_tokenizer(tokenizer, work / "tokenizer")

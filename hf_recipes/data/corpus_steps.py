@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import multiprocess
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -36,13 +35,6 @@ REPAIRS = {"control characters": strip_controls, "NFKC": nfkc, "traditional char
 UNUSABLE = "unusable row: "  # begins the reason of what could not be read, as opposed to what a rule dropped
 SHINGLE = 5  # characters or words; with 14 bands of 8 hashes, documents of a similarity of 0.72 or more meet
 SLICE = 10_000  # shingles hashed at once: 112 hashes of 8 bytes for each
-
-
-def leave_with_parent(count: int) -> None:
-    """End a worker whose run was killed; asked at every thousandth document."""
-    parent = None if count % 1000 else multiprocess.parent_process()
-    if parent is not None and not parent.is_alive():
-        os._exit(1)
 
 
 class Book:
@@ -79,14 +71,11 @@ class ReadDocuments(PipelineStep):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         self.book.begin()
-        count = 0
         for file, start, stop in self.tasks[rank]["parts"]:
             source, schema, columns = self.files[file]
             for found in Reader(source, DOCUMENT_SCHEMAS[schema], columns).read(tuple(start)):
                 if stop is not None and found.after[0] > stop[0]:
                     break
-                count += 1
-                leave_with_parent(count)
                 if found.problem is not None:
                     self.book.ledger.add(found.place, fate("dropped", UNUSABLE + found.problem))
                 else:
