@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_recipes.data.conversations import RowProblem
+from hf_recipes.data.documents import find_text_schema
 from hf_recipes.data.examples import find_plan
 from hf_recipes.data.records import BEGIN, SUFFIXES, Source, find_sources, read_records
-from hf_recipes.data.schemas import Columns, Schema, find_schema
+from hf_recipes.data.schemas import Columns, Schema
 from hf_recipes.errors import UserError, say
 
 SHARDS = "manifest.json"  # a folder with this file holds token shards
@@ -68,21 +69,18 @@ def open_reader(source: Source, columns: Columns | None = None) -> Reader:
     Raises:
         UserError: no schema that makes documents fits the file.
     """
-    schema, columns = find_plan(source, columns or Columns(), find_schema)
-    if schema.form != "text":
-        raise UserError(
-            f"{source.path}: its schema is {schema.name}, which makes {schema.form} examples; this stage learns from "
-            "text (name its column with --prompt_column, or choose --schema)"
-        )
+    schema, columns = find_plan(source, columns or Columns(), find_text_schema)
     return Reader(source, schema, columns)
 
 
-def find_corpora(specs: Sequence[str], cache_dir: str | None = None, glance: bool = False) -> list[Corpus]:
+def find_corpora(
+    specs: Sequence[str], cache_dir: str | None = None, glance: bool = False, txt: str | None = None
+) -> list[Corpus]:
     """The sources that `specs` name, sorted by name.
 
     A file is a source of its own name, and so is a Hub id; a folder is one source, or, if there are folders in it, one
     for each of them; a folder of token shards is one. ``name=path`` gives files, a folder or a glob another name.
-    With `glance`, see `find_sources`.
+    For `glance` and `txt` see `find_sources`.
 
     Raises:
         UserError: nothing there, a source named twice, or as `find_sources`.
@@ -95,7 +93,7 @@ def find_corpora(specs: Sequence[str], cache_dir: str | None = None, glance: boo
             if os.path.isfile(os.path.join(path, SHARDS)):
                 found[name] = Corpus(name, shards=path)
             else:
-                found[name] = Corpus(name, tuple(find_sources([path], cache_dir=cache_dir, glance=glance)))
+                found[name] = Corpus(name, tuple(find_sources([path], cache_dir=cache_dir, glance=glance, txt=txt)))
     return [found[name] for name in sorted(found)]
 
 

@@ -40,25 +40,48 @@ class Ledger:
     sources: dict[str, Counter] = field(default_factory=dict)
     reasons: dict[tuple[str, str], Entry] = field(default_factory=dict)
 
-    def add(self, place: str, row_fate: str = KEPT) -> None:
-        """Count one row; `place` is ``file:line``."""
+    def add(self, place: str, *row_fates: str) -> None:
+        """Count one row; `place` is ``file:line``. Several fates are for one that was repaired in several ways."""
         source = place.rpartition(":")[0]
         counts = self.sources.setdefault(source, Counter())
         counts["read"] += 1
-        counts["dropped" if is_dropped(row_fate) else "kept"] += 1
-        if row_fate == KEPT:
-            return
-        action = row_fate.split(":", 1)[0]
-        if action != "dropped":
+        counts["dropped" if any(map(is_dropped, row_fates)) else "kept"] += 1
+        row_fates = [row_fate for row_fate in row_fates if row_fate != KEPT]
+        for action in {row_fate.split(":", 1)[0] for row_fate in row_fates} - {"dropped"}:
             counts[action] += 1
-        entry = self.reasons.setdefault((source, row_fate), Entry())
-        entry.count += 1
-        if len(entry.places) < PLACES:
-            entry.places.append(place)
+        for row_fate in row_fates:
+            entry = self.reasons.setdefault((source, row_fate), Entry())
+            entry.count += 1
+            if len(entry.places) < PLACES:
+                entry.places.append(place)
+
+    def drop(self, place: str, row_fates: Iterable[str], reason: str) -> None:
+        """Drop a row after all that was counted, with `row_fates`, as kept."""
+        source = place.rpartition(":")[0]
+        counts = self.sources[source]
+        counts.subtract(["read", "kept", *{row_fate.split(":", 1)[0] for row_fate in row_fates}])
+        for row_fate in row_fates:
+            entry = self.reasons[source, row_fate]
+            entry.count -= 1
+            if place in entry.places:
+                entry.places.remove(place)
+            if not entry.count:
+                del self.reasons[source, row_fate]
+        self.add(place, fate("dropped", reason))
 
     def add_all(self, places: Iterable[str], fates: Iterable[str]) -> "Ledger":
         for place, row_fate in zip(places, fates, strict=True):
             self.add(place, row_fate)
+        return self
+
+    def merge(self, other: "Ledger") -> "Ledger":
+        """Add what another ledger counted of later rows."""
+        for source, counts in other.sources.items():
+            self.sources.setdefault(source, Counter()).update(counts)
+        for key, found in other.reasons.items():
+            entry = self.reasons.setdefault(key, Entry())
+            entry.count += found.count
+            entry.places += found.places[: PLACES - len(entry.places)]
         return self
 
     @property
@@ -94,7 +117,9 @@ class Ledger:
             lines.append(source.ljust(width) + "".join(f"{counts[name]:,}".rjust(11) for name in columns))
             for (owner, row_fate), entry in self.reasons.items():
                 if owner == source:
-                    lines.append(f"  {entry.count:,} {row_fate} (first at line {entry.places[0].rpartition(':')[2]})")
+                    file, _, line = entry.places[0].rpartition(":") if entry.places else ("", "", "")
+                    first = f" (first at {f'line {line}' if file == owner else entry.places[0]})" if file else ""
+                    lines.append(f"  {entry.count:,} {row_fate}{first}")
         return "\n".join(lines)
 
     def to_dict(self) -> dict:

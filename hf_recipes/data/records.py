@@ -58,15 +58,22 @@ class Source:
     encoding: str = "utf-8"
     split: str | None = None
     cache_dir: str | None = None
+    txt: str = "lines"
 
 
 def find_sources(
-    specs: Sequence[str], split: str = "train", cache_dir: str | None = None, glance: bool = False
+    specs: Sequence[str],
+    split: str = "train",
+    cache_dir: str | None = None,
+    glance: bool = False,
+    txt: str | None = "lines",
 ) -> list[Source]:
     """Expand files, globs, folders (recursively, in sorted order) and Hub ids.
 
     A Hub id is ``owner/name``, of which `split` is read, or ``owner/name:split``; it is cached in `cache_dir`.
     With `glance`, files are not read to their end: digest and encoding are of their beginning.
+    A row of a .txt file is a line; with `txt` "blank" what is between blank lines, with "entry" what begins with a line
+    ``词条：…``, and with None what the file's beginning looks like.
 
     Raises:
         UserError: nothing there, an unknown file type, an empty file, or text in no known encoding.
@@ -85,7 +92,7 @@ def find_sources(
             if not _names_hub_data(spec):
                 raise UserError(f"{spec}: no such file, folder or glob")
             sources.append(_hub_source(spec, split, cache_dir))
-        sources += [_file_source(path, glance) for path in paths]
+        sources += [_file_source(path, glance, txt) for path in paths]
     return sources
 
 
@@ -116,12 +123,27 @@ def _load_hub(name: str, split: str, cache_dir: str | None):
     raise UserError(f"{name}: it has no split {split!r}; there are {', '.join(splits)}: name one as {name}:{splits[0]}")
 
 
-def _file_source(path: str, glance: bool) -> Source:
+def _file_source(path: str, glance: bool, txt: str | None) -> Source:
     if not path.endswith(SUFFIXES):
         raise UserError(f"{path}: unknown file type; known are {', '.join(SUFFIXES)}")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path}: the file is empty")
-    return Source(path, *(glance_at(path) if glance else digest_and_encoding(path)))
+    found = glance_at(path) if glance else digest_and_encoding(path)
+    return Source(path, *found, txt=txt or _documents_in(path, found[1]))
+
+
+ENTRY = re.compile(r"词条\s*[：:]")
+
+
+def _documents_in(path: str, encoding: str) -> str:
+    """How the documents of a .txt file are parted, by its first MiB."""
+    if not re.search(r"\.txt(\.gz|\.zst)?$", path):
+        return "lines"
+    with open_binary(path) as file:
+        head = file.read(CHUNK).decode(encoding, "replace").removeprefix("\ufeff").strip()
+    if ENTRY.match(head):
+        return "entry"
+    return "blank" if re.search(r"\n[ \t\r\u3000]*\n", head) else "lines"
 
 
 def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Record]:
@@ -146,7 +168,8 @@ def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Rec
         if kind.endswith((".csv", ".tsv")):
             rows = _numbered(_read_csv(stream, source, "\t" if kind.endswith(".tsv") else ","), start)
         elif kind.endswith(".txt"):
-            rows = _read_lines(stream, source, lambda text: {"text": text}, start)
+            read = _read_lines if source.txt == "lines" else _read_passages
+            rows = read(stream, source, lambda text: {"text": text}, start)
         else:
             rows = _read_json(stream, source, start)
         for row in rows:
@@ -215,6 +238,43 @@ def _read_lines(
             row = Record(place, problem=f"broken JSON ({message})")
         row.after = (number, offset)
         yield row
+
+
+def _read_passages(
+    stream: io.BufferedReader, source: Source, parse: Callable[[str], dict], start: tuple[int, int]
+) -> Iterator[Record]:
+    """What is between blank lines, or begins with 词条："""
+    number, offset = start
+    skip(stream, offset)
+    lines: list[str] = []
+    place, size, problem = "", 0, None
+
+    def passage() -> Record:
+        # Blank lines inside an entry stay, those around it go; `after` is where the line begins that ended it.
+        text = "\n".join(lines).strip("\n")
+        value = None if problem else parse(text)
+        return Record(place, value, problem, after=(number, offset))
+
+    while raw := stream.readline(MAX_ROW_BYTES + 1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 0 and source.encoding == "utf-8" else source.encoding).rstrip()
+            bad = None
+        except UnicodeDecodeError:
+            line, bad = "?", f"not {source.encoding.upper()} text"
+        ends = bool(ENTRY.match(line)) if source.txt == "entry" else not line
+        if ends and lines:
+            yield passage()
+            lines, size, problem = [], 0, None
+        number, offset, size = number + 1, offset + len(raw), size + len(raw)
+        if line and not lines:
+            place, size = f"{source.path}:{number}", len(raw)
+        if line or lines:
+            lines.append(line)
+        problem = problem or bad
+        if size > MAX_ROW_BYTES:
+            raise _too_long(place)
+    if lines:
+        yield passage()
 
 
 def _read_json(stream: io.BufferedReader, source: Source, start: tuple[int, int]) -> Iterator[Record]:

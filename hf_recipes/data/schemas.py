@@ -27,6 +27,7 @@ PAIRS = (
     ("instruction", "output"),
     ("input", "target"),
     ("input", "output"),
+    ("问", "答"),
 )
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation")
 REJECTED = "rejected"
@@ -53,7 +54,7 @@ class Schema:
     convert: Callable[[Row, Columns], dict[str, Any]]
 
 
-def _text(row: Row, column: str, what: str) -> str:
+def text_of(row: Row, column: str, what: str) -> str:
     value = row.get(column)
     if value is None:
         raise RowProblem(f"no {column!r}")
@@ -103,16 +104,16 @@ def _conversation(messages: list[Message], row: Row, columns: Columns, tools: An
 
 def _from_prompt_response(row: Row, columns: Columns) -> dict[str, Any]:
     prompt, response = columns.prompt, columns.response
-    return _single_turn(row, columns, _text(row, prompt, "prompt"), _text(row, response, "answer"))
+    return _single_turn(row, columns, text_of(row, prompt, "prompt"), text_of(row, response, "answer"))
 
 
 def _from_alpaca(row: Row, columns: Columns) -> dict[str, Any]:
-    prompt = _text(row, "instruction", "prompt")
+    prompt = text_of(row, "instruction", "prompt")
     extra = _optional(row, "input")
     if extra is not None:
-        prompt = f"{prompt}\n{_text(row, 'input', 'input')}"
+        prompt = f"{prompt}\n{text_of(row, 'input', 'input')}"
     columns = columns if columns.history else replace(columns, history="history")
-    return _single_turn(row, columns, prompt, _text(row, "output", "answer"))
+    return _single_turn(row, columns, prompt, text_of(row, "output", "answer"))
 
 
 def _from_sharegpt(row: Row, columns: Columns) -> dict[str, Any]:
@@ -139,8 +140,8 @@ def _from_preference(row: Row, columns: Columns) -> dict[str, Any]:
             prompt.append(sides[0][0])
             sides = [side[1:] for side in sides]
     else:
-        prompt = [{"role": "user", "content": _text(row, columns.prompt or "prompt", "prompt")}]
-        sides = [[{"role": "assistant", "content": _text(row, name, "answer")}] for name in (chosen_column, REJECTED)]
+        prompt = [{"role": "user", "content": text_of(row, columns.prompt or "prompt", "prompt")}]
+        sides = [[{"role": "assistant", "content": text_of(row, name, "answer")}] for name in (chosen_column, REJECTED)]
     for side in sides:
         example = _conversation(prompt + side, row, columns)
     length = len(example["messages"]) - len(sides[-1])
@@ -150,7 +151,7 @@ def _from_preference(row: Row, columns: Columns) -> dict[str, Any]:
 
 
 def _from_text(row: Row, columns: Columns) -> dict[str, Any]:
-    return {"text": _text(row, columns.prompt or "text", "text")}
+    return {"text": text_of(row, columns.prompt or "text", "text")}
 
 
 SCHEMAS = {

@@ -240,3 +240,43 @@ def test_the_validation_split_is_evaluated_on(hub, tokenizer, tmp_path):
     assert all(call["cache_dir"] == str(tmp_path) for call in hub)
     with pytest.raises(UserError, match="no split 'validation'"):
         prepare_data(DataArguments(["some-owner/data.v2"], ["some-owner/data.v2"]), args, tokenizer)
+
+
+PASSAGES = "﻿第一段\n　　续\n\n \n第二段\n\n第三段"
+ENTRIES = "词条：西湖\n在杭州。\n\n十景。\n词条: 茶\n一种饮料。\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "txt", "rows"),
+    [
+        (PASSAGES, None, [(1, "第一段\n　　续"), (5, "第二段"), (7, "第三段")]),
+        (PASSAGES, "lines", [(1, "第一段"), (2, "续"), (5, "第二段"), (7, "第三段")]),
+        (ENTRIES, None, [(1, "词条：西湖\n在杭州。\n\n十景。"), (5, "词条: 茶\n一种饮料。")]),
+        (ENTRIES, "blank", [(1, "词条：西湖\n在杭州。"), (4, "十景。\n词条: 茶\n一种饮料。")]),
+        ("甲\n乙\n", None, [(1, "甲"), (2, "乙")]),
+        ("序\n词条：茶\n饮料\n", "entry", [(1, "序"), (2, "词条：茶\n饮料")]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])
+def test_documents_of_a_text_file(tmp_path, content, txt, rows, name):
+    data = content.encode()
+    path = write(tmp_path / name, zstandard.compress(data) if name.endswith("zst") else data)
+    [source] = find_sources([str(path)], txt=txt)
+    records = list(read_records(source))
+    assert [(int(record.place.rpartition(":")[2]), record.value["text"]) for record in records] == rows
+    for count, record in enumerate(records, 1):  # each is a place to go on from
+        assert [later.value for later in read_records(source, record.after)] == [r.value for r in records[count:]]
+
+
+def test_bad_and_endless_passages(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", "好\n好\n\n甲\n".encode() + b"\xff\xfe\n\n" + "乙".encode())
+    [source] = find_sources([str(path)], txt="blank")
+    assert [(r.place[-1], r.problem) for r in read_records(source)] == [
+        ("1", None),
+        ("4", "not UTF-8 text"),
+        ("7", None),
+    ]
+    monkeypatch.setattr("hf_recipes.data.records.MAX_ROW_BYTES", 1000)
+    [source] = find_sources([str(write(tmp_path / "b.txt", "段\n" * 400))], txt="blank")
+    with pytest.raises(UserError, match=r"b\.txt:1: this row is longer than"):
+        list(read_records(source))

@@ -1,0 +1,33 @@
+"""Clean, deduplicate and tokenize corpora into shards; the same command goes on where a run was killed.
+
+python scripts/prepare_corpus.py --input_files wiki=wikipedia-cn.json news/ baike.jsonl.zst --quality --near_dedup \
+    --tokenize --model_name_or_path MODEL --output_dir corpus --workers 8
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from hf_recipes.errors import UserError
+from hf_recipes.parsing import Parser, run_script
+
+
+def main() -> None:
+    for package in ("datatrove", "opencc"):
+        if find_spec(package) is None:
+            raise UserError(f"{package} is not installed: pip install -e '.[corpus]'")
+    from hf_recipes.data.corpus_pipeline import CorpusArguments, prepare_corpus
+
+    parser = Parser([CorpusArguments])
+    [args] = parser.parse()
+    tokenizer = None
+    if args.tokenize:
+        from hf_recipes.models.loading import load_tokenizer
+
+        options = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
+        tokenizer, _ = load_tokenizer(args.model_name_or_path, needs_template=False, **options)
+    prepare_corpus(args, parser.recorded(), tokenizer)
+    parser.save_settings(Path(args.output_dir) / "run_config.yaml")
+
+
+if __name__ == "__main__":
+    run_script(main, "the same command goes on where this one stopped")
