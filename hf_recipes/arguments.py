@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from trl import SFTConfig
 
+from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.schemas import SCHEMAS
 from hf_recipes.hub import Target, check_destination, keep_token
 from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
@@ -26,17 +27,19 @@ def _help(text: str, default=None):
 class SourceArguments:
     """Which data, and of what shape."""
 
+    _schemas = DOCUMENT_SCHEMAS  # where text is learned
+
     train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
     validation_file: list[str] | None = _help("The same to evaluate on; of a Hub id, its validation split.")
-    schema: str | None = _help(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
+    schema: str | None = _help("Shape of the rows (see datasets/README.md); detected from the columns by default.")
     prompt_column: str | None = _help("Column of the question, or of the text.")
     max_drop_ratio: float = _help("Stop when more than this share of the rows cannot be used.", 0.01)
     preprocessing_num_workers: int | None = _help("Processes that tokenize.")
     cache_dir: str | None = _help("Where downloads and tokenized data are cached.")
 
     def __post_init__(self):
-        if self.schema is not None and self.schema not in SCHEMAS:
-            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(SCHEMAS)}")
+        if self.schema is not None and self.schema not in self._schemas:
+            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(self._schemas)}")
         if not 0 <= self.max_drop_ratio <= 1:
             raise ValueError(f"--max_drop_ratio {self.max_drop_ratio:g}: expected a share from 0 to 1")
         if self.preprocessing_num_workers is not None and self.preprocessing_num_workers < 1:
@@ -46,6 +49,8 @@ class SourceArguments:
 @dataclass
 class DataArguments(SourceArguments):
     """Which data, of what shape, and how much of it."""
+
+    _schemas = SCHEMAS
 
     validation_split_percentage: float | None = _help("Without validation_file: hold out this share of the rows.")
     response_column: str | None = _help("Column of the answer.")
