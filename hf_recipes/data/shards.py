@@ -27,12 +27,13 @@ PROBE = "春天的江南小镇，最让人难忘的是1,024条小河。\n\tdef f
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase", size: int | None = None) -> str:
-    """Digest of the first `size` tokens (by default all) and of what the tokenizer makes of a probe.
+    """Digest of the vocabulary and of what the tokenizer makes of a probe.
 
-    Tokens that are added to a tokenizer later leave it as it is, if `size` is that of before.
+    Of the tokens after the first `size` (by default none) special ones are left out: text has them as little as before.
     """
+    later = set() if size is None else {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    known = [entry for entry in vocabulary if size is None or entry[0] < size]
+    known = [entry for entry in vocabulary if size is None or entry[0] < size or entry[0] not in later]
     ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     return hashlib.sha256(json.dumps([known, ids], ensure_ascii=False).encode()).hexdigest()[:32]
 

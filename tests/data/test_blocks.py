@@ -23,7 +23,7 @@ SIZE = 32
 def small_pieces(monkeypatch):
     monkeypatch.setattr(streaming, "CHUNK_BYTES", 1500)
     monkeypatch.setattr(streaming, "WINDOW_TOKENS", 8 * SIZE)
-    monkeypatch.setattr(streaming, "SHARD_TOKENS", 3000)
+    monkeypatch.setattr(streaming, "SHARD_TOKENS", 2000)
 
 
 @pytest.fixture(scope="module")
