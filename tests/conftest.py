@@ -204,6 +204,20 @@ def forks(tmp_path_factory):
     server.close()
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A `browser.Browser`; the test is skipped where there is no Chromium."""
+    from browser import Browser, find_program
+
+    program = find_program()
+    if not program:
+        pytest.skip("no Chromium or Chrome on the PATH")
+    pytest.importorskip("websockets", reason="websockets is missing: pip install -e '.[test]'")
+    running = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield running
+    running.close()
+
+
 def weights(folder) -> dict[str, torch.Tensor]:
     [path] = Path(folder).glob("*.safetensors")
     return load_file(path)

@@ -9,6 +9,8 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_
 
 from conftest import ROOT, tiny_model
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.data.mixing import read_policy
+from hf_recipes.data.mixture_sizes import folder_sizes
 from hf_recipes.models.adapters import read_lora_config
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.parsing import Parser
@@ -63,6 +65,13 @@ def read_slurm(path):
     assert "#SBATCH --signal=TERM@" in path.read_text()
 
 
+def read_mixture(path):
+    """Its shares sum to one as they stand, and its sources are there."""
+    policy = read_policy(str(path))
+    assert dict(policy.sources) == json.loads(path.read_text())["sources"]
+    assert set(policy.sources) == set(folder_sizes(str(ROOT / "datasets" / "pretrain")).amounts)
+
+
 KINDS = {
     "lora_*.json": read_lora,
     "bnb_*.json": read_bnb,
@@ -70,6 +79,7 @@ KINDS = {
     "deepspeed/*.json": read_deepspeed,
     "accelerate/*.yaml": read_accelerate,
     "slurm/*.slurm": read_slurm,
+    "mixtures/*.json": read_mixture,
 }
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*") if path.is_file())
 

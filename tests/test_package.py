@@ -17,6 +17,7 @@ ALLOWED = {
     "data": {"errors", "data"},
     "models": {"errors", "models", "parsing"},
     "evaluation": {"parsing", "errors", "evaluation", "data", "models", "__version__"},
+    "apps": {"errors", "apps", "data", "parsing"},
     "hub": {"errors"},
     "download": {"errors", "hub", "models"},
     "training": {"errors", "hub", "training", "evaluation", "data", "models", "arguments", "parsing", "processes"},
