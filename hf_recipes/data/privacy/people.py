@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
+from hf_recipes.data.privacy.spans import Span
+
 _COMMON = 10  # how often jieba's corpus has to have a word for it to be an ordinary one
 
 
@@ -22,10 +24,10 @@ def _is_ordinary(name: str) -> bool:
 
 
 class People:
-    """Where people are named; see `privacy.Redactor`."""
+    """Where people are named; see `Redactor`."""
 
     def __init__(self, people: Mapping[str, Iterable[str]] | Sequence[str]):
-        named = people if isinstance(people, Mapping) else {name: () for name in people}
+        named = people if isinstance(people, Mapping) else dict.fromkeys(people, ())
         self._numbers: dict[str, int] = {}
         for number, (name, others) in enumerate(named.items(), 1):
             for each in (name, *others):
@@ -40,17 +42,16 @@ class People:
             re.M,
         )
 
-    def find(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """Start, end and the person's number, from 1."""
+    def find(self, text: str) -> Iterator[Span]:
         if self._anywhere:
             for match in self._anywhere.finditer(text):
                 start, end = match.span()
                 if not (_is_within_word(text, start) or _is_within_word(text, end)):
-                    yield start, end, self._numbers[match[0]]
+                    yield Span(start, end, "person", self._numbers[match[0]])
         if self._ordinary:
             for match in self._ordinary.finditer(text):
                 name = match.lastgroup
-                yield *match.span(name), self._numbers[match[name]]
+                yield Span(*match.span(name), "person", self._numbers[match[name]])
 
 
 def _is_within_word(text: str, position: int) -> bool:
@@ -59,7 +60,7 @@ def _is_within_word(text: str, position: int) -> bool:
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern | None:
-    """One pattern for all names, the longest first, as a tree of their letters: a long list costs little more than a short one."""
+    """One pattern for all names, the longest first, as a tree of their letters: many cost little more than a few."""
     tree: dict = {}
     for name in names:
         node = tree
