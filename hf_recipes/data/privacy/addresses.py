@@ -12,7 +12,7 @@ _PROVINCES = re.compile(
 _STOPS = frozenset("在住到至寄是的了于给我你他她它们这就说送往填写址递称叫从去离找搬改为跟与及每各某有")
 _LABELS = re.compile(".*(?:地点|门牌号?|位置|发货|收货|收件|快递|外卖|单位|公司|老家|坐标)")
 _ADMINISTRATIVE = "省市区县镇乡州旗"
-_NOT_NAMES = re.compile("(?:[知报频通跑赛轨味难隧]道|[铁公线走]路|逛街|唐宁街)$")
+_NOT_NAMES = re.compile("(?:[知报频通跑赛轨味难隧]道|[铁公线走条段]路|条街|逛街|唐宁街)$")
 
 _COUNT = r"(?:[0-9]{1,5}|[一二三四五六七八九十百零]{1,4}|[A-Za-z]|[甲乙丙丁])"
 _NUMBER = rf"[甲乙丙丁]?{_COUNT}(?:-{_COUNT})*"
@@ -35,7 +35,7 @@ _VILLAGES = re.compile("[村屯庄寨]$")
 _HOMES = re.compile("(?:花园|新村|公寓|家园|宿舍|别墅|新城|[区苑里湾府庭居邸坊])$")
 _BUILDING = re.compile(r"号(?:宿舍|公寓)?楼|栋|幢|座|单元|室|房")
 _PLACE = f"(?:(?:(?![{''.join(_STOPS)}])[一-鿿]){{1,8}}?(?:省|自治区|市|州|区|县|旗|镇|乡|街道|村|屯|庄))"
-_LONG = re.compile(rf"(?:地址|住址|户籍|家住|老家|住在)(?:地?[:：是在为\s]*)({_PLACE}{{3,}})")
+_LONG = re.compile(rf"(?:地址|住址|户籍|户口|家住|老家|住在)(?:地?[:：是在为\s]*)({_PLACE}{{3,}})")
 
 
 def _start(text: str, end: int) -> int:

@@ -9,8 +9,8 @@ from hf_recipes.data.privacy.spans import Span, before, groups
 secrets = groups(
     "secret",
     re.compile(
-        r"[?&](?:[a-z_-]*(?:token|secret|passw(?:or)?d|pwd|sign|signature|auth_?key|api_?key|session(?:_?id)?|sid|ticket|jwt)"
-        r"|key(?==[\w-]{20})|code(?==[\w-]{8}))=([^&#\s<>\"'，。；）)]+)",
+        r"[?&](?:[a-z_-]*(?:token|secret|passw(?:or)?d|pwd|signature|auth_?key|api_?key|session(?:_?id)?|sid|ticket|jwt)"
+        r"|key(?==[\w-]{20})|(?:code|sign)(?==[\w%-]{8}))=([^&#\s<>\"'，。；）)]+)",
         re.I,
     ),
     re.compile(r"://[^\s/:@]*:([^\s/<][^\s/]*)@"),
@@ -20,7 +20,7 @@ secrets = groups(
 emails = groups(
     "email",
     re.compile(
-        r"(?<![\w.+-])(?!git@)([\w.+-]{1,64}(?:@| ?[(（\[【] ?at ?[)）\]】] ?)(?:[a-z0-9-]+\.)+"
+        r"(?<![\w.+-])(?!git@|x+@)([\w.+-]{1,64}(?:@| ?[(（\[【] ?at ?[)）\]】] ?)(?:[a-z0-9-]+\.)+"
         r"(?!(?:png|jpe?g|gif|webp|svg|js|css|py|html?)\b)[a-z]{2,})",
         re.I | re.A,
     ),
@@ -45,6 +45,7 @@ wechats = groups(
     re.compile(r"微信(?:号|[Ii][Dd])(?:是|为|[:：\s])*" + _ANY_ID),
     re.compile(r"[加+➕] ?我?(?:[Vv][Xx]?|[Ww][Xx]|[微薇])" + _FILLER + _ID),
     re.compile(r"[VvWw](?<![A-Za-z0-9_][VvWw])(?:[Xx]|eixin|e[Cc]hat)(?![A-Za-z_-])" + _FILLER + _ID),
+    re.compile(r"[Vv](?<![A-Za-z0-9_][Vv])：\s*" + _ID),
     re.compile(r"[卫威](?:(?<=卫)星|(?<=威)信)(?:号?[:：]\s*|(?=[A-Za-z0-9]+_))" + _ID),
 )
 

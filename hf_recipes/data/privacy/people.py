@@ -7,6 +7,8 @@ from importlib.resources import files
 
 from hf_recipes.data.privacy.spans import Span
 
+_joined = re.compile("[A-Za-z0-9_]{2}").fullmatch  # an ASCII name is a whole word, a number a whole number
+_joined_digits = re.compile("[0-9]{2}").fullmatch
 _COMMON = 10  # how often jieba's corpus has to have a word for it to be an ordinary one
 
 
@@ -31,14 +33,16 @@ class People:
         self._numbers: dict[str, int] = {}
         for number, (name, others) in enumerate(named.items(), 1):
             for each in (name, *others):
-                if each.strip():
-                    self._numbers.setdefault(each.strip(), number)
+                self._numbers.setdefault(each.strip(), number)
+        # A member who is called like a placeholder has no other name to hide.
+        for name in ("", *(f"用户{number}" for number in range(1, len(named) + 1))):
+            self._numbers.pop(name, None)
         ordinary = {name for name in self._numbers if _is_ordinary(name)}
         self._anywhere = _any_of(self._numbers.keys() - ordinary)
         words = _any_of(ordinary)
         self._ordinary = words and re.compile(
             rf"(?:[@＠]|回复 ?)(?P<mention>{words.pattern})(?=[\s,，。:：!！?？@＠]|$)"
-            rf"|^(?P<head>{words.pattern})(?=\s?[:：(（<])",
+            rf"|^(?P<head>{words.pattern})(?=\s?(?:[:：(（]|<[\w.+-]+@))",
             re.M,
         )
 
@@ -46,17 +50,13 @@ class People:
         if self._anywhere:
             for match in self._anywhere.finditer(text):
                 start, end = match.span()
-                if not (_is_within_word(text, start) or _is_within_word(text, end)):
+                joined = _joined_digits if match[0].isdigit() else _joined
+                if not (joined(text[max(0, start - 1) : start + 1]) or joined(text[end - 1 : end + 1])):
                     yield Span(start, end, "person", self._numbers[match[0]])
         if self._ordinary:
             for match in self._ordinary.finditer(text):
                 name = match.lastgroup
                 yield Span(*match.span(name), "person", self._numbers[match[name]])
-
-
-def _is_within_word(text: str, position: int) -> bool:
-    around = text[max(0, position - 1) : position + 1]
-    return len(around) == 2 and around.isascii() and all(sign.isalnum() or sign == "_" for sign in around)
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern | None:
