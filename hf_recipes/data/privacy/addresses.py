@@ -18,8 +18,9 @@ _COUNT = r"(?:[0-9]{1,5}|[一二三四五六七八九十百零]{1,4}|[A-Za-z]|[�
 _NUMBER = rf"[甲乙丙丁]?{_COUNT}(?:-{_COUNT})*"
 _NOT_AFTER = r"(?![线站口机桌店选球车文令坑馆码发门窗晚早上下当凌开之前后以考提台顶梯道里]|公告)"
 _BLOCK = rf"(?:号(?:宿舍|公寓)?楼{_NOT_AFTER}|栋|幢|(?<![一二三四五六七八九十百零])座)"
-_UNIT = rf"{_NUMBER} ?(?:{_BLOCK}|号院|[号楼]{_NOT_AFTER}|[弄层室房户组排]|单元)"
+_UNIT = rf"{_NUMBER} ?(?:{_BLOCK}|号院|[号楼]{_NOT_AFTER}|(?<=[0-9])弄|[层室房户组排]|单元)"
 _DASHED = r"[0-9]{1,3}(?:-[A-Za-z]?[0-9]{1,4}){1,3}(?![0-9-])"
+_FLAT_NUMBER = re.compile(r"[0-9]{1,3}(?:-[A-Z]?[0-9]{1,2})*-[A-Z]?[0-9]{3,4}")
 _ROOM = r"[0-9]{3,4}(?![0-9年月元人块])[室房]?"
 _NAME = f"(?:(?![{''.join(_STOPS)}])[一-鿿]){{1,10}}?"
 _MORE = rf"(?:{_UNIT}|{_DASHED})"
@@ -66,7 +67,7 @@ def _is_address(name: str, first: str, tail: str) -> bool:
         return bool(re.search("[组号排]", first))
     if _HOMES.search(name):
         is_placed = "号" in tail and any(sign in _ADMINISTRATIVE for sign in name[:-2])
-        return is_placed or bool(_BUILDING.search(tail) or re.fullmatch(_DASHED, tail))
+        return is_placed or bool(_BUILDING.search(tail) or _FLAT_NUMBER.fullmatch(tail))
     # A tower or a centre is an address only with a room in it.
     return len(re.findall(f"{_UNIT}|[0-9]{{3,4}}", tail)) > 1 and bool(_BUILDING.search(tail))
 

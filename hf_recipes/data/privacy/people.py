@@ -1,7 +1,7 @@
 """The members of a chat, found by their names."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
@@ -38,41 +38,57 @@ class People:
         for name in ("", *(f"用户{number}" for number in range(1, len(named) + 1))):
             self._numbers.pop(name, None)
         ordinary = {name for name in self._numbers if _is_ordinary(name)}
-        self._anywhere = _any_of(self._numbers.keys() - ordinary)
-        words = _any_of(ordinary)
-        self._ordinary = words and re.compile(
-            rf"(?:[@＠]|回复 ?)(?P<mention>{words.pattern})(?=[\s,，。:：!！?？@＠]|$)"
-            rf"|^(?P<head>{words.pattern})(?=\s?(?:[:：(（]|<[\w.+-]+@))",
-            re.M,
-        )
+        self._words = _Names(ordinary)
+        self._names = _Names(self._numbers.keys() - ordinary)
 
     def find(self, text: str) -> Iterator[Span]:
-        if self._anywhere:
-            for match in self._anywhere.finditer(text):
-                start, end = match.span()
-                joined = _joined_digits if match[0].isdigit() else _joined
-                if not (joined(text[max(0, start - 1) : start + 1]) or joined(text[end - 1 : end + 1])):
-                    yield Span(start, end, "person", self._numbers[match[0]])
-        if self._ordinary:
-            for match in self._ordinary.finditer(text):
-                name = match.lastgroup
-                yield Span(*match.span(name), "person", self._numbers[match[name]])
+        for start, end in self._names.find(text):
+            name = text[start:end]
+            joined = _joined_digits if name.isdigit() else _joined
+            if not (joined(text[max(0, start - 1) : start + 1]) or joined(text[end - 1 : end + 1])):
+                yield Span(start, end, "person", self._numbers[name])
+        for address in _ADDRESS.finditer(text) if self._words else ():
+            start = address.end()
+            end = self._words.end(text, start)
+            if end and (_AFTER_HEAD if address[0] == "" else _AFTER_MENTION).match(text, end):
+                yield Span(start, end, "person", self._numbers[text[start:end]])
 
 
-def _any_of(names: Iterable[str]) -> re.Pattern | None:
-    """One pattern for all names, the longest first, as a tree of their letters: many cost little more than a few."""
-    tree: dict = {}
-    for name in names:
-        node = tree
-        for letter in name:
-            node = node.setdefault(letter, {})
-        node[""] = {}
-    return re.compile(_branches(tree)) if tree else None
+_ADDRESS = re.compile("[@＠]|回复 ?|^", re.M)
+_AFTER_MENTION = re.compile(r"[\s,，。:：!！?？@＠]|$")
+_AFTER_HEAD = re.compile(r"\s?(?:[:：(（]|<[\w.+-]+@)")
 
 
-def _branches(tree: dict) -> str:
-    options = [re.escape(letter) + _branches(node) for letter, node in tree.items() if letter]
-    if not options:
-        return ""
-    joined = options[0] if len(options) == 1 else f"(?:{'|'.join(options)})"
-    return f"(?:{joined})?" if "" in tree else joined
+class _Names:
+    """Names as a tree of their characters: a long list costs little more than a short one."""
+
+    def __init__(self, names: Collection[str]):
+        self._tree: dict = {}
+        for name in names:
+            node = self._tree
+            for sign in name:
+                node = node.setdefault(sign, {})
+            node[""] = {}
+        self._first = re.compile(f"[{''.join(map(re.escape, self._tree))}]") if names else None
+
+    def __bool__(self) -> bool:
+        return self._first is not None
+
+    def end(self, text: str, start: int) -> int:
+        """Where the longest name that begins at `start` ends, or 0."""
+        node, end = self._tree, 0
+        for position in range(start, len(text)):
+            node = node.get(text[position])
+            if node is None:
+                break
+            if "" in node:
+                end = position + 1
+        return end
+
+    def find(self, text: str) -> Iterator[tuple[int, int]]:
+        position = 0
+        for first in self._first.finditer(text) if self._first else ():
+            start = first.start()
+            if start >= position and (end := self.end(text, start)):
+                yield start, end
+                position = end
