@@ -45,7 +45,7 @@ def _start(text: str, end: int) -> int:
     while start > lowest:
         sign = text[start - 1]
         is_name = "一" <= sign <= "鿿" and sign not in _STOPS
-        if not is_name and not (sign == " " and text[start - 2] in _ADMINISTRATIVE):
+        if not is_name and not (sign == " " and start > 1 and text[start - 2] in _ADMINISTRATIVE):
             break
         start -= 1
     run = text[start:end]
