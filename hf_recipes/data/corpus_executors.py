@@ -91,6 +91,7 @@ class Local(_Quiet, LocalPipelineExecutor):
                 deepcopy(self)._run_for_rank(rank)
             return
         context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["hf_recipes.data.corpus_export"])
         with ProcessPoolExecutor(self.workers, context, initializer=_end_with_parent) as pool:
             try:
                 for done in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):

@@ -296,19 +296,17 @@ def find_marks(source: Source, slices: int) -> list[tuple[int, int]]:
     slices = min(slices, SLICES)
     if is_line:
         return list(_line_marks(source, slices))
-    places = [record.after for record in islice(read_records(source), 99, None, 100)]
+    places = [record.after for record in islice(read_records(source), 9, None, 10)]
     return [places[len(places) * part // slices] for part in range(1, slices)] if len(places) > slices else []
 
 
 def _line_marks(source: Source, slices: int) -> Iterator[tuple[int, int]]:
     step = max(1, _size(source) // slices)
     line = offset = 0
-    wanted = step
     with open_binary(source.path) as stream:
-        while chunk := stream.read(CHUNK):
-            if offset + len(chunk) > wanted and (end := chunk.find(b"\n", max(0, wanted - offset))) >= 0:
-                yield line + chunk.count(b"\n", 0, end + 1), offset + end + 1
-                wanted = offset + end + 1 + step
+        while chunk := stream.read(min(CHUNK, step)):
+            if offset // step < (offset + len(chunk)) // step and (end := chunk.rfind(b"\n")) >= 0:
+                yield line + chunk.count(b"\n"), offset + end + 1
             line, offset = line + chunk.count(b"\n"), offset + len(chunk)
 
 

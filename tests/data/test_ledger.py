@@ -37,3 +37,21 @@ def test_too_many_drops_stop_with_the_first_ten():
     ledger(0, 5).check(0.0)
     with pytest.raises(UserError, match="2 of 2 rows"):
         ledger(2, 0).check(1.0)
+
+
+def test_parts_of_a_ledger_and_rows_that_are_dropped_later():
+    one, other, whole = Ledger(), Ledger(), Ledger()
+    for line in range(12):
+        fates = [fate("repaired", "NFKC"), fate("repaired", "control characters")][: line % 3]
+        for book in (one if line < 6 else other, whole):
+            book.add(f"a.json:{line + 1}", *fates)
+    one.merge(Ledger.from_dict(other.to_dict()))
+    assert one.to_dict() == whole.to_dict()
+    assert one.sources["a.json"] == {"read": 12, "kept": 12, "repaired": 8}
+    one.drop("a.json:3", [fate("repaired", "NFKC"), fate("repaired", "control characters")], "duplicate")
+    assert one.sources["a.json"] == {"read": 12, "kept": 11, "repaired": 7, "dropped": 1}
+    assert {row_fate: entry.count for (_, row_fate), entry in one.reasons.items()} == {
+        "repaired: NFKC": 7,
+        "repaired: control characters": 3,
+        "dropped: duplicate": 1,
+    }
