@@ -4,6 +4,7 @@ import json
 import os
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -178,22 +179,27 @@ def pairs(tmp_path) -> Path:
 
 
 @pytest.fixture
-def sft(monkeypatch, capfd):
-    """Run scripts/sft.py in this process: ``sft("--flag", value, …)`` → (exit code, stdout, stderr)."""
+def script(monkeypatch, capfd):
+    """Run a script in this process: ``script("sft.py", "--flag", value, …)`` → (exit code, stdout, stderr)."""
 
-    def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["sft.py", *map(str, flags)])
+    def run(name, *flags):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
         monkeypatch.setattr(datasets, "disable_progress_bars", lambda: None)
         capfd.readouterr()
         code = 0
         try:
-            runpy.run_path(str(ROOT / "scripts" / "sft.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
         except SystemExit as stop:
             code = stop.code
         out, err = capfd.readouterr()
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def sft(script):
+    return partial(script, "sft.py")
 
 
 @pytest.fixture(scope="session")

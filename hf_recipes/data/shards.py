@@ -31,7 +31,9 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase", size: int | None = None
 
     Of the tokens after the first `size` (by default none) special ones are left out: text has them as little as before.
     """
-    later = set() if size is None else {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    later = (
+        set() if size is None else {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    )
     vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
     known = [entry for entry in vocabulary if size is None or entry[0] < size or entry[0] not in later]
     ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]

@@ -14,7 +14,7 @@ from hf_recipes.hub import source_of
 
 # What concerns the machine rather than the model; a token is in no settings file to begin with.
 _LEFT_OUT = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
-_PATHS = re.compile(r"(^|_)(files?|path|dir|config|deepspeed|chat_template)$")
+_PATHS = re.compile(r"(^|_)(files?|path|dir|config|config_name|tokenizer_name|deepspeed|chat_template|mixture)$")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SPLITS = {"train_file": "train", "validation_file": "validation"}  # read where none is named
 # What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
@@ -28,7 +28,7 @@ def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
     Only a run itself can tell an id from a path, because only there a path leads to something.
     """
     names = {}
-    for key in ("model_name_or_path", "peft_path", *_SPLITS):
+    for key in ("model_name_or_path", "tokenizer_name", "peft_path", *_SPLITS):
         given = settings.get(key) or ()
         for value in (given,) if isinstance(given, str) else given:
             name, _, split = value.partition(":")
@@ -128,20 +128,24 @@ def model_card(
     """
     folder = Path(folder)
     home = folder if (folder / "run_config.yaml").is_file() else folder.parent
-    base = public_name(settings["model_name_or_path"], names)
+    base = settings["model_name_or_path"] and public_name(settings["model_name_or_path"], names)
     is_adapter = (folder / "adapter_config.json").is_file()
+    learns_text = "block_size" in settings
+    kind = "lora" if is_adapter else "pretraining" if learns_text else "sft"
+    what = "LoRA adapter of" if is_adapter else "Pretrained further from" if learns_text else "Fine-tuned from"
+    what = f"{what} `{base}`" if base else f"Pretrained as a new model ({public_name(settings['config_name'], names)})"
     public = public_ledger(ledgers, names)
     header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
-    header += [f"base_model: {base}"] if "/" in base else []  # the Hub takes nothing but an id here
-    header += ["pipeline_tag: text-generation", "tags: [hf_recipes, " + ("lora" if is_adapter else "sft") + "]", "---"]
+    header += [f"base_model: {base}"] if base and "/" in base else []  # the Hub takes nothing but an id here
+    header += ["pipeline_tag: text-generation", f"tags: [hf_recipes, {kind}]", "---"]
     name = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
     load = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
     load = load if is_adapter else "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
     lines = [
         *header,
         f"\n# {home.resolve().name}\n",
-        f"{'LoRA adapter of' if is_adapter else 'Fine-tuned from'} `{base}`, trained with hf_recipes: {steps} steps on "
-        f"{public['train']['total'].get('kept', 0):,} rows of {', '.join(public['train']['sources'])}.\n",
+        f"{what}, trained with hf_recipes: {steps} steps on {public['train']['total'].get('kept', 0):,} "
+        f"{'documents' if learns_text else 'rows'} of {', '.join(public['train']['sources'])}.\n",
         "```python",
         load,
         f'model = {name}.from_pretrained("FOLDER")',
