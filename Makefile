@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 MODEL ?= .cache/SmolLM2-135M-Instruct
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo test check-slow lint bench setup
+.PHONY: demo demo-pretrain test check-slow lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -28,6 +28,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 	$(BIN)/python scripts/sft.py --config configs/recipes/demo.yaml \
 		--model_name_or_path $(MODEL) --output_dir $(DEMO_OUTPUT) --overwrite_output_dir
+
+# Samples to token shards, a mixture of them, and a small new model that learns from it.
+demo-pretrain: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
+	$(BIN)/python scripts/prepare_corpus.py --input_files datasets/pretrain/*.jsonl --control_characters --nfkc \
+		--quality --exact_dedup --near_dedup --tokenize --model_name_or_path $(MODEL) \
+		--output_dir runs/demo-corpus --overwrite_output_dir
+	$(BIN)/python scripts/pretrain.py --config configs/recipes/pretrain_demo.yaml --tokenizer_name $(MODEL) \
+		--overwrite_output_dir
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

@@ -4,14 +4,18 @@ import json
 import subprocess
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import ClusterConfig
+from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
 
 from conftest import ROOT, tiny_model
-from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.arguments import DataArguments, ModelArguments, PretrainArguments, SFTArguments, SourceArguments
 from hf_recipes.data.mixing import read_policy
 from hf_recipes.data.mixture_sizes import folder_sizes
+from hf_recipes.evaluation.suite import EvaluationArguments
 from hf_recipes.models.adapters import read_lora_config
+from hf_recipes.models.creation import PretrainModelArguments, read_model_config
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.parsing import Parser
 
@@ -28,8 +32,23 @@ def read_bnb(path):
 
 
 def read_recipe(path):
-    flags = ["--config", str(path), "--model_name_or_path", "M", "--output_dir", "O", "--report_to", "none"]
-    Parser([ModelArguments, DataArguments, SFTArguments]).parse(flags)
+    flags = ["--config", str(path), "--output_dir", "O", "--report_to", "none"]
+    if path.stem.startswith("pretrain"):
+        kinds = [PretrainModelArguments, SourceArguments, PretrainArguments, EvaluationArguments]
+        Parser(kinds).parse([*flags, "--tokenizer_name", "M"])
+    else:
+        Parser([ModelArguments, DataArguments, SFTArguments]).parse([*flags, "--model_name_or_path", "M"])
+
+
+def read_model(path, tokenizer):
+    """A shape of about as many weights as it is called, with a vocabulary as large as theirs are."""
+    arguments = PretrainModelArguments(config_name=str(path), tokenizer_name="M")
+    config = read_model_config(arguments, tokenizer)
+    config.vocab_size = 49_152
+    with torch.device("meta"):
+        count = AutoModelForCausalLM.from_config(config).num_parameters()
+    named = {"qwen3_30m": 30e6, "qwen3_120m": 120e6, "qwen3_1b4": 1.4e9}[path.stem]
+    assert 0.9 < count / named < 1.1
 
 
 def read_deepspeed(path):
@@ -80,11 +99,12 @@ KINDS = {
     "accelerate/*.yaml": read_accelerate,
     "slurm/*.slurm": read_slurm,
     "mixtures/*.json": read_mixture,
+    "models/*.json": read_model,
 }
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_configuration_is_read(path):
+def test_every_configuration_is_read(path, tokenizer):
     [read] = [function for pattern, function in KINDS.items() if path.match(pattern)]
-    read(CONFIGS / path)
+    read(CONFIGS / path, *([tokenizer] if read is read_model else []))

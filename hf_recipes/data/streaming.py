@@ -7,6 +7,7 @@ is the same block at any number of processes and workers, and after any number o
 
 import os
 import shutil
+import signal
 import threading
 import time
 from collections import deque
@@ -101,6 +102,8 @@ def _start_worker(encoder: DocumentEncoder) -> None:
     global _encoder
     _encoder, parent = encoder, os.getppid()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group, they are the run's to answer
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:  # the pool's pipes stay open when the run is killed
         while os.getppid() == parent:

@@ -132,12 +132,13 @@ def _clip(text: str, width: int) -> str:
 
 
 def samples(before: Sequence[dict] | None, after: Sequence[dict], count: int = 3, width: int = 84) -> str:
-    """`count` questions with the reference and the answers before and after training."""
+    """`count` questions with the reference, if there is one, and the answers before and after training."""
     lines = []
     for index in range(min(count, len(after))):
         row = after[index]
         lines.append(f"question   {_clip(row['question'], width)}")
-        lines.append(f"reference  {_clip(row['reference'], width)}")
+        if row.get("reference") is not None:
+            lines.append(f"reference  {_clip(row['reference'], width)}")
         if before and index < len(before):
             lines.append(f"base       {_clip(before[index]['prediction'], width) or '(nothing)'}")
         lines.append(f"adapted    {_clip(row['prediction'], width) or '(nothing)'}\n")

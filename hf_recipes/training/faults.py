@@ -53,6 +53,12 @@ class StopSignal:
         self._former = {}
 
 
+def leave_signals_to_the_run(*worker: object) -> None:
+    """In a process that loads data: a signal to the whole group (Slurm's, Ctrl-C) is the run's to answer, not its own."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Watchdog:
     """Ends this process when `beat` was not called for `seconds`.
 

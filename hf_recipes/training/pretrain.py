@@ -23,6 +23,7 @@ from hf_recipes.evaluation.scoring import takes
 from hf_recipes.models.loading import packing_leaks
 from hf_recipes.training.estimate import Batch
 from hf_recipes.training.evaluation import add_callbacks
+from hf_recipes.training.faults import leave_signals_to_the_run
 from hf_recipes.training.plan import Figures
 from hf_recipes.training.throughput import flops_per_token, peak_flops
 from hf_recipes.training.trainer import RunMixin
@@ -195,6 +196,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             collate_fn=collate,
+            worker_init_fn=leave_signals_to_the_run,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             # Its own, so that beginning anew draws nothing from the run's random numbers.
             generator=torch.Generator().manual_seed(args.seed),

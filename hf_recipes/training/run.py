@@ -16,7 +16,6 @@ from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
 from hf_recipes.parsing import Parser
 from hf_recipes.processes import leave_process_group
-from hf_recipes.training.callbacks import prediction_path
 from hf_recipes.training.checkpoints import find_checkpoint
 from hf_recipes.training.evaluation import evaluated_with
 from hf_recipes.training.faults import Stopped, is_of_disk
@@ -291,10 +290,11 @@ def _finish(
 def _print_report(output_dir: Path, step: int, before: dict | None, after: dict | None) -> None:
     if after:
         say(f"\n{report.comparison(before, after)}\n")
-        last, first = prediction_path(output_dir, step), prediction_path(output_dir, 0)
-        if os.path.isfile(last):
-            old = report.read_predictions(first) if before and os.path.isfile(first) else None
-            say(report.samples(old, report.read_predictions(last)))
+        for last in sorted((output_dir / "predictions").rglob(f"step-{step}.jsonl")):
+            answers, first = report.read_predictions(last), last.with_name("step-0.jsonl")
+            if answers and "prediction" in answers[0]:
+                say(report.samples(report.read_predictions(first) if before and first.is_file() else None, answers))
+                break
     weights = "adapter" if (output_dir / "adapter_config.json").is_file() else "model"
     say(f"In {output_dir}:")
     for name, what in (

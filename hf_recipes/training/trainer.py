@@ -21,6 +21,7 @@ from hf_recipes.training.faults import (
     Watchdog,
     is_of_disk,
     is_out_of_memory,
+    leave_signals_to_the_run,
     out_of_memory,
     places_of,
     sequences,
@@ -190,7 +191,16 @@ class RunMixin:
             def sampler_fn(_):
                 return self._order
 
-        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+        loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+        seed = loader.worker_init_fn
+
+        def begin(worker: int) -> None:
+            leave_signals_to_the_run()
+            if seed is not None:
+                seed(worker)
+
+        loader.worker_init_fn = begin
+        return loader
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed from the last step: upstream would add one

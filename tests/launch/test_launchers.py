@@ -204,7 +204,8 @@ def test_the_slurm_file_stops_queues_itself_again_and_ends(settings, alone, tmp_
     job = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "1"}
     environment = ENVIRONMENT | job | {"PATH": f"{tools}{os.pathsep}{ENVIRONMENT['PATH']}"}
     output = tmp_path / "run"
-    command = ["bash", "configs/slurm/sft.slurm", output, *settings, "--per_device_train_batch_size", "4"]
+    command = ["bash", "configs/slurm/train.slurm", "scripts/sft.py", output, *settings]
+    command += ["--per_device_train_batch_size", "4"]
     log = tmp_path / "log"
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True)
