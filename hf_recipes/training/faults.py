@@ -54,7 +54,7 @@ class StopSignal:
 
 
 def leave_signals_to_the_run(*worker: object) -> None:
-    """In a process that loads data: a signal to the whole group (Slurm's, Ctrl-C) is the run's to answer, not its own."""
+    """In a process that loads data: a signal to the whole group (Slurm's, Ctrl-C) is the run's alone to answer."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
