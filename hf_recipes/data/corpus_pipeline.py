@@ -268,12 +268,13 @@ def _plan_tasks(corpora: Sequence[Corpus]) -> list[dict]:
     filled = 0
     for number, ((corpus, source), size) in enumerate(zip(sources, sizes, strict=True)):
         marks = find_marks(source, size // least)
+        part = size // (len(marks) + 1)
         for start, stop in zip([(0, 0), *marks], [*marks, None], strict=True):
-            if not tasks or tasks[-1]["corpus"] != corpus or filled >= least:
+            if not tasks or tasks[-1]["corpus"] != corpus or filled + part // 2 >= least:
                 tasks.append({"corpus": corpus, "parts": []})
                 filled = 0
             tasks[-1]["parts"].append([number, start, stop])
-            filled += size // (len(marks) + 1)
+            filled += part
     return tasks
 
 
@@ -303,11 +304,17 @@ def find_marks(source: Source, slices: int) -> list[tuple[int, int]]:
 def _line_marks(source: Source, slices: int) -> Iterator[tuple[int, int]]:
     step = max(1, _size(source) // slices)
     line = offset = 0
+    mark = None
     with open_binary(source.path) as stream:
         while chunk := stream.read(min(CHUNK, step)):
-            if offset // step < (offset + len(chunk)) // step and (end := chunk.rfind(b"\n")) >= 0:
-                yield line + chunk.count(b"\n"), offset + end + 1
+            if mark is not None:
+                yield mark
+            is_due = offset // step < (offset + len(chunk)) // step
+            end = chunk.rfind(b"\n") + 1 if is_due else 0
+            mark = (line + chunk.count(b"\n"), offset + end) if end else None
             line, offset = line + chunk.count(b"\n"), offset + len(chunk)
+    if mark is not None and mark[1] < offset:
+        yield mark
 
 
 def _read(args: CorpusArguments, work: Path, readers: Sequence[Reader], tasks: Sequence[Mapping]) -> None:
