@@ -177,6 +177,20 @@ def test_programs_keep_their_characters(prepare, tmp_path):
     assert lines(tmp_path / "out" / "code")[0]["text"] == program.replace("\x00", "")
 
 
+def test_personal_data(prepare, tmp_path):
+    write_jsonl(tmp_path / "chat.jsonl", [{"text": text(1)}, {"text": "请打13912345678找王小明，谢谢。"}])
+    flags = ("--output_dir", tmp_path / "out", "--privacy", "--privacy_names", "王小明")
+    code, out, err = prepare("--input_files", tmp_path / "chat.jsonl", *flags)
+    assert code == 0, err
+    kept = [row["text"] for row in lines(tmp_path / "out" / "chat")]
+    assert kept[0] == text(1) and "13912345678" not in kept[1] and "王小明" not in kept[1] and "谢谢" in kept[1]
+    assert fates(tmp_path / "out") == {
+        "repaired: personal data (mobile)": ["chat.jsonl:2"],
+        "repaired: personal data (person)": ["chat.jsonl:2"],
+    }
+    assert "13912345678" not in out + (tmp_path / "out" / "data_ledger.json").read_text()
+
+
 def test_the_first_of_duplicates_stays_wherever_it_is(prepare, tmp_path, small_tasks):
     """Over sources, files and tasks, also where the later ones are joined by a chain."""
     base = text(0, 600)
@@ -431,7 +445,11 @@ echo Submitted batch job 7
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 def test_ray_runs_the_same_tasks(prepare, tmp_path, rows):
-    code, _, err = prepare("--input_files", rows, "--nfkc", "--output_dir", tmp_path / "ray", "--executor", "ray")
+    ray = ("--executor", "ray")
+    code, _, err = prepare("--input_files", rows, "--nfkc", "--output_dir", tmp_path / "ray", *ray)
     assert code == 0, err
     code, _, err = prepare("--input_files", rows, "--nfkc", "--output_dir", tmp_path / "local")
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+    (tmp_path / "long.jsonl").write_text('{"text": "好"}\n{"text": "' + "a" * (17 << 20) + '"}\n', encoding="utf-8")
+    code, _, err = prepare("--input_files", tmp_path / "long.jsonl", "--output_dir", tmp_path / "bad", *ray)
+    assert code == 1 and "long.jsonl:2: this row is longer than 16 MiB" in err
