@@ -42,6 +42,7 @@ from hf_recipes.data.corpus_steps import (
 from hf_recipes.data.corpus_tasks import plan_tasks
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.ledger import PLACES, Entry, Ledger, write_ledgers
+from hf_recipes.data.records import find_sources
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.shards import DocumentEncoder, Shard, write_manifest
 from hf_recipes.errors import UserError, say
@@ -147,7 +148,8 @@ def prepare_corpus(
     say_plan(corpora, readers)
     settings = {name: value for name, value in recorded.items() if name not in FREE}
     settings["tokenizer"] = encoder.settings["tokenizer"] if encoder else None
-    inputs = {source.path: f"{source.digest} {source.encoding}" for corpus in corpora for source in corpus.files}
+    files = [source for corpus in corpora for source in corpus.files] + find_sources(args.decontaminate or [])
+    inputs = {source.path: f"{source.digest} {source.encoding}" for source in files}
     with entered(out, work, {"settings": settings, "inputs": inputs}, args.overwrite_output_dir):
         if (out / "data_ledger.json").exists():
             clear(work)

@@ -1,5 +1,6 @@
 """scripts/prepare_corpus.py: what comes out, what the ledger says of the rest, and going on after a kill."""
 
+import importlib.util
 import json
 import os
 import random
@@ -333,6 +334,26 @@ def test_one_process_at_a_time(forks, prepare, tmp_path):
     code, _, err = prepare(*options)
     assert code == 0, err
     assert len(lines(tmp_path / "out" / "a")) == 5
+
+
+def test_the_extra_is_named_where_it_is_missing(prepare, monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "opencc" else found(name))
+    code, _, err = prepare("--input_files", "none.jsonl", "--output_dir", tmp_path)
+    assert code == 1 and "opencc is not installed: pip install -e '.[corpus]'" in err
+
+
+def test_changed_files_are_another_corpus(prepare, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text(i)} for i in range(3)])
+    write_jsonl(tmp_path / "exam.jsonl", [{"text": text(9)}])
+    options = ("--input_files", tmp_path / "a.jsonl", "--decontaminate", tmp_path / "exam.jsonl")
+    options += ("--output_dir", tmp_path / "out")
+    assert prepare(*options)[0] == 0
+    for name in ("exam.jsonl", "a.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": text(8)}])
+        code, _, err = prepare(*options)
+        assert code == 1 and f"{name} changed" in err
+        assert prepare(*options, "--overwrite_output_dir")[0] == (0 if name == "exam.jsonl" else 1)
 
 
 @pytest.fixture
