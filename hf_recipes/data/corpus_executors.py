@@ -70,8 +70,11 @@ def _quietly() -> Iterator[None]:
 class _Quiet:
     """What is common to the three: a user's mistake is kept for the process that started the work."""
 
+    cwd = None  # where the paths of the run begin
+
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one core
+        os.chdir(self.cwd)
         with _quietly():
             try:
                 return super()._run_for_rank(rank, local_rank, node_rank)
@@ -151,6 +154,7 @@ def run_stage(args: ExecutorArguments, steps: Sequence[Any], tasks: int, folder:
     for old in folder.glob("failures/*"):
         old.unlink()
     executor = build_executor(args, steps, tasks, folder)
+    executor.cwd = os.getcwd()
     if args.executor == "ray":
         import ray
 

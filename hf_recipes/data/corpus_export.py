@@ -21,7 +21,7 @@ from hf_recipes.errors import say
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BATCH, BATCH_CHARACTERS = 512, 1 << 20  # documents tokenized at once
+BATCH, BATCH_CHARACTERS = 512, 1 << 18  # documents tokenized at once, a few dozen MB
 
 
 class TextShard:

@@ -7,15 +7,11 @@
 Everything happens in ``.work``; a source's folder comes to be when all its shards are whole.
 """
 
-import contextlib
-import fcntl
 import json
 import os
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,10 +19,12 @@ from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
 from datatrove.utils.logging import logger
 
+from hf_recipes.data import corpus_tasks
 from hf_recipes.data.cleaning import MIN_CHINESE
 from hf_recipes.data.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
 from hf_recipes.data.corpus_executors import ExecutorArguments, _help, run_stage
 from hf_recipes.data.corpus_export import Export, plan_shards, save_tokenizer
+from hf_recipes.data.corpus_folder import clear, entered, once, write_json
 from hf_recipes.data.corpus_steps import (
     EXACT,
     UNUSABLE,
@@ -41,19 +39,17 @@ from hf_recipes.data.corpus_steps import (
     SignNearly,
     index_evaluation,
 )
+from hf_recipes.data.corpus_tasks import plan_tasks
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.ledger import PLACES, Entry, Ledger, write_ledgers
-from hf_recipes.data.records import Source, read_records
+from hf_recipes.data.records import find_sources
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.shards import DocumentEncoder, Shard, write_manifest
-from hf_recipes.data.streams import CHUNK, COMPRESSED, open_binary
 from hf_recipes.errors import UserError, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TASK_BYTES, TASKS = 8 << 20, 512  # a task has so many bytes at least; there are about so many tasks at the most
-SLICES = 8  # at the most, of a file whose middle is found by reading it from the beginning
 FINDERS = 8  # parts in which exact duplicates are looked for
 READ_WHOLE = 1 << 30  # bytes of input up to which digests are of the content, beyond of size and date
 # What may differ when a run goes on: it changes where and when the work is done, not what comes out.
@@ -143,7 +139,8 @@ def prepare_corpus(
             that holds something else, a run with other settings, or one that is going on.
     """
     logger.remove()  # loguru's, which datatrove writes to stderr with; the log files of the stages have all of it
-    out, work = Path(args.output_dir), Path(args.output_dir, ".work")
+    out = Path(args.output_dir)
+    work = out.resolve() / ".work"
     encoder = DocumentEncoder(tokenizer, args.document_end_token) if args.tokenize else None
     corpora = _find(args)
     columns = Columns(schema=args.schema, prompt=args.prompt_column, response=args.response_column)
@@ -151,12 +148,14 @@ def prepare_corpus(
     say_plan(corpora, readers)
     settings = {name: value for name, value in recorded.items() if name not in FREE}
     settings["tokenizer"] = encoder.settings["tokenizer"] if encoder else None
-    inputs = {source.path: f"{source.digest} {source.encoding}" for corpus in corpora for source in corpus.files}
-    with _entered(out, work, {"settings": settings, "inputs": inputs}, args.overwrite_output_dir):
+    files = [source for corpus in corpora for source in corpus.files] + find_sources(args.decontaminate or [])
+    inputs = {source.path: f"{source.digest} {source.encoding}" for source in files}
+    with entered(out, work, {"settings": settings, "inputs": inputs}, args.overwrite_output_dir):
         if (out / "data_ledger.json").exists():
+            clear(work)
             say(f"{out}: the corpus is here already, made from the same files with the same settings")
             return
-        tasks = _once(work / "tasks.json", lambda: _plan_tasks(corpora))
+        tasks = once(work / "tasks.json", lambda: plan_tasks(corpora))
         _read(args, work, [reader for own in readers for reader in own], tasks)
         counts = [json.loads((work / "documents" / f"{task:05d}.json").read_text()) for task in range(len(tasks))]
         ledger = Ledger()
@@ -164,13 +163,13 @@ def prepare_corpus(
             ledger.merge(Ledger.from_dict(count.pop("ledger")))
         _check_unusable(ledger, args.max_drop_ratio)
         _find_duplicates(args, work)
-        average = max(TASK_BYTES // 3, sum(count["characters"] for count in counts) // TASKS)
+        average = max(corpus_tasks.TASK_BYTES // 3, sum(count["characters"] for count in counts) // corpus_tasks.TASKS)
         groups = plan_shards(counts, tasks, work, args.shard_size, average)
         if encoder:
             save_tokenizer(tokenizer, work / "tokenizer")
         tokens = (str(work / "tokenizer"), args.document_end_token, args.trust_remote_code) if encoder else None
         if groups:
-            run_stage(args, [Export(groups, work.resolve(), tokens)], len(groups), work / "write")
+            run_stage(args, [Export(groups, work, tokens)], len(groups), work / "write")
         shards: dict[str, list[Shard]] = {corpus.name: [] for corpus in corpora}
         for group in range(len(groups)):
             done = json.loads((work / "write" / f"{group:05d}.json").read_text(encoding="utf-8"))
@@ -180,9 +179,7 @@ def prepare_corpus(
                 shards[corpus].append(Shard(**figures))
         _finish(out, work, _by_source(corpora, ledger), shards, encoder)
         _write_ledger(out, ledger)
-        for path in work.iterdir():
-            if path.name not in ("lock", "state.json"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        clear(work)
 
 
 def _find(args: CorpusArguments) -> list[Corpus]:
@@ -203,113 +200,6 @@ def _find(args: CorpusArguments) -> list[Corpus]:
     return corpora
 
 
-@contextlib.contextmanager
-def _entered(out: Path, work: Path, state: dict, overwrite: bool) -> Iterator[None]:
-    """The folder is this run's: locked, and with no other run's work in it."""
-    known = work / "state.json"
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--output_dir {out}: this is a file")
-    if out.is_dir() and any(out.iterdir()) and not work.is_dir():
-        raise UserError(f"--output_dir {out}: the folder is not empty and holds no corpus; name another")
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--output_dir {out}: another process is at work on it; wait for it or end it") from None
-        before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else None
-        if before is not None and overwrite:
-            for name in [*before["sources"], "data_ledger.json", "run_config.yaml"]:
-                path = out / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        if before is not None and not overwrite:
-            _compare(out, before, state)
-        else:
-            for path in work.iterdir():
-                if path.name != "lock":
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            _write_json(known, {**state, "sources": []})
-        yield
-
-
-def _compare(out: Path, before: dict, now: dict) -> None:
-    changed = [
-        f"--{name} {now['settings'].get(name)!r}, was {value!r}"
-        for name, value in before["settings"].items()
-        if now["settings"].get(name) != value
-    ]
-    paths = {**before["inputs"], **now["inputs"]}
-    changed += [f"{path} changed" for path in paths if before["inputs"].get(path) != now["inputs"].get(path)]
-    if changed:
-        raise UserError(
-            f"--output_dir {out}: begun with other settings or files ({'; '.join(changed[:3])}); give those, name "
-            "another folder, or start over with --overwrite_output_dir"
-        )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _once(path: Path, make) -> Any:
-    if not path.exists():
-        _write_json(path, make())
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _plan_tasks(corpora: Sequence[Corpus]) -> list[dict]:
-    """What each task reads: parts of files, [file, start, stop], of one source; the same for any number of workers."""
-    sources = [(corpus.name, source) for corpus in corpora for source in corpus.files]
-    sizes = [_size(source) for _, source in sources]
-    least = max(TASK_BYTES, sum(sizes) // TASKS)
-    tasks: list[dict] = []
-    filled = 0
-    for number, ((corpus, source), size) in enumerate(zip(sources, sizes, strict=True)):
-        marks = find_marks(source, size // least)
-        for start, stop in zip([(0, 0), *marks], [*marks, None], strict=True):
-            if not tasks or tasks[-1]["corpus"] != corpus or filled >= least:
-                tasks.append({"corpus": corpus, "parts": []})
-                filled = 0
-            tasks[-1]["parts"].append([number, start, stop])
-            filled += size // (len(marks) + 1)
-    return tasks
-
-
-def _size(source: Source) -> int:
-    """Bytes of text, about."""
-    if source.split is not None:
-        return 0
-    packed = source.path.endswith((*COMPRESSED, ".parquet"))
-    return os.path.getsize(source.path) * (4 if packed else 1)
-
-
-def find_marks(source: Source, slices: int) -> list[tuple[int, int]]:
-    """Places that part a file into up to `slices` pieces of about one size, as `read_records` takes them."""
-    if slices < 2:
-        return []
-    first = next(read_records(source))
-    is_line = first.after[1] > 0 and source.txt == "lines"
-    if is_line and not source.path.endswith(COMPRESSED):
-        return list(_line_marks(source, slices))
-    slices = min(slices, SLICES)
-    if is_line:
-        return list(_line_marks(source, slices))
-    places = [record.after for record in islice(read_records(source), 9, None, 10)]
-    return [places[len(places) * part // slices] for part in range(1, slices)] if len(places) > slices else []
-
-
-def _line_marks(source: Source, slices: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _size(source) // slices)
-    line = offset = 0
-    with open_binary(source.path) as stream:
-        while chunk := stream.read(min(CHUNK, step)):
-            if offset // step < (offset + len(chunk)) // step and (end := chunk.rfind(b"\n")) >= 0:
-                yield line + chunk.count(b"\n"), offset + end + 1
-            line, offset = line + chunk.count(b"\n"), offset + len(chunk)
-
-
 def _read(args: CorpusArguments, work: Path, readers: Sequence[Reader], tasks: Sequence[Mapping]) -> None:
     book = Book()
     files = [(reader.source, reader.schema.name, reader.columns) for reader in readers]
@@ -321,14 +211,14 @@ def _read(args: CorpusArguments, work: Path, readers: Sequence[Reader], tasks: S
         if not (folder / "whole").exists():
             index_evaluation(args.decontaminate, args.decontamination_ngram, folder, args.repairs)
             (folder / "whole").touch()
-        steps.append(Decontaminate(folder.resolve(), args.decontamination_ngram, book))
+        steps.append(Decontaminate(folder, args.decontamination_ngram, book))
     if args.privacy:
         steps.append(Repair([], args.privacy_names or []))
-    steps.append(Keep((work / "documents").resolve(), book))
+    steps.append(Keep(work / "documents", book))
     if args.exact_dedup:
-        steps.append(SignExactly(str((work / "exact_signatures").resolve()), EXACT, finder_workers=FINDERS))
+        steps.append(SignExactly(str(work / "exact_signatures"), EXACT, finder_workers=FINDERS))
     if args.near_dedup:
-        steps.append(SignNearly((work / "near_signatures").resolve()))
+        steps.append(SignNearly(work / "near_signatures"))
     run_stage(args, steps, len(tasks), work / "read")
 
 
@@ -344,16 +234,13 @@ def _check_unusable(ledger: Ledger, max_drop_ratio: float) -> None:
 
 
 def _find_duplicates(args: CorpusArguments, work: Path) -> None:
-    def folder(name: str) -> str:
-        return str((work / name).resolve())
-
     if args.exact_dedup:
-        find = ExactFindDedups(folder("exact_signatures"), folder("exact"), EXACT, lines_to_buffer=4096)
+        find = ExactFindDedups(str(work / "exact_signatures"), str(work / "exact"), EXACT, lines_to_buffer=4096)
         run_stage(args, [find], FINDERS, work / "find_exact")
     if args.near_dedup:
-        buckets = MinhashDedupBuckets(folder("near_signatures"), folder("near_pairs"), lines_to_buffer=1024)
+        buckets = MinhashDedupBuckets(str(work / "near_signatures"), str(work / "near_pairs"), lines_to_buffer=1024)
         run_stage(args, [buckets], MinhashConfig().num_buckets, work / "find_near")
-        run_stage(args, [KeepFirst(folder("near_pairs"), folder("near"))], 1, work / "clusters")
+        run_stage(args, [KeepFirst(str(work / "near_pairs"), str(work / "near"))], 1, work / "clusters")
 
 
 def _by_source(corpora: Sequence[Corpus], ledger: Ledger) -> Ledger:
@@ -382,7 +269,7 @@ def _finish(
             reasons = [f"{entry.count:,} {why}" for (own, why), entry in ledger.reasons.items() if own == name]
             raise UserError(f"source {name}: no document is left of {counts['read']:,} ({'; '.join(reasons[:3])})")
     state = json.loads((work / "state.json").read_text(encoding="utf-8"))
-    _write_json(work / "state.json", {**state, "sources": list(shards)})
+    write_json(work / "state.json", {**state, "sources": list(shards)})
     for name, own in shards.items():
         staged = work / "shards" / name
         if staged.exists():

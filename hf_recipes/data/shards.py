@@ -7,6 +7,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
+LONG = 1 << 18  # characters; a longer text is tokenized in parts, as a tokenizer needs a few hundred bytes for a token
+LINE_BEGIN = re.compile(r"(?<=\n)(?=\S)")  # where no pre-tokenizer's pieces reach across
 HEADER = 128  # bytes of a .npy file before its values
 # By what it does to these lines, beside its vocabulary, a tokenizer is told from another.
 PROBE = "春天的江南小镇，最让人难忘的是1,024条小河。\n\tdef f(x): return x ** 2  # Ünïcödé 漢字 １２３ 😀"
@@ -67,17 +70,30 @@ class DocumentEncoder:
             self._backend.no_padding()
             self._backend.encode_special_tokens = True
         self.begin = leading_ids(tokenizer)
+        whole, *parts = (self._rows([text])[0] for text in ("山a\n水b", "山a\n", "水b"))
+        self._parts_at_lines = whole == parts[0] + parts[1]  # not where a tokenizer marks the beginning of a text
         self.size = len(tokenizer)
         self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """(tokens,) ids of each text. Literal special tokens in a text are text."""
+        if self._parts_at_lines and max(map(len, texts), default=0) > LONG:
+            return [self._encode_long(text) for text in texts]
+        return [np.array([*self.begin, *row, self.end], self.dtype) for row in self._rows(texts)]
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        parts, start = [np.array(self.begin, self.dtype)], 0
+        while start < len(text):
+            found = LINE_BEGIN.search(text, start + LONG)
+            end = found.start() if found else len(text)
+            parts.append(np.array(self._rows([text[start:end]])[0], self.dtype))
+            start = end
+        return np.concatenate([*parts, np.array([self.end], self.dtype)])
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         if self._backend is not None:
-            rows = [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        else:
-            split = {"add_special_tokens": False, "split_special_tokens": True}
-            rows = self.tokenizer(list(texts), **split)["input_ids"]
-        return [np.array([*self.begin, *row, self.end], self.dtype) for row in rows]
+            return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """scripts/prepare_corpus.py: what comes out, what the ledger says of the rest, and going on after a kill."""
 
+import importlib.util
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from conftest import ROOT, write_jsonl
 pytest.importorskip("datatrove")
 pytest.importorskip("opencc")
 
-from hf_recipes.data import corpus_pipeline
+from hf_recipes.data import corpus_tasks
 from hf_recipes.data.records import find_sources, read_records
 from hf_recipes.data.shards import DocumentEncoder, open_shards
 
@@ -44,7 +45,7 @@ def prepare(monkeypatch, capfd):
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    monkeypatch.setattr(corpus_pipeline, "TASK_BYTES", 3000)
+    monkeypatch.setattr(corpus_tasks, "TASK_BYTES", 3000)
 
 
 def text(seed: int, length: int = 120) -> str:
@@ -177,6 +178,20 @@ def test_programs_keep_their_characters(prepare, tmp_path):
     assert lines(tmp_path / "out" / "code")[0]["text"] == program.replace("\x00", "")
 
 
+def test_personal_data(prepare, tmp_path):
+    write_jsonl(tmp_path / "chat.jsonl", [{"text": text(1)}, {"text": "请打13912345678找王小明，谢谢。"}])
+    flags = ("--output_dir", tmp_path / "out", "--privacy", "--privacy_names", "王小明")
+    code, out, err = prepare("--input_files", tmp_path / "chat.jsonl", *flags)
+    assert code == 0, err
+    kept = [row["text"] for row in lines(tmp_path / "out" / "chat")]
+    assert kept[0] == text(1) and "13912345678" not in kept[1] and "王小明" not in kept[1] and "谢谢" in kept[1]
+    assert fates(tmp_path / "out") == {
+        "repaired: personal data (mobile)": ["chat.jsonl:2"],
+        "repaired: personal data (person)": ["chat.jsonl:2"],
+    }
+    assert "13912345678" not in out + (tmp_path / "out" / "data_ledger.json").read_text()
+
+
 def test_the_first_of_duplicates_stays_wherever_it_is(prepare, tmp_path, small_tasks):
     """Over sources, files and tasks, also where the later ones are joined by a chain."""
     base = text(0, 600)
@@ -211,7 +226,7 @@ def test_parts_of_a_file_are_the_whole_file(tmp_path, name):
     (tmp_path / name).write_bytes(content)
     [source] = find_sources([str(tmp_path / name)], txt=None)
     whole = [record.place for record in read_records(source)]
-    marks = corpus_pipeline.find_marks(source, 4)
+    marks = corpus_tasks.find_marks(source, 4)
     assert len(marks) >= 3 or name.endswith("zst")
     from hf_recipes.data.corpora import open_reader
     from hf_recipes.data.corpus_steps import Book, ReadDocuments
@@ -255,26 +270,23 @@ def test_two_workers_write_the_same_bytes(prepare, tmp_path, small_tasks):
     assert len(lines(tmp_path / "out2" / "a")) == 50
 
 
+# Dies just before a task of a stage counts as done, or before a file or folder comes to be under its name.
 KILLED = """
 import os, signal
 from datatrove.executor.base import PipelineExecutor
-from hf_recipes.data import corpus_pipeline, corpus_export
-corpus_pipeline.TASK_BYTES = 3000
-left, mark, replace = [{after}], PipelineExecutor.mark_rank_as_completed, os.replace
-def die(*arguments):
-    left[0] -= 1
-    if not left[0]:
+from hf_recipes.data import corpus_tasks
+corpus_tasks.TASK_BYTES = 3000
+mark, replace = PipelineExecutor.mark_rank_as_completed, os.replace
+def die_at(*place):
+    if place == {place}:
         os.kill(os.getpid(), signal.SIGKILL)
-def marks(self, rank):
-    die()
+def mark_or_die(self, rank):
+    die_at(os.path.basename(self.logging_dir.path), rank)
     mark(self, rank)
-def replaces(one, other):
-    die()
+def replace_or_die(one, other):
+    die_at(os.path.basename(other))
     replace(one, other)
-if {after}:
-    PipelineExecutor.mark_rank_as_completed = marks
-    corpus_export.os = type("os", (), dict(replace=replaces))
-    corpus_pipeline.os = type("os", (), dict(replace=replaces, path=os.path))
+PipelineExecutor.mark_rank_as_completed, os.replace = mark_or_die, replace_or_die
 """
 
 
@@ -284,29 +296,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes(forks, tmp_path):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text(seed, 200)} for seed in seeds])
     options = ("--input_files", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--shard_size", 7, "--nfkc", "--quality")
     options += ("--exact_dedup", "--near_dedup", "--min_chinese", 0.1)
-    whole = forks.run(*options, "--output_dir", tmp_path / "whole", script=SCRIPT, before=KILLED.format(after=0))
+    whole = forks.run(*options, "--output_dir", tmp_path / "whole", script=SCRIPT, before=KILLED.format(place=()))
     assert whole.code == 0, whole.err
-    out, reached = tmp_path / "killed", []
-    for after in (10, 10, 16, 10, 19, 0):
-        killed = forks.run(*options, "--output_dir", out, script=SCRIPT, before=KILLED.format(after=after))
-        assert killed.code == (-9 if after else 0), (reached, killed.err)
-        stages = ("write", "clusters", "find_near", "find_exact", "read")
-        reached.append(next((name for name in stages if any((out / ".work" / name).glob("completions/*"))), "end"))
-        moved = sorted(path.name for path in out.iterdir() if path.name in ("a", "b"))
-        reached[-1] += "".join(f" {name}" for name in moved)
-        for name in moved:
+    out = tmp_path / "killed"
+    stages = [("read", 4), ("find_exact", 3), ("find_near", 6), ("clusters", 0), ("write", 2)]
+    for place in (*stages, ("part-00005.jsonl.zst",), ("b",), ("data_ledger.json",), ()):
+        killed = forks.run(*options, "--output_dir", out, script=SCRIPT, before=KILLED.format(place=place))
+        assert killed.code == (-9 if place else 0), (place, killed.err)
+        for name in {path.name for path in out.iterdir()} & {"a", "b"}:
             assert tree(out / name) == tree(tmp_path / "whole" / name)
-    assert reached == ["read", "find_exact", "find_near", "write", "write a", "end a b"]
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
 
 
 def test_a_worker_that_is_killed_ends_the_run(forks, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": text(i, 200)} for i in range(60)])
-    before = KILLED.format(after=0) + (
-        "import sys\n"
-        "from hf_recipes.data import corpus_executors\n"
-        "corpus_executors._end_with_parent = __import__('os').abort\n"
-    )
+    own = "from hf_recipes.data import corpus_executors\ncorpus_executors._end_with_parent = os.abort\n"
+    before = KILLED.format(place=()) + own
     run = forks.run(
         *("--input_files", tmp_path / "a.jsonl", "--output_dir", tmp_path / "out", "--workers", 2),
         script=SCRIPT,
@@ -329,6 +334,26 @@ def test_one_process_at_a_time(forks, prepare, tmp_path):
     code, _, err = prepare(*options)
     assert code == 0, err
     assert len(lines(tmp_path / "out" / "a")) == 5
+
+
+def test_the_extra_is_named_where_it_is_missing(prepare, monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "opencc" else found(name))
+    code, _, err = prepare("--input_files", "none.jsonl", "--output_dir", tmp_path)
+    assert code == 1 and "opencc is not installed: pip install -e '.[corpus]'" in err
+
+
+def test_changed_files_are_another_corpus(prepare, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text(i)} for i in range(3)])
+    write_jsonl(tmp_path / "exam.jsonl", [{"text": text(9)}])
+    options = ("--input_files", tmp_path / "a.jsonl", "--decontaminate", tmp_path / "exam.jsonl")
+    options += ("--output_dir", tmp_path / "out")
+    assert prepare(*options)[0] == 0
+    for name in ("exam.jsonl", "a.jsonl"):
+        write_jsonl(tmp_path / name, [{"text": text(8)}])
+        code, _, err = prepare(*options)
+        assert code == 1 and f"{name} changed" in err
+        assert prepare(*options, "--overwrite_output_dir")[0] == (0 if name == "exam.jsonl" else 1)
 
 
 @pytest.fixture
@@ -431,7 +456,11 @@ echo Submitted batch job 7
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 def test_ray_runs_the_same_tasks(prepare, tmp_path, rows):
-    code, _, err = prepare("--input_files", rows, "--nfkc", "--output_dir", tmp_path / "ray", "--executor", "ray")
+    ray = ("--executor", "ray")
+    code, _, err = prepare("--input_files", rows, "--nfkc", "--output_dir", tmp_path / "ray", *ray)
     assert code == 0, err
     code, _, err = prepare("--input_files", rows, "--nfkc", "--output_dir", tmp_path / "local")
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+    (tmp_path / "long.jsonl").write_text('{"text": "好"}\n{"text": "' + "a" * (17 << 20) + '"}\n', encoding="utf-8")
+    code, _, err = prepare("--input_files", tmp_path / "long.jsonl", "--output_dir", tmp_path / "bad", *ray)
+    assert code == 1 and "long.jsonl:2: this row is longer than 16 MiB" in err
