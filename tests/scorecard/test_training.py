@@ -8,7 +8,8 @@ import torch
 from conftest import same, weights, write_jsonl, write_pairs
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_tokenizer
-from hf_recipes.training.sft import build_model, build_trainer, prepare_data
+from hf_recipes.training.model import build_model
+from hf_recipes.training.sft import build_trainer, prepare_data
 
 # Makes the loss of every batch with `word` in it not finite, through its gradient as well.
 SPOIL = """

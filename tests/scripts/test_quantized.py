@@ -14,7 +14,7 @@ from hf_recipes.errors import UserError
 from hf_recipes.models.adapters import load_adapter
 from hf_recipes.models.loading import load_model, load_tokenizer
 from hf_recipes.models.quantization import read_bnb_config
-from hf_recipes.training.sft import build_model
+from hf_recipes.training.model import build_model
 
 FORMS = {
     "--load_in_4bit": {"load_in_4bit": True},

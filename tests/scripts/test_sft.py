@@ -128,7 +128,8 @@ def test_all_weights_are_trained_without_lora(sft, model_dir, pairs, tmp_path):
 def test_lora_moves_the_adapter_and_leaves_the_base(model_dir, pairs, tmp_path):
     from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
     from hf_recipes.models.loading import load_tokenizer
-    from hf_recipes.training.sft import build_model, build_trainer, prepare_data
+    from hf_recipes.training.model import build_model
+    from hf_recipes.training.sft import build_trainer, prepare_data
 
     args = SFTArguments(output_dir=str(tmp_path), report_to="none", max_steps=2, learning_rate=1e-2, save_strategy="no")
     tokenizer, added = load_tokenizer(model_dir)

@@ -71,7 +71,7 @@ def test_the_simulated_step_holds_what_autograd_saves(tokenizer):
 
     head = Head()
     head.embedding.requires_grad_(False)
-    found = step_memory(head, Batch(4, 10, 10), autocast=None, checkpointing=False, accumulates=False, fused_head=False)
+    found = step_memory(head, Batch(4, 10, 10), autocast=None, checkpointing=False, accumulates=False)
     assert found["logits"] == 4 * 10 * 50 * 4 * 3
 
 
