@@ -299,8 +299,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(forks, tmp_path):
     whole = forks.run(*options, "--output_dir", tmp_path / "whole", script=SCRIPT, before=KILLED.format(place=()))
     assert whole.code == 0, whole.err
     out = tmp_path / "killed"
-    stages = [("read", 4), ("find_exact", 3), ("find_near", 6), ("clusters", 0), ("write", 2)]
-    for place in (*stages, ("part-00005.jsonl.zst",), ("b",), ("data_ledger.json",), ()):
+    stages = [("read", 4), ("find_exact", 3), ("find_near", 6), ("write", 2)]
+    for place in (*stages, ("part-00005.jsonl.zst",), ("b",), ()):
         killed = forks.run(*options, "--output_dir", out, script=SCRIPT, before=KILLED.format(place=place))
         assert killed.code == (-9 if place else 0), (place, killed.err)
         for name in {path.name for path in out.iterdir()} & {"a", "b"}:
