@@ -229,7 +229,6 @@ class PretrainArguments(RunArguments, TrainingArguments):
     weight_decay: float = _help("Of matrices; norms and biases have none.", 0.1)
     adam_beta2: float = _help("AdamW's second beta.", 0.95)
     logging_steps: float = _help("Log every so many steps.", 10)
-    logging_nan_inf_filter: bool = False
     num_train_epochs: float = _help("How often the data is gone through.", 1.0)
 
     def __post_init__(self):

@@ -89,7 +89,7 @@ def find_corpora(
     for spec in specs:
         for name, path in named_paths(spec):
             if name in found:
-                raise UserError(f"--train_file {path}: there is a source {name} already; name one as other={path}")
+                raise UserError(f"{path}: there is a source {name} already; name one of them, as other={path}")
             if os.path.isfile(os.path.join(path, SHARDS)):
                 found[name] = Corpus(name, shards=path)
             else:

@@ -118,7 +118,11 @@ class Export(PipelineStep):
                 writer = TextShard(path.with_suffix(".jsonl.zst"))
                 for rows in _batches(documents):
                     texts = [row["text"] for row in rows]
-                    own = [{"id": row["id"], "source": shard["corpus"], "text": row["text"]} for row in rows]
+                    own = [
+                        {"id": row["id"], "source": shard["corpus"], "text": row["text"]}
+                        | ({"kind": row["kind"]} if "kind" in row else {})
+                        for row in rows
+                    ]
                     writer.add(own, texts)
             else:
                 encoder = _encoder(*self.tokens)

@@ -221,6 +221,7 @@ class Keep(PipelineStep):
                 own = document.metadata
                 self.book.ledger.add(own["place"], *own["fates"])
                 row = {"id": document.id, "place": own["place"], "fates": own["fates"], "text": document.text}
+                row |= {"kind": "code"} if own["is_code"] else {}
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 documents, size = documents + 1, size + len(document.text)
                 yield document

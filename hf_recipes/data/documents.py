@@ -78,13 +78,14 @@ def _dialogue(convert: Callable[[Row, Columns], dict[str, Any]]) -> Callable[[Ro
 
 
 def _document(convert: Callable[[Row, Columns], dict[str, Any]]) -> Callable[[Row, Columns], dict[str, Any]]:
-    """What `convert` makes, with the row's own id if it has one."""
+    """What `convert` makes, with the row's own id and kind if it has them."""
 
     def with_id(row: Row, columns: Columns) -> dict[str, Any]:
         own = next(
             (row[name] for name in ID_COLUMNS if isinstance(row.get(name), (str, int)) and row[name] != ""), None
         )
-        return convert(row, columns) | ({} if own is None else {"id": str(own)})
+        known = {"kind": "code"} if row.get("kind") == "code" else {}  # of a corpus that was cleaned before
+        return convert(row, columns) | known | ({} if own is None else {"id": str(own)})
 
     return with_id
 

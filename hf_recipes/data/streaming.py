@@ -6,16 +6,9 @@ is the same block at any number of processes and workers, and after any number o
 """
 
 import os
-import shutil
-import signal
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -24,10 +17,9 @@ from hf_recipes.data.blocks import Block, Blocking, fill
 from hf_recipes.data.corpora import Reader
 from hf_recipes.data.ledger import KEPT, fate
 from hf_recipes.data.records import BEGIN
-from hf_recipes.data.shards import DocumentEncoder, Shard, ShardWriter, write_manifest
+from hf_recipes.data.tokenization import Tokenization
 from hf_recipes.errors import UserError
 
-SHARD_TOKENS = 1 << 27
 CHUNK_BYTES, CHUNK_DOCUMENTS = 1 << 18, 1024  # of text that is tokenized at a time
 WINDOW_TOKENS = 1 << 17  # blocks are shuffled among so many tokens; resuming tokenizes them again, in about 0.2 s
 
@@ -93,82 +85,6 @@ def read_chunks(readers: Sequence[Reader], cursor: Cursor, seed: int | None = No
         chunk.after, chunk.ends_epoch = cursor, True
         yield chunk
         chunk, size = Chunk(cursor, cursor), 0
-
-
-_encoder: DocumentEncoder | None = None
-
-
-def _start_worker(encoder: DocumentEncoder) -> None:
-    global _encoder
-    _encoder, parent = encoder, os.getppid()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group, they are the run's to answer
-        signal.signal(number, signal.SIG_IGN)
-
-    def watch() -> None:  # the pool's pipes stay open when the run is killed
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _encode(texts: list[str]) -> list[np.ndarray]:
-    return _encoder.encode(texts)
-
-
-class Tokenization:
-    """Turns texts into ids in `workers` processes (none: in this one), as one of `world` that share the work.
-
-    Args:
-        exchange: ``exchange(value, owner)`` gives every process the `value` of process `owner`, where they share.
-    """
-
-    def __init__(
-        self,
-        encoder: DocumentEncoder,
-        workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        exchange: Callable[[Any, int], Any] | None = None,
-    ):
-        self.encoder, self.workers = encoder, workers
-        self.rank, self.world, self._exchange = rank, world, exchange
-        self._pool: ProcessPoolExecutor | None = None
-
-    def submit(self, texts: list[str], turn: int) -> "Future | list[str] | None":
-        """Begin to tokenize; what is returned goes to `result`. Of each `world` turns, one is this process's."""
-        if turn % self.world != self.rank:
-            return None
-        if not self.workers:
-            return texts
-        if self._pool is None:
-            context = get_context("fork")
-            self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.encoder,))
-        return self._pool.submit(_encode, texts)
-
-    def result(self, pending: "Future | list[str] | None", turn: int) -> list[np.ndarray]:
-        """The ids of what was submitted in a turn; all processes take all turns in their order."""
-        found: Any = pending
-        if isinstance(pending, Future):
-            try:
-                found = pending.result()
-            except BrokenProcessPool:
-                found = UserError(
-                    "a process that tokenizes was killed (out of memory?); lower --dataloader_num_workers"
-                )
-        elif pending is not None:
-            found = self.encoder.encode(pending)
-        if self.world > 1:
-            found = self._exchange(found, turn % self.world)
-        if isinstance(found, UserError):
-            raise found
-        return found
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
 
 
 @dataclass
@@ -337,49 +253,3 @@ class StreamedBlocks:
 
 def _order(cursor: Cursor) -> tuple[int, ...]:
     return cursor.epoch, cursor.file, cursor.lines
-
-
-def store(
-    name: str,
-    readers: Sequence[Reader],
-    encoder: DocumentEncoder,
-    folder: str,
-    workers: int,
-    tell: Callable[[str, str], None],
-) -> None:
-    """Tokenize the documents of a source into shards in `folder`, which is there whole or not at all.
-
-    Args:
-        tell: called with the place and the fate of each row.
-
-    Raises:
-        UserError: as `read_chunks`.
-    """
-    building = f"{folder}.{os.getpid()}.partial"
-    os.makedirs(building, exist_ok=True)
-    tokenization = Tokenization(encoder, workers)
-    shards: list[Shard] = []
-    writer: ShardWriter | None = None
-    pending: deque = deque()
-    chunks = read_chunks(readers, Cursor())
-    try:
-        done = False
-        while pending or not done:
-            while not done and len(pending) < 1 + 2 * workers:
-                chunk = next(chunks)
-                pending.append((chunk, tokenization.submit(chunk.texts, 0)))
-                done = chunk.ends_epoch
-            chunk, ids = pending.popleft()
-            for place, row_fate in chunk.fates:
-                tell(place, row_fate)
-            writer = writer or ShardWriter(os.path.join(building, f"part-{len(shards) + 1:05d}.npy"), encoder.dtype)
-            writer.add(tokenization.result(ids, 0), chunk.texts)
-            if writer.shard.tokens >= SHARD_TOKENS or (done and not pending):
-                shards.append(writer.close())
-                writer = None
-        write_manifest(building, name, encoder, shards)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(building, folder)
-    finally:
-        tokenization.close()
-        shutil.rmtree(building, ignore_errors=True)

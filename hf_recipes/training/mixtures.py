@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from hf_recipes.arguments import PretrainArguments, SourceArguments
-from hf_recipes.data import blocks, corpora, records, schemas, shards, streaming, streams
+from hf_recipes.data import corpora, documents, records, schemas, shards, streams, tokenization
 from hf_recipes.data.blocks import Blocking, StoredBlocks
 from hf_recipes.data.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
 from hf_recipes.data.examples import fingerprint
@@ -20,7 +20,8 @@ from hf_recipes.data.mixing import Policy, read_policy
 from hf_recipes.data.mixture import Blocks, Mixture, chosen, quotas_of
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.shards import DocumentEncoder, TokenShards, open_shards
-from hf_recipes.data.streaming import Cursor, StreamedBlocks, Tokenization, read_chunks, store
+from hf_recipes.data.streaming import Cursor, StreamedBlocks, read_chunks
+from hf_recipes.data.tokenization import Tokenization, store
 from hf_recipes.errors import UserError, say
 
 if TYPE_CHECKING:
@@ -52,13 +53,11 @@ def prepare_mixture(
     ledger = Ledger()
     sources: list[Blocks] = []
     rates: dict[str, dict[str, float]] = {}
-    tokenization = Tokenization(
-        encoder, args.dataloader_num_workers, args.process_index, args.world_size, _exchange(args) if found else None
-    )
+    shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, _exchange(args))
     for corpus, own in zip(found, readers, strict=True):
         if args.streaming and not corpus.shards:
             seed = args.seed if args.shuffle else None
-            sources.append(StreamedBlocks(corpus.name, own, blocking, tokenization, seed, ledger.add))
+            sources.append(StreamedBlocks(corpus.name, own, blocking, shared, seed, ledger.add))
             rates[corpus.name] = _sampled_rates(own, encoder)
             continue
         with args.main_process_first(local=True, desc="tokens"):
@@ -119,16 +118,18 @@ def _tokenized(
     key = fingerprint(
         [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.columns)] for r in readers],
         encoder.settings,
-        code=(blocks, corpora, records, schemas, shards, streaming, streams),
+        code=(corpora, documents, records, schemas, shards, streams, tokenization),
     )
     folder = Path(data.cache_dir or datasets.config.HF_DATASETS_CACHE, "hf_recipes_tokens", key)
     own = Ledger()
     if not (folder / LEDGER).is_file():
         say(f"{corpus.name}: tokenizing into {folder}")
-        store(corpus.name, readers, encoder, str(folder), data.preprocessing_num_workers or 0, own.add)
-        partial = folder / f"{LEDGER}.partial"
-        partial.write_text(json.dumps(own.to_dict(), ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, folder / LEDGER)
+
+        def keep_ledger(building: Path) -> None:
+            (building / LEDGER).write_text(json.dumps(own.to_dict(), ensure_ascii=False), encoding="utf-8")
+
+        workers, chunks = data.preprocessing_num_workers or 0, read_chunks(readers, Cursor())
+        store(corpus.name, chunks, encoder, str(folder), workers, own.add, keep_ledger)
     own = Ledger.from_dict(json.loads((folder / LEDGER).read_text(encoding="utf-8")))
     ledger.sources |= own.sources
     ledger.reasons |= own.reasons

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from conftest import write_jsonl
-from hf_recipes.data import streaming
+from hf_recipes.data import streaming, tokenization
 from hf_recipes.data.blocks import MODES, Block, Blocking, StoredBlocks, example, permuted
 from hf_recipes.data.corpora import find_corpora, open_reader
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.shards import DocumentEncoder, ShardWriter, open_shards, write_manifest
-from hf_recipes.data.streaming import StreamedBlocks, Tokenization, store
+from hf_recipes.data.streaming import Cursor, StreamedBlocks, read_chunks
+from hf_recipes.data.tokenization import Tokenization, store
 from hf_recipes.errors import UserError
 
 SIZE = 32
@@ -23,7 +24,7 @@ SIZE = 32
 def small_pieces(monkeypatch):
     monkeypatch.setattr(streaming, "CHUNK_BYTES", 1500)
     monkeypatch.setattr(streaming, "WINDOW_TOKENS", 8 * SIZE)
-    monkeypatch.setattr(streaming, "SHARD_TOKENS", 2000)
+    monkeypatch.setattr(tokenization, "SHARD_TOKENS", 2000)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def encoder(tokenizer):
 
 @pytest.fixture
 def shards(readers, encoder, tmp_path):
-    store("all", readers, encoder, str(tmp_path / "shards"), 0, lambda *row: None)
+    store("all", read_chunks(readers, Cursor()), encoder, str(tmp_path / "shards"), 0, lambda *row: None)
     return open_shards(str(tmp_path / "shards"), "all", encoder)
 
 
@@ -217,15 +218,15 @@ def test_a_killed_worker_is_named(readers, encoder):
     import os
     import signal
 
-    tokenization = Tokenization(encoder, 1)
-    stream = StreamedBlocks("all", readers, Blocking(SIZE), tokenization)
+    shared = Tokenization(encoder, 1)
+    stream = StreamedBlocks("all", readers, Blocking(SIZE), shared)
     stream.next()
-    for pid in tokenization._pool._processes:
+    for pid in shared._pool._processes:
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(UserError, match="a process that tokenizes was killed"):
         for _ in range(300):
             stream.next()
-    tokenization.close()
+    shared.close()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 65, 1000])

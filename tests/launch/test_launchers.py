@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, weights, write_pairs
+from conftest import ROOT, weights, write_jsonl, write_pairs
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
@@ -24,24 +24,44 @@ def deadly(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *args, **kwargs)
 RunMixin.training_step = deadly
-sys.argv[0] = "scripts/sft.py"
-runpy.run_path("scripts/sft.py", run_name="__main__")
+sys.argv[0] = "SCRIPT"
+runpy.run_path("SCRIPT", run_name="__main__")
 """
 
 
-@pytest.fixture(scope="module")
-def settings(model_dir, tmp_path_factory):
-    data = write_pairs(tmp_path_factory.mktemp("data"))
-    return f"""--model_name_or_path {model_dir} --train_file {data}/train.json --validation_file {data}/dev.json
+def text_flags(model, folder) -> list:
+    rows = [{"text": f"第{number}篇：今天天气很好。" * 4} for number in range(40)]
+    corpus = write_jsonl(folder / "text.jsonl", rows)
+    return f"""--model_name_or_path {model} --train_file {corpus} --report_to none --logging_steps 1 --bf16 False
+    --max_steps 12 --learning_rate 1e-3 --save_steps 4 --block_size 32 --cache_dir {folder}/cache""".split()
+
+
+def chat_flags(model, folder) -> list:
+    data = write_pairs(folder)
+    return f"""--model_name_or_path {model} --train_file {data}/train.json --validation_file {data}/dev.json
     --max_target_length 16 --report_to none --logging_steps 1 --bf16 False --num_train_epochs 2 --learning_rate 1e-2
     --save_steps 4 --per_device_eval_batch_size 2""".split()
 
 
+STAGES = {"scripts/sft.py": chat_flags, "scripts/pretrain.py": text_flags}
+
+
+@pytest.fixture(scope="module", params=["scripts/sft.py", pytest.param("scripts/pretrain.py", marks=pytest.mark.slow)])
+def script(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def alone(forks, settings, tmp_path_factory):
+def settings(script, model_dir, tmp_path_factory):
+    return STAGES[script](model_dir, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(forks, script, settings, tmp_path_factory):
     """One process, batches of eight: its folder and losses."""
     output = tmp_path_factory.mktemp("alone")
-    run = forks.run(*settings, "--output_dir", output, "--per_device_train_batch_size", 8)
+    argv = [*settings, "--output_dir", output, "--overwrite_output_dir", "--per_device_train_batch_size", 8]
+    run = forks.run(*argv, script=script)
     assert run.code == 0, run.err
     return output, run.losses()
 
@@ -80,9 +100,9 @@ def check_same_result(alone, output: Path, printed: str) -> None:
     assert all(torch.allclose(own[key], expected[key], atol=1e-4) for key in own)
 
 
-def test_torchrun_restarts_and_the_run_goes_on_by_itself(settings, alone, tmp_path):
+def test_torchrun_restarts_and_the_run_goes_on_by_itself(script, settings, alone, tmp_path):
     deadly = tmp_path / "dies_once.py"
-    deadly.write_text(DIES_ONCE)
+    deadly.write_text(DIES_ONCE.replace("SCRIPT", script))
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
     launcher = ["torchrun", "--standalone", "--nproc_per_node", 2, "--max_restarts", 2, "--monitor_interval", 0.2]
     printed = launch([*launcher, deadly, *argv])
@@ -102,16 +122,16 @@ def nodes(*script_and_flags, restarts: int = 0) -> list[list]:
     ]
 
 
-def test_two_nodes_with_addresses_of_their_own_train_together(settings, alone, tmp_path):
+def test_two_nodes_with_addresses_of_their_own_train_together(script, settings, alone, tmp_path):
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
-    check_same_result(alone, tmp_path / "run", launch(*nodes("scripts/sft.py", *argv)))
+    check_same_result(alone, tmp_path / "run", launch(*nodes(script, *argv)))
 
 
 @pytest.mark.slow
-def test_a_process_of_the_second_node_dies_and_both_go_on(settings, alone, tmp_path):
+def test_a_process_of_the_second_node_dies_and_both_go_on(script, settings, alone, tmp_path):
     """torchrun counts the restart on the second node alone."""
     deadly = tmp_path / "dies_once.py"
-    deadly.write_text(DIES_ONCE)
+    deadly.write_text(DIES_ONCE.replace("SCRIPT", script))
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
     printed = launch(*nodes(deadly, *argv, restarts=2))
     assert f"going on from {tmp_path}/run/checkpoint-4" in printed
@@ -133,42 +153,42 @@ ACCELERATE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ACCELERATE)
-def test_accelerate_launch(settings, alone, tmp_path, name):
+def test_accelerate_launch(script, settings, alone, tmp_path, name):
     flags, batch = ACCELERATE[name]
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", batch]
     file = f"configs/accelerate/{name}.yaml"
     launcher = ["accelerate", "launch", "--config_file", file, *flags, "--main_process_port", free_port()]
-    check_same_result(alone, tmp_path / "run", launch([*launcher, "scripts/sft.py", *argv]))
+    check_same_result(alone, tmp_path / "run", launch([*launcher, script, *argv]))
 
 
 @pytest.mark.slow
-def test_accelerate_launch_on_two_nodes(settings, alone, tmp_path):
+def test_accelerate_launch_on_two_nodes(script, settings, alone, tmp_path):
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
     launcher = ["accelerate", "launch", "--config_file", "configs/accelerate/multi_node.yaml", "--num_processes", 2]
     launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]
-    commands = [[*launcher, "--machine_rank", rank, "scripts/sft.py", *argv] for rank in (0, 1)]
+    commands = [[*launcher, "--machine_rank", rank, script, *argv] for rank in (0, 1)]
     check_same_result(alone, tmp_path / "run", launch(*commands))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
-def test_deepspeed_launcher(settings, alone, tmp_path, name):
+def test_deepspeed_launcher(script, settings, alone, tmp_path, name):
     """It puts --local_rank before the script's own flags."""
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 8]
-    launcher = ["deepspeed", "--num_gpus", 1, "--master_port", free_port(), "scripts/sft.py"]
+    launcher = ["deepspeed", "--num_gpus", 1, "--master_port", free_port(), script]
     printed = launch([*launcher, *argv, "--deepspeed", f"configs/deepspeed/{name}.json"])
     check_same_result(alone, tmp_path / "run", printed)
 
 
 @pytest.mark.slow
-def test_deepspeed_launcher_on_two_nodes(settings, alone, tmp_path):
+def test_deepspeed_launcher_on_two_nodes(script, settings, alone, tmp_path):
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
     hosts = tmp_path / "hostfile"
     hosts.write_text("127.0.0.2 slots=1\n127.0.0.3 slots=1\n")
     launcher = ["deepspeed", "--hostfile", hosts, "--no_ssh", "--master_addr", "127.0.0.2"]
     launcher += ["--master_port", free_port()]
     stage = ["--deepspeed", "configs/deepspeed/zero2.json"]
-    commands = [[*launcher, "--node_rank", rank, "scripts/sft.py", *argv, *stage] for rank in (0, 1)]
+    commands = [[*launcher, "--node_rank", rank, script, *argv, *stage] for rank in (0, 1)]
     check_same_result(alone, tmp_path / "run", launch(*commands))
 
 
@@ -194,7 +214,7 @@ if [ "$1" = requeue ]; then echo "requeued $2"; else echo 127.0.0.1; echo node2;
 
 
 @pytest.mark.slow
-def test_the_slurm_file_stops_queues_itself_again_and_ends(settings, alone, tmp_path):
+def test_the_slurm_file_stops_queues_itself_again_and_ends(script, settings, alone, tmp_path):
     """Slurm's own commands are stood in for; what they start is real."""
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -204,7 +224,7 @@ def test_the_slurm_file_stops_queues_itself_again_and_ends(settings, alone, tmp_
     job = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "1"}
     environment = ENVIRONMENT | job | {"PATH": f"{tools}{os.pathsep}{ENVIRONMENT['PATH']}"}
     output = tmp_path / "run"
-    command = ["bash", "configs/slurm/train.slurm", "scripts/sft.py", output, *settings]
+    command = ["bash", "configs/slurm/train.slurm", script, output, *settings]
     command += ["--per_device_train_batch_size", "4"]
     log = tmp_path / "log"
     with open(log, "w") as file:
@@ -212,7 +232,7 @@ def test_the_slurm_file_stops_queues_itself_again_and_ends(settings, alone, tmp_
     while "step 3/" not in log.read_text():
         time.sleep(0.05)
         assert process.poll() is None, log.read_text()
-    workers = subprocess.run(["pgrep", "-s", str(process.pid), "-f", "sft.py"], capture_output=True, text=True)
+    workers = subprocess.run(["pgrep", "-s", str(process.pid), "-f", script], capture_output=True, text=True)
     for pid in workers.stdout.split():
         if Path(f"/proc/{pid}/comm").read_text().startswith("python"):
             os.kill(int(pid), signal.SIGTERM)

@@ -1,7 +1,9 @@
 """Rows 5 to 7 of the reliability scorecard: pretraining that is killed and goes on, from shards and from streams."""
 
 import json
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -78,9 +80,14 @@ def settings(model, corpus, **more):
 WAYS = {"stored": {"max_steps": 60}, "streamed": {"max_steps": 60, "streaming": True}}
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("way", WAYS)
+CASES = [(way, workers, world) for way in WAYS for workers in (0, 2) for world in (1, 2)]
+USUAL = [("stored", 2, 1), ("streamed", 0, 1), ("streamed", 2, 2)]  # the others with make check-slow
+
+
+@pytest.mark.parametrize(
+    ("way", "workers", "world"),
+    [pytest.param(*case, marks=[] if case in USUAL else pytest.mark.slow) for case in CASES],
+)
 def test_row_05_killed_and_resumed_in_a_later_epoch(forks, dropout_model, corpus, tmp_path, way, workers, world):
     """One epoch of wiki is about twenty steps: the kill is in its second or third."""
     policy = tmp_path / "policy.json"
@@ -109,8 +116,15 @@ def learned(log, until=None) -> list:
     return [row for step, rows in lines if until is None or step < until for row in rows]
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-@pytest.mark.parametrize("way", ["stored", "streamed"])
+@pytest.mark.parametrize(
+    ("way", "before", "after"),
+    [
+        ("stored", 2, 1),
+        ("streamed", 1, 2),
+        pytest.param("stored", 1, 2, marks=pytest.mark.slow),
+        pytest.param("streamed", 2, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_row_06_the_same_documents_at_another_width(forks, model_dir, corpus, tmp_path, way, before, after):
     """Killed, and going on with another number of processes: the same blocks as without, none lost and none twice."""
     argv = settings(model_dir, corpus, gradient_accumulation_steps=2)
@@ -136,6 +150,7 @@ def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
     from hf_recipes.data.blocks import Blocking
     from hf_recipes.data.corpora import find_corpora, open_reader
     from hf_recipes.data.shards import DocumentEncoder
+    from hf_recipes.data.tokenization import Tokenization
 
     for part in range(20):
         write_jsonl(
@@ -145,7 +160,7 @@ def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
     readers = [open_reader(file) for file in corpus.files]
     encoder = DocumentEncoder(tokenizer)
 
-    class Counted(streaming.Tokenization):
+    class Counted(Tokenization):
         texts = 0
 
         def submit(self, texts, turn):
@@ -168,3 +183,50 @@ def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
         work.append(other.tokenization.texts)
     assert np.array_equal(found.ids, after.ids)
     assert max(work) <= 3 * min(work)  # at most the chunks of one window, wherever that is
+
+
+@pytest.fixture(scope="module")
+def alone(forks, model_dir, corpus, tmp_path_factory):
+    """One process, batches of eight."""
+    argv = settings(model_dir, corpus, per_device_train_batch_size=8, max_steps=8, save_steps=4)
+    output = tmp_path_factory.mktemp("alone")
+    run = forks.run(*argv, "--output_dir", output, "--overwrite_output_dir", script=SCRIPT)
+    assert run.code == 0, run.err
+    return output, run.losses()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param(["--gradient_accumulation_steps", 2, "--per_device_train_batch_size", 2], id="DDP, accumulated"),
+        pytest.param(["--deepspeed", "configs/deepspeed/zero2.json"], id="ZeRO-2"),
+        pytest.param(["--deepspeed", "configs/deepspeed/zero3.json", "--streaming", "True"], id="ZeRO-3, streamed"),
+    ],
+)
+def test_row_17_two_processes_learn_what_one_does(forks, model_dir, corpus, alone, tmp_path, flags):
+    """The same losses and weights; saved so that plain transformers loads them."""
+    from transformers import AutoModelForCausalLM
+
+    if "--streaming" in flags:  # has an order of its own: against one process that streams
+        argv = settings(model_dir, corpus, per_device_train_batch_size=8, max_steps=8, streaming=True, save_steps=4)
+        one = forks.run(*argv, "--output_dir", tmp_path / "one", script=SCRIPT)
+        alone = tmp_path / "one", one.losses()
+    argv = settings(model_dir, corpus, per_device_train_batch_size=4, max_steps=8, save_steps=4)
+    run = forks.run(*argv, "--output_dir", tmp_path / "run", *flags, script=SCRIPT, world=2)
+    assert run.code == 0, run.err
+    assert run.losses() == pytest.approx(alone[1], abs=1e-3)
+    own, expected = weights(tmp_path / "run"), weights(alone[0])
+    assert all(np.allclose(own[name], expected[name], atol=2e-4) for name in expected)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run").num_parameters() > 0
+
+
+def test_row_08_a_signal_to_the_whole_group(forks, model_dir, corpus, tmp_path):
+    """Slurm and timeout send SIGTERM to the workers that load data too."""
+    argv = settings(model_dir, corpus, max_steps=2000, dataloader_num_workers=2, save_strategy="no")
+    before = "import os; os.setpgrp()"
+    run = forks.start(*argv, "--output_dir", tmp_path / "run", script=SCRIPT, before=before)
+    run.wait_for("step 3/")
+    os.killpg(run.pids[0], signal.SIGTERM)
+    assert run.wait().code == 0, run.err
+    assert "go on with the same command and --resume_from_checkpoint true" in run.out
+    assert list((tmp_path / "run").glob("checkpoint-*"))

@@ -464,3 +464,14 @@ def test_ray_runs_the_same_tasks(prepare, tmp_path, rows):
     (tmp_path / "long.jsonl").write_text('{"text": "好"}\n{"text": "' + "a" * (17 << 20) + '"}\n', encoding="utf-8")
     code, _, err = prepare("--input_files", tmp_path / "long.jsonl", "--output_dir", tmp_path / "bad", *ray)
     assert code == 1 and "long.jsonl:2: this row is longer than 16 MiB" in err
+
+
+def test_programs_stay_programs_when_a_corpus_is_cleaned_again(prepare, tmp_path):
+    write_jsonl(tmp_path / "code.jsonl", [{"content": "def ｆ(ｘ):\n    return ｘ\n", "lang": "python"}])
+    assert prepare("--input_files", tmp_path / "code.jsonl", "--output_dir", tmp_path / "one")[0] == 0
+    again = ["--input_files", tmp_path / "one" / "code", "--nfkc", "--quality", "--output_dir", tmp_path / "two"]
+    code, _, err = prepare(*again)
+    assert code == 0, err
+    [path] = (tmp_path / "two" / "code").glob("*.zst")
+    [row] = map(json.loads, zstandard.decompress(path.read_bytes(), max_output_size=1 << 20).decode().splitlines())
+    assert row["kind"] == "code" and "ｆ(ｘ)" in row["text"]
