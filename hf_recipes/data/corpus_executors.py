@@ -93,8 +93,7 @@ class Local(_Quiet, LocalPipelineExecutor):
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank)
             return
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["hf_recipes.data.corpus_export"])
+        context = multiprocessing.get_context("fork")  # with the tokenizer that the parent has loaded
         with ProcessPoolExecutor(self.workers, context, initializer=_end_with_parent) as pool:
             try:
                 for done in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):

@@ -5,9 +5,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -17,9 +16,6 @@ from hf_recipes.data.corpus_steps import removals
 from hf_recipes.data.shards import DocumentEncoder, Shard, ShardWriter
 from hf_recipes.data.streams import CHUNK
 from hf_recipes.errors import say
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 BATCH, BATCH_CHARACTERS = 512, 1 << 18  # documents tokenized at once, a few dozen MB
 
@@ -45,18 +41,26 @@ class TextShard:
         return self.shard
 
 
-@lru_cache(maxsize=1)
+_encoders: dict[str, DocumentEncoder] = {}  # by the folder of the tokenizer
+
+
 def _encoder(folder: str, end_token: str | None, trust_remote_code: bool) -> DocumentEncoder:
     from transformers import AutoTokenizer
 
-    return DocumentEncoder(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code), end_token)
+    if folder not in _encoders:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        _encoders[folder] = DocumentEncoder(tokenizer, end_token)
+    return _encoders[folder]
 
 
-def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+def save_tokenizer(encoder: DocumentEncoder, folder: Path) -> None:
+    """Keep the tokenizer where other machines find it; this process and those forked from it have it already."""
     if not folder.is_dir():
         partial = folder.with_suffix(".partial")
-        tokenizer.save_pretrained(partial)
+        encoder.tokenizer.save_pretrained(partial)
         os.replace(partial, folder)
+    _encoders.clear()
+    _encoders[str(folder)] = encoder
 
 
 def plan_shards(counts: Sequence[Mapping], tasks: Sequence[Mapping], work: Path, size: int, group: int) -> list[list]:

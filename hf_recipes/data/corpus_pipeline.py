@@ -166,7 +166,7 @@ def prepare_corpus(
         average = max(corpus_tasks.TASK_BYTES // 3, sum(count["characters"] for count in counts) // corpus_tasks.TASKS)
         groups = plan_shards(counts, tasks, work, args.shard_size, average)
         if encoder:
-            save_tokenizer(tokenizer, work / "tokenizer")
+            save_tokenizer(encoder, work / "tokenizer")
         tokens = (str(work / "tokenizer"), args.document_end_token, args.trust_remote_code) if encoder else None
         if groups:
             run_stage(args, [Export(groups, work, tokens)], len(groups), work / "write")

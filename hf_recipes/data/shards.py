@@ -79,7 +79,7 @@ class DocumentEncoder:
         """(tokens,) ids of each text. Literal special tokens in a text are text."""
         if self._parts_at_lines and max(map(len, texts), default=0) > LONG:
             return [self._encode_long(text) for text in texts]
-        return [np.array([*self.begin, *row, self.end], self.dtype) for row in self._rows(texts)]
+        return [np.fromiter((*self.begin, *row, self.end), self.dtype) for row in self._rows(texts)]
 
     def _encode_long(self, text: str) -> np.ndarray:
         parts, start = [np.array(self.begin, self.dtype)], 0
