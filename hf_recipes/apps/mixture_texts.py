@@ -124,6 +124,10 @@ _REASONS = {
         "has tokens, but others have not; its bytes are taken",
         "有词元数，但其他来源没有，因此按字节计",
     ),
+    "files only": (
+        "has no folders: to pretrain.py it is one source by itself; give it as --train_file with /* after it",
+        "没有子文件夹：对 pretrain.py 来说它自己是一个来源；请在 --train_file 中加上 /*",
+    ),
     "no data": ("no data file, left out", "没有数据文件，未计入"),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_recipes.data.conversations import RowProblem
 from hf_recipes.data.documents import find_text_schema
 from hf_recipes.data.examples import find_plan
-from hf_recipes.data.records import BEGIN, SUFFIXES, Source, find_sources, read_records
+from hf_recipes.data.records import BEGIN, SUFFIXES, Source, find_sources, read_records, source_name
 from hf_recipes.data.schemas import Columns, Schema
 from hf_recipes.errors import UserError, say
 
@@ -105,21 +105,15 @@ def named_paths(spec: str) -> Iterator[tuple[str, str]]:
     elif not os.path.isdir(spec) or os.path.isfile(os.path.join(spec, SHARDS)):
         paths = [spec] if os.path.exists(spec) else [source.path for source in find_sources([spec], glance=True)]
         for path in paths:
-            yield _name_of(path), path
+            yield source_name(path), path
     else:
         children = sorted(child for child in Path(spec).iterdir() if not child.name.startswith("."))
         folders = [child for child in children if child.is_dir()]
         if folders:
             files = [child for child in children if child.name.endswith(SUFFIXES) and child.is_file()]
-            yield from ((_name_of(str(child)), str(child)) for child in (*folders, *files))
+            yield from ((source_name(str(child)), str(child)) for child in (*folders, *files))
         else:
-            yield _name_of(spec), spec
-
-
-def _name_of(path: str) -> str:
-    name = os.path.basename(os.path.normpath(path))
-    ending = next((ending for ending in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(ending)), "")
-    return name.removesuffix(ending) or name
+            yield source_name(spec), spec
 
 
 def say_plan(corpora: Sequence[Corpus], readers: Sequence[Sequence[Reader]]) -> None:

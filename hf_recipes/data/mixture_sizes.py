@@ -5,10 +5,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from hf_recipes.data.records import SUFFIXES
+from hf_recipes.data.records import SUFFIXES, source_name
 from hf_recipes.data.streams import COMPRESSED
 from hf_recipes.errors import UserError
 
@@ -102,15 +102,8 @@ class Sizes:
             self.amounts[name] = amount
 
 
-def source_name(path: str) -> str:
-    """The source that a file or folder is: its name without folder and data ending."""
-    name = PurePosixPath(path).name
-    ending = next((suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(suffix)), "")
-    return name.removesuffix(ending) or name
-
-
 def folder_sizes(folder: str) -> Sizes:
-    """The sources in a folder: each sub-folder, and each loose data file by its name without ending.
+    """The sources in a folder, named as for pretraining: each sub-folder, and each loose data file.
 
     A folder of token shards has its tokens in ``manifest.json`` (its bytes are taken where other sources have no
     tokens); the others have the bytes of their data files.
@@ -123,7 +116,7 @@ def folder_sizes(folder: str) -> Sizes:
         raise UserError(f"{folder}: no such folder")
     sizes = Sizes()
     try:
-        paths = [root] if _manifest(root) else sorted(root.iterdir())
+        paths = [root.resolve()] if _manifest(root) else sorted(path for path in root.iterdir() if path.name[0] != ".")
         found = [(path, _manifest(path), _data_files(path)) for path in paths]
         if all(manifest or not files for _, manifest, files in found):
             sizes.unit = "tokens"
@@ -131,14 +124,15 @@ def folder_sizes(folder: str) -> Sizes:
             if manifest:
                 if sizes.unit == "bytes":
                     sizes.notes.append(Remark(None, path.name, "bytes of shards"))
-                sizes.add(None, path.name, manifest.get("source") or path.name, manifest[sizes.unit])
+                sizes.add(None, path.name, source_name(path.name), manifest[sizes.unit])
             elif files:
                 if any(file.name.endswith((*COMPRESSED, ".parquet")) for file in files):
                     sizes.notes.append(Remark(None, path.name, "compressed"))
-                name = path.name if path.is_dir() else source_name(path.name)
-                sizes.add(None, path.name, name, sum(file.stat().st_size for file in files))
+                sizes.add(None, path.name, source_name(path.name), sum(file.stat().st_size for file in files))
             else:
                 sizes.notes.append(Remark(None, path.name, "no data"))
+        if sizes.amounts and not any(path.is_dir() for path in paths):
+            sizes.notes.append(Remark(None, folder, "files only"))
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     return sizes
@@ -155,7 +149,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     known = isinstance(value, dict) and all(isinstance(value.get(unit), int) for unit in ("tokens", "bytes"))
-    return value if known and isinstance(value.get("source", ""), str) else None
+    return value if known else None
 
 
 def tempered_shares(amounts: Mapping[str, float], alpha: float = 1.0) -> dict[str, float]:

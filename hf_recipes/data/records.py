@@ -96,6 +96,13 @@ def find_sources(
     return sources
 
 
+def source_name(path: str) -> str:
+    """What a file, folder or Hub id is called as a source: the end of its path, without the ending of a data file."""
+    name = os.path.basename(os.path.normpath(path))
+    ending = next((ending for ending in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(ending)), "")
+    return name.removesuffix(ending) or name
+
+
 def _names_hub_data(spec: str) -> bool:
     """Whether `spec` is no file's path: not below a folder that is there, and without (nearly) a data file's ending."""
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(:\w+)?", spec) or os.path.isdir(spec.split("/")[0]):

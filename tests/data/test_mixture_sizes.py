@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from hf_recipes.data.mixture_sizes import folder_sizes, plan, source_name, tempered_shares
+from hf_recipes.data.corpora import named_paths
+from hf_recipes.data.mixture_sizes import folder_sizes, plan, tempered_shares
+from hf_recipes.data.records import source_name
 from hf_recipes.errors import UserError
 
 
@@ -28,12 +30,29 @@ def test_a_sub_folder_is_a_source_and_so_is_a_loose_file(tmp_path):
     write(tmp_path / "news" / "LICENSE", 1000)
     write(tmp_path / "my wiki.v2.jsonl", 7)
     write(tmp_path / "README.md", 99)
+    write(tmp_path / ".cache" / "a.txt", 99)
     (tmp_path / "none").mkdir()
     write(tmp_path / "empty.txt", 0)
     sizes = folder_sizes(str(tmp_path))
     assert (sizes.unit, sizes.amounts) == ("bytes", {"my wiki.v2": 7, "news": 42})
     assert remarks(sizes.notes) == [("README.md", "no data"), ("none", "no data")]
     assert remarks(sizes.problems) == [("empty.txt", "empty")]
+
+
+def test_sources_are_named_as_for_pretraining(tmp_path):
+    write(tmp_path / "data" / "news.v1" / "a.jsonl", 30)
+    write(tmp_path / "data" / "wiki.jsonl.gz", 30)
+    write_shards(tmp_path / "data" / "law", documents=3, tokens=500, bytes=2000, source="statutes")
+    names = {name for name, _ in named_paths(str(tmp_path / "data"))}
+    assert set(folder_sizes(str(tmp_path / "data")).amounts) == names == {"news.v1", "wiki", "law"}
+
+
+def test_a_folder_of_files_alone_is_given_to_pretraining_file_by_file(tmp_path):
+    write(tmp_path / "news.txt", 30)
+    write(tmp_path / "wiki.txt", 10)
+    sizes = folder_sizes(str(tmp_path))
+    assert sizes.amounts == {"news": 30, "wiki": 10}
+    assert remarks(sizes.notes) == [(str(tmp_path), "files only")]
 
 
 def test_files_and_a_folder_of_one_name_are_one_source(tmp_path):
@@ -52,23 +71,21 @@ def test_token_shards_have_their_tokens(tmp_path):
     write_shards(tmp_path / "a", documents=3, tokens=500, bytes=2000, source="news")
     write_shards(tmp_path / "wiki", documents=1, tokens=300, bytes=900)
     sizes = folder_sizes(str(tmp_path))
-    assert (sizes.unit, sizes.amounts) == ("tokens", {"news": 500, "wiki": 300})
-    assert folder_sizes(str(tmp_path / "a")).amounts == {"news": 500}
+    assert (sizes.unit, sizes.amounts) == ("tokens", {"a": 500, "wiki": 300})
+    assert folder_sizes(str(tmp_path / "a")).amounts == {"a": 500}
     write(tmp_path / "qa.jsonl", 50)
     sizes = folder_sizes(str(tmp_path))
-    assert (sizes.unit, sizes.amounts) == ("bytes", {"news": 2000, "qa": 50, "wiki": 900})
+    assert (sizes.unit, sizes.amounts) == ("bytes", {"a": 2000, "qa": 50, "wiki": 900})
     assert remarks(sizes.notes) == [("a", "bytes of shards"), ("wiki", "bytes of shards")]
 
 
 def test_another_manifest_is_no_measure(tmp_path):
-    for number, content in enumerate(
-        ['{"tokens": "many", "bytes": 1}', "[]", "{", '{"tokens": 1, "bytes": 2, "source": 3}']
-    ):
+    for number, content in enumerate(['{"tokens": "many", "bytes": 1}', "[]", "{"]):
         write(tmp_path / f"s{number}" / "a.txt", 10)
         (tmp_path / f"s{number}" / "manifest.json").write_text(content)
     sizes = folder_sizes(str(tmp_path))
     assert sizes.unit == "bytes"
-    assert sorted(sizes.amounts) == ["s0", "s1", "s2", "s3"]
+    assert sorted(sizes.amounts) == ["s0", "s1", "s2"]
 
 
 def test_no_folder(tmp_path):
