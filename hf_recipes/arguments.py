@@ -7,6 +7,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
@@ -94,6 +95,7 @@ class RunArguments:
     output_dir: str | None = _help("Folder of the run.")
     dry_run: bool = _help("Print what the run would do and need, and stop before any weight is loaded.", False)
     overwrite_output_dir: bool = _help("Start over in a folder that holds an earlier run.", False)
+    bf16: bool | None = _help("Compute in bfloat16; by default where the device does.")
     gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
     max_nonfinite_steps: int = _help("Stop after so many updates in a row without a finite loss and gradient.", 3)
     inexact_resume: bool = _help("Resume what another number of processes wrote: same rows, other dropout.", False)
@@ -148,10 +150,10 @@ class RunArguments:
                 raise ValueError(f"--report_to {name}: not installed; pip install {name}, or --report_to none")
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
-        if not has_accelerator():
-            self.use_cpu = True
-            if self.bf16 is None:
-                self.bf16 = not self.fp16 and cpu_computes_bf16()
+        self.use_cpu = self.use_cpu or not has_accelerator()
+        if self.bf16 is None:
+            computes = cpu_computes_bf16() if self.use_cpu else is_torch_bf16_gpu_available()
+            self.bf16 = not self.fp16 and computes
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = not self.use_cpu
         if self.ddp_timeout < 1:
