@@ -37,8 +37,9 @@ demo-pretrain: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/conf
 	$(BIN)/python scripts/pretrain.py --config configs/recipes/pretrain_demo.yaml --tokenizer_name $(MODEL) \
 		--overwrite_output_dir
 
+# Two tests at a time, of one thread each: most of them wait for processes of their own.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What takes minutes: every launcher and configuration, and the faults tried often enough to trust them.
 check-slow: $(VENV)/.installed
@@ -52,5 +53,7 @@ bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
 	$(BIN)/python tests/benchmarks/tokenize_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
 	$(BIN)/python tests/benchmarks/corpus_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
 	$(BIN)/python tests/benchmarks/train_speed.py
+	$(BIN)/python tests/benchmarks/pretrain_speed.py
+	$(BIN)/python tests/benchmarks/resume_speed.py
 	$(BIN)/python tests/benchmarks/score_speed.py
 	$(BIN)/python tests/benchmarks/generation_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct

@@ -35,9 +35,11 @@ def read_recipe(path):
     flags = ["--config", str(path), "--output_dir", "O", "--report_to", "none"]
     if path.stem.startswith("pretrain"):
         kinds = [PretrainModelArguments, SourceArguments, PretrainArguments, EvaluationArguments]
-        Parser(kinds).parse([*flags, "--tokenizer_name", "M"])
+        _, data, *_ = Parser(kinds).parse([*flags, "--tokenizer_name", "M"])
     else:
-        Parser([ModelArguments, DataArguments, SFTArguments]).parse([*flags, "--model_name_or_path", "M"])
+        kinds = [ModelArguments, DataArguments, SFTArguments]
+        _, data, _ = Parser(kinds).parse([*flags, "--model_name_or_path", "M"])
+    assert all((ROOT / name).exists() for name in [*data.train_file, *data.validation_file] if name[:5] != "runs/")
 
 
 def read_model(path, tokenizer):

@@ -8,7 +8,7 @@ from pathlib import Path
 from hf_recipes.data.conversations import RowProblem
 from hf_recipes.data.documents import find_text_schema
 from hf_recipes.data.examples import find_plan
-from hf_recipes.data.records import BEGIN, SUFFIXES, Source, find_sources, read_records, source_name
+from hf_recipes.data.records import BEGIN, Source, find_sources, is_data, read_records, source_name
 from hf_recipes.data.schemas import Columns, Schema
 from hf_recipes.errors import UserError, say
 
@@ -110,7 +110,7 @@ def named_paths(spec: str) -> Iterator[tuple[str, str]]:
         children = sorted(child for child in Path(spec).iterdir() if not child.name.startswith("."))
         folders = [child for child in children if child.is_dir()]
         if folders:
-            files = [child for child in children if child.name.endswith(SUFFIXES) and child.is_file()]
+            files = [child for child in children if is_data(child)]
             yield from ((source_name(str(child)), str(child)) for child in (*folders, *files))
         else:
             yield source_name(spec), spec

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError
 
 
@@ -28,7 +29,7 @@ def entered(out: Path, work: Path, state: dict, overwrite: bool) -> Iterator[Non
             raise UserError(f"--output_dir {out}: another process is at work on it; wait for it or end it") from None
         before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else None
         if before is not None and overwrite:
-            for name in [*before["sources"], "data_ledger.json", "run_config.yaml"]:
+            for name in [*before["sources"], LEDGER, "run_config.yaml"]:
                 path = out / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if before is not None and not overwrite:

@@ -41,7 +41,7 @@ from hf_recipes.data.corpus_steps import (
 )
 from hf_recipes.data.corpus_tasks import plan_tasks
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
-from hf_recipes.data.ledger import PLACES, Entry, Ledger, write_ledgers
+from hf_recipes.data.ledger import LEDGER, PLACES, Entry, Ledger, write_ledgers
 from hf_recipes.data.records import find_sources
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.shards import DocumentEncoder, Shard, write_manifest
@@ -151,7 +151,7 @@ def prepare_corpus(
     files = [source for corpus in corpora for source in corpus.files] + find_sources(args.decontaminate or [])
     inputs = {source.path: f"{source.digest} {source.encoding}" for source in files}
     with entered(out, work, {"settings": settings, "inputs": inputs}, args.overwrite_output_dir):
-        if (out / "data_ledger.json").exists():
+        if (out / LEDGER).exists():
             clear(work)
             say(f"{out}: the corpus is here already, made from the same files with the same settings")
             return
@@ -284,6 +284,6 @@ def _finish(
 
 
 def _write_ledger(out: Path, ledger: Ledger) -> None:
-    partial = out / ".work" / "data_ledger.json"
+    partial = out / ".work" / LEDGER
     write_ledgers(partial, corpus=ledger)
-    os.replace(partial, out / "data_ledger.json")
+    os.replace(partial, out / LEDGER)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from hf_recipes.errors import UserError
 
+LEDGER = "data_ledger.json"  # in the folder of what was made
 KEPT = "kept"
 PLACES = 10  # the first places of each reason are remembered
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_recipes.data.records import SUFFIXES, source_name
+from hf_recipes.data.records import is_data, source_name
 from hf_recipes.data.streams import COMPRESSED
 from hf_recipes.errors import UserError
 
@@ -140,7 +140,7 @@ def folder_sizes(folder: str) -> Sizes:
 
 def _data_files(path: Path) -> list[Path]:
     files = path.rglob("*") if path.is_dir() else [path]
-    return [file for file in files if file.name.endswith(SUFFIXES) and file.is_file()]
+    return [file for file in files if is_data(file)]
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.data.ledger import LEDGER
 from hf_recipes.data.streams import (
     CHUNK,
     COMPRESSED,
@@ -81,7 +82,7 @@ def find_sources(
     sources = []
     for spec in specs:
         if os.path.isdir(spec):
-            paths = sorted(str(p) for p in Path(spec).rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
+            paths = sorted(str(path) for path in Path(spec).rglob("*") if is_data(path))
             if not paths:
                 raise UserError(f"{spec}: no data file in this folder (looked for {', '.join(SUFFIXES)})")
         elif os.path.isfile(spec):
@@ -101,6 +102,11 @@ def source_name(path: str) -> str:
     name = os.path.basename(os.path.normpath(path))
     ending = next((ending for ending in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(ending)), "")
     return name.removesuffix(ending) or name
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file in a folder of data is taken for data; the account of how the folder was made is not."""
+    return path.name.endswith(SUFFIXES) and path.name != LEDGER and path.is_file()
 
 
 def _names_hub_data(spec: str) -> bool:

@@ -19,6 +19,7 @@ import yaml
 from transformers import TrainerCallback
 
 from hf_recipes import hub
+from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError, say
 from hf_recipes.training.checkpoints import MANIFEST, write_manifest
 from hf_recipes.training.model_card import NAMES, model_card, public_ledger, public_settings, public_values
@@ -26,7 +27,7 @@ from hf_recipes.training.model_card import NAMES, model_card, public_ledger, pub
 T = TypeVar("T")
 STAGING = ".publishing-"  # then the machine, the process and something of its own
 PATIENCE = 120.0  # seconds that a stopped run gives to the push of its last checkpoint
-SETTINGS, LEDGER = "run_config.yaml", "data_ledger.json"
+SETTINGS = "run_config.yaml"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json")
 TOKENIZER = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hf_recipes.data.ledger import Ledger, write_ledgers
+from hf_recipes.data.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
 from hf_recipes.parsing import Parser
@@ -39,7 +39,7 @@ LOCAL = {"model_name_or_path", "peft_path", "output_dir", "cache_dir", "train_fi
 OWNER = ".run"  # says which launch cleared the folder and wrote its checkpoints
 RESULTS = (
     "run_config.yaml",
-    "data_ledger.json",
+    LEDGER,
     "metrics.json",
     "curves.png",
     "predictions",
@@ -187,7 +187,7 @@ def train_and_finish(
     output_dir = Path(trainer.args.output_dir)
     names = hub_names(parser.settings)
     if trainer.is_world_process_zero():
-        write_ledgers(output_dir / "data_ledger.json", **ledgers)
+        write_ledgers(output_dir / LEDGER, **ledgers)
         parser.save_settings(output_dir / "run_config.yaml")
         (output_dir / NAMES).write_text(json.dumps(names), encoding="utf-8")
         for name in ("metrics.json", "README.md"):  # of a run that goes on: they speak of its former end
@@ -273,7 +273,7 @@ def _finish(
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return
-    write_ledgers(output_dir / "data_ledger.json", **ledgers)  # of a stream, known only now
+    write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
     report.draw_curves(state.log_history, output_dir / "curves.png")
     by_step = report.evaluations(state.log_history)
     before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
@@ -300,7 +300,7 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
     for name, what in (
         (".", f"the {weights} and the tokenizer"),
         ("run_config.yaml", "the settings; --config with this file repeats the run"),
-        ("data_ledger.json", "what became of every row"),
+        (LEDGER, "what became of every row"),
         ("metrics.json", "all figures"),
         ("curves.png", "loss and scores over the steps"),
         ("predictions", "every answer of every evaluation"),

@@ -1,6 +1,6 @@
 """Tokens per second of pretraining on this machine's CPU, against a plain PyTorch loop over the same blocks.
 
-    python tests/benchmarks/pretrain_speed.py [--steps 12] [--repeats 3]
+    python tests/benchmarks/pretrain_speed.py [--steps 20] [--repeats 3]
 
 The 30M shape of configs/models in bfloat16 where the processor computes in it, blocks of 256, 8 a step, from token
 shards and streamed with two workers. The two are timed by turns; printed are the medians and their ratio, and the share
@@ -34,7 +34,7 @@ from train_speed import build_tokenizer, made_up_rows  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")

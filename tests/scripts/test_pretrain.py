@@ -56,6 +56,7 @@ def test_a_run_with_everything(pretrain, tmp_path, model_dir):
 def test_a_folder_a_source_and_the_cache(pretrain, tmp_path):
     for name in ("news", "wiki"):
         write_jsonl(tmp_path / "corpus" / name / "part-1.jsonl", [{"text": f"{name}{n}今天。" * 9} for n in range(30)])
+    (tmp_path / "corpus" / "data_ledger.json").write_text('{"text": "how the corpus was made"}')  # is not learned
     code, out, err = pretrain("--train_file", tmp_path / "corpus", "--dry_run")
     assert code == 0, err
     assert "tokenizing into" in out and "blocks" in out and "memory" in out

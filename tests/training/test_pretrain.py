@@ -173,3 +173,16 @@ def test_operations_of_a_token():
     model = tiny_model(100)
     weights = sum(p.numel() for p in model.parameters())
     assert flops_per_token(model, 50) == 6 * weights + 12 * 2 * 32 * 50
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_flash_attention_gets_its_rows_as_one(tokenizer, files, tmp_path, apart):
+    """Flash attention tells documents by their positions in one long row; sdpa reads such a row alike."""
+    settings = {"max_steps": 1, "document_attention": apart, "per_device_train_batch_size": 4}
+    trainer, mixture, _ = built(tiny_model(len(tokenizer)).eval(), tokenizer, files, tmp_path, **settings)
+    batch = collate([mixture[index] for index in range(4)])
+    found = []
+    for trainer._flattens in (False, True):
+        with torch.no_grad():
+            found.append(trainer.compute_loss(trainer.model, dict(batch)).item())
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
