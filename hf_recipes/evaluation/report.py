@@ -170,13 +170,16 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
     figure, panels = plt.subplots(1, 2 if scores else 1, figsize=(11 if scores else 6, 4), squeeze=False, dpi=120)
     left = panels[0][0]
     if train:
-        left.plot(*zip(*train, strict=True), color="tab:blue", label="training")
+        left.plot(*zip(*train, strict=True), color="black", label="training")
+    for name in dict.fromkeys(key for entry in log_history for key in entry if key.startswith("loss_")):
+        points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
+        left.plot(*zip(*points, strict=True), linewidth=0.8, label=name.removeprefix("loss_"))
     losses = [key for key in keys if shown(key)[1] == "loss"]
     for key in losses:
         points = [(step, metrics[key]) for step, metrics in by_step.items() if key in metrics]
         left.plot(*zip(*points, strict=True), "o-", label=shown(key)[0] or "evaluation")
     if train or losses:
-        left.legend()
+        _legend(left)
     left.set(title="Loss (mean over the scored tokens)", xlabel="optimizer step", ylabel="cross-entropy, nats")
     if scores:
         right = panels[0][1]
@@ -185,7 +188,7 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
             right.plot(*zip(*points, strict=True), "o-", label=title(key))
         right.set(title="Evaluation", xlabel="optimizer step", ylim=(0, 1))
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
-        right.legend(loc="best")
+        _legend(right)
     for panel in panels[0]:
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -202,6 +205,17 @@ def _font(text: str) -> str | None:
     fonts.sort(key=lambda font: (font.style != "normal", font.weight != 400))
     paths = [findfont(FontProperties()), *(font.fname for font in fonts)]
     return next((path for path in dict.fromkeys(paths) if needed <= get_font(path).get_charmap().keys()), None)
+
+
+def _legend(panel) -> None:
+    """The panel's legend; where no font has the characters of a label, it is a number."""
+    from matplotlib.font_manager import FontProperties
+
+    handles, labels = panel.get_legend_handles_labels()
+    font = _font("".join(labels))
+    if font is None:
+        labels = [label if label.isascii() else f"line {number}" for number, label in enumerate(labels, 1)]
+    panel.legend(handles, labels, loc="best", prop=FontProperties(fname=font) if font else None)
 
 
 def draw_letters(found: Mapping[str, Mapping[str, float]], path: str | os.PathLike) -> None:
