@@ -186,3 +186,33 @@ def test_flash_attention_gets_its_rows_as_one(tokenizer, files, tmp_path, apart)
         with torch.no_grad():
             found.append(trainer.compute_loss(trainer.model, dict(batch)).item())
     assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("unit", ["tokens", "documents", "bytes"])
+def test_shares_by_each_unit(tokenizer, tmp_path, unit, streaming):
+    """Of two sources, one with documents three times as long, the run has the shares that were asked for."""
+    for name, times in (("long", 9), ("short", 3)):
+        rows = [{"text": f"{number}：" + TEXT[number % 4] * times} for number in range(150)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"by": unit, "sources": {"long": 0.25, "short": 0.75}}))
+    files = [str(tmp_path / "long.jsonl"), str(tmp_path / "short.jsonl")]
+    settings = {"mixture": str(policy), "max_steps": 400, "per_device_train_batch_size": 1, "streaming": streaming}
+    _, mixture, _ = built(tiny_model(len(tokenizer)), tokenizer, files, tmp_path, **settings)
+    rows = [mixture[index] for index in range(2048)]
+    count = {"tokens": "tokens", "documents": "documents", "bytes": "tokens"}[unit]  # the texts are of one kind
+    long = sum(row[count] for row in rows if row["source"] == 0)
+    assert long / sum(row[count] for row in rows) == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_number_of_epochs_for_each_source(tokenizer, files, tmp_path):
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"by": "epochs", "sources": {"news": 0.5, "wiki": 2}}))
+    settings = {"mixture": str(policy), "per_device_train_batch_size": 16, "learning_rate": 1e-4}
+    trainer, mixture, _ = built(tiny_model(len(tokenizer)), tokenizer, files, tmp_path, **settings)
+    news, wiki = (len(source) for source in mixture.sources)
+    assert mixture.blocks == round(news / 2) + 2 * wiki
+    trainer.train()
+    found = trainer.figures()["sources"]
+    assert found["news"]["epochs"] == pytest.approx(0.5, abs=0.02) and found["wiki"]["epochs"] == 2
