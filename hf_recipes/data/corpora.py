@@ -8,8 +8,9 @@ from pathlib import Path
 from hf_recipes.data.conversations import RowProblem
 from hf_recipes.data.documents import find_text_schema
 from hf_recipes.data.examples import find_plan
-from hf_recipes.data.records import BEGIN, Source, find_sources, is_data, read_records, source_name
+from hf_recipes.data.records import BEGIN, read_records
 from hf_recipes.data.schemas import Columns, Schema
+from hf_recipes.data.sources import Source, find_sources, is_data, source_name
 from hf_recipes.errors import UserError, say
 
 SHARDS = "manifest.json"  # a folder with this file holds token shards

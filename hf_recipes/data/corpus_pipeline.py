@@ -42,9 +42,9 @@ from hf_recipes.data.corpus_steps import (
 from hf_recipes.data.corpus_tasks import plan_tasks
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.ledger import LEDGER, PLACES, Entry, Ledger, write_ledgers
-from hf_recipes.data.records import find_sources
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.shards import DocumentEncoder, Shard, write_manifest
+from hf_recipes.data.sources import find_sources
 from hf_recipes.errors import UserError, say
 
 if TYPE_CHECKING:

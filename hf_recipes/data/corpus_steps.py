@@ -27,8 +27,9 @@ from hf_recipes.data.cleaning import nfkc, quality_problem, simplify, strip_cont
 from hf_recipes.data.corpora import Reader
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.ledger import Ledger, fate
-from hf_recipes.data.records import Source, find_sources, read_records
+from hf_recipes.data.records import read_records
 from hf_recipes.data.schemas import Columns
+from hf_recipes.data.sources import Source, find_sources
 from hf_recipes.errors import say
 
 REPAIRS = {"control characters": strip_controls, "NFKC": nfkc, "traditional characters": simplify}

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from hf_recipes.data.corpora import Corpus
-from hf_recipes.data.records import Source, read_records
+from hf_recipes.data.records import read_records
+from hf_recipes.data.sources import Source
 from hf_recipes.data.streams import CHUNK, COMPRESSED, open_binary
 
 TASK_BYTES, TASKS = 8 << 20, 512  # a task has so many bytes at least; there are about so many tasks at the most

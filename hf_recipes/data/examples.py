@@ -14,11 +14,13 @@ from hf_recipes.data import conversations as conversations_module
 from hf_recipes.data import ledger as ledger_module
 from hf_recipes.data import records as records_module
 from hf_recipes.data import schemas as schemas_module
+from hf_recipes.data import sources as sources_module
 from hf_recipes.data import streams as streams_module
 from hf_recipes.data.conversations import RowProblem
 from hf_recipes.data.ledger import KEPT, fate, is_dropped
-from hf_recipes.data.records import Source, find_sources, read_records
+from hf_recipes.data.records import read_records
 from hf_recipes.data.schemas import SCHEMAS, Columns, find_schema, metadata
+from hf_recipes.data.sources import Source, find_sources
 from hf_recipes.errors import UserError, say
 
 FEATURES = {
@@ -72,7 +74,7 @@ def load_examples(
     key = fingerprint(
         [[source.path, source.digest, source.encoding, name, asdict(found)] for source, name, found in planned],
         form,
-        code=(ledger_module, streams_module, records_module, conversations_module, schemas_module),
+        code=(ledger_module, streams_module, sources_module, records_module, conversations_module, schemas_module),
     )
     try:
         return Dataset.from_generator(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_recipes.data.records import is_data, source_name
+from hf_recipes.data.sources import is_data, source_name
 from hf_recipes.data.streams import COMPRESSED
 from hf_recipes.errors import UserError
 

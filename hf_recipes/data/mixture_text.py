@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hf_recipes.data.mixture_sizes import NUMBER, SIZE, Amount, Remark, Sizes
-from hf_recipes.data.records import source_name
+from hf_recipes.data.sources import source_name
 
 LONGEST_LINE = 1000  # characters; matching takes time that grows faster than the length
 _FLAGS = re.IGNORECASE

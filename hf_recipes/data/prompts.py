@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.data.conversations import ROLES, Message, RowProblem
 from hf_recipes.data.examples import find_plan
 from hf_recipes.data.ledger import KEPT, Ledger, fate, is_dropped
-from hf_recipes.data.records import Record, find_sources, read_records
+from hf_recipes.data.records import Record, read_records
 from hf_recipes.data.schemas import (
     MESSAGE_COLUMNS,
     PAIRS,
@@ -22,6 +22,7 @@ from hf_recipes.data.schemas import (
     find_schema,
     metadata,
 )
+from hf_recipes.data.sources import find_sources
 from hf_recipes.data.tokenize import ChatEncoder, last_question
 from hf_recipes.errors import say
 

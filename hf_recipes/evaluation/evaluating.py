@@ -119,7 +119,7 @@ def settings_of(
     template: str | None,
 ) -> dict[str, Any]:
     """What has to be the same for the same numbers: versions, model, template, files and decoding."""
-    from hf_recipes.data.records import find_sources
+    from hf_recipes.data.sources import find_sources
 
     files = {
         name: {s.path: s.digest for s in find_sources([p], "test")} for name, p in evaluation.named_files().items()

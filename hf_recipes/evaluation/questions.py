@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_recipes.data.records import find_sources, read_records
+from hf_recipes.data.records import read_records
+from hf_recipes.data.sources import find_sources
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.metrics import normalize_answer
 

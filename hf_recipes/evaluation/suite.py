@@ -74,8 +74,9 @@ def form_of(path: str) -> str:
     """
     from hf_recipes.data.examples import find_plan
     from hf_recipes.data.prompts import find_prompt_schema
-    from hf_recipes.data.records import find_sources, read_records
+    from hf_recipes.data.records import read_records
     from hf_recipes.data.schemas import Columns
+    from hf_recipes.data.sources import find_sources
     from hf_recipes.evaluation.questions import read_question
 
     source = find_sources([path], "test")[0]

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 
 from hf_recipes.arguments import PretrainArguments, SourceArguments
-from hf_recipes.data import corpora, documents, records, schemas, shards, streams, tokenization
+from hf_recipes.data import corpora, documents, records, schemas, shards, sources, streams, tokenization
 from hf_recipes.data.blocks import Blocking, StoredBlocks
 from hf_recipes.data.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
 from hf_recipes.data.examples import fingerprint
@@ -118,7 +118,7 @@ def _tokenized(
     key = fingerprint(
         [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.columns)] for r in readers],
         encoder.settings,
-        code=(corpora, documents, records, schemas, shards, streams, tokenization),
+        code=(corpora, documents, records, schemas, shards, sources, streams, tokenization),
     )
     folder = Path(data.cache_dir or datasets.config.HF_DATASETS_CACHE, "hf_recipes_tokens", key)
     own = Ledger()

@@ -6,7 +6,7 @@ import pytest
 
 from hf_recipes.data.corpora import named_paths
 from hf_recipes.data.mixture_sizes import folder_sizes, plan, tempered_shares
-from hf_recipes.data.records import source_name
+from hf_recipes.data.sources import source_name
 from hf_recipes.errors import UserError
 
 

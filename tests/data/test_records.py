@@ -7,7 +7,8 @@ import pytest
 import zstandard
 
 from hf_recipes.data import streams
-from hf_recipes.data.records import find_sources, read_records
+from hf_recipes.data.records import read_records
+from hf_recipes.data.sources import find_sources
 from hf_recipes.errors import UserError
 
 ROWS = [{"input": f"问题{i}", "target": f"回答{i}"} for i in range(5)]

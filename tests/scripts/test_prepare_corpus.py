@@ -19,8 +19,9 @@ pytest.importorskip("datatrove")
 pytest.importorskip("opencc")
 
 from hf_recipes.data import corpus_tasks
-from hf_recipes.data.records import find_sources, read_records
+from hf_recipes.data.records import read_records
 from hf_recipes.data.shards import DocumentEncoder, open_shards
+from hf_recipes.data.sources import find_sources
 
 SCRIPT = "scripts/prepare_corpus.py"
 
