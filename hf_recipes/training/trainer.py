@@ -325,6 +325,10 @@ class RunMixin:
         return self._staging or super()._get_output_dir(trial)
 
     def _save(self, output_dir=None, state_dict=None):
+        # DeepSpeed hands on a copy in which tied weights are two, one as large as the vocabulary too much.
+        for name, same in getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {}).items():
+            if state_dict is not None and name in state_dict and same in state_dict:
+                state_dict = {key: value for key, value in state_dict.items() if key != name}
         # training_args.bin is a pickle of all arguments, the Hub token among them; run_config.yaml says the same.
         token, self.args.hub_token = self.args.hub_token, None
         try:
