@@ -10,7 +10,14 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
 
 from conftest import ROOT, tiny_model
-from hf_recipes.arguments import DataArguments, ModelArguments, PretrainArguments, SFTArguments, SourceArguments
+from hf_recipes.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretrainArguments,
+    RewardArguments,
+    SFTArguments,
+    SourceArguments,
+)
 from hf_recipes.data.mixing import read_policy
 from hf_recipes.data.mixture_sizes import folder_sizes
 from hf_recipes.evaluation.suite import EvaluationArguments
@@ -37,7 +44,8 @@ def read_recipe(path):
         kinds = [PretrainModelArguments, SourceArguments, PretrainArguments, EvaluationArguments]
         Parser(kinds).parse([*flags, "--tokenizer_name", "M"])
     else:
-        Parser([ModelArguments, DataArguments, SFTArguments]).parse([*flags, "--model_name_or_path", "M"])
+        stage = RewardArguments if path.stem.startswith("reward") else SFTArguments
+        Parser([ModelArguments, DataArguments, stage]).parse([*flags, "--model_name_or_path", "M"])
 
 
 def read_model(path, tokenizer):

@@ -122,7 +122,7 @@ class PairAccuracy:
             for batch in scoring.batches([-pair.length for pair in chosen], max(1, how.batch_size // 2), how):
                 sides = [side for row in batch for side in chosen[row].sides]
                 if classifies:
-                    scores, counts = _rewards(model, [ids for ids, _ in sides]), None
+                    scores, counts = rewards(model, [ids for ids, _ in sides]), None
                 else:
                     losses = scoring.row_losses(model, sides)
                     scores, counts = [-nats for nats, _, _ in losses], [count for _, count, _ in losses]
@@ -231,7 +231,8 @@ def _is_reward_model(model: "PreTrainedModel") -> bool:
     return True
 
 
-def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+    """The reward model's score of each of `rows` of token ids."""
     import torch
 
     from hf_recipes.evaluation import scoring
