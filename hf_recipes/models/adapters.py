@@ -99,6 +99,8 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     names = {name for name, _ in model.named_modules()}
     for key in ("target_modules", "modules_to_save"):
         wanted = getattr(config, key)
+        if key == "modules_to_save" and wanted and config.task_type == "SEQ_CLS":
+            wanted = set(wanted) - {"classifier", "score"}  # PEFT names both heads, whichever there is
         for target in wanted if isinstance(wanted, (list, set, tuple)) else ():
             if not any(name == target or name.endswith(f".{target}") for name in names):
                 raise UserError(
@@ -127,11 +129,11 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     return adapted
 
 
-def read_adapter_config(path: str) -> "PeftConfig":
+def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig":
     """The configuration of the adapter saved in `path`.
 
     Raises:
-        UserError: there is none, or its weights are not safetensors.
+        UserError: there is none, its weights are not safetensors, or it is for another task than `task_type`.
     """
     from peft import PeftConfig
 
@@ -143,9 +145,13 @@ def read_adapter_config(path: str) -> "PeftConfig":
     if not os.path.isfile(os.path.join(path, "adapter_model.safetensors")):
         raise UserError(f"--peft_path {path}: no adapter_model.safetensors (other formats are not loaded)")
     try:
-        return PeftConfig.from_pretrained(path)
+        config = PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"--peft_path {path}: adapter_config.json cannot be read ({error})") from None
+    if task_type and config.task_type not in (None, task_type):
+        what = "a reward model's adapter" if config.task_type == "SEQ_CLS" else f"an adapter for {config.task_type}"
+        raise UserError(f"--peft_path {path}: {what}; this stage goes on from one for {task_type}")
+    return config
 
 
 def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = False) -> "PeftModel":

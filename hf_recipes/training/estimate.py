@@ -91,7 +91,7 @@ def skeleton(
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         if model_args.peft_path:
-            saved = read_adapter_config(model_args.peft_path)
+            saved = read_adapter_config(model_args.peft_path, task_type)
             saved.inference_mode = False
             model = attach_lora(model, saved, model_args.peft_path, [])
         elif model_args.use_lora:

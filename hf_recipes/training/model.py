@@ -58,10 +58,7 @@ def build_model(
     fresh = model_args.use_lora and not model_args.peft_path
     lora = read_lora_config(model_args.lora_config, task_type) if fresh else None
     if model_args.peft_path:
-        saved = read_adapter_config(model_args.peft_path)
-        if saved.task_type not in (None, task_type):
-            what = "a reward model's adapter" if saved.task_type == "SEQ_CLS" else f"an adapter for {saved.task_type}"
-            raise UserError(f"--peft_path {model_args.peft_path}: {what}; this stage goes on from one for {task_type}")
+        saved = read_adapter_config(model_args.peft_path, task_type)
         wanted = read_lora_config(model_args.lora_config, task_type) if model_args.lora_config else saved
         rank = getattr(saved, "r", None)
         if model_args.lora_config and rank != wanted.r:
