@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 MODEL ?= .cache/SmolLM2-135M-Instruct
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo demo-pretrain test check-slow lint bench setup
+.PHONY: demo demo-pretrain demo-reward test check-slow lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -36,6 +36,14 @@ demo-pretrain: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/conf
 		--output_dir runs/demo-corpus --overwrite_output_dir
 	$(BIN)/python scripts/pretrain.py --config configs/recipes/pretrain_demo.yaml --tokenizer_name $(MODEL) \
 		--overwrite_output_dir
+
+.cache/reviews/test.jsonl: | $(VENV)/.installed
+	@$(BIN)/python scripts/download.py --source reviews --output_dir $(@D)
+
+# Pairs of shop reviews, and a model that tells the good one from the bad one.
+demo-reward: $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
+	$(BIN)/python scripts/reward.py --config configs/recipes/reward_demo.yaml \
+		--model_name_or_path $(MODEL) --overwrite_output_dir
 
 # Two tests at a time, of one thread each: most of them wait for processes of their own.
 test: $(VENV)/.installed

@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import SFTConfig
+from trl import RewardConfig, SFTConfig
 
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.schemas import SCHEMAS
@@ -17,7 +17,14 @@ from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_acc
 from hf_recipes.parsing import nearest
 from hf_recipes.processes import be_one_process, meet_anew, mind_unfinished_builds
 
-__all__ = ["DataArguments", "ModelArguments", "PretrainArguments", "SFTArguments", "SourceArguments"]
+__all__ = [
+    "DataArguments",
+    "ModelArguments",
+    "PretrainArguments",
+    "RewardArguments",
+    "SFTArguments",
+    "SourceArguments",
+]
 
 
 def _help(text: str, default=None):
@@ -74,7 +81,7 @@ class DataArguments(SourceArguments):
 
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
-# Settings of SFTConfig for a data preparation that ours stands in for, and what says the same here.
+# Settings of TRL's configs for a data preparation that ours stands in for, and what says the same here.
 REPLACED = {
     "assistant_only_loss": "--train_on",
     "chat_template_path": "--chat_template",
@@ -84,6 +91,7 @@ REPLACED = {
     "dataset_text_field": "--prompt_column",
     "eos_token": "--chat_template",
     "model_init_kwargs": "--dtype, --attn_implementation and --model_revision",
+    "pad_token": "a tokenizer that has one",
     "truncation_mode": "--truncation_side",
 }
 
@@ -172,6 +180,13 @@ class RunArguments:
             _ready_deepspeed(self)
 
 
+def _refuse_replaced(args: "RunArguments", config: type) -> None:
+    defaults = {f.name: f.default for f in fields(config)}
+    for name in REPLACED.keys() & defaults.keys():
+        if getattr(args, name) != defaults[name]:
+            raise ValueError(f"--{name} has no effect here; use {REPLACED[name]}")
+
+
 @dataclass
 class SFTArguments(RunArguments, SFTConfig):
     """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
@@ -184,10 +199,7 @@ class SFTArguments(RunArguments, SFTConfig):
     truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
 
     def __post_init__(self):
-        defaults = {f.name: f.default for f in fields(SFTConfig)}
-        for name, flag in REPLACED.items():
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(f"--{name} has no effect here; use {flag}")
+        _refuse_replaced(self, SFTConfig)
         for name in ("max_source_length", "max_target_length", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -197,6 +209,26 @@ class SFTArguments(RunArguments, SFTConfig):
             self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
         if self.packing and self.packing_strategy != "bfd":
             raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
+        super().__post_init__()
+
+
+@dataclass
+class RewardArguments(RunArguments, RewardConfig):
+    """TRL's `RewardConfig` with the head's first weights, and scores kept for looking at the data."""
+
+    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: int | None = _help("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
+    initializer_range: float = _help("Standard deviation of a new score head's first weights.", 0.01)
+    save_scores: bool = _help("Score the training pairs too at each evaluation: predictions/train.", False)
+
+    def __post_init__(self):
+        _refuse_replaced(self, RewardConfig)
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"--max_length {self.max_length}: expected at least 1")
+        if not self.initializer_range > 0:
+            raise ValueError(f"--initializer_range {self.initializer_range:g}: expected more than 0")
+        if self.center_rewards_coefficient is not None and self.center_rewards_coefficient < 0:
+            raise ValueError(f"--center_rewards_coefficient {self.center_rewards_coefficient:g}: expected at least 0")
         super().__post_init__()
 
 

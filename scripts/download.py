@@ -1,7 +1,8 @@
-"""Download a model or adapter into a folder; a second call goes on where the first one stopped.
+"""Download a model, an adapter or the demo's pairs into a folder; a second call goes on where the first one stopped.
 
 python scripts/download.py --model Qwen/Qwen2.5-0.5B
 python scripts/download.py --model Qwen/Qwen2.5-0.5B --source modelscope --output_dir models/qwen
+python scripts/download.py --source reviews --output_dir data/reviews
 """
 
 from dataclasses import dataclass
@@ -10,24 +11,31 @@ from typing import Literal
 from hf_recipes.download import DEMO_MODEL, download
 from hf_recipes.errors import say
 from hf_recipes.parsing import Parser, run_script
+from hf_recipes.samples import download_reviews
 
 
 @dataclass
 class Arguments:
     model: str | None = None
-    source: Literal["hf", "modelscope", "demo"] = "hf"
+    source: Literal["hf", "modelscope", "demo", "reviews"] = "hf"
     revision: str | None = None
     output_dir: str | None = None
 
     def __post_init__(self):
         if self.source == "demo" and self.model not in (None, DEMO_MODEL, DEMO_MODEL.split("/")[1]):
             raise ValueError(f"--source demo has {DEMO_MODEL} and no other; leave --model out")
-        if self.source != "demo" and not self.model:
+        if self.source == "reviews" and self.model:
+            raise ValueError("--source reviews has pairs of shop reviews and no model; leave --model out")
+        if self.source in ("hf", "modelscope") and not self.model:
             raise ValueError("--model is missing: an id such as Qwen/Qwen2.5-0.5B")
 
 
 def main() -> None:
     [arguments] = Parser([Arguments]).parse()
+    if arguments.source == "reviews":
+        folder = download_reviews(arguments.output_dir or "data/reviews")
+        say(f"pairs in {folder}: --train_file {folder}/train.jsonl --validation_file {folder}/test.jsonl")
+        return
     model = arguments.model or DEMO_MODEL
     folder = download(model, arguments.source, arguments.revision, arguments.output_dir)
     if (folder / "config.json").is_file():

@@ -33,7 +33,9 @@ def main() -> None:
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         options = {"max_length": limit, "max_drop_ratio": args.max_drop_ratio, "cache_dir": args.cache_dir}
         methods = build_methods(evaluation, tokenizer, decoding=decoding, **options)
-        is_reward = is_reward_model(config)
+        is_reward = is_reward_model(config, model_args.peft_path)
+        if is_reward and args.compare == "base":
+            raise UserError("--compare base: without its adapter the base has no head that scores; name another model")
         for method in methods.values() if is_reward else ():
             if method.name != "pair_accuracy":
                 raise UserError(f"{model_args.model_name_or_path}: a reward model, which gives no {method.name}")

@@ -10,7 +10,14 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
 
 from conftest import ROOT, tiny_model
-from hf_recipes.arguments import DataArguments, ModelArguments, PretrainArguments, SFTArguments, SourceArguments
+from hf_recipes.arguments import (
+    DataArguments,
+    ModelArguments,
+    PretrainArguments,
+    RewardArguments,
+    SFTArguments,
+    SourceArguments,
+)
 from hf_recipes.data.mixing import read_policy
 from hf_recipes.data.mixture_sizes import folder_sizes
 from hf_recipes.evaluation.suite import EvaluationArguments
@@ -37,9 +44,10 @@ def read_recipe(path):
         kinds = [PretrainModelArguments, SourceArguments, PretrainArguments, EvaluationArguments]
         _, data, *_ = Parser(kinds).parse([*flags, "--tokenizer_name", "M"])
     else:
-        kinds = [ModelArguments, DataArguments, SFTArguments]
-        _, data, _ = Parser(kinds).parse([*flags, "--model_name_or_path", "M"])
-    assert all((ROOT / name).exists() for name in [*data.train_file, *data.validation_file] if name[:5] != "runs/")
+        stage = RewardArguments if path.stem.startswith("reward") else SFTArguments
+        _, data, _ = Parser([ModelArguments, DataArguments, stage]).parse([*flags, "--model_name_or_path", "M"])
+    files = [*data.train_file, *data.validation_file]
+    assert all((ROOT / name).exists() for name in files if not name.startswith(("runs/", ".cache/")))
 
 
 def read_model(path, tokenizer):

@@ -32,6 +32,7 @@ PAIRS = (
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation")
 REJECTED = "rejected"
 CHOSEN = ("chosen", "selected")
+SIDES = ("chosen", "rejected")  # of an example
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,17 @@ def _from_messages(row: Row, columns: Columns) -> dict[str, Any]:
 def _from_preference(row: Row, columns: Columns) -> dict[str, Any]:
     chosen_column = next((name for name in CHOSEN if name in row), CHOSEN[0])
     named = [(name, row.get(name)) for name in (chosen_column, REJECTED)]
-    if isinstance(row.get("conversations"), list):  # ShareGPT, with one turn a side
-        prompt = read_turns(row["conversations"], "conversations", "from", "value")
-        sides = [read_turns([side], name, "from", "value") for name, side in named]
-    elif isinstance(row.get(chosen_column), list):
-        prompt = []
+    for name, side in named:
+        if side is None:
+            raise RowProblem(f"no {name!r}")
+    column = next((name for name in ("conversations", "messages") if isinstance(row.get(name), list)), None)
+    if column is not None and isinstance(row[chosen_column], dict):  # the prompt, with one turn a side
+        keys = ("role", "content") if "role" in row[chosen_column] else ("from", "value")
+        prompt = read_turns(row[column], column, *keys)
+        sides = [read_turns([side], name, *keys) for name, side in named]
+    elif isinstance(row[chosen_column], list):
+        prompt = row.get("prompt")
+        prompt = read_turns(prompt, "prompt", "role", "content") if isinstance(prompt, list) else []
         sides = [read_turns(side, name, "role", "content") for name, side in named]
         while all(len(side) > 1 for side in sides) and sides[0][0] == sides[1][0]:
             prompt.append(sides[0][0])
@@ -214,6 +221,8 @@ def detect(row: Row, columns: Columns, present: Collection[str]) -> str | None:
         return "alpaca"
     if any(a in present and b in present for a, b in PAIRS):
         return "prompt_response"
+    if REJECTED in present or CHOSEN[0] in present:  # a side is missing, which each row then says
+        return "preference"
     return "text" if "text" in present or columns.prompt else None
 
 

@@ -183,8 +183,8 @@ class ChatEncoder:
         tools = [json.loads(text) if text else None for text in table["tools"].to_pylist()]
         rows = self.encode(conversations, tools)
         columns = {
-            "input_ids": _list_array([row.input_ids for row in rows]),
-            "labels": _list_array([row.labels for row in rows]),
+            "input_ids": list_array([row.input_ids for row in rows]),
+            "labels": list_array([row.labels for row in rows]),
             "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
             "fate": pa.array([row.fate for row in rows], pa.string()),
             "place": table["place"],
@@ -204,8 +204,12 @@ class ChatEncoder:
         return Features(features)
 
 
-def tokenize_dataset(examples: Dataset, encoder: ChatEncoder, num_proc: int | None = None) -> Dataset:
-    """Encode every row of `examples` (those of `load_examples`, form messages), cached by content."""
+def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) -> Dataset:
+    """Encode every row of `examples` (those of `load_examples`), cached by content.
+
+    Args:
+        encoder: a `ChatEncoder` for the form messages, a `pairs.PairEncoder` for the form preference.
+    """
     if len(examples) == 0:
         raise UserError("there is no row left to train on")
     # The million objects that torch and transformers hold would be walked by each full garbage collection; left out of
@@ -258,7 +262,7 @@ def last_question(messages: list[Message]) -> str:
     return next(message["content"] for message in reversed(messages) if message["role"] == "user")
 
 
-def _list_array(rows: list[np.ndarray]) -> pa.ListArray:
+def list_array(rows: list[np.ndarray]) -> pa.ListArray:
     offsets = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     values = np.concatenate(rows) if rows else np.empty(0, np.int32)

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -123,10 +123,24 @@ def open_results(
     Raises:
         UserError: as `Results`.
     """
-    import torch
-    import transformers
+    of_model, versions = settings_of_model(model_args, config)
+    settings = {
+        **asdict(decoding),
+        **of_model,
+        "chat_template": reader.template,
+        "max_source_length": reader.max_source_length,
+        "input_file": {source.path: source.digest for source, _, _ in reader.planned},
+        "rows_are": [[schema.name, asdict(columns)] for _, schema, columns in reader.planned],
+        "text_as": args.text_as,
+        "prediction_column": args.prediction_column,
+    }
+    notes = {"batch_size": args.batch_size, "versions": versions, "ledger": ledger.to_dict()}
+    return Results(args.output_file, settings, notes, args.overwrite_output)
 
-    from hf_recipes import __version__
+
+def settings_of_model(model_args: ModelArguments, config: "PretrainedConfig") -> tuple[dict[str, Any], dict[str, str]]:
+    """What of a model decides what it gives, and the versions that it ran under."""
+    from hf_recipes.evaluation.evaluating import versions
     from hf_recipes.models.quantization import read_bnb_config
 
     bf16 = computes_bf16()
@@ -137,7 +151,6 @@ def open_results(
         compute_dtype="bfloat16" if bf16 else "float32",
     )
     settings = {
-        **asdict(decoding),
         "model_name_or_path": model_args.model_name_or_path,
         "model_revision": model_args.model_revision,
         "model_commit": getattr(config, "_commit_hash", None),
@@ -146,16 +159,8 @@ def open_results(
         "peft_digest": digest(model_args.peft_path) if model_args.peft_path else None,
         "dtype": str(weight_dtype(model_args, trains_all=False, bf16=bf16)).removeprefix("torch."),
         "quantization": quantization.to_dict() if quantization else None,
-        "chat_template": reader.template,
-        "max_source_length": reader.max_source_length,
-        "input_file": {source.path: source.digest for source, _, _ in reader.planned},
-        "rows_are": [[schema.name, asdict(columns)] for _, schema, columns in reader.planned],
-        "text_as": args.text_as,
-        "prediction_column": args.prediction_column,
     }
-    versions = {"hf_recipes": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
-    notes = {"batch_size": args.batch_size, "versions": versions, "ledger": ledger.to_dict()}
-    return Results(args.output_file, settings, notes, args.overwrite_output)
+    return settings, versions()
 
 
 def predict(
@@ -180,7 +185,7 @@ def predict(
         records = [record for record, _, _ in window]
         asked = [index for index, (_, prompt, _) in enumerate(window) if prompt is not None]
         prompts = [window[index][1] for index in asked]
-        answers: dict[int, str | None] = {i: None for i, (_, prompt, _) in enumerate(window) if prompt is None}
+        answers = {index: {column: None} for index, (_, prompt, _) in enumerate(window) if prompt is None}
         ids = [prompt.ids for prompt in prompts]
         batches = [
             batch
@@ -188,13 +193,13 @@ def predict(
             if any(start + asked[place] >= results.count for place in batch)
         ]
         keys = [start + index for index in asked]
-        _append_ready(results, records, answers, start, column)
+        append_ready(results, records, answers, start)
         for batch, found in continue_batches(
             model, tokenizer, ids, batches, decoding, stop_ids=reader.stop_ids, keys=keys
         ):
             for place, continuation in zip(batch, found, strict=True):
-                answers[asked[place]] = prompts[place].trim(continuation.text)
-            _append_ready(results, records, answers, start, column)
+                answers[asked[place]] = {column: prompts[place].trim(continuation.text)}
+            append_ready(results, records, answers, start)
             answered += len(batch)
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
@@ -204,13 +209,13 @@ def predict(
         start += len(window)
 
 
-def _append_ready(
-    results: Results, records: Sequence[Record], answers: dict[int, str | None], start: int, column: str
+def append_ready(
+    results: Results, records: Sequence[Record], found: Mapping[int, Mapping[str, Any]], start: int
 ) -> None:
-    """Write the rows from the first unwritten one up to the first without an answer yet."""
+    """Write the rows, with what was `found` of them, from the first unwritten one up to the first without it yet."""
     rows: list[dict[str, Any]] = []
-    while 0 <= (index := results.count + len(rows) - start) < len(records) and index in answers:
-        rows.append({**(records[index].value or {}), column: answers[index]})
+    while 0 <= (index := results.count + len(rows) - start) < len(records) and index in found:
+        rows.append({**(records[index].value or {}), **found[index]})
     if rows:
         results.append(rows)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_recipes.data.schemas import SIDES
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.likelihood import source_of
 from hf_recipes.evaluation.methods import Compute, Record
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SIDES = ("chosen", "rejected")
 QUANTILES = (5, 25, 50, 75, 95)
 CHUNK = 256  # pairs tokenized together
 
@@ -71,42 +71,44 @@ class PairAccuracy:
         max_length: int | None = None,
         max_drop_ratio: float = 0.01,
     ):
-        from hf_recipes.data.ledger import KEPT, Ledger, fate, is_dropped
-        from hf_recipes.data.tokenize import ChatEncoder
+        from hf_recipes.data.ledger import Ledger, is_dropped
+        from hf_recipes.data.pairs import PairEncoder
 
-        encoder = ChatEncoder(tokenizer)
+        encoder = PairEncoder(tokenizer, max_length)
         self._pairs: list[_Pair] = []
         self.ledger = Ledger()
         for columns in examples.iter(CHUNK):
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            usable = [row for row in rows if not is_dropped(row["fate"])]
-            encoded = iter(encoder.encode([row["prompt"] + row[side] for row in usable for side in SIDES]))
-            for row in rows:
-                row_fate = row["fate"]
-                if not is_dropped(row_fate):
-                    both = [next(encoded) for _ in SIDES]
-                    worst = min((side.fate for side in both), key=lambda found: (not is_dropped(found), found == KEPT))
-                    row_fate = row_fate if worst == KEPT else worst
-                if not is_dropped(row_fate):
-                    pair = _Pair(row["place"], source_of(row), [])
-                    for side, found in zip(SIDES, both, strict=True):
-                        turns = sum(message["role"] == "assistant" for message in row[side])
-                        pair.sides.append((found.input_ids, _last_turns(found.labels, turns)))
-                    if max_length is not None and pair.length > max_length:
-                        row_fate = fate("dropped", f"a side is longer than {max_length} tokens")
-                    else:
-                        self._pairs.append(pair)
-                self.ledger.add(row["place"], row_fate)
+            for row, pair in zip(rows, encoder.encode(rows), strict=True):
+                self.ledger.add(row["place"], pair.fate)
+                if not is_dropped(pair.fate):
+                    sides = [(side.input_ids, side.labels) for side in (pair.chosen, pair.rejected)]
+                    self._pairs.append(_Pair(row["place"], source_of(row), sides))
         self.ledger.check(max_drop_ratio)
         if not self._pairs:
             raise UserError("there is no pair to compare")
+
+    @classmethod
+    def of_rows(cls, rows: "Dataset") -> "PairAccuracy":
+        """Of pairs with `chosen_ids`, `rejected_ids` and `place`, for a reward model: nothing in them is labelled."""
+        from hf_recipes.data.ledger import KEPT, Ledger
+
+        method = cls.__new__(cls)
+        places = rows["place"][:]
+        sides = zip(*(rows[f"{side}_ids"][:] for side in SIDES), strict=True)
+        method._pairs = [
+            _Pair(place, source_of({"place": place, "meta": None}), [(ids, ids) for ids in both])
+            for place, both in zip(places, sides, strict=True)
+        ]
+        method.ledger = Ledger().add_all(places, [KEPT] * len(places))
+        return method
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """See `Method`. A record holds the scores `chosen` and `rejected`; of a causal model also the numbers of
-        tokens, `chosen_tokens` and `rejected_tokens`.
+        """See `Method`. A record holds the scores `chosen` and `rejected`; of a reward model also their `difference`,
+        of a causal model the numbers of tokens, `chosen_tokens` and `rejected_tokens`.
 
         Raises:
             UserError: a classifier with several labels, or one whose configuration names no pad token.
@@ -120,7 +122,7 @@ class PairAccuracy:
             for batch in scoring.batches([-pair.length for pair in chosen], max(1, how.batch_size // 2), how):
                 sides = [side for row in batch for side in chosen[row].sides]
                 if classifies:
-                    scores, counts = _rewards(model, [ids for ids, _ in sides]), None
+                    scores, counts = rewards(model, [ids for ids, _ in sides]), None
                 else:
                     losses = scoring.row_losses(model, sides)
                     scores, counts = [-nats for nats, _, _ in losses], [count for _, count, _ in losses]
@@ -128,7 +130,9 @@ class PairAccuracy:
                     both = slice(2 * place, 2 * place + 2)
                     record = {"place": chosen[row].place, "source": chosen[row].source}
                     record |= dict(zip(SIDES, scores[both], strict=True))
-                    if counts is not None:
+                    if counts is None:
+                        record["difference"] = record["chosen"] - record["rejected"]
+                    else:
                         record |= {f"{side}_tokens": count for side, count in zip(SIDES, counts[both], strict=True)}
                     records[row] = record
         return records
@@ -136,7 +140,8 @@ class PairAccuracy:
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """`accuracy` with its 95 % interval (Wilson) and ``accuracy/<source>``; of the differences chosen - rejected
         `difference_mean`, `difference_std` (with n - 1; 0 for one pair) and quantiles (`difference_q05` …); `pairs` and
-        `ties`. For a causal model also `accuracy_per_token`, `difference_per_token_mean` and `_std`.
+        `ties`. For a causal model also `accuracy_per_token`, `difference_per_token_mean` and `_std`; for a reward model
+        `loss` (what training minimises: the mean of -log sigmoid of the difference, in nats) and `score_mean`.
         """
         found = differences(records)
         low, high = wilson_interval(_wins(found), len(found))
@@ -148,6 +153,9 @@ class PairAccuracy:
             spread = _spread(each)
             summary["accuracy_per_token"] = _wins(each) / len(each)
             summary |= {f"difference_per_token_{name}": spread[name] for name in ("mean", "std")}
+        else:
+            summary["loss"] = math.fsum(max(-one, 0.0) + math.log1p(math.exp(-abs(one))) for one in found) / len(found)
+            summary["score_mean"] = math.fsum(record[side] for record in records for side in SIDES) / len(found) / 2
         by_source = defaultdict(list)
         for record, difference in zip(records, found, strict=True):
             by_source[record["source"]].append(difference)
@@ -211,17 +219,6 @@ def _spread(found: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _last_turns(labels: "np.ndarray", turns: int) -> "np.ndarray":
-    """`labels` of the last `turns` runs of labelled tokens, which are the assistant's turns."""
-    import numpy as np
-
-    labelled = labels != -100
-    starts = np.flatnonzero(labelled & ~np.r_[False, labelled[:-1]])
-    kept = labels.copy()
-    kept[: starts[-turns]] = -100
-    return kept
-
-
 def _is_reward_model(model: "PreTrainedModel") -> bool:
     """Whether `model` scores conversations; False where it predicts tokens."""
     own = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -234,7 +231,8 @@ def _is_reward_model(model: "PreTrainedModel") -> bool:
     return True
 
 
-def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+    """The reward model's score of each of `rows` of token ids."""
     import torch
 
     from hf_recipes.evaluation import scoring

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hf_recipes.evaluation.statistics import Paired
 
 SHOWN = ("accuracy", "promptcblue", "rouge1", "rouge2", "rougeL", "bleu4", "loss", "perplexity", "bits_per_character")
+SHOWN += ("difference_mean", "difference_std")
 TITLES = {
     "promptcblue": "PromptCBLUE",
     "rouge1": "ROUGE-1",
@@ -20,7 +21,7 @@ TITLES = {
     "rougeL": "ROUGE-L",
     "bleu4": "BLEU-4",
 }
-PLAIN = ("loss", "perplexity", "bits_per_character")  # no shares
+PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std")  # no shares
 
 
 def shown(key: str) -> tuple[str, str] | None:

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 # Our names for PEFT's, beside which PEFT's own are understood.
 RENAMED = {"lora_r": "r", "lora_target_modules": "target_modules"}
 
+REWARD_HEADS = (".score.weight", ".classifier.weight")
 
-def read_lora_config(path: str | None) -> "LoraConfig":
+
+def read_lora_config(path: str | None, task_type: str = "CAUSAL_LM") -> "LoraConfig":
     """A `LoraConfig` from JSON with `lora_r`, `lora_alpha`, `lora_dropout`, `lora_target_modules` (a list, names with
     commas, a regular expression, or "all-linear"), `modules_to_save`, and any of PEFT's own keys.
 
-    None stands for rank 8 on all linear layers.
+    None stands for rank 8 on all linear layers. With the `task_type` SEQ_CLS, a reward model's head is trained and
+    saved with the adapter.
 
     Raises:
         UserError: no such file, not a JSON object, an unknown key (the nearest is named), or values PEFT refuses.
@@ -33,7 +36,7 @@ def read_lora_config(path: str | None) -> "LoraConfig":
     else:
         settings = read_json_object(path, "--lora_config")
     known = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
-    values: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+    values: dict[str, Any] = {"task_type": task_type}
     for key, value in settings.items():
         name = RENAMED.get(key, key)
         if name not in known:
@@ -45,14 +48,14 @@ def read_lora_config(path: str | None) -> "LoraConfig":
         named = values.get(key)
         if isinstance(named, str) and named != "all-linear" and re.fullmatch(r"[\w.,\s-]+", named):
             values[key] = [name.strip() for name in named.split(",") if name.strip()]
-    _check_types(path, values)
+    _check_types(path, values, task_type)
     try:
         return LoraConfig(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def _check_types(path: str | None, values: dict[str, Any]) -> None:
+def _check_types(path: str | None, values: dict[str, Any], task_type: str) -> None:
     number, names = (int, float), (list, str, type(None))
     kinds = {"r": int, "lora_alpha": number, "lora_dropout": number, "target_modules": names, "modules_to_save": names}
     for name, kind in kinds.items():
@@ -61,7 +64,7 @@ def _check_types(path: str | None, values: dict[str, Any]) -> None:
             raise UserError(
                 f"{path}: {name} is {json.dumps(value)}; expected a {'number' if kind != names else 'list'}"
             )
-    for name, only in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
+    for name, only in (("peft_type", "LORA"), ("task_type", task_type)):
         if values.get(name, only) != only:
             raise UserError(f"{path}: {name} is {json.dumps(values[name])}; here it is {only}: take it out")
     if values.get("inference_mode"):
@@ -96,6 +99,8 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     names = {name for name, _ in model.named_modules()}
     for key in ("target_modules", "modules_to_save"):
         wanted = getattr(config, key)
+        if key == "modules_to_save" and wanted and config.task_type == "SEQ_CLS":
+            wanted = set(wanted) - {"classifier", "score"}  # PEFT names both heads, whichever there is
         for target in wanted if isinstance(wanted, (list, set, tuple)) else ():
             if not any(name == target or name.endswith(f".{target}") for name in names):
                 raise UserError(
@@ -124,11 +129,11 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     return adapted
 
 
-def read_adapter_config(path: str) -> "PeftConfig":
+def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig":
     """The configuration of the adapter saved in `path`.
 
     Raises:
-        UserError: there is none, or its weights are not safetensors.
+        UserError: there is none, its weights are not safetensors, or it is for another task than `task_type`.
     """
     from peft import PeftConfig
 
@@ -140,9 +145,13 @@ def read_adapter_config(path: str) -> "PeftConfig":
     if not os.path.isfile(os.path.join(path, "adapter_model.safetensors")):
         raise UserError(f"--peft_path {path}: no adapter_model.safetensors (other formats are not loaded)")
     try:
-        return PeftConfig.from_pretrained(path)
+        config = PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"--peft_path {path}: adapter_config.json cannot be read ({error})") from None
+    if task_type and config.task_type not in (None, task_type):
+        what = "a reward model's adapter" if config.task_type == "SEQ_CLS" else f"an adapter for {config.task_type}"
+        raise UserError(f"--peft_path {path}: {what}; this stage goes on from one for {task_type}")
+    return config
 
 
 def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = False) -> "PeftModel":
@@ -157,6 +166,8 @@ def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = Fa
     if base and own and os.path.normpath(base) != os.path.normpath(own):
         say(f"{path}: was trained on {base}; this base is {own}")
     saved = _check_shapes(model, path)
+    if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
+        raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
     try:
         adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
@@ -169,6 +180,11 @@ def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = Fa
             f"adapter_config.json speaks of ({missing[0]}), which would stay random; give the whole adapter"
         )
     return adapted
+
+
+def is_reward_adapter(path: str) -> bool:
+    """Whether the adapter saved in `path` makes a reward model of its base."""
+    return read_adapter_config(path).task_type == "SEQ_CLS"
 
 
 def _check_shapes(model: "PreTrainedModel", path: str) -> set[str]:

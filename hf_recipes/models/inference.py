@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hf_recipes.errors import UserError
-from hf_recipes.models.adapters import load_adapter, read_adapter_config
+from hf_recipes.models.adapters import is_reward_adapter, load_adapter, read_adapter_config
 from hf_recipes.models.loading import (
     ModelArguments,
     cpu_computes_bf16,
@@ -52,9 +52,9 @@ def open_for_inference(
     return config, tokenizer
 
 
-def is_reward_model(config: "PretrainedConfig") -> bool:
-    """Whether the model gives a conversation one score instead of continuing it."""
-    return (
+def is_reward_model(config: "PretrainedConfig", peft_path: str | None = None) -> bool:
+    """Whether the model, or its adapter, gives a conversation one score instead of continuing it."""
+    return bool(peft_path and is_reward_adapter(peft_path)) or (
         any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
         and config.num_labels == 1
     )
@@ -79,17 +79,28 @@ def load_for_inference(
 ) -> "PreTrainedModel":
     """The model, quantized where `arguments` say so, with its adapter, on the accelerator where there is one.
 
-    With `is_reward` it is a reward model.
+    With `is_reward` it is a reward model, or a base that its adapter makes one.
 
     With ``--dtype auto`` its weights are in bfloat16 where the machine computes in it, else in float32.
 
     Raises:
-        UserError: as `load_model` and `load_adapter`.
+        UserError: as `load_model` and `load_adapter`; a reward model whose tokenizer has tokens that it never saw.
     """
     import torch
 
     source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
-    model = load_model(arguments, trains_all=False, bf16=computes_bf16(), is_reward=is_reward, **source)
+    how = {"trains_all": False, "bf16": computes_bf16(), **source}
+    if is_reward:
+        from hf_recipes.models.rewards import load_reward_model
+
+        model = load_reward_model(arguments, config=load_config(arguments, **source), tokenizer=tokenizer, **how)
+        if not arguments.peft_path and len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
+            raise UserError(
+                f"{arguments.model_name_or_path}: the tokenizer has {len(tokenizer):,} tokens and the reward model was "
+                f"trained with {rows:,}; give it the tokenizer that it was trained with"
+            )
+    else:
+        model = load_model(arguments, **how)
     with torch.random.fork_rng(devices=[]):  # rows that no adapter brings are drawn: the same ones each time
         torch.manual_seed(0)
         fit_embeddings(model, tokenizer)

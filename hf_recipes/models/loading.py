@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -112,13 +112,14 @@ def load_tokenizer(
     chat_template: str | None = None,
     *,
     needs_template: bool = True,
+    or_plain: bool = False,
     trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> tuple["PreTrainedTokenizerBase", list[str]]:
     """A tokenizer that can render conversations and pad.
 
     `chat_template` is a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's own;
-    without `needs_template` it may have none.
+    without `needs_template` it may have none, and with `or_plain` one that has none gets the bundled plain text.
     Where the tokenizer puts a BOS before every text and the template does not, the template gets one, so that
     training and any later use of the saved tokenizer see exactly one.
 
@@ -138,6 +139,9 @@ def load_tokenizer(
     if not set(tokenizer("a问", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
         raise UserError(f"{name}: the tokenizer knows no text (its vocabulary files are missing); copy them there")
     added: list[str] = []
+    if or_plain and chat_template is None and tokenizer.chat_template is None:
+        chat_template = "plain"
+        say(f"{name}: the tokenizer has no chat template; question and answer follow each other as plain text")
     if chat_template is not None:
         tokenizer.chat_template, own = _read_template(chat_template)
         vocabulary = tokenizer.get_vocab()
@@ -213,11 +217,13 @@ def load_model(
     bf16: bool,
     trust_remote_code: bool = False,
     is_reward: bool = False,
+    may_lack: Collection[str] = (),
     **kwargs: Any,
 ) -> "PreTrainedModel":
     """The causal language model, quantized where `arguments` ask for it; for training as for inference.
 
-    With `is_reward`, the sequence classifier that scores conversations instead.
+    With `is_reward`, the sequence classifier that scores conversations instead; weights of the names in `may_lack`
+    are drawn where the files have none.
 
     With ``--dtype auto``, frozen weights are in bfloat16 where the run computes in it; weights that are trained are
     in float32, because an update of 1e-5 is lost in bfloat16's eight bits.
@@ -231,6 +237,8 @@ def load_model(
 
     name = arguments.model_name_or_path
     kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
+    if may_lack:
+        kwargs["num_labels"] = 1
     quantization = read_bnb_config(
         arguments.bnb_config,
         load_in_4bit=arguments.load_in_4bit,
@@ -243,22 +251,22 @@ def load_model(
     if arguments.attn_implementation:
         kwargs["attn_implementation"] = arguments.attn_implementation
     try:
-        model, report = kind.from_pretrained(
-            name,
-            revision=arguments.model_revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **kwargs,
-        )
+        with _without_report() if may_lack else nullcontext():
+            model, report = kind.from_pretrained(
+                name,
+                revision=arguments.model_revision,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **kwargs,
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explain(error, name) from None
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
+    if missing := sorted(set(report["missing_keys"]) - set(may_lack)):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
             f"{name}: its files lack weights of {type(model).__name__} ({', '.join(missing[:3])}{more}), which would "
-            "stay random; give a complete checkpoint of a {'reward' if is_reward else 'causal language'} model"
+            f"stay random; give a complete checkpoint of a {'reward' if is_reward else 'causal language'} model"
         )
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
@@ -266,6 +274,19 @@ def load_model(
     if not is_reward and getattr(model.config, "is_decoder", True) is False and _sees_later_tokens(model):
         raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
     return model
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers warns of a head that the files lack, and of one that they have and the model does not."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _sees_later_tokens(model: "PreTrainedModel") -> bool:

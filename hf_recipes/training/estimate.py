@@ -5,6 +5,7 @@ every tensor that would be alive is counted. So there are no formulas by family;
 is: the optimizer's states, and what ZeRO and quantization take away.
 """
 
+import copy
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Batch:
     positions: int
     packed: bool = False
     fused_head: bool = False  # the loss is TRL's fused one, which never holds all logits
+    scores: bool = False  # of a reward model: one number a row in place of logits
 
 
 @dataclass
@@ -66,28 +68,34 @@ def skeleton(
     *,
     bf16: bool,
     trust_remote_code: bool = False,
+    is_reward: bool = False,
 ) -> "PreTrainedModel":
     """The model as `build_model` would make it, on the meta device: every shape, dtype and `requires_grad`, no weight.
 
     Raises:
         UserError: a LoRA file that does not fit the model.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     settings = {"dtype": weight_dtype(model_args, trains_all=not model_args.use_lora, bf16=bf16)}
     attention = model_args.attn_implementation
     if attention:  # flash attention keeps what sdpa keeps, and needs a GPU to be imported
         settings["attn_implementation"] = "sdpa" if "flash" in attention else attention
+    kind, task_type = AutoModelForCausalLM, "CAUSAL_LM"
+    if is_reward:
+        kind, task_type = AutoModelForSequenceClassification, "SEQ_CLS"
+        config = copy.deepcopy(config)
+        config.num_labels, config.get_text_config().pad_token_id = 1, tokenizer.pad_token_id
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **settings)
+        model = kind.from_config(config, trust_remote_code=trust_remote_code, **settings)
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         if model_args.peft_path:
-            saved = read_adapter_config(model_args.peft_path)
+            saved = read_adapter_config(model_args.peft_path, task_type)
             saved.inference_mode = False
             model = attach_lora(model, saved, model_args.peft_path, [])
         elif model_args.use_lora:
-            lora = read_lora_config(model_args.lora_config)
+            lora = read_lora_config(model_args.lora_config, task_type)
             new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))
             model = attach_lora(model, lora, model_args.lora_config, new_ids)
     return model.train()
@@ -205,7 +213,11 @@ def step_memory(
         else:
             inputs["attention_mask"] = torch.ones(shape, dtype=torch.long)
         with alive:
-            losses, _, _ = losses_at(torch.zeros(positions, dtype=torch.long), forward, inputs)
+            if batch.scores:
+                del inputs["labels"]
+                losses = forward(**inputs, use_cache=False).logits
+            else:
+                losses, _, _ = losses_at(torch.zeros(positions, dtype=torch.long), forward, inputs)
             losses.sum().backward()
     found = dict(alive.snapshot)
     if accumulates:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -13,10 +14,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from hf_recipes.data.corpora import named_paths
 from hf_recipes.data.prompts import Prompt
 from hf_recipes.errors import UserError
+from hf_recipes.evaluation import report
 from hf_recipes.evaluation.answers import Answers
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.evaluating import few_shot_of, versions
 from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
+from hf_recipes.evaluation.preference import differences, draw_histogram
 from hf_recipes.evaluation.suite import OF_ANSWERS, EvaluationArguments, build_methods
 from hf_recipes.training.callbacks import CurvesCallback, RunProgress, prediction_path, told_if_unwritten
 
@@ -93,7 +96,8 @@ class Evaluations(TrainerCallback):
 
     Their scores join the metrics of that evaluation (so that `metric_for_best_model` can name them, as eval_rougeL …),
     the log and the trackers; the records go to ``predictions/step-N.jsonl`` for the validation rows and to
-    ``predictions/NAME/step-N.jsonl`` for a named file. Over several processes each row counts once.
+    ``predictions/NAME/step-N.jsonl`` for a named file. Beside those of pairs stands ``differences.png``, a histogram of
+    the run's first evaluation and the last. Over several processes each row counts once.
 
     Args:
         methods: by name; that of the validation rows is empty.
@@ -113,7 +117,10 @@ class Evaluations(TrainerCallback):
             records, found = run_method(method, model, how, args.process_index, args.world_size)
             scores |= {f"eval_{name}_{key}" if name else f"eval_{key}": value for key, value in found.items()}
             if state.is_world_process_zero:
-                self._write(prediction_path(args.output_dir, state.global_step, name), records)
+                path = prediction_path(args.output_dir, state.global_step, name)
+                self._write(path, records)
+                if method.name == "pair_accuracy":
+                    draw_change(Path(path), records)
         if metrics is not None:
             metrics.update(scores)
         self.trainer.log(dict(scores))
@@ -124,6 +131,17 @@ class Evaluations(TrainerCallback):
             with open(f"{path}.partial", "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             os.replace(file.name, path)
+
+
+def draw_change(path: Path, records: Sequence[Record]) -> None:
+    """`differences.png` beside the records at `path`: their differences, and those of the run's first evaluation."""
+    steps = sorted(path.parent.glob("step-*.jsonl"), key=lambda found: int(found.stem.split("-")[1]))
+    sets, labels = [differences(records)], [path.stem.replace("-", " ")]
+    if steps and steps[0] != path:
+        sets.insert(0, differences(report.read_predictions(steps[0])))
+        labels.insert(0, steps[0].stem.replace("-", " "))
+    with told_if_unwritten("differences.png"):
+        draw_histogram(sets, path.with_name("differences.png"), labels)
 
 
 def add_callbacks(trainer, methods: Mapping[str, Method] | None) -> None:

@@ -42,21 +42,24 @@ def build_model(
     packs: UserError | None = None,
     make: Callable[..., PreTrainedModel] = load_model,
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
+    task_type: str = "CAUSAL_LM",
     **kwargs,
 ) -> PreTrainedModel:
     """The base model with its adapter, or with all weights trained that `freeze` leaves.
 
     Args:
         packs: the error to raise where rows that are packed would see each other; None where none are.
+        task_type: PEFT's; SEQ_CLS for a reward model.
 
     Raises:
         UserError: a LoRA file, adapter or model that does not fit, or `packs`.
     """
     set_seed(args.seed)  # the adapter's first weights are drawn here
-    lora = read_lora_config(model_args.lora_config) if model_args.use_lora and not model_args.peft_path else None
+    fresh = model_args.use_lora and not model_args.peft_path
+    lora = read_lora_config(model_args.lora_config, task_type) if fresh else None
     if model_args.peft_path:
-        saved = read_adapter_config(model_args.peft_path)
-        wanted = read_lora_config(model_args.lora_config) if model_args.lora_config else saved
+        saved = read_adapter_config(model_args.peft_path, task_type)
+        wanted = read_lora_config(model_args.lora_config, task_type) if model_args.lora_config else saved
         rank = getattr(saved, "r", None)
         if model_args.lora_config and rank != wanted.r:
             raise UserError(
@@ -80,9 +83,10 @@ def build_model(
     if is_quantized(model):
         prepare_quantized(model)
     fit_embeddings(model, tokenizer)
-    own = model.generation_config.eos_token_id
-    stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
-    model.generation_config.eos_token_id = sorted(stops)
+    if model.can_generate():
+        own = model.generation_config.eos_token_id
+        stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+        model.generation_config.eos_token_id = sorted(stops)
     if model_args.peft_path:
         model = load_adapter(model, model_args.peft_path, is_trainable=True)
     elif lora is not None:

@@ -130,26 +130,31 @@ def model_card(
     home = folder if (folder / "run_config.yaml").is_file() else folder.parent
     base = settings["model_name_or_path"] and public_name(settings["model_name_or_path"], names)
     is_adapter = (folder / "adapter_config.json").is_file()
-    learns_text = "block_size" in settings
+    learns_text, scores = "block_size" in settings, "center_rewards_coefficient" in settings
     kind = "lora" if is_adapter else "pretraining" if learns_text else "sft"
+    kind = f"reward-model{', lora' * is_adapter}" if scores else kind
     what = "LoRA adapter of" if is_adapter else "Pretrained further from" if learns_text else "Fine-tuned from"
+    what = f"Reward model: {what[0].lower() if not is_adapter else what[0]}{what[1:]}" if scores else what
     what = f"{what} `{base}`" if base else f"Pretrained as a new model ({public_name(settings['config_name'], names)})"
+    rows = "documents" if learns_text else "pairs" if scores else "rows"
     public = public_ledger(ledgers, names)
     header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
     header += [f"base_model: {base}"] if base and "/" in base else []  # the Hub takes nothing but an id here
-    header += ["pipeline_tag: text-generation", f"tags: [hf_recipes, {kind}]", "---"]
-    name = "AutoPeftModelForCausalLM" if is_adapter else "AutoModelForCausalLM"
-    load = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
-    load = load if is_adapter else "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    task = "text-classification" if scores else "text-generation"
+    header += [f"pipeline_tag: {task}", f"tags: [hf_recipes, {kind}]", "---"]
+    name = f"Auto{'Peft' * is_adapter}ModelFor{'SequenceClassification' if scores else 'CausalLM'}"
+    load = f"from peft import {name}\nfrom transformers import AutoTokenizer\n"
+    load = load if is_adapter else f"from transformers import {name}, AutoTokenizer\n"
+    more = ", num_labels=1, pad_token_id=tokenizer.pad_token_id" if scores and is_adapter else ""
     lines = [
         *header,
         f"\n# {home.resolve().name}\n",
         f"{what}, trained with hf_recipes: {steps} steps on {public['train']['total'].get('kept', 0):,} "
-        f"{'documents' if learns_text else 'rows'} of {', '.join(public['train']['sources'])}.\n",
+        f"{rows} of {', '.join(public['train']['sources'])}.\n",
         "```python",
         load,
-        f'model = {name}.from_pretrained("FOLDER")',
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'model = {name}.from_pretrained("FOLDER"{more})',
         "```\n",
         "## Data\n",
         *_ledger_table(public),
@@ -158,8 +163,8 @@ def model_card(
     by_step = report.evaluations(log_history)
     if steps and by_step:
         before, after = by_step.get(0), by_step[max(by_step)]
-        rows = public.get("validation", {}).get("total", {}).get("kept")
-        lines += [f"On {rows:,} held-out rows after step {max(by_step)}:\n" if rows else "Evaluation:\n"]
+        count = public.get("validation", {}).get("total", {}).get("kept")
+        lines += [f"On {count:,} held-out {rows} after step {max(by_step)}:\n" if count else "Evaluation:\n"]
         lines += ["```", report.comparison(before if max(by_step) else None, after), "```\n"]
     values = [entry["loss"] for entry in log_history if "loss" in entry]
     for title, value in (("Mean", report.mean_loss(log_history)), ("Last", values[-1] if values else None)):

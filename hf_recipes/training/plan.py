@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_recipes.arguments import ModelArguments, PretrainArguments, SFTArguments
+from hf_recipes.arguments import ModelArguments, RunArguments, SFTArguments
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.loading import has_accelerator, keeps_packed_rows_apart
@@ -31,7 +31,7 @@ class Figures:
 
     rows: int
     tokens: int
-    learned: int  # tokens that carry loss
+    learned: int | None  # tokens that carry loss; None where rows are scored as a whole
     longest: int
     batch: Batch
     truncated: float | None = None  # share of the rows; None where none is ever
@@ -74,7 +74,10 @@ class Plan:
                 found.what,
                 f"{found.rows:,}" + (f" in {found.blocks:,} packed blocks" if found.blocks is not None else ""),
             ),
-            ("tokens an epoch", f"{found.tokens:,}, {found.learned:,} of them learned"),
+            (
+                "tokens an epoch",
+                f"{found.tokens:,}" + (f", {found.learned:,} of them learned" if found.learned else ""),
+            ),
             (f"longest {found.what.removesuffix('s')}", f"{found.longest:,} tokens"),
         ]
         if found.truncated is not None:
@@ -156,13 +159,14 @@ def row_figures(train: Dataset, ledger: Ledger, args: SFTArguments) -> Figures:
 
 def make_plan(
     model_args: ModelArguments,
-    args: SFTArguments | PretrainArguments,
+    args: RunArguments,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     added_tokens: list[str],
     figures: Figures,
     packs: UserError | None = None,
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
+    is_reward: bool = False,
 ) -> Plan:
     """The plan of a run over rows of these `figures`, whose weights have not been loaded.
 
@@ -189,9 +193,8 @@ def make_plan(
     )
     with _without_deepspeed():
         try:
-            model = skeleton(
-                model_args, config, tokenizer, added_tokens, bf16=args.bf16, trust_remote_code=args.trust_remote_code
-            )
+            how = {"bf16": args.bf16, "trust_remote_code": args.trust_remote_code, "is_reward": is_reward}
+            model = skeleton(model_args, config, tokenizer, added_tokens, **how)
             freeze(model)
         except UserError:
             raise
@@ -281,7 +284,7 @@ def _check_positions(plan: Plan, config: PretrainedConfig, model) -> None:
     plan.notes.append(f"{text}, which may cost quality; {flag.split()[0]} {limit} keeps to it")
 
 
-def _notes(plan: Plan, args: SFTArguments | PretrainArguments) -> list[str]:
+def _notes(plan: Plan, args: RunArguments) -> list[str]:
     notes = []
     rows = plan.figures.blocks or plan.figures.rows
     if rows < plan.global_batch:
@@ -313,7 +316,7 @@ def _free_bytes() -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def _lighter(memory: Memory, args: SFTArguments | PretrainArguments, flag: str) -> str:
+def _lighter(memory: Memory, args: RunArguments, flag: str) -> str:
     """The flags that would lower the largest parts, the most useful first."""
     found = memory.parts
     options = {}

@@ -303,7 +303,7 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
         (LEDGER, "what became of every row"),
         ("metrics.json", "all figures"),
         ("curves.png", "loss and scores over the steps"),
-        ("predictions", "every answer of every evaluation"),
+        ("predictions", "every answer or score of every evaluation; of pairs also a histogram"),
         ("README.md", "the model card"),
         ("swanlog", "swanlab's runs; `swanlab watch` with this folder shows them"),
         ("wandb", "wandb's runs; `wandb sync` uploads one"),

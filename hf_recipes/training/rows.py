@@ -1,0 +1,83 @@
+"""A run's training and validation rows: read, held out, tokenized, and every row accounted for."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+
+from hf_recipes.data.examples import fates, hold_out, load_examples, usable
+from hf_recipes.data.ledger import Ledger, is_dropped
+from hf_recipes.data.schemas import Columns
+from hf_recipes.data.tokenize import tokenize_dataset
+from hf_recipes.errors import UserError, say
+
+if TYPE_CHECKING:
+    from hf_recipes.arguments import DataArguments, RunArguments
+
+
+def prepare_rows(
+    data: "DataArguments",
+    args: "RunArguments",
+    encoder_for: Callable,
+    form: str = "messages",
+    evaluates: bool = False,
+) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
+    """Training rows, evaluation rows or None, and what became of every row read.
+
+    Args:
+        encoder_for: the encoder for the rows called ``train`` or ``validation``; see `tokenize_dataset`.
+        form: of the examples, as for `load_examples`.
+        evaluates: there are files to evaluate on beside `data`'s.
+
+    Raises:
+        UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
+    """
+    if args.eval_strategy != "no" and not (evaluates or data.validation_file or data.validation_split_percentage):
+        raise UserError(
+            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
+            "--validation_split_percentage or --eval_files"
+        )
+    columns = Columns(
+        schema=data.schema,
+        prompt=data.prompt_column,
+        response=data.response_column,
+        history=data.history_column,
+        system_prompt=data.system_prompt,
+    )
+    # The first process reads and tokenizes; the others then find its cache.
+    with args.main_process_first(local=True, desc="data"):
+        train = load_examples(data.train_file, columns, form, data.cache_dir)
+        held_out = None
+        if data.validation_file:
+            held_out = load_examples(data.validation_file, columns, form, data.cache_dir, split="validation")
+        elif data.validation_split_percentage:
+            train, held_out = hold_out(train, data.validation_split_percentage, args.seed)
+            say(f"held out {len(held_out):,} of {len(train) + len(held_out):,} rows for evaluation")
+        ledgers: dict[str, Ledger] = {}
+        rows: dict[str, Dataset] = {}
+        for name, examples, limit in (
+            ("train", train, data.max_train_samples),
+            ("validation", held_out, data.max_eval_samples),
+        ):
+            if examples is None:
+                continue
+            if limit is not None and limit < len(examples):
+                say(f"{name}: the first {limit:,} of {len(examples):,} rows")
+                examples = examples.select(range(limit))
+            rows[name], ledgers[name] = _tokenize(examples, encoder_for(name), data)
+            say(f"{name}\n{ledgers[name].table()}")
+            ledgers[name].check(data.max_drop_ratio)
+    return rows["train"], rows.get("validation"), ledgers
+
+
+def _tokenize(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Ledger]:
+    ledger = Ledger()
+    for place, row_fate in zip(*fates(examples), strict=True):
+        if is_dropped(row_fate):
+            ledger.add(place, row_fate)
+    good = usable(examples)
+    if not len(good):
+        ledger.check(data.max_drop_ratio)
+    tokenized = tokenize_dataset(good, encoder, data.preprocessing_num_workers)
+    ledger.add_all(*fates(tokenized))
+    return usable(tokenized), ledger
