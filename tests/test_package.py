@@ -19,6 +19,7 @@ ALLOWED = {
     "evaluation": {"parsing", "errors", "evaluation", "data", "models", "__version__"},
     "apps": {"errors", "apps", "data", "parsing"},
     "hub": {"errors"},
+    "samples": {"errors"},
     "download": {"errors", "hub", "models"},
     "training": {"errors", "hub", "training", "evaluation", "data", "models", "arguments", "parsing", "processes"},
     "parsing": {"errors", "processes", "__version__"},
