@@ -116,6 +116,11 @@ class StoredBlocks:
         """Tokens of an epoch."""
         return int(self.first[-1])
 
+    @property
+    def left_out(self) -> int:
+        """Tokens that an epoch leaves out: of documents that are shortened, and of a last block that is dropped."""
+        return len(self.shards) - self.tokens + (self.tokens % self.blocking.size) * self.blocking.drop_last
+
     def __len__(self) -> int:
         return self.blocking.count(self.tokens)
 

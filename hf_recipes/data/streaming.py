@@ -87,6 +87,9 @@ def read_chunks(readers: Sequence[Reader], cursor: Cursor, seed: int | None = No
         chunk, size = Chunk(cursor, cursor), 0
 
 
+BEGINNING = {"used": 0, "window": 0, "given": 0, "left_out": 0}  # of a stream's state
+
+
 @dataclass
 class _Head:
     """A tokenized chunk of which the first `used` kept tokens were given out."""
@@ -129,7 +132,7 @@ class StreamedBlocks:
 
     def begin(self, state: dict[str, Any] | None) -> None:
         """Go on at `state`, or at the beginning."""
-        state = state or {"cursor": asdict(Cursor()), "used": 0, "window": 0, "given": 0, "told": asdict(Cursor())}
+        state = state or {**BEGINNING, "cursor": asdict(Cursor()), "told": asdict(Cursor())}
         self._chunks = read_chunks(self.readers, Cursor(**state["cursor"]), self.seed)
         self._pending: deque = deque()
         self._turn = self._taken = 0
@@ -137,7 +140,8 @@ class StreamedBlocks:
         self._told = Cursor(**state["told"])
         self._head_used, self._windows = state["used"], state["window"]
         self._window: list[Block] = []
-        self._window_state = {name: state[name] for name in ("cursor", "used", "window")}
+        self._window_state = {name: state[name] for name in ("cursor", "used", "window", "left_out")}
+        self._left_out = state["left_out"]
         self._given, self._epochs_done = 0, 0
         self._span = (0.0, 0.0)
         self._skip = state["given"]  # of the blocks of the first window
@@ -151,6 +155,12 @@ class StreamedBlocks:
         """How often the source was gone through, by the sizes of its files."""
         begin, end = self._span
         return begin + (end - begin) * self._given / max(1, len(self._window))
+
+    @property
+    def left_out(self) -> int:
+        """Tokens of documents that were shortened and of last blocks that were dropped, up to the last block given."""
+        before = self._window_state["left_out"]
+        return before + round((self._left_out - before) * self._given / max(1, len(self._window)))
 
     def _progress(self, head: _Head) -> float:
         begin, end = (self._epochs_at(cursor) for cursor in (head.start, head.after))
@@ -176,7 +186,8 @@ class StreamedBlocks:
     def _open_window(self) -> None:
         """Make the next blocks that are shuffled among each other, never beyond the end of an epoch."""
         head = self._head()
-        self._window_state = {"cursor": asdict(head.start), "used": head.used, "window": self._windows}
+        place = {"cursor": asdict(head.start), "used": head.used, "window": self._windows}
+        self._window_state = {**place, "left_out": self._left_out}
         begin = self._progress(head)
         blocks: list[Block] = []
         epochs = 0
@@ -222,11 +233,16 @@ class StreamedBlocks:
                 place = place or f"from {head.places[index]} on"
                 wanted -= stop - head.used
                 head.used = stop
+                if stop == head.ends[index]:
+                    self._left_out += len(ids) - (stop - begin)
             if not head.left and head.ends_epoch:
                 self._heads.popleft()
                 ends_epoch, self._epochs_done = True, head.start.epoch + 1
         block = fill(parts, self.blocking, place)
-        if not len(block.ids) or (wanted and self.blocking.drop_last):
+        if wanted and self.blocking.drop_last:
+            self._left_out += len(block.ids)
+            return None, ends_epoch
+        if not len(block.ids):
             return None, ends_epoch
         return block, ends_epoch
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from hf_recipes.arguments import PretrainArguments
 from hf_recipes.data.ledger import Ledger
-from hf_recipes.data.mixture import Mixture
+from hf_recipes.data.mixture import Blocks, Mixture
 from hf_recipes.data.streaming import StreamedBlocks
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.methods import Method
@@ -278,12 +278,18 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
                 "tokens": int(totals[number, 2]),
                 "documents": int(totals[number, 3]),
                 "epochs": float(epochs[number]),
+                "left_out": self._left_out(source, epochs[number]),
                 "loss": float(totals[number, 0] / totals[number, 1]) if totals[number, 1] else None,
             }
-            for number, name in enumerate(names)
+            for number, (name, source) in enumerate(zip(names, self.mixture.sources, strict=True))
         }
         say(_table(sources))
         return {"sources": sources, "data_wait": self._waited / max(1e-9, self._train_seconds)}
+
+    @staticmethod
+    def _left_out(source: Blocks, epochs: float) -> int:
+        """Tokens that --sequence_sample_mode and --drop_last left out of what was gone through."""
+        return source.left_out if isinstance(source, StreamedBlocks) else round(source.left_out * epochs)
 
     # Checkpoints
 
@@ -302,11 +308,13 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
 
 def _table(sources: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = [("source", "target", "realised", "tokens", "epochs", "loss")]
+    counts_left_out = any(found["left_out"] for found in sources.values())
+    rows = [("source", "target", "realised", "tokens", "epochs", "loss") + ("left out",) * counts_left_out]
     for name, found in sources.items():
         loss = "–" if found["loss"] is None else f"{found['loss']:.4f}"
         shares = (f"{found['target']:.1%}", f"{found['realised']:.1%}")
-        rows.append((name, *shares, f"{found['tokens']:,}", f"{found['epochs']:.2f}", loss))
+        left_out = (f"{found['left_out']:,}",) * counts_left_out
+        rows.append((name, *shares, f"{found['tokens']:,}", f"{found['epochs']:.2f}", loss, *left_out))
     widths = [max(len(cell) for cell in column) + 2 for column in zip(*rows, strict=True)]
     return "\n".join("".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 

@@ -134,6 +134,12 @@ def test_a_stream_has_the_blocks_of_the_shards(shards, readers, encoder, mode, d
         for index in range(len(stored)):
             one, two = stored.read(index, epoch), streamed.next()
             assert np.array_equal(one.ids, two.ids) and one.starts == two.starts
+    learned = sum(len(stored.read(index, 0).ids) for index in range(len(stored)))
+    assert stored.left_out == len(shards) - learned
+    if drop_last:
+        streamed.next()  # the rest of an epoch is dropped on the way to the next one's first block
+    assert streamed.left_out >= 2 * stored.left_out
+    assert streamed.left_out == 2 * stored.left_out or (drop_last and mode in ("truncate", "sample"))
 
 
 def test_a_shuffled_stream_has_every_token_once_an_epoch(shards, readers, encoder):

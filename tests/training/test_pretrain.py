@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from plain_loop import plain_loop
@@ -216,3 +217,16 @@ def test_a_number_of_epochs_for_each_source(tokenizer, files, tmp_path):
     trainer.train()
     found = trainer.figures()["sources"]
     assert found["news"]["epochs"] == pytest.approx(0.5, abs=0.02) and found["wiki"]["epochs"] == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_is_left_out_is_counted(tokenizer, files, tmp_path, streaming):
+    settings = {"block_size": 16, "sequence_sample_mode": "truncate", "max_steps": 60, "streaming": streaming}
+    trainer, _, _ = built(tiny_model(len(tokenizer)), tokenizer, files[:1], tmp_path, **settings)
+    trainer.train()
+    [found] = trainer.figures()["sources"].values()
+    whole, _, _ = built(tiny_model(len(tokenizer)), tokenizer, files[:1], tmp_path, max_steps=1)
+    [source] = whole.mixture.sources
+    lengths = [len(row) for row in np.split(source.shards.tokens[0], source.shards.ends[0])[:-1]]
+    expected = sum(max(0, length - 16) for length in lengths) * found["epochs"]
+    assert found["left_out"] == pytest.approx(expected, rel=0.1) and found["left_out"] > 0
