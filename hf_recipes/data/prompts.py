@@ -33,7 +33,10 @@ ROWS = 256  # encoded at a time
 
 @dataclass
 class Prompt:
-    """One prompt: `ids` to continue; `question` is its last user turn, or the text to continue."""
+    """One prompt: `ids` to continue; `question` is its last user turn, or the text to continue.
+
+    `messages` are, of a conversation, all turns before the answer.
+    """
 
     place: str
     ids: np.ndarray
@@ -41,6 +44,7 @@ class Prompt:
     reference: str | None
     meta: dict[str, Any] | None
     is_chat: bool
+    messages: list[Message] | None = None
 
     def trim(self, text: str) -> str:
         """`text` without half a character at its end, and as an answer without white space around it."""
@@ -139,7 +143,15 @@ class PromptReader:
                 if not is_dropped(row.fate):
                     ids, reference = row.input_ids[: row.prompt_length], row.reference if is_answered else None
                     meta = metadata(record.value) or None
-                    prompts[index] = Prompt(record.place, ids, last_question(messages), reference, meta, is_chat=True)
+                    prompts[index] = Prompt(
+                        record.place,
+                        ids,
+                        last_question(messages),
+                        reference,
+                        meta,
+                        is_chat=True,
+                        messages=messages[:-1],
+                    )
         return prompts, fates
 
     def _encode_text(self, text: str) -> tuple[np.ndarray, str]:
