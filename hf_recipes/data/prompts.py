@@ -35,7 +35,7 @@ ROWS = 256  # encoded at a time
 class Prompt:
     """One prompt: `ids` to continue; `question` is its last user turn, or the text to continue.
 
-    `messages` are, of a conversation, all turns before the answer.
+    `messages` are, of a conversation, all turns before the answer; `row` is what was read.
     """
 
     place: str
@@ -45,6 +45,7 @@ class Prompt:
     meta: dict[str, Any] | None
     is_chat: bool
     messages: list[Message] | None = None
+    row: Row | None = None
 
     def trim(self, text: str) -> str:
         """`text` without half a character at its end, and as an answer without white space around it."""
@@ -132,7 +133,8 @@ class PromptReader:
                 else:
                     ids, fates[index] = self._encode_text(example["text"])
                     meta = metadata(record.value) or None
-                    prompts[index] = Prompt(record.place, ids, example["text"], None, meta, is_chat=False)
+                    text, row = example["text"], record.value
+                    prompts[index] = Prompt(record.place, ids, text, None, meta, is_chat=False, row=row)
             except RowProblem as problem:
                 fates[index] = fate("dropped", str(problem))
         if asked:

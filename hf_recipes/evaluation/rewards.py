@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,11 +191,12 @@ class Rewards:
     def __init__(self, arguments: RewardArguments, trust_remote_code: bool = False, cache_dir: str | None = None):
         self.specs = arguments.specs
         self._functions: dict[str, Function] = {}
+        self._columns: set[str] = set()
         for spec in self.specs:
             if spec.kind in RULES:
                 self._functions[spec.name] = _over(RULES[spec.kind].make(spec.setting))
             elif spec.kind != MODEL:
-                self._functions[spec.name] = _user_function(spec)
+                self._functions[spec.name] = _user_function(spec, self._columns)
             else:
                 from hf_recipes.evaluation.scoring_model import ScoringModel
 
@@ -203,11 +204,12 @@ class Rewards:
                 self._functions[MODEL] = ScoringModel(*paths, trust_remote_code, cache_dir).score
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Say which of `prompts` a reward has nothing to compare with.
+        """Take note of the columns of `prompts`, and say which of them a reward has nothing to compare with.
 
         Raises:
             UserError: it has nothing for any of them.
         """
+        self._columns.update(*(prompt.row for prompt in prompts if prompt.row))
         for kind in sorted({spec.kind for spec in self.specs} & {*NEEDS_REFERENCE}):
             _check_references(kind, prompts)
 
@@ -285,11 +287,11 @@ def _check_references(kind: str, prompts: Sequence[Prompt]) -> None:
         say(f"{kind} says nothing of {len(lacking):,} rows without an answer to compare with ({lacking[0].place} …)")
 
 
-def _user_function(spec: Spec) -> Function:
+def _user_function(spec: Spec, columns: Collection[str]) -> Function:
     """The function of a python file, called as TRL calls reward functions.
 
-    It gets `prompts` (lists of messages, or texts), `completions` (texts), and `reference`, `place` and the columns
-    that evaluation uses (`answer_choices`, `task_dataset`, …), one of each for each answer.
+    It gets, one of each for each answer: `prompts` (lists of messages, or texts), `completions` (texts), `reference`
+    and `place`, and all other `columns` of the rows (None where a row does not have it).
     """
     path = Path(spec.kind)
     if not path.is_file():
@@ -306,13 +308,11 @@ def _user_function(spec: Spec) -> Function:
         raise UserError(f"--rewards {spec.kind}: no function {spec.setting} in it; name one as {spec.kind}:name")
 
     def call(prompts: Sequence[Prompt], answers: Sequence[str]) -> Values:
-        names = sorted({name for prompt in prompts for name in prompt.meta or ()})
-        columns = {name: [(prompt.meta or {}).get(name) for prompt in prompts] for name in names}
-        return function(
-            prompts=[prompt.messages if prompt.is_chat else prompt.question for prompt in prompts],
-            completions=list(answers),
-            **{"reference": [p.reference for p in prompts], "place": [p.place for p in prompts], **columns},
-        )
+        given = {name: [(prompt.row or {}).get(name) for prompt in prompts] for name in sorted(columns)}
+        given["prompts"] = [prompt.messages if prompt.is_chat else prompt.question for prompt in prompts]
+        given["completions"] = list(answers)
+        given |= {"reference": [p.reference for p in prompts], "place": [p.place for p in prompts]}
+        return function(**given)
 
     return call
 
