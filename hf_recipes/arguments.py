@@ -275,15 +275,16 @@ class GRPOArguments(RunArguments, GRPOConfig):
             self.use_vllm = find_spec("vllm") is not None and has_accelerator() and not self.use_cpu
         elif self.use_vllm and find_spec("vllm") is None:
             raise ValueError("--use_vllm: not installed; pip install vllm, or leave it out")
+        for name in ("min_p", "generation_kwargs", "cache_implementation"):
+            if getattr(self, name) is not None and not self.use_vllm:
+                raise ValueError(f"--{name} has an effect with --use_vllm alone")
         self.max_new_tokens = self.max_new_tokens or self.max_completion_length
         self.eval_temperature = self.eval_temperature or self.temperature
         super().__post_init__()
 
     def _check_groups(self) -> None:
         if self.num_generations < 2:
-            raise ValueError(
-                f"--num_generations {self.num_generations}: answers are compared, so at least 2 are needed"
-            )
+            raise ValueError(f"--num_generations {self.num_generations}: at least 2 answers are needed to compare")
         processes = int(os.environ.get("WORLD_SIZE", 1))
         accumulated = self.steps_per_generation or self.gradient_accumulation_steps
         batch = self.generation_batch_size or self.per_device_train_batch_size * accumulated * processes

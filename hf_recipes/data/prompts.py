@@ -153,6 +153,7 @@ class PromptReader:
                         meta,
                         is_chat=True,
                         messages=messages[:-1],
+                        row=record.value,
                     )
         return prompts, fates
 

@@ -14,12 +14,16 @@ from accelerate.utils import gather, gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer, RLOOTrainer
+from trl.models.utils import unwrap_model_for_generation
 
 from hf_recipes.arguments import DataArguments, GRPOArguments
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation.decoding import Decoding
+from hf_recipes.evaluation.generation import continue_batches
 from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.rewards import Rewards
 from hf_recipes.training.callbacks import told_if_unwritten
@@ -107,6 +111,38 @@ class RewardedMixin(RunMixin):
         if self._buffered_inputs is None:  # at the beginning, and where a run goes on
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         return super()._prepare_inputs(generation_batch)
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        if self.use_vllm or self.use_transformers_continuous_batching:
+            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+        # What is drawn for an answer depends on the seed, the step and its place among the answers of the step, which
+        # is the same at any number of processes; and a run that goes on draws what it would have drawn.
+        args = self.args
+        turn = self._step // (args.steps_per_generation * args.num_iterations)
+        first = turn * args.generation_batch_size + args.process_index * len(prompt_ids)
+        decoding = Decoding(
+            max_new_tokens=self.max_completion_length,
+            do_sample=True,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            repetition_penalty=self.repetition_penalty,
+            seed=args.seed,
+        )
+        whole = unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=args.ds3_gather_for_generation,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        )
+        with whole as model, self._dist.summon_full_params(self.model_wrapped, recurse=False):
+            batch = list(range(len(prompt_ids)))
+            how = {"stop_ids": self.eos_token_ids, "keys": range(first, first + len(batch))}
+            how["synced"] = is_deepspeed_zero3_enabled() and not args.ds3_gather_for_generation
+            written = continue_batches(model, self.processing_class, prompt_ids, [batch], decoding, **how)
+            [(_, found)] = list(written)
+        ids = [continuation.ids for continuation in found]
+        return (ids, None) if isinstance(self, GRPOTrainer) else ids  # GRPO's has the log-probabilities of a server too
 
     def _generate_and_score_completions(self, inputs):
         self.note_work(f"{len(inputs)} answers of up to {self.max_completion_length:,} tokens being written")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from conftest import build_tokenizer, conversation, tiny_model
+from conftest import conversation
 from hf_recipes.data.prompts import Prompt
 from hf_recipes.data.tokenize import ChatEncoder
 from hf_recipes.errors import UserError
@@ -155,20 +155,6 @@ def test_functions_of_the_users_own(tmp_path):
     path.write_text("x = 1\ndef (\n")
     with pytest.raises(UserError, match=r"own.py:2: SyntaxError"):
         Rewards(RewardArguments([f"{path}"]))
-
-
-@pytest.fixture(scope="module")
-def judge(model_dir, tmp_path_factory):
-    """A folder with a whole reward model, whose tokenizer is its own."""
-    from transformers import Qwen3Config, Qwen3ForSequenceClassification
-
-    tokenizer = build_tokenizer(eos_token="<|endoftext|>")
-    torch.manual_seed(3)
-    config = Qwen3Config(**{**tiny_model(len(tokenizer)).config.to_dict(), "num_labels": 1, "pad_token_id": 0})
-    folder = tmp_path_factory.mktemp("judge")
-    Qwen3ForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_a_reward_model_scores_the_conversation_in_its_own_words(judge):
