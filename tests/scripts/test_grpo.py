@@ -126,7 +126,7 @@ def test_what_cannot_be_is_named(grpo, asked, model_dir, judge, tmp_path):
     code, _, err = grpo("--rewards", own, "--max_steps", 4)
     assert code == 1 and f"--rewards own: failed on {asked}:5 (ZeroDivisionError" in err and "Traceback" not in err
     bare = write_jsonl(tmp_path / "bare.jsonl", [{"prompt": "只有问题？"}] * 3)
-    code, _, err = grpo("--rewards", "rouge", "--train_file", bare)
+    code, _, err = grpo("--rewards", "rouge", "--train_file", bare, "--overwrite_output_dir")
     assert code == 1 and f"--rewards rouge: {bare}:1 has no answer to compare with, nor has any other row" in err
 
 
