@@ -43,6 +43,9 @@ def prepare_rows(
         response=data.response_column,
         history=data.history_column,
         system_prompt=data.system_prompt,
+        label=getattr(data, "label_column", None),
+        threshold=getattr(data, "label_threshold", None),
+        low=getattr(data, "label_low", None),
     )
     # The first process reads and tokenizes; the others then find its cache.
     with args.main_process_first(local=True, desc="data"):
