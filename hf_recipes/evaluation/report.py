@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from hf_recipes.evaluation.statistics import Paired
 
 SHOWN = ("accuracy", "promptcblue", "rouge1", "rouge2", "rougeL", "bleu4", "loss", "perplexity", "bits_per_character")
-SHOWN += ("difference_mean", "difference_std")
+SHOWN += ("difference_mean", "difference_std", "rewards/accuracies", "rewards/margins")
 TITLES = {
     "promptcblue": "PromptCBLUE",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "bleu4": "BLEU-4",
+    "rewards/accuracies": "reward accuracy",
+    "rewards/margins": "reward margin",
 }
-PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std")  # no shares
+# No shares.
+PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std", "rewards/margins")
 
 
 def shown(key: str) -> tuple[str, str] | None:
