@@ -185,9 +185,7 @@ def other_evaluations(
         UserError: as `build_evaluations`, or methods without a file.
     """
     if evaluation.eval_methods and not evaluation.eval_files:
-        raise UserError(
-            "--eval_methods is of --eval_files, which is missing; the validation rows have their loss alone"
-        )
+        raise UserError("--eval_methods without --eval_files name=path: of validation rows there is only the loss")
     return build_evaluations(evaluation, args, data, config, tokenizer, None, [])
 
 
