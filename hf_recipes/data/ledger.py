@@ -10,6 +10,7 @@ from hf_recipes.errors import UserError
 
 LEDGER = "data_ledger.json"  # in the folder of what was made
 KEPT = "kept"
+ASKED = "dropped as asked"  # by the settings, which no limit on dropped rows counts
 PLACES = 10  # the first places of each reason are remembered
 
 
@@ -90,15 +91,18 @@ class Ledger:
         return sum(self.sources.values(), Counter())
 
     def check(self, max_drop_ratio: float) -> None:
-        """Raise `UserError`, with the first ten places, when more than `max_drop_ratio` of the rows were dropped."""
+        """Raise `UserError`, with the first ten places, when more than `max_drop_ratio` of the rows were dropped.
+
+        Those that were dropped as `ASKED` are left out of the count.
+        """
         totals = self.totals
-        dropped, read = totals["dropped"], totals["read"]
+        dropped, read = (totals[name] - totals[ASKED] for name in ("dropped", "read"))
         if not dropped or (dropped <= max_drop_ratio * read and dropped < read):
             return
         first = [
             f"  {place}: {row_fate.split(': ', 1)[1]}"
             for (_, row_fate), entry in self.reasons.items()
-            if is_dropped(row_fate)
+            if is_dropped(row_fate) and not row_fate.startswith(ASKED)
             for place in entry.places
         ][:PLACES]
         head = f"{dropped} of {read} rows cannot be used"

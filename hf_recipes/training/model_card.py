@@ -19,6 +19,9 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SPLITS = {"train_file": "train", "validation_file": "validation"}  # read where none is named
 # What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
 _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|\d{5,}""", re.DOTALL)
+# A setting that no other stage has, and what the stage's models are tagged with; what it learns from.
+_STAGES = {"center_rewards_coefficient": "reward-model", "f_divergence_type": "dpo", "desirable_weight": "kto"}
+_ROWS = {"reward-model": "pairs", "dpo": "pairs", "kto": "rated answers"}
 NAMES = ".public_names.json"  # in a run's folder
 
 
@@ -132,11 +135,12 @@ def model_card(
     is_adapter = (folder / "adapter_config.json").is_file()
     learns_text, scores = "block_size" in settings, "center_rewards_coefficient" in settings
     kind = "lora" if is_adapter else "pretraining" if learns_text else "sft"
-    kind = f"reward-model{', lora' * is_adapter}" if scores else kind
+    stage = next((name for key, name in _STAGES.items() if key in settings), None)
+    kind = f"{stage}{', lora' * is_adapter}" if stage else kind
     what = "LoRA adapter of" if is_adapter else "Pretrained further from" if learns_text else "Fine-tuned from"
     what = f"Reward model: {what[0].lower() if not is_adapter else what[0]}{what[1:]}" if scores else what
     what = f"{what} `{base}`" if base else f"Pretrained as a new model ({public_name(settings['config_name'], names)})"
-    rows = "documents" if learns_text else "pairs" if scores else "rows"
+    rows = "documents" if learns_text else _ROWS.get(stage, "rows")
     public = public_ledger(ledgers, names)
     header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
     header += [f"base_model: {base}"] if base and "/" in base else []  # the Hub takes nothing but an id here

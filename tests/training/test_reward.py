@@ -18,7 +18,8 @@ from hf_recipes.models.inference import load_for_inference
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.models.rewards import load_reward_model
 from hf_recipes.training.model import build_model
-from hf_recipes.training.reward import PairCollator, build_trainer, prepare_data
+from hf_recipes.training.numbered import PairCollator
+from hf_recipes.training.reward import build_trainer, prepare_data
 
 ROWS = [
     {"prompt": f"标准{i}：", "chosen": "年龄" * (i % 3 + 1), "rejected": "药物，睡眠" * (i % 2 + 1)} for i in range(12)
