@@ -73,3 +73,28 @@ class BilibiliArguments(ImportArguments):
             raise ValueError("--title_template, --description_template, --parent_template: one of them is needed")
         if self.near_dedup:
             check_near_duplicates()
+
+
+@dataclass
+class QQArguments(ImportArguments):
+    """Exported chats, whose side is learned, and the rules for messages."""
+
+    input: list[str] = field(
+        default_factory=list, metadata={"help": "QQ's or WeChatMsg's .txt, WeChatMsg's .csv, or folders of them."}
+    )
+    me: list[str] | None = setting("Your nickname or number (or several), the assistant in the examples.")
+    session_gap: float = setting("Minutes of silence that end a session.", 60)
+    speakers: Literal["auto", "always", "never"] = setting("Name： before what others say; auto: in groups.", "auto")
+    system_notices: KeepOrDrop = setting("What the client itself says (系统消息).", "drop")
+    recalled: KeepOrDrop = setting("…撤回了一条消息", "drop")
+    media_marks: Literal["keep", "strip"] = setting("[图片], [表情], [语音] and the like.", "strip")
+    cards: KeepOrDrop = setting("Forwarded cards, red packets, and what the client could not show.", "drop")
+    mentions: Literal["keep", "strip"] = setting("@name of a member.", "keep")
+    privacy: bool = setting("Take personal data and the names of members out.", True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.input:
+            raise ValueError("--input is missing: the exported chats")
+        if self.session_gap <= 0:
+            raise ValueError(f"--session_gap {self.session_gap:g}: expected minutes above 0")

@@ -1,0 +1,124 @@
+"""Chats in the text that QQ's desktop client exports (消息记录.txt), one or all of them in a file.
+
+消息分组: and 消息对象: between rules of ``=`` begin a chat, ``2023-01-02 12:34:56 【title】nickname(12345)`` a message;
+there may be ``nickname<mail@example.com>`` or, in private chats of some versions and in WeChatMsg's txt, the nickname
+alone.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from hf_recipes.data.importers.chats import SYSTEM, Chat, Members, Message
+from hf_recipes.data.streams import is_text, open_text
+from hf_recipes.errors import UserError
+
+_HEAD = re.compile(
+    r"(?P<date>\d{4}[-/]\d{1,2}[-/]\d{1,2}) +(?:(?P<before>[AP]M|上午|下午) *)?(?P<time>\d{1,2}:\d{2}:\d{2})"
+    r"(?: +(?P<after>[AP]M))?(?:[ \t]+(?P<sender>.*?))?[ \t]*"
+)
+_SENDER = re.compile(r"(.*?)[ \t]*(?:\((?P<number>\d{5,12})\)|<(?P<mail>[^<>\s]+@[^<>\s]+)>)")
+_TITLE = re.compile(r"【[^【】]{1,20}】(?=.)")
+_RULE = re.compile("={10,}")
+_SYSTEM_NUMBERS = ("10000", "1000000")
+_FIRST_LINE = "消息记录"
+
+
+def read_qq(path: str, members: Members) -> Iterator[Chat]:
+    """The chats of a file, in order; who writes in them is added to `members`.
+
+    Raises:
+        UserError: text in no known encoding, or without any message.
+    """
+    file, encoding = open_text(path)
+    is_empty = True
+    with file:
+        try:
+            for name, lines in _split(path, file):
+                chat = _read_chat(path, name, lines, members)
+                is_empty = is_empty and not chat.messages
+                yield chat
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: cut short or damaged {encoding.upper()} text ({error.reason})") from None
+    if is_empty:
+        raise UserError(
+            f"{path}: no message in it; expected QQ's export as txt, with lines such as "
+            "2023-01-02 12:34:56 昵称(12345) above what was said"
+        )
+
+
+Line = tuple[int, str]
+
+
+def _split(path: str, file: Iterable[str]) -> Iterator[tuple[str, list[Line]]]:
+    """The name and the lines of each chat."""
+    name, lines, before, has_message = "", [], "", False
+    for number, line in enumerate(file, 1):
+        line = line.rstrip("\r\n")
+        is_heading = line.startswith(("消息分组", "消息对象")) and line[4:5] in (":", "：")
+        if is_heading and (_RULE.fullmatch(before) or not has_message):
+            if has_message:
+                while not lines[-1][1].strip() or _RULE.fullmatch(lines[-1][1]):
+                    lines.pop()
+                yield name, lines
+                name, lines, has_message = "", [], False
+            if line.startswith("消息对象"):
+                name = line[5:].strip()
+        else:
+            lines.append((number, line))
+            has_message = has_message or bool(_HEAD.fullmatch(line))
+        before = line.strip() or before
+    yield name, lines
+
+
+def _read_chat(path: str, name: str, lines: list[Line], members: Members) -> Chat:
+    chat, heads = Chat(path, name), _heads(lines)
+    ends = [*(index for index, _ in heads[1:]), len(lines)]
+    for line, text in lines[: heads[0][0] if heads else 0]:
+        if text.strip() and not _RULE.fullmatch(text) and _FIRST_LINE not in text:
+            chat.messages.append(Message(line, 0, SYSTEM, text, "text before the first message"))
+    for (index, match), end in zip(heads, ends, strict=True):
+        body = "\n".join(text for _, text in lines[index + 1 : end]).strip()
+        problem = None if is_text(body) else "bytes that are no text"
+        chat.messages.append(Message(lines[index][0], _time(match), _sender(match["sender"], members), body, problem))
+    return chat
+
+
+def _heads(lines: list[Line]) -> list[tuple[int, re.Match]]:
+    """The lines that head messages, as opposed to a date within one.
+
+    In an export that has blank lines between messages, that is where heads are; in one with numbers, they have one.
+    """
+    found, after_blank = [], []
+    for index, (_, line) in enumerate(lines):
+        if line[:1].isdigit() and (match := _HEAD.fullmatch(line)) and _time(match) is not None:
+            found.append((index, match))
+            before = lines[index - 1][1].strip() if index else ""
+            if not before or _RULE.fullmatch(before):
+                after_blank.append((index, match))
+    if 2 * len(after_blank) >= len(found):
+        found = after_blank
+    numbered = [head for head in found if not head[1]["sender"] or _SENDER.fullmatch(head[1]["sender"])]
+    return numbered if 2 * len(numbered) >= len(found) else found
+
+
+def _time(head: re.Match) -> float | None:
+    """Seconds since 1970, of the clock that wrote them; None where there is no such time."""
+    year, month, day = map(int, re.split("[-/]", head["date"]))
+    hour, minute, second = map(int, head["time"].split(":"))
+    half = head["before"] or head["after"]
+    if half:
+        hour = hour % 12 + (12 if half in ("PM", "下午") else 0)
+    try:
+        return (datetime(year, month, day, hour, minute, second) - datetime(1970, 1, 1)).total_seconds()
+    except ValueError:
+        return None
+
+
+def _sender(text: str | None, members: Members) -> str:
+    match = _SENDER.fullmatch(text or "")
+    name = match[1] if match else text or ""
+    key = (match["number"] or match["mail"].lower()) if match else name
+    if key in ("", *_SYSTEM_NUMBERS) or name == "系统消息":
+        return SYSTEM
+    return members.meet(key, _TITLE.sub("", name, count=1) if _TITLE.match(name) else name, has_number=bool(match))
