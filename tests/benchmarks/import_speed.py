@@ -100,7 +100,8 @@ def main() -> None:
             assert status == 0
             seconds = time.perf_counter() - start
             name = "with near duplicates" if near else "without"
-            print(f"{name:22}{seconds:8.1f} s{usage.ru_maxrss / 1024:10,.0f} MB", flush=True)
+            work = usage.ru_utime + usage.ru_stime
+            print(f"{name:22}{seconds:8.1f} s ({work:.1f} s of CPU){usage.ru_maxrss / 1024:10,.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

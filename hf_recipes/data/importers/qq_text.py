@@ -73,7 +73,7 @@ def _split(path: str, file: Iterable[str]) -> Iterator[tuple[str, list[Line]]]:
 
 def _read_chat(path: str, name: str, lines: list[Line], members: Members) -> Chat:
     chat, heads = Chat(path, name), _heads(lines)
-    ends = [*(index for index, _ in heads[1:]), len(lines)]
+    ends = [*(index for index, _ in heads), len(lines)][1:]
     for line, text in lines[: heads[0][0] if heads else 0]:
         if text.strip() and not _RULE.fullmatch(text) and _FIRST_LINE not in text:
             chat.messages.append(Message(line, 0, SYSTEM, text, "text before the first message"))
@@ -89,17 +89,22 @@ def _heads(lines: list[Line]) -> list[tuple[int, re.Match]]:
 
     In an export that has blank lines between messages, that is where heads are; in one with numbers, they have one.
     """
-    found, after_blank = [], []
+    found, apart = [], []
     for index, (_, line) in enumerate(lines):
         if line[:1].isdigit() and (match := _HEAD.fullmatch(line)) and _time(match) is not None:
+            if not found or not lines[index - 1][1].strip():
+                apart.append((index, match))
             found.append((index, match))
-            before = lines[index - 1][1].strip() if index else ""
-            if not before or _RULE.fullmatch(before):
-                after_blank.append((index, match))
-    if 2 * len(after_blank) >= len(found):
-        found = after_blank
-    numbered = [head for head in found if not head[1]["sender"] or _SENDER.fullmatch(head[1]["sender"])]
-    return numbered if 2 * len(numbered) >= len(found) else found
+    if 2 * len(apart) > len(found):
+        found = apart
+    bare = {index for index, match in found if match["sender"] and not _SENDER.fullmatch(match["sender"])}
+    numbered = sum(not _is_notice(match["sender"]) for _, match in found) - len(bare)
+    return [head for head in found if head[0] not in bare] if numbered > len(bare) else found
+
+
+def _is_notice(sender: str | None) -> bool:
+    match = _SENDER.fullmatch(sender or "")
+    return not sender or bool(match and match["number"] in _SYSTEM_NUMBERS)
 
 
 def _time(head: re.Match) -> float | None:
@@ -118,7 +123,7 @@ def _time(head: re.Match) -> float | None:
 def _sender(text: str | None, members: Members) -> str:
     match = _SENDER.fullmatch(text or "")
     name = match[1] if match else text or ""
-    key = (match["number"] or match["mail"].lower()) if match else name
-    if key in ("", *_SYSTEM_NUMBERS) or name == "系统消息":
+    if _is_notice(text) or name == "系统消息":
         return SYSTEM
+    key = (match["number"] or match["mail"].lower()) if match else name
     return members.meet(key, _TITLE.sub("", name, count=1) if _TITLE.match(name) else name, has_number=bool(match))
