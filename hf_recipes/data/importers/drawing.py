@@ -23,7 +23,7 @@ def draw(groups: Sequence[int], total: int | None, test_size: float, seed: int, 
     count = min(total or len(groups), len(groups))
     held = round(test_size * count) if test_size < 1 else int(test_size)
     if held >= count:
-        raise UserError(f"--test_size {test_size:g}: there are {count:,} examples, which leaves none to train on")
+        raise UserError(f"--test_size {test_size:g}: of {count:,} examples none would be left to train on")
     draws = random.Random(seed)
     tested: set[int] = set()
     if held:

@@ -32,7 +32,7 @@ def test_everything_without_limits():
 
 
 def test_something_is_left_to_train_on():
-    with pytest.raises(UserError, match="--test_size 10: there are 3 examples, which leaves none to train on"):
+    with pytest.raises(UserError, match="--test_size 10: of 3 examples none would be left to train on"):
         draw([0, 0, 1], None, 10, seed=0)
     with pytest.raises(UserError, match="--test_size 1: no video is left to train on"):
         draw([0, 0], None, 1, seed=0, what="video")
