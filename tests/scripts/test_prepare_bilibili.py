@@ -396,7 +396,7 @@ def test_damaged_files(fails, crawl, tmp_path):
     folder = crawl([comment(number, "好") for number in range(5)])
     path = folder / "bili" / "search_comments_2025.json"
     path.write_text(path.read_text()[:-40])
-    fails("search_comments_2025.json:", folder)
+    fails("search_comments_2025.json:39: cut short in the middle of a row; fetch it again", folder)
     path.write_bytes(b"")
     fails("the file is empty", folder)
     path.unlink()

@@ -253,3 +253,20 @@ def test_the_sample_is_learned_from(prepare, sft, model_dir, tmp_path):
     )
     assert code == 0, err
     assert (tmp_path / "run" / "adapter_config.json").exists()
+
+
+def test_a_groups_name_is_nobodys(prepare, tmp_path):
+    text = heading("我的QQ群", "周末徒步小队") + export("09:00 小满满(10001)|周末徒步小队好", "09:01 阿豆豆(10002)|好")
+    code, _, err = prepare(text, "--me", "10002")
+    assert code == 0, err
+    assert conversations(tmp_path) == [["周末徒步小队好", "好"]]
+
+
+def test_people_are_numbered_in_each_chat(prepare, tmp_path):
+    text = heading("我的QQ群", "徒步") + GROUP
+    text += heading("我的QQ群", "做饭") + export(
+        "09:00 丁戊己(10002)|甲乙丙不在这里", "09:01 庚辛壬(10003)|丁戊己说得对", "09:02 阿豆(20010042)|嗯"
+    )
+    code, _, err = prepare(text, "--me", "20010042")
+    assert code == 0, err
+    assert conversations(tmp_path)[1] == ["用户1：甲乙丙不在这里\n用户2：用户1说得对", "嗯"]

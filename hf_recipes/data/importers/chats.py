@@ -27,6 +27,7 @@ class Chat:
 
     path: str
     name: str
+    is_group: bool = False
     messages: list[Message] = field(default_factory=list)
 
 

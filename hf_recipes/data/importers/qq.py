@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ def prepare_qq(args: QQArguments, folder: Path) -> dict[str, int]:
         numbers: dict[tuple[int, int], int] = {}
         groups = [numbers.setdefault((example.chat, example.session), len(numbers)) for example in examples]
         sides = draw(groups, args.total, args.test_size, args.seed, "session")
-    counts = _write(args, talks, examples, sides, members, folder)
+    counts = _write(args, talks, examples, sides, folder)
     ledger = Ledger()
     for talk in talks:
         talk.account(ledger)
@@ -91,7 +92,7 @@ class Talk:
     """A chat, what its messages say, and what becomes of each."""
 
     def __init__(self, args: QQArguments, chat: Chat, members: Members, mine: set[str], rules: Rules):
-        self.args, self.chat, self._mine = args, chat, mine
+        self.args, self.chat, self._members, self._mine = args, chat, members, mine
         self.texts: list[str] = []
         self.repairs: list[list[str]] = []
         self.dropped: dict[int, str] = {}
@@ -104,9 +105,9 @@ class Talk:
             self.texts.append(text)
             self.repairs.append(repairs)
         others = {chat.messages[place].sender for place in self._usable()} - mine - {SYSTEM}
-        if len(others) == 1 and chat.name:
-            members.meet(others.pop(), chat.name, has_number=False)
         self.has_speakers = args.speakers == "always" or (args.speakers == "auto" and len(others) > 1)
+        if len(others) == 1 and not chat.is_group:
+            members.meet(others.pop(), chat.name, has_number=False)
 
     def _usable(self) -> Iterator[int]:
         return (place for place in range(len(self.chat.messages)) if place not in self.dropped)
@@ -115,6 +116,32 @@ class Talk:
         """The examples of each session."""
         for runs in sessions(self.chat.messages, list(self._usable()), self._mine, self.args.session_gap):
             yield list(cut(runs, self.args.max_turns, self.dropped))
+
+    def said(self, run: Run) -> str:
+        """The messages of a run in one text, without personal data if that is wanted."""
+        lines = []
+        for place in run.places:
+            text = self.texts[place]
+            if self.args.privacy:
+                text, kinds = self._redactor.redact(text)
+                self.repairs[place] += [f"personal data ({kind})" for kind in sorted(kinds)]
+            lines.append(text)
+        text = "\n".join(lines)
+        return f"{self._name(run.sender)}：{text}" if self.has_speakers and run.sender != ME else text
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Who writes in this chat, numbered by appearance, as a `Redactor` numbers them."""
+        senders = dict.fromkeys(message.sender for message in self.chat.messages if message.sender != SYSTEM)
+        return {sender: number for number, sender in enumerate(senders, 1)}
+
+    @cached_property
+    def _redactor(self) -> Redactor:
+        return Redactor({sender: self._members.names[sender] for sender in self._numbers})
+
+    def _name(self, sender: str) -> str:
+        is_hidden = self.args.privacy and sender in self._numbers
+        return f"用户{self._numbers[sender]}" if is_hidden else self._members.display(sender)
 
     def account(self, ledger: Ledger) -> None:
         for place, message in enumerate(self.chat.messages):
@@ -125,38 +152,17 @@ class Talk:
 
 
 def _write(
-    args: QQArguments,
-    talks: Sequence[Talk],
-    examples: Sequence[Example],
-    sides: Sequence[int],
-    members: Members,
-    folder: Path,
+    args: QQArguments, talks: Sequence[Talk], examples: Sequence[Example], sides: Sequence[int], folder: Path
 ) -> dict[str, int]:
     reasons = {NOT_DRAWN: "not drawn for --total", HELD_OUT: "of a session to test on, and --test_size is reached"}
-    redactor = Redactor(members.names) if args.privacy else None
-    numbers = {key: number for number, key in enumerate(members.names, 1)}
     with Writer(folder) as writer:
         for example, side in zip(tqdm(examples, "examples", disable=None), sides, strict=True):
             talk = talks[example.chat]
             if side in reasons:
                 talk.dropped |= {place: reasons[side] for run in example.runs for place in run.places}
                 continue
-            turns = []
-            for run in example.runs:
-                lines = []
-                for place in run.places:
-                    text = talk.texts[place]
-                    if redactor:
-                        text, kinds = redactor.redact(text)
-                        talk.repairs[place] += [f"personal data ({kind})" for kind in sorted(kinds)]
-                    lines.append(text)
-                text = "\n".join(lines)
-                if run.sender != ME and talk.has_speakers:
-                    is_named = run.sender == SYSTEM or not redactor
-                    name = members.display(run.sender) if is_named else f"用户{numbers[run.sender]}"
-                    text = f"{name}：{text}"
-                turns.append(("assistant" if run.sender == ME else "user", text))
             columns = {"chat": example.chat + 1, "session": example.session + 1}
+            turns = (("assistant" if run.sender == ME else "user", talk.said(run)) for run in example.runs)
             writer.write(SIDES[side == TEST], _messages(args.system_prompt, turns), **columns)
     return writer.counts
 

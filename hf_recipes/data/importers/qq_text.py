@@ -3,6 +3,9 @@
 消息分组: and 消息对象: between rules of ``=`` begin a chat, ``2023-01-02 12:34:56 【title】nickname(12345)`` a message;
 there may be ``nickname<mail@example.com>`` or, in private chats of some versions and in WeChatMsg's txt, the nickname
 alone.
+
+The package qq-chat-history 1.1.7 reads UTF-8 only and takes a file for one chat: headings become part of what was said
+before them, any line that begins with a date is a head, titles stay in names, and nothing tells the line.
 """
 
 import re
@@ -34,9 +37,8 @@ def read_qq(path: str, members: Members) -> Iterator[Chat]:
     is_empty = True
     with file:
         try:
-            for name, lines in _split(path, file):
-                chat = _read_chat(path, name, lines, members)
-                is_empty = is_empty and not chat.messages
+            for chat, lines in _split(path, file):
+                is_empty = not _read_messages(chat, lines, members) and is_empty
                 yield chat
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: cut short or damaged {encoding.upper()} text ({error.reason})") from None
@@ -50,38 +52,43 @@ def read_qq(path: str, members: Members) -> Iterator[Chat]:
 Line = tuple[int, str]
 
 
-def _split(path: str, file: Iterable[str]) -> Iterator[tuple[str, list[Line]]]:
-    """The name and the lines of each chat."""
-    name, lines, before, has_message = "", [], "", False
+def _split(path: str, file: Iterable[str]) -> Iterator[tuple[Chat, list[Line]]]:
+    """Each chat, without messages yet, and its lines."""
+    chat, lines, before, has_message = Chat(path, ""), [], "", False
     for number, line in enumerate(file, 1):
         line = line.rstrip("\r\n")
         is_heading = line.startswith(("消息分组", "消息对象")) and line[4:5] in (":", "：")
         if is_heading and (_RULE.fullmatch(before) or not has_message):
             if has_message:
-                while not lines[-1][1].strip() or _RULE.fullmatch(lines[-1][1]):
+                while not lines[-1][1].strip():
                     lines.pop()
-                yield name, lines
-                name, lines, has_message = "", [], False
+                if _RULE.fullmatch(lines[-1][1]):
+                    lines.pop()
+                yield chat, lines
+                chat, lines, has_message = Chat(path, ""), [], False
             if line.startswith("消息对象"):
-                name = line[5:].strip()
+                chat.name = line[5:].strip()
+            else:
+                chat.is_group = "群" in line
         else:
             lines.append((number, line))
             has_message = has_message or bool(_HEAD.fullmatch(line))
         before = line.strip() or before
-    yield name, lines
+    yield chat, lines
 
 
-def _read_chat(path: str, name: str, lines: list[Line], members: Members) -> Chat:
-    chat, heads = Chat(path, name), _heads(lines)
+def _read_messages(chat: Chat, lines: list[Line], members: Members) -> bool:
+    """Whether there are any."""
+    heads = _heads(lines)
     ends = [*(index for index, _ in heads), len(lines)][1:]
-    for line, text in lines[: heads[0][0] if heads else 0]:
+    for line, text in lines[: heads[0][0] if heads else len(lines)]:
         if text.strip() and not _RULE.fullmatch(text) and _FIRST_LINE not in text:
             chat.messages.append(Message(line, 0, SYSTEM, text, "text before the first message"))
     for (index, match), end in zip(heads, ends, strict=True):
         body = "\n".join(text for _, text in lines[index + 1 : end]).strip()
         problem = None if is_text(body) else "bytes that are no text"
         chat.messages.append(Message(lines[index][0], _time(match), _sender(match["sender"], members), body, problem))
-    return chat
+    return bool(heads)
 
 
 def _heads(lines: list[Line]) -> list[tuple[int, re.Match]]:

@@ -33,7 +33,8 @@ def read_wechat(path: str, members: Members) -> Iterator[Chat]:
     Raises:
         UserError: not a csv of WeChatMsg's, or without any message.
     """
-    chat = Chat(path, Path(path).name.split(".")[0].removesuffix("_utf8"))
+    contact = Path(path).name.split(".")[0].removesuffix("_utf8")
+    chat = Chat(path, contact)
     file, encoding = open_text(path)
     with file:
         rows = csv.reader(file)
@@ -53,6 +54,7 @@ def read_wechat(path: str, members: Members) -> Iterator[Chat]:
             raise UserError(f"{path}: cut short or damaged {encoding.upper()} text ({error.reason})") from None
     if not chat.messages:
         raise UserError(f"{path}: no message in it")
+    chat.is_group = all(message.sender != contact for message in chat.messages)
     yield chat
 
 

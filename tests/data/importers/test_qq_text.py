@@ -138,3 +138,17 @@ def test_other_files(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         list(read_qq(str(path), Members()))
+
+
+def test_text_without_messages_is_not_lost(tmp_path):
+    text = (
+        heading("我的好友", "甲")
+        + "2023-01-02 12:34:56 甲(12345)\n好\n\n"
+        + heading("我的好友", "乙")
+        + "不知道是什么\n"
+    )
+    chats, _ = read(tmp_path, text)
+    assert [(message.text, message.problem) for chat in chats for message in chat.messages] == [
+        ("好", None),
+        ("不知道是什么", "text before the first message"),
+    ]
