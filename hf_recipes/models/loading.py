@@ -268,6 +268,8 @@ def load_model(
             f"{name}: its files lack weights of {type(model).__name__} ({', '.join(missing[:3])}{more}), which would "
             f"stay random; give a complete checkpoint of a {'reward' if is_reward else 'causal language'} model"
         )
+    if not is_reward and "score.weight" in report["unexpected_keys"]:
+        raise UserError(f"{name}: a reward model, which has a score head; give a causal language model")
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
     # Families that can be both (BERT) say so in their configuration; some that cannot say it too (GPT-NeoX).

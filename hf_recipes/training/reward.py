@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
@@ -65,7 +67,7 @@ class Trainer(RunMixin, RewardTrainer):
         self._signature_columns = ["chosen_ids", "rejected_ids", "row"]
 
     def filler_row(self, row):
-        return {"chosen_ids": row["chosen_ids"][:2], "rejected_ids": row["rejected_ids"][:2], "row": FILLER}
+        return {**row, "chosen_ids": row["chosen_ids"][:2], "rejected_ids": row["rejected_ids"][:2], "row": FILLER}
 
     def tokens_in(self, inputs):
         real = (inputs["row"] != FILLER).repeat(2)
@@ -145,13 +147,15 @@ def pair_evaluations(
     return methods
 
 
+def pair_lengths(rows: Dataset) -> np.ndarray:
+    """Tokens of each side, (2, N): the chosen ones first."""
+    table = rows.select_columns([f"{side}_ids" for side in SIDES]).with_format("arrow")[:]
+    return np.stack([pc.list_value_length(column).to_numpy() for column in table.columns])
+
+
 def pair_figures(train: Dataset, args: RewardArguments) -> Figures:
     """The figures of tokenized pairs."""
-    import numpy as np
-    import pyarrow.compute as pc
-
-    table = train.select_columns([f"{side}_ids" for side in SIDES]).with_format("arrow")[:]
-    lengths = np.stack([pc.list_value_length(column).to_numpy() for column in table.columns])
+    lengths = pair_lengths(train)
     size = min(args.per_device_train_batch_size, len(train))
     longest = int(lengths.max())
     batch = Batch(2 * size, longest, positions=1, scores=True)
@@ -169,6 +173,7 @@ def build_trainer(
     """The trainer with its callbacks; `methods` are used at each evaluation."""
     args.max_length = None  # every pair is within the budget already
     rows = train.select_columns([f"{side}_ids" for side in SIDES]).add_column("row", list(range(len(train))))
+    rows = rows.add_column(args.length_column_name, pair_lengths(train).max(0).tolist())  # for group_by_length
     trainer = Trainer(
         model=model,
         args=args,

@@ -146,7 +146,7 @@ def test_processes_that_were_started_differently_are_refused(forks, settings, tm
     rate = "import sys\nif rank: sys.argv[sys.argv.index('--learning_rate') + 1] = '1e-3'"
     run = forks.run(*argv, world=2, before=rate)
     assert run.codes == [1, 1] and "rank 0 has --learning_rate 0.01, rank 1 on " in run.err, run.err
-    other = "import sys\nfrom hf_recipes.training import run\nrun.SHARING = 1\n"
+    other = "import sys\nfrom hf_recipes.training import folder\nfolder.SHARING = 1\n"
     other += "if rank: sys.argv[sys.argv.index('--output_dir') + 1] += '-elsewhere'"
     run = forks.run(*argv, "--overwrite_output_dir", world=2, before=other)
     assert run.codes == [1, 1] and "not the same folder for rank 1 on " in run.err, run.err

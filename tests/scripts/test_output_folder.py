@@ -5,7 +5,7 @@ import pytest
 from hf_recipes.arguments import SFTArguments
 from hf_recipes.errors import UserError
 from hf_recipes.training.checkpoints import find_checkpoint
-from hf_recipes.training.run import check_output_dir, enter_output_dir
+from hf_recipes.training.folder import check_output_dir, enter_output_dir
 
 
 def test_resume_without_a_checkpoint_begins_and_says_so(tmp_path, capsys):
