@@ -309,7 +309,7 @@ def test_every_kind_of_file(prepare, tmp_path, kind):
     comments = [{**row, **{key: int(row[key]) for key in keys}} for row in comments]
     for row in comments:
         row["creator_hash"] = row.pop("user_id")
-    videos = [{**VIDEO, "video_id": 100}]
+    videos = [{**VIDEO, "video_id": 100, "title": "第2.0"}]
     folder = tmp_path / "crawl"
     folder.mkdir()
     if kind == "sqlite":
@@ -326,8 +326,8 @@ def test_every_kind_of_file(prepare, tmp_path, kind):
     code, out, err = prepare(folder)
     assert code == 0, err
     assert [(turns(row)[1], turns(row)[2], row["like_count"]) for row in rows(tmp_path)] == [
-        (prompt(), "好吃", 3),
-        (prompt(parent="好吃"), "一般，\n不好吃", 0),
+        (prompt("第2.0"), "好吃", 3),
+        (prompt("第2.0", parent="好吃"), "一般，\n不好吃", 0),
     ]
     if kind.startswith("json"):
         assert f"left out, since their names have neither comments nor contents: search_creators_2025.{kind}" in out
@@ -405,6 +405,15 @@ def test_damaged_files(fails, crawl, tmp_path):
     (folder / "bili" / "crawl.db").unlink()
     write_sqlite(folder / "bili" / "crawl.db", {"xhs_note": [{"note_id": "1"}]})
     fails("no table bilibili_video; it is not the database of a Bilibili crawl", folder)
+
+
+def test_the_empty_tables_of_another_crawl(fails, tmp_path):
+    (tmp_path / "crawl").mkdir()
+    tables = {"bilibili_video": [VIDEO], "bilibili_video_comment": [comment(1, "好")]}
+    write_sqlite(tmp_path / "crawl" / "a.db", tables)
+    with sqlite3.connect(tmp_path / "crawl" / "a.db") as connection:
+        connection.execute("DELETE FROM bilibili_video_comment")
+    fails("there is no comment in its files", tmp_path / "crawl")
 
 
 def test_nothing_is_left(fails, crawl, tmp_path):

@@ -40,6 +40,8 @@ def prepare_bilibili(args: BilibiliArguments, folder: Path) -> dict[str, int]:
     parts = find_crawl(args.input_dir)
     videos, video_places, video_ledger = read_videos(parts[VIDEOS])
     comments, ledger = read_comments(parts[COMMENTS], args.duplicate_ids == "last")
+    if not comments and not ledger.totals["read"]:
+        raise UserError(f"--input_dir {' '.join(args.input_dir)}: there is no comment in its files")
     crawl = Crawl(args, videos, comments, folder / WORK)
     answers = crawl.answers()
     numbers = {video: number for number, video in enumerate(dict.fromkeys(comment.video for comment in comments))}

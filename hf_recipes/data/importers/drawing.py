@@ -30,10 +30,12 @@ def draw(groups: Sequence[int], total: int | None, test_size: float, seed: int, 
         sizes: dict[int, int] = {}
         for group in groups:
             sizes[group] = sizes.get(group, 0) + 1
+        missing = held
         for group in draws.sample(sorted(sizes), len(sizes)):
-            if held <= sum(sizes[own] for own in tested):
+            if missing <= 0:
                 break
             tested.add(group)
+            missing -= sizes[group]
         if len(tested) == len(sizes):
             raise UserError(
                 f"--test_size {test_size:g}: no {what} is left to train on, since none may be on both sides; "

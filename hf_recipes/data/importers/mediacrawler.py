@@ -142,17 +142,21 @@ def _check_platform(path: str, row: Mapping[str, Any], kind: str) -> None:
             raise UserError(
                 f"{path}: no column {column!r} among {', '.join(row)}; these are not the {kind} of a Bilibili crawl"
             )
-    if not _VIDEO_ID.fullmatch(_text(row["video_id"])):
+    if (video := _id(row["video_id"])) and not _VIDEO_ID.fullmatch(video):
         raise UserError(f"{path}: its video_id is none of Bilibili's; leave this file out of --input_dir")
 
 
 def _text(value: Any) -> str:
-    """A text or a number as text; what pandas made a float of is whole again."""
-    return "" if value is None else str(value).strip().removesuffix(".0")
+    return "" if value is None else str(value).strip()
+
+
+def _id(value: Any) -> str:
+    """As text; what pandas made a float of is whole again."""
+    return _text(value).removesuffix(".0")
 
 
 def _integer(value: Any) -> int | None:
-    text = _text(value)
+    text = _id(value)
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
@@ -176,13 +180,13 @@ def read_videos(parts: Sequence[Part]) -> tuple[dict[str, Video], dict[str, str]
     ledger = Ledger()
     for _, record in _rows(parts, VIDEOS):
         row, problem = record.value, record.problem
-        number = _text(row.get("video_id")) if row else ""
+        number = _id(row.get("video_id")) if row else ""
         if not number:
             ledger.add(record.place, fate("dropped", f"{UNUSABLE}{problem or 'no video_id'}"))
             continue
         if number in places:
             ledger.add(places[number], fate("dropped", "crawled again later"))
-        description, user = _text(row.get("desc")), _text(row.get("user_id") or row.get("creator_hash"))
+        description, user = _text(row.get("desc")), _id(row.get("user_id") or row.get("creator_hash"))
         description = "" if description == "-" else description  # what Bilibili has for none
         videos[number] = Video(_text(row.get("title")), description, user, _text(row.get("nickname")))
         places[number] = record.place
@@ -205,7 +209,7 @@ class Comment(NamedTuple):
 def _comment(row: Mapping[str, Any], place: tuple[int, int]) -> Comment:
     number, parent = _integer(row.get("comment_id")), row.get("parent_comment_id")
     parent = NO_PARENT if parent in (None, "") else _integer(parent)
-    video, text = _text(row.get("video_id")), row.get("content")
+    video, text = _id(row.get("video_id")), row.get("content")
     if number is None:
         raise RowProblem("no 'comment_id', or one that is no whole number")
     if parent is None:
@@ -214,7 +218,7 @@ def _comment(row: Mapping[str, Any], place: tuple[int, int]) -> Comment:
         raise RowProblem("no 'video_id'")
     if text is not None and not isinstance(text, str):
         raise RowProblem(f"'content' is a {type(text).__name__}, not text")
-    user, nickname = _text(row.get("user_id") or row.get("creator_hash")), _text(row.get("nickname"))
+    user, nickname = _id(row.get("user_id") or row.get("creator_hash")), _text(row.get("nickname"))
     likes = _integer(row.get("like_count"))
     return Comment(number, parent, intern(video), (text or "").strip(), likes, intern(user), intern(nickname), place)
 

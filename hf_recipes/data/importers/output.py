@@ -50,9 +50,7 @@ def output_folder(output_dir: str, overwrite: bool) -> Iterator[Path]:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
     except OSError as error:
-        raise UserError(
-            f"{error.filename or output_dir}: {error.strerror}; is --output_dir a folder to write to?"
-        ) from None
+        raise UserError(f"{error.filename or output_dir}: {error.strerror}") from None
 
 
 @contextlib.contextmanager
