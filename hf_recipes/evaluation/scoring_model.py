@@ -14,7 +14,7 @@ from hf_recipes.errors import UserError
 from hf_recipes.evaluation import scoring
 from hf_recipes.evaluation.preference import rewards
 from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.loading import ModelArguments, load_config
+from hf_recipes.models.loading import ModelArguments, load_config, without_deepspeed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -47,7 +47,8 @@ class ScoringModel:
     @cached_property
     def network(self) -> "PreTrainedModel":
         """Raises `UserError` for a vocabulary other than that which it was trained with."""
-        network = load_for_inference(self._arguments, self._tokenizer, is_reward=True, **self._source)
+        with without_deepspeed():  # each process has all of it: the policy's engine gathers the policy's weights alone
+            network = load_for_inference(self._arguments, self._tokenizer, is_reward=True, **self._source)
         return network.requires_grad_(False)
 
     def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:

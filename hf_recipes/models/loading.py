@@ -279,6 +279,23 @@ def load_model(
 
 
 @contextmanager
+def without_deepspeed() -> Iterator[None]:
+    """While this lasts, transformers parts no weights of models that are built, as it does under ZeRO stage 3."""
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    own = reference and reference()
+    if own is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(own)
+
+
+@contextmanager
 def _without_report() -> Iterator[None]:
     """transformers warns of a head that the files lack, and of one that they have and the model does not."""
     from transformers.utils import logging
