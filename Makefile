@@ -49,7 +49,7 @@ runs/demo-reward/metrics.json:
 	@$(MAKE) demo-reward
 
 # A model that writes reviews of both kinds: where the next two begin.
-runs/demo-reviews/metrics.json: $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
+runs/demo-reviews/metrics.json: | $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 	$(BIN)/python scripts/sft.py --config configs/recipes/reviews_demo.yaml \
 		--model_name_or_path $(MODEL) --overwrite_output_dir
 

@@ -25,7 +25,7 @@ from hf_recipes.errors import UserError, say
 
 FEATURES = {
     "messages": Features({"messages": Json(), "tools": Json()}),
-    "preference": Features({"prompt": Json(), "chosen": Json(), "rejected": Json()}),
+    "preference": Features({"prompt": Json(), "chosen": Json(), "rejected": Json(), "tools": Json()}),
     "unpaired": Features({"prompt": Json(), "completion": Json(), "label": Value("bool"), "tools": Json()}),
     "text": Features({"text": Value("string")}),
 }

@@ -42,9 +42,10 @@ class PairEncoder:
         self.columns = {"ids": "input_ids"} | ({"labels": "labels"} if keep_labels else {})
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> list[EncodedPair]:
-        """Encode rows with `prompt`, `chosen` and `rejected` (messages); a row with a bad `fate` keeps it."""
+        """Encode rows with `prompt`, `chosen` and `rejected` (messages) and maybe `tools`; a bad `fate` is kept."""
         usable = [row for row in examples if not is_dropped(row.get("fate", KEPT))]
-        encoded = iter(self.encoder.encode([row["prompt"] + row[side] for row in usable for side in SIDES]))
+        talks = [(row["prompt"] + row[side], row.get("tools")) for row in usable for side in SIDES]
+        encoded = iter(self.encoder.encode(*map(list, zip(*talks, strict=True)))) if talks else iter(())
         pairs = []
         for row in examples:
             if is_dropped(row.get("fate", KEPT)):
@@ -74,8 +75,9 @@ class PairEncoder:
 
     def map_batch(self, table: pa.Table) -> pa.Table:
         """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
-        columns = {name: [json.loads(text) for text in table[name].to_pylist()] for name in ("prompt", *SIDES)}
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        names = ("prompt", *SIDES, "tools")
+        columns = [[json.loads(text) if text else None for text in table[name].to_pylist()] for name in names]
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         pairs = self.encode(rows)
         none = np.empty(0, np.int32)
         found = {

@@ -156,11 +156,11 @@ def _from_preference(row: Row, columns: Columns) -> dict[str, Any]:
         prompt = [{"role": "user", "content": text_of(row, columns.prompt or "prompt", "prompt")}]
         sides = [[{"role": "assistant", "content": text_of(row, name, "answer")}] for name in (chosen_column, REJECTED)]
     for side in sides:
-        example = _conversation(prompt + side, row, columns)
-    length = len(example["messages"]) - len(sides[-1])
+        example = _conversation(prompt + side, row, columns, _optional(row, "tools"))
+    messages = example.pop("messages")
     if sides[0] == sides[1]:
         raise RowProblem("chosen and rejected are the same")
-    return {"prompt": example["messages"][:length], "chosen": sides[0], "rejected": sides[1]}
+    return {"prompt": messages[: len(messages) - len(sides[-1])], "chosen": sides[0], "rejected": sides[1], **example}
 
 
 def _from_unpaired(row: Row, columns: Columns) -> dict[str, Any]:

@@ -166,6 +166,9 @@ def _trained(trainer, seconds: float, taken: dict | None) -> dict:
     """Say how the training went; its figures for metrics.json."""
     state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
     mean = "" if loss is None else f", mean training loss {loss:.4f}"
+    rewards = [entry["reward"] for entry in state.log_history if entry.get("reward") is not None]
+    if rewards:  # the loss is about 0 throughout
+        mean = f", mean reward {rewards[0]:.4f} at first and {rewards[-1]:.4f} at last"
     if state.global_step > first:
         minutes, rest = divmod(round(seconds), 60)
         since = f" from step {first}" if first else ""

@@ -66,6 +66,19 @@ def test_pairs_are_the_conversations_of_the_template(tokenizer, tmp_path):
             assert tokenizer.decode(side.labels[side.labels != -100]) == f"{answer}<|im_end|>"
 
 
+def test_a_pair_is_shown_with_its_tools(tmp_path):
+    build_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    tokenizer, _ = load_tokenizer(str(tmp_path), "chatml")
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    row = {"prompt": "天气？", "chosen": "好", "rejected": "坏", "tools": tools}
+    examples = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", [row]))], form="preference")
+    [pair] = PairEncoder(tokenizer).encode(list(examples))
+    [text] = tokenizer.batch_decode([pair.chosen.input_ids])
+    assert '"name": "weather"' in text
+    table = PairEncoder(tokenizer).map_batch(examples.with_format("arrow")[:])
+    assert table["chosen_ids"].to_pylist() == [pair.chosen.input_ids.tolist()]
+
+
 def test_what_cannot_be_a_pair_is_in_the_ledger(model_dir, tmp_path):
     bad = [
         {"prompt": "一", "chosen": "年龄", "rejected": "年龄"},
