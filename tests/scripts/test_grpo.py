@@ -152,3 +152,34 @@ def test_a_finished_policy_is_evaluated_by_its_rewards(grpo, script, model_dir, 
     assert code == 0, err
     found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert "reward" in json.dumps(found) and (tmp_path / "evaluation" / "report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("use_lora", ["True", "False"], ids=["LoRA", "full"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_row_17_zero_learns_what_one_process_does(forks, settings, judge, tmp_path, stage, use_lora):
+    argv = [
+        *settings,
+        "--rewards",
+        "chinese",
+        "model",
+        "--reward_model",
+        judge,
+        "--max_steps",
+        3,
+        "--use_lora",
+        use_lora,
+    ]
+    argv += ["--learning_rate", 1e-3, "--beta", 0.1]
+    alone = forks.run(*argv, "--output_dir", tmp_path / "alone", **SCRIPT)
+    assert alone.code == 0, alone.err
+    argv += ["--per_device_train_batch_size", 4, "--deepspeed", f"configs/deepspeed/zero{stage}.json"]
+    run = forks.run(*argv, "--output_dir", tmp_path / "zero", world=2, **SCRIPT)
+    assert run.code == 0, run.err
+    own, expected = weights(tmp_path / "zero"), weights(tmp_path / "alone")
+    assert own.keys() >= expected.keys()
+    assert all(torch.allclose(own[key], expected[key], atol=1e-4) for key in expected)
+    found = [
+        sorted((tmp_path / name / "samples" / "step-1.jsonl").read_text().splitlines()) for name in ("zero", "alone")
+    ]
+    assert [json.loads(row)["prediction"] for row in found[0]] == [json.loads(row)["prediction"] for row in found[1]]
