@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 MODEL ?= .cache/SmolLM2-135M-Instruct
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo demo-pretrain demo-reward test check-slow lint bench setup
+.PHONY: demo demo-pretrain demo-reward demo-dpo demo-grpo test check-slow lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,24 @@ demo-pretrain: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/conf
 demo-reward: $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 	$(BIN)/python scripts/reward.py --config configs/recipes/reward_demo.yaml \
 		--model_name_or_path $(MODEL) --overwrite_output_dir
+
+runs/demo-reward/metrics.json:
+	@$(MAKE) demo-reward
+
+# A model that writes reviews of both kinds: where the next two begin.
+runs/demo-reviews/metrics.json: $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
+	$(BIN)/python scripts/sft.py --config configs/recipes/reviews_demo.yaml \
+		--model_name_or_path $(MODEL) --overwrite_output_dir
+
+# Good reviews made likelier than bad ones, judged by the reward model of demo-reward.
+demo-dpo: runs/demo-reviews/metrics.json runs/demo-reward/metrics.json
+	$(BIN)/python scripts/dpo.py --config configs/recipes/dpo_demo.yaml \
+		--model_name_or_path $(MODEL) --peft_path runs/demo-reviews --reward_model runs/demo-reward --overwrite_output_dir
+
+# The model's own reviews, scored by the reward model of demo-reward: 100 steps of GRPO.
+demo-grpo: runs/demo-reviews/metrics.json runs/demo-reward/metrics.json
+	$(BIN)/python scripts/grpo.py --config configs/recipes/grpo_demo.yaml \
+		--model_name_or_path $(MODEL) --peft_path runs/demo-reviews --reward_model runs/demo-reward --overwrite_output_dir
 
 # Two tests at a time, of one thread each: most of them wait for processes of their own.
 test: $(VENV)/.installed

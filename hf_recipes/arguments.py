@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.schemas import SCHEMAS
@@ -20,6 +20,7 @@ from hf_recipes.processes import be_one_process, meet_anew, mind_unfinished_buil
 __all__ = [
     "DPOArguments",
     "DataArguments",
+    "GRPOArguments",
     "KTOArguments",
     "ModelArguments",
     "PretrainArguments",
@@ -103,6 +104,7 @@ TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages 
 # Settings of TRL's configs for a data preparation that ours stands in for, and what says the same here.
 REPLACED = {
     "assistant_only_loss": "--train_on",
+    "chat_template_kwargs": "--chat_template",
     "chat_template_path": "--chat_template",
     "completion_only_loss": "--train_on",
     "dataset_kwargs": "--schema and the column flags",
@@ -111,6 +113,7 @@ REPLACED = {
     "eos_token": "--chat_template",
     "model_init_kwargs": "--dtype, --attn_implementation and --model_revision",
     "pad_token": "a tokenizer that has one",
+    "reward_weights": "--rewards NAME=WEIGHT",
     "truncation_mode": "--truncation_side",
 }
 
@@ -129,6 +132,7 @@ class RunArguments:
     trust_remote_code: bool = _help("Run the code that a model's repository brings.", False)
     trust_checkpoint: bool = _help("Resume from files that can run code; only if you know who wrote them.", False)
     max_new_tokens: int | None = _help("Tokens to generate in evaluations; by default max_target_length, or 256.")
+    eval_temperature: float | None = _help("Draw the answers of evaluations; by default the likeliest is taken.")
     hub_target: Target = _help("Where --push_to_hub pushes to.", "hf")
     hub_private_repo: bool | None = _help("Whether a repository that --push_to_hub creates is private.", True)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = _help(
@@ -148,6 +152,8 @@ class RunArguments:
             raise ValueError("--output_dir is missing: where the run's results go")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(f"--max_new_tokens {self.max_new_tokens}: expected at least 1")
+        if self.eval_temperature is not None and not self.eval_temperature > 0:
+            raise ValueError(f"--eval_temperature {self.eval_temperature:g}: expected more than 0")
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
@@ -331,6 +337,67 @@ class KTOArguments(RunArguments, KTOConfig):
                     "sequential; the rows are shuffled once, by --seed"
                 )
         super().__post_init__()
+
+
+@dataclass
+class GRPOArguments(RunArguments, GRPOConfig):
+    """TRL's `GRPOConfig`, and what its `RLOOConfig` has beside it."""
+
+    algorithm: Literal["grpo", "rloo"] = _help("How rewards become advantages; see the README.", "grpo")
+    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    text_as: Literal["continuation", "question"] = _help("What rows of bare text are.", "continuation")
+    max_source_length: int | None = _help("Tokens of a prompt at the most; the oldest turns go first.", 512)
+    beta: float = _help("Weight of the KL divergence from the start of the run; 0 for none.", 0.04)
+    use_vllm: bool | None = _help("Answer with vLLM; by default where it is installed and there is a GPU.")
+    num_generations_eval: int | None = _help("Has no effect: evaluations answer each prompt once.", 1)
+    normalize_advantages: bool = _help("Of rloo: to mean 0 and standard deviation 1 over a step's answers.", False)
+    reward_clip_range: list[float] | None = _help("Of rloo: the least and the largest reward.")
+
+    def __post_init__(self):
+        _refuse_replaced(self, GRPOConfig)
+        if self.algorithm == "rloo":
+            own = {f.name for f in fields(RLOOConfig)}
+            for other in fields(GRPOConfig):
+                if other.name not in own and getattr(self, other.name) != other.default:
+                    raise ValueError(f"--{other.name} has no effect with --algorithm rloo")
+        elif self.normalize_advantages or self.reward_clip_range:
+            raise ValueError("--normalize_advantages and --reward_clip_range are of --algorithm rloo")
+        if self.reward_clip_range and len(self.reward_clip_range) != 2:
+            raise ValueError("--reward_clip_range: expected the least and the largest reward")
+        for name in ("max_source_length", "max_completion_length", "num_iterations"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if not self.beta >= 0:
+            raise ValueError(f"--beta {self.beta:g}: expected at least 0")
+        if not self.temperature > 0:
+            raise ValueError(f"--temperature {self.temperature:g}: expected more than 0; answers have to differ")
+        self._check_groups()
+        if self.use_vllm is None:
+            self.use_vllm = find_spec("vllm") is not None and has_accelerator() and not self.use_cpu
+        elif self.use_vllm and find_spec("vllm") is None:
+            raise ValueError("--use_vllm: not installed; pip install vllm, or leave it out")
+        for name in ("min_p", "generation_kwargs", "cache_implementation"):
+            if getattr(self, name) is not None and not self.use_vllm:
+                raise ValueError(f"--{name} has an effect with --use_vllm alone")
+        self.max_new_tokens = self.max_new_tokens or self.max_completion_length
+        self.eval_temperature = self.eval_temperature or self.temperature
+        super().__post_init__()
+
+    def _check_groups(self) -> None:
+        if self.num_generations < 2:
+            raise ValueError(f"--num_generations {self.num_generations}: at least 2 answers are needed to compare")
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        accumulated = self.steps_per_generation or self.gradient_accumulation_steps
+        batch = self.generation_batch_size or self.per_device_train_batch_size * accumulated * processes
+        if batch % self.num_generations:
+            parts = f"{self.per_device_train_batch_size} a device × {accumulated} accumulated × {processes} processes"
+            fitting = [size for size in range(2, batch + 1) if batch % size == 0]
+            best = min(fitting, key=lambda size: abs(size - self.num_generations), default=None)
+            hint = f"; {best} does" if best else "; raise --per_device_train_batch_size"
+            raise ValueError(
+                f"--num_generations {self.num_generations} does not divide the {batch} answers that are written "
+                f"together ({parts}){hint}"
+            )
 
 
 # Schedules of transformers that pretraining uses, and the argument of each that --min_lr_ratio sets.

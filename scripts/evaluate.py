@@ -11,6 +11,7 @@ from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.evaluating import EvaluateArguments, compare, evaluate, settings_of, write_results
+from hf_recipes.evaluation.rewards import Rewards
 from hf_recipes.evaluation.suite import EvaluationArguments, build_methods
 from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
@@ -32,7 +33,8 @@ def main() -> None:
         config, tokenizer = open_for_inference(model_args, chat_template=args.chat_template, **source)
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         options = {"max_length": limit, "max_drop_ratio": args.max_drop_ratio, "cache_dir": args.cache_dir}
-        methods = build_methods(evaluation, tokenizer, decoding=decoding, **options)
+        rewards = Rewards(evaluation, **source) if evaluation.specs else None
+        methods = build_methods(evaluation, tokenizer, decoding=decoding, rewards=rewards, **options)
         is_reward = is_reward_model(config, model_args.peft_path)
         if is_reward and args.compare == "base":
             raise UserError("--compare base: without its adapter the base has no head that scores; name another model")

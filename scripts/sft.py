@@ -7,7 +7,7 @@ torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 from hf_recipes.arguments import SFTArguments
 from hf_recipes.models.loading import packing_leaks
 from hf_recipes.parsing import run_script
-from hf_recipes.training.evaluation import build_evaluations
+from hf_recipes.training.evaluation import build_evaluations, prompts_of
 from hf_recipes.training.plan import row_figures
 from hf_recipes.training.run import GO_ON, Run
 from hf_recipes.training.sft import build_trainer, encoder_for, prepare_data
@@ -20,7 +20,8 @@ def main() -> None:
 
     train, validation, ledgers = prepare_data(run.data, args, tokenizer, evaluates=run.evaluates)
     end_of_turn = tokenizer.convert_tokens_to_ids(encoder_for(tokenizer, args).end_of_turn)
-    methods = build_evaluations(run.evaluation, args, run.data, config, tokenizer, validation, [end_of_turn])
+    asked = prompts_of(validation)
+    methods = build_evaluations(run.evaluation, args, run.data, config, tokenizer, asked, [end_of_turn])
     packs = packing_leaks(config.model_type) if args.packing or args.padding_free else None
     if not run.plan(row_figures(train, ledgers["train"], args), packs=packs):
         return

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
 )
 
 from forks import Server
@@ -124,6 +125,19 @@ def model_dir(tokenizer, tmp_path_factory) -> str:
     tiny_model(len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory) -> Path:
+    """A folder with a whole reward model, whose tokenizer is its own."""
+    tokenizer = build_tokenizer(eos_token="<|endoftext|>")
+    config = tiny_model(len(tokenizer)).config
+    config.num_labels = 1
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("judge")
+    Qwen3ForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -140,16 +140,21 @@ def usable(dataset: Dataset) -> Dataset:
 
 
 def hold_out(dataset: Dataset, percentage: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split off `percentage` of the rows, at least one, drawn by `seed`; both parts keep the order of the file.
+    """The rows of `held_out_rows`: what is left, and what is held out."""
+    rest, chosen = held_out_rows(len(dataset), percentage, seed)
+    return dataset.select(rest), dataset.select(chosen)
+
+
+def held_out_rows(count: int, percentage: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split off `percentage` of `count` rows, at least one, drawn by `seed`; both parts keep the order of the file.
 
     Raises:
         UserError: nothing would be left to train on.
     """
     import numpy as np
 
-    count = max(1, round(len(dataset) * percentage / 100))
-    if count >= len(dataset):
-        raise UserError(f"--validation_split_percentage {percentage:g} of {len(dataset)} rows leaves none to train on")
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count])
-    rest = np.setdiff1d(np.arange(len(dataset)), chosen)
-    return dataset.select(rest), dataset.select(chosen)
+    held = max(1, round(count * percentage / 100))
+    if held >= count:
+        raise UserError(f"--validation_split_percentage {percentage:g} of {count} rows leaves none to train on")
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:held])
+    return np.setdiff1d(np.arange(count), chosen).tolist(), chosen.tolist()

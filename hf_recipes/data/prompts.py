@@ -33,7 +33,10 @@ ROWS = 256  # encoded at a time
 
 @dataclass
 class Prompt:
-    """One prompt: `ids` to continue; `question` is its last user turn, or the text to continue."""
+    """One prompt: `ids` to continue; `question` is its last user turn, or the text to continue.
+
+    `messages` are, of a conversation, all turns before the answer; `row` is what was read.
+    """
 
     place: str
     ids: np.ndarray
@@ -41,6 +44,8 @@ class Prompt:
     reference: str | None
     meta: dict[str, Any] | None
     is_chat: bool
+    messages: list[Message] | None = None
+    row: Row | None = None
 
     def trim(self, text: str) -> str:
         """`text` without half a character at its end, and as an answer without white space around it."""
@@ -129,7 +134,8 @@ class PromptReader:
                 else:
                     ids, fates[index] = self._encode_text(example["text"])
                     meta = metadata(record.value) or None
-                    prompts[index] = Prompt(record.place, ids, example["text"], None, meta, is_chat=False)
+                    text, row = example["text"], record.value
+                    prompts[index] = Prompt(record.place, ids, text, None, meta, is_chat=False, row=row)
             except RowProblem as problem:
                 fates[index] = fate("dropped", str(problem))
         if asked:
@@ -140,7 +146,16 @@ class PromptReader:
                 if not is_dropped(row.fate):
                     ids, reference = row.input_ids[: row.prompt_length], row.reference if is_answered else None
                     meta = metadata(record.value) or None
-                    prompts[index] = Prompt(record.place, ids, last_question(messages), reference, meta, is_chat=True)
+                    prompts[index] = Prompt(
+                        record.place,
+                        ids,
+                        last_question(messages),
+                        reference,
+                        meta,
+                        is_chat=True,
+                        messages=messages[:-1],
+                        row=record.value,
+                    )
         return prompts, fates
 
     def _encode_text(self, text: str) -> tuple[np.ndarray, str]:

@@ -52,8 +52,9 @@ class ChatEncoder:
             last user turn, on `truncation_side`; the template's own tokens and the system turn stay.
         max_target_length: tokens of the last answer. Over it, its end is cut; the end-of-turn token stays.
         max_length: tokens in all. Over it, the prompt gives way down to half of it, then the answer.
-        keep_text: also return, for evaluation, the columns `question` (the last user turn) and `reference` (the last
-            answer as the template shows it: thoughts and calls of tools as the model has to write them).
+        keep_text: also return, for evaluation, the columns `question` (the last user turn), `reference` (the last
+            answer as the template shows it: thoughts and calls of tools as the model has to write them), and
+            `messages` and `meta` as they came.
 
     Raises:
         UserError: the template cannot show a question and an answer, or there is no token to end a turn with.
@@ -192,7 +193,7 @@ class ChatEncoder:
         if self.keep_text:
             columns["question"] = pa.array([last_question(messages) for messages in conversations], pa.string())
             columns["reference"] = pa.array([row.reference for row in rows], pa.string())
-            columns["meta"] = table["meta"]
+            columns |= {name: table[name] for name in ("messages", "meta")}
         return pa.table(columns)
 
     @property
@@ -200,7 +201,7 @@ class ChatEncoder:
         features = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "prompt_length": Value("int32")}
         features |= {"fate": Value("string"), "place": Value("string")}
         if self.keep_text:
-            features |= {"question": Value("string"), "reference": Value("string"), "meta": Json()}
+            features |= {"question": Value("string"), "reference": Value("string"), "messages": Json(), "meta": Json()}
         return Features(features)
 
 

@@ -8,10 +8,11 @@ from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import metrics
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.generation import Generation
-from hf_recipes.evaluation.methods import Record
+from hf_recipes.evaluation.methods import Compute, Record
+from hf_recipes.evaluation.rewards import Rewards, summarise_rewards
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Answers(Generation):
@@ -21,6 +22,7 @@ class Answers(Generation):
         scores: ``rouge`` (ROUGE-1/2/L, BLEU-4, chrF, exact match, distinct-1/2, length ratio), ``accuracy`` (over the
             rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task), ``generation``
             (length and share of finished answers, and ROUGE where there are references); by default those that fit.
+        rewards: what the answers are worth, beside the scores.
 
     Raises:
         UserError: no row has what a score compares with: references, choices with the reference among them, a task.
@@ -34,8 +36,10 @@ class Answers(Generation):
         stop_ids: Sequence[int] = (),
         *,
         scores: Sequence[str] | None = None,
+        rewards: Rewards | None = None,
     ):
         super().__init__(prompts, tokenizer, decoding, stop_ids)
+        self.rewards = rewards
         if not prompts:
             raise UserError("there is no prompt to answer")
         compared = [prompt for prompt in prompts if prompt.reference is not None]
@@ -58,6 +62,19 @@ class Answers(Generation):
                 say(f"accuracy leaves out {len(outside)} rows whose reference is not a choice (first {outside[0]})")
         if "promptcblue" in scores and not all((prompt.meta or {}).get("task_dataset") for prompt in compared):
             raise UserError(f"promptcblue of {prompts[0].place.rpartition(':')[0]}: rows without task_dataset")
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        """Records of `Generation`; with rewards also `rewards`, by name, and their sum `reward`."""
+        records = super().compute(model, units, how)
+        if self.rewards:
+            answers = [record["prediction"] for record in records]
+            values = self.rewards([self.prompts[unit] for unit in units], answers)
+            for record, own in zip(records, zip(*values, strict=True), strict=True):
+                record |= {
+                    "rewards": dict(zip(self.rewards.names, own, strict=True)),
+                    "reward": self.rewards.total(own),
+                }
+        return records
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         compared = [record for record in records if record["reference"] is not None]
@@ -91,14 +108,18 @@ class Answers(Generation):
         if "generation" in self.scores and records:
             for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
                 found[name] = sum(record[key] for record in records) / len(records)
+        if self.rewards:
+            found |= summarise_rewards(self.rewards.names, records)
         return found
 
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
-        """The scores that have a value for each record; none where a row has no reference."""
-        if any(record["reference"] is None for record in records):
-            return {}
-        predictions, references = texts_of(records)
+        """The scores that have a value for each record; without its reference it has a reward alone."""
         found: dict[str, list[float]] = {}
+        if self.rewards and all(record["reward"] is not None for record in records):
+            found["reward"] = [record["reward"] for record in records]
+        if any(record["reference"] is None for record in records):
+            return found
+        predictions, references = texts_of(records)
         if "accuracy" in self.scores and len(with_choices(records)) == len(records):
             found["accuracy"] = [float(hit) for hit in metrics.exact_matches(predictions, references)]
         if {"rouge", "generation"} & set(self.scores):

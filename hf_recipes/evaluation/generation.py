@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model wrote: without the token that ended it, of which `finished` tells, or other special tokens."""
+    """What a model wrote: without the token that ended it, of which `finished` tells, or other special tokens.
+
+    `ids` are all that it wrote, the token that ended it too; `tokens` is their number without that one.
+    """
 
     text: str
     tokens: int
     finished: bool
+    ids: list[int]
 
 
 def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
@@ -110,7 +114,7 @@ def continue_batches(
 def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int]) -> Continuation:
     end = next((place for place, token in enumerate(new) if token in stops), None)
     text = tokenizer.decode(new[:end], skip_special_tokens=True)
-    return Continuation(text, len(new) if end is None else end, end is not None)
+    return Continuation(text, len(new) if end is None else end, end is not None, new if end is None else new[: end + 1])
 
 
 def generate(

@@ -13,18 +13,20 @@ if TYPE_CHECKING:
     from hf_recipes.evaluation.statistics import Paired
 
 SHOWN = ("accuracy", "promptcblue", "rouge1", "rouge2", "rougeL", "bleu4", "loss", "perplexity", "bits_per_character")
-SHOWN += ("difference_mean", "difference_std", "rewards/accuracies", "rewards/margins")
+SHOWN += ("difference_mean", "difference_std", "reward", "rewards/model_positive")
+SHOWN += ("rewards/accuracies", "rewards/margins")
 TITLES = {
     "promptcblue": "PromptCBLUE",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "bleu4": "BLEU-4",
+    "rewards/model_positive": "scored above 0",
     "rewards/accuracies": "reward accuracy",
     "rewards/margins": "reward margin",
 }
-# No shares.
-PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std", "rewards/margins")
+GAINS = ("reward", "rewards/margins")  # drawn beside the loss where a stage logs one
+PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std", *GAINS)  # no shares
 
 
 def shown(key: str) -> tuple[str, str] | None:
@@ -171,7 +173,9 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
     by_step = evaluations(log_history)
     keys = _ordered(dict.fromkeys(key for metrics in by_step.values() for key in metrics))
     scores = [key for key in keys if shown(key)[1] not in PLAIN]
-    figure, panels = plt.subplots(1, 2 if scores else 1, figsize=(11 if scores else 6, 4), squeeze=False, dpi=120)
+    gain = next((key for key in GAINS if any(key in entry for entry in log_history)), None)
+    count = 1 + bool(gain) + bool(scores)
+    figure, panels = plt.subplots(1, count, figsize=(1 + 5 * count, 4), squeeze=False, dpi=120)
     left = panels[0][0]
     if train:
         left.plot(*zip(*train, strict=True), color="black", label="training")
@@ -184,9 +188,14 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
         left.plot(*zip(*points, strict=True), "o-", label=shown(key)[0] or "evaluation")
     if train or losses:
         _legend(left)
-    left.set(title="Loss (mean over the scored tokens)", xlabel="optimizer step", ylabel="cross-entropy, nats")
+    if gain:
+        left.set(title="Loss", xlabel="optimizer step")
+    else:
+        left.set(title="Loss (mean over the scored tokens)", xlabel="optimizer step", ylabel="cross-entropy, nats")
+    if gain:
+        _draw_gain(panels[0][1], gain, log_history, by_step)
     if scores:
-        right = panels[0][1]
+        right = panels[0][-1]
         for key in scores:
             points = [(step, metrics[key]) for step, metrics in by_step.items() if key in metrics]
             right.plot(*zip(*points, strict=True), "o-", label=title(key))
@@ -197,6 +206,25 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
+
+
+def _draw_gain(panel, gain: str, log_history: Sequence[Mapping], by_step: Mapping[int, Mapping]) -> None:
+    """What a preference or reinforcement stage raises, and beside it how far it went from its start."""
+    panel.plot(*_points(gain, log_history), color="black", label="training")
+    for key in dict.fromkeys(key for metrics in by_step.values() for key in metrics if key.endswith(gain)):
+        points = [(step, metrics[key]) for step, metrics in by_step.items() if key in metrics]
+        panel.plot(*zip(*points, strict=True), "o-", label=key.removesuffix(gain).rstrip("_") or "evaluation")
+    panel.set(title=f"{gain.replace('/', ' ')} (mean)", xlabel="optimizer step")
+    _legend(panel)
+    if any("kl" in entry for entry in log_history):
+        beside = panel.twinx()
+        beside.plot(*_points("kl", log_history), color="tab:red", linewidth=0.8)
+        beside.set_ylabel("KL from the start, nats", color="tab:red")
+
+
+def _points(key: str, log_history: Sequence[Mapping]) -> tuple[list[int], list[float]]:
+    found = [(entry["step"], entry[key]) for entry in log_history if entry.get(key) is not None]
+    return [step for step, _ in found], [value for _, value in found]
 
 
 def _font(text: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.methods import Method
+from hf_recipes.evaluation.rewards import RewardArguments, Rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,8 +29,8 @@ FITTING = {
 
 
 @dataclass
-class EvaluationArguments:
-    """What a model is evaluated on, and how."""
+class EvaluationArguments(RewardArguments):
+    """What a model is evaluated on, and how; with rewards, its answers are worth so much."""
 
     eval_methods: list[str] | None = field(
         default=None, metadata={"help": f"{', '.join(METHODS)}; each is used on the files that it fits."}
@@ -43,6 +44,7 @@ class EvaluationArguments:
     def __post_init__(self):
         from hf_recipes.parsing import nearest
 
+        super().__post_init__()
         for name in self.eval_methods or ():
             if name not in METHODS:
                 raise ValueError(f"--eval_methods {name}: no such method{nearest(name, METHODS)}")
@@ -103,12 +105,14 @@ def build_methods(
     max_drop_ratio: float = 0.01,
     cache_dir: str | None = None,
     served: Sequence[str] = (),
+    rewards: Rewards | None = None,
 ) -> dict[str, Method]:
     """The evaluations of `arguments.eval_files` by name: that of the file, with the method's where it has several.
 
     Args:
         max_length: tokens that the model was made for.
         served: methods that have other rows to work on, and need no file.
+        rewards: what generated answers are worth, beside the methods' scores.
 
     Raises:
         UserError: a file that no method fits, a method that fits no file, or rows that a method cannot use.
@@ -138,6 +142,7 @@ def build_methods(
         for part in parts:
             key = name if len(parts) == 1 else f"{name}_{'answers' if part is answered else part[0]}"
             options = {"max_length": max_length, "max_drop_ratio": max_drop_ratio, "cache_dir": cache_dir}
+            options["rewards"] = rewards
             found[key] = _build(part, files[name], tokenizer, arguments, decoding, **options)
             say(f"{key}: {', '.join(getattr(found[key], 'scores', part))} on {len(found[key]):,} units")
     return found
@@ -153,6 +158,7 @@ def _build(
     max_length: int | None,
     max_drop_ratio: float,
     cache_dir: str | None,
+    rewards: Rewards | None,
 ) -> Method:
     from hf_recipes.data.examples import load_examples
     from hf_recipes.data.prompts import PromptReader, read_prompts
@@ -172,7 +178,9 @@ def _build(
         reader = PromptReader([path], tokenizer, max_source_length=budget, cache_dir=cache_dir)
         prompts, _ = read_prompts(reader, max_drop_ratio)
         scores = methods if arguments.eval_methods else None
-        return Answers(prompts, tokenizer, decoding, reader.stop_ids, scores=scores)
+        if rewards:
+            rewards.check(prompts)
+        return Answers(prompts, tokenizer, decoding, reader.stop_ids, scores=scores, rewards=rewards)
     form = "preference" if methods[0] == "pair_accuracy" else "text" if form_of(path) == "text" else "messages"
     examples = load_examples([path], form=form, cache_dir=cache_dir, split="test")
     kind = PairAccuracy if form == "preference" else NLL

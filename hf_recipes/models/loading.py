@@ -268,12 +268,31 @@ def load_model(
             f"{name}: its files lack weights of {type(model).__name__} ({', '.join(missing[:3])}{more}), which would "
             f"stay random; give a complete checkpoint of a {'reward' if is_reward else 'causal language'} model"
         )
+    if not is_reward and "score.weight" in report["unexpected_keys"]:
+        raise UserError(f"{name}: a reward model, which has a score head; give a causal language model")
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
     # Families that can be both (BERT) say so in their configuration; some that cannot say it too (GPT-NeoX).
     if not is_reward and getattr(model.config, "is_decoder", True) is False and _sees_later_tokens(model):
         raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
     return model
+
+
+@contextmanager
+def without_deepspeed() -> Iterator[None]:
+    """While this lasts, transformers parts no weights of models that are built, as it does under ZeRO stage 3."""
+    from transformers.integrations import deepspeed
+
+    reference = deepspeed._hf_deepspeed_config_weak_ref
+    own = reference and reference()
+    if own is None:
+        yield
+        return
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed.set_hf_deepspeed_config(own)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from transformers.trainer_callback import ProgressCallback
 from hf_recipes.errors import say
 from hf_recipes.evaluation.report import draw_curves, shown
 
+TOLD = ("accuracy", "reward", "rewards/accuracies", "rewards/margins", "kl")  # with the loss, where a stage logs them
 CURVES_EVERY = 20.0  # seconds between two drawings, which take about half a second
 
 
@@ -51,7 +52,8 @@ class RunProgress(ProgressCallback):
             return
         parts = [f"step {state.global_step}/{state.max_steps}"]
         if "loss" in logs:
-            parts += [f"loss {logs['loss']:.4f}", f"{logs['tokens_per_second']:,.0f} tokens/s"]
+            parts += [f"{key} {logs[key]:.4f}" for key in ("loss", *TOLD) if logs.get(key) is not None]
+            parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
             minutes, seconds = divmod(logs["seconds_left"], 60)
             parts.append(f"{minutes}:{seconds:02d} left")
         skipped = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")

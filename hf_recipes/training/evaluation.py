@@ -20,6 +20,7 @@ from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.evaluating import few_shot_of, versions
 from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
 from hf_recipes.evaluation.preference import differences, draw_histogram
+from hf_recipes.evaluation.rewards import Rewards
 from hf_recipes.evaluation.suite import OF_ANSWERS, EvaluationArguments, build_methods
 from hf_recipes.training.callbacks import CurvesCallback, RunProgress, prediction_path, told_if_unwritten
 
@@ -38,45 +39,68 @@ def with_validation(arguments: EvaluationArguments, files: Sequence[str] | None)
     return replace(arguments, eval_files=[*(arguments.eval_files or ()), *named])
 
 
+def prompts_of(rows: "Dataset | None") -> list[Prompt] | None:
+    """Tokenized rows (with their texts, see `ChatEncoder`) as what is answered in an evaluation."""
+    if rows is None:
+        return None
+    return [
+        Prompt(
+            row["place"],
+            row["input_ids"][: row["prompt_length"]],
+            row["question"],
+            row["reference"],
+            row["meta"],
+            is_chat=True,
+            messages=row["messages"][:-1],
+        )
+        for row in rows
+    ]
+
+
 def build_evaluations(
     evaluation: EvaluationArguments,
     args: "RunArguments",
     data: "SourceArguments",
     config: "PretrainedConfig",
     tokenizer: "PreTrainedTokenizerBase",
-    validation: "Dataset | None",
+    validation: Sequence[Prompt] | None,
     stop_ids: Sequence[int],
+    rewards: Rewards | None = None,
 ) -> dict[str, Method]:
     """The methods of a run by name: that of the validation rows, which are answered, is empty.
+
+    `rewards` are those of `evaluation`, where the run has made them already.
 
     Raises:
         UserError: as `build_methods`, or methods without anything to use them on.
     """
     asked = evaluation.eval_methods
     decoding = Decoding(max_new_tokens=args.max_new_tokens or getattr(args, "max_target_length", None) or 256)
+    if args.eval_temperature:
+        decoding = replace(decoding, do_sample=True, temperature=args.eval_temperature)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if asked and validation is None and not evaluation.eval_files:
         raise UserError("--eval_methods without rows to evaluate on: give --eval_files name=path or --validation_file")
+    if made := rewards is None and bool(evaluation.specs):
+        rewards = Rewards(evaluation, args.trust_remote_code, data.cache_dir)
     methods: dict[str, Method] = {}
     scores = [name for name in asked if name in OF_ANSWERS] if asked else None
     if validation is not None and scores != []:
-        prompts = [
-            Prompt(
-                row["place"],
-                row["input_ids"][: row["prompt_length"]],
-                row["question"],
-                row["reference"],
-                row["meta"],
-                is_chat=True,
-            )
-            for row in validation
-        ]
-        methods[""] = Answers(prompts, tokenizer, decoding, stop_ids, scores=scores)
+        if rewards:
+            rewards.check(validation)
+        methods[""] = Answers(validation, tokenizer, decoding, stop_ids, scores=scores, rewards=rewards)
     with args.main_process_first(local=True, desc="evaluation data"):
         more = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
         methods |= build_methods(
-            evaluation, tokenizer, decoding=decoding, served=scores or () if methods else (), **more
+            evaluation,
+            tokenizer,
+            decoding=decoding,
+            served=scores or () if methods else (),
+            rewards=rewards,
+            **more,
         )
+    if made and not any(isinstance(method, Answers) for method in methods.values()):
+        raise UserError("--rewards and --reward_model without answers to score: give --eval_files with prompts")
     return methods
 
 

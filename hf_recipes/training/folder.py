@@ -34,6 +34,7 @@ RESULTS = (
     "metrics.json",
     "curves.png",
     "predictions",
+    "samples",
     "README.md",
     "config.json",
     "generation_config.json",

@@ -3,7 +3,6 @@
 import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from hf_recipes.arguments import ModelArguments, RunArguments, SFTArguments
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.errors import UserError, say
-from hf_recipes.models.loading import has_accelerator, keeps_packed_rows_apart
+from hf_recipes.models.loading import has_accelerator, keeps_packed_rows_apart, without_deepspeed
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.training.estimate import Batch, Memory, estimate, skeleton
 from hf_recipes.training.memory import in_units
@@ -200,7 +199,7 @@ def make_plan(
         steps=steps,
         warmup=args.get_warmup_steps(steps),
     )
-    with _without_deepspeed():
+    with without_deepspeed():
         try:
             how = {"bf16": args.bf16, "trust_remote_code": args.trust_remote_code, "is_reward": is_reward}
             model = skeleton(model_args, config, tokenizer, added_tokens, **how)
@@ -243,23 +242,6 @@ def _linear_bits(model_args: ModelArguments) -> float | None:
 
 def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
     return len(tokenizer.backend_tokenizer.to_str().encode()) if tokenizer.is_fast else 0
-
-
-@contextmanager
-def _without_deepspeed():
-    """Under ZeRO's stage 3 transformers would part the weights of every model that is built."""
-    from transformers.integrations import deepspeed
-
-    reference = deepspeed._hf_deepspeed_config_weak_ref
-    own = reference and reference()
-    if own is None:
-        yield
-        return
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed.set_hf_deepspeed_config(own)
 
 
 def _leaks(config: PretrainedConfig, trust_remote_code: bool) -> bool:

@@ -32,21 +32,8 @@ def prepare_rows(
     Raises:
         UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
     """
-    if args.eval_strategy != "no" and not (evaluates or data.validation_file or data.validation_split_percentage):
-        raise UserError(
-            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
-            "--validation_split_percentage or --eval_files"
-        )
-    columns = Columns(
-        schema=data.schema,
-        prompt=data.prompt_column,
-        response=data.response_column,
-        history=data.history_column,
-        system_prompt=data.system_prompt,
-        label=getattr(data, "label_column", None),
-        threshold=getattr(data, "label_threshold", None),
-        low=getattr(data, "label_low", None),
-    )
+    check_evaluation_rows(data, args, evaluates)
+    columns = columns_of(data)
     # The first process reads and tokenizes; the others then find its cache.
     with args.main_process_first(local=True, desc="data"):
         train = load_examples(data.train_file, columns, form, data.cache_dir)
@@ -71,6 +58,28 @@ def prepare_rows(
             say(f"{name}\n{ledgers[name].table()}")
             ledgers[name].check(data.max_drop_ratio)
     return rows["train"], rows.get("validation"), ledgers
+
+
+def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:
+    """Refuse to evaluate on nothing."""
+    if args.eval_strategy != "no" and not (evaluates or data.validation_file or data.validation_split_percentage):
+        raise UserError(
+            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
+            "--validation_split_percentage or --eval_files"
+        )
+
+
+def columns_of(data: "DataArguments") -> Columns:
+    return Columns(
+        schema=data.schema,
+        prompt=data.prompt_column,
+        response=data.response_column,
+        history=data.history_column,
+        system_prompt=data.system_prompt,
+        label=getattr(data, "label_column", None),
+        threshold=getattr(data, "label_threshold", None),
+        low=getattr(data, "label_low", None),
+    )
 
 
 def _tokenize(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Ledger]:

@@ -239,6 +239,7 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
         ("metrics.json", "all figures"),
         ("curves.png", "loss and scores over the steps"),
         ("predictions", "every answer or score of every evaluation; of pairs also a histogram"),
+        ("samples", "the newest answers at each log, with what they are worth"),
         ("README.md", "the model card"),
         ("swanlog", "swanlab's runs; `swanlab watch` with this folder shows them"),
         ("wandb", "wandb's runs; `wandb sync` uploads one"),

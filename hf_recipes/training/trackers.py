@@ -41,8 +41,10 @@ def command_line_tells(settings: Mapping[str, Any]) -> bool:
     return any(value and value in " ".join(sys.argv) for value in values)
 
 
-def as_text(row: Mapping[str, str]) -> str:
+def as_text(row: Mapping[str, Any]) -> str:
     texts = {name: row.get(name) for name in ("question", "reference", "prediction")}
+    if row.get("reward") is not None:
+        texts["reward"] = f"{row['reward']:.4f}"
     return "\n\n".join(f"{name}: {text[:WIDTH]}" for name, text in texts.items() if text is not None)
 
 
@@ -268,6 +270,10 @@ class TrackersCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.workers and logs:
             self._send("log", *_numbers(logs, state.global_step))
+            path = Path(args.output_dir, "samples", f"step-{state.global_step}.jsonl")
+            if "loss" in logs and path.is_file():
+                rows = read_predictions(path)[:SAMPLES]
+                self._send("texts", list(map(as_text, rows)), state.global_step, "train/samples")
 
     def on_evaluate(self, args, state, control, **kwargs):
         folder = Path(args.output_dir, "predictions")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from hf_recipes.errors import UserError, say
@@ -26,7 +27,6 @@ from hf_recipes.training.faults import (
     places_of,
     sequences,
 )
-from hf_recipes.training.reference import without_reference
 from hf_recipes.training.sampling import WholeEpochSampler
 
 STAGING = ".saving"
@@ -82,7 +82,7 @@ class RunMixin:
         self._signal = StopSignal()
         self._stop_agreed = False
         self._watchdog: Watchdog | None = None
-        self._order: WholeEpochSampler | None = None
+        self._order: Sampler | None = None
         self._doing = "the first batch"
         self._micro_batches: list[tuple[dict, torch.Tensor]] = []
         self._nonfinite_in_a_row = self._nonfinite_since_log = 0
@@ -179,15 +179,20 @@ class RunMixin:
         values = {"input_ids": row["input_ids"][:2], "labels": [-100] * len(row["labels"][:2])}
         return {key: values[key] if key in values else value[:1] for key, value in row.items()}
 
+    def in_order(self, dataset: Dataset, batch_size: int) -> tuple[Dataset, Sampler]:
+        """The rows that a sampler may name, and the sampler, which has a `set_epoch`."""
+        count, processes = len(dataset), self.accelerator.num_processes
+        inner = self._get_train_sampler(dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order = WholeEpochSampler(inner, processes, batch_size, count, seed)
+        if processes > 1:
+            filler = Dataset.from_list([self.filler_row(dataset[0])], features=dataset.features)
+            dataset = concatenate_datasets([dataset, filler])
+        return dataset, order
+
     def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
         if is_training and isinstance(dataset, Dataset):
-            count, processes = len(dataset), self.accelerator.num_processes
-            inner = self._get_train_sampler(dataset)
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            self._order = WholeEpochSampler(inner, processes, batch_size, count, seed)
-            if processes > 1:
-                filler = Dataset.from_list([self.filler_row(dataset[0])], features=dataset.features)
-                dataset = concatenate_datasets([dataset, filler])
+            dataset, self._order = self.in_order(dataset, batch_size)
 
             def sampler_fn(_):
                 return self._order
@@ -214,12 +219,16 @@ class RunMixin:
     # Steps
 
     def training_step(self, model, inputs, *args, **kwargs):
-        rows, length = inputs["input_ids"].shape
-        self.note_work(f"a training batch of {rows} × {length:,} tokens")
+        self.note_work(self.describe(inputs))
         self._new_tokens += self.tokens_in(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._micro_batches.append((inputs, loss))
         return loss
+
+    def describe(self, inputs: dict) -> str:
+        """A training batch, for the message of a run that runs out of memory in it."""
+        rows, length = inputs["input_ids"].shape
+        return f"a training batch of {rows} × {length:,} tokens"
 
     def tokens_in(self, inputs: dict) -> int:
         """The tokens of a batch, without padding."""
@@ -333,8 +342,7 @@ class RunMixin:
         # training_args.bin is a pickle of all arguments, the Hub token among them; run_config.yaml says the same.
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            with without_reference(self.accelerator.unwrap_model(self.model)):
-                super()._save(output_dir, state_dict)
+            super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)

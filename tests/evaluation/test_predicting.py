@@ -23,7 +23,7 @@ def test_what_is_left_is_computed_in_the_batches_of_a_whole_run(tokenizer, tmp_p
         for batch in batches:
             assert all(len(prompts[place]) > len(rows[keys[place]]["input"]) for place in batch)
             formed.append([keys[place] for place in batch])
-            yield batch, [Continuation(f" {keys[place]} ", 1, True) for place in batch]
+            yield batch, [Continuation(f" {keys[place]} ", 1, True, []) for place in batch]
 
     monkeypatch.setattr(predicting, "continue_batches", answer)
     monkeypatch.setattr(predicting, "WINDOW", 4)

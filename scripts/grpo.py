@@ -1,0 +1,37 @@
+"""Reinforcement learning: answers of the model's own are scored, and the better ones made likelier (GRPO, RLOO).
+
+python scripts/grpo.py --model_name_or_path MODEL --peft_path runs/sft --train_file prompts.jsonl \\
+    --reward_model runs/reward --rewards repetition=0.5 --output_dir runs/grpo
+"""
+
+from hf_recipes.arguments import GRPOArguments
+from hf_recipes.errors import UserError
+from hf_recipes.evaluation.rewards import Rewards
+from hf_recipes.parsing import run_script
+from hf_recipes.training.evaluation import build_evaluations
+from hf_recipes.training.rl import answer_figures, build_trainer, prepare_prompts
+from hf_recipes.training.run import GO_ON, Run
+
+
+def main() -> None:
+    run = Run(GRPOArguments)
+    if not run.evaluation.specs:
+        raise UserError("nothing says what an answer is worth: give --rewards (see the README) or --reward_model")
+    run.open_model(needs_template=False)
+    args, tokenizer = run.args, run.tokenizer
+
+    rewards = Rewards(run.evaluation, **run.source)
+    train, validation, ledgers, stop_ids = prepare_prompts(run.data, args, tokenizer, rewards, run.evaluates)
+    methods = build_evaluations(run.evaluation, args, run.data, run.config, tokenizer, validation, stop_ids, rewards)
+    if not run.plan(answer_figures(train, args)):
+        return
+    model = run.build_model()
+
+    run.enter(evaluates=bool(methods))
+    has_adapter = bool(run.model_args.peft_path)
+    trainer = build_trainer(model, args, train, tokenizer, rewards, stop_ids, methods, has_adapter)
+    run.train(trainer, ledgers)
+
+
+if __name__ == "__main__":
+    run_script(main, GO_ON)
