@@ -43,10 +43,22 @@ def chat_flags(model, folder) -> list:
     --save_steps 4 --per_device_eval_batch_size 2""".split()
 
 
-STAGES = {"scripts/sft.py": chat_flags, "scripts/pretrain.py": text_flags}
+def preference_flags(model, sample) -> list:
+    return f"""--model_name_or_path {model} --train_file {ROOT}/datasets/preference/{sample}.jsonl --report_to none
+    --logging_steps 1 --bf16 False --max_steps 12 --learning_rate 1e-2 --save_steps 4""".split()
 
 
-@pytest.fixture(scope="module", params=["scripts/sft.py", pytest.param("scripts/pretrain.py", marks=pytest.mark.slow)])
+STAGES = {
+    "scripts/sft.py": chat_flags,
+    "scripts/pretrain.py": text_flags,
+    "scripts/dpo.py": lambda model, folder: preference_flags(model, "reviews"),
+    "scripts/kto.py": lambda model, folder: preference_flags(model, "comments"),
+}
+
+
+@pytest.fixture(
+    scope="module", params=[name if "sft" in name else pytest.param(name, marks=pytest.mark.slow) for name in STAGES]
+)
 def script(request):
     return request.param
 
