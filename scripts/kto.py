@@ -6,7 +6,7 @@ python scripts/kto.py … --train_file comments.jsonl --label_column like_count 
 
 from hf_recipes.arguments import KTOArguments, UnpairedArguments
 from hf_recipes.parsing import run_script
-from hf_recipes.training.preference import answer_figures, build_answer_trainer, other_evaluations, prepare_answers
+from hf_recipes.training.preference import build_rated_trainer, other_evaluations, prepare_rated, rated_figures
 from hf_recipes.training.run import GO_ON, Run
 
 
@@ -15,14 +15,14 @@ def main() -> None:
     run.open_model()
     args, config, tokenizer = run.args, run.config, run.tokenizer
 
-    train, validation, ledgers = prepare_answers(run.data, args, tokenizer, evaluates=run.evaluates)
+    train, validation, ledgers = prepare_rated(run.data, args, tokenizer, evaluates=run.evaluates)
     methods = other_evaluations(run.evaluation, args, run.data, config, tokenizer)
-    if not run.plan(answer_figures(train, args), keeps_start=run.keeps_start):
+    if not run.plan(rated_figures(train, args), keeps_start=run.keeps_start):
         return
     model, reference = run.build_model(), run.build_reference()
 
     run.enter(evaluates=bool(validation or methods))
-    trainer = build_answer_trainer(
+    trainer = build_rated_trainer(
         model, args, train, validation, tokenizer, methods, reference=reference, goes_on=run.goes_on
     )
     run.train(trainer, ledgers)

@@ -5,10 +5,10 @@ from hf_recipes.arguments import DataArguments, DPOArguments, KTOArguments, Mode
 from hf_recipes.models.loading import load_tokenizer
 from hf_recipes.training.model import build_model
 from hf_recipes.training.preference import (
-    build_answer_trainer,
     build_pair_trainer,
-    prepare_answers,
+    build_rated_trainer,
     prepare_pairs,
+    prepare_rated,
 )
 from hf_recipes.training.reference import build_reference
 
@@ -42,5 +42,5 @@ def make_pairs(model_dir, tmp_path, rows=PAIRS, model=(), data=(), template=None
 
 def make_kto(model_dir, tmp_path, rows=ANSWERS, model=(), data=(), template=None, **settings):
     """KTO's trainer, training rows and ledger of a run on `rows`."""
-    stage = UnpairedArguments, KTOArguments, prepare_answers, build_answer_trainer
+    stage = UnpairedArguments, KTOArguments, prepare_rated, build_rated_trainer
     return _make(*stage, rows, model_dir, tmp_path, model, data, template, settings)

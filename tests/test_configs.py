@@ -12,11 +12,15 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_
 from conftest import ROOT, tiny_model
 from hf_recipes.arguments import (
     DataArguments,
+    DPOArguments,
+    GRPOArguments,
+    KTOArguments,
     ModelArguments,
     PretrainArguments,
     RewardArguments,
     SFTArguments,
     SourceArguments,
+    UnpairedArguments,
 )
 from hf_recipes.data.mixing import read_policy
 from hf_recipes.data.mixture_sizes import folder_sizes
@@ -38,15 +42,22 @@ def read_bnb(path):
     assert config.load_in_4bit is (path.stem == "bnb_nf4") and config.load_in_8bit is not config.load_in_4bit
 
 
+STAGES = {"reward": RewardArguments, "dpo": DPOArguments, "kto": KTOArguments, "grpo": GRPOArguments}
+
+
 def read_recipe(path):
     flags = ["--config", str(path), "--output_dir", "O", "--report_to", "none"]
+    named = []
     if path.stem.startswith("pretrain"):
         kinds = [PretrainModelArguments, SourceArguments, PretrainArguments, EvaluationArguments]
         _, data, *_ = Parser(kinds).parse([*flags, "--tokenizer_name", "M"])
     else:
-        stage = RewardArguments if path.stem.startswith("reward") else SFTArguments
-        _, data, _ = Parser([ModelArguments, DataArguments, stage]).parse([*flags, "--model_name_or_path", "M"])
-    files = [*data.train_file, *data.validation_file]
+        stage = STAGES.get(path.stem.partition("_")[0], SFTArguments)
+        kinds = [ModelArguments, UnpairedArguments if stage is KTOArguments else DataArguments, stage]
+        flags += ["--model_name_or_path", "M", "--reward_model", "R"]  # of demos, those that make names
+        *_, data, _, evaluation = Parser([*kinds, EvaluationArguments]).parse(flags)
+        named = evaluation.named_files().values()
+    files = [*data.train_file, *(data.validation_file or ()), *named]
     assert all((ROOT / name).exists() for name in files if not name.startswith(("runs/", ".cache/")))
 
 

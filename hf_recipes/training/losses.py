@@ -128,7 +128,7 @@ def _divergence(ratios: torch.Tensor, args: "DPOArguments") -> torch.Tensor:
 
 
 @dataclass
-class Answers(_Rows):
+class Rated(_Rows):
     """Of N rows, each (N,): log-probabilities of the answer in nats, of the policy and of the reference; 1 where it is
     a good one and 0 where not; and the policy's log-probability of another row's answer less the reference's."""
 
@@ -152,8 +152,8 @@ class Answers(_Rows):
         }
 
 
-def answer_losses(answers: Answers, divergence: torch.Tensor | float, args: "KTOArguments") -> torch.Tensor:
+def rated_losses(rated: Rated, divergence: torch.Tensor | float, args: "KTOArguments") -> torch.Tensor:
     """KTO's loss for each row (arXiv 2402.01306, equation 7), or that of APO-zero, which has no divergence; (N,)."""
-    ahead = args.beta * (answers.policy - answers.reference - (divergence if args.loss_type == "kto" else 0.0))
+    ahead = args.beta * (rated.policy - rated.reference - (divergence if args.loss_type == "kto" else 0.0))
     good = args.desirable_weight * (1 - ahead.sigmoid())
-    return torch.where(answers.is_good > 0, good, args.undesirable_weight * ahead.sigmoid())
+    return torch.where(rated.is_good > 0, good, args.undesirable_weight * ahead.sigmoid())

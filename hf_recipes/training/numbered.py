@@ -59,7 +59,7 @@ class PairCollator:
         return batch | {name: torch.tensor([example[name] for example in examples]) for name in ("row", *before)}
 
 
-class AnswerCollator:
+class RatedCollator:
     """Single answers as a batch.
 
     Returns:

@@ -19,8 +19,8 @@ from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.suite import EvaluationArguments
 from hf_recipes.training.estimate import Batch
 from hf_recipes.training.evaluation import add_callbacks, build_evaluations
-from hf_recipes.training.losses import Answers, Pairs, answer_losses, pair_losses
-from hf_recipes.training.numbered import FILLER, MIXED, AnswerCollator, PairCollator, side_lengths
+from hf_recipes.training.losses import Pairs, Rated, pair_losses, rated_losses
+from hf_recipes.training.numbered import FILLER, MIXED, PairCollator, RatedCollator, side_lengths
 from hf_recipes.training.plan import Figures, labelled_positions, row_lengths
 from hf_recipes.training.referred import Referred
 from hf_recipes.training.rows import prepare_rows
@@ -70,7 +70,7 @@ class PairTrainer(Referred, DPOTrainer):
         return pair_losses(rows, self.args)
 
 
-class AnswerTrainer(Referred, KTOTrainer):
+class RatedTrainer(Referred, KTOTrainer):
     """TRL's `KTOTrainer` on single answers that are already ids and labels.
 
     The loss of an update is the mean over all its rows. Its KL divergence, from which the loss takes what an answer is
@@ -78,9 +78,10 @@ class AnswerTrainer(Referred, KTOTrainer):
     batch by itself.
     """
 
-    rows = Answers
+    rows = Rated
     columns = ("input_ids", "labels", "prompt_length", f"{MIXED}input_ids", f"{MIXED}labels", f"{MIXED}prompt_length")
     columns += ("label", "ref_logps", f"ref_{MIXED}logps")
+    _divergence: torch.Tensor | float = 0.0  # of the update
 
     def compute_ref_log_probs(self, model, inputs):
         mixed = self.reference_log_probs(inputs, MIXED, model) if self.calculate_KL else None
@@ -109,14 +110,11 @@ class AnswerTrainer(Referred, KTOTrainer):
         evaluated = self.calculate_KL and not self.model.training
         mismatched = self._mismatched(inputs) if evaluated else torch.zeros_like(reference)
         policy, outputs = self.policy_log_probs(model, inputs)
-        answers = Answers(policy, reference, inputs["label"], mismatched)
-        return self.finish_loss(answers, inputs, outputs, num_items_in_batch)
-
-    def _divergence_of(self, rows: Answers) -> torch.Tensor:
-        return self._divergence if self.model.training and self.calculate_KL else rows.divergence()
+        rated = Rated(policy, reference, inputs["label"], mismatched)
+        return self.finish_loss(rated, inputs, outputs, num_items_in_batch)
 
     def losses(self, rows):
-        return answer_losses(rows, self._divergence_of(rows), self.args)
+        return rated_losses(rows, self._divergence if self.model.training else rows.divergence(), self.args)
 
     def also_noted(self, rows):
         return {"kl": self._divergence.expand(len(rows))} if self.calculate_KL else {}
@@ -145,7 +143,7 @@ def prepare_pairs(
     return prepare_rows(data, args, lambda name: encoder, form="preference", evaluates=evaluates)
 
 
-def prepare_answers(
+def prepare_rated(
     data: DataArguments, args: KTOArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
 ) -> Prepared:
     """Single answers as `input_ids`, `labels`, `prompt_length`, `label` and `place`; see `prepare_rows`.
@@ -202,7 +200,7 @@ def pair_figures(train: Dataset, args: DPOArguments) -> Figures:
     return Figures(len(train), int(lengths.sum()), learned, longest, batch, **flags)
 
 
-def answer_figures(train: Dataset, args: KTOArguments) -> Figures:
+def rated_figures(train: Dataset, args: KTOArguments) -> Figures:
     """The figures of tokenized single answers."""
     lengths, learned = row_lengths(train)
     size = min(args.per_device_train_batch_size, len(train))
@@ -216,7 +214,7 @@ def _pair_rows(rows: Dataset) -> Dataset:
     return rows.remove_columns(["fate", "place"]).add_column("row", list(range(len(rows))))
 
 
-def _answer_rows(rows: Dataset, order: np.ndarray, mixes: bool) -> Dataset:
+def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool) -> Dataset:
     """`rows` in this order, and where it `mixes`, each with the row before it, whose answer its prompt gets too.
 
     So the answers of a batch are, but for one, those that its prompts get, whatever the number of processes.
@@ -273,7 +271,7 @@ def build_pair_trainer(
     return trainer
 
 
-def build_answer_trainer(
+def build_rated_trainer(
     model: PreTrainedModel,
     args: KTOArguments,
     train: Dataset,
@@ -283,17 +281,17 @@ def build_answer_trainer(
     *,
     reference: PreTrainedModel | None = None,
     goes_on: bool = False,
-) -> AnswerTrainer:
+) -> RatedTrainer:
     """KTO's trainer, as `build_pair_trainer`; the training rows are shuffled once."""
     _check_model(model, args)
-    collator = AnswerCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
+    collator = RatedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
     args.max_length = None
     mixes = args.loss_type != "apo_zero_unpaired"
     seed = args.seed if args.data_seed is None else args.data_seed
     order = np.random.default_rng(seed).permutation(len(train))
-    rows = _answer_rows(train, order, mixes)
-    held_out = None if validation is None else _answer_rows(validation, np.arange(len(validation)), mixes)
-    trainer = AnswerTrainer(
+    rows = _rated_rows(train, order, mixes)
+    held_out = None if validation is None else _rated_rows(validation, np.arange(len(validation)), mixes)
+    trainer = RatedTrainer(
         model=model,
         ref_model=reference,
         args=args,

@@ -47,11 +47,12 @@ def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:
     """Settle the adapter `REFERENCE` once a trainer of TRL was made, which gives one to every model with an adapter.
 
     Args:
-        goes_on: the adapter was trained before; else the copy is deleted, unless the adapter's first weights (PiSSA,
-            OLoRA, …) change what the model says.
+        goes_on: the adapter was trained before; then its copy stays, and `save_pretrained` leaves it out. Else it is
+            deleted, unless the adapter's first weights (PiSSA, OLoRA, …) change what the model says.
     """
     if REFERENCE not in getattr(model, "peft_config", {}):
         return
+    adapters = [name for name in model.peft_config if name != REFERENCE]
     weights = dict(model.named_parameters())
     if not goes_on and not any(_ZERO_AT_FIRST.search(name) and weight.any() for name, weight in weights.items()):
         model.delete_adapter(REFERENCE)
@@ -61,6 +62,7 @@ def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:
         if twin is not None:  # TRL's copy leaves out those of embeddings, and is in float32
             twin.data = weight.data.clone()
             twin.requires_grad_(False)
+    model.save_pretrained = partial(model.save_pretrained, selected_adapters=adapters)
 
 
 @contextmanager
@@ -76,17 +78,3 @@ def as_reference(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.set_adapter(policy)
-
-
-@contextmanager
-def without_reference(model: torch.nn.Module) -> Iterator[None]:
-    """While this lasts, `save_pretrained` leaves the adapter `REFERENCE` out."""
-    if REFERENCE not in getattr(model, "peft_config", {}):
-        yield
-        return
-    adapters = [name for name in model.peft_config if name != REFERENCE]
-    model.save_pretrained = partial(model.save_pretrained, selected_adapters=adapters)
-    try:
-        yield
-    finally:
-        del model.save_pretrained

@@ -10,7 +10,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from hf_recipes.data.tokenize import IGNORED
 from hf_recipes.evaluation.scoring import supervised_losses
-from hf_recipes.training.losses import Answers, Pairs
+from hf_recipes.training.losses import Pairs, Rated
 from hf_recipes.training.numbered import FILLER, NumberedRows
 from hf_recipes.training.reference import as_reference, settle_reference
 
@@ -25,7 +25,7 @@ class Referred(NumberedRows):
         goes_on: the model's adapter was trained before; see `settle_reference`.
     """
 
-    rows: type[Pairs] | type[Answers]
+    rows: type[Pairs] | type[Rated]
 
     def __init__(self, *args, goes_on: bool = False, **kwargs):
         self._goes_on = goes_on

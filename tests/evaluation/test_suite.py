@@ -19,7 +19,8 @@ FORMS = {
 
 
 def build(tokenizer, files, methods=None, **settings):
-    arguments = EvaluationArguments(methods, [f"{name}={path}" for name, path in files.items()], **settings)
+    named = [f"{name}={path}" for name, path in files.items()]
+    arguments = EvaluationArguments(eval_methods=methods, eval_files=named, **settings)
     return build_methods(arguments, tokenizer, decoding=Decoding(max_new_tokens=4), max_length=4096)
 
 

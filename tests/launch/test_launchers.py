@@ -43,9 +43,9 @@ def chat_flags(model, folder) -> list:
     --save_steps 4 --per_device_eval_batch_size 2""".split()
 
 
-def pair_flags(model, folder) -> list:
-    return f"""--model_name_or_path {model} --train_file {ROOT}/datasets/preference/reviews.jsonl --report_to none
-    --logging_steps 1 --bf16 False --max_steps 12 --learning_rate 1e-3 --save_steps 4""".split()
+def preference_flags(model, sample, rate) -> list:
+    return f"""--model_name_or_path {model} --train_file {ROOT}/datasets/preference/{sample}.jsonl --report_to none
+    --logging_steps 1 --bf16 False --max_steps 12 --learning_rate {rate} --save_steps 4""".split()
 
 
 def reward_flags(model, folder) -> list:
@@ -59,8 +59,9 @@ def reward_flags(model, folder) -> list:
 STAGES = {
     "scripts/sft.py": chat_flags,
     "scripts/pretrain.py": text_flags,
-    "scripts/reward.py": pair_flags,
-    "scripts/dpo.py": pair_flags,
+    "scripts/reward.py": lambda model, folder: preference_flags(model, "reviews", 1e-3),
+    "scripts/dpo.py": lambda model, folder: preference_flags(model, "reviews", 1e-2),
+    "scripts/kto.py": lambda model, folder: preference_flags(model, "comments", 1e-2),
     "scripts/grpo.py": reward_flags,
 }
 SLOW = [pytest.param(script, marks=pytest.mark.slow) for script in STAGES if script != "scripts/sft.py"]

@@ -102,8 +102,9 @@ def test_what_cannot_be_used_is_named(run, script, stage, model_dir, tmp_path):
     code, _, err = run("--train_file", write_jsonl(tmp_path / "bad.jsonl", missing))
     column = "rejected" if stage == "dpo" else "completion"
     assert code == 1 and f"bad.jsonl:2: no '{column}'" in err and "Traceback" not in err
-    code, _, err = run("--loss_type", "sigmod" if stage == "dpo" else "kta")
-    assert code == 1 and "no such loss (did you mean" in err and "Traceback" not in err
+    code, _, err = run("--loss_type", "kta")
+    expected = "no such loss; there are sigmoid, " if stage == "dpo" else "invalid choice: 'kta' (choose from 'kto', "
+    assert code == 1 and f"--loss_type{' kta' * (stage == 'dpo')}: {expected}" in err and "Traceback" not in err
     code, _, err = run("--eval_methods", "rouge")
     assert code == 1 and "--eval_methods without --eval_files name=path" in err
     other = write_jsonl(tmp_path / "sft.jsonl", [{"prompt": "一", "response": "二"}] * 3)
@@ -112,7 +113,7 @@ def test_what_cannot_be_used_is_named(run, script, stage, model_dir, tmp_path):
     assert code == 1 and expected in err
     rows = write_jsonl(tmp_path / "text.jsonl", [{"messages": conversation("一", "二"), "label": True}] * 3)
     code, _, err = script(
-        "reward.py", "--model_name_or_path", model_dir, "--train_file", rows, "--output_dir", tmp_path
+        "reward.py", "--model_name_or_path", model_dir, "--train_file", rows, "--output_dir", tmp_path / "run"
     )
     assert code == 1 and "its schema is unpaired" in err
 

@@ -7,7 +7,7 @@ import torch
 from trl import DPOTrainer, KTOTrainer
 
 from hf_recipes.arguments import PAIR_LOSSES, UNPAIRED_LOSSES, DPOArguments, KTOArguments
-from hf_recipes.training.losses import Answers, Pairs, answer_losses, pair_losses
+from hf_recipes.training.losses import Pairs, Rated, pair_losses, rated_losses
 from preference_runs import make_kto, make_pairs
 
 SETTINGS = {"exo_pair": {"label_smoothing": 0.1}, "robust": {"label_smoothing": 0.2}, "aot": {"label_smoothing": 0.1}}
@@ -41,17 +41,17 @@ def test_sigmoid_by_hand(tmp_path):
 
 
 def test_kto_by_hand(tmp_path):
-    answers = Answers(*torch.tensor([[-3.0, -3.0], [-5.0, -4.0], [1.0, 0.0], [0.5, 1.5]]))
+    answers = Rated(*torch.tensor([[-3.0, -3.0], [-5.0, -4.0], [1.0, 0.0], [0.5, 1.5]]))
     args = KTOArguments(output_dir=str(tmp_path), report_to="none", beta=0.5, undesirable_weight=3.0)
     kl = answers.divergence()
     assert kl.item() == 1.0
     expected = [1 - 1 / (1 + math.exp(-0.5 * (2 - 1))), 3 / (1 + math.exp(-0.5 * (1 - 1)))]
-    assert answer_losses(answers, kl, args).tolist() == pytest.approx(expected)
-    below = Answers(*torch.tensor([[0.0], [0.0], [1.0], [-2.0]]))
+    assert rated_losses(answers, kl, args).tolist() == pytest.approx(expected)
+    below = Rated(*torch.tensor([[0.0], [0.0], [1.0], [-2.0]]))
     assert below.divergence().item() == 0
     free = KTOArguments(output_dir=str(tmp_path), report_to="none", beta=0.5, loss_type="apo_zero_unpaired")
     expected = [1 - 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-0.5))]
-    assert answer_losses(answers, kl, free).tolist() == pytest.approx(expected)
+    assert rated_losses(answers, kl, free).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("settings", CASES, ids=lambda case: "-".join(map(str, case.values())))

@@ -10,8 +10,8 @@ from conftest import conversation
 from hf_recipes.arguments import DPOArguments, KTOArguments, UnpairedArguments
 from hf_recipes.data.tokenize import ChatEncoder
 from hf_recipes.errors import UserError
-from hf_recipes.training.losses import answer_losses, pair_losses
-from hf_recipes.training.numbered import FILLER, AnswerCollator, PairCollator
+from hf_recipes.training.losses import pair_losses, rated_losses
+from hf_recipes.training.numbered import FILLER, PairCollator, RatedCollator
 from preference_runs import ANSWERS, PAIRS, make_kto, make_pairs
 
 MAKE = {"dpo": make_pairs, "kto": make_kto}
@@ -52,7 +52,7 @@ def test_a_batch_of_single_answers_has_their_prompts_with_other_answers():
         {**row, **{f"KL_{key}": value for key, value in rows[number - 1].items()}, "row": number, "label": number == 0}
         for number, row in enumerate(rows)
     ]
-    batch = AnswerCollator(0, max_length=4)(rows)
+    batch = RatedCollator(0, max_length=4)(rows)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 0], [4, 5, 6, 7]]
     assert batch["completion_mask"].tolist() == [[0, 0, 1, 0], [0, 1, 1, 0]]
     assert batch["KL_input_ids"].tolist() == [[1, 2, 5, 6], [4, 3, 0, 0]]  # 7 is beyond four tokens
@@ -125,7 +125,7 @@ def test_what_is_logged_and_evaluated_are_means_over_all_rows(model_dir, tmp_pat
     if stage == "dpo":
         expected = pair_losses(whole, trainer.args).mean()
     else:
-        expected = answer_losses(whole, whole.mismatched.mean().clamp(min=0), trainer.args).mean()
+        expected = rated_losses(whole, whole.mismatched.mean().clamp(min=0), trainer.args).mean()
     assert found[2]["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
     margins = whole.rewards(0.1)
     margin = margins["rewards/chosen"].mean() - margins["rewards/rejected"].mean()
