@@ -102,7 +102,7 @@ class RewardedMixin(RunMixin):
         settle_reference(self.model, goes_on)
         if reference is not None:
             args.beta = self.beta = beta
-            add_fused_lm_head(reference)
+            add_fused_lm_head(reference, temperature=self.temperature)
             prepare = prepare_deepspeed if self.is_deepspeed_enabled else _prepared
             self.ref_model = prepare(reference, self.accelerator)
 

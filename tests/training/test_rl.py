@@ -35,7 +35,7 @@ def prompts(tokenizer, tmp_path):
     return read_prompts(reader)[0]
 
 
-def made(tokenizer, prompts, folder, model=None, has_adapter=False, **settings):
+def made(tokenizer, prompts, folder, model=None, has_adapter=False, reference=None, **settings):
     defaults = {"num_generations": 4, "max_completion_length": 8, "learning_rate": 1e-2, "logging_steps": 1}
     defaults |= {"report_to": "none", "bf16": False, "max_steps": 2, "save_strategy": "no", "max_source_length": 64}
     args = GRPOArguments(output_dir=str(folder), **{**defaults, **settings})
@@ -43,7 +43,7 @@ def made(tokenizer, prompts, folder, model=None, has_adapter=False, **settings):
         torch.manual_seed(0)
         model = attach_lora(tiny_model(len(tokenizer)), read_lora_config(LORA), LORA, [])
     rewards = Rewards(RewardArguments(["chinese", "length:2-4=0.5"]))
-    return build_trainer(model, args, prompts, tokenizer, rewards, goes_on=has_adapter)
+    return build_trainer(model, args, prompts, tokenizer, rewards, reference=reference, goes_on=has_adapter)
 
 
 def logged(trainer, key):
@@ -76,6 +76,16 @@ def test_a_new_adapter_is_compared_with_the_model_without_it(tokenizer, prompts,
     trainer.train()
     kl = logged(trainer, "kl")
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-6
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_model_without_an_adapter_is_compared_with_its_twin(tokenizer, prompts, tmp_path, algorithm):
+    models = [tiny_model(len(tokenizer)) for _ in range(2)]
+    how = {"per_device_train_batch_size": 8, "beta": 0.5, "temperature": 0.6, "algorithm": algorithm}
+    trainer = made(tokenizer, prompts, tmp_path, models[0], reference=models[1].requires_grad_(False), **how)
+    trainer.train()
+    kl = logged(trainer, "kl")
+    assert kl[0] == pytest.approx(0, abs=1e-6) and abs(kl[1]) > 1e-6
 
 
 def test_a_trained_adapter_is_compared_with_itself_at_the_start(tokenizer, prompts, tmp_path):
