@@ -27,6 +27,7 @@ def write(path, content):
 
 @pytest.mark.parametrize(
     ("name", "content"),
+    # The processes that test must all collect the same ids, of which the contents are part: so without a time.
     [
         ("lines.json", LINES),
         ("lines.jsonl", LINES),
@@ -36,8 +37,8 @@ def write(path, content):
         ("pretty.json", json.dumps(ROWS, ensure_ascii=False, indent=2)),
         ("gb_array.json", json.dumps(ROWS, ensure_ascii=False, indent=1).encode("gb18030")),
         ("objects.json", "\n".join(json.dumps(row, indent=1) for row in ROWS)),
-        ("lines.jsonl.gz", gzip.compress(LINES.encode())),
-        ("gb.jsonl.gz", gzip.compress(LINES.encode("gb18030"))),
+        ("lines.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
+        ("gb.jsonl.gz", gzip.compress(LINES.encode("gb18030"), mtime=0)),
         ("gb.jsonl.zst", zstandard.compress(LINES.encode("gb18030"))),
         ("lines.jsonl.zst", zstandard.compress(LINES.encode())),
         ("frames.jsonl.zst", b"".join(zstandard.compress(part.encode()) for part in LINES.splitlines(True))),
@@ -123,7 +124,7 @@ def test_a_broken_line_is_one_problem_with_its_place(tmp_path, line, problem):
         ("bad.json", b'[\n{"a": 1},\n{"a" 2},\n{"a": 3}]', r"bad.json:3: broken JSON"),
         ("comma.json", b'[{"a": 1},\n{"a": 2}\n{"a": 3}]', r"comma.json:3: broken JSON \(expected one comma"),
         ("commas.json", b'[{"a": 1},\n,{"a": 2}]', r"commas.json:2: broken JSON \(expected one comma"),
-        ("utf16.txt.gz", gzip.compress("你好".encode("utf-16")), "UTF-16"),
+        ("utf16.txt.gz", gzip.compress("你好".encode("utf-16"), mtime=0), "UTF-16"),
         ("utf16.txt", "你好".encode("utf-16"), "UTF-16"),
         ("neither.txt", bytes(range(128, 256)) * 20, "neither UTF-8 nor GB18030"),
         ("twice.csv", b"a,a\n1,2\n", "repeated column"),

@@ -44,6 +44,8 @@ def start(forks, stage, settings):
 def test_a_run_leaves_the_whole_folder_and_can_be_repeated(run, stage, tmp_path):
     flags = ["--eval_files", f"pairs={SAMPLES}/train.jsonl", "--eval_methods", "pair_accuracy", "rouge"]
     flags += ["--validation_split_percentage", "20", "--max_steps", "4", "--eval_steps", "2", "--eval_on_start"]
+    if stage == "dpo":
+        flags += ["--train_sampling_strategy", "group_by_length"]
     code, out, err = run(*flags, "--max_new_tokens", 4)
     assert code == 0, err
     folder = tmp_path / "run"

@@ -39,6 +39,7 @@ def settings(model_dir):
 
 def test_a_run_leaves_the_whole_folder_and_can_be_repeated(reward, model_dir, tmp_path):
     files = ["--eval_files", f"more={ROOT}/datasets/preference/train.jsonl", "--save_scores", "true"]
+    files += ["--train_sampling_strategy", "group_by_length"]
     code, out, err = reward(
         "--validation_split_percentage", "20", "--max_steps", "4", "--eval_steps", "2", "--eval_on_start", *files
     )
