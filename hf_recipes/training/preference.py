@@ -210,10 +210,8 @@ def rated_figures(train: Dataset, args: KTOArguments) -> Figures:
     return Figures(len(train), int(lengths.sum()), int(learned.sum()), longest, batch, lengthen="--max_length")
 
 
-def _pair_rows(rows: Dataset, length: str) -> Dataset:
-    """`rows` with their numbers, and in the column `length` what batches of alike rows are made by."""
-    numbered = rows.remove_columns(["fate", "place"]).add_column("row", list(range(len(rows))))
-    return numbered.add_column(length, side_lengths(rows).max(0).tolist())
+def _pair_rows(rows: Dataset) -> Dataset:
+    return rows.remove_columns(["fate", "place"]).add_column("row", list(range(len(rows))))
 
 
 def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool) -> Dataset:
@@ -257,13 +255,13 @@ def build_pair_trainer(
     """
     _check_model(model, args)
     args.max_length = None  # every pair is within the budget already
-    length = args.length_column_name
+    rows = _pair_rows(train)
     trainer = PairTrainer(
         model=model,
         ref_model=reference,
         args=args,
-        train_dataset=_pair_rows(train, length),
-        eval_dataset=_pair_rows(validation, length) if validation is not None else {} if methods else None,
+        train_dataset=rows.add_column(args.length_column_name, side_lengths(train).max(0).tolist()),
+        eval_dataset=_pair_rows(validation) if validation is not None else {} if methods else None,
         processing_class=tokenizer,
         data_collator=PairCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
         goes_on=goes_on,

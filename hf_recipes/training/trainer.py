@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainerCallback
 
 from hf_recipes.errors import UserError, say
@@ -189,6 +189,10 @@ class RunMixin:
             filler = Dataset.from_list([self.filler_row(dataset[0])], features=dataset.features)
             dataset = concatenate_datasets([dataset, filler])
         return dataset, order
+
+    def _get_eval_sampler(self, eval_dataset):
+        """The order of the file, whatever that of the training is."""
+        return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None
 
     def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
         if is_training and isinstance(dataset, Dataset):

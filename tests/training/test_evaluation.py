@@ -41,9 +41,11 @@ def after(output) -> dict:
 def test_every_method_leaves_its_metrics_and_records(evaluated):
     found = after(evaluated)
     assert found.keys() >= {"loss", "rougeL", "accuracy", "macro_f1", "chrf", "distinct1", "length_ratio", "finished"}
-    assert found.keys() >= {"exam_accuracy", "exam_accuracy_low", "exam_share_A", "pairs_accuracy", "open_finished"}
+    assert found.keys() >= {"exam_accuracy", "exam_accuracy_low", "exam_share_A", "open_finished"}
+    assert found.keys() >= {"pairs_pair_accuracy_accuracy", "pairs_answers_rougeL"}
     assert found.keys() >= {"wiki_nll_loss", "wiki_nll_perplexity", "wiki_nll_bits_per_character"}
-    counts = {"exam": 60, "open": 15, "pairs": 81, "wiki_nll": 30, "wiki_answers": 30, "": 8}
+    counts = {"exam": 60, "open": 15, "wiki_nll": 30, "wiki_answers": 30, "": 8}
+    counts |= {"pairs_pair_accuracy": 81, "pairs_answers": 81}
     for step in (0, 3, 4):
         for name, count in counts.items():
             path = evaluated / "predictions" / name / f"step-{step}.jsonl"
