@@ -214,8 +214,8 @@ def _pair_rows(rows: Dataset) -> Dataset:
     return rows.remove_columns(["fate", "place"]).add_column("row", list(range(len(rows))))
 
 
-def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool) -> Dataset:
-    """`rows` in this order, and where it `mixes`, each with the row before it, whose answer its prompt gets too.
+def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool, length: str) -> Dataset:
+    """As `_pair_rows`, in this order, and where it `mixes`, each with the row before it, whose answer its prompt gets.
 
     So the answers of a batch are, but for one, those that its prompts get, whatever the number of processes.
     """
@@ -223,7 +223,8 @@ def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool) -> Dataset:
     if mixes:
         before = rows.select(np.roll(order, 1)).select_columns(["input_ids", "labels", "prompt_length"])
         found.append(before.rename_columns({name: MIXED + name for name in before.column_names}))
-    return concatenate_datasets(found, axis=1).add_column("row", order.tolist())
+    numbered = concatenate_datasets(found, axis=1).add_column("row", order.tolist())
+    return numbered.add_column(length, row_lengths(numbered)[0].tolist())
 
 
 def _check_model(model: PreTrainedModel, args: DPOArguments | KTOArguments) -> None:
@@ -286,16 +287,15 @@ def build_rated_trainer(
     _check_model(model, args)
     collator = RatedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
     args.max_length = None
-    mixes = args.loss_type != "apo_zero_unpaired"
+    how = {"mixes": args.loss_type != "apo_zero_unpaired", "length": args.length_column_name}
     seed = args.seed if args.data_seed is None else args.data_seed
     order = np.random.default_rng(seed).permutation(len(train))
-    rows = _rated_rows(train, order, mixes)
-    held_out = None if validation is None else _rated_rows(validation, np.arange(len(validation)), mixes)
+    held_out = None if validation is None else _rated_rows(validation, np.arange(len(validation)), **how)
     trainer = RatedTrainer(
         model=model,
         ref_model=reference,
         args=args,
-        train_dataset=rows.add_column(args.length_column_name, row_lengths(rows)[0].tolist()),
+        train_dataset=_rated_rows(train, order, **how),
         eval_dataset=held_out if held_out is not None else {} if methods else None,
         processing_class=tokenizer,
         data_collator=collator,

@@ -133,6 +133,20 @@ def test_what_is_logged_and_evaluated_are_means_over_all_rows(model_dir, tmp_pat
 
 
 @pytest.mark.parametrize("stage", MAKE)
+def test_rows_of_alike_lengths(model_dir, tmp_path, stage):
+    settings = {"train_sampling_strategy": "group_by_length", "eval_strategy": "epoch", "num_train_epochs": 1}
+    settings |= {"loss_type": "apo_zero_unpaired"} if stage == "kto" else {}
+    data = {"validation_split_percentage": 25}
+    trainer, train, _ = MAKE[stage](model_dir, tmp_path, data=data, per_device_train_batch_size=3, **settings)
+    batches = list(trainer.get_train_dataloader())
+    assert (
+        sorted(row for batch in batches for row in batch["row"].tolist()) == list(range(len(train))) == list(range(9))
+    )
+    trainer.train()
+    assert any("eval_loss" in entry for entry in trainer.state.log_history)
+
+
+@pytest.mark.parametrize("stage", MAKE)
 def test_the_adapter_is_trained_and_nothing_else(model_dir, tmp_path, stage):
     trainer, _, _ = MAKE[stage](model_dir, tmp_path, max_steps=2)
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
