@@ -49,7 +49,7 @@ runs/demo-reward/metrics.json:
 	@$(MAKE) demo-reward
 
 # A model that writes reviews of both kinds: where the next two begin.
-runs/demo-reviews/metrics.json: $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
+runs/demo-reviews/metrics.json: | $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 	$(BIN)/python scripts/sft.py --config configs/recipes/reviews_demo.yaml \
 		--model_name_or_path $(MODEL) --overwrite_output_dir
 
@@ -78,6 +78,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
 	$(BIN)/python tests/benchmarks/tokenize_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
 	$(BIN)/python tests/benchmarks/corpus_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
+	$(BIN)/python tests/benchmarks/import_speed.py
 	$(BIN)/python tests/benchmarks/train_speed.py
 	$(BIN)/python tests/benchmarks/pretrain_speed.py
 	$(BIN)/python tests/benchmarks/resume_speed.py

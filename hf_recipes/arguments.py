@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import GRPOConfig, RewardConfig, RLOOConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.schemas import SCHEMAS
@@ -18,13 +18,16 @@ from hf_recipes.parsing import nearest
 from hf_recipes.processes import be_one_process, meet_anew, mind_unfinished_builds
 
 __all__ = [
+    "DPOArguments",
     "DataArguments",
     "GRPOArguments",
+    "KTOArguments",
     "ModelArguments",
     "PretrainArguments",
     "RewardArguments",
     "SFTArguments",
     "SourceArguments",
+    "UnpairedArguments",
 ]
 
 
@@ -78,6 +81,22 @@ class DataArguments(SourceArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: expected at least 1")
+
+
+@dataclass
+class UnpairedArguments(DataArguments):
+    """Which of the answers are good ones."""
+
+    label_column: str = _help("Column that says it: true or false, or with label_threshold a number.", "label")
+    label_threshold: float | None = _help("From this number on an answer is good.")
+    label_low: float | None = _help("Below this number it is bad, and up to label_threshold left out; by default that.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_low is not None and self.label_threshold is None:
+            raise ValueError("--label_low has no effect without --label_threshold")
+        if self.label_low is not None and self.label_low > self.label_threshold:
+            raise ValueError(f"--label_low {self.label_low:g}: expected at most --label_threshold")
 
 
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
@@ -186,11 +205,12 @@ class RunArguments:
             _ready_deepspeed(self)
 
 
-def _refuse_replaced(args: "RunArguments", config: type) -> None:
+def _refuse_replaced(args: "RunArguments", config: type, **instead: str) -> None:
     defaults = {f.name: f.default for f in fields(config)}
-    for name in REPLACED.keys() & defaults.keys():
+    replaced = REPLACED | instead
+    for name in replaced.keys() & defaults.keys():
         if getattr(args, name) != defaults[name]:
-            raise ValueError(f"--{name} has no effect here; use {REPLACED[name]}")
+            raise ValueError(f"--{name} has no effect here; use {replaced[name]}")
 
 
 @dataclass
@@ -238,6 +258,88 @@ class RewardArguments(RunArguments, RewardConfig):
         super().__post_init__()
 
 
+# Losses of DPO of the difference between the sides' scores, which any divergence can make, and all of TRL's.
+DIFFERENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+SORTING_LOSSES = ("aot", "aot_unpaired")
+PAIR_LOSSES = (*DIFFERENCE_LOSSES, "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", *SORTING_LOSSES)
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+SYNCED = "--sync_ref_model: a run that is resumed could not know the reference as it was; leave it out"
+UNPAIRED_LOSSES = ("kto", "apo_zero_unpaired")
+
+
+def _check_reference(args: "DPOArguments | KTOArguments", losses: tuple[str, ...], config: type) -> None:
+    _refuse_replaced(args, config, truncation_mode="--max_length")
+    if args.max_length is not None and args.max_length < 1:
+        raise ValueError(f"--max_length {args.max_length}: expected at least 1")
+    if not args.beta > 0:
+        raise ValueError(f"--beta {args.beta:g}: expected more than 0")
+    for name in [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type:
+        if name not in losses:
+            raise ValueError(f"--loss_type {name}: no such loss{nearest(name, losses)}; there are {', '.join(losses)}")
+    if args.sync_ref_model:
+        raise ValueError(SYNCED)
+
+
+@dataclass
+class DPOArguments(RunArguments, DPOConfig):
+    """TRL's `DPOConfig`, with what it would refuse after loading named before."""
+
+    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: int | None = _help("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
+
+    def __post_init__(self):
+        _check_reference(self, PAIR_LOSSES, DPOConfig)
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(f"--loss_weights: {len(self.loss_weights)} of them for {len(self.loss_type)} --loss_type")
+        if self.f_divergence_type not in DIVERGENCES:
+            known = nearest(self.f_divergence_type, DIVERGENCES)
+            raise ValueError(f"--f_divergence_type {self.f_divergence_type}: no such divergence{known}")
+        others = [name for name in self.loss_type if name not in DIFFERENCE_LOSSES]
+        if others and self.f_divergence_type != "reverse_kl":
+            raise ValueError(
+                f"--f_divergence_type {self.f_divergence_type} goes with {', '.join(DIFFERENCE_LOSSES)}, not with "
+                f"--loss_type {others[0]}"
+            )
+        if self.use_weighting and (sorts := [name for name in self.loss_type if name in SORTING_LOSSES]):
+            raise ValueError(f"--use_weighting does not go with --loss_type {sorts[0]}, which sorts the pairs")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"--label_smoothing {self.label_smoothing:g}: expected 0 to below 0.5")
+        if "exo_pair" in self.loss_type and not self.label_smoothing:
+            raise ValueError("--loss_type exo_pair needs --label_smoothing above 0; its paper (2402.00856) takes 1e-3")
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise ValueError(f"--ld_alpha {self.ld_alpha:g}: expected 0 to 1")
+        if self.padding_free:
+            raise ValueError("--padding_free has no effect in TRL's DPO; leave it out")
+        super().__post_init__()
+
+
+@dataclass
+class KTOArguments(RunArguments, KTOConfig):
+    """TRL's `KTOConfig`, with what it would refuse after loading named before."""
+
+    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: int | None = _help("Tokens of a row; longer ones are left out, which is counted.", 1024)
+
+    def __post_init__(self):
+        _check_reference(self, UNPAIRED_LOSSES, KTOConfig)
+        for name in ("desirable_weight", "undesirable_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name):g}: expected at least 0")
+        if self.loss_type != "apo_zero_unpaired":
+            if self.per_device_train_batch_size == 1:
+                raise ValueError(
+                    f"--per_device_train_batch_size 1: the loss {self.loss_type} estimates the KL divergence over the "
+                    "batch; take at least 2, or --loss_type apo_zero_unpaired, which needs none"
+                )
+            if self.train_sampling_strategy != "sequential":
+                raise ValueError(
+                    f"--train_sampling_strategy {self.train_sampling_strategy}: --loss_type {self.loss_type} needs "
+                    "sequential; the rows are shuffled once, by --seed"
+                )
+        super().__post_init__()
+
+
 @dataclass
 class GRPOArguments(RunArguments, GRPOConfig):
     """TRL's `GRPOConfig`, and what its `RLOOConfig` has beside it."""
@@ -268,6 +370,8 @@ class GRPOArguments(RunArguments, GRPOConfig):
                 raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
         if not self.beta >= 0:
             raise ValueError(f"--beta {self.beta:g}: expected at least 0")
+        if self.sync_ref_model:
+            raise ValueError(SYNCED)
         if not self.temperature > 0:
             raise ValueError(f"--temperature {self.temperature:g}: expected more than 0; answers have to differ")
         self._check_groups()

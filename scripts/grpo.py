@@ -23,13 +23,13 @@ def main() -> None:
     rewards = Rewards(run.evaluation, **run.source)
     train, validation, ledgers, stop_ids = prepare_prompts(run.data, args, tokenizer, rewards, run.evaluates)
     methods = build_evaluations(run.evaluation, args, run.data, run.config, tokenizer, validation, stop_ids, rewards)
-    if not run.plan(answer_figures(train, args)):
+    if not run.plan(answer_figures(train, args), keeps_start=bool(args.beta) and run.keeps_start):
         return
-    model = run.build_model()
+    model, reference = run.build_model(), run.build_reference() if args.beta else None
 
     run.enter(evaluates=bool(methods))
-    has_adapter = bool(run.model_args.peft_path)
-    trainer = build_trainer(model, args, train, tokenizer, rewards, stop_ids, methods, has_adapter)
+    held = {"reference": reference, "goes_on": run.goes_on}
+    trainer = build_trainer(model, args, train, tokenizer, rewards, stop_ids, methods, **held)
     run.train(trainer, ledgers)
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 SERVER = """
 import json, os, runpy, sys, traceback
 import hf_recipes.training.sft, hf_recipes.training.pretrain, hf_recipes.training.reward, hf_recipes.training.rl
+import hf_recipes.training.preference
 import deepspeed, bitsandbytes
 
 def child(job, rank):

@@ -21,6 +21,10 @@ class RowProblem(Exception):
     """Why one row cannot be used; its text is the reason in the ledger."""
 
 
+class NotAsked(RowProblem):
+    """Why the settings leave a row out that could be used."""
+
+
 def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Message]:
     """The value of `column` as messages; their keys are `role`, `content` and, of some, what else templates show.
 

@@ -27,7 +27,6 @@ from hf_recipes.data.corpus_export import Export, plan_shards, save_tokenizer
 from hf_recipes.data.corpus_folder import clear, entered, once, write_json
 from hf_recipes.data.corpus_steps import (
     EXACT,
-    UNUSABLE,
     Book,
     Decontaminate,
     Keep,
@@ -41,7 +40,7 @@ from hf_recipes.data.corpus_steps import (
 )
 from hf_recipes.data.corpus_tasks import plan_tasks
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
-from hf_recipes.data.ledger import LEDGER, PLACES, Entry, Ledger, write_ledgers
+from hf_recipes.data.ledger import LEDGER, PLACES, UNUSABLE, Entry, Ledger, write_ledgers
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.shards import DocumentEncoder, Shard, write_manifest
 from hf_recipes.data.sources import find_sources
@@ -161,7 +160,7 @@ def prepare_corpus(
         ledger = Ledger()
         for count in counts:
             ledger.merge(Ledger.from_dict(count.pop("ledger")))
-        _check_unusable(ledger, args.max_drop_ratio)
+        ledger.check(args.max_drop_ratio, UNUSABLE)  # what rules drop is what they are for
         _find_duplicates(args, work)
         average = max(corpus_tasks.TASK_BYTES // 3, sum(count["characters"] for count in counts) // corpus_tasks.TASKS)
         groups = plan_shards(counts, tasks, work, args.shard_size, average)
@@ -220,17 +219,6 @@ def _read(args: CorpusArguments, work: Path, readers: Sequence[Reader], tasks: S
     if args.near_dedup:
         steps.append(SignNearly(work / "near_signatures"))
     run_stage(args, steps, len(tasks), work / "read")
-
-
-def _check_unusable(ledger: Ledger, max_drop_ratio: float) -> None:
-    """Hold rows that could not be read at all to `max_drop_ratio`; what rules drop is what they are for."""
-    unusable = Ledger({source: counts.copy() for source, counts in ledger.sources.items()})
-    unusable.reasons = {key: entry for key, entry in ledger.reasons.items() if UNUSABLE in key[1]}
-    for counts in unusable.sources.values():
-        counts["dropped"] = 0
-    for (source, _), entry in unusable.reasons.items():
-        unusable.sources[source]["dropped"] += entry.count
-    unusable.check(max_drop_ratio)
 
 
 def _find_duplicates(args: CorpusArguments, work: Path) -> None:

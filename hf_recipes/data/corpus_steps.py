@@ -26,14 +26,13 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from hf_recipes.data.cleaning import nfkc, quality_problem, simplify, strip_controls, words
 from hf_recipes.data.corpora import Reader
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
-from hf_recipes.data.ledger import Ledger, fate
+from hf_recipes.data.ledger import UNUSABLE, Ledger, fate
 from hf_recipes.data.records import read_records
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.sources import Source, find_sources
 from hf_recipes.errors import say
 
 REPAIRS = {"control characters": strip_controls, "NFKC": nfkc, "traditional characters": simplify}
-UNUSABLE = "unusable row: "  # begins the reason of what could not be read, as opposed to what a rule dropped
 SHINGLE = 5  # characters or words; with 14 bands of 8 hashes, documents of a similarity of 0.72 or more meet
 SLICE = 10_000  # shingles hashed at once: 112 hashes of 8 bytes for each
 

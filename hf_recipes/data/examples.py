@@ -16,8 +16,8 @@ from hf_recipes.data import records as records_module
 from hf_recipes.data import schemas as schemas_module
 from hf_recipes.data import sources as sources_module
 from hf_recipes.data import streams as streams_module
-from hf_recipes.data.conversations import RowProblem
-from hf_recipes.data.ledger import KEPT, fate, is_dropped
+from hf_recipes.data.conversations import NotAsked, RowProblem
+from hf_recipes.data.ledger import ASKED, KEPT, fate, is_dropped
 from hf_recipes.data.records import read_records
 from hf_recipes.data.schemas import SCHEMAS, Columns, find_schema, metadata
 from hf_recipes.data.sources import Source, find_sources
@@ -25,7 +25,8 @@ from hf_recipes.errors import UserError, say
 
 FEATURES = {
     "messages": Features({"messages": Json(), "tools": Json()}),
-    "preference": Features({"prompt": Json(), "chosen": Json(), "rejected": Json()}),
+    "preference": Features({"prompt": Json(), "chosen": Json(), "rejected": Json(), "tools": Json()}),
+    "unpaired": Features({"prompt": Json(), "completion": Json(), "label": Value("bool"), "tools": Json()}),
     "text": Features({"text": Value("string")}),
 }
 PLANNED = 100  # rows that decide a file's schema
@@ -47,7 +48,7 @@ def load_examples(
     cache_dir: str | None = None,
     split: str = "train",
 ) -> Dataset:
-    """Read `specs` (files, globs, folders, Hub ids) into examples of `form`: messages, preference or text.
+    """Read `specs` (files, globs, folders, Hub ids) into examples of `form`: messages, preference, unpaired or text.
 
     `split` is read of a Hub id that names none itself (``owner/name:test``).
 
@@ -68,6 +69,7 @@ def load_examples(
                 f"from {form} examples (name the columns, or choose --schema)"
             )
         detail = f" ({found.prompt} → {found.response})" if found.response else ""
+        detail += f", labels from {found.label!r}" if found.label else ""
         said = f"{source.path}: schema {schema.name}{detail}"
         say(said + (", GB18030 text" if source.encoding == "gb18030" else ""))
         planned.append((source, schema.name, found))
@@ -112,15 +114,15 @@ def _generate(planned: list[tuple[Source, str, Columns]], form: str) -> Iterator
         convert = SCHEMAS[schema].convert
         for record in read_records(source):
             row = {**empty, "place": record.place, "fate": KEPT}
-            problem = record.problem
+            problem, action = record.problem, "dropped"
             if problem is None:
                 try:
                     row.update(convert(record.value, columns))
                     row["meta"] = metadata(record.value) or None
                 except RowProblem as error:
-                    problem = str(error)
+                    problem, action = str(error), ASKED if isinstance(error, NotAsked) else "dropped"
             if problem is not None:
-                row["fate"] = fate("dropped", problem)
+                row["fate"] = fate(action, problem)
             yield row
 
 

@@ -10,7 +10,9 @@ from hf_recipes.errors import UserError
 
 LEDGER = "data_ledger.json"  # in the folder of what was made
 KEPT = "kept"
+ASKED = "dropped as asked"  # by the settings, which no limit on dropped rows counts
 PLACES = 10  # the first places of each reason are remembered
+UNUSABLE = "unusable row: "  # begins the reason of what could not be read, as opposed to what a rule dropped
 
 
 def fate(action: str, reason: str) -> str:
@@ -89,22 +91,22 @@ class Ledger:
     def totals(self) -> Counter:
         return sum(self.sources.values(), Counter())
 
-    def check(self, max_drop_ratio: float) -> None:
-        """Raise `UserError`, with the first ten places, when more than `max_drop_ratio` of the rows were dropped."""
-        totals = self.totals
-        dropped, read = totals["dropped"], totals["read"]
+    def check(self, max_drop_ratio: float, reasons: str = "") -> None:
+        """Raise `UserError`, with the first ten places, when more than `max_drop_ratio` of the rows were dropped.
+
+        Counted are drops whose reason begins with `reasons`; rows that were dropped as `ASKED` are left out.
+        """
+        entries = [
+            (row_fate, e) for (_, row_fate), e in self.reasons.items() if row_fate.startswith(fate("dropped", reasons))
+        ]
+        dropped, read = sum(entry.count for _, entry in entries), self.totals["read"] - self.totals[ASKED]
         if not dropped or (dropped <= max_drop_ratio * read and dropped < read):
             return
-        first = [
-            f"  {place}: {row_fate.split(': ', 1)[1]}"
-            for (_, row_fate), entry in self.reasons.items()
-            if is_dropped(row_fate)
-            for place in entry.places
-        ][:PLACES]
+        first = [f"  {place}: {row_fate.split(': ', 1)[1]}" for row_fate, entry in entries for place in entry.places]
         head = f"{dropped} of {read} rows cannot be used"
         if dropped < read:
             head += f", more than --max_drop_ratio {max_drop_ratio:g} allows; mend them or raise it"
-        raise UserError("\n".join([f"{head}:", *first]))
+        raise UserError("\n".join([f"{head}:", *first[:PLACES]]))
 
     def table(self) -> str:
         """The counts as a table, a line a source, with the reasons below each."""

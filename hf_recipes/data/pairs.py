@@ -31,18 +31,21 @@ class PairEncoder:
 
     Args:
         max_length: tokens of a side. A pair with a longer one is dropped, because a cut answer is another answer.
+        keep_labels: also return, for training on the answers, the columns `chosen_labels` and `rejected_labels`.
 
     Raises:
         UserError: as `ChatEncoder`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None, *, keep_labels: bool = False):
         self.encoder, self.max_length = ChatEncoder(tokenizer), max_length
+        self.columns = {"ids": "input_ids"} | ({"labels": "labels"} if keep_labels else {})
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> list[EncodedPair]:
-        """Encode rows with `prompt`, `chosen` and `rejected` (messages); a row with a bad `fate` keeps it."""
+        """Encode rows with `prompt`, `chosen` and `rejected` (messages) and maybe `tools`; a bad `fate` is kept."""
         usable = [row for row in examples if not is_dropped(row.get("fate", KEPT))]
-        encoded = iter(self.encoder.encode([row["prompt"] + row[side] for row in usable for side in SIDES]))
+        talks = [(row["prompt"] + row[side], row.get("tools")) for row in usable for side in SIDES]
+        encoded = iter(self.encoder.encode(*map(list, zip(*talks, strict=True)))) if talks else iter(())
         pairs = []
         for row in examples:
             if is_dropped(row.get("fate", KEPT)):
@@ -55,7 +58,7 @@ class PairEncoder:
                 continue
             for side, one in zip(SIDES, sides, strict=True):
                 turns = sum(message["role"] == "assistant" for message in row[side])
-                one.labels = _last_turns(one.labels, turns)
+                one.labels = last_turns(one.labels, turns)
             pairs.append(EncodedPair(*sides, found))
         return pairs
 
@@ -72,27 +75,32 @@ class PairEncoder:
 
     def map_batch(self, table: pa.Table) -> pa.Table:
         """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
-        columns = {name: [json.loads(text) for text in table[name].to_pylist()] for name in ("prompt", *SIDES)}
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        names = ("prompt", *SIDES, "tools")
+        columns = [[json.loads(text) if text else None for text in table[name].to_pylist()] for name in names]
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
         pairs = self.encode(rows)
         none = np.empty(0, np.int32)
-        ids = {
-            f"{side}_ids": list_array([none if is_dropped(p.fate) else getattr(p, side).input_ids for p in pairs])
+        found = {
+            f"{side}_{name}": list_array(
+                [none if is_dropped(pair.fate) else getattr(getattr(pair, side), own) for pair in pairs]
+            )
             for side in SIDES
+            for name, own in self.columns.items()
         }
-        return pa.table({**ids, "fate": pa.array([pair.fate for pair in pairs], pa.string()), "place": table["place"]})
+        fates = pa.array([pair.fate for pair in pairs], pa.string())
+        return pa.table({**found, "fate": fates, "place": table["place"]})
 
     @property
     def features(self) -> Features:
-        ids = {f"{side}_ids": List(Value("int32")) for side in SIDES}
-        return Features({**ids, "fate": Value("string"), "place": Value("string")})
+        lists = {f"{side}_{name}": List(Value("int32")) for side in SIDES for name in self.columns}
+        return Features({**lists, "fate": Value("string"), "place": Value("string")})
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.encoder.fingerprint, self.max_length, code=(sys.modules[__name__],))
+        return fingerprint(self.encoder.fingerprint, self.max_length, list(self.columns), code=(sys.modules[__name__],))
 
 
-def _last_turns(labels: np.ndarray, turns: int) -> np.ndarray:
+def last_turns(labels: np.ndarray, turns: int) -> np.ndarray:
     """`labels` of the last `turns` runs of labelled tokens, which are the assistant's turns."""
     labelled = labels != -100
     starts = np.flatnonzero(labelled & ~np.r_[False, labelled[:-1]])

@@ -126,7 +126,8 @@ class PromptReader:
                 row = _with_answer(record.value, schema, columns)
                 example = schema.convert(row or record.value, columns)
                 if schema.form != "text":
-                    messages = example.get("messages") or example["prompt"] + example["chosen"]
+                    answer = next((example[name] for name in ("chosen", "completion") if name in example), None)
+                    messages = example["messages"] if answer is None else example["prompt"] + answer
                     asked[index] = messages, example.get("tools"), row is None
                 elif self.text_as == "question":
                     system = [{"role": "system", "content": columns.system_prompt}] if columns.system_prompt else []

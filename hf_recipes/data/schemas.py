@@ -1,15 +1,17 @@
-"""Rows of any known shape as TRL's example forms: `messages`, `prompt`/`chosen`/`rejected`, or `text`.
+"""Rows of any known shape as TRL's example forms: `messages`, `prompt`/`chosen`/`rejected`,
+`prompt`/`completion`/`label`, or `text`.
 
 A schema is one small function from a row to an example. It raises `RowProblem` for a row that it cannot take, and
 repairs nothing.
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_recipes.data.conversations import Message, RowProblem, check_conversation, read_tools, read_turns
+from hf_recipes.data.conversations import Message, NotAsked, RowProblem, check_conversation, read_tools, read_turns
 from hf_recipes.errors import UserError
 
 Row = Mapping[str, Any]
@@ -33,6 +35,7 @@ MESSAGE_COLUMNS = ("messages", "dialog", "conversation")
 REJECTED = "rejected"
 CHOSEN = ("chosen", "selected")
 SIDES = ("chosen", "rejected")  # of an example
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,14 @@ class Columns:
     response: str | None = None
     history: str | None = None
     system_prompt: str | None = None
+    label: str | None = None  # whether an answer is a good one, or, with a threshold, how good it is
+    threshold: float | None = None
+    low: float | None = None
 
 
 @dataclass(frozen=True)
 class Schema:
-    """A named mapper; `form` is the kind of example that it makes: messages, preference or text."""
+    """A named mapper; `form` is the kind of example that it makes: messages, preference, unpaired or text."""
 
     name: str
     form: str
@@ -150,11 +156,49 @@ def _from_preference(row: Row, columns: Columns) -> dict[str, Any]:
         prompt = [{"role": "user", "content": text_of(row, columns.prompt or "prompt", "prompt")}]
         sides = [[{"role": "assistant", "content": text_of(row, name, "answer")}] for name in (chosen_column, REJECTED)]
     for side in sides:
-        example = _conversation(prompt + side, row, columns)
-    length = len(example["messages"]) - len(sides[-1])
+        example = _conversation(prompt + side, row, columns, _optional(row, "tools"))
+    messages = example.pop("messages")
     if sides[0] == sides[1]:
         raise RowProblem("chosen and rejected are the same")
-    return {"prompt": example["messages"][:length], "chosen": sides[0], "rejected": sides[1]}
+    return {"prompt": messages[: len(messages) - len(sides[-1])], "chosen": sides[0], "rejected": sides[1], **example}
+
+
+def _from_unpaired(row: Row, columns: Columns) -> dict[str, Any]:
+    """`columns.schema` is that of the conversation."""
+    label = _label(row, columns)
+    prompt, completion = row.get(columns.prompt), row.get(columns.response)
+    if isinstance(prompt, list) and isinstance(completion, list):
+        after = read_turns(completion, columns.response, "role", "content")
+        before = read_turns(prompt, columns.prompt, "role", "content")
+        example = _conversation(before + after, row, columns, _optional(row, "tools"))
+        if not after:
+            raise RowProblem("empty answer")
+    else:
+        example = SCHEMAS[columns.schema].convert(row, columns)
+        after = example["messages"][-1:]
+    messages = example.pop("messages")
+    return {"prompt": messages[: -len(after)], "completion": after, "label": label, **example}
+
+
+def _label(row: Row, columns: Columns) -> bool:
+    name, value = columns.label, row.get(columns.label)
+    if value is None or value == "":
+        raise RowProblem(f"no {name!r}")
+    if columns.threshold is None:
+        label = LABELS.get(str(value).strip().lower())
+        if label is None:
+            raise RowProblem(f"{name!r} is {value!r}, neither true nor false (from which number on: --label_threshold)")
+        return label
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise RowProblem(f"{name!r} is {value!r}, not a number")
+    low = columns.threshold if columns.low is None else columns.low
+    if low <= number < columns.threshold:
+        raise NotAsked(f"{name} from {low:g} to below {columns.threshold:g}, neither good nor bad")
+    return number >= columns.threshold
 
 
 def _from_text(row: Row, columns: Columns) -> dict[str, Any]:
@@ -170,6 +214,7 @@ SCHEMAS = {
         Schema("sharegpt", "messages", _from_sharegpt),
         Schema("messages", "messages", _from_messages),
         Schema("preference", "preference", _from_preference),
+        Schema("unpaired", "unpaired", _from_unpaired),
         Schema("text", "text", _from_text),
     )
 }
@@ -182,6 +227,8 @@ def find_schema(row: Row, columns: Columns, path: str) -> tuple[Schema, Columns]
         UserError: a named column that is not there (those that are get listed), or a shape that is not known.
     """
     present = list(row)
+    if columns.label or "unpaired" in (columns.schema, columns.schema or detect(row, columns, present)):
+        return _find_unpaired(row, columns, path)
     for flag, name in (
         ("--prompt_column", columns.prompt),
         ("--response_column", columns.response),
@@ -206,11 +253,26 @@ def find_schema(row: Row, columns: Columns, path: str) -> tuple[Schema, Columns]
     return SCHEMAS[name], columns
 
 
+def _find_unpaired(row: Row, columns: Columns, path: str) -> tuple[Schema, Columns]:
+    """The schema of the conversation, whose name becomes that of the columns, and the column of the label."""
+    label = columns.label or "label"
+    inner = None if columns.schema == "unpaired" else columns.schema
+    rest = {name: value for name, value in row.items() if name not in ("label", label)}
+    schema, found = find_schema(rest, replace(columns, schema=inner, label=None), path)
+    if schema.form != "messages":
+        return schema, found
+    if label not in row:
+        raise UserError(f"{path}: which column says what is good? --label_column must name one of {', '.join(row)}")
+    return SCHEMAS["unpaired"], replace(found, schema=schema.name, label=label)
+
+
 def detect(row: Row, columns: Columns, present: Collection[str]) -> str | None:
     if columns.response:
         return "prompt_response"
     if REJECTED in present and any(name in present for name in CHOSEN):
         return "preference"
+    if isinstance(row.get("label"), bool) and ("messages" in present or {"prompt", "completion"} <= set(present)):
+        return "unpaired"
     for column in (*MESSAGE_COLUMNS, "conversations"):
         if isinstance(row.get(column), list):
             turn = row[column][0] if row[column] else {}

@@ -4,7 +4,9 @@ import codecs
 import gzip
 import io
 import os
+import re
 import zlib
+from typing import TextIO
 
 from hf_recipes.errors import UserError
 
@@ -112,6 +114,32 @@ def digest_and_encoding(path: str) -> tuple[str, str]:
             f"{path}: neither UTF-8 nor GB18030 text; convert it to UTF-8 (iconv, or save as UTF-8)"
         ) from None
     return digest.hexdigest(), "gb18030"
+
+
+def open_text(path: str) -> tuple[TextIO, str]:
+    """A text file, and its encoding: UTF-8 or UTF-16, with or without a byte order mark, or GB18030.
+
+    Bytes that are no UTF-8 or GB18030 come out as lone surrogates.
+
+    Raises:
+        UserError: an empty file, or text in none of these.
+    """
+    with open_binary(path) as file:
+        head = file.read(1 << 12)
+    if not head:
+        raise UserError(f"{path}: the file is empty")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in head:
+        encoding = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
+    else:
+        encoding = digest_and_encoding(path)[1].replace("utf-8", "utf-8-sig")
+    errors = "strict" if encoding.startswith("utf-16") else "surrogateescape"
+    return io.TextIOWrapper(open_binary(path), encoding, errors, newline=""), encoding
+
+
+def is_text(text: str) -> bool:
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _is_utf8(line: bytes) -> bool:

@@ -13,17 +13,21 @@ if TYPE_CHECKING:
     from hf_recipes.evaluation.statistics import Paired
 
 SHOWN = ("accuracy", "promptcblue", "rouge1", "rouge2", "rougeL", "bleu4", "loss", "perplexity", "bits_per_character")
-SHOWN += ("difference_mean", "difference_std", "reward", "rewards/model_positive")
+SHOWN += ("difference_mean", "difference_std", "rewards/accuracies", "rewards/margins", "reward")
+SHOWN += ("rewards/model_positive",)
 TITLES = {
     "promptcblue": "PromptCBLUE",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "bleu4": "BLEU-4",
+    "rewards/accuracies": "reward accuracy",
+    "rewards/margins": "reward margin",
     "rewards/model_positive": "scored above 0",
 }
 GAINS = ("reward", "rewards/margins")  # drawn beside the loss where a stage logs one
-PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std", "reward")  # no shares
+# No shares.
+PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std", *GAINS)
 
 
 def shown(key: str) -> tuple[str, str] | None:

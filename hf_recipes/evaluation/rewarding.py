@@ -101,9 +101,10 @@ class AnswerReader:
                     raise RowProblem(record.problem)
                 example = schema.convert(record.value, columns)
                 if schema.form == "preference":
-                    talks.append({f"score_{side}": example["prompt"] + example[side] for side in SIDES})
+                    talk = {f"score_{side}": example["prompt"] + example[side] for side in SIDES}
                 else:
-                    talks.append({"score": example["messages"], "tools": example.get("tools")})
+                    talk = {"score": example["messages"]}
+                talks.append({**talk, "tools": example.get("tools")})
             except RowProblem as problem:
                 talks.append(fate("dropped", str(problem)))
         flat = [

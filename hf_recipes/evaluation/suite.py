@@ -20,7 +20,8 @@ METHODS = (*OF_ANSWERS, "single_choice", "nll", "pair_accuracy")
 # The methods that fit a file, by the form of its rows; where none are asked for, the first.
 FITTING = {
     "choice": ("single_choice",),
-    "preference": ("pair_accuracy",),
+    "preference": ("pair_accuracy", *OF_ANSWERS),
+    "unpaired": ("generation",),
     "messages": (*OF_ANSWERS, "nll"),
     "text": ("nll", "generation"),
     "content": ("generation",),

@@ -245,12 +245,19 @@ def optimizer_bytes(optim: str, parameters: list[torch.Tensor]) -> int:
 
 
 def estimate(
-    model: "PreTrainedModel", batch: Batch, args, *, linear_bits: float | None = None, tokenizer_bytes: int = 0
+    model: "PreTrainedModel",
+    batch: Batch,
+    args,
+    *,
+    linear_bits: float | None = None,
+    tokenizer_bytes: int = 0,
+    keeps_start: bool = False,
 ) -> Memory:
     """What training `model` (from `skeleton`) under `args` needs.
 
     Args:
         linear_bits: bits of each weight of the frozen linear layers where they are quantized; by default their dtype's.
+        keeps_start: a copy of the trained weights as they were at the start is a reference.
     """
     sharding = Sharding.of(args)
     parameters = list(model.parameters())
@@ -285,7 +292,7 @@ def estimate(
         gradients += own  # DDP's buckets
     if linear_bits and linear:  # one layer at a time is widened to compute
         found["activations"] += max(2 * p.numel() for p in linear.values())
-    weights = quantized + frozen + kept + sum(_size(b) for b in model.buffers())
+    weights = quantized + frozen + kept * (1 + keeps_start) + sum(_size(b) for b in model.buffers())
     layers = max(1, getattr(model.config.get_text_config(), "num_hidden_layers", 1))
     shares = sharding.processes
     parts = {

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -33,6 +34,37 @@ def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
         )
 
 
+def load_base(
+    model_args: ModelArguments,
+    args: RunArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    make: Callable[..., PreTrainedModel] = load_model,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """The model before any adapter: loaded, quantized, with embeddings for all tokens; the same at each call.
+
+    Raises:
+        UserError: as `make`.
+    """
+    set_seed(args.seed)  # new weights are drawn: a head, embeddings, and then the adapter
+    model = make(
+        model_args,
+        trains_all=not model_args.use_lora,
+        bf16=bool(args.bf16),
+        trust_remote_code=args.trust_remote_code,
+        **kwargs,
+    )
+    if is_quantized(model):
+        prepare_quantized(model)
+    fit_embeddings(model, tokenizer)
+    if model.can_generate():
+        own = model.generation_config.eos_token_id
+        stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+        model.generation_config.eos_token_id = sorted(stops)
+    return model
+
+
 def build_model(
     model_args: ModelArguments,
     args: RunArguments,
@@ -40,21 +72,20 @@ def build_model(
     added_tokens: Sequence[str] = (),
     *,
     packs: UserError | None = None,
-    make: Callable[..., PreTrainedModel] = load_model,
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
     task_type: str = "CAUSAL_LM",
-    **kwargs,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """The base model with its adapter, or with all weights trained that `freeze` leaves.
 
     Args:
         packs: the error to raise where rows that are packed would see each other; None where none are.
         task_type: PEFT's; SEQ_CLS for a reward model.
+        kwargs: for `load_base`.
 
     Raises:
         UserError: a LoRA file, adapter or model that does not fit, or `packs`.
     """
-    set_seed(args.seed)  # the adapter's first weights are drawn here
     fresh = model_args.use_lora and not model_args.peft_path
     lora = read_lora_config(model_args.lora_config, task_type) if fresh else None
     if model_args.peft_path:
@@ -66,13 +97,7 @@ def build_model(
                 f"--peft_path {model_args.peft_path} has rank {rank}, {model_args.lora_config} says {wanted.r}; a "
                 "saved adapter keeps its rank: leave --lora_config out"
             )
-    model = make(
-        model_args,
-        trains_all=not model_args.use_lora,
-        bf16=bool(args.bf16),
-        trust_remote_code=args.trust_remote_code,
-        **kwargs,
-    )
+    model = load_base(model_args, args, tokenizer, **kwargs)
     if packs is not None and not keeps_packed_rows_apart(model):
         raise packs
     if model_args.peft_path and added_tokens:
@@ -80,13 +105,6 @@ def build_model(
             f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
             f"({' '.join(added_tokens)}); leave --chat_template out to keep the adapter's own"
         )
-    if is_quantized(model):
-        prepare_quantized(model)
-    fit_embeddings(model, tokenizer)
-    if model.can_generate():
-        own = model.generation_config.eos_token_id
-        stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
-        model.generation_config.eos_token_id = sorted(stops)
     if model_args.peft_path:
         model = load_adapter(model, model_args.peft_path, is_trainable=True)
     elif lora is not None:

@@ -19,6 +19,9 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SPLITS = {"train_file": "train", "validation_file": "validation"}  # read where none is named
 # What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
 _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|\d{5,}""", re.DOTALL)
+# A setting that no other stage has, and what the stage's models are tagged with; what it learns from.
+_STAGES = {"center_rewards_coefficient": "reward-model", "f_divergence_type": "dpo", "desirable_weight": "kto"}
+_ROWS = {"reward-model": "pairs", "dpo": "pairs", "kto": "rated answers", "grpo": "questions", "rloo": "questions"}
 NAMES = ".public_names.json"  # in a run's folder
 
 
@@ -108,6 +111,19 @@ def _ledger_table(ledgers: Mapping[str, Mapping]) -> list[str]:
     return [*lines, "", *reasons, ""] if reasons else [*lines, ""]
 
 
+def _course(log_history: Sequence[Mapping]) -> list[str]:
+    """How the training went: where rewards are learned from, by these; the loss is then about 0 throughout."""
+    if any("reward" in entry for entry in log_history):
+        train = [entry for entry in log_history if entry.get("reward") is not None]
+        kl = f"; KL from the start {train[-1]['kl']:.4f}" if "kl" in train[-1] else ""
+        return [
+            f"Mean reward of the answers: {train[0]['reward']:.4f} at first, {train[-1]['reward']:.4f} at last{kl}\n"
+        ]
+    values = [entry["loss"] for entry in log_history if "loss" in entry]
+    found = (("Mean", report.mean_loss(log_history)), ("Last", values[-1] if values else None))
+    return [f"{title} training loss: {value:.4f}\n" for title, value in found if value is not None]
+
+
 def model_card(
     folder: str | os.PathLike,
     settings: Mapping[str, Any],
@@ -132,11 +148,12 @@ def model_card(
     is_adapter = (folder / "adapter_config.json").is_file()
     learns_text, scores = "block_size" in settings, "center_rewards_coefficient" in settings
     kind = "lora" if is_adapter else "pretraining" if learns_text else "sft"
-    kind = f"reward-model{', lora' * is_adapter}" if scores else kind
+    stage = settings.get("algorithm") or next((name for key, name in _STAGES.items() if key in settings), None)
+    kind = f"{stage}{', lora' * is_adapter}" if stage else kind
     what = "LoRA adapter of" if is_adapter else "Pretrained further from" if learns_text else "Fine-tuned from"
     what = f"Reward model: {what[0].lower() if not is_adapter else what[0]}{what[1:]}" if scores else what
     what = f"{what} `{base}`" if base else f"Pretrained as a new model ({public_name(settings['config_name'], names)})"
-    rows = "documents" if learns_text else "pairs" if scores else "rows"
+    rows = "documents" if learns_text else _ROWS.get(stage, "rows")
     public = public_ledger(ledgers, names)
     header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
     header += [f"base_model: {base}"] if base and "/" in base else []  # the Hub takes nothing but an id here
@@ -166,9 +183,7 @@ def model_card(
         count = public.get("validation", {}).get("total", {}).get("kept")
         lines += [f"On {count:,} held-out {rows} after step {max(by_step)}:\n" if count else "Evaluation:\n"]
         lines += ["```", report.comparison(before if max(by_step) else None, after), "```\n"]
-    values = [entry["loss"] for entry in log_history if "loss" in entry]
-    for title, value in (("Mean", report.mean_loss(log_history)), ("Last", values[-1] if values else None)):
-        lines += [f"{title} training loss: {value:.4f}\n"] if value is not None else []
+    lines += _course(log_history)
     config = public_settings((home / "run_config.yaml").read_text(encoding="utf-8"), names)
     lines += ["## Settings\n", "<details>\n", "```yaml", config.strip(), "```\n", "</details>"]
     return "\n".join(lines) + "\n"

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,11 +106,11 @@ class Plan:
             say(f"note: {note}")
 
 
-def row_lengths(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each row, and those of them that are learned: two (N,) arrays."""
+def row_lengths(rows: Dataset, column: str = "labels") -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each row, and those of them that are learned, by the labels in `column`: two (N,) arrays."""
     tokens, learned = [], []
-    for table in rows.select_columns(["labels"]).with_format("arrow").iter(10_000):
-        labels: pa.Array = table["labels"].combine_chunks()
+    for table in rows.select_columns([column]).with_format("arrow").iter(10_000):
+        labels: pa.Array = table[column].combine_chunks()
         sizes = pc.list_value_length(labels).to_numpy()
         values = labels.flatten().to_numpy() != -100
         ends = np.cumsum(sizes)
@@ -118,6 +118,14 @@ def row_lengths(rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
         tokens.append(sizes)
         learned.append(counts[ends] - counts[ends - sizes])
     return np.concatenate(tokens), np.concatenate(learned)
+
+
+def labelled_positions(labels: Iterable[Sequence[int]], length: int) -> int:
+    """Before how many of `length` positions some row has a label, at least one: there logits are made."""
+    labelled = np.zeros(length, dtype=bool)
+    for row in labels:
+        labelled[: len(row)] |= np.asarray(row) != -100
+    return max(1, int(labelled[1:].sum()))
 
 
 def largest_batch(rows: Dataset, tokens: np.ndarray, learned: np.ndarray, args: SFTArguments) -> Batch:
@@ -130,10 +138,9 @@ def largest_batch(rows: Dataset, tokens: np.ndarray, learned: np.ndarray, args: 
             total = min(int(tokens.sum()), args.per_device_train_batch_size * args.max_length)
         positions = int(np.ceil(total * learned.sum() / tokens.sum()))
         return Batch(1, total, max(1, positions), packed=True, fused_head=not args.use_cpu)
-    labelled = np.zeros(tokens[longest].max(), dtype=bool)
-    for labels in rows.select(longest)["labels"]:
-        labelled[: len(labels)] |= np.asarray(labels) != -100
-    return Batch(size, len(labelled), max(1, int(labelled[1:].sum())), fused_head=not args.use_cpu)
+    length = int(tokens[longest].max())
+    positions = labelled_positions(rows.select(longest)["labels"], length)
+    return Batch(size, length, positions, fused_head=not args.use_cpu)
 
 
 def row_figures(train: Dataset, ledger: Ledger, args: SFTArguments) -> Figures:
@@ -166,12 +173,14 @@ def make_plan(
     packs: UserError | None = None,
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
     is_reward: bool = False,
+    keeps_start: bool = False,
 ) -> Plan:
     """The plan of a run over rows of these `figures`, whose weights have not been loaded.
 
     Args:
         packs: the error to raise where rows that are packed would see each other; None where none are.
         freeze: takes weights out of the training.
+        keeps_start: the trained weights are kept as they were at the start too.
 
     Raises:
         UserError: settings that cannot work together, or that do not fit the model.
@@ -209,6 +218,7 @@ def make_plan(
                     args,
                     linear_bits=_linear_bits(model_args),
                     tokenizer_bytes=_tokenizer_bytes(tokenizer),
+                    keeps_start=keeps_start,
                 )
             except Exception as error:
                 plan.notes.append(f"no estimate of the memory ({_first_line(error)})")

@@ -1,26 +1,92 @@
-"""What a policy is compared with while it learns: itself, as it was at the start."""
+"""The reference that a policy is held to: the model as it was when the training began.
 
+- With a new adapter it is the model with its adapter off; no copy is kept.
+- With an adapter that a run goes on from (`--peft_path`) it is a frozen copy of that adapter, which is in no file: a
+  resumed run reads it anew from where the first one did.
+- With all weights trained it is a second, frozen model.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-REFERENCE = "ref"  # TRL's name for the copy of an adapter
+from hf_recipes.arguments import ModelArguments, RunArguments
+from hf_recipes.errors import say
+from hf_recipes.training.model import load_base
+
+REFERENCE = "ref"  # what TRL's trainers call the copy of an adapter
+_POLICY = re.compile(r"\.default(?=\.|$)")
+# Those of LoRA's matrices of which one is zero in an adapter that changes nothing.
+_ZERO_AT_FIRST = re.compile(r"\.lora_(?:B|embedding_A)\.default(?=\.|$)")
 
 
-def refer_to_start(model: PreTrainedModel, keeps_copy: bool) -> None:
-    """Make what TRL's trainers compare a PEFT model with the start of the run, and no part of what is saved.
-
-    TRL gives every PEFT model a second adapter, a copy of the first. A new adapter changes nothing yet, so that the
-    model with its adapter off is the start, and the copy is taken away. One that was trained before keeps its copy; a
-    run that goes on from a checkpoint makes it anew from the adapter that it had started from.
+def build_reference(
+    model_args: ModelArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
+) -> PreTrainedModel | None:
+    """The frozen twin of a model all of whose weights are trained, new embeddings included; None with an adapter, or
+    where the reference is asked once, before the training.
 
     Args:
-        model: of the trainer, after it was made.
-        keeps_copy: the run started from a trained adapter.
+        kwargs: for `load_base`.
+
+    Raises:
+        UserError: as `load_base`.
+    """
+    if model_args.use_lora or getattr(args, "precompute_ref_log_probs", False):
+        return None
+    say("the reference is a second model with the same weights, which stay as they are")
+    return load_base(model_args, args, tokenizer, **kwargs).requires_grad_(False).eval()
+
+
+def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:
+    """Settle the adapter `REFERENCE` once a trainer of TRL was made, which gives one to every model with an adapter.
+
+    Args:
+        goes_on: the adapter was trained before; else the copy is deleted, unless the adapter's first weights (PiSSA,
+            OLoRA, …) change what the model says.
     """
     if REFERENCE not in getattr(model, "peft_config", {}):
         return
-    if keeps_copy:
-        model.save_pretrained = partial(model.save_pretrained, selected_adapters=["default"])
-    else:
+    weights = dict(model.named_parameters())
+    if not goes_on and not any(_ZERO_AT_FIRST.search(name) and weight.any() for name, weight in weights.items()):
         model.delete_adapter(REFERENCE)
+        return
+    for name, weight in weights.items():
+        twin = weights.get(_POLICY.sub(f".{REFERENCE}", name)) if _POLICY.search(name) else None
+        if twin is not None:  # TRL's copy leaves out those of embeddings, and is in float32
+            twin.data = weight.data.clone()
+            twin.requires_grad_(False)
+
+
+@contextmanager
+def as_reference(model: torch.nn.Module) -> Iterator[None]:
+    """While this lasts, `model` (with an adapter, unwrapped) is as it was when the training began."""
+    if REFERENCE not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    policy = model.active_adapter
+    model.set_adapter(REFERENCE, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(policy)
+
+
+@contextmanager
+def without_reference(model: torch.nn.Module) -> Iterator[None]:
+    """While this lasts, `save_pretrained` leaves the adapter `REFERENCE` out."""
+    if REFERENCE not in getattr(model, "peft_config", {}):
+        yield
+        return
+    adapters = [name for name in model.peft_config if name != REFERENCE]
+    model.save_pretrained = partial(model.save_pretrained, selected_adapters=adapters)
+    try:
+        yield
+    finally:
+        del model.save_pretrained

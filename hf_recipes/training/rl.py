@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather, gather_object
 from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer, RLOOTrainer
-from trl.models.utils import unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+from trl.trainer.utils import add_fused_lm_head
 
 from hf_recipes.arguments import DataArguments, GRPOArguments
 from hf_recipes.data.ledger import Ledger
@@ -30,7 +32,7 @@ from hf_recipes.training.callbacks import told_if_unwritten
 from hf_recipes.training.estimate import Batch
 from hf_recipes.training.evaluation import add_callbacks
 from hf_recipes.training.plan import Figures
-from hf_recipes.training.reference import refer_to_start
+from hf_recipes.training.reference import settle_reference
 from hf_recipes.training.rows import check_evaluation_rows, columns_of
 from hf_recipes.training.trainer import RunMixin
 
@@ -76,13 +78,33 @@ class RewardedMixin(RunMixin):
     Args:
         prompts: what `row` counts.
         rewards: of answers.
+        reference: that of a model without an adapter; see `build_reference`.
+        goes_on: the model's adapter was trained before, and is then what KL is measured from.
     """
 
-    def __init__(self, *args, prompts: Sequence[Prompt], rewards: Rewards, **kwargs):
+    def __init__(
+        self,
+        *,
+        args: GRPOArguments,
+        prompts: Sequence[Prompt],
+        rewards: Rewards,
+        reference: PreTrainedModel | None = None,
+        goes_on: bool = False,
+        **kwargs,
+    ):
         self.prompts, self.rewards = prompts, rewards
         self._samples: list[dict[str, Any]] = []
-        super().__init__(*args, reward_funcs=[_in_calculate_rewards] * len(rewards.names), **kwargs)
+        beta = args.beta
+        args.beta = 0.0 if reference is not None else beta  # TRL would load another from the model's path
+        args.reward_weights = rewards.weights
+        super().__init__(args=args, reward_funcs=[_in_calculate_rewards] * len(rewards.names), **kwargs)
         self.reward_func_names = rewards.names
+        settle_reference(self.model, goes_on)
+        if reference is not None:
+            args.beta = self.beta = beta
+            add_fused_lm_head(reference)
+            prepare = prepare_deepspeed if self.is_deepspeed_enabled else _prepared
+            self.ref_model = prepare(reference, self.accelerator)
 
     def in_order(self, dataset, batch_size):
         args = self.args
@@ -207,6 +229,10 @@ class RLOO(RewardedMixin, RLOOTrainer):
     """Each answer's reward less the mean of its group's others, by REINFORCE (arXiv 2402.14740)."""
 
 
+def _prepared(reference: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
+    return accelerator.prepare_model(reference, evaluation_mode=True)
+
+
 def _in_calculate_rewards(**columns):
     raise AssertionError("rewards are computed in _calculate_rewards")
 
@@ -284,17 +310,18 @@ def build_trainer(
     rewards: Rewards,
     stop_ids: Sequence[int] = (),
     methods: Mapping[str, Method] | None = None,
-    has_adapter: bool = False,
+    *,
+    reference: PreTrainedModel | None = None,
+    goes_on: bool = False,
 ) -> RewardedMixin:
     """The trainer with its callbacks; `methods` are used at each evaluation.
 
     Args:
         stop_ids: tokens that end an answer, beside the model's and the tokenizer's own.
-        has_adapter: the model goes on from a trained adapter, which is then what KL is measured from.
+        reference, goes_on: see `RewardedMixin`.
     """
     own = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = sorted({*stop_ids, *(own if isinstance(own, list) else [own])} - {None})
-    args.reward_weights = rewards.weights
     rows = {"prompt": [prompt.ids.tolist() for prompt in prompts], "row": list(range(len(prompts)))}
     kind = RLOO if args.algorithm == "rloo" else GRPO
     trainer = kind(
@@ -305,7 +332,8 @@ def build_trainer(
         processing_class=tokenizer,
         prompts=prompts,
         rewards=rewards,
+        reference=reference,
+        goes_on=goes_on,
     )
-    refer_to_start(trainer.model, keeps_copy=has_adapter)
     add_callbacks(trainer, methods)
     return trainer

@@ -78,6 +78,9 @@ def columns_of(data: "DataArguments") -> Columns:
         response=data.response_column,
         history=data.history_column,
         system_prompt=data.system_prompt,
+        label=getattr(data, "label_column", None),
+        threshold=getattr(data, "label_threshold", None),
+        low=getattr(data, "label_low", None),
     )
 
 

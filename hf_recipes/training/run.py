@@ -25,6 +25,7 @@ from hf_recipes.training.model import build_model, check_settings
 from hf_recipes.training.model_card import NAMES, hub_names, model_card
 from hf_recipes.training.plan import Figures, make_plan
 from hf_recipes.training.publishing import Publisher
+from hf_recipes.training.reference import build_reference
 from hf_recipes.training.trackers import add_trackers
 
 GO_ON = "go on with --resume_from_checkpoint true"
@@ -88,6 +89,21 @@ class Run:
         cache_dir = self.data.cache_dir
         return build_model(self.model_args, self.args, self.tokenizer, self.added_tokens, cache_dir=cache_dir, **how)
 
+    def build_reference(self, **how: Any) -> PreTrainedModel | None:
+        """The frozen twin of a model without an adapter, else None; `how` is for `build_reference`."""
+        return build_reference(self.model_args, self.args, self.tokenizer, cache_dir=self.data.cache_dir, **how)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the model's adapter was trained before."""
+        return self.model_args.peft_path is not None
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the trained weights are kept as they were at the start too; see `reference`."""
+        before = getattr(self.args, "precompute_ref_log_probs", False)
+        return self.goes_on or not (self.model_args.use_lora or before)
+
     def enter(self, evaluates: bool) -> None:
         """Take the folder, and find the checkpoint to go on from; `evaluates` tells whether there is anything to."""
         self._checkpoint = on_main_process(self.args, enter_output_dir, self.args)
@@ -150,6 +166,9 @@ def _trained(trainer, seconds: float, taken: dict | None) -> dict:
     """Say how the training went; its figures for metrics.json."""
     state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
     mean = "" if loss is None else f", mean training loss {loss:.4f}"
+    rewards = [entry["reward"] for entry in state.log_history if entry.get("reward") is not None]
+    if rewards:  # the loss is about 0 throughout
+        mean = f", mean reward {rewards[0]:.4f} at first and {rewards[-1]:.4f} at last"
     if state.global_step > first:
         minutes, rest = divmod(round(seconds), 60)
         since = f" from step {first}" if first else ""

@@ -27,6 +27,7 @@ from hf_recipes.training.faults import (
     places_of,
     sequences,
 )
+from hf_recipes.training.reference import without_reference
 from hf_recipes.training.sampling import WholeEpochSampler
 
 STAGING = ".saving"
@@ -342,7 +343,8 @@ class RunMixin:
         # training_args.bin is a pickle of all arguments, the Hub token among them; run_config.yaml says the same.
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            super()._save(output_dir, state_dict)
+            with without_reference(self.accelerator.unwrap_model(self.model)):
+                super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)

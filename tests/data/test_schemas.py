@@ -135,6 +135,11 @@ def test_preferences(row):
     }
 
 
+def test_the_tools_of_a_pair_are_kept():
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    assert convert({"prompt": "问", "chosen": "好", "rejected": "坏", "tools": tools})[1]["tools"] == tools
+
+
 def test_texts():
     assert convert({"text": "一篇文章"}) == ("text", {"text": "一篇文章"})
 

@@ -43,10 +43,30 @@ def chat_flags(model, folder) -> list:
     --save_steps 4 --per_device_eval_batch_size 2""".split()
 
 
-STAGES = {"scripts/sft.py": chat_flags, "scripts/pretrain.py": text_flags}
+def pair_flags(model, folder) -> list:
+    return f"""--model_name_or_path {model} --train_file {ROOT}/datasets/preference/reviews.jsonl --report_to none
+    --logging_steps 1 --bf16 False --max_steps 12 --learning_rate 1e-3 --save_steps 4""".split()
 
 
-@pytest.fixture(scope="module", params=["scripts/sft.py", pytest.param("scripts/pretrain.py", marks=pytest.mark.slow)])
+def reward_flags(model, folder) -> list:
+    rows = [{"prompt": f"标准{number}：属于年龄还是性别？", "response": "年龄"} for number in range(24)]
+    asked = write_jsonl(folder / "asked.jsonl", rows)
+    return f"""--model_name_or_path {model} --train_file {asked} --rewards chinese length:2-8=0.5 rouge --report_to none
+    --logging_steps 1 --bf16 False --max_steps 12 --learning_rate 1e-4 --save_steps 4 --num_generations 2
+    --max_completion_length 8""".split()
+
+
+STAGES = {
+    "scripts/sft.py": chat_flags,
+    "scripts/pretrain.py": text_flags,
+    "scripts/reward.py": pair_flags,
+    "scripts/dpo.py": pair_flags,
+    "scripts/grpo.py": reward_flags,
+}
+SLOW = [pytest.param(script, marks=pytest.mark.slow) for script in STAGES if script != "scripts/sft.py"]
+
+
+@pytest.fixture(scope="module", params=["scripts/sft.py", *SLOW])
 def script(request):
     return request.param
 

@@ -18,7 +18,8 @@ from hf_recipes.models.inference import load_for_inference
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.models.rewards import load_reward_model
 from hf_recipes.training.model import build_model
-from hf_recipes.training.reward import PairCollator, build_trainer, prepare_data
+from hf_recipes.training.numbered import PairCollator
+from hf_recipes.training.reward import build_trainer, prepare_data
 
 ROWS = [
     {"prompt": f"标准{i}：", "chosen": "年龄" * (i % 3 + 1), "rejected": "药物，睡眠" * (i % 2 + 1)} for i in range(12)
@@ -63,6 +64,19 @@ def test_pairs_are_the_conversations_of_the_template(tokenizer, tmp_path):
             messages = [*before, {"role": "assistant", "content": answer}]
             assert side.input_ids.tolist() == tokenizer.apply_chat_template(messages, return_dict=False)
             assert tokenizer.decode(side.labels[side.labels != -100]) == f"{answer}<|im_end|>"
+
+
+def test_a_pair_is_shown_with_its_tools(tmp_path):
+    build_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    tokenizer, _ = load_tokenizer(str(tmp_path), "chatml")
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    row = {"prompt": "天气？", "chosen": "好", "rejected": "坏", "tools": tools}
+    examples = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", [row]))], form="preference")
+    [pair] = PairEncoder(tokenizer).encode(list(examples))
+    [text] = tokenizer.batch_decode([pair.chosen.input_ids])
+    assert '"name": "weather"' in text
+    table = PairEncoder(tokenizer).map_batch(examples.with_format("arrow")[:])
+    assert table["chosen_ids"].to_pylist() == [pair.chosen.input_ids.tolist()]
 
 
 def test_what_cannot_be_a_pair_is_in_the_ledger(model_dir, tmp_path):

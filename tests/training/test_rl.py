@@ -43,7 +43,7 @@ def made(tokenizer, prompts, folder, model=None, has_adapter=False, **settings):
         torch.manual_seed(0)
         model = attach_lora(tiny_model(len(tokenizer)), read_lora_config(LORA), LORA, [])
     rewards = Rewards(RewardArguments(["chinese", "length:2-4=0.5"]))
-    return build_trainer(model, args, prompts, tokenizer, rewards, has_adapter=has_adapter)
+    return build_trainer(model, args, prompts, tokenizer, rewards, goes_on=has_adapter)
 
 
 def logged(trainer, key):

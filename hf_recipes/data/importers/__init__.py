@@ -1,0 +1,1 @@
+"""Raw exports of platforms, made into conversations to train on."""

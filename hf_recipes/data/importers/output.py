@@ -1,0 +1,121 @@
+"""The folder that an importer writes: whole or absent."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_recipes.data.ledger import LEDGER
+from hf_recipes.errors import UserError, say
+
+SIDES = ("train", "test")
+# In the order in which they take their place: the ledger tells that the rest is there.
+WRITTEN = (*(f"{side}.jsonl" for side in SIDES), "run_config.yaml", LEDGER)
+WORK = "work"  # within the partial folder, for what is not kept
+
+
+@contextlib.contextmanager
+def output_folder(output_dir: str, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output_dir` to write `WRITTEN` to, which becomes `output_dir` when nothing was raised.
+
+    What an earlier run left half-written there is deleted. With `overwrite`, the files of an earlier run in
+    `output_dir` are replaced, and others stay.
+
+    Raises:
+        UserError: a folder that is not empty, cannot be written to, or that another process is writing.
+    """
+    out = Path(output_dir).resolve()
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--output_dir {output_dir}: this is a file")
+        if out.is_dir() and any(out.iterdir()) and not overwrite:
+            raise UserError(
+                f"--output_dir {output_dir}: the folder is not empty; name another, or replace what an earlier run "
+                "wrote with --overwrite_output_dir"
+            )
+        partial.mkdir(parents=True, exist_ok=True)
+        with _locked(partial, output_dir):
+            _clear(partial)
+            (partial / WORK).mkdir()
+            try:
+                yield partial
+                shutil.rmtree(partial / WORK)
+                _put(partial, out)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UserError(f"{error.filename or output_dir}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, output_dir: str) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if not _lock(handle, folder):
+            raise UserError(
+                f"--output_dir {output_dir}: another process is writing it; wait for it, or name another folder"
+            )
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), os.stat(folder))  # else it was put into place in the meantime
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+def _clear(partial: Path) -> None:
+    for path in partial.iterdir():
+        if path.name not in (*WRITTEN, WORK):
+            raise UserError(f"{path}: not of an importer, which writes to {partial} first; move it away")
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _put(partial: Path, out: Path) -> None:
+    if not out.exists() or not any(out.iterdir()):
+        os.replace(partial, out)
+        return
+    for name in reversed(WRITTEN):
+        (out / name).unlink(missing_ok=True)
+    for name in WRITTEN:
+        if (partial / name).exists():
+            os.replace(partial / name, out / name)
+    partial.rmdir()
+
+
+class Writer:
+    """Writes examples to ``train.jsonl`` and ``test.jsonl``; a file is there if it has an example."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files: dict[str, Any] = {}
+        self.counts = dict.fromkeys(SIDES, 0)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def write(self, side: str, messages: Iterable[Mapping[str, str]], **columns: Any) -> None:
+        if side not in self._files:
+            self._files[side] = open(self._folder / f"{side}.jsonl", "w", encoding="utf-8")  # noqa: SIM115
+        self._files[side].write(json.dumps({"messages": list(messages), **columns}, ensure_ascii=False) + "\n")
+        self.counts[side] += 1
+
+
+def say_counts(output_dir: str, counts: Mapping[str, int]) -> None:
+    for side, count in counts.items():
+        if count:
+            say(f"{os.path.join(output_dir, side)}.jsonl: {count:,} example{'s' * (count > 1)}")

@@ -1,0 +1,308 @@
+"""DPO and KTO: TRL's trainers over our pairs and rows, losses, references and checkpoints."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from datasets import Dataset, concatenate_datasets
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl import DPOTrainer, KTOTrainer
+
+from hf_recipes.arguments import DataArguments, DPOArguments, KTOArguments
+from hf_recipes.data.ledger import Ledger
+from hf_recipes.data.pairs import PairEncoder
+from hf_recipes.data.schemas import SIDES
+from hf_recipes.data.unpaired import UnpairedEncoder
+from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation.methods import Method
+from hf_recipes.evaluation.suite import EvaluationArguments
+from hf_recipes.training.estimate import Batch
+from hf_recipes.training.evaluation import add_callbacks, build_evaluations
+from hf_recipes.training.losses import Answers, Pairs, answer_losses, pair_losses
+from hf_recipes.training.numbered import FILLER, MIXED, AnswerCollator, PairCollator, side_lengths
+from hf_recipes.training.plan import Figures, labelled_positions, row_lengths
+from hf_recipes.training.referred import Referred
+from hf_recipes.training.rows import prepare_rows
+
+
+class PairTrainer(Referred, DPOTrainer):
+    """TRL's `DPOTrainer` on pairs that are already ids and labels of both sides.
+
+    The loss of an update is the mean over all its pairs, and so are the rewards that are logged with it; those of an
+    evaluation are over all its pairs.
+    """
+
+    rows = Pairs
+    columns = tuple(f"{side}_{name}" for side in SIDES for name in ("ids", "labels"))
+    columns += ("ref_chosen_logps", "ref_rejected_logps")
+
+    @property
+    def _is_lean(self):
+        return super()._is_lean and self.args.ld_alpha is None and not self.args.use_weighting
+
+    def summed(self, log_probs, learned):
+        if self.args.ld_alpha is None:
+            return log_probs.sum(1)
+        places = learned.cumsum(1)  # LD-DPO (arXiv 2409.06411): less of what the longer side has beyond the shorter
+        shared = places[:, -1].view(2, -1).min(0).values.repeat(2)
+        return torch.where(places <= shared[:, None], log_probs, self.args.ld_alpha * log_probs).sum(1)
+
+    def compute_ref_log_probs(self, model, inputs):
+        return self.reference_log_probs(inputs, model=model).chunk(2)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if self.precompute_ref_logps:
+            reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        else:
+            reference = self.reference_log_probs(inputs).chunk(2)
+        policy, outputs = self.policy_log_probs(model, inputs)
+        tokens = inputs["completion_mask"][:, 1:].sum(1)
+        weight = torch.ones_like(policy)
+        if self.args.use_weighting:  # WPO (arXiv 2406.11827), equation 2
+            learned = inputs["completion_mask"][:, 1:]
+            aligned = ((outputs.log_probs - outputs.log_sum_sq_probs) * learned).sum(1).detach()
+            weight = (aligned / tokens.clamp(min=1)).exp()
+        pairs = Pairs(*policy.chunk(2), *reference, *tokens.chunk(2), weight.view(2, -1).prod(0))
+        return self.finish_loss(pairs, inputs, outputs, num_items_in_batch)
+
+    def losses(self, rows):
+        return pair_losses(rows, self.args)
+
+
+class AnswerTrainer(Referred, KTOTrainer):
+    """TRL's `KTOTrainer` on single answers that are already ids and labels.
+
+    The loss of an update is the mean over all its rows. Its KL divergence, from which the loss takes what an answer is
+    worth, is estimated over all rows of the update too, and that of an evaluation over all its rows; TRL's is of each
+    batch by itself.
+    """
+
+    rows = Answers
+    columns = ("input_ids", "labels", "prompt_length", f"{MIXED}input_ids", f"{MIXED}labels", f"{MIXED}prompt_length")
+    columns += ("label", "ref_logps", f"ref_{MIXED}logps")
+
+    def compute_ref_log_probs(self, model, inputs):
+        mixed = self.reference_log_probs(inputs, MIXED, model) if self.calculate_KL else None
+        return self.reference_log_probs(inputs, model=model), mixed
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.calculate_KL and batches:
+            self.model.eval()  # training_step sets it back
+            with self.compute_loss_context_manager():
+                found = [self._mismatched(batch)[batch["row"] != FILLER].sum() for batch in batches]
+            total = self.accelerator.reduce(torch.stack(found).sum(), "sum")
+            self._divergence = (total / count).clamp(min=0)
+        return batches, count
+
+    def _mismatched(self, inputs) -> torch.Tensor:
+        """Log-probability of another row's answer less that of the reference, (B,)."""
+        inputs = self._prepare_inputs(inputs)
+        known = inputs.get(f"ref_{MIXED}logps")
+        reference = self.reference_log_probs(inputs, MIXED) if known is None else known
+        with torch.no_grad():
+            return self.log_probs(self.model, inputs, MIXED)[0] - reference
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        reference = inputs["ref_logps"] if self.precompute_ref_logps else self.reference_log_probs(inputs)
+        evaluated = self.calculate_KL and not self.model.training
+        mismatched = self._mismatched(inputs) if evaluated else torch.zeros_like(reference)
+        policy, outputs = self.policy_log_probs(model, inputs)
+        answers = Answers(policy, reference, inputs["label"], mismatched)
+        return self.finish_loss(answers, inputs, outputs, num_items_in_batch)
+
+    def _divergence_of(self, rows: Answers) -> torch.Tensor:
+        return self._divergence if self.model.training and self.calculate_KL else rows.divergence()
+
+    def losses(self, rows):
+        return answer_losses(rows, self._divergence_of(rows), self.args)
+
+    def also_noted(self, rows):
+        return {"kl": self._divergence.expand(len(rows))} if self.calculate_KL else {}
+
+    def noted(self):
+        return _with_margin(super().noted())
+
+    def summarise(self, rows):
+        kl = {"kl": rows.divergence().item()} if self.calculate_KL else {}
+        return _with_margin(super().summarise(rows)) | kl
+
+
+def _with_margin(found: dict[str, float]) -> dict[str, float]:
+    good, bad = (found.get(f"rewards/{side}") for side in SIDES)
+    return found if good is None or bad is None else found | {"rewards/margins": good - bad}
+
+
+Prepared = tuple[Dataset, Dataset | None, dict[str, Ledger]]
+
+
+def prepare_pairs(
+    data: DataArguments, args: DPOArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
+) -> Prepared:
+    """Pairs as `chosen_ids`, `chosen_labels`, `rejected_ids`, `rejected_labels` and `place`; see `prepare_rows`."""
+    encoder = PairEncoder(tokenizer, args.max_length, keep_labels=True)
+    return prepare_rows(data, args, lambda name: encoder, form="preference", evaluates=evaluates)
+
+
+def prepare_answers(
+    data: DataArguments, args: KTOArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
+) -> Prepared:
+    """Single answers as `input_ids`, `labels`, `prompt_length`, `label` and `place`; see `prepare_rows`.
+
+    Raises:
+        UserError: as `prepare_rows`, or training rows of which all are good or none is.
+    """
+    encoder = UnpairedEncoder(tokenizer, args.max_length)
+    train, validation, ledgers = prepare_rows(data, args, lambda name: encoder, form="unpaired", evaluates=evaluates)
+    good = sum(train["label"])
+    bad = len(train) - good
+    say(f"{good:,} good answers and {bad:,} bad ones")
+    if not good or not bad:
+        which = "bad" if good else "good"
+        raise UserError(
+            f"none of the {len(train):,} answers is a {which} one; see --label_column and --label_threshold"
+        )
+    balance = args.desirable_weight * good / max(args.undesirable_weight * bad, 1e-9)
+    if not 1 <= balance <= 4 / 3:  # arXiv 2402.01306, equation 8
+        fair = f"--undesirable_weight {args.desirable_weight * good / bad:.2g}"
+        if good < bad:
+            fair = f"--desirable_weight {args.undesirable_weight * bad / good:.2g}"
+        say(f"note: the good ones weigh {balance:.2g} times as much as the bad ones; {fair} makes them equal")
+    return train, validation, ledgers
+
+
+def other_evaluations(
+    evaluation: EvaluationArguments,
+    args: DPOArguments | KTOArguments,
+    data: DataArguments,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Method]:
+    """What is evaluated beside the validation rows, by name.
+
+    Raises:
+        UserError: as `build_evaluations`, or methods without a file.
+    """
+    if evaluation.eval_methods and not evaluation.eval_files:
+        raise UserError("--eval_methods without --eval_files name=path: of validation rows there is only the loss")
+    return build_evaluations(evaluation, args, data, config, tokenizer, None, [])
+
+
+def pair_figures(train: Dataset, args: DPOArguments) -> Figures:
+    """The figures of tokenized pairs."""
+    lengths = side_lengths(train)
+    learned = sum(int(row_lengths(train, f"{side}_labels")[1].sum()) for side in SIDES)
+    size = min(args.per_device_train_batch_size, len(train))
+    largest = train.select(np.argsort(lengths.max(0), kind="stable")[-size:])
+    longest = int(lengths.max())
+    positions = labelled_positions([row for side in SIDES for row in largest[f"{side}_labels"][:]], longest)
+    batch = Batch(2 * size, longest, positions, fused_head=not args.use_cpu)
+    flags = {"what": "pairs", "lengthen": "--max_length"}
+    return Figures(len(train), int(lengths.sum()), learned, longest, batch, **flags)
+
+
+def answer_figures(train: Dataset, args: KTOArguments) -> Figures:
+    """The figures of tokenized single answers."""
+    lengths, learned = row_lengths(train)
+    size = min(args.per_device_train_batch_size, len(train))
+    longest = int(lengths.max())
+    largest = train.select(np.argsort(lengths, kind="stable")[-size:])
+    batch = Batch(size, longest, labelled_positions(largest["labels"][:], longest), fused_head=not args.use_cpu)
+    return Figures(len(train), int(lengths.sum()), int(learned.sum()), longest, batch, lengthen="--max_length")
+
+
+def _pair_rows(rows: Dataset) -> Dataset:
+    return rows.remove_columns(["fate", "place"]).add_column("row", list(range(len(rows))))
+
+
+def _answer_rows(rows: Dataset, order: np.ndarray, mixes: bool) -> Dataset:
+    """`rows` in this order, and where it `mixes`, each with the row before it, whose answer its prompt gets too.
+
+    So the answers of a batch are, but for one, those that its prompts get, whatever the number of processes.
+    """
+    found = [rows.select(order).select_columns(["input_ids", "labels", "prompt_length", "label"])]
+    if mixes:
+        before = rows.select(np.roll(order, 1)).select_columns(["input_ids", "labels", "prompt_length"])
+        found.append(before.rename_columns({name: MIXED + name for name in before.column_names}))
+    return concatenate_datasets(found, axis=1).add_column("row", order.tolist())
+
+
+def _check_model(model: PreTrainedModel, args: DPOArguments | KTOArguments) -> None:
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise UserError("an adapter on the head (lm_head) would never be trained here; take it out of target_modules")
+    if args.router_aux_loss_coef and not hasattr(model.config.get_text_config(), "output_router_logits"):
+        raise UserError(f"--router_aux_loss_coef is for mixtures of experts; {model.config.model_type} is none")
+
+
+def build_pair_trainer(
+    model: PreTrainedModel,
+    args: DPOArguments,
+    train: Dataset,
+    validation: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    methods: Mapping[str, Method] | None = None,
+    *,
+    reference: PreTrainedModel | None = None,
+    goes_on: bool = False,
+) -> PairTrainer:
+    """DPO's trainer with its callbacks; `methods` are used at each evaluation, after the loss of the validation rows.
+
+    Args:
+        reference: that of a model without an adapter; see `build_reference`.
+        goes_on: the model's adapter was trained before.
+
+    Raises:
+        UserError: an adapter or a setting that the model cannot have.
+    """
+    _check_model(model, args)
+    args.max_length = None  # every pair is within the budget already
+    rows = _pair_rows(train)
+    trainer = PairTrainer(
+        model=model,
+        ref_model=reference,
+        args=args,
+        train_dataset=rows.add_column(args.length_column_name, side_lengths(train).max(0).tolist()),
+        eval_dataset=_pair_rows(validation) if validation is not None else {} if methods else None,
+        processing_class=tokenizer,
+        data_collator=PairCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+        goes_on=goes_on,
+    )
+    trainer.data_rows = train
+    add_callbacks(trainer, methods)
+    return trainer
+
+
+def build_answer_trainer(
+    model: PreTrainedModel,
+    args: KTOArguments,
+    train: Dataset,
+    validation: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    methods: Mapping[str, Method] | None = None,
+    *,
+    reference: PreTrainedModel | None = None,
+    goes_on: bool = False,
+) -> AnswerTrainer:
+    """KTO's trainer, as `build_pair_trainer`; the training rows are shuffled once."""
+    _check_model(model, args)
+    collator = AnswerCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
+    args.max_length = None
+    mixes = args.loss_type != "apo_zero_unpaired"
+    seed = args.seed if args.data_seed is None else args.data_seed
+    order = np.random.default_rng(seed).permutation(len(train))
+    rows = _answer_rows(train, order, mixes)
+    held_out = None if validation is None else _answer_rows(validation, np.arange(len(validation)), mixes)
+    trainer = AnswerTrainer(
+        model=model,
+        ref_model=reference,
+        args=args,
+        train_dataset=rows.add_column(args.length_column_name, row_lengths(rows)[0].tolist()),
+        eval_dataset=held_out if held_out is not None else {} if methods else None,
+        processing_class=tokenizer,
+        data_collator=collator,
+        goes_on=goes_on,
+    )
+    trainer.data_rows = train
+    add_callbacks(trainer, methods)
+    return trainer

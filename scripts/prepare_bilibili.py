@@ -1,0 +1,22 @@
+"""Make conversations of the videos and comments that MediaCrawler fetched from Bilibili.
+
+python scripts/prepare_bilibili.py --input_dir data --total 2000 --test_size 10 --output_dir bilibili
+"""
+
+from hf_recipes.data.importers.arguments import BilibiliArguments
+from hf_recipes.data.importers.bilibili import prepare_bilibili
+from hf_recipes.data.importers.output import output_folder, say_counts
+from hf_recipes.parsing import Parser, run_script
+
+
+def main() -> None:
+    parser = Parser([BilibiliArguments])
+    [args] = parser.parse()
+    with output_folder(args.output_dir, args.overwrite_output_dir) as folder:
+        counts = prepare_bilibili(args, folder)
+        parser.save_settings(folder / "run_config.yaml")
+    say_counts(args.output_dir, counts)
+
+
+if __name__ == "__main__":
+    run_script(main)

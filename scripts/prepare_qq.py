@@ -1,0 +1,22 @@
+"""Make conversations of the chats that QQ's desktop client exported as text, or WeChatMsg as txt or csv.
+
+python scripts/prepare_qq.py --input 全部消息记录.txt --me NICKNAME_OR_NUMBER --output_dir qq
+"""
+
+from hf_recipes.data.importers.arguments import QQArguments
+from hf_recipes.data.importers.output import output_folder, say_counts
+from hf_recipes.data.importers.qq import prepare_qq
+from hf_recipes.parsing import Parser, run_script
+
+
+def main() -> None:
+    parser = Parser([QQArguments])
+    [args] = parser.parse()
+    with output_folder(args.output_dir, args.overwrite_output_dir) as folder:
+        counts = prepare_qq(args, folder)
+        parser.save_settings(folder / "run_config.yaml")
+    say_counts(args.output_dir, counts)
+
+
+if __name__ == "__main__":
+    run_script(main)
