@@ -29,7 +29,7 @@ MOJIBAKE = re.compile(
 HTML = re.compile(
     r"</?(?:a|b|body|br|center|dd|div|dl|dt|em|font|form|h[1-6]|head|hr|html|i|iframe|img|input|label|li|link|meta|nav|ol|"
     r"option|p|pre|script|section|select|span|strong|style|sub|sup|table|tbody|td|th|thead|tr|u|ul|video)"
-    r"(?:\s[^<>]*)?/?>|&(?:nbsp|lt|gt|amp|quot|ldquo|rdquo|mdash|hellip|middot|#\d{2,5}|#x[0-9a-fA-F]{2,5});",
+    r"(?:\s[^<>=]*=[^<>]{0,500})?\s*/?>|&(?:nbsp|lt|gt|amp|quot|ldquo|rdquo|mdash|hellip|middot|#\d{2,5}|#x[0-9a-fA-F]{2,5});",
     re.IGNORECASE,
 )
 SPEAKS_OF_HTML = re.compile("html|xml|网页|标签", re.IGNORECASE)

@@ -1,6 +1,10 @@
 """An inspection from its settings to its report."""
 
-from hf_recipes.data.ledger import Ledger
+import json
+import os
+from collections.abc import Sequence
+
+from hf_recipes.data.ledger import LEDGER, Ledger
 from hf_recipes.data.privacy import Redactor
 from hf_recipes.errors import say
 from hf_recipes.inspection.checks import Checks, duplicate_tables, overlap_table
@@ -17,9 +21,13 @@ ON_PAGE = 10  # times as many rows as in the terminal
 NOTES = {
     "sft": "In colour: the tokens that carry loss, which the model learns to write (--train_on {train_on}).",
     "pretrain": "In colour: the tokens that carry loss; the first of each document is given, not learned.",
+    "dpo": "In colour: the answers, of which the chosen one is made likelier than the rejected one.",
+    "kto": "In colour: the answer, which is made likelier where it is good, and less likely where it is bad.",
     "reward": "In colour: the answers that are compared; each side's score is read at its end.",
     "grpo": "No token here carries loss: the model writes answers of its own to these, and they are scored.",
 }
+
+RUN_ON = "In colour: the tokens that carry loss; documents are not kept apart, and a block is one text to the model."
 
 
 def inspect(settings: Settings) -> Report:
@@ -40,7 +48,7 @@ def inspect(settings: Settings) -> Report:
         ("validation rows", f"{held_out:g} % of them" if held_out else ", ".join(data.validation_file or ["–"])),
         ("tokenizer", f"{settings.model.tokenizer_source}, {len(tokenizer):,} tokens"),
     ]
-    report = Report(files, facts, warnings)
+    report = Report(files, facts, warnings, _made(data.train_file))
     # A literal special token is text to pretraining, and a token of its own to every other stage.
     special = [] if stage == "pretrain" else list(map(str, tokenizer.all_special_tokens))
     keys = {}
@@ -59,7 +67,8 @@ def inspect(settings: Settings) -> Report:
     count = look.examples * (ON_PAGE if look.html else 1)
     if count or look.show:
         drawn = sets[0].draw(pen, count, settings.args.seed, look.show or ())
-        note = NOTES[stage].format(**vars(settings.args))
+        alone = getattr(settings.args, "document_attention", True)
+        note = NOTES[stage].format(**vars(settings.args)) if alone else RUN_ON
         report.sections.append(Section("Examples", [Examples("Drawn token by token", note, drawn)]))
     return report
 
@@ -81,17 +90,36 @@ def _section(rows: Rows, checks: Checks, pen: Pen) -> Section:
     return Section(f"{rows.name} rows", blocks)
 
 
-def _ledger_tables(ledger: Ledger) -> list[Table]:
+def _made(specs: Sequence[str]) -> list[Section]:
+    """The ledgers that lie beside the files: of the importer, or of the corpus, that wrote them."""
+    folders = dict.fromkeys(
+        folder for spec in specs for path in [spec.rpartition("=")[2]] for folder in (path, os.path.dirname(path))
+    )
+    sections = []
+    for path in (os.path.join(folder, LEDGER) for folder in folders):
+        if not os.path.isfile(path):
+            continue
+        try:
+            with open(path, encoding="utf-8") as file:
+                ledgers = {name: Ledger.from_dict(found) for name, found in json.load(file).items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not one of ours
+        tables = [table for name, ledger in ledgers.items() for table in _ledger_tables(ledger, f": {name}")]
+        sections.append(Section(f"made with {path}", tables))
+    return sections
+
+
+def _ledger_tables(ledger: Ledger, of: str = "") -> list[Table]:
     found = ledger.to_dict()
     extra = [name for name in ("split", "repaired") if found["total"].get(name)]
     names = ["read", "kept", "truncated", *extra, "dropped"]
     counts = {**found["sources"], **({"all": found["total"]} if len(found["sources"]) > 1 else {})}
     rows = [[source, *(own.get(name, 0) for name in names)] for source, own in counts.items()]
-    tables = [Table("Ledger", ["source", *names], rows)] if rows else []
+    tables = [Table(f"Ledger{of}", ["source", *names], rows)] if rows else []
     reasons = [
         [reason["count"], reason["fate"], ", ".join(reason["first"][:3]) + "…" * (reason["count"] > 3)]
         for reason in found["reasons"]
     ]
     if reasons:
-        tables.append(Table("Reasons", ["rows", "what became of them", "first"], reasons))
+        tables.append(Table(f"Reasons{of}", ["rows", "what became of them", "first"], reasons))
     return tables

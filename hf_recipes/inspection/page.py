@@ -52,7 +52,7 @@ def _parts(report: Report) -> Iterator[str]:
     yield "</header><dl>"
     yield from (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in report.facts)
     yield "</dl>"
-    yield from (f'<p class="warning">the run would stop: {escape(warning)}</p>' for warning in report.warnings)
+    yield from (f'<p class="warning">{escape(warning)}</p>' for warning in report.warnings)
     for section in report.sections:
         yield f"<h2>{escape(section.title)}</h2>"
         for block in section.blocks:
@@ -65,18 +65,18 @@ def _parts(report: Report) -> Iterator[str]:
 
 
 def _table(table: Table) -> str:
+    note = f"<p>{escape(table.note)}</p>" if table.note else ""
     if not table.rows:
-        return f"<h3>{escape(table.title)}: none</h3>"
+        return f"<h3>{escape(table.title)}: none</h3>{note}"
     lines = [
         html.line(html.cell(as_text(value), "number" if isinstance(value, int) else "text") for value in row)
         for row in table.rows
     ]
-    note = f"<p>{escape(table.note)}</p>" if table.note else ""
     return f"<h3>{escape(table.title)}</h3>{html.table(table.head, lines)}{note}"
 
 
 def draw(histogram: Histogram) -> bytes:
-    """The histogram with the budgets' lines, as a PNG; tokens on a logarithmic scale."""
+    """The histogram as a PNG, tokens on a logarithmic scale; what is right of a line is over that budget."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -88,7 +88,7 @@ def draw(histogram: Histogram) -> bytes:
     widths = [b - a for a, b in pairwise(edges)]
     panel.bar(edges[:-1], counts, widths, align="edge", color=BLUE)
     for name, tokens in histogram.marks.items():
-        panel.axvline(tokens, color="tab:red", linestyle="--", label=name)
+        panel.axvline(tokens + 1, color="tab:red", linestyle="--", label=name)
     if histogram.marks:
         panel.legend(fontsize=8)
     panel.set_xscale("log", base=2)

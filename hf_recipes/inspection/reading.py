@@ -10,22 +10,26 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.mixing import read_policy
+from hf_recipes.data.pairs import PairEncoder
 from hf_recipes.data.tokenize import ChatEncoder
+from hf_recipes.data.unpaired import UnpairedEncoder
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.rewards import Rewards
 from hf_recipes.inspection.documents import MixtureRows
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.packs import PackedConversations
+from hf_recipes.inspection.preference import Answers, Pairs
 from hf_recipes.inspection.sets import Conversations, PromptRows, Rows
 from hf_recipes.inspection.stages import Settings
 from hf_recipes.training import sft
 from hf_recipes.training.mixtures import open_corpora, prepare_mixture
+from hf_recipes.training.preference import weigh_labels
 from hf_recipes.training.rl import read_prompt_sets
 from hf_recipes.training.rows import read_rows, tokenize_rows
 
 
 def read_sets(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rows], list[str]]:
-    """The data sets of a stage, the training rows first, and what would stop the run.
+    """The data sets of a stage, the training rows first, and what to know before the run.
 
     Raises:
         UserError: data that cannot be read, or of which no row can be used.
@@ -36,17 +40,20 @@ def read_sets(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[l
     warnings = []
     for rows in sets:
         warnings += _problems(partial(rows.ledger.check, allowed))
+    if settings.stage == "kto":
+        good = sets[0].good
+        warnings += _problems(lambda: weigh_labels(good, len(sets[0].used) - good, settings.args))
     if settings.stage == "grpo":
         warnings += _problems(lambda: Rewards(settings.evaluation).check(sets[0].prompts))
     return sets, warnings
 
 
-def _problems(check: Callable[[], Any]) -> list[str]:
+def _problems(check: Callable[[], str | None]) -> list[str]:
     try:
-        check()
+        note = check()
     except UserError as error:
-        return [str(error)]
-    return []
+        return [f"the run would stop: {error}"]
+    return [note] if note else []
 
 
 def _read_sft(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
@@ -64,6 +71,32 @@ def _read_sft(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Ro
         rows.args = args
         found.append(rows)
     return found
+
+
+def _read_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
+    encoder, unlimited = (
+        PairEncoder(tokenizer, length, keep_labels=True) for length in (settings.args.max_length, None)
+    )
+    found = _left_out(settings, Pairs, "preference", encoder, unlimited, "longer side")
+    for rows in found if settings.stage == "reward" else ():
+        rows.labelled = "tokens of the answers"  # it is the whole that is scored
+    return found
+
+
+def _read_kto(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
+    encoder, unlimited = (UnpairedEncoder(tokenizer, length) for length in (settings.args.max_length, None))
+    return _left_out(settings, Answers, "unpaired", encoder, unlimited, "whole")
+
+
+def _left_out(settings: Settings, kind: type, form: str, encoder: Any, unlimited: Any, limited: str) -> list[Rows]:
+    """Rows that are left out where what is `limited` is longer than `max_length`."""
+    data, limit = settings.data, settings.args.max_length
+    budgets = {limited: Budget("--max_length", limit, "left out")} if limit else {}
+    sets = read_rows(data, settings.args, form)
+    return [
+        kind(name, examples, *tokenize_rows(examples, encoder, data), budgets, unlimited)
+        for name, examples in sets.items()
+    ]
 
 
 def _read_grpo(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
@@ -88,4 +121,11 @@ def _read_pretrain(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> li
     return [MixtureRows(mixture, readers, ledger, args)]
 
 
-READERS = {"sft": _read_sft, "grpo": _read_grpo, "pretrain": _read_pretrain}
+READERS = {
+    "sft": _read_sft,
+    "pretrain": _read_pretrain,
+    "reward": _read_pairs,
+    "dpo": _read_pairs,
+    "kto": _read_kto,
+    "grpo": _read_grpo,
+}

@@ -79,7 +79,7 @@ class Section:
 
 @dataclass
 class Report:
-    """`warnings` are what would stop the run, or make it learn something else than is meant."""
+    """All of an inspection; `warnings` are what would stop the run, or spoil it."""
 
     title: str
     facts: list[tuple[str, str]]

@@ -13,7 +13,7 @@ from hf_recipes.data.conversations import Message
 from hf_recipes.data.examples import fates
 from hf_recipes.data.ledger import KEPT, Ledger, is_dropped
 from hf_recipes.data.prompts import Prompt
-from hf_recipes.data.tokenize import last_question, tokenize_dataset
+from hf_recipes.data.tokenize import tokenize_dataset
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.answers import choices_of
 from hf_recipes.inspection.checks import Texts
@@ -77,6 +77,7 @@ class TokenizedRows(Rows):
 
     columns: ClassVar[tuple[str, ...]]  # of `readable`, as JSON
     strips: ClassVar[dict[str, tuple[str, str]]]  # by name, the columns of ids and labels
+    labelled = "tokens that carry loss"
 
     def __init__(
         self,
@@ -136,7 +137,7 @@ class TokenizedRows(Rows):
         rows = [
             ["rows that are learned from", len(self.used), ""],
             ["tokens of an epoch", tokens, ""],
-            ["tokens that carry loss", learned, share(learned, tokens)],
+            [self.labelled, learned, share(learned, tokens)],
         ]
         if self.budgets:
             over = int(over_any(lengths, self.budgets).sum())
@@ -177,8 +178,8 @@ class Conversations(TokenizedRows):
 
     def texts_of(self, values, places, choices):
         conversations = values["messages"]
-        contexts = [_joined(messages[:-1]) for messages in conversations]
-        answers = [_joined(messages[-1:]) for messages in conversations]
+        contexts = [joined(messages[:-1]) for messages in conversations]
+        answers = [joined(messages[-1:]) for messages in conversations]
         return Texts(places, contexts, list(map(last_question, conversations)), {"answer": answers}, choices)
 
     def lengths_of(self, table):
@@ -206,7 +207,7 @@ class PromptRows(Rows):
         numbers = range(len(self.prompts)) if rows is None else rows
         for start in range(0, len(numbers), BATCH):
             prompts = [self.prompts[row] for row in numbers[start : start + BATCH]]
-            contexts = [_joined(p.messages) if p.is_chat else p.question for p in prompts]
+            contexts = [joined(p.messages) if p.is_chat else p.question for p in prompts]
             questions = [p.question if p.is_chat else "" for p in prompts]
             answers = {"reference": [p.reference or "" for p in prompts]} if self.has_answers else {}
             yield Texts([p.place for p in prompts], contexts, questions, answers, [choices_of(p.meta) for p in prompts])
@@ -250,7 +251,11 @@ def _parsed(text: str | None) -> Any:
     return json.loads(text) if text else None
 
 
-def _joined(messages: Iterable[Message]) -> str:
+def last_question(messages: Sequence[Message]) -> str:
+    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+
+
+def joined(messages: Iterable[Message]) -> str:
     """The contents of turns, with thoughts and calls of tools."""
     parts: list[str] = []
     for message in messages:

@@ -7,13 +7,16 @@ from typing import Any, Literal
 
 from hf_recipes.arguments import (
     DataArguments,
+    DPOArguments,
     GRPOArguments,
+    KTOArguments,
     ModelArguments,
     PretrainArguments,
     RewardArguments,
     RunArguments,
     SFTArguments,
     SourceArguments,
+    UnpairedArguments,
 )
 from hf_recipes.data.corpora import SHARDS, named_paths
 from hf_recipes.data.documents import find_text_schema
@@ -42,12 +45,15 @@ STAGES = {
     "sft": Stage(SFTArguments),
     "pretrain": Stage(PretrainArguments, SourceArguments, PretrainModelArguments, {"needs_template": False}),
     "reward": Stage(RewardArguments, tokenizer={"or_plain": True}),
+    "dpo": Stage(DPOArguments),
+    "kto": Stage(KTOArguments, UnpairedArguments),
     "grpo": Stage(GRPOArguments, tokenizer={"needs_template": False}),
 }
 # The stages that learn from rows of a form, the likeliest first.
 LEARN_FROM = {
     "messages": ("sft", "grpo", "pretrain"),
-    "preference": ("reward", "grpo"),
+    "preference": ("dpo", "reward", "grpo"),
+    "unpaired": ("kto", "grpo"),
     "text": ("pretrain", "grpo"),
 }
 # What of a run's settings is about the machine that it is for, or what it leaves behind: for looking, these do.
@@ -72,7 +78,7 @@ LOOKING = {
 class InspectArguments:
     """What to look at."""
 
-    stage: Literal["sft", "pretrain", "reward", "grpo"] | None = field(
+    stage: Literal["sft", "pretrain", "reward", "dpo", "kto", "grpo"] | None = field(
         default=None,
         metadata={"help": "What is going to be trained; guessed from the settings and the rows by default."},
     )

@@ -22,7 +22,7 @@ def print_report(report: Report, console: Console, examples: int | None = None) 
     for name, value in report.facts:
         console.print(Text(f"{name:17} {value}"))
     for warning in report.warnings:
-        console.print(Text(f"the run would stop: {warning}", "bold red"))
+        console.print(Text(warning, "bold red"))
     for section in report.sections:
         console.print()
         console.print(Rule(Text(section.title)))
@@ -51,13 +51,12 @@ def _print_table(table: Table, console: Console) -> None:
 
 
 def histogram_line(histogram: Histogram) -> Text:
-    """The counts as bars, the higher the more rows, with ``│`` where a budget is."""
+    """The counts as bars, the higher the more rows, with ``│`` after what a budget allows."""
     most = max(histogram.counts)
     # A bin that is not empty has a bar.
     bars = [BARS[-(-count * (len(BARS) - 1) // most)] for count in histogram.counts]
     for tokens in histogram.marks.values():
-        place = sum(edge <= tokens for edge in histogram.edges[1:])
-        bars.insert(min(place, len(bars)), "│")
+        bars.insert(sum(edge <= tokens for edge in histogram.edges[:-1]), "│")
     marks = "".join(f"  │ {name}" for name in histogram.marks)
     return Text(f"{histogram.title}: {histogram.edges[0]:,} {''.join(bars)} {histogram.edges[-1] - 1:,} tokens{marks}")
 
