@@ -69,7 +69,7 @@ class Parser(HfArgumentParser):
                 raise UserError(f"{config_path}: unknown key {key!r}{nearest(str(key), self.fields)}")
         # A null in the file can overrule a default, which no flag could say.
         self.set_defaults(**{key: None for key, value in config.items() if value is None})
-        on_command_line = {flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag[:2] == "--"}
+        on_command_line = _named(flags)
         try:
             namespace, unknown = self.parse_known_args(self._as_flags(config) + flags)
         except UserError as error:
@@ -94,6 +94,16 @@ class Parser(HfArgumentParser):
             except (ValueError, TypeError, ImportError, OSError) as error:
                 raise UserError(" ".join(str(error).split())) from error
         return tuple(instances)
+
+    @classmethod
+    def names(cls, argv: Sequence[str]) -> set[str]:
+        """The settings that a command line and its ``--config`` file name, known or not.
+
+        Raises:
+            UserError: a configuration file that is missing or is not a YAML mapping.
+        """
+        path, flags = cls._take_config(list(argv))
+        return set(_read_yaml(path) if path else ()) | _named(flags)
 
     @staticmethod
     def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -143,6 +153,10 @@ class Parser(HfArgumentParser):
             f"# Defaults\n{plain(False)}"
         )
         Path(path).write_text(text, encoding="utf-8")
+
+
+def _named(flags: Sequence[str]) -> set[str]:
+    return {flag.lstrip("-").split("=")[0].replace("-", "_") for flag in flags if flag[:2] == "--"}
 
 
 def _plain(value: Any) -> Any:

@@ -128,6 +128,14 @@ def model_dir(tokenizer, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def tokens_only(tokenizer, tmp_path_factory) -> str:
+    """A folder with a tokenizer and nothing else."""
+    folder = tmp_path_factory.mktemp("tokens")
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def judge(tmp_path_factory) -> Path:
     """A folder with a whole reward model, whose tokenizer is its own."""
     tokenizer = build_tokenizer(eos_token="<|endoftext|>")

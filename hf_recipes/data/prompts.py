@@ -33,7 +33,7 @@ ROWS = 256  # encoded at a time
 
 @dataclass
 class Prompt:
-    """One prompt: `ids` to continue; `question` is its last user turn, or the text to continue.
+    """One prompt: `ids` to continue, of `length` before any were cut; `question` is its last user turn, or the text.
 
     `messages` are, of a conversation, all turns before the answer; `row` is what was read.
     """
@@ -46,6 +46,7 @@ class Prompt:
     is_chat: bool
     messages: list[Message] | None = None
     row: Row | None = None
+    length: int = 0
 
     def trim(self, text: str) -> str:
         """`text` without half a character at its end, and as an answer without white space around it."""
@@ -132,10 +133,10 @@ class PromptReader:
                     system = [{"role": "system", "content": columns.system_prompt}] if columns.system_prompt else []
                     asked[index] = [*system, _turn("user", example["text"]), _turn("assistant", ANSWER)], None, False
                 else:
-                    ids, fates[index] = self._encode_text(example["text"])
+                    ids, fates[index], length = self._encode_text(example["text"])
                     meta = metadata(record.value) or None
                     text, row = example["text"], record.value
-                    prompts[index] = Prompt(record.place, ids, text, None, meta, is_chat=False, row=row)
+                    prompts[index] = Prompt(record.place, ids, text, None, meta, is_chat=False, row=row, length=length)
             except RowProblem as problem:
                 fates[index] = fate("dropped", str(problem))
         if asked:
@@ -155,22 +156,24 @@ class PromptReader:
                         is_chat=True,
                         messages=messages[:-1],
                         row=record.value,
+                        length=row.whole_prompt,
                     )
         return prompts, fates
 
-    def _encode_text(self, text: str) -> tuple[np.ndarray, str]:
+    def _encode_text(self, text: str) -> tuple[np.ndarray, str, int]:
         tokenizer = self.tokenizer
         ids = tokenizer(text)["input_ids"]
         if ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
             ids = ids[:-1]  # of a tokenizer that puts one behind every text
-        over = len(ids) - (self.max_source_length or len(ids))
+        length = len(ids)
+        over = length - (self.max_source_length or length)
         if over <= 0:
-            return np.array(ids, np.int32), KEPT
+            return np.array(ids, np.int32), KEPT, length
         bos = ids[:1] if ids[0] == tokenizer.bos_token_id else []
         ids = ids[len(bos) + over :]
         while len(ids) > 1 and tokenizer.decode(ids[:4]).startswith("\ufffd"):
             ids = ids[1:]  # the rest of a character
-        return np.array(bos + ids, np.int32), fate("truncated", "prompt cut")
+        return np.array(bos + ids, np.int32), fate("truncated", "prompt cut"), length
 
 
 def read_prompts(reader: PromptReader, max_drop_ratio: float = 0.01) -> tuple[list[Prompt], Ledger]:

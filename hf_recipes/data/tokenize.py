@@ -32,7 +32,8 @@ IGNORED = -100
 class Encoded:
     """One example: `input_ids` and `labels` of one length; the last answer begins at `prompt_length`.
 
-    `reference` is, where it was asked for, what the model should say there: all of it, whatever was cut.
+    `whole_prompt` is how many tokens there were before it, before any were cut. `reference` is, where it was asked for,
+    what the model should say there: all of it, whatever was cut.
     """
 
     input_ids: np.ndarray
@@ -40,6 +41,7 @@ class Encoded:
     prompt_length: int
     fate: str = KEPT
     reference: str | None = None
+    whole_prompt: int = 0
 
 
 class ChatEncoder:
@@ -122,12 +124,13 @@ class ChatEncoder:
 
     def _finish(self, row: Rendered, aligned: Aligned, messages: list[Message], tools: list | None) -> Encoded:
         """Label the learned tokens and cut what is over the budgets."""
-        notes = []
+        notes, whole_prompt = [], 0
         while True:
             if row.problem:
                 return _dropped(row.problem)
             spans = [aligned.tokens(*characters) for characters in row.learned]
             start, end = spans[-1]
+            whole_prompt = whole_prompt or start
             source, target = self._budgets(start, end - start)
             shorter = _without_oldest(messages, row, aligned, start - source) if start > source else None
             if shorter is None:
@@ -161,7 +164,7 @@ class ChatEncoder:
             ids, labels = ids[keep], labels[keep]
         notes = [row.note, *notes] if row.note else notes
         row_fate = fate("truncated", ", ".join(notes)) if notes else KEPT
-        return Encoded(ids, labels, prompt_length, row_fate, reference)
+        return Encoded(ids, labels, prompt_length, row_fate, reference, whole_prompt)
 
     def _budgets(self, prompt: int, answer: int) -> tuple[int, int]:
         """How many of `prompt` and of `answer` tokens may stay."""

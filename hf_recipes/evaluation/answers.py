@@ -44,7 +44,7 @@ class Answers(Generation):
             raise UserError("there is no prompt to answer")
         compared = [prompt for prompt in prompts if prompt.reference is not None]
         if scores is None:
-            chosen = any(_among(p.reference, _choices(p.meta)) for p in compared if _choices(p.meta))
+            chosen = any(among(p.reference, choices_of(p.meta)) for p in compared if choices_of(p.meta))
             scores = ("rouge",) + ("accuracy",) * chosen if compared else ("generation",)
         self.scores = tuple(scores)
         if not compared and set(scores) != {"generation"}:
@@ -52,8 +52,8 @@ class Answers(Generation):
         if len(compared) < len(prompts) and compared:
             say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
         if "accuracy" in scores:
-            chosen = [prompt for prompt in compared if _choices(prompt.meta)]
-            outside = [p.place for p in chosen if not _among(p.reference, _choices(p.meta))]
+            chosen = [prompt for prompt in compared if choices_of(prompt.meta)]
+            outside = [p.place for p in chosen if not among(p.reference, choices_of(p.meta))]
             if len(outside) == len(chosen):
                 where = outside[0] if outside else prompts[0].place
                 what = "the reference is not among the answer_choices" if outside else "no answer_choices"
@@ -128,7 +128,8 @@ class Answers(Generation):
         return found
 
 
-def _choices(meta: dict | None) -> list[str] | None:
+def choices_of(meta: dict | None) -> list[str] | None:
+    """The answer choices of a row's `schemas.metadata`; None where it has none."""
     return (meta or {}).get("answer_choices") or None
 
 
@@ -136,13 +137,14 @@ def _answer(text: str) -> str:
     return metrics.without_thoughts(text)
 
 
-def _among(reference: str | None, choices: Sequence[str]) -> bool:
+def among(reference: str | None, choices: Sequence[str]) -> bool:
+    """Whether a reference, without its thoughts, is one of the choices as accuracy compares them."""
     return metrics.normalize_answer(_answer(reference or "")) in map(metrics.normalize_answer, choices)
 
 
 def with_choices(records: Sequence[Record]) -> list[Record]:
     """The records over which accuracy is counted: those whose reference is one of their choices."""
-    return [r for r in records if r["reference"] and r["choices"] and _among(r["reference"], r["choices"])]
+    return [r for r in records if r["reference"] and r["choices"] and among(r["reference"], r["choices"])]
 
 
 def texts_of(records: Sequence[Record]) -> tuple[list[str], list[str]]:

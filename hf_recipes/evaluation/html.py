@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +24,41 @@ th, td { border: 1px solid #d5d5d5; padding: 0.3rem 0.6rem; text-align: left; ve
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.text { white-space: pre-wrap; overflow-wrap: anywhere; }
 th { background: #f3f4f6; } tr.sure td { background: #f0f7f0; } tr.worse td { background: #fbf0ef; }
-img { max-width: 100%; } figure { margin: 0.5rem 0; } pre { background: #f6f6f6; padding: 0.8rem; overflow: auto; }
+div.table { overflow-x: auto; } img { max-width: 100%; } figure { margin: 0.5rem 0; }
+pre { background: #f6f6f6; padding: 0.8rem; overflow: auto; }
 """
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def page(title: str, parts: Iterable[str], style: str = "", script: str = "") -> str:
+    """A whole page that fits a telephone too and fetches nothing; `parts` are its body, as HTML."""
+    head = (
+        f'<!doctype html><html lang="zh"><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}{style}</style>'
+    )
+    script = f"<script>{script}</script>" if script else ""
+    return f"{head}<body>{''.join(parts)}{script}</body></html>\n"
+
+
+def cell(text: str, kind: str = "") -> str:
+    return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
+
+
+def line(cells: Iterable[str], kind: str = "") -> str:
+    """A row of a table, of `cell`s."""
+    return f"<tr{f' class={kind}' if kind else ''}>{''.join(cells)}</tr>"
+
+
+def table(head: Iterable[str], lines: Iterable[str]) -> str:
+    """A table of `line`s."""
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    return f'<div class="table"><table><tr>{titles}</tr>{"".join(lines)}</table></div>'
+
+
+def figure(png: bytes, caption: str) -> str:
+    image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def write_report(
@@ -47,9 +80,7 @@ def write_report(
         parts.append(f'<h2 id="{escape(name)}">{escape(name)}</h2>')
         parts.append(_metrics_table(name, [outcomes[who].metrics[name] for who in names], names, changes))
         for picture in pictures.get(name, ()):
-            data = base64.b64encode(picture.read_bytes()).decode()
-            image = f'<img alt="{escape(picture.stem)}" src="data:image/png;base64,{data}">'
-            parts.append(f"<figure>{image}<figcaption>{escape(picture.stem)}</figcaption></figure>")
+            parts.append(figure(picture.read_bytes(), picture.stem))
             legend = picture.with_suffix(".txt")
             if legend.is_file():
                 parts.append(f"<pre>{escape(legend.read_text(encoding='utf-8'))}</pre>")
@@ -59,16 +90,14 @@ def write_report(
         parts.append(_rows_table([(value, own[::-1]) for value, own in rows[:ROWS]], names))
     text = json.dumps(settings, ensure_ascii=False, indent=2)
     parts.append(f"<details><summary>Settings</summary><pre>{escape(text)}</pre></details>")
-    head = f'<!doctype html><html lang="zh"><meta charset="utf-8"><title>{escape(str(heading))}</title>'
-    page = f"{head}<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page(str(heading), parts), encoding="utf-8")
 
 
 def _metrics_table(
     name: str, found: Sequence[Mapping[str, float]], names: Sequence[str], changes: Mapping[str, Paired]
 ) -> str:
     head = ["metric", *names, *(["change (95 %)", "p"] if len(names) > 1 else [])]
-    lines = ["<table><tr>", *(f"<th>{escape(cell)}</th>" for cell in head), "</tr>"]
+    lines = []
     for key in found[0]:
         cells = [report.as_text(key, metrics.get(key)) for metrics in found]
         kind = ""
@@ -76,12 +105,11 @@ def _metrics_table(
             change = changes.get(f"{name}_{key}")
             if change:
                 cells += [report.change_text(key, change), f"{change.p_value:.3f}"]
-                kind = " class=sure" if change.low > 0 else " class=worse" if change.high < 0 else ""
+                kind = "sure" if change.low > 0 else "worse" if change.high < 0 else ""
             else:
                 cells += ["", ""]
-        values = "".join(f'<td class="number">{escape(cell)}</td>' for cell in cells)
-        lines.append(f"<tr{kind}><td>{escape(report.title(key))}</td>{values}</tr>")
-    return "".join([*lines, "</table>"])
+        lines.append(line([cell(report.title(key)), *(cell(text, "number") for text in cells)], kind))
+    return table(head, lines)
 
 
 def _rows_table(rows: Sequence[tuple[float | None, list[Record]]], names: Sequence[str]) -> str:
@@ -93,13 +121,13 @@ def _rows_table(rows: Sequence[tuple[float | None, list[Record]]], names: Sequen
     if not own:  # a likelihood's records
         own = [key for key, value in first.items() if isinstance(value, (int, float))]
     titles = ["place", *same, *(f"{key} ({who})" if len(names) > 1 else key for key in own for who in names), "value"]
-    lines = ["<table><tr>", *(f"<th>{escape(cell)}</th>" for cell in titles), "</tr>"]
+    lines = []
     for value, records in rows:
         texts = [records[0].get("place", ""), *(records[0][key] for key in same)]
         texts += [record[key] for key in own for record in records]
-        cells = "".join(f'<td class="text">{escape(_plain(text))}</td>' for text in texts)
-        lines.append(f'<tr>{cells}<td class="number">{"" if value is None else f"{value:.3f}"}</td></tr>')
-    return "".join([*lines, "</table>"])
+        cells = [cell(_plain(text), "text") for text in texts]
+        lines.append(line([*cells, cell("" if value is None else f"{value:.3f}", "number")]))
+    return table(titles, lines)
 
 
 def _plain(value: Any) -> str:

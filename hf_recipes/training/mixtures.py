@@ -43,11 +43,7 @@ def prepare_mixture(
     """
     encoder = DocumentEncoder(tokenizer, args.document_end_token)
     policy = read_policy(args.mixture) if args.mixture else None
-    found = find_corpora(data.train_file, data.cache_dir, glance=args.streaming)
-    names = chosen(policy, [corpus.name for corpus in found], f"--mixture {args.mixture}")
-    found = [corpus for corpus in found if corpus.name in names]
-    columns = Columns(schema=data.schema, prompt=data.prompt_column)
-    readers = [[open_reader(file, columns) for file in corpus.files] for corpus in found]
+    found, readers = open_corpora(data, args, policy)
     say_plan(found, readers)
     blocking = Blocking(args.block_size, args.sequence_sample_mode, args.drop_last, args.seed)
     ledger = Ledger()
@@ -86,6 +82,17 @@ def prepare_mixture(
     )
     _say_mixture(mixture, policy, args)
     return mixture, ledger
+
+
+def open_corpora(
+    data: SourceArguments, args: PretrainArguments, policy: Policy | None = None
+) -> tuple[list[Corpus], list[list[Reader]]]:
+    """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
+    found = find_corpora(data.train_file, data.cache_dir, glance=args.streaming)
+    names = chosen(policy, [corpus.name for corpus in found], f"--mixture {args.mixture}")
+    found = [corpus for corpus in found if corpus.name in names]
+    columns = Columns(schema=data.schema, prompt=data.prompt_column)
+    return found, [[open_reader(file, columns) for file in corpus.files] for corpus in found]
 
 
 def _epoch_blocks(policy: Policy | None, sources: Sequence[Blocks], quotas: np.ndarray) -> int:

@@ -154,20 +154,30 @@ def prepare_rated(
     encoder = UnpairedEncoder(tokenizer, args.max_length)
     train, validation, ledgers = prepare_rows(data, args, lambda name: encoder, form="unpaired", evaluates=evaluates)
     good = sum(train["label"])
-    bad = len(train) - good
-    say(f"{good:,} good answers and {bad:,} bad ones")
+    say(f"{good:,} good answers and {len(train) - good:,} bad ones")
+    if note := weigh_labels(good, len(train) - good, args):
+        say(note)
+    return train, validation, ledgers
+
+
+def weigh_labels(good: int, bad: int, args: KTOArguments) -> str | None:
+    """What would make as many good and bad answers weigh the same; None where they do.
+
+    Raises:
+        UserError: there is none of one kind.
+    """
     if not good or not bad:
         which = "bad" if good else "good"
         raise UserError(
-            f"none of the {len(train):,} answers is a {which} one; see --label_column and --label_threshold"
+            f"none of the {good + bad:,} answers is a {which} one; see --label_column and --label_threshold"
         )
     balance = args.desirable_weight * good / max(args.undesirable_weight * bad, 1e-9)
-    if not 1 <= balance <= 4 / 3:  # arXiv 2402.01306, equation 8
-        fair = f"--undesirable_weight {args.desirable_weight * good / bad:.2g}"
-        if good < bad:
-            fair = f"--desirable_weight {args.undesirable_weight * bad / good:.2g}"
-        say(f"note: the good ones weigh {balance:.2g} times as much as the bad ones; {fair} makes them equal")
-    return train, validation, ledgers
+    if 1 <= balance <= 4 / 3:  # arXiv 2402.01306, equation 8
+        return None
+    fair = f"--undesirable_weight {args.desirable_weight * good / bad:.2g}"
+    if good < bad:
+        fair = f"--desirable_weight {args.undesirable_weight * bad / good:.2g}"
+    return f"note: the good ones weigh {balance:.2g} times as much as the bad ones; {fair} makes them equal"
 
 
 def other_evaluations(

@@ -250,6 +250,15 @@ def prepare_prompts(
             be given for.
     """
     check_evaluation_rows(data, args, evaluates)
+    found, ledgers, stop_ids = read_prompt_sets(data, args, tokenizer)
+    rewards.check(found["train"])
+    return found["train"], found.get("validation"), ledgers, stop_ids
+
+
+def read_prompt_sets(
+    data: DataArguments, args: GRPOArguments, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, list[Prompt]], dict[str, Ledger], list[int]]:
+    """The prompts called ``train`` and, where there are any, ``validation``; the rest as `prepare_prompts`."""
     ledgers: dict[str, Ledger] = {}
     found: dict[str, list[Prompt]] = {}
     stop_ids: set[int] = set()
@@ -272,8 +281,7 @@ def prepare_prompts(
             found[name] = found[name][:limit]
     if not found["train"]:
         raise UserError("there is no row left to train on")
-    rewards.check(found["train"])
-    return found["train"], found.get("validation"), ledgers, sorted(stop_ids)
+    return found, ledgers, sorted(stop_ids)
 
 
 def answer_figures(prompts: Sequence[Prompt], args: GRPOArguments) -> Figures:

@@ -33,31 +33,33 @@ def prepare_rows(
         UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
     """
     check_evaluation_rows(data, args, evaluates)
-    columns = columns_of(data)
     # The first process reads and tokenizes; the others then find its cache.
     with args.main_process_first(local=True, desc="data"):
-        train = load_examples(data.train_file, columns, form, data.cache_dir)
-        held_out = None
-        if data.validation_file:
-            held_out = load_examples(data.validation_file, columns, form, data.cache_dir, split="validation")
-        elif data.validation_split_percentage:
-            train, held_out = hold_out(train, data.validation_split_percentage, args.seed)
-            say(f"held out {len(held_out):,} of {len(train) + len(held_out):,} rows for evaluation")
         ledgers: dict[str, Ledger] = {}
         rows: dict[str, Dataset] = {}
-        for name, examples, limit in (
-            ("train", train, data.max_train_samples),
-            ("validation", held_out, data.max_eval_samples),
-        ):
-            if examples is None:
-                continue
-            if limit is not None and limit < len(examples):
-                say(f"{name}: the first {limit:,} of {len(examples):,} rows")
-                examples = examples.select(range(limit))
-            rows[name], ledgers[name] = _tokenize(examples, encoder_for(name), data)
+        for name, examples in read_rows(data, args, form).items():
+            _, tokenized, ledgers[name] = tokenize_rows(examples, encoder_for(name), data)
+            rows[name] = usable(tokenized)
             say(f"{name}\n{ledgers[name].table()}")
             ledgers[name].check(data.max_drop_ratio)
     return rows["train"], rows.get("validation"), ledgers
+
+
+def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages") -> dict[str, Dataset]:
+    """The examples called ``train`` and, where there are any, ``validation``; see `load_examples`."""
+    columns = columns_of(data)
+    found = {"train": load_examples(data.train_file, columns, form, data.cache_dir)}
+    if data.validation_file:
+        found["validation"] = load_examples(data.validation_file, columns, form, data.cache_dir, split="validation")
+    elif data.validation_split_percentage:
+        found["train"], found["validation"] = hold_out(found["train"], data.validation_split_percentage, args.seed)
+        held, rest = len(found["validation"]), len(found["train"])
+        say(f"held out {held:,} of {rest + held:,} rows for evaluation")
+    for name, limit in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
+        if name in found and limit is not None and limit < len(found[name]):
+            say(f"{name}: the first {limit:,} of {len(found[name]):,} rows")
+            found[name] = found[name].select(range(limit))
+    return found
 
 
 def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:
@@ -82,14 +84,18 @@ def columns_of(data: "DataArguments") -> Columns:
     )
 
 
-def _tokenize(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Ledger]:
+def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Dataset, Ledger]:
+    """The examples that can be read, each of them tokenized (dropped ones among them), and what became of all.
+
+    Raises:
+        UserError: no example can be read.
+    """
     ledger = Ledger()
     for place, row_fate in zip(*fates(examples), strict=True):
         if is_dropped(row_fate):
             ledger.add(place, row_fate)
-    good = usable(examples)
-    if not len(good):
+    readable = usable(examples)
+    if not len(readable):
         ledger.check(data.max_drop_ratio)
-    tokenized = tokenize_dataset(good, encoder, data.preprocessing_num_workers)
-    ledger.add_all(*fates(tokenized))
-    return usable(tokenized), ledger
+    tokenized = tokenize_dataset(readable, encoder, data.preprocessing_num_workers)
+    return readable, tokenized, ledger.add_all(*fates(tokenized))

@@ -1,0 +1,79 @@
+"""How long rows are, in tokens, and what budgets do to them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hf_recipes.data.tokenize import IGNORED
+from hf_recipes.inspection.report import Histogram, Table, share
+
+PERCENTILES = (50, 90, 95, 99)
+BINS = 40
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a setting allows, and what becomes of a longer row (``cut``, ``left out``, …)."""
+
+    flag: str
+    tokens: int
+    effect: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.flag} {self.tokens}"
+
+
+def label_spans(labels: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each list of labels, four (N,) arrays: its length, its first labelled place, the place after its last one, and
+    how many are labelled (without any, the places are 0).
+
+    Example:
+        -100 -100 7 8 -100 is 5, 2, 4, 2.
+    """
+    array = labels.combine_chunks()
+    sizes = pc.list_value_length(array).to_numpy().astype(np.int64)
+    ends = np.cumsum(sizes)
+    places = np.flatnonzero(array.flatten().to_numpy() != IGNORED)
+    first, last, learned = (np.zeros(len(sizes), np.int64) for _ in range(3))
+    rows, index, counts = np.unique(np.searchsorted(ends, places, "right"), return_index=True, return_counts=True)
+    starts = (ends - sizes)[rows]
+    first[rows], last[rows] = places[index] - starts, places[index + counts - 1] - starts + 1
+    learned[rows] = counts
+    return sizes, first, last, learned
+
+
+def length_table(lengths: Mapping[str, np.ndarray], budgets: Mapping[str, Budget], title: str) -> Table:
+    """Percentiles of each kind of length, which are lengths that occur, and how many rows are over its budget."""
+    head = ["tokens", "rows", "mean", "least", *(f"{p} %" for p in PERCENTILES), "longest"]
+    head += ["budget", "over it", "share", "these are"] if budgets else []
+    rows = []
+    for name, values in lengths.items():
+        found = np.percentile(values, PERCENTILES, method="inverted_cdf").tolist()
+        row = [name, len(values), round(float(values.mean())), int(values.min()), *map(int, found), int(values.max())]
+        if budgets:
+            budget = budgets.get(name)
+            over = int((values > budget.tokens).sum()) if budget else None
+            row += [budget.name, over, share(over, len(values)), budget.effect] if budget else [""] * 4
+        rows.append(row)
+    return Table(title, head, rows)
+
+
+def over_any(lengths: Mapping[str, np.ndarray], budgets: Mapping[str, Budget]) -> np.ndarray:
+    """(N,) which rows are over one of their budgets; all kinds of lengths are of the same rows."""
+    return np.any([lengths[name] > budget.tokens for name, budget in budgets.items()], axis=0)
+
+
+def histogram(name: str, values: np.ndarray, budget: Budget | None = None) -> Histogram:
+    """`values` in bins that widen with the length, because a few rows are many times as long as the others."""
+    low, high = int(values.min()), int(values.max())
+    growth = (high / max(1, low)) ** (1 / BINS) - 1
+    edges, width = [low], 1
+    while edges[-1] <= high:
+        width = max(width, round(growth * edges[-1]))
+        edges.append(min(edges[-1] + width, high + 1))
+    counts = np.histogram(values, edges)[0]
+    return Histogram(name, edges, counts.tolist(), {budget.name: budget.tokens} if budget else {})

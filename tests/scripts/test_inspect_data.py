@@ -1,0 +1,266 @@
+"""scripts/inspect_data.py shows what each stage learns from; no weights and no configuration are read."""
+
+import json
+import re
+from functools import partial
+
+import pytest
+from datasets import Dataset
+from trl import pack_dataset
+
+from conftest import ROOT, conversation, write_jsonl
+from hf_recipes.data.ledger import Ledger, write_ledgers
+from hf_recipes.inspection.inspecting import inspect
+from hf_recipes.inspection.report import Examples, Histogram, Report, Table
+from hf_recipes.inspection.stages import read_settings
+
+LONG = "患者年龄在十八岁以上，性别不限，自愿签署知情同意书。"
+
+
+@pytest.fixture
+def look(tokens_only, tmp_path):
+    """The report of ``look(rows, "--flag", value, …)``."""
+
+    def run(rows, *flags, named="--model_name_or_path") -> Report:
+        path = write_jsonl(tmp_path / "rows.jsonl", rows) if isinstance(rows, list) else rows
+        flags = ["--train_file", path, named, tokens_only, *flags]
+        return inspect(read_settings(list(map(str, flags))))
+
+    return run
+
+
+def table(report: Report, title: str, section: int = 0) -> Table:
+    found = [block for block in report.sections[section].blocks if isinstance(block, Table) and block.title == title]
+    assert len(found) == 1, (title, [block.title for block in report.sections[section].blocks])
+    return found[0]
+
+
+def numbers(found: Table, column: int = 1) -> dict:
+    return {row[0]: row[column] for row in found.rows}
+
+
+def examples(report: Report) -> Examples:
+    [found] = report.sections[-1].blocks
+    return found
+
+
+def learned(strip) -> list[list[bool]]:
+    """Of each segment, one value a token."""
+    return [[piece.learned for piece in segment.pieces for _ in range(piece.tokens)] for segment in strip.segments]
+
+
+def text(segment) -> str:
+    return "".join(piece.text for piece in segment.pieces)
+
+
+def test_sft_counts_what_the_budgets_cut_as_the_ledger_does(look):
+    rows = [{"messages": conversation(f"问题{number}", f"回答{number}" * (number + 1))} for number in range(10)]
+    rows.append({"messages": conversation("龘" * 30, "答")})
+    rows.append({"messages": conversation("早", "龘" * 20, "问", "答")})
+    rows.append({"messages": conversation("问", "")})
+    report = look(rows, "--max_source_length", 60, "--max_target_length", 40, "--max_drop_ratio", 0.5)
+    [counts] = table(report, "Ledger").rows
+    assert counts[1:] == [13, 12, counts[3], 1]
+    found = numbers(table(report, "Counts"))
+    assert found["rows that are learned from"] == 12 and found["rows over a budget"] == counts[3] > 3
+    lengths = {row[0]: row for row in table(report, "Lengths, before any budget").rows}
+    assert lengths["prompt"][-4:-1] == ["--max_source_length 60", 2, "16.7 %"]
+    assert lengths["answer"][-3] + 2 == counts[3]
+    assert lengths["whole"][-4] == "--max_length 100"
+    bins = [block for block in report.sections[0].blocks if isinstance(block, Histogram)]
+    assert [sum(found.counts) for found in bins] == [12, 12, 12]
+    assert bins[0].edges[-1] - 1 == lengths["prompt"][8] and bins[0].marks == {"--max_source_length 60": 60}
+    assert report.warnings == []
+
+
+def test_whole_lengths_are_those_without_budgets(look):
+    rows = [{"messages": conversation("龘" * 9 * number, "答" * 9)} for number in range(1, 6)]
+    free, cut = look(rows, "--max_length", 9999), look(rows, "--max_length", 70)
+    tokens = [[row[:9] for row in table(report, "Lengths, before any budget").rows] for report in (free, cut)]
+    assert tokens[0] == tokens[1] and numbers(table(cut, "Ledger"), 3).popitem()[1] >= 4
+
+
+def test_sft_shows_the_labels_that_training_has(look, tokenizer):
+    rows = [{"messages": conversation("你好", "早上好", "再见", "再会")}] * 3
+    for train_on, wanted in (("all", ["早上好<|im_end|>", "再会<|im_end|>"]), ("last", ["再会<|im_end|>"])):
+        report = look(rows, "--train_on", train_on, "--examples", 2)
+        shown = examples(report)
+        assert len(shown.rows) == 2 and f"--train_on {train_on}" in shown.note
+        [segment] = shown.rows[0].strips[0].segments
+        runs = re.findall("1+", "".join("01"[bool(piece.learned)] for piece in segment.pieces))
+        assert len(runs) == len(wanted)
+        assert "".join(piece.text for piece in segment.pieces if piece.learned) == "".join(wanted)
+        count = sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in wanted)
+        assert sum(map(sum, learned(shown.rows[0].strips[0]))) == count
+        assert numbers(table(report, "Counts"))["tokens that carry loss"] == 3 * count
+
+
+def test_rows_are_shown_by_their_place(look, tmp_path):
+    rows = [{"input": f"问{number}", "target": "答"} for number in range(5)] + [{"input": "问", "target": " "}]
+    path = tmp_path / "rows.jsonl"
+    report = look(rows, "--show", f"{path}:4", f"{path}:6", "--max_drop_ratio", 1)
+    fourth, dropped = examples(report).rows
+    assert "问3" in text(fourth.strips[0].segments[0]) and fourth.fate == "kept"
+    assert (dropped.fate, dropped.strips) == ("dropped: empty answer", [])
+
+
+def test_packs_are_those_that_the_trainer_makes(look, tokenizer, tmp_path):
+    from hf_recipes.training.sft import prepare_data
+
+    rows = [{"input": f"问题{number}" * (number % 7 + 1), "target": f"回答{number}"} for number in range(40)]
+    flags = ["--packing", "--max_length", 128, "--examples", 99]
+    report = look(rows, *flags)
+    path = tmp_path / "rows.jsonl"
+    argv = ["--train_file", path, "--model_name_or_path", "M", *flags, "--stage", "sft"]
+    settings = read_settings(list(map(str, argv)))
+    train, _, _ = prepare_data(settings.data, settings.args, tokenizer)
+    packed = pack_dataset(Dataset.from_dict({name: train[name][:] for name in ("input_ids", "labels")}), 128, "bfd")
+    shown = examples(report).rows
+    assert len(shown) == len(packed) > 5
+    for example, row in zip(shown, packed, strict=True):
+        [strip] = example.strips
+        assert [len(segment) for segment in learned(strip)] == row["seq_lengths"]
+        assert [one for segment in learned(strip) for one in segment] == [label != -100 for label in row["labels"]]
+        assert "".join(map(text, strip.segments)) == tokenizer.decode(row["input_ids"])
+    found = table(report, "Counts")
+    assert numbers(found)["packs"] == len(packed)
+    fill = sum(map(len, packed["input_ids"][:])) / (128 * len(packed))
+    assert numbers(found, 2)["tokens that fill them"] == f"{fill:.1%}".replace("%", " %")
+    [one] = examples(look(rows, *flags, "--show", f"{path}:7")).rows
+    assert f"{path}:7" in [segment.place for segment in one.strips[0].segments]
+
+
+def test_blocks_of_pretraining_have_their_boundaries(look, tokenizer, tmp_path):
+    for name in ("a", "b"):
+        write_jsonl(tmp_path / "corpus" / f"{name}.jsonl", [{"text": f"{name}{n}{LONG}"} for n in range(6)])
+    flags = ["--block_size", 64, "--config_name", ROOT / "configs" / "models" / "qwen3_30m.json", "--examples", 3]
+    report = look(tmp_path / "corpus", *flags, named="--tokenizer_name")
+    [counts] = table(report, "Counts").rows
+    each = [len(tokenizer(f"{name}{n}{LONG}")["input_ids"]) + 1 for name in "ab" for n in range(6)]
+    assert counts[:5] == ["corpus", "100.0 %", 12, sum(each), -(-sum(each) // 64)]
+    assert numbers(table(report, "Duplicates"))["exact copies of an earlier row"] == 0
+    for example in examples(report).rows:
+        [strip] = example.strips
+        assert len(strip.segments) > 1
+        for found in learned(strip):
+            assert found == [False] + [True] * (len(found) - 1)
+        assert all(text(segment).endswith("<|im_end|>") for segment in strip.segments[:-1])
+        assert sum(map(len, learned(strip))) <= 64
+    [one] = examples(look(tmp_path / "corpus", *flags, "--document_attention", "false", named="--tokenizer_name")).rows[
+        :1
+    ]
+    assert len(one.strips[0].segments) == 1
+
+
+def test_streams_and_mixtures(look, tmp_path):
+    for name, count in (("news", 30), ("wiki", 10)):
+        write_jsonl(tmp_path / "corpus" / name / "a.jsonl", [{"text": f"{name}{n}{LONG}"} for n in range(count)])
+    (tmp_path / "mixture.json").write_text(json.dumps({"news": 0.25, "wiki": 0.75}))
+    flags = ["--block_size", 64, "--config_name", ROOT / "configs" / "models" / "qwen3_30m.json", "--examples", 2]
+    flags += ["--mixture", tmp_path / "mixture.json", "--streaming", "true", "--max_steps", 5]
+    report = look(tmp_path / "corpus", *flags, named="--tokenizer_name")
+    assert numbers(table(report, "Counts")) == {"news": "25.0 %", "wiki": "75.0 %"}
+    lengths = table(report, "Lengths, before any budget")
+    assert numbers(lengths) == {"documents of news (the first 10,000)": 30, "documents of wiki (the first 10,000)": 10}
+    assert len(examples(report).rows) == 2
+
+
+@pytest.mark.parametrize("stage", ["dpo", "reward"])
+def test_pairs(look, tokenizer, stage):
+    rows = [{"prompt": f"问{n}", "chosen": f"好的{n}", "rejected": "不"} for n in range(5)]
+    rows.append({"prompt": "问", "chosen": "龘" * 30, "rejected": "不"})
+    report = look(rows, "--stage", stage, "--max_length", 80, "--examples", 1, "--max_drop_ratio", 0.5)
+    found = numbers(table(report, "Counts"))
+    name = "tokens that carry loss" if stage == "dpo" else "tokens of the answers"
+    answers = [text for row in rows[:5] for text in (row["chosen"], row["rejected"])]
+    assert found[name] == sum(len(tokenizer(answer)["input_ids"]) + 1 for answer in answers)
+    assert (found["rows that are learned from"], found["rows over a budget"], found["chosen is the longer one"]) == (
+        5,
+        1,
+        6,
+    )
+    assert table(report, "Lengths, before any budget").rows[-1][-3:] == [1, "16.7 %", "left out"]
+    [example] = examples(report).rows
+    assert [strip.name for strip in example.strips] == ["chosen", "rejected"]
+    shown = ["".join(p.text for p in strip.segments[0].pieces if p.learned) for strip in example.strips]
+    assert re.fullmatch(r"好的\d<\|im_end\|>", shown[0]) and shown[1] == "不<|im_end|>"
+
+
+def test_single_answers(look):
+    rows = [{"prompt": f"问{n}", "completion": f"答{n}", "label": n < 4} for n in range(5)]
+    report = look(rows, "--examples", 5)
+    assert numbers(table(report, "Counts"))["good answers"] == 4
+    assert [example.facts for example in examples(report).rows] == [["a good answer"]] * 4 + [["a bad answer"]]
+    assert report.warnings == [
+        "note: the good ones weigh 4 times as much as the bad ones; --undesirable_weight 4 makes them equal"
+    ]
+    [warning] = look(rows[:4]).warnings
+    assert warning.startswith("the run would stop: none of the 4 answers is a bad one")
+
+
+def test_prompts_of_rewards(look):
+    rows = [{"input": f"问{n}" * (n + 1), "target": "答" * 30, "answer_choices": ["甲", "乙"]} for n in range(6)]
+    flags = ["--stage", "grpo", "--rewards", "choice", "--max_source_length", 30, "--max_completion_length", 16]
+    report = look(rows, *flags, "--examples", 6)
+    [counts] = table(report, "Ledger").rows
+    lengths = {row[0]: row for row in table(report, "Lengths, before any budget").rows}
+    assert lengths["prompt"][-3] == counts[3] > 0  # cut
+    assert lengths["reference"][-4:-2] == ["--max_completion_length 16", 6]
+    assert numbers(table(report, "Rows that look wrong")) == {"the reference is none of the choices": 6}
+    shown = examples(report)
+    assert not any(map(any, learned(shown.rows[0].strips[0]))) and shown.rows[0].facts == [f"reference: {'答' * 30}"]
+    assert [example.fate != "kept" for example in shown.rows].count(True) == counts[3]
+    [warning] = look([{"prompt": "问"}], "--rewards", "choice", "--stage", "grpo").warnings
+    assert "choice" in warning
+
+
+def test_rows_held_out_that_are_trained_on(look, tmp_path):
+    rows = [{"input": f"问{n}", "target": "答"} for n in range(6)]
+    dev = write_jsonl(
+        tmp_path / "dev.jsonl", [rows[0], {"input": "问 2", "target": "答。"}, {"input": "新", "target": "答"}]
+    )
+    report = look(rows, "--validation_file", dev)
+    assert [section.title for section in report.sections] == ["train rows", "validation rows", "Examples"]
+    found = numbers(table(report, "In the training rows too", 1))
+    assert list(found.values()) == [1, 2, 1]
+
+
+def test_the_ledger_of_what_made_the_files(look, tmp_path):
+    ledger = Ledger().add_all(["raw.json:1", "raw.json:2"], ["kept", "dropped: an emoji"])
+    write_ledgers(tmp_path / "data_ledger.json", comments=ledger)
+    report = look([{"input": "问", "target": "答"}])
+    assert report.sections[0].title == f"made with {tmp_path}/data_ledger.json"
+    assert table(report, "Ledger: comments").rows == [["raw.json", 2, 1, 0, 1]]
+    assert table(report, "Reasons: comments").rows == [[1, "dropped: an emoji", "raw.json:2"]]
+
+
+def test_personal_data_is_masked_everywhere(look, script, tokens_only, tmp_path):
+    rows = [{"input": "我的电话13912345678", "target": f"<b>回拨13912345678{LONG}</b>"}] * 4
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    flags = ["--train_file", path, "--model_name_or_path", tokens_only, "--html", tmp_path / "r.html", "--privacy"]
+    code, out, err = script("inspect_data.py", *flags)
+    assert code == 0, err
+    for shown in (out, (tmp_path / "r.html").read_text(encoding="utf-8")):
+        assert "13912345678" not in shown.replace("\n", "") and "手机号" in shown
+
+
+@pytest.fixture
+def fails(script, tokens_only, tmp_path):
+    def run(message, *flags, rows=({"input": "问", "target": "答"},)):
+        path = write_jsonl(tmp_path / "rows.jsonl", list(rows))
+        code, _, err = script("inspect_data.py", "--train_file", path, *flags)
+        assert code == 1 and "Traceback" not in err
+        assert message in err[err.index("error: ") :], err
+
+    return partial(run)
+
+
+def test_mistakes(fails, tokens_only, tmp_path):
+    model = ["--model_name_or_path", tokens_only]
+    fails("--model_name_or_path", "--examples", 1)
+    fails("none: neither a local folder nor a model", "--model_name_or_path", "none")
+    fails("there is no such training row; the first is", *model, "--show", "rows.jsonl:9")
+    fails("makes messages examples; this stage learns from preference examples", *model, "--stage", "dpo")
+    fails("1 of 1 rows cannot be used", *model, rows=[{"input": "问", "target": ""}])
+    fails("no known schema in the columns foo", *model, rows=[{"foo": 1}])
+    fails("what pretraining learns from are blocks", *model, "--stage", "pretrain", "--show", "a:1", "--block_size", 8)
