@@ -15,7 +15,7 @@ from hf_recipes.data.schemas import SCHEMAS
 from hf_recipes.hub import Target, check_destination, keep_token
 from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
 from hf_recipes.parsing import nearest
-from hf_recipes.processes import be_one_process, meet_anew, mind_unfinished_builds
+from hf_recipes.processes import be_one_process, compile_kernels, meet_anew, own_shared_memory
 
 __all__ = [
     "DPOArguments",
@@ -197,11 +197,13 @@ class RunArguments:
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
             be_one_process()
-        if self.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-            mind_unfinished_builds()
         meet_anew(self.ddp_timeout)
-        super().__post_init__()
-        if self.deepspeed_plugin is not None:
+        if not self.deepspeed and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+            super().__post_init__()
+            return
+        compile_kernels(["ShareMemCommBuilder"])
+        with own_shared_memory():
+            super().__post_init__()
             _ready_deepspeed(self)
 
 
@@ -457,7 +459,9 @@ def _ready_deepspeed(args: TrainingArguments) -> None:
 
     if args.use_cpu and args.device is not None:  # accelerate has started gloo, of which DeepSpeed does not know yet
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    zero = args.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+        compile_kernels(["CPUAdamBuilder"])
     if args.deepspeed_plugin.zero_stage == 3:
         # Otherwise only DeepSpeed's own shards are saved, which nothing but DeepSpeed reads.
-        zero = args.deepspeed_plugin.deepspeed_config["zero_optimization"]
         zero["stage3_gather_16bit_weights_on_model_save"] = True

@@ -1,9 +1,11 @@
 """Being one of several processes: meeting at the start, also after a restart, and parting at the end."""
 
 import contextlib
+import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -26,18 +28,60 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def mind_unfinished_builds() -> None:
-    """Name the locks of DeepSpeed's kernels that a killed compiler left, for which torch would wait without a word."""
+def compile_kernels(names: Sequence[str]) -> None:
+    """Compile DeepSpeed's kernels, one process after the other, under a lock that ends with its process.
+
+    torch's own lock is a file. It stays where a compiler is killed, and later processes wait for it without an end.
+
+    Args:
+        names: of DeepSpeed's builders; those that the accelerator does not have are left out.
+    """
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.ops import __compatible_ops__ as compatible
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")):
-        with contextlib.suppress(OSError):
-            age = time.time() - lock.stat().st_mtime
-            if age > BUILD_TIME:
-                lock.unlink()
-            elif age > 5:
-                say(f"waiting for a compiler that has {lock}; if none is running, delete that file")
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "hf_recipes.lock", "a+") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        own.seek(0)
+        was_killed = bool(own.read())
+        for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")):
+            with contextlib.suppress(OSError):
+                age = time.time() - lock.stat().st_mtime
+                if was_killed or age > BUILD_TIME:
+                    lock.unlink()
+                elif age > 5:
+                    say(f"waiting for a compiler that has {lock}; if none is running, delete that file")
+        own.write("compiling")
+        own.flush()
+        for name in names:
+            builder = get_accelerator().create_op_builder(name)
+            if builder is not None and compatible.get(builder.NAME):
+                builder.load(verbose=False)
+        own.truncate(0)
+
+
+@contextlib.contextmanager
+def own_shared_memory() -> Iterator[None]:
+    """Around the start of DeepSpeed's communication, whose buffers of shared memory would outlive the processes.
+
+    Each is 66 MB, has a name that is made of the run's address, and is opened by that name at the start alone. One that
+    a killed run has left under the same name would be taken for another process's.
+    """
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        yield
+        return
+    address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+    buffer = place / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    buffer.unlink(missing_ok=True)
+    yield
+    if buffer.exists():
+        import torch.distributed as dist
+
+        dist.barrier()  # until all have opened all
+        buffer.unlink(missing_ok=True)
 
 
 def meet_anew(timeout: float) -> None:

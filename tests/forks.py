@@ -6,6 +6,7 @@ A run takes a second or two instead of ten; it can be killed, and several proces
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+HANGS = 240.0  # seconds after which a run that has not ended is taken to hang
 
 SERVER = """
-import json, os, runpy, sys, traceback
+import faulthandler, json, os, runpy, sys, traceback
 import hf_recipes.training.sft, hf_recipes.training.pretrain, hf_recipes.training.reward, hf_recipes.training.rl
 import hf_recipes.training.preference
 import deepspeed, bitsandbytes
@@ -25,6 +27,7 @@ import deepspeed, bitsandbytes
 def child(job, rank):
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{job['logs']}/{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    faulthandler.enable()
     os.environ.update(job["env"])
     if job["world"] > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world"]), MASTER_ADDR="127.0.0.1")
@@ -63,6 +66,11 @@ class Run:
     codes: list[int] | None = None
 
     def wait(self) -> "Run":
+        """Until it has ended; one that hangs is aborted, and fails with what each thread was doing."""
+        if self.codes is None and not self.server.has_line(HANGS):
+            self.signal(signal.SIGABRT)
+            self.codes = self.server.read()
+            raise AssertionError(f"the run hung:\n{self.out[-3000:]}\n{self.err[-20000:]}")
         if self.codes is None:
             self.codes = self.server.read()
         return self
@@ -113,7 +121,7 @@ class Server:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                bufsize=0,  # so that a line which is there can be seen from outside
                 cwd=ROOT,
                 env={**os.environ, **settings},
             )
@@ -127,9 +135,11 @@ class Server:
             free.bind(("127.0.0.1", 0))
             env = {"MASTER_PORT": str(free.getsockname()[1]), **env} if world > 1 else env
         job = {"argv": list(map(str, argv)), "world": world, "before": before, "script": script, "env": env}
-        self.process.stdin.write(json.dumps({**job, "logs": str(logs)}) + "\n")
-        self.process.stdin.flush()
+        self.process.stdin.write((json.dumps({**job, "logs": str(logs)}) + "\n").encode())
         return Run(self, self.read(), logs)
+
+    def has_line(self, seconds: float) -> bool:
+        return bool(select.select([self.process.stdout], [], [], seconds)[0])
 
     def read(self) -> list[int]:
         line = self.process.stdout.readline()
