@@ -131,12 +131,19 @@ class Server:
         self.count += 1
         logs = self.folder / f"run-{self.count}"
         logs.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            env = {"MASTER_PORT": str(free.getsockname()[1]), **env} if world > 1 else env
+        env = {"MASTER_PORT": str(self._port()), **env} if world > 1 else env
         job = {"argv": list(map(str, argv)), "world": world, "before": before, "script": script, "env": env}
         self.process.stdin.write((json.dumps({**job, "logs": str(logs)}) + "\n").encode())
         return Run(self, self.read(), logs)
+
+    def _port(self) -> int:
+        """One that nobody is given before the run is there to take it: below those that the system gives."""
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        for port in range(20000 + 1000 * worker + self.count, 21000 + 1000 * worker):
+            with socket.socket() as free, contextlib.suppress(OSError):
+                free.bind(("127.0.0.1", port))
+                return port
+        raise AssertionError("no port is free")
 
     def has_line(self, seconds: float) -> bool:
         return bool(select.select([self.process.stdout], [], [], seconds)[0])
