@@ -9,7 +9,7 @@ from hf_recipes.data.privacy import Redactor
 from hf_recipes.errors import say
 from hf_recipes.inspection.checks import Checks, duplicate_tables, overlap_table
 from hf_recipes.inspection.drawing import Pen
-from hf_recipes.inspection.lengths import histogram, length_table
+from hf_recipes.inspection.lengths import histogram, length_tables
 from hf_recipes.inspection.reading import read_sets
 from hf_recipes.inspection.report import Examples, Report, Section, Table, clip
 from hf_recipes.inspection.sets import Rows
@@ -76,7 +76,7 @@ def inspect(settings: Settings) -> Report:
 def _section(rows: Rows, checks: Checks, pen: Pen) -> Section:
     lengths = {name: values for name, values in rows.lengths().items() if len(values)}
     blocks = [*_ledger_tables(rows.ledger), *rows.tables()]
-    blocks.append(length_table(lengths, rows.budgets, "Lengths, before any budget"))
+    blocks += length_tables(lengths, rows.budgets, "Lengths, before any budget")
     blocks += [histogram(name, values, rows.budgets.get(name)) for name, values in lengths.items()]
     if checks.rows:
         blocks.append(checks.language_table())

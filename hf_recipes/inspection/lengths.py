@@ -46,20 +46,20 @@ def label_spans(labels: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.nda
     return sizes, first, last, learned
 
 
-def length_table(lengths: Mapping[str, np.ndarray], budgets: Mapping[str, Budget], title: str) -> Table:
+def length_tables(lengths: Mapping[str, np.ndarray], budgets: Mapping[str, Budget], title: str) -> list[Table]:
     """Percentiles of each kind of length, which are lengths that occur, and how many rows are over its budget."""
-    head = ["tokens", "rows", "mean", "least", *(f"{p} %" for p in PERCENTILES), "longest"]
-    head += ["budget", "over it", "share", "these are"] if budgets else []
-    rows = []
+    rows, cut = [], []
     for name, values in lengths.items():
         found = np.percentile(values, PERCENTILES, method="inverted_cdf").tolist()
-        row = [name, len(values), round(float(values.mean())), int(values.min()), *map(int, found), int(values.max())]
-        if budgets:
-            budget = budgets.get(name)
-            over = int((values > budget.tokens).sum()) if budget else None
-            row += [budget.name, over, share(over, len(values)), budget.effect] if budget else [""] * 4
-        rows.append(row)
-    return Table(title, head, rows)
+        mean = round(float(values.mean()))
+        rows.append([name, len(values), mean, int(values.min()), *map(int, found), int(values.max())])
+        if budget := budgets.get(name):
+            over = int((values > budget.tokens).sum())
+            cut.append([name, budget.flag, budget.tokens, over, share(over, len(values)), budget.effect])
+    tables = [Table(title, ["tokens", "rows", "mean", "least", *(f"{p} %" for p in PERCENTILES), "longest"], rows)]
+    if cut:
+        tables.append(Table("Budgets", ["of", "flag", "tokens", "rows over it", "share", "these are"], cut))
+    return tables
 
 
 def over_any(lengths: Mapping[str, np.ndarray], budgets: Mapping[str, Budget]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A report in the terminal."""
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table as Grid
@@ -13,6 +14,7 @@ BARS = " ▁▂▃▄▅▆▇█"
 LEARNED = ("bold black on green", "bold black on bright_green")
 GIVEN = ("", "on grey23")
 LEFT_OUT = "italic dim"
+NARROWEST = 12  # cells of a column of texts
 OPEN, CLOSE = "⟦", "⟧"  # around what is learned, where there is no colour
 
 
@@ -39,7 +41,10 @@ def _print_table(table: Table, console: Console) -> None:
     grid = Grid(title=Text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for number, title in enumerate(table.head):
         is_number = any(isinstance(row[number], int) for row in table.rows)
-        grid.add_column(Text(title), justify="right" if is_number else "left", overflow="fold", no_wrap=is_number)
+        # In a narrow terminal texts are folded, but none is squeezed out by the numbers.
+        widest = max((cell_len(as_text(row[number])) for row in table.rows), default=0)
+        look = {"justify": "right", "no_wrap": True} if is_number else {"min_width": min(widest, NARROWEST)}
+        grid.add_column(Text(title), overflow="fold", **look)
     for row in table.rows:
         grid.add_row(*(Text(as_text(cell)) for cell in row))
     if not table.rows:

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from hf_recipes.inspection.lengths import Budget, histogram, label_spans, length_table, over_any
+from hf_recipes.inspection.lengths import Budget, histogram, label_spans, length_tables, over_any
 from hf_recipes.inspection.terminal import histogram_line
 
 
@@ -18,9 +18,13 @@ def test_spans_of_labels():
 def test_the_table_has_lengths_that_occur_and_what_is_over_the_budget():
     lengths = {"prompt": np.arange(1, 201), "whole": np.arange(11, 211)}
     budgets = {"whole": Budget("--max_length", 200, "cut")}
-    [prompt, whole] = length_table(lengths, budgets, "Lengths").rows
-    assert prompt == ["prompt", 200, 100, 1, 100, 180, 190, 198, 200, "", "", "", ""]
-    assert whole == ["whole", 200, 110, 11, 110, 190, 200, 208, 210, "--max_length 200", 10, "5.0 %", "cut"]
+    shown, cut = length_tables(lengths, budgets, "Lengths")
+    assert shown.rows == [
+        ["prompt", 200, 100, 1, 100, 180, 190, 198, 200],
+        ["whole", 200, 110, 11, 110, 190, 200, 208, 210],
+    ]
+    assert cut.rows == [["whole", "--max_length", 200, 10, "5.0 %", "cut"]]
+    assert [table.title for table in length_tables(lengths, {}, "Lengths")] == ["Lengths"]
 
 
 def test_a_row_over_two_budgets_is_one_row():
