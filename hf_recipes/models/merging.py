@@ -24,16 +24,13 @@ from hf_recipes.models import merged
 from hf_recipes.models.adapters import load_adapter, read_adapter_config
 from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments, has_accelerator, load_config, stop_at_eos
-from hf_recipes.models.parity import Answers, answer, compare, parity_prompts
+from hf_recipes.models.parity import answer, compare, default_tolerance, parity_prompts
 from hf_recipes.processes import remove_abandoned
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# In units of a dtype's eps times the largest logit. Where logits reach 40, adding up in another order was seen to
-# change them by 7e-5 (16 of float32's), and rounding the weights to bfloat16 by 0.37 (1.2 of its).
-SUMMING, ROUNDING = 256, 4
 WHOLE = "100TB"  # all weights in one file
 
 
@@ -239,7 +236,7 @@ def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, A
 
     model = _unload(model, names)
     merging = compare(expected, answer(model, prompts, expected.tokens))
-    limit = max(default_tolerance(torch.float32, expected), args.tolerance or 0.0)
+    limit = max(default_tolerance(0.0, expected), args.tolerance or 0.0)
     if not merging.within(limit):
         raise UserError(
             f"merging changes logits by {merging.logits:.3g}, before any rounding, beyond the tolerance of "
@@ -256,7 +253,8 @@ def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, A
         raise UserError("the tokenizer gives other tokens once it is saved and read back: nothing is left")
     model = _to_roomy_accelerator(load_for_inference(ModelArguments(str(partial), dtype="float32"), tokenizer, **how))
     found = compare(expected, answer(model, prompts, expected.tokens))
-    tolerance = args.tolerance or default_tolerance(dtype, expected)
+    rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
+    tolerance = args.tolerance or default_tolerance(rounding, expected)
     kind = str(dtype).removeprefix("torch.")
     say(
         f"parity, computed in float32 on {len(prompts)} prompts: the largest difference of "
@@ -282,13 +280,6 @@ def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, A
         "greedy_tokens": {"same": found.same, "of": found.tokens},
     }
     return {"dtype": kind, "parity": parity}
-
-
-def default_tolerance(dtype: torch.dtype, answers: Answers) -> float:
-    """The largest difference of logits that is put down to adding up in float32 and to weights rounded to `dtype`."""
-    largest = max(1.0, *(float(logits.abs().max()) for logits in answers.logits))
-    rounding = 0.0 if dtype == torch.float32 else ROUNDING * torch.finfo(dtype).eps
-    return (SUMMING * torch.finfo(torch.float32).eps + rounding) * largest
 
 
 def _weigh(model: "PeftModel", names: Sequence[str], weights: Sequence[float]) -> None:

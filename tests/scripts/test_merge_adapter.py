@@ -200,7 +200,7 @@ def test_dtype_and_shards_are_those_of_the_base(merge, tokenizer, tmp_path, stor
     largest = max(path.stat().st_size for path in base.glob("*.safetensors"))
     adapter = make_adapter(tmp_path / "adapter", str(base), tokenizer)
     kind = str(stored).removeprefix("torch.")
-    code, text, err = merge("--peft_path", adapter, "--output_dir", tmp_path / "merged")
+    code, _, err = merge("--peft_path", adapter, "--output_dir", tmp_path / "merged")
     assert code == 0, err
     shards = sorted((tmp_path / "merged").glob("model-*.safetensors"))
     assert len(shards) > 1 and max(path.stat().st_size for path in shards) <= largest * 1.1
