@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError, say
@@ -74,10 +74,10 @@ def read_turns(tokenizer: "PreTrainedTokenizerBase") -> Turns:
     full = _pieces(tokenizer, ["system", "user", "assistant", "user"])
     # What every question begins with, wherever it stands.
     glues = [start, again] + ([full[1]] if full else [])
-    question = commonprefix([glue[::-1] for glue in glues])[::-1]
+    question = _common_start([glue[::-1] for glue in glues])[::-1]
     if tokenizer.eos_token and (turn_end := re.match(rf"{re.escape(tokenizer.eos_token)}\s*", question)):
         question = question[turn_end.end() :]  # which belongs to the turn before
-    asked = commonprefix([answer, end])
+    asked = _common_start([answer, end])
     before = {"user": question, "assistant": answer[len(asked) :]}
     after = {"user": asked, "assistant": again[: len(again) - len(question)]}
     start, default = start[: len(start) - len(question)], None
@@ -91,6 +91,11 @@ def read_turns(tokenizer: "PreTrainedTokenizerBase") -> Turns:
     turns = Turns(start, before, after, end[len(asked) :], default)
     _check(turns, tokenizer)
     return turns
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
+    return "".join(column[0] for column in same)
 
 
 def _pieces(tokenizer: "PreTrainedTokenizerBase", roles: Sequence[str]) -> list[str] | None:
@@ -129,8 +134,8 @@ def _check(turns: Turns, tokenizer: "PreTrainedTokenizerBase") -> None:
 
 def _not_translated(why: str) -> UserError:
     return UserError(
-        f"--format ollama: the chat template cannot be written as Ollama's: {why}. --format gguf keeps the template as it "
-        "is, for llama.cpp's server (llama-server --jinja); or write a Modelfile by hand"
+        f"--format ollama: the chat template cannot be written as Ollama's: {why}. --format gguf keeps the template as "
+        "it is, for llama.cpp's server (llama-server --jinja); or write a Modelfile by hand"
     )
 
 
@@ -166,8 +171,8 @@ def _literal(text: str) -> str:
 
 
 def stop_texts(turns: Turns, tokenizer: "PreTrainedTokenizerBase", generation: "GenerationConfig") -> list[str]:
-    """The model's stop tokens, and what the template ends an answer with; where that is no token, what a question begins
-    with."""
+    """The model's stop tokens, and what the template ends an answer with; where that is no token, what a question
+    begins with."""
     ids = generation.eos_token_id
     ids = ids if isinstance(ids, list) else [ids]
     found = [tokenizer.convert_ids_to_tokens(i) for i in (*ids, tokenizer.eos_token_id) if i is not None]
