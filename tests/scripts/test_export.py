@@ -1,4 +1,4 @@
-"""scripts/export.py: a GGUF file that says what the model says, and a Modelfile that writes what its template writes."""
+"""scripts/export.py: a GGUF file that says what the model says, a Modelfile that writes what its template writes."""
 
 import json
 import os
@@ -18,6 +18,7 @@ from hf_recipes.models.loading import load_tokenizer
 from hf_recipes.models.modelfile import Turns, modelfile, read_turns, render, stop_texts
 
 SMOL = ROOT / ".cache" / "SmolLM2-135M-Instruct"
+CONVERTER = ROOT / exporting.ExportArguments.llama_cpp / exporting.CONVERTER
 DEFAULT_SYSTEM = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are Tiny.<|im_end|>\n"
     "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -196,18 +197,13 @@ def test_bad_input(export, script, llama, model_dir, judge, tmp_path):
 def test_a_wrong_file_is_not_kept(script, llama, tmp_path):
     """A converter that loses something: the file is read back, and does not get its name."""
     code = (ROOT / "tests" / "convert_hf_to_gguf.py").read_text(encoding="utf-8")
+    tokens = "sorted(vocabulary, key=vocabulary.get)"
     for name, old, new, message in (
         ("weights", 'if theirs in ("attn_q", "attn_k")', "if False", "its logits differ from the model's by"),
-        ("tokens", "list(sorted(vocabulary, key=vocabulary.get))", "", "tokenizer"),
+        ("tokens", f"add_token_list({tokens})", f"add_token_list({tokens}[:-1] + ['x'])", "differ)"),
     ):
         broken = tmp_path / name
         broken.mkdir()
-        if name == "tokens":
-            old = "writer.add_token_list(sorted(vocabulary, key=vocabulary.get))"
-            new = (
-                "writer.add_token_list(sorted(vocabulary, key=lambda t: vocabulary[t] ^ (vocabulary[t] in (300, 301))))"
-            )
-            message = "token 300 is not"
         assert old in code
         (broken / "convert_hf_to_gguf.py").write_text(code.replace(old, new), encoding="utf-8")
         result, _, err = script(
@@ -242,7 +238,7 @@ def test_killed_in_the_middle(export, llama, tmp_path, monkeypatch):
     reason=f"needs .cache/SmolLM2-135M-Instruct (make demo) and llama.cpp's converter: {exporting.GET_CONVERTER}",
 )
 def test_the_converter_of_llama_cpp(script, tmp_path):
-    """On a tiny Llama with the demo model's tokenizer: the converter knows byte-level BPE of published families alone."""
+    """On a tiny Llama with the demo model's tokenizer: the converter knows that of published families alone."""
     folder = tmp_path / "model"
     tokenizer = AutoTokenizer.from_pretrained(SMOL)
     tokenizer.save_pretrained(folder)
