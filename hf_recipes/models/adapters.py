@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Our names for PEFT's, beside which PEFT's own are understood.
 RENAMED = {"lora_r": "r", "lora_target_modules": "target_modules"}
 
+MERGE_RECORD = "merge.json"  # in a merged model's folder: what it was merged from
 REWARD_HEADS = (".score.weight", ".classifier.weight")
 
 
@@ -138,9 +139,12 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
     from peft import PeftConfig
 
     if not os.path.isfile(os.path.join(path, "adapter_config.json")):
-        what = (
-            "holds a whole model, not an adapter" if os.path.isfile(os.path.join(path, "config.json")) else "has none"
-        )
+        if os.path.isfile(os.path.join(path, MERGE_RECORD)):
+            what = "holds a merged model, with its adapter in it already: give it as --model_name_or_path"
+        elif os.path.isfile(os.path.join(path, "config.json")):
+            what = "holds a whole model, not an adapter"
+        else:
+            what = "has none"
         raise UserError(f"--peft_path {path}: expected a folder with adapter_config.json; this one {what}")
     if not os.path.isfile(os.path.join(path, "adapter_model.safetensors")):
         raise UserError(f"--peft_path {path}: no adapter_model.safetensors (other formats are not loaded)")
@@ -154,8 +158,13 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
     return config
 
 
-def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = False) -> "PeftModel":
-    """`model` with the adapter saved in `path`.
+def load_adapter(
+    model: "PreTrainedModel | PeftModel", path: str, *, is_trainable: bool = False, name: str = "default"
+) -> "PeftModel":
+    """`model` with the adapter saved in `path`; beside others, which stay active, where it has some.
+
+    Args:
+        name: another one for each adapter of a model.
 
     Raises:
         UserError: no adapter there, or one for another base (the first tensor that does not fit is named).
@@ -169,11 +178,15 @@ def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = Fa
     if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
         raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
     try:
-        adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(model, PeftModel):
+            model.load_adapter(path, name, is_trainable=is_trainable)
+            adapted = model
+        else:
+            adapted = PeftModel.from_pretrained(model, path, name, is_trainable=is_trainable)
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"--peft_path {path}: does not fit {own} ({' '.join(str(error).split())[:300]})") from None
-    kinds = re.compile(r"\.lora_(?:embedding_)?[AB]\.")
-    expected = {re.sub(r"\.default(?=\.|$)", "", name) for name in adapted.state_dict() if kinds.search(name)}
+    own_name = re.compile(rf"(\.lora_(?:embedding_)?[AB])\.{re.escape(name)}(?=\.|$)")
+    expected = {own_name.sub(r"\1", key) for key in adapted.state_dict() if own_name.search(key)}
     if missing := sorted(expected - saved):
         raise UserError(
             f"--peft_path {path}: adapter_model.safetensors lacks {len(missing)} of the {len(expected)} tensors that "
@@ -187,11 +200,11 @@ def is_reward_adapter(path: str) -> bool:
     return read_adapter_config(path).task_type == "SEQ_CLS"
 
 
-def _check_shapes(model: "PreTrainedModel", path: str) -> set[str]:
+def _check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
     """The names of the adapter's tensors, after each was compared with the module that it is for."""
     from safetensors import SafetensorError, safe_open
 
-    modules = dict(model.named_modules())
+    modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
     try:
         file = safe_open(os.path.join(path, "adapter_model.safetensors"), "pt")
     except SafetensorError as error:
@@ -203,9 +216,12 @@ def _check_shapes(model: "PreTrainedModel", path: str) -> set[str]:
             if not found:
                 continue
             module = modules.get(found[1])
-            size = tensors.get_slice(key).get_shape()[1 if found[2] == "A" else 0]
+            shape = tensors.get_slice(key).get_shape()
+            size = shape[1 if found[2] == "A" else 0]
             expected = getattr(module, "in_features" if found[2] == "A" else "out_features", size)
             if module is None or size != expected:
-                why = "which this base lacks" if module is None else f"of size {size}, where this base has {expected}"
+                why = "which this base lacks"
+                if module is not None:
+                    why = f"of size {size}, where this base has {expected} (lora_{found[2]}.weight is {shape})"
                 raise UserError(f"--peft_path {path}: an adapter for another base: it has {found[1]}, {why}")
     return names

@@ -3,8 +3,12 @@
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_recipes.errors import UserError, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) -> Path:
@@ -23,19 +27,11 @@ def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) ->
         raise UserError(f"{source}: no such file")
     if target.is_dir() and any(target.iterdir()):
         raise UserError(f"{target}: the folder is not empty and holds no model; name another with --output_dir")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     say(f"converting {source.name} to {target} (once)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        model, tokenizer = load_gguf(source)
     except (ValueError, NotImplementedError, ImportError) as error:
         raise UserError(f"{source}: cannot be converted ({error})") from None
-    # The weights are plain floats now; save_pretrained refuses while the model still counts as quantized.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
@@ -47,3 +43,21 @@ def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) ->
         if not (target / "config.json").is_file():  # else another process was first
             raise UserError(f"{target}: {error.strerror}; name another folder with --output_dir") from None
     return target
+
+
+def load_gguf(source: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The model in a GGUF file, in float32, and its tokenizer.
+
+    Raises:
+        ValueError, NotImplementedError, ImportError: what transformers raises for a file that it cannot read.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    # The weights are plain floats now; save_pretrained refuses while the model still counts as quantized.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    return model, tokenizer

@@ -327,6 +327,14 @@ def fit_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase
         say(f"embeddings grown from {rows:,} to {len(tokenizer):,} rows")
 
 
+def stop_at_eos(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Add the tokenizer's eos token to those at which the model's own settings end a generation."""
+    if model.can_generate():
+        own = model.generation_config.eos_token_id
+        stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+        model.generation_config.eos_token_id = sorted(stops)
+
+
 @contextmanager
 def _gathered(model: "PreTrainedModel") -> Iterator[None]:
     """Before DeepSpeed has taken over a model of ZeRO's stage 3: each module's weights whole while it runs."""

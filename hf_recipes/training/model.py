@@ -10,7 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from hf_recipes.arguments import ModelArguments, RunArguments
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
-from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model
+from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, stop_at_eos
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
 
 
@@ -58,10 +58,7 @@ def load_base(
     if is_quantized(model):
         prepare_quantized(model)
     fit_embeddings(model, tokenizer)
-    if model.can_generate():
-        own = model.generation_config.eos_token_id
-        stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
-        model.generation_config.eos_token_id = sorted(stops)
+    stop_at_eos(model, tokenizer)
     return model
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import socket
@@ -21,6 +20,7 @@ from transformers import TrainerCallback
 from hf_recipes import hub
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError, say
+from hf_recipes.processes import remove_abandoned
 from hf_recipes.training.checkpoints import MANIFEST, write_manifest
 from hf_recipes.training.model_card import NAMES, model_card, public_ledger, public_settings, public_values
 
@@ -68,7 +68,7 @@ def staged(folder: Path, repo: str, *, state_as: str | None = None) -> Iterator[
         hint = f"; a checkpoint can be published too: --folder {newest}" if newest else ""
         raise UserError(f"{folder}: no weights (*.safetensors) in it, so no run's result to publish{hint}")
     place = run if os.access(run, os.W_OK) else Path(tempfile.gettempdir())
-    remove_abandoned(place)
+    remove_abandoned(place, STAGING)  # what a killed process left
     with ExitStack() as stack:
         try:
             prefix = f"{STAGING}{socket.gethostname()}-{os.getpid()}-"
@@ -77,19 +77,6 @@ def staged(folder: Path, repo: str, *, state_as: str | None = None) -> Iterator[
         except OSError as error:
             raise UserError(f"{error.filename or place}: {error.strerror}, so nothing is published") from None
         yield target
-
-
-def remove_abandoned(place: Path) -> None:
-    """Remove what `staged` left in `place` where its process was killed on this machine."""
-    own = re.compile(rf"{re.escape(STAGING + socket.gethostname())}-(\d+)-\w+")
-    for path in place.glob(f"{STAGING}*"):
-        if found := own.fullmatch(path.name):
-            try:
-                os.kill(int(found[1]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except PermissionError:  # another user's, alive
-                pass
 
 
 def _fill(target: Path, folder: Path, run: Path, repo: str, state_as: str | None) -> None:
@@ -191,7 +178,7 @@ class Publisher(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            remove_abandoned(self.run)
+            remove_abandoned(self.run, STAGING)
             # A daemon: a run that is interrupted does not wait for it.
             Thread(target=self._work, name="push", daemon=True).start()
             self._hand_on(self._ensure, self.run)

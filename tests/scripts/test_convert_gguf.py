@@ -5,26 +5,14 @@ import os
 import runpy
 import sys
 
-import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from conftest import CHATML, ROOT, build_tokenizer
+from convert_hf_to_gguf import write_gguf
 from hf_recipes.errors import UserError
 from hf_recipes.models.conversion import convert_gguf
-
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,43 +29,11 @@ def source(tmp_path_factory):
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_context_length(512)
-    writer.add_embedding_length(32)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(len(tokenizer))
-    vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    import json
-
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
-    writer.add_token_merges([" ".join(pair) for pair in merges])
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(0)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(CHATML)
-    state = model.state_dict()
-    writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"].numpy())
-    writer.add_tensor("output_norm.weight", state["model.norm.weight"].numpy())
-    for layer in range(2):
-        for ours, theirs in NAMES.items():
-            weight = state[f"model.layers.{layer}.{ours}.weight"]
-            if theirs in ("attn_q", "attn_k"):  # GGUF keeps each head's rotary halves interleaved
-                heads = 4 if theirs == "attn_q" else 2
-                weight = weight.view(heads, 2, -1, 32).transpose(1, 2).reshape(weight.shape)
-            writer.add_tensor(f"blk.{layer}.{theirs}.weight", weight.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    folder = tmp_path_factory.mktemp("gguf")
+    model.save_pretrained(folder / "whole")
+    tokenizer.save_pretrained(folder / "whole")
+    path = folder / "tiny.gguf"
+    write_gguf(folder / "whole", path)
     return path, model, tokenizer
 
 

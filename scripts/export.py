@@ -1,0 +1,22 @@
+"""Write a model as GGUF, for llama.cpp, or with a Modelfile for Ollama; checked before it is called done.
+
+python scripts/export.py --format ollama --model_name_or_path models/merged --output_dir models/ollama
+"""
+
+import shlex
+
+from hf_recipes.errors import say
+from hf_recipes.models.exporting import ExportArguments, export
+from hf_recipes.parsing import Parser, run_script
+
+
+def main() -> None:
+    [arguments] = Parser([ExportArguments]).parse()
+    path = export(arguments)
+    say(f"model in {path}")
+    if arguments.format == "ollama":
+        say(f"ollama create NAME -f {shlex.quote(str(path.with_name('Modelfile')))} && ollama run NAME")
+
+
+if __name__ == "__main__":
+    run_script(main)

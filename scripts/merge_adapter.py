@@ -1,0 +1,18 @@
+"""Merge a LoRA adapter, or several with weights, into their base; checked before it is called done.
+
+python scripts/merge_adapter.py --model_name_or_path MODEL --peft_path runs/first --output_dir models/merged
+python scripts/merge_adapter.py --peft_path runs/first runs/second --weights 0.7 0.3 --output_dir models/merged
+"""
+
+from hf_recipes.errors import say
+from hf_recipes.models.merging import MergeArguments, merge
+from hf_recipes.parsing import Parser, run_script
+
+
+def main() -> None:
+    [arguments] = Parser([MergeArguments]).parse()
+    say(f"merged model in {merge(arguments)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

