@@ -18,6 +18,7 @@ ALLOWED = {
     "models": {"errors", "hub", "models", "parsing", "processes", "__version__"},
     "evaluation": {"parsing", "errors", "evaluation", "data", "models", "__version__"},
     "apps": {"errors", "apps", "data", "parsing"},
+    "inspection": {"inspection", "arguments", "data", "errors", "evaluation", "models", "parsing", "training"},
     "hub": {"errors"},
     "samples": {"errors"},
     "download": {"errors", "hub", "models"},
