@@ -154,26 +154,33 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
     return config
 
 
-def load_adapter(model: "PreTrainedModel", path: str, *, is_trainable: bool = False) -> "PeftModel":
-    """`model` with the adapter saved in `path`.
+def load_adapter(
+    model: "PreTrainedModel | PeftModel", path: str, *, is_trainable: bool = False, name: str = "default"
+) -> "PeftModel":
+    """`model` with the adapter saved in `path`, under `name`, beside those that it has already.
 
     Raises:
         UserError: no adapter there, or one for another base (the first tensor that does not fit is named).
     """
     from peft import PeftModel
 
-    base, own = read_adapter_config(path).base_model_name_or_path, model.config._name_or_path
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    base, own = read_adapter_config(path).base_model_name_or_path, inner.config._name_or_path
     if base and own and os.path.normpath(base) != os.path.normpath(own):
         say(f"{path}: was trained on {base}; this base is {own}")
-    saved = _check_shapes(model, path)
+    saved = _check_shapes(inner, path)
     if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
         raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
     try:
-        adapted = PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+        if inner is model:
+            adapted = PeftModel.from_pretrained(model, path, adapter_name=name, is_trainable=is_trainable)
+        else:
+            adapted = model
+            adapted.load_adapter(path, adapter_name=name, is_trainable=is_trainable)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--peft_path {path}: does not fit {own} ({' '.join(str(error).split())[:300]})") from None
-    kinds = re.compile(r"\.lora_(?:embedding_)?[AB]\.")
-    expected = {re.sub(r"\.default(?=\.|$)", "", name) for name in adapted.state_dict() if kinds.search(name)}
+    kinds = re.compile(rf"(\.lora_(?:embedding_)?[AB])\.{re.escape(name)}(?=\.|$)")
+    expected = {kinds.sub(r"\1", key) for key in adapted.state_dict() if kinds.search(key)}
     if missing := sorted(expected - saved):
         raise UserError(
             f"--peft_path {path}: adapter_model.safetensors lacks {len(missing)} of the {len(expected)} tensors that "

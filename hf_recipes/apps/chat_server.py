@@ -1,0 +1,145 @@
+"""Serves the page of the chat, and of Gradio's endpoints only those that the page itself uses."""
+
+import os
+import re
+import secrets
+import signal
+import threading
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hf_recipes.apps.chat_page import CSS, FONTS, Page
+from hf_recipes.apps.ports import free_port, is_free
+from hf_recipes.errors import UserError, say
+
+# No upload, no files, no proxy, no calls by a name, no monitoring; /run/predict takes events that need no place in line.
+OPEN = re.compile(
+    r"/|/login/?|/logout|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(?:assets|static|svelte)/.*|"
+    r"/gradio_api/(?:startup-events|heartbeat/\w+|queue/(?:join|data)|run/predict|cancel|reset/?|login_check/?|user/?|"
+    r"app_id/?)"
+)
+MOST_BYTES = 2_000_000  # of a request: a question and a system prompt of 100,000 characters each, escaped
+# An answer that names a picture elsewhere must not make a reader's browser ask for it.
+POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
+HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Guard:
+    """Lets through what the page needs, of a bounded size, and forbids browsers any request to elsewhere."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        size = headers.get(b"content-length", b"" if b"transfer-encoding" in headers else b"0")
+        if scope["type"] != "http" or not OPEN.fullmatch(scope["path"]):
+            await PlainTextResponse("Not found", 404)(scope, receive, send)
+        elif not size.isdigit() or int(size) > MOST_BYTES:
+            await PlainTextResponse("Too large", 413)(scope, receive, send)
+        else:
+
+            async def send_guarded(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                    message = {**message, "headers": [*message["headers"], *added]}
+                await send(message)
+
+            await self.app(scope, receive, send_guarded)
+
+
+def check_port(port: int, host: str) -> None:
+    """
+    Raises:
+        UserError: it is in use (the next free one is named), or `host` is no address of this machine.
+    """
+    try:
+        if not is_free(port, host):
+            following = free_port(port + 1, host)
+            raise UserError(
+                f"--port {port}: in use; " + (f"{following} is free" if following else "choose a lower one")
+            )
+    except OSError as error:
+        raise UserError(f"--host {host}: no address of this machine ({error.strerror})") from None
+
+
+def password_check(auth: str):
+    """Compares what a visitor gives with `auth` (``user:password``); who is wrong waits a second."""
+    import asyncio
+
+    async def check(user: str, password: str) -> bool:
+        if secrets.compare_digest(f"{user}:{password}".encode(), auth.encode()):
+            return True
+        await asyncio.sleep(1)
+        return False
+
+    return check
+
+
+def start(
+    page: Page,
+    *,
+    port: int,
+    host: str = "127.0.0.1",
+    share: bool = False,
+    auth: str | None = None,
+    most_waiting: int = 16,
+) -> str:
+    """Serve `page` from threads of this process until its blocks are closed, and return its address.
+
+    Raises:
+        UserError: as `check_port`; the public link of `share` is not to be had.
+    """
+    check_port(port, host)
+    middleware = [Middleware(Guard)]
+    if host in LOOPBACK and not share:  # else a page elsewhere could reach it by a name that it makes point here
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
+    page.blocks.queue(max_size=4 * (most_waiting + 1), default_concurrency_limit=1, api_open=False)
+    _, address, public = page.blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        auth=password_check(auth) if auth else None,
+        theme=gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "Consolas", "monospace")),
+        css=CSS,
+        app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
+        max_threads=most_waiting + 24,
+        state_session_capacity=1000,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        inline=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    if share and not public:
+        page.blocks.close(verbose=False)
+        raise UserError("--share: no public link is to be had from here (see above); leave it out, or use --host")
+    return public or address
+
+
+def serve(page: Page, **how) -> None:
+    """`start`, and wait for Ctrl-C or SIGTERM."""
+    address = start(page, **how)
+    say(f"chat at {address} (Ctrl-C ends it)")
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    try:
+        ended.wait()
+    except KeyboardInterrupt:
+        say("")
+    finally:
+        page.blocks.close(verbose=False)
