@@ -17,7 +17,7 @@ ALLOWED = {
     "data": {"errors", "data"},
     "models": {"errors", "models", "parsing"},
     "evaluation": {"parsing", "errors", "evaluation", "data", "models", "__version__"},
-    "apps": {"errors", "apps", "data", "parsing"},
+    "apps": {"errors", "apps", "data", "evaluation", "models", "parsing"},
     "hub": {"errors"},
     "samples": {"errors"},
     "download": {"errors", "hub", "models"},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
+from hf_recipes.apps.ports import check_port
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.models.adapters import read_adapter_config
@@ -25,7 +26,9 @@ class ChatArguments:
     """Which model answers, how it does at first, and who may ask."""
 
     model_name_or_path: str = field(metadata={"help": "The base, or a whole model: a folder or a Hub id."})
-    peft_path: list[str] | None = _help("Adapters of this base (folders); each can be chosen while the chat runs.")
+    peft_path: list[str] | None = field(
+        default=None, metadata={"help": "Adapters of this base (folders); each can be chosen while the chat runs."}
+    )
     model_revision: str = _help("Branch, tag or commit of a Hub id.", "main")
     dtype: str = _help("auto, float32, bfloat16 or float16.", "auto")
     load_in_8bit: bool = _help("The base in eight bits.", False)
@@ -130,8 +133,6 @@ def check(arguments: ChatArguments) -> None:
         return
     if find_spec("gradio") is None:
         raise UserError("the page needs Gradio: pip install -e '.[chat]', or chat in the terminal with --cli")
-    from hf_recipes.apps.chat_server import check_port
-
     check_port(arguments.port, arguments.host)
 
 

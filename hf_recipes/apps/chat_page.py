@@ -3,7 +3,7 @@
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 import gradio as gr
@@ -11,7 +11,7 @@ import torch
 
 from hf_recipes.apps.chat import decoding_of
 from hf_recipes.apps.chat_engine import BASE, Engine
-from hf_recipes.apps.chat_session import Line, LineIsFull, Session, Settings
+from hf_recipes.apps.chat_session import Exchange, Line, LineIsFull, Session, Settings
 from hf_recipes.apps.chat_texts import LANGUAGES, Texts
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.decoding import Decoding
@@ -29,10 +29,11 @@ footer { display: none !important; }
 #notes { color: var(--body-text-color-subdued); font-size: var(--text-sm); min-height: 1.5em; padding: 0 4px; }
 #buttons { gap: 8px; }
 #buttons button { min-width: 72px; }
-.chat { height: max(320px, calc(100dvh - 330px)) !important; }
+.chat { height: max(320px, calc(100dvh - 300px)) !important; }
+.chat button[title="Clear"], .chat button[aria-label="Clear"] { display: none; }
 @media (max-width: 640px) {
   .gradio-container > main { padding: 8px !important; }
-  .chat { height: 55dvh !important; min-width: 100% !important; }
+  .chat { height: 45dvh !important; min-width: 100% !important; }
 }
 """
 DOWNLOAD = """(text) => {
@@ -51,7 +52,7 @@ class Page:
     def __init__(self, engine: Engine, decoding: Decoding, line: Line, language: str | None, system: str = ""):
         self.engine, self.line, self.language, self.seed = engine, line, language, decoding.seed
         self.labels: list[tuple[gr.blocks.Block, dict[str, str]]] = []
-        self.blocks = gr.Blocks(title="对话 · Chat", analytics_enabled=False)
+        self.blocks = gr.Blocks(title="对话 · Chat", fill_width=True, analytics_enabled=False)
         with self.blocks:
             self._build(decoding, system)
             self._connect()
@@ -78,7 +79,7 @@ class Page:
             with gr.Column(scale=3, min_width=320):
                 with gr.Row():
                     self.chats = [self._chat(names[0]), self._chat(BASE, visible=False)]
-                self.notes = gr.HTML(elem_id="notes")
+                self.notes = gr.HTML(elem_id="notes", padding=False)
                 self.question = gr.Textbox(
                     lines=1, max_lines=10, max_length=MOST_CHARACTERS, autofocus=True, elem_id="question"
                 )
@@ -140,11 +141,12 @@ class Page:
         for chat in self.chats:
             chat.edit(self.on_edit, [self.session, *settings], shown, **answering)
         self.stop.click(self.on_stop, [self.session], [], **at_once)
-        self.clear.click(self.on_clear, [self.session], [*self.chats, self.notes, *self.read], **at_once)
+        for clear in (self.clear.click, *(chat.clear for chat in self.chats)):
+            clear(self.on_clear, [self.session], [*self.chats, self.notes, *self.read], **at_once)
         self.save.click(self.on_save, [self.session, self.lang], [self.download], **at_once).then(
             None, [self.download], [], js=DOWNLOAD
         )
-        columns = [*self.chats, self.read[1]]
+        columns = [*self.chats, self.notes, self.read[1]]
         for choice in (self.voice, self.beside, self.lang):
             choice.change(self.on_voices, [self.session, self.lang, self.voice, self.beside], columns, **at_once)
         labelled = [component for component, _ in self.labels]
@@ -171,10 +173,12 @@ class Page:
 
     def on_voices(self, session: Session, language: str, voice: str, beside: str) -> list:
         texts = Texts(language)
-        chats = [gr.update(label=texts.voice(voice)), gr.update(label=texts.voice(beside), visible=bool(beside))]
-        if beside:
-            chats[1]["value"] = _shown(session.columns[-1], texts)
-        return [*chats, gr.update(visible=bool(beside))]
+        names = (voice, beside) if beside else (voice,)
+        updates = [
+            gr.update(label=texts.voice(name), visible=bool(name), value=_shown(column, name, texts))
+            for name, column in zip((voice, beside), (session.columns[0], session.columns[-1]), strict=True)
+        ]
+        return [*updates, _notes(session, names, texts), gr.update(visible=bool(beside))]
 
     def on_ask(self, session: Session, question: str, *settings) -> Iterator[dict]:
         if question.strip():
@@ -197,7 +201,8 @@ class Page:
             yield from self._answer(session, question, *settings, at=at)
         else:
             texts = Texts(settings[0])
-            yield {chat: _shown(column, texts) for chat, column in zip(self.chats, session.columns, strict=False)}
+            columns = zip(self.chats, session.columns, settings[1:3], strict=False)
+            yield {chat: _shown(column, name, texts) for chat, column, name in columns}
 
     def on_stop(self, session: Session) -> None:
         session.is_stopped = True
@@ -277,14 +282,10 @@ class Page:
                 continue
             last = time.monotonic()
             update = {
-                chat: _shown(column, texts, None if answer.end else index)
-                for chat, column, answer in zip(chats, session.columns, answers, strict=True)
-                for index in [len(column) - 1]
+                chat: _shown(column, name, texts, is_open=answer.end is None)
+                for chat, column, name, answer in zip(chats, session.columns, settings.voices, answers, strict=True)
             }
-            notes = [escape(texts.notes(answer)) for answer in answers]
-            if len(notes) > 1:
-                notes = [f"<b>{escape(texts.voice(v.name))}</b> {note}" for v, note in zip(voices, notes, strict=True)]
-            update[self.notes] = "<br>".join(notes)
+            update[self.notes] = _notes(session, settings.voices, texts)
             if now != ends:
                 update |= {box: voice.read(a) for box, voice, a in zip(self.read, voices, answers, strict=False)}
             if is_first and is_new:
@@ -301,10 +302,21 @@ class Page:
         }
 
 
-def _shown(column, texts: Texts, open_at: int | None = None) -> list[dict]:
-    """A column as the component wants it; the answer at `open_at` is still being written."""
+def _shown(column: list[Exchange], voice: str, texts: Texts, is_open: bool = False) -> list[dict]:
+    """A column of `voice` as the component wants it; `is_open`: its last answer is still being written."""
     messages = []
     for index, exchange in enumerate(column):
-        answer = exchange.answer or ("…" if index == open_at else texts("empty answer"))
+        is_last = index == len(column) - 1
+        answer = exchange.answer or ("…" if is_open and is_last else texts("empty answer"))
+        if exchange.voice != voice:
+            answer += f"\n\n<small>— {escape(texts.voice(exchange.voice))}</small>"
         messages += [{"role": "user", "content": exchange.question}, {"role": "assistant", "content": answer}]
     return messages
+
+
+def _notes(session: Session, voices: Sequence[str], texts: Texts) -> str:
+    """Of the last question: how much was read and written, what was cut, why the answers ended."""
+    notes = [escape(texts.notes(answer)) for answer in session.answers]
+    if len(notes) > 1:
+        notes = [f"<b>{escape(texts.voice(name))}</b> {note}" for name, note in zip(voices, notes, strict=False)]
+    return "<br>".join(notes)

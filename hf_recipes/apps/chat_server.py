@@ -15,10 +15,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_recipes.apps.chat_page import CSS, FONTS, Page
-from hf_recipes.apps.ports import free_port, is_free
+from hf_recipes.apps.ports import check_port
 from hf_recipes.errors import UserError, say
 
-# No upload, no files, no proxy, no calls by a name, no monitoring; /run/predict takes events that need no place in line.
+# No upload, files, proxy, calls by a name or monitoring; /run/predict takes only events that are not queued.
 OPEN = re.compile(
     r"/|/login/?|/logout|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(?:assets|static|svelte)/.*|"
     r"/gradio_api/(?:startup-events|heartbeat/\w+|queue/(?:join|data)|run/predict|cancel|reset/?|login_check/?|user/?|"
@@ -56,21 +56,6 @@ class Guard:
                 await send(message)
 
             await self.app(scope, receive, send_guarded)
-
-
-def check_port(port: int, host: str) -> None:
-    """
-    Raises:
-        UserError: it is in use (the next free one is named), or `host` is no address of this machine.
-    """
-    try:
-        if not is_free(port, host):
-            following = free_port(port + 1, host)
-            raise UserError(
-                f"--port {port}: in use; " + (f"{following} is free" if following else "choose a lower one")
-            )
-    except OSError as error:
-        raise UserError(f"--host {host}: no address of this machine ({error.strerror})") from None
 
 
 def password_check(auth: str):

@@ -1,4 +1,4 @@
-"""One person's conversation, in one column or with the answers of two models side by side, and the line of those who ask."""
+"""One person's conversation, in one column or with the answers of two models beside each other; and who is next."""
 
 import json
 import threading
@@ -32,17 +32,19 @@ class Settings:
 class Session:
     """A conversation in memory; `columns` has one list of exchanges, or two with the same questions.
 
-    A question whose answer is empty stays to be seen; models are not shown it, and it is not saved.
+    `answers` are those to the last question. A question whose answer is empty stays to be seen; models are not shown
+    it, and it is not saved.
     """
 
     columns: list[list[Exchange]] = field(default_factory=lambda: [[]])
     system: str = ""
+    answers: list[Answer] = field(default_factory=list)
     answered: int = 0
     is_busy: bool = False
     is_stopped: bool = False
 
     def clear(self) -> None:
-        self.columns = [[]]
+        self.columns, self.answers = [[]], []
 
     def ask(self, engine: Engine, question: str, settings: Settings, at: int | None = None) -> Iterator[list[Answer]]:
         """Answer `question` in each column, one after the other, and yield the columns' answers as they grow.
@@ -67,7 +69,7 @@ class Session:
         self.columns, self.system = columns, settings.system
         self.answered += 1
         how = {"key": self.answered, "stopped": lambda: self.is_stopped}
-        answers = [Answer(prompt) for prompt in prompts]
+        self.answers = answers = [Answer(prompt) for prompt in prompts]
         yield list(answers)
         for index, voice in enumerate(settings.voices):
             if self.is_stopped:

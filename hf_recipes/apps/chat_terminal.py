@@ -22,7 +22,6 @@ class Terminal:
     def __init__(self, engine: Engine, decoding: Decoding, language: str | None = None, system: str = ""):
         self.engine, self.session, self.system, self.decoding = engine, Session(), system, decoding
         self.voice = next(iter(engine.voices))
-        self.last: Answer | None = None
         speaks = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
         self.texts = Texts(language or ("zh" if speaks.startswith("zh") else "en"))
 
@@ -57,8 +56,8 @@ class Terminal:
         answers = self.session.ask(self.engine, question, settings, at)
         for [answer] in _until_stopped(answers, self.session):
             print(answer.text[len(shown) :], end="", flush=True)
-            self.last, shown = answer, max(shown, answer.text, key=len)
-        print(f"\n[{self.texts.notes(self.last)}]")
+            shown = max(shown, answer.text, key=len)
+        print(f"\n[{self.texts.notes(answer)}]")
 
     def _command(self, name: str = "", value: str = "") -> None:
         if name == "retry":
@@ -80,7 +79,10 @@ class Terminal:
         elif name == "set":
             self._set(*value.split(maxsplit=1))
         elif name == "read":
-            print(self.engine.voices[self.voice].read(self.last) if self.last else self.texts("nothing"))
+            last = self.session.answers
+            print(
+                self.engine.voices[self.session.columns[0][-1].voice].read(last[0]) if last else self.texts("nothing")
+            )
         elif name == "save" and value:
             self._save(Path(value).expanduser())
         else:

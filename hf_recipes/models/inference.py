@@ -106,9 +106,8 @@ def load_for_inference(
     with torch.random.fork_rng(devices=[]):  # rows that no adapter brings are drawn: the same ones each time
         torch.manual_seed(0)
         fit_embeddings(model, tokenizer)
-    if (
-        has_accelerator() and not device_map and not is_quantized(model)
-    ):  # quantized weights are put there as they are loaded
+    # Quantized weights are put there as they are loaded.
+    if has_accelerator() and not device_map and not is_quantized(model):
         model = model.to(torch.accelerator.current_accelerator())
     if arguments.peft_path:
         model = load_adapter(model, arguments.peft_path)
