@@ -121,6 +121,12 @@ def decoding_of(
     return Decoding(**draws, **how)
 
 
+def choose_devices(gpus: str | None) -> None:
+    """Show CUDA the GPUs of ``--gpus`` alone; to be called before anything asks for them."""
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpus == "cpu" else gpus
+
+
 def check(arguments: ChatArguments) -> None:
     """What can be told before the model is loaded.
 
@@ -142,8 +148,6 @@ def load(arguments: ChatArguments) -> "Engine":
     Raises:
         UserError: as `open_engine`; a GPU that is not there.
     """
-    if arguments.gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = "" if arguments.gpus == "cpu" else arguments.gpus
     import torch
 
     from hf_recipes.apps.chat_engine import open_engine

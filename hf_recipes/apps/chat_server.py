@@ -121,10 +121,11 @@ def serve(page: Page, **how) -> None:
     address = start(page, **how)
     say(f"chat at {address} (Ctrl-C ends it)")
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
         ended.wait()
     except KeyboardInterrupt:
         say("")
     finally:
+        signal.signal(signal.SIGTERM, before)
         page.blocks.close(verbose=False)

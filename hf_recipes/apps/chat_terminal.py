@@ -79,10 +79,9 @@ class Terminal:
         elif name == "set":
             self._set(*value.split(maxsplit=1))
         elif name == "read":
-            last = self.session.answers
-            print(
-                self.engine.voices[self.session.columns[0][-1].voice].read(last[0]) if last else self.texts("nothing")
-            )
+            answers = self.session.answers
+            voice = self.engine.voices[self.session.columns[0][-1].voice] if answers else None
+            print(voice.read(answers[0]) if voice else self.texts("nothing"))
         elif name == "save" and value:
             self._save(Path(value).expanduser())
         else:
