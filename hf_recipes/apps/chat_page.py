@@ -20,22 +20,28 @@ MOST_CHARACTERS = 100_000  # of a question or a system prompt
 SLIDERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")
 PERIOD = 0.05  # seconds between two looks of the page at an answer that grows
 FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")  # the reader's own
-CSS = """
+# In the page's head, for Gradio puts a prefix before selectors that it is given as CSS.
+STYLE = """<style>
 footer { display: none !important; }
-.gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
+.gradio-container .main { max-width: 1500px !important; min-width: 0; width: 100%; margin: 0 auto; }
 #head { align-items: center; flex-wrap: nowrap; }
 #head h1 { margin: 0; white-space: nowrap; }
 #language { flex: none; width: auto; min-width: 0 !important; }
-#notes { color: var(--body-text-color-subdued); font-size: var(--text-sm); min-height: 1.5em; padding: 0 4px; }
+#notes { color: var(--body-text-color-subdued); font-size: var(--text-sm); min-height: 1.5em; }
+#notes * { padding: 0 !important; }
 #buttons { gap: 8px; }
 #buttons button { min-width: 72px; }
 .chat { height: max(320px, calc(100dvh - 300px)) !important; }
-.chat button[title="Clear"], .chat button[aria-label="Clear"] { display: none; }
+.chat button[title="Clear"] { display: none; }
+.chat .message { overflow-wrap: anywhere; }
+.chat .placeholder { padding: 16px; text-align: center; }
 @media (max-width: 640px) {
-  .gradio-container > main { padding: 8px !important; }
+  .gradio-container .main { padding: 8px !important; }
+  .gradio-container .column { min-width: 100% !important; max-width: 100%; }
   .chat { height: 45dvh !important; min-width: 100% !important; }
+  #buttons button { min-width: 0; padding: 8px 4px; }
 }
-"""
+</style>"""
 DOWNLOAD = """(text) => {
   if (!text) return;
   const link = document.createElement('a');
@@ -71,6 +77,7 @@ class Page:
             self.lang = gr.Radio(
                 [(name, key) for key, name in LANGUAGES.items()],
                 value=self.language or "zh",
+                label="语言 / Language",
                 show_label=False,
                 container=False,
                 elem_id="language",
@@ -111,7 +118,9 @@ class Page:
                     self._labelled(slider, label=key, info=f"{key} help")
         with self._labelled(gr.Accordion(open=False), label="read"), gr.Row():
             self.read = [
-                gr.Textbox(lines=4, max_lines=24, interactive=False, buttons=["copy"], visible=index == 0)
+                gr.Textbox(
+                    lines=4, max_lines=24, min_width=280, interactive=False, buttons=["copy"], visible=index == 0
+                )
                 for index in range(2)
             ]
 
@@ -194,7 +203,7 @@ class Page:
             gr.Info(Texts(settings[0])("nothing"))
             yield {self.notes: gr.skip()}
 
-    def on_edit(self, session: Session, *settings, edit: gr.EditData) -> Iterator[dict]:
+    def on_edit(self, session: Session, edit: gr.EditData, *settings) -> Iterator[dict]:
         index = edit.index if isinstance(edit.index, int) else edit.index[0]
         question, at = edit.value if isinstance(edit.value, str) else "", index // 2
         if question.strip() and not index % 2 and at < len(session.columns[0]):

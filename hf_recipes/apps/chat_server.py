@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hf_recipes.apps.chat_page import CSS, FONTS, Page
+from hf_recipes.apps.chat_page import FONTS, STYLE, Page
 from hf_recipes.apps.ports import check_port
 from hf_recipes.errors import UserError, say
 
@@ -96,7 +96,7 @@ def start(
         share=share,
         auth=password_check(auth) if auth else None,
         theme=gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "Consolas", "monospace")),
-        css=CSS,
+        head=STYLE,
         app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
         max_threads=most_waiting + 24,
         state_session_capacity=1000,
@@ -118,11 +118,10 @@ def start(
 
 def serve(page: Page, **how) -> None:
     """`start`, and wait for Ctrl-C or SIGTERM."""
-    address = start(page, **how)
-    say(f"chat at {address} (Ctrl-C ends it)")
     ended = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
+        say(f"chat at {start(page, **how)} (Ctrl-C ends it)")
         ended.wait()
     except KeyboardInterrupt:
         say("")

@@ -5,14 +5,14 @@ import shutil
 import socket
 import threading
 import time
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
+from chatting import at_each_step
 from conftest import CHATML, build_tokenizer, tiny_model
 from hf_recipes.apps import chat_engine
 from hf_recipes.apps.chat import ChatArguments, is_loopback
@@ -29,38 +29,9 @@ from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.models.loading import ModelArguments
 from hf_recipes.parsing import Parser
 
+pytest_plugins = ["chatting"]
 GREEDY = Decoding(max_new_tokens=12)
 QUESTION = [{"role": "user", "content": "你好"}]
-
-
-@pytest.fixture(scope="module")
-def base(tokenizer, tmp_path_factory) -> str:
-    """A model whose answers are texts of many tokens."""
-    config = tiny_model(len(tokenizer)).config
-    config.tie_word_embeddings, config.initializer_range = False, 0.3
-    folder = tmp_path_factory.mktemp("chat") / "talker"
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def adapters(base, tmp_path_factory) -> list[str]:
-    """Two adapters of `base`, with other answers than its own and each other's."""
-    folders = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_pretrained(base)
-        adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-        folders.append(str(tmp_path_factory.mktemp("adapters") / f"one.{seed}"))
-        adapted.save_pretrained(folders[-1])
-    return folders
-
-
-@pytest.fixture(scope="module")
-def engine(base, adapters) -> Engine:
-    return open_engine(ModelArguments(base, dtype="float32"), adapters, max_new_tokens=12, device_map="cpu")
 
 
 def whole(engine: Engine, voice: str, decoding: Decoding = GREEDY, messages=QUESTION, **how):
@@ -115,17 +86,6 @@ def test_a_character_of_several_tokens_appears_whole(monkeypatch):
     texts = [answer.text for answer in engine.answer(BASE, engine.prompt(BASE, QUESTION, decoding), decoding)]
     assert len(texts) == size + 1 > 8
     assert list(dict.fromkeys(texts)) == ["", "龘", "龘🎉", "龘🎉é", "龘🎉é。"]
-
-
-@contextmanager
-def at_each_step(engine: Engine, do):
-    """`do` is called after each pass of the model."""
-    model = engine.model.get_base_model() if isinstance(engine.model, PeftModel) else engine.model
-    hook = model.register_forward_hook(lambda *_: do() and None)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def test_stop_ends_within_two_tokens(engine):
@@ -361,9 +321,8 @@ def test_commands_that_fail(fails, model_dir, adapters, judge, tmp_path):
     fails("--gpus 7: 0 of these 1 are here" if not torch.cuda.is_available() else "--gpus", "--gpus", "7", "--cli")
     wide = tiny_model(600)
     wide.config.hidden_size = 64
-    base = type(wide)(wide.config)
     other = tmp_path / "wide"
-    base.save_pretrained(other)
+    type(wide)(wide.config).save_pretrained(other)
     build_tokenizer().save_pretrained(other)
     fails("an adapter for another base", "--peft_path", adapters[0], "--cli", model=other)
     fails("given twice", "--peft_path", adapters[0], adapters[0], "--cli")
