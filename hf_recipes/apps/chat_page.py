@@ -12,6 +12,7 @@ import torch
 from hf_recipes.apps.chat import decoding_of
 from hf_recipes.apps.chat_engine import BASE, Engine
 from hf_recipes.apps.chat_session import Exchange, Line, LineIsFull, Session, Settings
+from hf_recipes.apps.chat_style import DOWNLOAD
 from hf_recipes.apps.chat_texts import LANGUAGES, Texts
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.decoding import Decoding
@@ -19,37 +20,6 @@ from hf_recipes.evaluation.decoding import Decoding
 MOST_CHARACTERS = 100_000  # of a question or a system prompt
 SLIDERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")
 PERIOD = 0.05  # seconds between two looks of the page at an answer that grows
-FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")  # the reader's own
-# In the page's head, for Gradio puts a prefix before selectors that it is given as CSS.
-STYLE = """<style>
-footer { display: none !important; }
-.gradio-container .main { max-width: 1500px !important; min-width: 0; width: 100%; margin: 0 auto; }
-#head { align-items: center; flex-wrap: nowrap; }
-#head h1 { margin: 0; white-space: nowrap; }
-#language { flex: none; width: auto; min-width: 0 !important; }
-#notes { color: var(--body-text-color-subdued); font-size: var(--text-sm); min-height: 1.5em; }
-#notes * { padding: 0 !important; }
-#buttons { gap: 8px; }
-#buttons button { min-width: 72px; }
-.chat { height: max(320px, calc(100dvh - 300px)) !important; }
-.chat button[title="Clear"] { display: none; }
-.chat .message { overflow-wrap: anywhere; }
-.chat .placeholder { padding: 16px; text-align: center; }
-@media (max-width: 640px) {
-  .gradio-container .main { padding: 8px !important; }
-  .gradio-container .column { min-width: 100% !important; max-width: 100%; }
-  .chat { height: 45dvh !important; min-width: 100% !important; }
-  #buttons button { min-width: 0; padding: 8px 4px; }
-}
-</style>"""
-DOWNLOAD = """(text) => {
-  if (!text) return;
-  const link = document.createElement('a');
-  link.href = URL.createObjectURL(new Blob([text], {type: 'application/jsonl'}));
-  link.download = `chat-${new Date().toISOString().slice(0, 19).replaceAll(':', '')}.jsonl`;
-  link.click();
-  URL.revokeObjectURL(link.href);
-}"""
 
 
 class Page:
@@ -242,18 +212,21 @@ class Page:
     ) -> Iterator[dict]:
         """What the page shows while one question waits and is answered."""
         texts = Texts(language)
-        for text in (question, system):
-            if len(text) > MOST_CHARACTERS:
-                gr.Warning(texts("too long", count=len(text), most=MOST_CHARACTERS))
-                yield {self.notes: gr.skip()}
-                return
-        if session.is_busy:
-            gr.Warning(texts("busy"))
+        refusal, longest = None, max(len(question), len(system))
+        if longest > MOST_CHARACTERS:
+            refusal = texts("too long", count=longest, most=MOST_CHARACTERS)
+        elif session.is_busy:
+            refusal = texts("busy")
+        try:
+            settings = Settings((voice, beside) if beside else (voice,), decoding_of(*values, self.seed), system)
+        except ValueError as error:
+            refusal = texts("bad setting", reason=escape(str(error)))
+        if refusal:
+            gr.Warning(refusal)
             yield {self.notes: gr.skip()}
             return
         session.is_busy, session.is_stopped, place = True, False, None
         try:
-            settings = Settings((voice, beside) if beside else (voice,), decoding_of(*values, self.seed), system)
             place = self.line.join()
             yield self._buttons(True) | {self.notes: ""}
             while (ahead := place.ahead) and not session.is_stopped:
@@ -265,8 +238,6 @@ class Page:
             gr.Warning(texts("line is full"))
         except UserError as error:
             gr.Warning(texts("cannot be shown", reason=escape(str(error))))
-        except ValueError as error:
-            gr.Warning(texts("bad setting", reason=escape(str(error))))
         except torch.OutOfMemoryError:
             gr.Warning(texts("memory"))
         except Exception:  # ours: the terminal has it, and the page goes on

@@ -14,7 +14,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hf_recipes.apps.chat_page import FONTS, STYLE, Page
+from hf_recipes.apps.chat_page import Page
+from hf_recipes.apps.chat_style import FONTS, STYLE
 from hf_recipes.apps.ports import check_port
 from hf_recipes.errors import UserError, say
 
@@ -28,7 +29,7 @@ MOST_BYTES = 2_000_000  # of a request: a question and a system prompt of 100,00
 # An answer that names a picture elsewhere must not make a reader's browser ask for it.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOCAL = ["127.0.0.1", "localhost"]
 
 
 class Guard:
@@ -87,8 +88,8 @@ def start(
     """
     check_port(port, host)
     middleware = [Middleware(Guard)]
-    if host in LOOPBACK and not share:  # else a page elsewhere could reach it by a name that it makes point here
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
+    if host in LOCAL and not share:  # else a page elsewhere could reach it by a name that it makes point here
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL))
     page.blocks.queue(max_size=4 * (most_waiting + 1), default_concurrency_limit=1, api_open=False)
     _, address, public = page.blocks.launch(
         server_name=host,
