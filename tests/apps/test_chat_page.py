@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import time
@@ -27,6 +28,7 @@ pytest_plugins = ["chatting"]
 BOTS = "[...document.querySelectorAll('.chat')].map(c => [...c.querySelectorAll('[data-testid=bot]')].pop()?.innerText)"
 IDLE = "!!document.querySelector('#send')?.offsetParent"
 STEP = 0.03
+START = 10_000 + os.getpid() % 20_000  # tests run in several processes
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def serve(engine):
         [arguments] = Parser([ChatArguments]).parse(flags)
         pages.append(open_page(engine, arguments))
         how = {"auth": arguments.auth, "most_waiting": arguments.max_waiting}
-        return start(pages[-1], port=free_port(7860), **how).rstrip("/")
+        return start(pages[-1], port=free_port(START), **how).rstrip("/")
 
     with at_each_step(engine, lambda: time.sleep(STEP)):
         yield run
@@ -266,7 +268,7 @@ def test_only_the_page_is_open(address, tmp_path):
 
 
 def test_the_script_serves_until_ctrl_c(forks, base):
-    port = free_port(7860)
+    port = free_port(START)
     run = forks.start("--model_name_or_path", base, "--port", port, "--gpus", "cpu", script="scripts/chat.py")
     run.wait_for(f"chat at http://127.0.0.1:{port}/ (Ctrl-C ends it)")
     assert status(f"http://127.0.0.1:{port}", "/") == 200
