@@ -20,6 +20,7 @@ from hf_recipes.processes import leave_process_group
 
 # Never written to run_config.yaml: secrets, and what concerns one invocation rather than the run.
 NOT_RECORDED = {
+    "auth",
     "dry_run",
     "hub_token",
     "inexact_resume",
@@ -80,7 +81,7 @@ class Parser(HfArgumentParser):
             name = unknown[0].split("=")[0]
             if not name.startswith("-"):
                 before = next((flag for flag in reversed(flags[: flags.index(unknown[0])]) if flag[:2] == "--"), "")
-                is_secret = "token" in before  # a slip there must not show what was meant for it
+                is_secret = "token" in before or "auth" in before  # a slip there must not show what was meant for it
                 raise UserError("stray argument " + (f"after {before.split('=')[0]}" if is_secret else repr(name)))
             raise UserError(f"unknown flag {name}{nearest(name, (f'--{field}' for field in self.fields))}")
         values = {name: getattr(namespace, name) for name in self.fields}

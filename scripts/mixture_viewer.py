@@ -5,13 +5,13 @@ python scripts/mixture_viewer.py --port 8600 --lang en
 """
 
 import os
-import socket
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
 import hf_recipes
+from hf_recipes.apps.ports import free_port
 from hf_recipes.errors import UserError, say
 from hf_recipes.parsing import Parser, run_script
 
@@ -39,24 +39,13 @@ class Arguments:
             raise ValueError(f"--folder {self.folder}: no such folder")
 
 
-def free_port(first: int) -> int:
-    """`first`, or the next port that nobody listens on."""
-    for port in range(first, 65536):
-        with socket.socket() as candidate:
-            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                candidate.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise UserError(f"--port {first}: no port from here on is free; choose a lower one")
-
-
 def main() -> None:
     [arguments] = Parser([Arguments]).parse()
     if find_spec("streamlit") is None:
         raise UserError("the viewer needs Streamlit: pip install -e '.[viewer]'")
     port = free_port(arguments.port)
+    if port is None:
+        raise UserError(f"--port {arguments.port}: no port from here on is free; choose a lower one")
     if port != arguments.port:
         say(f"--port {arguments.port} is taken; taking {port}")
     settings = [f"--{name}={value}" for name, value in SETTINGS.items()]

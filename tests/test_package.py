@@ -17,7 +17,7 @@ ALLOWED = {
     "data": {"errors", "data"},
     "models": {"errors", "hub", "models", "parsing", "processes", "__version__"},
     "evaluation": {"parsing", "errors", "evaluation", "data", "models", "__version__"},
-    "apps": {"errors", "apps", "data", "parsing"},
+    "apps": {"errors", "apps", "data", "evaluation", "models", "parsing"},
     "inspection": {"inspection", "arguments", "data", "errors", "evaluation", "models", "parsing", "training"},
     "hub": {"errors"},
     "samples": {"errors"},

@@ -10,7 +10,10 @@ from hf_recipes.evaluation.methods import Compute, Record
 from hf_recipes.evaluation.metrics import score
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Watch = Callable[["torch.Tensor"], bool]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def continue_batches(
     stop_ids: Sequence[int] = (),
     keys: Sequence[int] | None = None,
     before_batch: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
     synced: bool = False,
 ) -> Iterator[tuple[Sequence[int], list[Continuation]]]:
     """Continue `prompts` (lists of ids, any lengths) and yield each batch of places with its texts once it is done.
@@ -56,11 +60,12 @@ def continue_batches(
     Args:
         keys: a number for each prompt, by default its place, that decides together with the seed what is drawn for it.
         before_batch: called before each batch.
+        watch: called after each token with the new ones of all rows, (B, t); the batch ends there where it is true.
         synced: go on computing until all processes have their answers, as weights that are parted over them need
             (ZeRO's stage 3, FSDP); each process must have as many batches.
     """
     import torch
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     own = model.generation_config.eos_token_id
     stops = {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
@@ -95,12 +100,14 @@ def continue_batches(
                 mask[row, width - len(prompts[index]) :] = 1
             ids, mask = ids.to(model.device), mask.to(model.device)
             processors = decoding.processors(mask, [index if keys is None else keys[index] for index in batch])
+            criteria = [_Watched(watch, width)] if watch else []
             with torch.no_grad():
                 output = model.generate(
                     ids,
                     attention_mask=mask,
                     generation_config=config,
                     logits_processor=LogitsProcessorList(processors),
+                    stopping_criteria=StoppingCriteriaList(criteria),
                     synced_gpus=synced,
                 )
             yield batch, [_read(tokenizer, new, stops) for new in output[:, width:].tolist()]
@@ -109,6 +116,14 @@ def continue_batches(
         owner.generation_config = own_config
         model.config.use_cache = used_cache
         model.train(was_training)
+
+
+class _Watched:
+    def __init__(self, watch: Watch, width: int):
+        self._watch, self._width = watch, width
+
+    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor", **kwargs) -> "torch.Tensor":
+        return ids.new_full((len(ids),), bool(self._watch(ids[:, self._width :])), dtype=bool)
 
 
 def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int]) -> Continuation:

@@ -171,10 +171,11 @@ def load_adapter(
     """
     from peft import PeftModel
 
-    base, own = read_adapter_config(path).base_model_name_or_path, model.config._name_or_path
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    base, own = read_adapter_config(path).base_model_name_or_path, inner.config._name_or_path
     if base and own and os.path.normpath(base) != os.path.normpath(own):
         say(f"{path}: was trained on {base}; this base is {own}")
-    saved = _check_shapes(model, path)
+    saved = _check_shapes(inner, path)
     if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
         raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
     try:

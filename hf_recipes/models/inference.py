@@ -76,10 +76,11 @@ def load_for_inference(
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
     is_reward: bool = False,
-    on_cpu: bool = False,
+    device_map: str | None = None,
 ) -> "PreTrainedModel":
     """The model, quantized where `arguments` say so, with its adapter, on the accelerator where there is one.
 
+    A `device_map` says otherwise: ``"cpu"`` keeps it from the accelerator, ``"auto"`` spreads it over several.
     With `is_reward` it is a reward model, or a base that its adapter makes one.
 
     With ``--dtype auto`` its weights are in bfloat16 where the machine computes in it, else in float32.
@@ -101,12 +102,12 @@ def load_for_inference(
                 f"trained with {rows:,}; give it the tokenizer that it was trained with"
             )
     else:
-        model = load_model(arguments, **how)
+        model = load_model(arguments, **how, **({"device_map": device_map} if device_map else {}))
     with torch.random.fork_rng(devices=[]):  # rows that no adapter brings are drawn: the same ones each time
         torch.manual_seed(0)
         fit_embeddings(model, tokenizer)
     # Quantized weights are put there as they are loaded.
-    if has_accelerator() and not on_cpu and not is_quantized(model):
+    if has_accelerator() and not device_map and not is_quantized(model):
         model = model.to(torch.accelerator.current_accelerator())
     if arguments.peft_path:
         model = load_adapter(model, arguments.peft_path)

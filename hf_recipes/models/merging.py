@@ -220,7 +220,7 @@ def _check_base(folder: Path, paths: Sequence[str], adapters: Sequence[Mapping[s
 def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, Any]:
     """Merge, save in `partial`, and hold what is read back from there against base and adapters."""
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
-    how = {"is_reward": sources.is_reward, "on_cpu": True, **source}
+    how = {"is_reward": sources.is_reward, "device_map": "cpu", **source}
     prompts = parity_prompts(sources.tokenizer, sources.new_tokens)
     model = load_for_inference(sources.model, sources.tokenizer, **how)
     names = ["default", *(f"adapter{number}" for number in range(2, len(args.peft_path) + 1))]

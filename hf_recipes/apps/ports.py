@@ -1,0 +1,43 @@
+"""Which ports are free."""
+
+import errno
+import socket
+
+from hf_recipes.errors import UserError
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether nobody listens there.
+
+    Raises:
+        OSError: `host` is none of this machine's addresses.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind(address)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def free_port(first: int, host: str = "127.0.0.1") -> int | None:
+    """`first`, or the next port that is free; None where there is none."""
+    return next((port for port in range(first, 65536) if is_free(port, host)), None)
+
+
+def check_port(port: int, host: str) -> None:
+    """
+    Raises:
+        UserError: it is in use (the next free one is named), or `host` is no address of this machine.
+    """
+    try:
+        if not is_free(port, host):
+            following = free_port(port + 1, host)
+            hint = f"the next free one is {following}" if following else "choose a lower one"
+            raise UserError(f"--port {port}: in use; {hint}")
+    except OSError as error:
+        raise UserError(f"--host {host}: no address of this machine ({error.strerror})") from None

@@ -1,0 +1,20 @@
+"""Chat with a model and its adapters, in the browser or in the terminal.
+
+python scripts/chat.py --model_name_or_path MODEL --peft_path runs/first runs/second
+python scripts/chat.py --model_name_or_path MODEL --load_in_4bit --cli
+python scripts/chat.py --model_name_or_path MODEL --host 0.0.0.0 --auth user:password
+"""
+
+from hf_recipes.apps.chat import ChatArguments, check, choose_devices, load, run
+from hf_recipes.parsing import Parser, run_script
+
+
+def main() -> None:
+    [arguments] = Parser([ChatArguments]).parse()
+    choose_devices(arguments.gpus)
+    check(arguments)
+    run(load(arguments), arguments)
+
+
+if __name__ == "__main__":
+    run_script(main)
