@@ -9,10 +9,13 @@ from hf_recipes.parsing import Parser
 
 RECIPES = {
     "demo": "sft",
+    "dpo": "dpo",
     "dpo_demo": "dpo",
     "grpo": "grpo",
     "grpo_demo": "grpo",
+    "kto": "kto",
     "pretrain_demo": "pretrain",
+    "reward": "reward",
     "reward_demo": "reward",
     "reviews_demo": "sft",
 }

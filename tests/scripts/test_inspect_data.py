@@ -63,12 +63,13 @@ def test_sft_counts_what_the_budgets_cut_as_the_ledger_does(look):
     assert counts[1:] == [13, 12, counts[3], 1]
     found = numbers(table(report, "Counts"))
     assert found["rows that are learned from"] == 12 and found["rows over a budget"] == counts[3] > 3
-    lengths = {row[0]: row for row in table(report, "Lengths, before any budget").rows}
-    assert lengths["prompt"][-4:-1] == ["--max_source_length 60", 2, "16.7 %"]
-    assert lengths["answer"][-3] + 2 == counts[3]
-    assert lengths["whole"][-4] == "--max_length 100"
+    budgets = {row[0]: row[1:] for row in table(report, "Budgets").rows}
+    assert budgets["prompt"] == ["--max_source_length", 60, 2, "16.7 %", "cut"]
+    assert budgets["answer"][2] + 2 == counts[3]
+    assert budgets["whole"][:2] == ["--max_length", 100]
     bins = [block for block in report.sections[0].blocks if isinstance(block, Histogram)]
     assert [sum(found.counts) for found in bins] == [12, 12, 12]
+    lengths = {row[0]: row for row in table(report, "Lengths, before any budget").rows}
     assert bins[0].edges[-1] - 1 == lengths["prompt"][8] and bins[0].marks == {"--max_source_length 60": 60}
     assert report.warnings == []
 
@@ -179,7 +180,7 @@ def test_pairs(look, tokenizer, stage):
         1,
         6,
     )
-    assert table(report, "Lengths, before any budget").rows[-1][-3:] == [1, "16.7 %", "left out"]
+    assert table(report, "Budgets").rows[-1][-3:] == [1, "16.7 %", "left out"]
     [example] = examples(report).rows
     assert [strip.name for strip in example.strips] == ["chosen", "rejected"]
     shown = ["".join(p.text for p in strip.segments[0].pieces if p.learned) for strip in example.strips]
@@ -203,9 +204,9 @@ def test_prompts_of_rewards(look):
     flags = ["--stage", "grpo", "--rewards", "choice", "--max_source_length", 30, "--max_completion_length", 16]
     report = look(rows, *flags, "--examples", 6)
     [counts] = table(report, "Ledger").rows
-    lengths = {row[0]: row for row in table(report, "Lengths, before any budget").rows}
-    assert lengths["prompt"][-3] == counts[3] > 0  # cut
-    assert lengths["reference"][-4:-2] == ["--max_completion_length 16", 6]
+    budgets = {row[0]: row[1:] for row in table(report, "Budgets").rows}
+    assert budgets["prompt"][2] == counts[3] > 0  # cut
+    assert budgets["reference"][:3] == ["--max_completion_length", 16, 6]
     assert numbers(table(report, "Rows that look wrong")) == {"the reference is none of the choices": 6}
     shown = examples(report)
     assert not any(map(any, learned(shown.rows[0].strips[0]))) and shown.rows[0].facts == [f"reference: {'答' * 30}"]
