@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from hf_recipes.data.privacy import numbers, online
 from hf_recipes.data.privacy.addresses import addresses
-from hf_recipes.data.privacy.people import People
+from hf_recipes.data.privacy.people import People, addressees
 from hf_recipes.data.privacy.spans import Rule, Span
 from hf_recipes.errors import UserError
 
@@ -38,17 +38,16 @@ _NARROW |= {ord(wide): narrow for wide, narrow in zip("＠．－＿＋", "@.-_+"
 _WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠]").search
 
 # What a text has to have for a rule to be tried: most texts have little of it.
-_digits = re.compile(r"[0-9](?:[ -]?[0-9]){4}").search
+_digits = re.compile(r"[0-9](?:[ .·•—–-]?[0-9]){4}").search
 _letters = re.compile(r"[A-Za-z][·•. -]?[A-Za-z0-9_-]{4}").search
-_at_in_words = re.compile(r"[(（\[【] ?(?:at|AT)|#[a-z0-9-]+\.").search
+_at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
+_parameters = re.compile(
+    "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|s[ks]-|_|eyJ|AKIA|oken|OKEN|ass|ecret|ECRET"
+).search
 
 
 def _at(text: str) -> bool:
     return "@" in text or bool(_letters(text) and _at_in_words(text))
-
-
-def _parameters(text: str) -> bool:
-    return "=" in text or "://" in text or "earer " in text
 
 
 def _points(text: str) -> bool:
@@ -70,7 +69,10 @@ _RULES: list[tuple[str, Callable | None, Rule]] = [
     ("ip", _points, online.ips),
     ("plate", _letters, numbers.plates),
     ("address", None, addresses),
+    ("person", None, addressees),
 ]
+
+_NAMES_OF_PEOPLE = ("qq", "wechat", "person")
 
 
 class Redactor:
@@ -108,7 +110,7 @@ class Redactor:
         if self._people:
             people = list(self._people.find(text))
             # A member's account is that person, wherever it stands.
-            found = [span for span in found if span.kind not in ("qq", "wechat") or not _meets(span, people)]
+            found = [span for span in found if span.kind not in _NAMES_OF_PEOPLE or not _meets(span, people)]
             _add(found, people)
         return sorted(found)
 
