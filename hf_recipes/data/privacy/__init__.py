@@ -35,7 +35,7 @@ PLACEHOLDERS = {
 # Full-width letters, digits and the signs within numbers and mail addresses, one character for one.
 _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0).isalnum()}
 _NARROW |= {ord(wide): narrow for wide, narrow in zip("＠．－＿＋", "@.-_+", strict=True)}
-_WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠]").search
+_WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠．－＿＋]").search
 
 # What a text has to have for a rule to be tried: most texts have little of it.
 _digits = re.compile(r"[0-9](?:[ .·•—–-]?[0-9]){4}").search

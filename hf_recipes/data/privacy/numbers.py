@@ -19,7 +19,7 @@ _NOBODYS = re.compile(
 
 _ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])(?:[ -]?[0-9]){16}[ -]?[0-9Xx](?![0-9])")
 _OLD_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])[0-9]{14}(?![0-9])")
-_ID_WORD = re.compile(r"身份证|证件|公民身份|sfz|id.?card", re.I)
+_ID_WORD = re.compile(r"[份休户老]证|证件|公民身份|户口|sfz|id.?card", re.I)
 _PROVINCES = {
     11,
     12,
@@ -68,6 +68,7 @@ def id_cards(text: str) -> Iterator[Span]:
 _BANK_CARD = re.compile(r"[2-9](?<![0-9A-Za-z_.][2-9])(?:[ -]?[0-9]){14,18}(?![0-9])")
 # UnionPay, Visa, Mastercard, JCB, American Express, and ICBC's older cards.
 _BANK_BINS = re.compile(r"62\d{14,17}|4\d{15}|5[1-5]\d{14}|35\d{14}|3[47]\d{13}|955[89]\d{12,15}")
+_IN_FOURS = re.compile(r"[0-9]{4}(?:([ -])[0-9]{4})(?:\1[0-9]{4}){2}")
 _BANK_WORD = re.compile(r"卡号|银行|银联|账[号户]|开户|[资用蓄记]卡|打款|转账|汇款|card|visa|万事达", re.I)
 
 
@@ -78,10 +79,11 @@ def _passes_luhn(number: str) -> bool:
 
 
 def bank_cards(text: str) -> Iterator[Span]:
+    """Luhn-valid numbers of a known issuer, in fours, or after a word that says what they are."""
     for match in overlapping(_BANK_CARD, text):
         candidate, lead = match[0], before(text, match.start(), 12)
         while len(number := re.sub("[ -]", "", candidate)) >= 15:
-            known = _BANK_BINS.fullmatch(number) or _BANK_WORD.search(lead)
+            known = _BANK_BINS.fullmatch(number) or _IN_FOURS.fullmatch(candidate) or _BANK_WORD.search(lead)
             if known and _passes_luhn(number) and not _NOBODYS.search(lead):
                 yield Span(match.start(), match.start() + len(candidate), "bank_card")
                 break
@@ -133,7 +135,7 @@ _LOCAL = re.compile(
     r"(?:座机|固话|固定电话|电话|tel|Tel|TEL)(?:号码?|[:：是\s])*([2-9][0-9]{2,3}[ -]?[0-9]{4})(?![0-9-])"
 )
 _ANOTHER = re.compile(r"[ 　、,，/和或]{1,2}([2-9][0-9]{6,7})(?![0-9.-])")
-_CALL_WORD = re.compile(r"电话|座机|固话|拨|打|传真|联系|tel|call|fax", re.I)
+_CALL_WORD = re.compile(r"电话|座机|固话|拨|打|传真|联系|[专热]线|总机|前台|tel|call|fax", re.I)
 
 
 def landlines(text: str) -> Iterator[Span]:
