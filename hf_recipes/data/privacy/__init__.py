@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from hf_recipes.data.privacy import numbers, online
 from hf_recipes.data.privacy.addresses import addresses
-from hf_recipes.data.privacy.people import People, addressees
+from hf_recipes.data.privacy.people import People, addressees, mentioned
 from hf_recipes.data.privacy.spans import Rule, Span
 from hf_recipes.errors import UserError
 
-__all__ = ["PLACEHOLDERS", "Redactor", "Span"]
+__all__ = ["PLACEHOLDERS", "Redactor", "Span", "mentioned"]
 
 PLACEHOLDERS = {
     "secret": "<密钥>",
@@ -42,7 +42,8 @@ _digits = re.compile(r"[0-9](?:[ .·•—–-]?[0-9]){4}").search
 _letters = re.compile(r"[A-Za-z][·•. -]?[A-Za-z0-9_-]{4}").search
 _at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
 _parameters = re.compile(
-    "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|s[ks]-|_|eyJ|AKIA|oken|OKEN|ass|ecret|ECRET"
+    "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|sk-|xox|hf_|gh[pousr]_|_pat_|glpat|eyJ|AKIA|oken|OKEN|assw|pwd|PASS"
+    "|ecret|ECRET"
 ).search
 
 
@@ -81,10 +82,12 @@ class Redactor:
     Args:
         people: the members of the chat: names, or a mapping from one name to the other names of the same person
             (nickname → real name, QQ number, …). A name that is an ordinary word too is replaced only where it is
-            mentioned (``@明天``) or heads a message (``明天：``). Of two people of one name, the first has it.
+            mentioned (``@明天``) or heads a message (``明天：``). Of two people of one name, the first has it. Names
+            count without the ornaments around them too, full names as given names where someone is called by them.
         kinds: keys of `PLACEHOLDERS`; all of them by default.
 
-    Public numbers (10086, 12306, 400-…), private IP addresses and public name servers are no personal data.
+    Names of others are replaced after 收件人, 联系人 and the like, without a number. Public numbers (10086, 12306,
+    400-…), order and tracking numbers, private IP addresses and public name servers are no personal data.
 
     Raises:
         UserError: a kind that is not known.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 
-from hf_recipes.data.privacy.spans import Span, before, groups
+from hf_recipes.data.privacy.spans import Span, groups
 
 _joined = re.compile("[A-Za-z0-9_]{2}").fullmatch  # an ASCII name is a whole word, a number a whole number
 _joined_digits = re.compile("[0-9]{2}").fullmatch
@@ -49,9 +49,23 @@ def _is_ordinary(name: str) -> bool:
     return name in _ordinary_words()
 
 
+_MENTION = re.compile(r"(?<![0-9A-Za-z_.+-])[@＠]([^\s@＠]{1,40})(?=\s|$)")
+_EVERYONE = {"全体成员", "所有人", "全体群员", "管理员", "all", "everyone"}
+
+
+def mentioned(text: str) -> list[str]:
+    """Who is mentioned as clients write it: ``@name`` before a space or the end."""
+    return [name for name in _MENTION.findall(text) if name not in _EVERYONE]
+
+
+# Signs beside punctuation: "真的吗？" as a nickname does not make 真的吗 one.
+_ORNAMENTS = r"[^0-9A-Za-z一-鿿\s!-/:-@\[-`{-~、。，！？：；…—～·“”‘’「」『』《》【】（）]+"
+_WITH_ORNAMENTS = re.compile(rf"^{_ORNAMENTS}|{_ORNAMENTS}$")
+
+
 def _variants(name: str) -> Iterator[str]:
-    """`name` without the signs around it (``ღ糖糖ღ``), and in small and capital letters if it is no mere word."""
-    bare = re.sub(r"^[^0-9A-Za-z一-鿿]+|[^0-9A-Za-z一-鿿]+$", "", name)
+    """`name` without the ornaments around it (``ღ糖糖ღ``), and in small and capital letters if it is no mere word."""
+    bare = _WITH_ORNAMENTS.sub("", name)
     if len(re.findall("[一-鿿]", bare)) > 1:
         yield bare
     if name.isascii() and not name.isalpha():
@@ -72,13 +86,13 @@ class People:
                 self._numbers.setdefault(variant, number)
         given = {}
         for name, number in self._numbers.items():
-            if (full := _FULL_NAME(name)) and not _is_ordinary(full[1]):
+            if full := _FULL_NAME(name):
                 given.setdefault(full[1], number)
         # A member who is called like a placeholder has no other name to hide.
         for name in ("", *(f"用户{number}" for number in range(1, len(named) + 1))):
             self._numbers.pop(name, None)
         ordinary = {name for name in self._numbers if _is_ordinary(name)}
-        self._words = _Names(ordinary)
+        self._words = _Names(ordinary | given.keys())
         self._names = _Names(self._numbers.keys() - ordinary)
         self._given = _Names(given.keys() - self._numbers.keys())
         self._numbers = given | self._numbers
@@ -95,16 +109,19 @@ class People:
             if end and (_AFTER_HEAD if address[0] == "" else _AFTER_MENTION).match(text, end):
                 yield Span(start, end, "person", self._numbers[text[start:end]])
         for start, end in self._given.find(text):
-            if _ADDRESSED.match(text, end) or (
-                (start == 0 or _HEAD.search(before(text, start, 3))) and _AFTER_MENTION.match(text, end)
-            ):
+            if _ADDRESSED.match(text, end) or self._is_called(text, start, end):
                 yield Span(start, end, "person", self._numbers[text[start:end]])
+
+    @staticmethod
+    def _is_called(text: str, start: int, end: int) -> bool:
+        """Whether the given name [start, end) opens a message, and is no ordinary word."""
+        is_first = start == 0 or text[start - 1] == "\n"
+        return bool(is_first and _AFTER_MENTION.match(text, end)) and not _is_ordinary(text[start:end])
 
 
 _ADDRESS = re.compile("[@＠]|回复 ?|^", re.M)
 _AFTER_MENTION = re.compile(r"[\s,，。:：!！?？@＠]|$")
-_ADDRESSED = re.compile(rf"[哥姐总]|{_TITLE}")
-_HEAD = re.compile(r"(?:[@＠\n]|回复 ?)$")
+_ADDRESSED = re.compile(rf"[哥姐]|{_TITLE}")
 _AFTER_HEAD = re.compile(r"\s?(?:[:：(（]|<[\w.+-]+@)")
 
 
