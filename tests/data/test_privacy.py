@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_recipes.data.privacy import PLACEHOLDERS, Redactor, Span
+from hf_recipes.data.privacy import PLACEHOLDERS, Redactor, Span, mentioned
 from hf_recipes.errors import UserError
 
 FOLDER = Path(__file__).parent / "privacy"
@@ -30,13 +30,17 @@ def redactor() -> Redactor:
     return Redactor(json.loads((FOLDER / "people.json").read_text("utf-8")))
 
 
+# The country before a number and the like may belong to a span or not.
+MARGIN = 6
+
+
 def test_what_is_planted_is_found_and_little_else(redactor):
-    """Counted are spans; a found one is right if it covers a planted one of its kind."""
-    rows = read("positive.jsonl")
+    """Counted are spans; a found one is right if it covers planted ones of its kind and hardly more."""
+    rows, innocent = read("positive.jsonl"), read("innocent.jsonl")
     planted, hit, found, right = Counter(), Counter(), Counter(), Counter()
     wrong = []
-    for row in rows:
-        wanted, spans = planted_spans(row), redactor.find(row["text"])
+    for row in rows + innocent:
+        wanted, spans = planted_spans(row) if "spans" in row else [], redactor.find(row["text"])
         for start, end, kind in wanted:
             planted[kind] += 1
             covered = any(span.kind == kind and span.start <= start and end <= span.end for span in spans)
@@ -44,21 +48,23 @@ def test_what_is_planted_is_found_and_little_else(redactor):
             wrong += [] if covered else [f"missed {kind}: {row['text']}"]
         for span in spans:
             found[span.kind] += 1
-            is_right = any(span.kind == kind and span.start <= s and e <= span.end for s, e, kind in wanted)
+            within = [(s, e) for s, e, kind in wanted if span.kind == kind and span.start <= s and e <= span.end]
+            is_right = bool(within) and span.end - span.start <= sum(e - s for s, e in within) + MARGIN
             right[span.kind] += is_right
             wrong += [] if is_right else [f"false {span.kind}: {row['text']}"]
     table = "\n".join(f"{kind:10} {planted[kind]:4} {hit[kind]:4} {found[kind]:4} {right[kind]:4}" for kind in planted)
     report = "\n".join(["kind    planted  hit found right", table, *wrong])
-    assert len(rows) >= 300
+    assert len(rows) >= 300 and len(innocent) >= 300
     assert set(planted) == set(PLACEHOLDERS)
     assert hit.total() / planted.total() >= 0.98, report
     assert right.total() / found.total() >= 0.95, report
+    for kind, count in planted.items():
+        assert hit[kind] / count >= 0.95 and right[kind] / found[kind] >= 0.9, report
 
 
 def test_what_is_innocent_stays(redactor):
     rows = read("innocent.jsonl")
     wrong = [f"{span.kind}: {row['text']}" for row in rows for span in redactor.find(row["text"])]
-    assert len(rows) >= 300
     assert len(wrong) <= 0.01 * len(rows), "\n".join(wrong)
 
 
@@ -107,6 +113,31 @@ def test_names_that_are_words_are_replaced_only_where_someone_is_addressed():
     assert redactor.redact("用户2说")[0] == "用户2说"
 
 
+def test_short_forms_of_a_name_are_the_same_person():
+    redactor = Redactor({"ღ糖糖ღ": [], "Kevin_Zhao": ["赵凯文"], "真的吗？": []})
+    assert redactor.redact("糖糖来了，KEVIN_ZHAO和kevin_zhao也来")[0] == "用户1来了，用户2和用户2也来"
+    assert redactor.redact("凯文哥在吗，@凯文 凯文同学")[0] == "用户2哥在吗，@用户2 用户2同学"
+    assert redactor.redact("真的吗")[0] == "真的吗"
+
+
+def test_a_given_name_is_a_persons_where_it_is_called():
+    redactor = Redactor({"老桨": ["江远帆"]})
+    assert redactor.redact("远帆，你看\n远帆哥说\n@远帆 在吗")[0] == "用户1，你看\n用户1哥说\n@用户1 在吗"
+    assert redactor.redact("海上远帆点点")[0] == "海上远帆点点"
+
+
+def test_whom_a_parcel_names_goes_without_a_number():
+    redactor = Redactor(["老桨", "满晓棠"])
+    text = "收件人：何美珍，联系人 邓国平女士，户名：满晓棠，收件人：本人，联系人 王老师，姓名：高中"
+    assert redactor.redact(text)[0] == (
+        "收件人：用户，联系人 用户女士，户名：用户2，收件人：本人，联系人 王老师，姓名：高中"
+    )
+
+
+def test_mentions_end_at_a_space_and_mean_somebody():
+    assert mentioned("@甲乙 你好@丙丁\u2005@全体成员 发到a@example.com @戊己") == ["甲乙", "丙丁", "戊己"]
+
+
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
@@ -119,6 +150,20 @@ def test_names_that_are_words_are_replaced_only_where_someone_is_addressed():
         ("拨打10086或400-820-8820", []),
         ("192.168.1.1和8.8.8.8", []),
         ("v203.0.113.7", []),
+        ("快递单号SF1402938475610，圆通YT8839201746523", []),
+        ("伤害打了15412345678", []),
+        ("文件有15412345678 B", []),
+        ("look at example.com", []),
+        ("邮箱是bob at example.com", ["email"]),
+        ("bob(at)example(dot)com", ["email"]),
+        ("String#length.foo", []),
+        ("密码锁要换电池", []),
+        ("密码：8848a@b", ["secret"]),
+        ("max_new_tokens=4096", []),
+        ("卫星Sentinel-2", []),
+        ("卫星laozhang-pj01", ["wechat"]),
+        ("2013QQ音乐", []),
+        ("去江西路12号", ["address"]),
         ("住在北京市朝阳区", []),
         ("住在北京市朝阳区建国路88号", ["address"]),
     ],
@@ -135,7 +180,13 @@ def test_kinds_are_chosen_by_name():
         Redactor(kinds=["phone"])
 
 
-@pytest.mark.parametrize("piece", ["1", "号", "1-", "微信a", "&a", "a.", "a@", "地址市", "路1号", ":0", "京A1", "\n1 "])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("1", "号", "1-", "微信a", "&a", "a.", "a@", "地址市", "路1号", ":0", "京A1", "\n1 "),
+        *("微信搜", "a(at)", "a点", "密码a", "token=a", "镇甲", "3栋1", "QQ1 ", "收件人王", "路1号甲", "sk-", "@a "),
+    ],
+)
 def test_long_repetitions_are_read_in_time(piece):
     """A pattern that backtracks would take minutes over any of these."""
     text = piece * 20_000

@@ -262,6 +262,13 @@ def test_a_groups_name_is_nobodys(prepare, tmp_path):
     assert conversations(tmp_path) == [["周末徒步小队好", "好"]]
 
 
+def test_members_who_only_are_mentioned_have_placeholders_too(prepare, tmp_path):
+    text = export("09:00 甲乙丙(10001)|@丁戊己 几点 @全体成员 听着", "09:01 阿豆(20010042)|丁戊己不去")
+    code, _, err = prepare(text, "--me", "20010042")
+    assert code == 0, err
+    assert conversations(tmp_path) == [["@用户3 几点 @全体成员 听着", "用户3不去"]]
+
+
 def test_people_are_numbered_in_each_chat(prepare, tmp_path):
     text = heading("我的QQ群", "徒步") + GROUP
     text += heading("我的QQ群", "做饭") + export(

@@ -1,6 +1,5 @@
 """Comments under Bilibili's videos → conversations: the video and the parent comment ask, a comment answers."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,10 +21,8 @@ from hf_recipes.data.importers.mediacrawler import (
 )
 from hf_recipes.data.importers.output import SIDES, WORK, Writer
 from hf_recipes.data.ledger import LEDGER, UNUSABLE, fate, write_ledgers
-from hf_recipes.data.privacy import Redactor
+from hf_recipes.data.privacy import Redactor, mentioned
 from hf_recipes.errors import UserError, say
-
-_MENTION = re.compile(r"[@＠]([^\s@＠]{1,40})(?=\s|$)")
 
 
 def prepare_bilibili(args: BilibiliArguments, folder: Path) -> dict[str, int]:
@@ -168,16 +165,16 @@ def people_of(video: Video | None, comments: Iterable[Comment]) -> dict[str, lis
     """Who uploaded a video, commented on it or is mentioned under it: names by user id, or by name without one."""
     people: dict[str, list[str]] = {}
     known: set[str] = set()
-    mentioned: list[str] = []
+    called: list[str] = []
     writers = [(video.user, video.nickname)] if video else []
     for comment in comments:
         writers.append((comment.user, comment.nickname))
         rest = comment.text
         while match := PREFIX.match(rest):
-            mentioned.append(match[1])
+            called.append(match[1])
             rest = rest[match.end() :]
-        mentioned += _MENTION.findall(rest)
-    for user, nickname in (*writers, *(("", name) for name in mentioned)):
+        called += mentioned(rest)
+    for user, nickname in (*writers, *(("", name) for name in called)):
         if nickname and (user or nickname not in known):
             names = people.setdefault(user or nickname, [])
             if nickname not in names:

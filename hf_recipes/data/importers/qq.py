@@ -16,7 +16,7 @@ from hf_recipes.data.importers.output import SIDES, Writer
 from hf_recipes.data.importers.qq_text import read_qq
 from hf_recipes.data.importers.wechat import read_wechat
 from hf_recipes.data.ledger import LEDGER, UNUSABLE, Ledger, fate, write_ledgers
-from hf_recipes.data.privacy import Redactor
+from hf_recipes.data.privacy import Redactor, mentioned
 from hf_recipes.data.streams import COMPRESSED
 from hf_recipes.errors import UserError, say
 
@@ -137,7 +137,11 @@ class Talk:
 
     @cached_property
     def _redactor(self) -> Redactor:
-        return Redactor({sender: self._members.names[sender] for sender in self._numbers})
+        """Of who writes here, and then of those who are only mentioned."""
+        people = {sender: self._members.names[sender] for sender in self._numbers}
+        known = {*people, *(name for names in people.values() for name in names)}
+        called = (name for message in self.chat.messages for name in mentioned(message.text) if name not in known)
+        return Redactor(people | dict.fromkeys(called, ()))
 
     def _name(self, sender: str) -> str:
         is_hidden = self.args.privacy and sender in self._numbers

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from hf_recipes.data.privacy import numbers, online
 from hf_recipes.data.privacy.addresses import addresses
-from hf_recipes.data.privacy.people import People
+from hf_recipes.data.privacy.people import People, addressees, mentioned
 from hf_recipes.data.privacy.spans import Rule, Span
 from hf_recipes.errors import UserError
 
-__all__ = ["PLACEHOLDERS", "Redactor", "Span"]
+__all__ = ["PLACEHOLDERS", "Redactor", "Span", "mentioned"]
 
 PLACEHOLDERS = {
     "secret": "<密钥>",
@@ -35,20 +35,20 @@ PLACEHOLDERS = {
 # Full-width letters, digits and the signs within numbers and mail addresses, one character for one.
 _NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0).isalnum()}
 _NARROW |= {ord(wide): narrow for wide, narrow in zip("＠．－＿＋", "@.-_+", strict=True)}
-_WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠]").search
+_WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠．－＿＋]").search
 
 # What a text has to have for a rule to be tried: most texts have little of it.
-_digits = re.compile(r"[0-9](?:[ -]?[0-9]){4}").search
+_digits = re.compile(r"[0-9](?:[ .·•—–-]?[0-9]){4}").search
 _letters = re.compile(r"[A-Za-z][·•. -]?[A-Za-z0-9_-]{4}").search
-_at_in_words = re.compile(r"[(（\[【] ?(?:at|AT)|#[a-z0-9-]+\.").search
+_at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
+_parameters = re.compile(
+    "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|sk-|xox|hf_|gh[pousr]_|_pat_|glpat|eyJ|AKIA|oken|OKEN|assw|pwd|PASS"
+    "|ecret|ECRET"
+).search
 
 
 def _at(text: str) -> bool:
     return "@" in text or bool(_letters(text) and _at_in_words(text))
-
-
-def _parameters(text: str) -> bool:
-    return "=" in text or "://" in text or "earer " in text
 
 
 def _points(text: str) -> bool:
@@ -70,7 +70,10 @@ _RULES: list[tuple[str, Callable | None, Rule]] = [
     ("ip", _points, online.ips),
     ("plate", _letters, numbers.plates),
     ("address", None, addresses),
+    ("person", None, addressees),
 ]
+
+_NAMES_OF_PEOPLE = ("qq", "wechat", "person")
 
 
 class Redactor:
@@ -79,10 +82,12 @@ class Redactor:
     Args:
         people: the members of the chat: names, or a mapping from one name to the other names of the same person
             (nickname → real name, QQ number, …). A name that is an ordinary word too is replaced only where it is
-            mentioned (``@明天``) or heads a message (``明天：``). Of two people of one name, the first has it.
+            mentioned (``@明天``) or heads a message (``明天：``). Of two people of one name, the first has it. Names
+            count without the ornaments around them too, full names as given names where someone is called by them.
         kinds: keys of `PLACEHOLDERS`; all of them by default.
 
-    Public numbers (10086, 12306, 400-…), private IP addresses and public name servers are no personal data.
+    Names of others are replaced after 收件人, 联系人 and the like, without a number. Public numbers (10086, 12306,
+    400-…), order and tracking numbers, private IP addresses and public name servers are no personal data.
 
     Raises:
         UserError: a kind that is not known.
@@ -108,7 +113,7 @@ class Redactor:
         if self._people:
             people = list(self._people.find(text))
             # A member's account is that person, wherever it stands.
-            found = [span for span in found if span.kind not in ("qq", "wechat") or not _meets(span, people)]
+            found = [span for span in found if span.kind not in _NAMES_OF_PEOPLE or not _meets(span, people)]
             _add(found, people)
         return sorted(found)
 

@@ -10,11 +10,16 @@ from datetime import date
 
 from hf_recipes.data.privacy.spans import Span, before, groups, overlapping
 
-_NOBODYS = re.compile(r"(?:单号?|编号|流水号?|条码|批号|order|no\.?|#)[:： 是为号]*$", re.I)
+# Words before a number that counts something, or names a thing.
+_NOBODYS = re.compile(
+    r"(?:单号?|编号|流水号?|条码|批号|order|no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
+    r"|[量额数]|余额|总[共计])[:： 是为有了打到达约号]*$",
+    re.I,
+)
 
 _ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])(?:[ -]?[0-9]){16}[ -]?[0-9Xx](?![0-9])")
 _OLD_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])[0-9]{14}(?![0-9])")
-_ID_WORD = re.compile(r"身份证|证件|公民身份|sfz|id.?card", re.I)
+_ID_WORD = re.compile(r"[份休户老]证|证件|公民身份|户口|sfz|id.?card", re.I)
 _PROVINCES = {
     11,
     12,
@@ -63,7 +68,8 @@ def id_cards(text: str) -> Iterator[Span]:
 _BANK_CARD = re.compile(r"[2-9](?<![0-9A-Za-z_.][2-9])(?:[ -]?[0-9]){14,18}(?![0-9])")
 # UnionPay, Visa, Mastercard, JCB, American Express, and ICBC's older cards.
 _BANK_BINS = re.compile(r"62\d{14,17}|4\d{15}|5[1-5]\d{14}|35\d{14}|3[47]\d{13}|955[89]\d{12,15}")
-_BANK_WORD = re.compile(r"卡号|银行|账[号户]|开户|工资卡|打款|转账|汇款|card", re.I)
+_IN_FOURS = re.compile(r"[0-9]{4}(?:([ -])[0-9]{4})(?:\1[0-9]{4}){2}")
+_BANK_WORD = re.compile(r"卡号|银行|银联|账[号户]|开户|[资用蓄记]卡|打款|转账|汇款|card|visa|万事达", re.I)
 
 
 def _passes_luhn(number: str) -> bool:
@@ -73,10 +79,11 @@ def _passes_luhn(number: str) -> bool:
 
 
 def bank_cards(text: str) -> Iterator[Span]:
+    """Luhn-valid numbers of a known issuer, in fours, or after a word that says what they are."""
     for match in overlapping(_BANK_CARD, text):
         candidate, lead = match[0], before(text, match.start(), 12)
         while len(number := re.sub("[ -]", "", candidate)) >= 15:
-            known = _BANK_BINS.fullmatch(number) or _BANK_WORD.search(lead)
+            known = _BANK_BINS.fullmatch(number) or _IN_FOURS.fullmatch(candidate) or _BANK_WORD.search(lead)
             if known and _passes_luhn(number) and not _NOBODYS.search(lead):
                 yield Span(match.start(), match.start() + len(candidate), "bank_card")
                 break
@@ -93,8 +100,9 @@ documents = groups(
 )
 
 _MOBILE = re.compile(
-    r"1[3-9][0-9](?:[ .-]?[0-9]{4}[ .-]?[0-9]{4}|[0-9][ -][0-9]{3}[ -][0-9]{4}|[ -][0-9]{3}[ -][0-9]{5})"
-    r"(?![0-9_]|\.[0-9]|(?![QVWqvw])[A-Za-z]|美?元|次|公里|字节)"
+    r"1[3-9][0-9](?:[ .·•—–-]?[0-9]{4}[ .·•—–-]?[0-9]{4}|[0-9][ -][0-9]{3}[ -][0-9]{4}|[ -][0-9]{3}[ -][0-9]{5})"
+    r"(?![0-9_]|\.[0-9]|(?![QVWqvw])[A-Za-z]"
+    r"| ?(?:美?元|次|公里|字节|积?分(?!机)|粉丝|票|位[访用顾]|[KMGT]?i?B(?![A-Za-z])))"
 )
 _COUNTRY = re.compile(r"(?:\+ ?|00|(?<![0-9]))86[ -]?$")
 _CALL = re.compile(r"(?:^|[^A-Za-z])(?:tel|phone|mobile|call|vx?|wx|qq|[mtp])$", re.I)
@@ -127,7 +135,7 @@ _LOCAL = re.compile(
     r"(?:座机|固话|固定电话|电话|tel|Tel|TEL)(?:号码?|[:：是\s])*([2-9][0-9]{2,3}[ -]?[0-9]{4})(?![0-9-])"
 )
 _ANOTHER = re.compile(r"[ 　、,，/和或]{1,2}([2-9][0-9]{6,7})(?![0-9.-])")
-_CALL_WORD = re.compile(r"电话|座机|固话|拨|打|传真|联系|tel|call|fax", re.I)
+_CALL_WORD = re.compile(r"电话|座机|固话|拨|打|传真|联系|[专热]线|总机|前台|tel|call|fax", re.I)
 
 
 def landlines(text: str) -> Iterator[Span]:
