@@ -10,7 +10,7 @@ from hf_recipes.evaluation.methods import Compute, Record
 from hf_recipes.evaluation.metrics import score
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def continue_batches(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
-    own = model.generation_config.eos_token_id
-    stops = {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    stops = stop_tokens(tokenizer, model.generation_config, stop_ids)
     # Tokens are drawn by a processor of the logits, so that generate itself always takes the likeliest.
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
@@ -71,7 +70,7 @@ def continue_batches(
         num_beams=decoding.num_beams,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(stops),
+        eos_token_id=stops,
         bos_token_id=tokenizer.bos_token_id,
     )
     # The last position's hidden states are a strided view; F.linear then copies the head's weights once for each row of
@@ -111,7 +110,15 @@ def continue_batches(
         model.train(was_training)
 
 
-def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int]) -> Continuation:
+def stop_tokens(
+    tokenizer: "PreTrainedTokenizerBase", own: "GenerationConfig", stop_ids: Sequence[int] = ()
+) -> list[int]:
+    """The ids that end a text: `stop_ids`, the tokenizer's eos, and those of a model's `own` generation settings."""
+    ends = own.eos_token_id
+    return sorted({*stop_ids, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+
+
+def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: Sequence[int]) -> Continuation:
     end = next((place for place, token in enumerate(new) if token in stops), None)
     text = tokenizer.decode(new[:end], skip_special_tokens=True)
     return Continuation(text, len(new) if end is None else end, end is not None, new if end is None else new[: end + 1])
