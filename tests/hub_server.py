@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import constants
+
 TOKEN = "hf_correctHorseBatteryStaple"
 PART = 20_000
 SHA = "1" * 40
@@ -305,3 +307,12 @@ def serve():
     finally:
         server.shutdown()
         server.server_close()
+
+
+def point_to(url: str, monkeypatch) -> None:
+    """Have this process's clients, and those of processes that it starts, talk to the hub at `url`."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", url)

@@ -18,42 +18,18 @@ from threading import Event
 
 import pytest
 import torch
-from hub_server import SHA, TOKEN, serve
-from huggingface_hub import constants
+from hub_server import SHA, TOKEN, point_to, serve
 from transformers import AutoModelForCausalLM
 
 from conftest import ROOT, same, weights, write_jsonl
 from hf_recipes.download import download
 from hf_recipes.errors import UserError
-from hf_recipes.training import publishing
+from hf_recipes.training import publishing, staging
 from hf_recipes.training.checkpoints import what_is_missing
-from hf_recipes.training.model_card import hub_names, public_ledger, public_name, public_settings, public_values
+from hf_recipes.training.public import hub_names, public_ledger, public_name, public_settings, public_values
 
 SECRET_ROW = "青霉素过敏者张三"
 SOURCES = pytest.mark.parametrize("source", ["hf", "modelscope"])
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub that this process's clients talk to, with a login."""
-    with serve() as server:
-        point_to(server.url, monkeypatch)
-        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
-            monkeypatch.setenv(name, TOKEN)
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
-        # Both clients read these when they are imported.
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_TIMES", 0)
-        yield server
-
-
-def point_to(url: str, monkeypatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", url)
 
 
 def clean_environment(**variables) -> dict[str, str]:
@@ -578,7 +554,7 @@ def test_what_an_earlier_push_left_is_deleted(hub, source, script, finished_run)
     }
     kept = {"demo.png", "checkpoint-2/model.safetensors", "best/config.json", "me.safetensors", "last-checkpoint.txt"}
     hub.add("me/x", dict.fromkeys([*stale, *kept, "model.safetensors"], b"old"))
-    with publishing.staged(finished_run, "me/x") as folder:
+    with staging.staged(finished_run, staging.Address("me/x")) as folder:
         (folder / "last-checkpoint").mkdir()
         (folder / "last-checkpoint" / "a").write_text("new")
         publishing.hub.upload(folder, "me/x", source, replaces=publishing.REPLACED, revision=None, message="x")
@@ -635,9 +611,9 @@ def test_what_killed_pushes_left_is_removed(finished_run):
     ]
     for name in (dead, alive, elsewhere):
         (finished_run / name).mkdir()
-    with publishing.staged(finished_run, "me/x") as folder:
+    with staging.staged(finished_run, staging.Address("me/x")) as folder:
         assert folder.parent == finished_run
-        publishing.remove_abandoned(finished_run)
+        staging.remove_abandoned(finished_run)
         assert folder.is_dir()
     assert {path.name for path in finished_run.glob(".publishing*")} == {alive, elsewhere}
 
@@ -729,6 +705,6 @@ def test_templates_and_code_of_a_model_go_along(finished_run):
     for name in ("additional_chat_templates/tool_use.jinja", "modeling_own.py", "layers.py"):
         (finished_run / name).parent.mkdir(exist_ok=True)
         (finished_run / name).write_text("x = 1")
-    with publishing.staged(finished_run, "me/x") as folder:
+    with staging.staged(finished_run, staging.Address("me/x")) as folder:
         assert {"layers.py", "modeling_own.py"} <= {path.name for path in folder.iterdir()}
         assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "x = 1"
