@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import shutil
 import socket
 import time
 from datetime import timedelta
@@ -85,3 +87,16 @@ def leave_process_group() -> None:
     if dist.is_available() and dist.is_initialized():
         with contextlib.suppress(RuntimeError):
             dist.barrier()
+
+
+def remove_abandoned(place: Path, prefix: str) -> None:
+    """Remove the folders in `place` named after `prefix`, this machine and a process of it that is dead."""
+    own = re.compile(rf"{re.escape(prefix + socket.gethostname())}-(\d+)(?:-\w+)?")
+    for path in place.glob("*"):
+        if found := own.fullmatch(path.name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(path, ignore_errors=True)
+            except PermissionError:  # another user's, alive
+                pass

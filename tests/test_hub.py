@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM
 from conftest import ROOT, same, weights, write_jsonl
 from hf_recipes.download import download
 from hf_recipes.errors import UserError
+from hf_recipes.processes import remove_abandoned
 from hf_recipes.training import publishing, staging
 from hf_recipes.training.checkpoints import what_is_missing
 from hf_recipes.training.public import hub_names, public_ledger, public_name, public_settings, public_values
@@ -613,7 +614,7 @@ def test_what_killed_pushes_left_is_removed(finished_run):
         (finished_run / name).mkdir()
     with staging.staged(finished_run, staging.Address("me/x")) as folder:
         assert folder.parent == finished_run
-        staging.remove_abandoned(finished_run)
+        remove_abandoned(finished_run, staging.STAGING)
         assert folder.is_dir()
     assert {path.name for path in finished_run.glob(".publishing*")} == {alive, elsewhere}
 

@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 
 from hf_recipes import hub
 from hf_recipes.errors import UserError, say
-from hf_recipes.training.staging import Address, remove_abandoned, staged
+from hf_recipes.processes import remove_abandoned
+from hf_recipes.training.staging import STAGING, Address, staged
 
 PATIENCE = 120.0  # seconds that a stopped run gives to the push of its last checkpoint
 # In the repository, what an earlier push may have left that would be loaded in place of this one's or beside it.
@@ -54,7 +55,7 @@ class Publisher(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            remove_abandoned(self.run)
+            remove_abandoned(self.run, STAGING)
             # A daemon: a run that is interrupted does not wait for it.
             Thread(target=self._work, name="push", daemon=True).start()
             self._hand_on(self._ensure, self.run)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import socket
 import tempfile
@@ -18,6 +17,7 @@ import yaml
 from hf_recipes import hub
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError
+from hf_recipes.processes import remove_abandoned
 from hf_recipes.training.checkpoints import MANIFEST, write_manifest
 from hf_recipes.training.model_card import merged_card, model_card, with_base, with_header
 from hf_recipes.training.public import (
@@ -77,7 +77,7 @@ def staged(folder: Path, address: Address, *, state_as: str | None = None) -> It
     run = parent if is_checkpoint else folder
     _check_model(folder)
     place = run if os.access(run, os.W_OK) else Path(tempfile.gettempdir())
-    remove_abandoned(place)
+    remove_abandoned(place, STAGING)  # what a killed process left
     with ExitStack() as stack:
         try:
             prefix = f"{STAGING}{socket.gethostname()}-{os.getpid()}-"
@@ -107,19 +107,6 @@ def _check_model(folder: Path) -> None:
         shards = _read(index, lambda text: set(json.loads(text)["weight_map"].values()))
         if missing := sorted(shards - set(there)):
             raise UserError(f"{folder}: {missing[0]} is missing, which {index.name} names; copy the whole model there")
-
-
-def remove_abandoned(place: Path) -> None:
-    """Remove what `staged` left in `place` where its process was killed on this machine."""
-    own = re.compile(rf"{re.escape(STAGING + socket.gethostname())}-(\d+)-\w+")
-    for path in place.glob(f"{STAGING}*"):
-        if found := own.fullmatch(path.name):
-            try:
-                os.kill(int(found[1]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except PermissionError:  # another user's, alive
-                pass
 
 
 def _fill(target: Path, folder: Path, run: Path, address: Address, state_as: str | None) -> None:
