@@ -10,7 +10,7 @@ from hf_recipes.evaluation.methods import Compute, Record
 from hf_recipes.evaluation.metrics import score
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list
     """The places of `prompts` in batches of similar length, the longest first."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def stop_tokens(
+    tokenizer: "PreTrainedTokenizerBase", own: int | list[int] | None, stop_ids: Sequence[int] = ()
+) -> set[int]:
+    """The ids that end a text: `stop_ids`, the tokenizer's eos, and the model's `own`."""
+    return {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
 
 def continue_batches(
@@ -62,7 +69,7 @@ def continue_batches(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList
 
-    stops = stop_tokens(tokenizer, model.generation_config, stop_ids)
+    stops = stop_tokens(tokenizer, model.generation_config.eos_token_id, stop_ids)
     # Tokens are drawn by a processor of the logits, so that generate itself always takes the likeliest.
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
@@ -70,7 +77,7 @@ def continue_batches(
         num_beams=decoding.num_beams,
         use_cache=True,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=stops,
+        eos_token_id=sorted(stops),
         bos_token_id=tokenizer.bos_token_id,
     )
     # The last position's hidden states are a strided view; F.linear then copies the head's weights once for each row of
@@ -110,15 +117,7 @@ def continue_batches(
         model.train(was_training)
 
 
-def stop_tokens(
-    tokenizer: "PreTrainedTokenizerBase", own: "GenerationConfig", stop_ids: Sequence[int] = ()
-) -> list[int]:
-    """The ids that end a text: `stop_ids`, the tokenizer's eos, and those of a model's `own` generation settings."""
-    ends = own.eos_token_id
-    return sorted({*stop_ids, tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
-
-
-def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: Sequence[int]) -> Continuation:
+def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int]) -> Continuation:
     end = next((place for place, token in enumerate(new) if token in stops), None)
     text = tokenizer.decode(new[:end], skip_special_tokens=True)
     return Continuation(text, len(new) if end is None else end, end is not None, new if end is None else new[: end + 1])

@@ -141,7 +141,7 @@ def open_results(
     tokenizer, own = reader.tokenizer, own_generation_config(model_args, config, cache_dir=args.cache_dir)
     settings = {
         **{name: value for name, value in asdict(decoding).items() if decoding.do_sample or name not in DRAWS},
-        "eos_token_id": stop_tokens(tokenizer, own, reader.stop_ids),
+        "eos_token_id": sorted(stop_tokens(tokenizer, own.eos_token_id, reader.stop_ids)),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         **of_model,
