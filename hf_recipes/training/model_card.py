@@ -208,7 +208,7 @@ def with_header(card: str, **values: str) -> str:
     """`card` with `values` in its YAML header."""
     found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
     header = (yaml.safe_load(found[1]) or {}) if found else {}
-    text = yaml.safe_dump({**header, **values}, allow_unicode=True, sort_keys=False, default_flow_style=None)
+    text = yaml.safe_dump({**header, **values}, allow_unicode=True, sort_keys=False)
     return f"---\n{text}---\n{card[found.end() if found else 0 :]}"
 
 

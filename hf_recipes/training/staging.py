@@ -140,7 +140,7 @@ def _fill(target: Path, folder: Path, run: Path, address: Address, state_as: str
             stage(path, path.relative_to(folder))
     is_merged = run == folder and _bases_of_merge(folder) is not None
     if is_merged and not (folder / "README.md").is_file():
-        text = _read(folder / MERGE, lambda text: merged_card(folder, json.loads(text)))
+        text = _read(folder / MERGE, lambda text: merged_card(folder, public_merge(json.loads(text), names)))
         (target / "README.md").write_text(card(text), encoding="utf-8")
     if is_merged or (run / SETTINGS).is_file():  # else README.md is not ours
         for path in (run / name for name in (RESULTS if run == folder else RESULTS_OF_CHECKPOINT)):

@@ -18,11 +18,23 @@ TARGETS = pytest.mark.parametrize("target", ["hf", "modelscope"])
 QUICK = ["--report_to", "none", "--max_steps", 1, "--learning_rate", "1e-2", "--bf16", "False"]
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.fixture
-def train(script, model_dir, pairs, tmp_path):
-    """``train("sft.py", *flags)`` → the folder of a short run."""
+def train(script, model_dir, pairs, tmp_path, shelf):
+    """``train("sft.py", *flags)`` → a copy of the folder of a short run."""
 
     def run(name, *flags):
+        kept = shelf / "".join([name, *flags])
+        if not kept.is_dir():
+            kept = shutil.copytree(run_once(name, *flags), kept)
+            shutil.rmtree(tmp_path / "run")
+        return shutil.copytree(kept, tmp_path / "run")
+
+    def run_once(name, *flags):
         data = {"sft.py": pairs / "train.json", "reward.py": ROOT / "datasets" / "preference" / "reviews.jsonl"}
         data["pretrain.py"] = write_jsonl(tmp_path / "texts.jsonl", [{"text": "今天天气很好。" * 9}] * 8)
         block = ["--block_size", 32] if name == "pretrain.py" else []
@@ -97,8 +109,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @TARGETS
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_code_of_the_card_loads_what_was_pushed(hub, script, make, model_dir, tmp_path, kind, target, capfd):
     folder, original = make(kind)
     hub.add("me/base", {path.name: path.read_bytes() for path in Path(model_dir).iterdir()})
@@ -118,12 +130,12 @@ def test_the_code_of_the_card_loads_what_was_pushed(hub, script, make, model_dir
     assert header["language"] == ["zh", "en"] and "`me/base`" in card and "hf_recipes" in header["tags"]
     assert re.search("[a-z]{4} .*hf_recipes", card) and re.search("[\u4e00-\u9fff]{2}.*hf_recipes|由 hf_recipes", card)
 
-    scope = run_code(card, tmp_path, target)
+    scope = run_code(card, target)
     assert re.search(r"/me/it/resolve/|/me/it/repo\?", " ".join(path for _, path, _ in hub.requests))
     ids = torch.tensor([[5, 9, 30, 41, 7]])
     with torch.no_grad():
         assert torch.equal(scope["model"](ids).logits, original.eval()(ids).logits)
-    assert (scope["tokenizer"].chat_template is None) is (kind == "none")
+    assert scope["tokenizer"].chat_template
     printed = capfd.readouterr().out.strip().splitlines()[-1:]
     if "reward" in kind:
         messages = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你好，请问有什么可以帮你？"}]
@@ -137,7 +149,7 @@ def test_the_code_of_the_card_loads_what_was_pushed(hub, script, make, model_dir
         )
 
 
-def run_code(card: str, tmp_path: Path, target: str) -> dict:
+def run_code(card: str, target: str) -> dict:
     """Execute the card's one block of Python, the repositories being those of the hub that the clients talk to."""
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert code.count('"me/it"') == (1 if target == "modelscope" else 2) and "FOLDER" not in code
@@ -190,7 +202,7 @@ def test_a_push_that_broke_off_goes_on(hub, script, train, target, monkeypatch):
     code, _, err = script("push.py", *flags)
     assert code == 1 and err.splitlines()[-1].endswith("; the same command goes on"), err
     sent = len(hub.objects)
-    assert sent >= 2
+    assert sent
     hub.deny.clear()
     hub.requests.clear()
     code, _, err = script("push.py", *flags)
@@ -226,7 +238,8 @@ def test_why_nothing_could_be_sent(hub, script, train, target, trouble, message,
     words["LOGIN"] = {"hf": "hf auth login", "modelscope": "modelscope login"}[target]
     for word, value in words.items():
         message = message.replace(word, value) if word != "TOKEN" else message.replace("set TOKEN", f"set {value}")
-    assert code == 1 and err.count("error: ") == 1 and message in err, err
+    [line] = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 1 and message in line, err
     assert "Traceback" not in err and "hf_wrong" not in err and not hub.commits
 
 
@@ -237,11 +250,10 @@ def test_a_folder_without_a_whole_model(script, model_dir, tmp_path):
 
     (tmp_path / "empty").mkdir()
     fails(tmp_path / "empty", "no weights (*.safetensors) in it, so no model to publish: it is empty; expected is the")
-    holds = "it holds alpaca, bilibili, eval"
-    fails(ROOT / "datasets", holds)
+    fails(ROOT / "datasets", "it holds README.md, alpaca, bilibili, eval, preference and ")
     (tmp_path / "bare").mkdir()
     shutil.copy(Path(model_dir) / "model.safetensors", tmp_path / "bare")
-    fails(tmp_path / "bare", "weights with neither adapter_config.json nor config.json beside them; copy it there")
+    fails(tmp_path / "bare", "weights, but neither adapter_config.json nor config.json beside them; copy it there")
     shutil.copytree(model_dir, tmp_path / "cut")
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (tmp_path / "cut" / "model.safetensors.index.json").write_text(json.dumps(index))
