@@ -257,9 +257,9 @@ def hub(monkeypatch, tmp_path):
         for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
             monkeypatch.setenv(name, TOKEN)
         monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
-        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "home" / "modelscope"))
         # Both clients read these when they are imported.
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_TIMES", 0)

@@ -309,7 +309,8 @@ def test_a_run_is_published_without_paths_rows_or_tokens(hub, source, sft, train
     assert TOKEN not in out + err and not list((tmp_path / "run").glob(".publishing*"))
 
     card = files["README.md"].decode()
-    assert 'from_pretrained("me/reviews")' in card and "LoRA adapter of `tiny`" in card
+    where = 'from_pretrained(model, "me/reviews")' if source == "hf" else 'folder = snapshot_download("me/reviews")'
+    assert where in card and "LoRA adapter of `tiny`" in card
     assert "| **train** | 42 | 41 | 1 |" in card and "- train: 1 dropped: empty answer" in card
     assert "On 8 held-out rows after step 4:" in card and "Mean training loss: " in card
     assert "max_steps: 4" in card and "train_file:\n- train.json" in card
@@ -684,7 +685,7 @@ def test_the_demo_leaves_another_folder_alone(script, tmp_path):
     ("name", "advice"),
     [
         ("download.py", "the same command goes on where this one stopped"),
-        ("push.py", "the same command pushes it anew"),
+        ("push.py", "the same command goes on: files that are there are not sent again"),
     ],
 )
 def test_ctrl_c(script, finished_run, monkeypatch, name, advice):
