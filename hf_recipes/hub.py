@@ -61,10 +61,15 @@ def check_destination(repo: str | None, target: Target) -> None:
     """Raise `UserError` for a repository name that no hub takes, or a client that is not installed."""
     if not repo:
         raise UserError("--push_to_hub: where to is missing; give --hub_model_id OWNER/NAME")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
-        raise UserError(f"--hub_model_id {repo}: expected OWNER/NAME")
+    check_name(repo, "--hub_model_id")
     if target == "modelscope":
         _check_modelscope()
+
+
+def check_name(name: str, flag: str) -> None:
+    """Raise `UserError` for what is no name of a repository."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        raise UserError(f"{flag} {name}: expected OWNER/NAME")
 
 
 def _check_modelscope() -> None:
@@ -105,6 +110,9 @@ def explain(error: Exception, name: str, target: Target, *, downloads: bool = Fa
         return f"{where}: no such revision"
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return f"{where}: no such repository, or a private one; check the name, or {login}"
+    if status == 403 and not downloads:
+        owner = name.split("/")[0]
+        return f"{where}: not allowed (403): this login may not write to {owner}'s; take a name of your own, or {login}"
     if status in (401, 403):
         return f"{where}: not allowed ({status}); {'accept the licence on its page, ' * downloads}{login}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -113,7 +121,7 @@ def explain(error: Exception, name: str, target: Target, *, downloads: bool = Fa
         return f"{error.filename}: {error.strerror}"
     if status is None and isinstance(error, (HTTPError, OSError)):
         if isinstance(error, OfflineModeIsEnabled):
-            return f"{where}: HF_HUB_OFFLINE is set, so nothing is fetched"
+            return f"{where}: HF_HUB_OFFLINE is set, so nothing is {'fetched' if downloads else 'sent'}"
         return f"{where}: no connection ({_short(error)}){UNREACHABLE[target] * downloads}"
     return f"{where}: {_short(error)}"
 

@@ -1,6 +1,6 @@
-"""Publish a run's result or a checkpoint: weights, tokenizer, model card, settings, ledger summary, metrics and curves.
+"""Publish an adapter or a model: weights, tokenizer, model card, settings, ledger summary, metrics and curves.
 
-python scripts/push.py --folder runs/mine --hub_model_id me/mine
+python scripts/push.py --folder runs/mine --hub_model_id me/mine --dry_run
 python scripts/push.py --folder runs/mine/checkpoint-100 --hub_model_id me/mine --target modelscope
 """
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from hf_recipes import hub
 from hf_recipes.errors import UserError, say
 from hf_recipes.parsing import Parser, run_script
-from hf_recipes.training.publishing import REPLACED, staged
+from hf_recipes.training.publishing import REPLACED
+from hf_recipes.training.staging import Address, base_without_name, staged
 
 
 @dataclass
@@ -20,31 +21,45 @@ class Arguments:
     target: hub.Target = "hf"
     private: bool = True
     revision: str | None = None
+    base_model_name: str | None = None
+    license: str | None = None
+    dry_run: bool = False
     hub_token: str | None = None
 
     def __post_init__(self):
         hub.check_destination(self.hub_model_id, self.target)
+        if self.base_model_name:
+            hub.check_name(self.base_model_name, "--base_model_name")
 
 
 def main() -> None:
     [arguments] = Parser([Arguments]).parse()
-    run, repo, target = Path(arguments.folder), arguments.hub_model_id, arguments.target
-    if not run.is_dir():
-        raise UserError(f"--folder {run}: no such folder")
+    source, repo, target = Path(arguments.folder), arguments.hub_model_id, arguments.target
+    if not source.is_dir():
+        raise UserError(f"--folder {source}: no such folder")
     hub.keep_token(arguments.hub_token, target)
-    with staged(run, repo) as folder:
+    with staged(source, Address(repo, target, arguments.base_model_name, arguments.license)) as folder:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in files:
             say(f"  {path.relative_to(folder)}  {hub.size_text(path.stat().st_size)}")
-        say(f"pushing {len(files)} files to {hub.NAMES[target]}, {'private' if arguments.private else 'public'}")
+        if base := base_without_name(folder):
+            say(f"others cannot fetch the base, {base}: --base_model_name OWNER/NAME says what it is called on the hub")
+        total = hub.size_text(sum(path.stat().st_size for path in files))
+        how = "private" if arguments.private else "public"
+        if arguments.dry_run:
+            card = folder / "README.md"
+            say(f"\n{card.read_text(encoding='utf-8')}" if card.is_file() else "no model card")
+            say(f"nothing is sent; {len(files)} files, {total}, would go to {repo} on {hub.NAMES[target]}, {how}")
+            return
+        say(f"pushing {len(files)} files, {total}, to {hub.NAMES[target]}, {how}")
         try:
             url = hub.ensure_repository(repo, target, private=arguments.private)
             message = "Upload with hf_recipes"
             hub.upload(folder, repo, target, replaces=REPLACED, revision=arguments.revision, message=message)
         except hub.client_errors(target) as error:
-            raise UserError(hub.explain(error, repo, target)) from None
+            raise UserError(f"{hub.explain(error, repo, target)}; the same command goes on") from None
     say(f"pushed: {url}")
 
 
 if __name__ == "__main__":
-    run_script(main, "the same command pushes it anew")
+    run_script(main, "the same command goes on: files that are there are not sent again")

@@ -246,6 +246,26 @@ def browser(tmp_path_factory):
     running.close()
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub that this process's clients talk to, with a login."""
+    from hub_server import TOKEN, point_to, serve
+    from huggingface_hub import constants
+
+    with serve() as server:
+        point_to(server.url, monkeypatch)
+        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+            monkeypatch.setenv(name, TOKEN)
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "home" / "modelscope"))
+        # Both clients read these when they are imported.
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_TIMES", 0)
+        yield server
+
+
 def weights(folder) -> dict[str, torch.Tensor]:
     [path] = Path(folder).glob("*.safetensors")
     return load_file(path)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import constants
+
 TOKEN = "hf_correctHorseBatteryStaple"
 PART = 20_000
 SHA = "1" * 40
@@ -214,9 +216,11 @@ class Handler(BaseHTTPRequestHandler):
     def resolve(self, repo, revision, name):
         if repo in self.hub.gated:
             return self.reply(403, {"error": "gated"}, X_Error_Code="GatedRepo")
-        content = self.hub.repos.get(repo, {}).get(name)
-        if content is None:
+        if repo not in self.hub.repos:
             return self.no_repo()
+        content = self.hub.repos[repo].get(name)
+        if content is None:
+            return self.reply(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
         return self.send_file(name, content, ETag=f'"{git_sha(content)}"', X_Repo_Commit=SHA)
 
     # ModelScope
@@ -305,3 +309,14 @@ def serve():
     finally:
         server.shutdown()
         server.server_close()
+
+
+def point_to(url: str, monkeypatch) -> None:
+    """Have this process's clients, and those of processes that it starts, talk to the hub at `url`."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", url)
+    monkeypatch.setattr("modelscope_hub.config._default_config", None)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", url)

@@ -18,43 +18,19 @@ from threading import Event
 
 import pytest
 import torch
-from hub_server import SHA, TOKEN, serve
-from huggingface_hub import constants
+from hub_server import SHA, TOKEN, point_to, serve
 from transformers import AutoModelForCausalLM
 
 from conftest import ROOT, same, weights, write_jsonl
 from hf_recipes.download import download
 from hf_recipes.errors import UserError
 from hf_recipes.processes import remove_abandoned
-from hf_recipes.training import publishing
+from hf_recipes.training import publishing, staging
 from hf_recipes.training.checkpoints import what_is_missing
-from hf_recipes.training.model_card import hub_names, public_ledger, public_name, public_settings, public_values
+from hf_recipes.training.public import hub_names, public_ledger, public_name, public_settings, public_values
 
 SECRET_ROW = "青霉素过敏者张三"
 SOURCES = pytest.mark.parametrize("source", ["hf", "modelscope"])
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A hub that this process's clients talk to, with a login."""
-    with serve() as server:
-        point_to(server.url, monkeypatch)
-        for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
-            monkeypatch.setenv(name, TOKEN)
-        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
-        # Both clients read these when they are imported.
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_TIMES", 0)
-        yield server
-
-
-def point_to(url: str, monkeypatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setenv("HF_ENDPOINT", url)
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", url)
 
 
 def clean_environment(**variables) -> dict[str, str]:
@@ -333,7 +309,8 @@ def test_a_run_is_published_without_paths_rows_or_tokens(hub, source, sft, train
     assert TOKEN not in out + err and not list((tmp_path / "run").glob(".publishing*"))
 
     card = files["README.md"].decode()
-    assert 'from_pretrained("me/reviews")' in card and "LoRA adapter of `tiny`" in card
+    where = 'from_pretrained(model, "me/reviews")' if source == "hf" else 'folder = snapshot_download("me/reviews")'
+    assert where in card and "LoRA adapter of `tiny`" in card
     assert "| **train** | 42 | 41 | 1 |" in card and "- train: 1 dropped: empty answer" in card
     assert "On 8 held-out rows after step 4:" in card and "Mean training loss: " in card
     assert "max_steps: 4" in card and "train_file:\n- train.json" in card
@@ -579,7 +556,7 @@ def test_what_an_earlier_push_left_is_deleted(hub, source, script, finished_run)
     }
     kept = {"demo.png", "checkpoint-2/model.safetensors", "best/config.json", "me.safetensors", "last-checkpoint.txt"}
     hub.add("me/x", dict.fromkeys([*stale, *kept, "model.safetensors"], b"old"))
-    with publishing.staged(finished_run, "me/x") as folder:
+    with staging.staged(finished_run, staging.Address("me/x")) as folder:
         (folder / "last-checkpoint").mkdir()
         (folder / "last-checkpoint" / "a").write_text("new")
         publishing.hub.upload(folder, "me/x", source, replaces=publishing.REPLACED, revision=None, message="x")
@@ -636,9 +613,9 @@ def test_what_killed_pushes_left_is_removed(finished_run):
     ]
     for name in (dead, alive, elsewhere):
         (finished_run / name).mkdir()
-    with publishing.staged(finished_run, "me/x") as folder:
+    with staging.staged(finished_run, staging.Address("me/x")) as folder:
         assert folder.parent == finished_run
-        remove_abandoned(finished_run, publishing.STAGING)
+        remove_abandoned(finished_run, staging.STAGING)
         assert folder.is_dir()
     assert {path.name for path in finished_run.glob(".publishing*")} == {alive, elsewhere}
 
@@ -708,7 +685,7 @@ def test_the_demo_leaves_another_folder_alone(script, tmp_path):
     ("name", "advice"),
     [
         ("download.py", "the same command goes on where this one stopped"),
-        ("push.py", "the same command pushes it anew"),
+        ("push.py", "the same command goes on: files that are there are not sent again"),
     ],
 )
 def test_ctrl_c(script, finished_run, monkeypatch, name, advice):
@@ -730,6 +707,6 @@ def test_templates_and_code_of_a_model_go_along(finished_run):
     for name in ("additional_chat_templates/tool_use.jinja", "modeling_own.py", "layers.py"):
         (finished_run / name).parent.mkdir(exist_ok=True)
         (finished_run / name).write_text("x = 1")
-    with publishing.staged(finished_run, "me/x") as folder:
+    with staging.staged(finished_run, staging.Address("me/x")) as folder:
         assert {"layers.py", "modeling_own.py"} <= {path.name for path in folder.iterdir()}
         assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "x = 1"

@@ -35,6 +35,13 @@ def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def stop_tokens(
+    tokenizer: "PreTrainedTokenizerBase", own: int | list[int] | None, stop_ids: Sequence[int] = ()
+) -> set[int]:
+    """The ids that end a text: `stop_ids`, the tokenizer's eos, and the model's `own`."""
+    return {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+
+
 def continue_batches(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -67,8 +74,7 @@ def continue_batches(
     import torch
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    own = model.generation_config.eos_token_id
-    stops = {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    stops = stop_tokens(tokenizer, model.generation_config.eos_token_id, stop_ids)
     # Tokens are drawn by a processor of the logits, so that generate itself always takes the likeliest.
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,

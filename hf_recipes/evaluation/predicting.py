@@ -15,10 +15,10 @@ from hf_recipes.data.records import Record
 from hf_recipes.data.schemas import SCHEMAS, Columns
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.evaluation.generation import continue_batches, plan_batches
+from hf_recipes.evaluation.generation import continue_batches, plan_batches, stop_tokens
 from hf_recipes.evaluation.metrics import without_thoughts
 from hf_recipes.evaluation.results import Results, digest
-from hf_recipes.models.inference import computes_bf16
+from hf_recipes.models.inference import computes_bf16, own_generation_config
 from hf_recipes.models.loading import ModelArguments, weight_dtype
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WINDOW = 16  # batches of rows that are sorted by length together
 SAY_EVERY = 10.0  # seconds
+DRAWS = {"temperature", "top_p", "top_k"}  # settings that transformers warns of where nothing is drawn
 SUBMISSIONS = {"promptcblue": "test_predictions.json"}
 
 
@@ -91,21 +92,33 @@ def read_ledger(reader: PromptReader, prediction_column: str) -> Ledger:
     """What becomes of every row, which is printed.
 
     Raises:
-        UserError: no row has a prompt that can be used, or one has a column named `prediction_column`.
+        UserError: no row has a prompt that can be used, or one has a column that the output adds.
     """
     ledger = Ledger()
     for record, _, row_fate in reader:
-        if prediction_column in (record.value or ()):
-            raise UserError(
-                f"{record.place}: there is a column {prediction_column!r} already; name another with "
-                "--prediction_column"
-            )
+        for name in (prediction_column, problem_column(prediction_column)):
+            if name in (record.value or ()):
+                raise UserError(
+                    f"{record.place}: there is a column {name!r} already; name another with --prediction_column"
+                )
         ledger.add(record.place, row_fate)
     say(ledger.table())
     ledger.check(max_drop_ratio=1)
     if dropped := ledger.totals["dropped"]:
-        say(f"the {dropped:,} dropped rows are kept in the output, with {prediction_column} null")
+        say(
+            f"the {dropped:,} dropped rows are kept in the output, with {prediction_column} null and the reason as "
+            f"{problem_column(prediction_column)}"
+        )
     return ledger
+
+
+def problem_column(prediction_column: str) -> str:
+    """Where a row that has no answer says why."""
+    return f"{prediction_column}_problem"
+
+
+def _unanswered(column: str, place: str, row_fate: str) -> dict[str, str | None]:
+    return {column: None, problem_column(column): f"{place}: {row_fate.removeprefix('dropped: ')}"}
 
 
 def open_results(
@@ -118,14 +131,19 @@ def open_results(
 ) -> Results:
     """The output file, with what decides its rows and, as notes, what only describes the run.
 
-    The batch size is a note: it changes an answer by no more than rounding in bfloat16 does.
+    The batch size is a note: it changes an answer by no more than rounding in bfloat16 does. What stands beside the
+    file is read back by ``GenerationConfig.from_pretrained``: with it, `generate` gives the same greedy texts.
 
     Raises:
         UserError: as `Results`.
     """
     of_model, versions = settings_of_model(model_args, config)
+    tokenizer, own = reader.tokenizer, own_generation_config(model_args, config, cache_dir=args.cache_dir)
     settings = {
-        **asdict(decoding),
+        **{name: value for name, value in asdict(decoding).items() if decoding.do_sample or name not in DRAWS},
+        "eos_token_id": sorted(stop_tokens(tokenizer, own.eos_token_id, reader.stop_ids)),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
         **of_model,
         "chat_template": reader.template,
         "max_source_length": reader.max_source_length,
@@ -173,7 +191,9 @@ def predict(
     column: str,
     total: int,
 ) -> None:
-    """Append to `results` each row of `reader` that is not there yet, its answer as `column` (None without a prompt).
+    """Append to `results` each row of `reader` that is not there yet, its answer as `column`.
+
+    A row without a prompt that can be used has None there, and the reason in `problem_column`.
 
     Rows are sorted by length within windows of `WINDOW` batches, counted from the first row, and each batch writes the
     rows that are then done without a gap. What goes on after an interruption forms the same batches again and leaves
@@ -185,7 +205,11 @@ def predict(
         records = [record for record, _, _ in window]
         asked = [index for index, (_, prompt, _) in enumerate(window) if prompt is not None]
         prompts = [window[index][1] for index in asked]
-        answers = {index: {column: None} for index, (_, prompt, _) in enumerate(window) if prompt is None}
+        answers: dict[int, dict[str, Any]] = {
+            index: _unanswered(column, record.place, row_fate)
+            for index, (record, prompt, row_fate) in enumerate(window)
+            if prompt is None
+        }
         ids = [prompt.ids for prompt in prompts]
         batches = [
             batch
@@ -230,6 +254,7 @@ def write_submission(path: str | os.PathLike, column: str) -> Path:
     with open(path, encoding="utf-8") as source, open(partial, "w", encoding="utf-8") as file:
         for line in source:
             row = json.loads(line)
+            row.pop(problem_column(column), None)
             row["target"] = without_thoughts(row.pop(column) or "")
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(partial, target)

@@ -1,6 +1,6 @@
 """A base model with or without an adapter, and its tokenizer, as evaluation and prediction use them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError
 from hf_recipes.models.adapters import is_reward_adapter, load_adapter, read_adapter_config
@@ -16,7 +16,7 @@ from hf_recipes.models.loading import (
 from hf_recipes.models.quantization import is_quantized
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def open_for_inference(
@@ -50,6 +50,22 @@ def open_for_inference(
             f"the model was not trained with ({' '.join(added)}); take the template that it was trained with"
         )
     return config, tokenizer
+
+
+def own_generation_config(arguments: ModelArguments, config: "PretrainedConfig", **source: Any) -> "GenerationConfig":
+    """What the model will have as its `generation_config`; no weight is read.
+
+    Args:
+        source: `cache_dir`, of a model that is downloaded.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(
+            arguments.model_name_or_path, revision=arguments.model_revision, **source
+        )
+    except OSError:  # it has none of its own
+        return GenerationConfig.from_model_config(config)
 
 
 def is_reward_model(config: "PretrainedConfig", peft_path: str | None = None) -> bool:

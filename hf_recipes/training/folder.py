@@ -13,8 +13,8 @@ from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError
 from hf_recipes.parsing import Parser
 from hf_recipes.training.checkpoints import find_checkpoint
-from hf_recipes.training.model_card import NAMES
-from hf_recipes.training.publishing import STAGING as PUBLISHING
+from hf_recipes.training.public import NAMES
+from hf_recipes.training.staging import STAGING as PUBLISHING
 from hf_recipes.training.trackers import STATE as TRACKERS
 from hf_recipes.training.trainer import STAGING
 

@@ -1,103 +1,24 @@
-"""The model card, and a run's files as others may see them: without rows, local paths or secrets."""
+"""The model card: what a model is, how it is loaded, and how it came about, in English and Chinese."""
 
+import json
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hf_recipes.evaluation import report
-from hf_recipes.hub import source_of
+from hf_recipes.training.public import public_ledger, public_name, public_settings
+from hf_recipes.usage import usage
 
-# What concerns the machine rather than the model; a token is in no settings file to begin with.
-_LEFT_OUT = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
-_PATHS = re.compile(r"(^|_)(files?|path|dir|config|config_name|tokenizer_name|deepspeed|chat_template|mixture)$")
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_SPLITS = {"train_file": "train", "validation_file": "validation"}  # read where none is named
-# What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
-_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|\d{5,}""", re.DOTALL)
 # A setting that no other stage has, and what the stage's models are tagged with; what it learns from.
 _STAGES = {"center_rewards_coefficient": "reward-model", "f_divergence_type": "dpo", "desirable_weight": "kto"}
-_ROWS = {"reward-model": "pairs", "dpo": "pairs", "kto": "rated answers", "grpo": "questions", "rloo": "questions"}
-NAMES = ".public_names.json"  # in a run's folder
-
-
-def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The values of `settings`, and sources of their data, that name something on a hub → the name to show.
-
-    Only a run itself can tell an id from a path, because only there a path leads to something.
-    """
-    names = {}
-    for key in ("model_name_or_path", "tokenizer_name", "peft_path", *_SPLITS):
-        given = settings.get(key) or ()
-        for value in (given,) if isinstance(given, str) else given:
-            name, _, split = value.partition(":")
-            if os.path.exists(value):
-                _, name = source_of(value) or ("", "")
-                if _HUB_ID.fullmatch(name) and key not in _SPLITS:
-                    names[value] = name
-            elif _HUB_ID.fullmatch(name):
-                names[value] = value
-                if key in _SPLITS:
-                    source = f"{name}/{split or _SPLITS[key]}"  # as the ledger has it
-                    names[source] = source
-    return names
-
-
-def public_name(value: str, names: Mapping[str, str]) -> str:
-    """What `names` says, and of anything else the last part of its path."""
-    return names.get(value) or PureWindowsPath(value).name  # knows both kinds of slash
-
-
-def public_values(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A settings or configuration mapping with `public_name` in place of each path."""
-
-    def shown(key: str, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return public_values(value, names)
-        if isinstance(value, list):
-            return [shown(key, item) for item in value]
-        if not isinstance(value, str) or "\n" in value or "{" in value:  # a template's text is no path
-            return value
-        absolute = PureWindowsPath(value).anchor != "" or value.startswith("~")
-        names_one = _PATHS.search(key) or key.endswith("name_or_path") or key == "best_model_checkpoint"
-        return public_name(value, names) if names_one or absolute else value
-
-    return {key: shown(key, value) for key, value in values.items() if key not in _LEFT_OUT}
-
-
-def public_settings(text: str, names: Mapping[str, str]) -> str:
-    """`run_config.yaml` as it may be published: its comments, then the settings that were given, then the defaults."""
-    given, mark, defaults = text.partition("# Defaults\n")
-    parts = []
-    for part in (given, defaults):
-        values = public_values(yaml.safe_load(part) or {}, names)
-        parts.append(yaml.safe_dump(values, allow_unicode=True, sort_keys=False) if values else "")
-    comments = "".join(line for line in given.splitlines(keepends=True) if line.startswith("#"))
-    return f"{comments}\n{parts[0]}\n{mark}{parts[1]}"
-
-
-def public_ledger(ledgers: Mapping[str, Mapping], names: Mapping[str, str]) -> dict[str, dict]:
-    """`data_ledger.json` as it may be published: counts and reasons by file name, without places or quoted values."""
-    public = {}
-    for name, ledger in ledgers.items():
-        sources: dict[str, Counter] = {}
-        for source, counts in ledger["sources"].items():
-            sources.setdefault(public_name(source, names), Counter()).update(counts)
-        reasons: Counter = Counter()
-        for entry in ledger["reasons"]:
-            reason = _QUOTED.sub("…", entry["fate"])
-            reason = ": ".join(reason.split(": ")[:2])  # a third part is another program's message
-            reasons[public_name(entry["source"], names), reason] += entry["count"]
-        public[name] = {
-            "total": dict(ledger["total"]),
-            "sources": {source: dict(counts) for source, counts in sources.items()},
-            "reasons": [{"source": s, "fate": fate, "count": count} for (s, fate), count in reasons.items()],
-        }
-    return public
+_PAIRS, _QUESTIONS = ("pairs", "对数据"), ("questions", "个问题")
+_ROWS = {"reward-model": _PAIRS, "dpo": _PAIRS, "kto": ("rated answers", "条带评价的回答")}
+_ROWS |= {"grpo": _QUESTIONS, "rloo": _QUESTIONS}
 
 
 def _ledger_table(ledgers: Mapping[str, Mapping]) -> list[str]:
@@ -115,13 +36,55 @@ def _course(log_history: Sequence[Mapping]) -> list[str]:
     """How the training went: where rewards are learned from, by these; the loss is then about 0 throughout."""
     if any("reward" in entry for entry in log_history):
         train = [entry for entry in log_history if entry.get("reward") is not None]
-        kl = f"; KL from the start {train[-1]['kl']:.4f}" if "kl" in train[-1] else ""
+        first, last = train[0]["reward"], train[-1]["reward"]
+        kl = (f"; KL from the start {train[-1]['kl']:.4f}", f"，与起点的 KL {train[-1]['kl']:.4f}")
+        kl = kl if "kl" in train[-1] else ("", "")
         return [
-            f"Mean reward of the answers: {train[0]['reward']:.4f} at first, {train[-1]['reward']:.4f} at last{kl}\n"
+            f"Mean reward of the answers: {first:.4f} at first, {last:.4f} at last{kl[0]}\n",
+            f"回答的平均奖励：开始 {first:.4f}，最后 {last:.4f}{kl[1]}\n",
         ]
     values = [entry["loss"] for entry in log_history if "loss" in entry]
-    found = (("Mean", report.mean_loss(log_history)), ("Last", values[-1] if values else None))
-    return [f"{title} training loss: {value:.4f}\n" for title, value in found if value is not None]
+    found = (
+        ("Mean", "平均训练损失", report.mean_loss(log_history)),
+        ("Last", "最后的训练损失", values[-1] if values else None),
+    )
+    return [f"{one} training loss: {v:.4f} · {other}：{v:.4f}\n" for one, other, v in found if v is not None]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a run made of its base, in words: `what` it is and the `rows` it learned from, in English and Chinese."""
+
+    what: tuple[str, str]
+    rows: tuple[str, str]
+    tags: str
+    does: str
+    relation: str
+
+
+def _kind(settings: Mapping[str, Any], base: str | None, is_adapter: bool, names: Mapping[str, str]) -> _Kind:
+    learns_text, scores = "block_size" in settings, "center_rewards_coefficient" in settings
+    stage = settings.get("algorithm") or next((name for key, name in _STAGES.items() if key in settings), None)
+    tags = "lora" if is_adapter else "pretraining" if learns_text else "sft"
+    if is_adapter:
+        what = f"LoRA adapter of `{base}`", f"`{base}` 的 LoRA 适配器"
+    elif not base:
+        shape = public_name(settings["config_name"], names)
+        what = f"Pretrained as a new model ({shape})", f"从头预训练的新模型（{shape}）"
+    elif learns_text:
+        what = f"Pretrained further from `{base}`", f"在 `{base}` 上继续预训练的模型"
+    else:
+        what = f"Fine-tuned from `{base}`", f"由 `{base}` 微调的模型"
+    if scores:
+        one = what[0] if is_adapter else what[0][0].lower() + what[0][1:]
+        what = f"Reward model: {one}", f"奖励模型：{what[1]}"
+    return _Kind(
+        what,
+        ("documents", "篇文档") if learns_text else _ROWS.get(stage, ("rows", "条数据")),
+        f"{stage}{', lora' * is_adapter}" if stage else tags,
+        "scores" if scores else "continues" if learns_text else "answers",
+        "adapter" if is_adapter else "finetune",
+    )
 
 
 def model_card(
@@ -132,7 +95,8 @@ def model_card(
     log_history: Sequence[Mapping],
     steps: int,
 ) -> str:
-    """README.md: base model, data, metrics and settings, with nothing in it that may not be published.
+    """README.md in English and Chinese: base model, how to load it, data, metrics and settings, with nothing in it that
+    may not be published.
 
     Args:
         folder: what the weights are in; with `run_config.yaml` in it or in the folder above (of a checkpoint).
@@ -146,44 +110,113 @@ def model_card(
     home = folder if (folder / "run_config.yaml").is_file() else folder.parent
     base = settings["model_name_or_path"] and public_name(settings["model_name_or_path"], names)
     is_adapter = (folder / "adapter_config.json").is_file()
-    learns_text, scores = "block_size" in settings, "center_rewards_coefficient" in settings
-    kind = "lora" if is_adapter else "pretraining" if learns_text else "sft"
-    stage = settings.get("algorithm") or next((name for key, name in _STAGES.items() if key in settings), None)
-    kind = f"{stage}{', lora' * is_adapter}" if stage else kind
-    what = "LoRA adapter of" if is_adapter else "Pretrained further from" if learns_text else "Fine-tuned from"
-    what = f"Reward model: {what[0].lower() if not is_adapter else what[0]}{what[1:]}" if scores else what
-    what = f"{what} `{base}`" if base else f"Pretrained as a new model ({public_name(settings['config_name'], names)})"
-    rows = "documents" if learns_text else _ROWS.get(stage, "rows")
-    public = public_ledger(ledgers, names)
-    header = ["---", "library_name: " + ("peft" if is_adapter else "transformers"), "language: zh"]
-    header += [f"base_model: {base}"] if base and "/" in base else []  # the Hub takes nothing but an id here
-    task = "text-classification" if scores else "text-generation"
-    header += [f"pipeline_tag: {task}", f"tags: [hf_recipes, {kind}]", "---"]
-    name = f"Auto{'Peft' * is_adapter}ModelFor{'SequenceClassification' if scores else 'CausalLM'}"
-    load = f"from peft import {name}\nfrom transformers import AutoTokenizer\n"
-    load = load if is_adapter else f"from transformers import {name}, AutoTokenizer\n"
-    more = ", num_labels=1, pad_token_id=tokenizer.pad_token_id" if scores and is_adapter else ""
+    kind, public = _kind(settings, base, is_adapter, names), public_ledger(ledgers, names)
+    rows, count = kind.rows, public["train"]["total"].get("kept", 0)
+    sources = list(public["train"]["sources"])
+    template = settings.get("chat_template")
+    code = usage(
+        base=base if is_adapter else None,
+        does=kind.does,
+        grows=is_adapter and _trains_tokens(folder / "adapter_config.json"),
+        ends_with_eos=is_adapter and template not in (None, "glm"),  # whose turns end with the next one's role
+        system_prompt=settings.get("system_prompt"),
+    )
     lines = [
-        *header,
+        *_header("peft" if is_adapter else "transformers", base, kind.relation, kind.does, kind.tags),
         f"\n# {home.resolve().name}\n",
-        f"{what}, trained with hf_recipes: {steps} steps on {public['train']['total'].get('kept', 0):,} "
-        f"{rows} of {', '.join(public['train']['sources'])}.\n",
-        "```python",
-        load,
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        f'model = {name}.from_pretrained("FOLDER"{more})',
-        "```\n",
-        "## Data\n",
+        f"{kind.what[0]}, trained with hf_recipes: {steps} steps on {count:,} {rows[0]} of {', '.join(sources)}.\n",
+        f"{kind.what[1]}，用 hf_recipes 训练 {steps} 步，数据为 {'、'.join(sources)} 的 {count:,} {rows[1]}。\n",
+        "## How to load it · 使用\n",
+        f"```python\n{code}\n```\n",
+        "## Data · 数据\n",
         *_ledger_table(public),
-        "## Metrics\n",
+        "## Metrics · 指标\n",
     ]
     by_step = report.evaluations(log_history)
     if steps and by_step:
         before, after = by_step.get(0), by_step[max(by_step)]
         count = public.get("validation", {}).get("total", {}).get("kept")
-        lines += [f"On {count:,} held-out {rows} after step {max(by_step)}:\n" if count else "Evaluation:\n"]
+        where = f"On {count:,} held-out {rows[0]} after step {max(by_step)}:" if count else "Evaluation:"
+        lines += [where, f"第 {max(by_step)} 步后，留出的 {count:,} {rows[1]}：\n" if count else "评测：\n"]
         lines += ["```", report.comparison(before if max(by_step) else None, after), "```\n"]
     lines += _course(log_history)
     config = public_settings((home / "run_config.yaml").read_text(encoding="utf-8"), names)
-    lines += ["## Settings\n", "<details>\n", "```yaml", config.strip(), "```\n", "</details>"]
+    lines += ["## Settings · 设置\n", "<details>\n", "```yaml", config.strip(), "```\n", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def _header(library: str, base: str | None, relation: str, does: str, tags: str) -> list[str]:
+    header = ["---", f"library_name: {library}", "language: [zh, en]"]
+    if base and "/" in base:  # the hubs take nothing but an id here
+        header += [f"base_model: {base}", f"base_model_relation: {relation}"]
+    task = "text-classification" if does == "scores" else "text-generation"
+    return [*header, f"pipeline_tag: {task}", f"tags: [hf_recipes, {tags}]", "---"]
+
+
+def _trains_tokens(path: Path) -> bool:
+    """Whether an adapter has embeddings of its own, as it has where tokens were added."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    saved = config.get("modules_to_save") or ()
+    return bool(config.get("trainable_token_indices")) or any("embed" in name for name in saved)
+
+
+def merged_card(folder: str | os.PathLike, record: Mapping[str, Any]) -> str:
+    """README.md of a merged model in English and Chinese, from its `merge.json`."""
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    scores = any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    does, base, adapters = "scores" if scores else "answers", record["base"]["name"], record["adapters"]
+    if not (scores or has_chat_template(folder)):
+        does = "continues"
+    shown = [f"`{one['name']}`" + (f" × {one['weight']:g}" if one["weight"] != 1 else "") for one in adapters]
+    several = len(adapters) > 1
+    lines = [
+        *_header("transformers", base, "merge" if several else "finetune", does, "merge, lora"),
+        f"\n# {folder.resolve().name}\n",
+        f"`{base}` with the LoRA adapter{'s' * several} {', '.join(shown)} merged into its weights by hf_recipes.\n",
+        f"由 hf_recipes 把 LoRA 适配器 {'、'.join(shown)} 并入 `{base}` 的权重而成。\n",
+        "## How to load it · 使用\n",
+        f"```python\n{usage(does=does)}\n```",
+    ]
+    if parity := record.get("parity"):
+        lines += [
+            "\n## Parity · 一致性\n",
+            "| base + adapter, merged · 基座加适配器，合并后 | |",
+            "| --- | ---: |",
+        ]
+        lines += [f"| {name} | {value} |" for name, value in _flat(parity)]
+    return "\n".join(lines) + "\n"
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer saved in `folder` has one."""
+    config = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (
+        config.is_file() and "chat_template" in json.loads(config.read_text(encoding="utf-8"))
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} / ")
+        else:
+            yield f"{prefix}{name}", f"{value:.3g}" if isinstance(value, float) else value
+
+
+def with_header(card: str, **values: str) -> str:
+    """`card` with `values` in its YAML header."""
+    found = re.match(r"---\n(.*?)\n---\n", card, re.DOTALL)
+    header = (yaml.safe_load(found[1]) or {}) if found else {}
+    text = yaml.safe_dump({**header, **values}, allow_unicode=True, sort_keys=False)
+    return f"---\n{text}---\n{card[found.end() if found else 0 :]}"
+
+
+def with_base(card: str, shown: str, name: str) -> str:
+    """`card` with the base's `name` on a hub in place of what it was `shown` as."""
+    library = re.search(r"^library_name: (\w+)", card, re.MULTILINE)
+    relation = "adapter" if library and library[1] == "peft" else "finetune"
+    relation = re.search(r"^base_model_relation: (\w+)", card, re.MULTILINE) or (None, relation)
+    card = re.sub(rf'^base = "{re.escape(shown)}".*$', f'base = "{name}"', card, flags=re.MULTILINE)
+    card = card.replace(f"`{shown}`", f"`{name}`")
+    return with_header(card, base_model=name, base_model_relation=relation[1])

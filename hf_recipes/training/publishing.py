@@ -1,150 +1,26 @@
-"""A run's result on its way to a hub: which files go, and a callback that pushes without ever failing the run."""
+"""A run's result on its way to a hub: a callback that pushes without ever failing the run."""
 
-import json
 import os
 import shlex
-import shutil
-import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import TypeVar
 
-import yaml
 from transformers import TrainerCallback
 
 from hf_recipes import hub
-from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError, say
 from hf_recipes.processes import remove_abandoned
-from hf_recipes.training.checkpoints import MANIFEST, write_manifest
-from hf_recipes.training.model_card import NAMES, model_card, public_ledger, public_settings, public_values
+from hf_recipes.training.staging import STAGING, Address, staged
 
-T = TypeVar("T")
-STAGING = ".publishing-"  # then the machine, the process and something of its own
 PATIENCE = 120.0  # seconds that a stopped run gives to the push of its last checkpoint
-SETTINGS = "run_config.yaml"
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json")
-TOKENIZER = (
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
-    *("*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja", "*.py"),
-    *("processor_config.json", "preprocessor_config.json"),
-)
 # In the repository, what an earlier push may have left that would be loaded in place of this one's or beside it.
 REPLACED = (
     r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
     r"adapter_config\.json|(generation_)?config\.json|additional_chat_templates/.*",
 )
-RESULTS_OF_CHECKPOINT = (SETTINGS, LEDGER, "curves.png")
-RESULTS = ("README.md", *RESULTS_OF_CHECKPOINT, "metrics.json")
-CONFIGURATIONS = ("adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json")
-NEVER = ("training_args.bin", "README.md")  # of a checkpoint: a pickle of settings, and PEFT's own card
-_TENSORS = {".safetensors", ".pt", ".pth", ".bin", ".png"}  # not searched for tokens
-
-
-@contextmanager
-def staged(folder: Path, repo: str, *, state_as: str | None = None) -> Iterator[Path]:
-    """A folder beside the run's files with what is to be published and nothing else.
-
-    Weights, tokenizer, model card, settings, ledger, metrics and curves; never predictions, logs or pickles. Paths in
-    settings and configurations become names. Large files are linked, not copied.
-
-    Args:
-        folder: a run's, or that of one of its checkpoints: then the card is written for it.
-        state_as: put all of the checkpoint, optimizer included, in a subfolder of this name as well.
-
-    Raises:
-        UserError: no weights, a damaged file, a full disk, or a token in a file.
-    """
-    parent = folder.resolve().parent
-    is_checkpoint = (folder / "trainer_state.json").is_file() and (parent / SETTINGS).is_file()
-    run = parent if is_checkpoint else folder
-    if not any(folder.glob("*.safetensors")):
-        newest = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
-        hint = f"; a checkpoint can be published too: --folder {newest}" if newest else ""
-        raise UserError(f"{folder}: no weights (*.safetensors) in it, so no run's result to publish{hint}")
-    place = run if os.access(run, os.W_OK) else Path(tempfile.gettempdir())
-    remove_abandoned(place, STAGING)  # what a killed process left
-    with ExitStack() as stack:
-        try:
-            prefix = f"{STAGING}{socket.gethostname()}-{os.getpid()}-"
-            target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=place)))
-            _fill(target, folder, run, repo, state_as)
-        except OSError as error:
-            raise UserError(f"{error.filename or place}: {error.strerror}, so nothing is published") from None
-        yield target
-
-
-def _fill(target: Path, folder: Path, run: Path, repo: str, state_as: str | None) -> None:
-    names = _read(run / NAMES, lambda text: dict(json.loads(text))) if (run / NAMES).is_file() else {}
-    values = _in_json(partial(public_values, names=names))
-    rewrites: dict[str, Callable[[str], str]] = {
-        SETTINGS: partial(public_settings, names=names),
-        LEDGER: _in_json(partial(public_ledger, names=names)),
-        "README.md": lambda text: text.replace('"FOLDER"', json.dumps(repo)),
-        **dict.fromkeys((*CONFIGURATIONS, "trainer_state.json"), values),
-    }
-
-    def stage(path: Path, name: Path | str) -> None:
-        _stage(path, target / name, rewrites.get(path.name))
-
-    for pattern in (*WEIGHTS, *TOKENIZER):
-        for path in folder.glob(pattern):
-            stage(path, path.relative_to(folder))
-    if (run / SETTINGS).is_file():  # else README.md is not ours
-        for path in (run / name for name in (RESULTS if run == folder else RESULTS_OF_CHECKPOINT)):
-            if path.is_file():
-                stage(path, path.name)
-    if run != folder:
-        settings, ledgers = _read(run / SETTINGS, yaml.safe_load), _read(run / LEDGER, json.loads)
-        history, step = _read(folder / "trainer_state.json", _history)
-        card = rewrites["README.md"](model_card(folder, settings, names, ledgers, history, step))
-        (target / "README.md").write_text(card, encoding="utf-8")
-    if state_as:
-        for path in folder.rglob("*"):
-            if path.is_file() and path.name not in NEVER:
-                stage(path, Path(state_as, path.relative_to(folder)))
-        manifest = target / state_as / MANIFEST
-        if manifest.is_file():  # some files have another size now
-            world_size = _read(folder / MANIFEST, lambda text: json.loads(text)["world_size"])
-            manifest.unlink()
-            write_manifest(target / state_as, world_size)
-    secrets = [secret.encode() for secret in hub.secrets()]
-    for path in target.rglob("*"):
-        if path.is_file() and path.suffix not in _TENSORS and any(secret in path.read_bytes() for secret in secrets):
-            raise UserError(f"{run / path.relative_to(target)}: a token or key stands in it; take it out to publish")
-
-
-def _stage(path: Path, target: Path, rewrite: Callable[[str], str] | None) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if rewrite:
-        target.write_text(_read(path, rewrite), encoding="utf-8")
-        return
-    try:
-        os.link(path, target)
-    except OSError:  # another disk, or a file system without links
-        shutil.copyfile(path, target)
-
-
-def _in_json(change: Callable[[dict], dict]) -> Callable[[str], str]:
-    return lambda text: json.dumps(change(json.loads(text)), ensure_ascii=False, indent=2) + "\n"
-
-
-def _history(text: str) -> tuple[list[dict], int]:
-    state = json.loads(text)
-    return state["log_history"], state["global_step"]
-
-
-def _read(path: Path, parse: Callable[[str], T]) -> T:
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: damaged, so nothing is published ({type(error).__name__}: {reason})") from None
 
 
 def push_command(folder: str | os.PathLike, repo: str, target: str, *, private: bool, revision: str | None) -> str:
@@ -167,6 +43,7 @@ class Publisher(TrainerCallback):
 
     def __init__(self, args):
         self.run, self.repo, self.target = Path(args.output_dir), args.hub_model_id, args.hub_target
+        self.address = Address(self.repo, self.target)
         self.private, self.revision = args.hub_private_repo is not False, args.hub_revision
         self.strategy, self.always = str(getattr(args.hub_strategy, "value", args.hub_strategy)), args.hub_always_push
         self._url: str | None = None
@@ -213,7 +90,7 @@ class Publisher(TrainerCallback):
         """Push the finished run; to be called when the other processes need nothing more of this one."""
         self._over.wait()
         say(f"pushing to {hub.NAMES[self.target]}")
-        with self._reported(self.run), staged(self.run, self.repo) as folder:
+        with self._reported(self.run), staged(self.run, self.address) as folder:
             say(f"pushed: {self._upload(folder, 'End of training')}")
 
     def _checkpoint(self, step: int) -> Path:
@@ -224,7 +101,7 @@ class Publisher(TrainerCallback):
         checkpoint, self._step = self._checkpoint(step), step
         state_as = {"checkpoint": "last-checkpoint", "all_checkpoints": checkpoint.name}.get(self.strategy)
         with self._reported(checkpoint), ExitStack() as stack:
-            folder = stack.enter_context(staged(checkpoint, self.repo, state_as=state_as))
+            folder = stack.enter_context(staged(checkpoint, self.address, state_as=state_as))
             staging = stack.pop_all()
 
             def push() -> None:

@@ -22,8 +22,9 @@ from hf_recipes.training.faults import Stopped, is_of_disk
 from hf_recipes.training.folder import check_agreement, check_output_dir, enter_output_dir, on_main_process
 from hf_recipes.training.memory import PeakMemory, describe
 from hf_recipes.training.model import build_model, check_settings
-from hf_recipes.training.model_card import NAMES, hub_names, model_card
+from hf_recipes.training.model_card import model_card
 from hf_recipes.training.plan import Figures, make_plan
+from hf_recipes.training.public import NAMES, hub_names
 from hf_recipes.training.publishing import Publisher
 from hf_recipes.training.reference import build_reference
 from hf_recipes.training.trackers import add_trackers

@@ -36,11 +36,12 @@ def test_what_is_left_is_computed_in_the_batches_of_a_whole_run(tokenizer, tmp_p
         return list(formed)
 
     whole = run(tmp_path / "whole.jsonl")
+    problem = f"{tmp_path / 'rows.jsonl'}:6: empty prompt"
     assert sorted(i for batch in whole for i in batch) == [i for i in range(50) if i != 5]
     lines = (tmp_path / "whole.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    assert [json.loads(line) for line in lines] == [
-        {**row, "said": None if i == 5 else str(i)} for i, row in enumerate(rows)
-    ]
+    added = [{"said": str(i)} for i in range(50)]
+    added[5] = {"said": None, "said_problem": problem}
+    assert [json.loads(line) for line in lines] == [{**row, **more} for row, more in zip(rows, added, strict=True)]
     (tmp_path / "broken").mkdir()
     path = tmp_path / "broken" / "rows.jsonl"
     path.write_text("".join(lines[:done]), encoding="utf-8")

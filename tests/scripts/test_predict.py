@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from conftest import ROOT, tiny_model, write_jsonl
 from hf_recipes.models.inference import load_for_inference, open_for_inference
@@ -65,10 +65,13 @@ def test_fields_and_order_are_kept_and_nothing_is_left_out(predict, model_dir, r
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     for line, (row, text) in enumerate(zip(found, given, strict=True), 1):
         if line == 41:
-            assert row == {"prediction": None}
+            assert list(row) == ["prediction", "prediction_problem"] and row["prediction"] is None
+            assert row["prediction_problem"].startswith(f"{rows}:41: broken JSON (")
             continue
         own = json.loads(text)
-        assert list(row) == [*own, "prediction"] and {key: row[key] for key in own} == own
+        problem = {"prediction_problem": f"{rows}:20: empty prompt"} if line == 20 else {}
+        assert list(row) == [*own, "prediction", *problem]
+        assert row == {**own, **problem, "prediction": row["prediction"]}
         assert (row["prediction"] is None) is (line == 20)
         if line in (1, 2, 75):
             ids = tokenizer.apply_chat_template([{"role": "user", "content": row["input"]}], add_generation_prompt=True)
@@ -76,10 +79,11 @@ def test_fields_and_order_are_kept_and_nothing_is_left_out(predict, model_dir, r
             answer = tokenizer.decode(new[0, len(ids["input_ids"]) :], skip_special_tokens=True)
             assert row["prediction"] == answer.rstrip("\ufffd").strip()
     assert "1 dropped: empty prompt (first at line 20)" in out and "dropped: broken JSON" in out
-    assert "the 2 dropped rows are kept in the output, with prediction null" in out
+    assert "the 2 dropped rows are kept in the output, with prediction null and the reason as prediction_problem" in out
     settings = json.loads((output.parent / "generation_config.json").read_text(encoding="utf-8"))
     assert (settings["max_new_tokens"], settings["do_sample"], settings["dtype"]) == (6, False, "float32")
     assert settings["versions"].keys() == {"hf_recipes", "transformers", "torch"}
+    assert (settings["eos_token_id"], settings["pad_token_id"]) == ([2], 0) and "temperature" not in settings
     assert settings["ledger"]["reasons"][0]["first"] == [f"{rows}:20"]
     assert sorted(path.name for path in output.parent.iterdir()) == ["generation_config.json", "out.jsonl"]
 
@@ -119,6 +123,28 @@ def test_killed_and_started_again_it_writes_the_same_file(forks, model_dir, rows
     assert f"out.jsonl:{counts[-1] + 1}: this line was cut short; it is written again" in run.out
     assert f"{counts[-1]} of 75 rows are there" in run.out
     assert broken.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("flags", [["--repetition_penalty", "1.3"], ["--num_beams", "2"], SAMPLING], ids=lambda f: f[0])
+def test_the_settings_beside_the_answers_are_those_of_generate(predict, model_dir, tokenizer, tmp_path, flags, caplog):
+    """The model's own end token is another than the template's, and both end a text."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    model.generation_config.eos_token_id = [1, tokenizer.encode("药")[0]]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"input": "年龄" * i} for i in range(1, 6)])
+    output = tmp_path / "out" / "rows.jsonl"
+    code, _, err = predict("--input_file", path, "--output_file", output, *SHORT, *flags, model=tmp_path / "model")
+    assert code == 0, err
+    caplog.clear()
+    config = GenerationConfig.from_pretrained(output.parent)
+    assert config.eos_token_id == sorted([1, 2, tokenizer.encode("药")[0]]) and not caplog.records
+    assert (config.temperature, config.top_p) == ((0.9, 0.95) if config.do_sample else (None, None))
+    for row in [] if config.do_sample else read(output):
+        chat = [{"role": "user", "content": row["input"]}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        new = model.generate(ids, generation_config=config)[0, ids.shape[1] :]
+        assert row["prediction"] == tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd").strip()
 
 
 def test_a_file_that_is_whole_is_left_as_it_is(predict, model_dir, rows, tmp_path, monkeypatch):
@@ -304,6 +330,7 @@ def test_quantized_with_an_adapter(predict, adapter, rows, tmp_path, form):
         (["--input_file", "T/none.jsonl"], "T/none.jsonl: no such file"),
         (["--input_file", "T/odd.jsonl"], "no known schema in the columns foo"),
         (["--input_file", "T/taken.jsonl"], "T/taken.jsonl:1: there is a column 'prediction' already; name another"),
+        (["--input_file", "T/reason.jsonl"], "T/reason.jsonl:1: there is a column 'prediction_problem' already; name"),
         (["--input_file", "T/empty.jsonl"], "2 of 2 rows cannot be used"),
         (["--output_file", "T"], "this is a folder; name a file in it"),
         (["--output_file", "T/test_predictions.json", "--submission", "promptcblue"], "choose another name"),
@@ -321,6 +348,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(predict, tmp_path, monkeyp
     write_jsonl(tmp_path / "good.jsonl", [{"input": "问"}])
     write_jsonl(tmp_path / "odd.jsonl", [{"foo": "1"}])
     write_jsonl(tmp_path / "taken.jsonl", [{"input": "问", "prediction": "1"}])
+    write_jsonl(tmp_path / "reason.jsonl", [{"input": "问", "prediction_problem": "1"}])
     write_jsonl(tmp_path / "empty.jsonl", [{"input": "", "target": "答"}] * 2)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     flags = [flag.replace("T/", f"{tmp_path}/") if flag != "T" else str(tmp_path) for flag in flags]

@@ -68,17 +68,8 @@ def test_a_run_leaves_the_whole_folder_and_can_be_repeated(reward, model_dir, tm
         assert len(rows) == count and all(r["difference"] == r["chosen"] - r["rejected"] for r in rows)
         assert (folder / "differences.png").read_bytes()[:4] == b"\x89PNG"
     card = (run / "README.md").read_text()
-    assert "AutoPeftModelForSequenceClassification" in card and "Reward model: LoRA adapter of `tiny`" in card
+    assert "Reward model: LoRA adapter of `tiny`" in card and "奖励模型：`tiny` 的 LoRA 适配器" in card
     assert "4 steps on 32 pairs of reviews.jsonl" in card and "difference mean" in out
-
-    scope: dict = {}
-    exec(card.split("```python\n")[1].split("```")[0].replace("FOLDER", str(run)), scope)
-    ids = scope["tokenizer"].apply_chat_template(
-        [{"role": "user", "content": "一"}, {"role": "assistant", "content": "二"}],
-        return_tensors="pt",
-        return_dict=False,
-    )
-    assert scope["model"](ids).logits.shape == (1, 1)
 
     code, _, err = reward("--config", run / "run_config.yaml", "--output_dir", tmp_path / "again")
     assert code == 0, err

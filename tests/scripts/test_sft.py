@@ -76,7 +76,7 @@ def test_a_run_leaves_the_whole_folder_and_can_be_repeated(sft, model_dir, pairs
     assert ledger["train"]["total"] == {"read": 40, "kept": 40} and ledger["validation"]["total"]["kept"] == 8
     assert "base" in out and "adapted" in out and "reference" in out and str(output) in out
     card = (output / "README.md").read_text()
-    assert "library_name: peft" in card and "AutoPeftModelForCausalLM" in card
+    assert "library_name: peft" in card and "`tiny` 的 LoRA 适配器，用 hf_recipes 训练 6 步" in card
 
     code, _, err = sft("--config", output / "run_config.yaml", "--output_dir", tmp_path / "again")
     assert code == 0, err
@@ -87,8 +87,9 @@ def test_the_model_card_loads_the_adapter(sft, model_dir, pairs, tmp_path, monke
     output = tmp_path / "run"
     assert sft(*flags(model_dir, pairs, output, "--max_steps", "1"))[0] == 0
     code = (output / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(output))
+    assert 'base = "tiny"' in code
     scope: dict = {}
-    exec(code, scope)
+    exec(code.replace('"tiny"', repr(model_dir)), scope)
     assert scope["tokenizer"].chat_template and scope["model"].peft_config
 
 

@@ -1,0 +1,111 @@
+"""A run's files as others may see them: without rows, local paths or secrets."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import PureWindowsPath
+from typing import Any
+
+import yaml
+
+from hf_recipes.hub import source_of
+
+# What concerns the machine rather than the model; a token is in no settings file to begin with.
+_LEFT_OUT = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
+_PATHS = re.compile(r"(^|_)(files?|path|dir|config|config_name|tokenizer_name|deepspeed|chat_template|mixture)$")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_SPLITS = {"train_file": "train", "validation_file": "validation"}  # read where none is named
+# What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|\d{5,}""", re.DOTALL)
+NAMES = ".public_names.json"  # in a run's folder
+
+
+def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The values of `settings`, and sources of their data, that name something on a hub → the name to show.
+
+    Only a run itself can tell an id from a path, because only there a path leads to something.
+    """
+    names = {}
+    for key in ("model_name_or_path", "tokenizer_name", "peft_path", *_SPLITS):
+        given = settings.get(key) or ()
+        for value in (given,) if isinstance(given, str) else given:
+            name, _, split = value.partition(":")
+            if os.path.exists(value):
+                _, name = source_of(value) or ("", "")
+                if _HUB_ID.fullmatch(name) and key not in _SPLITS:
+                    names[value] = name
+            elif _HUB_ID.fullmatch(name):
+                names[value] = value
+                if key in _SPLITS:
+                    source = f"{name}/{split or _SPLITS[key]}"  # as the ledger has it
+                    names[source] = source
+    return names
+
+
+def public_name(value: str, names: Mapping[str, str]) -> str:
+    """What `names` says, and of anything else the last part of its path."""
+    return names.get(value) or PureWindowsPath(value).name  # knows both kinds of slash
+
+
+def public_values(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A settings or configuration mapping with `public_name` in place of each path."""
+
+    def shown(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return public_values(value, names)
+        if isinstance(value, list):
+            return [shown(key, item) for item in value]
+        if not isinstance(value, str) or "\n" in value or "{" in value:  # a template's text is no path
+            return value
+        absolute = PureWindowsPath(value).anchor != "" or value.startswith("~")
+        names_one = _PATHS.search(key) or key.endswith("name_or_path") or key == "best_model_checkpoint"
+        return public_name(value, names) if names_one or absolute else value
+
+    return {key: shown(key, value) for key, value in values.items() if key not in _LEFT_OUT}
+
+
+def public_settings(text: str, names: Mapping[str, str]) -> str:
+    """`run_config.yaml` as it may be published: its comments, then the settings that were given, then the defaults."""
+    given, mark, defaults = text.partition("# Defaults\n")
+    parts = []
+    for part in (given, defaults):
+        values = public_values(yaml.safe_load(part) or {}, names)
+        parts.append(yaml.safe_dump(values, allow_unicode=True, sort_keys=False) if values else "")
+    comments = "".join(line for line in given.splitlines(keepends=True) if line.startswith("#"))
+    return f"{comments}\n{parts[0]}\n{mark}{parts[1]}"
+
+
+def public_ledger(ledgers: Mapping[str, Mapping], names: Mapping[str, str]) -> dict[str, dict]:
+    """`data_ledger.json` as it may be published: counts and reasons by file name, without places or quoted values."""
+    public = {}
+    for name, ledger in ledgers.items():
+        sources: dict[str, Counter] = {}
+        for source, counts in ledger["sources"].items():
+            sources.setdefault(public_name(source, names), Counter()).update(counts)
+        reasons: Counter = Counter()
+        for entry in ledger["reasons"]:
+            reason = _QUOTED.sub("…", entry["fate"])
+            reason = ": ".join(reason.split(": ")[:2])  # a third part is another program's message
+            reasons[public_name(entry["source"], names), reason] += entry["count"]
+        public[name] = {
+            "total": dict(ledger["total"]),
+            "sources": {source: dict(counts) for source, counts in sources.items()},
+            "reasons": [{"source": s, "fate": fate, "count": count} for (s, fate), count in reasons.items()],
+        }
+    return public
+
+
+def is_merge(record: Any) -> bool:
+    """Whether `record`, what a `merge.json` holds, tells a base and the adapters that were merged into it."""
+    return isinstance(record, Mapping) and {"name"} <= set(record.get("base") or ()) and bool(record.get("adapters"))
+
+
+def public_merge(record: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
+    """`merge.json` as it may be published: what was merged into what, and how near the result is to it."""
+    if not is_merge(record):
+        raise ValueError("no record of a merge")
+    base = record["base"] | {"name": public_name(record["base"]["name"], names)}
+    adapters = [one | {"name": public_name(one["name"], names)} for one in record["adapters"]]
+    kept = {key: value for key, value in record.items() if key not in ("request", "files")}  # of this machine's folder
+    return public_values({**kept, "base": base, "adapters": adapters}, names)

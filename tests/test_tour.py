@@ -1,0 +1,90 @@
+"""The tour in both READMEs, from a crawl to a published adapter: its commands, run as they stand there."""
+
+import io
+import json
+import re
+import shlex
+import sys
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from conftest import ROOT, weights
+from hf_recipes.download import DEMO_MODEL
+
+TITLES = {"README.md": "From a crawl to a published adapter", "README_zh.md": "从爬虫数据到发布的适配器"}
+BASE = ".cache/SmolLM2-135M-Instruct"
+
+
+def commands(name: str) -> list[str]:
+    """The commands of the tour, each in one line, without comments."""
+    text = (ROOT / name).read_text(encoding="utf-8").split(f"## {TITLES[name]}\n")[1].split("\n## ")[0]
+    [block] = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = block.replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
+
+
+def test_both_readmes_have_the_same_tour():
+    assert commands("README.md") == commands("README_zh.md")
+
+
+@pytest.fixture
+def place(tokenizer, tmp_path, monkeypatch):
+    """A folder that looks like the project's, whose base is a tiny model of as many layers as the demo's."""
+    for name in ("configs", "datasets", "scripts"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 30, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes, **heads)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path / BASE)
+    tokenizer.save_pretrained(tmp_path / BASE)
+    record = {"source": "demo", "model": DEMO_MODEL, "revision": None}
+    (tmp_path / BASE / "download.json").write_text(json.dumps(record))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_tour(hub, script, place, monkeypatch):
+    said = {}
+    for line in commands("README.md"):
+        *echo, command = line.split(" | ")
+        asked = "".join(" ".join(shlex.split(part)[1:]) for part in echo)
+        program, path, *flags = shlex.split(command)
+        assert program == "python" and path.startswith("scripts/")
+        monkeypatch.setattr(sys, "stdin", io.StringIO(asked + "\n"))
+        code, out, err = script(path.removeprefix("scripts/"), *flags)
+        assert code == 0, f"{line}\n{err}"
+        said[line] = out
+    runs = place / "runs"
+    assert len((runs / "bilibili-data" / "train.jsonl").read_text().splitlines()) == 42
+    assert "runs/bilibili-data/train.jsonl:42" in (runs / "bilibili-data" / "report.html").read_text()
+    [chat] = [out for line, out in said.items() if "chat.py" in line]
+    assert chat.strip()
+
+    given, answered = (runs / folder / "test.jsonl" for folder in ("bilibili-data", "bilibili-answers"))
+    for row, found in zip(*(map(json.loads, path.read_text().splitlines()) for path in (given, answered)), strict=True):
+        assert list(found) == [*row, "prediction"] and isinstance(found["prediction"], str)
+
+    base = AutoModelForCausalLM.from_pretrained(place / BASE, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(base, runs / "bilibili").eval()
+    merged = AutoModelForCausalLM.from_pretrained(runs / "bilibili-merged", dtype=torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = adapted(ids).logits
+        assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
+        with adapted.disable_adapter():
+            assert not torch.allclose(adapted(ids).logits, expected, atol=1e-2)
+
+    [dry, pushed, _] = [out for line, out in said.items() if "push.py" in line]
+    assert "nothing is sent" in dry and f"pushed: {hub.url}/me/bilibili" in pushed
+    for repo, content in {"me/bilibili": "model.safetensors", "me/bilibili-lora": "adapter_model.safetensors"}.items():
+        files = hub.repos[repo]
+        assert content in files and f"base_model: {DEMO_MODEL}" in files["README.md"].decode()
+        assert not any(str(place).encode() in data for data in files.values())
+    assert hub.repos["me/bilibili-lora"]["adapter_model.safetensors"] == next(
+        path.read_bytes() for path in (runs / "bilibili").glob("*.safetensors")
+    )
+    assert weights(runs / "bilibili-merged").keys() == base.state_dict().keys() - {"lm_head.weight"}
