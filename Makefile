@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 MODEL ?= .cache/SmolLM2-135M-Instruct
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo demo-pretrain demo-reward demo-dpo demo-grpo test check-slow lint bench setup
+.PHONY: demo demo-pretrain demo-reward demo-reward-long demo-dpo demo-grpo test check-slow lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -47,6 +47,11 @@ demo-pretrain: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/conf
 demo-reward: $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 	$(BIN)/python scripts/reward.py --config configs/recipes/reward_demo.yaml \
 		--model_name_or_path $(MODEL) --overwrite_output_dir
+
+# The longer run: pairs of long reviews, and a small new model whose tokens are Chinese words.
+demo-reward-long: $(VENV)/.installed .cache/reviews/test.jsonl
+	$(BIN)/python scripts/pretrain.py --config configs/recipes/reviews_base.yaml --overwrite_output_dir
+	$(BIN)/python scripts/reward.py --config configs/recipes/reward_long.yaml --overwrite_output_dir
 
 runs/demo-reward/metrics.json:
 	@$(MAKE) demo-reward

