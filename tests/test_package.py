@@ -18,10 +18,10 @@ ALLOWED = {
     "models": {"errors", "models", "parsing"},
     "evaluation": {"parsing", "errors", "evaluation", "data", "models", "__version__"},
     "apps": {"errors", "apps", "data", "parsing"},
-    "inspection": {"errors", "inspection", "arguments", "data", "evaluation", "models", "parsing", "training"},
     "hub": {"errors"},
     "samples": {"errors"},
     "usage": set(),
+    "inspection": {"errors", "inspection", "arguments", "data", "evaluation", "models", "parsing", "training"},
     "download": {"errors", "hub", "models"},
     "training": {
         "errors",
