@@ -113,7 +113,7 @@ def _check_model(folder: Path) -> None:
 def _fill(target: Path, folder: Path, run: Path, address: Address, state_as: str | None) -> None:
     names = _read(run / NAMES, lambda text: dict(json.loads(text))) if (run / NAMES).is_file() else {}
     bases = _bases(folder, run)
-    shown = {public_name(base, names) for base in bases}
+    shown = bases | {public_name(base, names) for base in bases}
     if address.base:
         names |= dict.fromkeys(bases, address.base)
     values = _in_json(partial(public_values, names=names))
