@@ -169,12 +169,17 @@ def merged_card(folder: str | os.PathLike, record: Mapping[str, Any]) -> str:
     if not (scores or has_chat_template(folder)):
         does = "continues"
     shown = [f"`{one['name']}`" + (f" × {one['weight']:g}" if one["weight"] != 1 else "") for one in adapters]
-    several = len(adapters) > 1
+    several, trained = len(adapters) > 1, record.get("quantized_in_training")
+    quantized = (
+        f"The adapter was trained on the base in {trained}; here it is in the base's full weights.\n",
+        f"适配器训练时基座为 {trained}；这里并入的是基座的全精度权重。\n",
+    )
     lines = [
         *_header("transformers", base, "merge" if several else "finetune", does, "merge, lora"),
         f"\n# {folder.resolve().name}\n",
         f"`{base}` with the LoRA adapter{'s' * several} {', '.join(shown)} merged into its weights by hf_recipes.\n",
         f"由 hf_recipes 把 LoRA 适配器 {'、'.join(shown)} 并入 `{base}` 的权重而成。\n",
+        *(quantized if trained else ()),
         "## How to load it · 使用\n",
         f"```python\n{usage(does=does)}\n```",
     ]

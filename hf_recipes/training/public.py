@@ -105,7 +105,11 @@ def public_merge(record: Mapping[str, Any], names: Mapping[str, str]) -> Mapping
     """`merge.json` as it may be published: what was merged into what, and how near the result is to it."""
     if not is_merge(record):
         raise ValueError("no record of a merge")
-    base = record["base"] | {"name": public_name(record["base"]["name"], names)}
-    adapters = [one | {"name": public_name(one["name"], names)} for one in record["adapters"]]
+
+    def named(part: Mapping[str, Any]) -> dict[str, Any]:
+        name = part["name"]  # what has one slash is no path: a merge records those by their last part
+        return {**part, "name": name if _HUB_ID.fullmatch(name) and name not in names else public_name(name, names)}
+
+    base, adapters = named(record["base"]), [named(one) for one in record["adapters"]]
     kept = {key: value for key, value in record.items() if key not in ("request", "files")}  # of this machine's folder
-    return public_values({**kept, "base": base, "adapters": adapters}, names)
+    return {**public_values(kept, names), "base": base, "adapters": adapters}

@@ -1,11 +1,12 @@
 """What of a folder is published: its files as others may see them, in a folder of their own."""
 
+import hashlib
 import json
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +113,7 @@ def _check_model(folder: Path) -> None:
 def _fill(target: Path, folder: Path, run: Path, address: Address, state_as: str | None) -> None:
     names = _read(run / NAMES, lambda text: dict(json.loads(text))) if (run / NAMES).is_file() else {}
     bases = _bases(folder, run)
-    shown = {public_name(base, names) for base in bases}
+    shown = bases | {public_name(base, names) for base in bases}
     if address.base:
         names |= dict.fromkeys(bases, address.base)
     values = _in_json(partial(public_values, names=names))
@@ -139,13 +140,13 @@ def _fill(target: Path, folder: Path, run: Path, address: Address, state_as: str
         for path in folder.glob(pattern):
             stage(path, path.relative_to(folder))
     is_merged = run == folder and _bases_of_merge(folder) is not None
-    if is_merged and not (folder / "README.md").is_file():
-        text = _read(folder / MERGE, lambda text: merged_card(folder, public_merge(json.loads(text), names)))
-        (target / "README.md").write_text(card(text), encoding="utf-8")
     if is_merged or (run / SETTINGS).is_file():  # else README.md is not ours
         for path in (run / name for name in (RESULTS if run == folder else RESULTS_OF_CHECKPOINT)):
             if path.is_file():
                 stage(path, path.name)
+    if is_merged and not _is_edited(folder / "README.md", _read(folder / MERGE, json.loads)):
+        text = _read(folder / MERGE, lambda text: merged_card(folder, public_merge(json.loads(text), names)))
+        (target / "README.md").write_text(card(text), encoding="utf-8")
     if run != folder:
         settings, ledgers = _read(run / SETTINGS, yaml.safe_load), _read(run / LEDGER, json.loads)
         history, step = _read(folder / "trainer_state.json", _history)
@@ -181,6 +182,13 @@ def _bases_of_merge(folder: Path) -> list[str] | None:
     path = folder / MERGE
     record = _read(path, json.loads) if path.is_file() else None
     return [record["base"]["name"]] if is_merge(record) else None
+
+
+def _is_edited(card: Path, record: Mapping) -> bool:
+    """Whether a merged model's card is another one than the merge left with it."""
+    if not card.is_file():
+        return False
+    return hashlib.sha256(card.read_bytes()).hexdigest() != record.get("files", {}).get(card.name)
 
 
 def base_without_name(folder: Path) -> str | None:

@@ -1,5 +1,6 @@
 """scripts/push.py: what every kind of model becomes on a hub, and that its card's code loads it from there."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -57,10 +58,11 @@ def make_merged(model_dir, adapter: Path, folder: Path, weight: float = 1.0) -> 
     record = {
         "base": {"name": str(model_dir), "revision": "main"},
         "adapters": [{"name": str(adapter), "weight": weight, "files": {"adapter_model.safetensors": "0f"}}],
+        "quantized_in_training": "4 bits",
         "dtype": "float32",
         "parity": {"logits": 3.5e-7, "greedy_tokens": {"same": 32, "of": 32}},
         "request": {"base": {str(folder): "1"}},
-        "files": {"README.md": "2"},
+        "files": {"README.md": hashlib.sha256(b"as the merge wrote it").hexdigest()},
     }
     (folder / "merge.json").write_text(json.dumps(record))
     return folder
@@ -162,13 +164,16 @@ def run_code(card: str, target: str) -> dict:
 def test_a_merged_model_tells_what_it_was_merged_from(hub, script, train, model_dir, tmp_path):
     folder = make_merged(model_dir, train("sft.py"), tmp_path / "merged", weight=0.5)
     flags = ["--folder", folder, "--hub_model_id", "me/it"]
+    (folder / "README.md").write_text("as the merge wrote it")
     assert script("push.py", *flags)[0] == 0
     pushed = hub.repos["me/it"]
     record = json.loads(pushed["merge.json"])
-    assert record.keys() == {"base", "adapters", "dtype", "parity"} and record["base"]["name"] == "tiny"
+    assert record.keys() == {"base", "adapters", "quantized_in_training", "dtype", "parity"}
+    assert record["base"]["name"] == "tiny"
     assert record["adapters"] == [{"name": "run", "weight": 0.5, "files": {"adapter_model.safetensors": "0f"}}]
     card = pushed["README.md"].decode()
     assert "`tiny` with the LoRA adapter `run` × 0.5 merged into its weights" in card and "base_model" not in card
+    assert "trained on the base in 4 bits" in card and "适配器训练时基座为 4 bits" in card
     assert "| logits | 3.5e-07 |\n| greedy_tokens / same | 32 |" in card
     assert str(tmp_path).encode() not in b"".join(pushed.values())
 
