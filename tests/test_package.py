@@ -22,7 +22,6 @@ ALLOWED = {
     "hub": {"errors"},
     "samples": {"errors"},
     "usage": set(),
-    "inspection": {"errors", "inspection", "arguments", "data", "evaluation", "models", "parsing", "training"},
     "download": {"errors", "hub", "models"},
     "training": {
         "errors",

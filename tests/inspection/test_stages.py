@@ -8,6 +8,7 @@ from hf_recipes.inspection.stages import read_settings
 from hf_recipes.parsing import Parser
 
 RECIPES = {
+    "bilibili_demo": "sft",
     "demo": "sft",
     "dpo": "dpo",
     "dpo_demo": "dpo",
@@ -15,8 +16,10 @@ RECIPES = {
     "grpo_demo": "grpo",
     "kto": "kto",
     "pretrain_demo": "pretrain",
+    "reviews_base": "pretrain",
     "reward": "reward",
     "reward_demo": "reward",
+    "reward_long": "reward",
     "reviews_demo": "sft",
 }
 TALK = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
@@ -24,23 +27,26 @@ TALK = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "�
 
 @pytest.fixture
 def rows(tmp_path):
-    """Where recipes name files that a demo downloads."""
+    """Where recipes name files that a demo downloads or makes."""
     pairs = [{"prompt": "问", "chosen": "好", "rejected": "坏"}] * 2
-    found = {"train": pairs, "test": pairs, "reviews": [{"prompt": "问", "response": "答"}] * 2}
-    found["continuations"] = [{"text": "春天"}] * 2
-    return {name: write_jsonl(tmp_path / f"{name}.jsonl", own) for name, own in found.items()}
+    found = dict.fromkeys(("train", "test", "long_train", "long_test"), pairs)
+    found["reviews"] = [{"prompt": "问", "response": "答"}] * 2
+    found["continuations"] = found["long_texts"] = [{"text": "春天"}] * 2
+    paths = {f".cache/reviews/{name}.jsonl": own for name, own in found.items()}
+    paths |= {f"runs/bilibili-data/{name}.jsonl": [{"messages": TALK}] for name in ("train", "test")}
+    return {name: write_jsonl(tmp_path / name.replace("/", "-"), own) for name, own in paths.items()}
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (ROOT / "configs" / "recipes").iterdir()))
 def test_each_recipe_is_of_its_stage(recipe, rows):
     path = ROOT / "configs" / "recipes" / f"{recipe}.yaml"
-    named = "--tokenizer_name" if recipe.startswith("pretrain") else "--model_name_or_path"
+    named = "--tokenizer_name" if RECIPES[recipe] == "pretrain" else "--model_name_or_path"
     flags = ["--config", str(path), named, "M"]
     flags += ["--reward_model", "R"] if recipe == "grpo_demo" else []
     for line in path.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(": ")
-        if key in ("train_file", "validation_file") and ".cache" in value:
-            flags += [f"--{key}", str(rows[value.rpartition("/")[2].removesuffix(".jsonl")])]
+        if key in ("train_file", "validation_file") and value in rows:
+            flags += [f"--{key}", str(rows[value])]
     settings = read_settings(flags)
     assert settings.stage == RECIPES[recipe] and settings.reason.startswith("guessed from ")
 
