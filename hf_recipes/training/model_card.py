@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,14 +183,20 @@ def merged_card(folder: str | os.PathLike, record: Mapping[str, Any]) -> str:
         "## How to load it · 使用\n",
         f"```python\n{usage(does=does)}\n```",
     ]
-    if parity := record.get("parity"):
-        lines += [
-            "\n## Parity · 一致性\n",
-            "| base + adapter, merged · 基座加适配器，合并后 | |",
-            "| --- | ---: |",
-        ]
-        lines += [f"| {name} | {value} |" for name, value in _flat(parity)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_parity(record.get("parity") or {}, scores)]) + "\n"
+
+
+def _parity(found: Mapping[str, Any], scores: bool) -> list[str]:
+    """How near a merged model is to its base with the adapters."""
+    if "logits" not in found:
+        return []
+    what, tokens = ("scores", "得分") if scores else ("logits", "logits"), found.get("greedy_tokens") or {}
+    same, of = tokens.get("same"), tokens.get("of")
+    alike = (f", and {same} of {of} greedy tokens are the same", f"，{of} 个贪心词元中 {same} 个相同") if of else ("", "")
+    return [
+        f"\nAgainst base and adapter, {what[0]} differ by at most {found['logits']:.2g}{alike[0]}.\n",
+        f"与“基座加适配器”相比，{what[1]} 最多相差 {found['logits']:.2g}{alike[1]}。",
+    ]
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -199,14 +205,6 @@ def has_chat_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").is_file() or (
         config.is_file() and "chat_template" in json.loads(config.read_text(encoding="utf-8"))
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} / ")
-        else:
-            yield f"{prefix}{name}", f"{value:.3g}" if isinstance(value, float) else value
 
 
 def with_header(card: str, **values: str) -> str:

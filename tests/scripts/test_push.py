@@ -174,7 +174,8 @@ def test_a_merged_model_tells_what_it_was_merged_from(hub, script, train, model_
     card = pushed["README.md"].decode()
     assert "`tiny` with the LoRA adapter `run` × 0.5 merged into its weights" in card and "base_model" not in card
     assert "trained on the base in 4 bits" in card and "适配器训练时基座为 4 bits" in card
-    assert "| logits | 3.5e-07 |\n| greedy_tokens / same | 32 |" in card
+    assert "logits differ by at most 3.5e-07, and 32 of 32 greedy tokens are the same" in card
+    assert "logits 最多相差 3.5e-07，32 个贪心词元中 32 个相同" in card
     assert str(tmp_path).encode() not in b"".join(pushed.values())
 
     (folder / "README.md").write_text('Mine, of `tiny`: load("FOLDER")')
