@@ -50,7 +50,7 @@ demo-reward: $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%
 
 # The longer run: pairs of long reviews, and a small new model whose tokens are Chinese words.
 demo-reward-long: $(VENV)/.installed .cache/reviews/test.jsonl
-	$(BIN)/python scripts/pretrain.py --config configs/recipes/reviews_base.yaml --overwrite_output_dir
+	$(BIN)/python scripts/pretrain.py --config configs/recipes/pretrain_reviews.yaml --overwrite_output_dir
 	$(BIN)/python scripts/reward.py --config configs/recipes/reward_long.yaml --overwrite_output_dir
 
 runs/demo-reward/metrics.json:

@@ -44,7 +44,7 @@ class Browser:
             port = port_file.read_text().split()[0]
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
                 page = next(target for target in json.load(answer) if target["type"] == "page")
-            connection = connect(page["webSocketDebuggerUrl"], max_size=None, proxy=None)
+            connection = connect(page["webSocketDebuggerUrl"], max_size=None, proxy=None, ping_interval=None)
             self._socket = self._open.enter_context(connection)
             for domain in ("Page", "Network", "Runtime"):
                 self.call(f"{domain}.enable")

@@ -16,7 +16,7 @@ RECIPES = {
     "grpo_demo": "grpo",
     "kto": "kto",
     "pretrain_demo": "pretrain",
-    "reviews_base": "pretrain",
+    "pretrain_reviews": "pretrain",
     "reward": "reward",
     "reward_demo": "reward",
     "reward_long": "reward",
