@@ -87,6 +87,7 @@ bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
 	$(BIN)/python tests/benchmarks/tokenize_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
 	$(BIN)/python tests/benchmarks/corpus_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
 	$(BIN)/python tests/benchmarks/import_speed.py
+	$(BIN)/python tests/benchmarks/inspect_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
 	$(BIN)/python tests/benchmarks/train_speed.py
 	$(BIN)/python tests/benchmarks/pretrain_speed.py
 	$(BIN)/python tests/benchmarks/resume_speed.py

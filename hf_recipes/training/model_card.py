@@ -192,9 +192,8 @@ def _parity(found: Mapping[str, Any], scores: bool) -> list[str]:
         return []
     what, tokens = ("scores", "得分") if scores else ("logits", "logits"), found.get("greedy_tokens") or {}
     same, of = tokens.get("same"), tokens.get("of")
-    alike = "", ""
-    if of:
-        alike = f", and {same} of {of} greedy tokens are the same", f"，{of} 个贪心词元中 {same} 个相同"
+    alike = (f", and {same} of {of} greedy tokens are the same", f"，{of} 个贪心词元中 {same} 个相同")
+    alike = alike if of else ("", "")
     return [
         f"\nAgainst base and adapter, {what[0]} differ by at most {found['logits']:.2g}{alike[0]}.\n",
         f"与“基座加适配器”相比，{what[1]} 最多相差 {found['logits']:.2g}{alike[1]}。",
