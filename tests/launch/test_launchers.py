@@ -121,6 +121,7 @@ def check_same_result(alone, output: Path, printed: str) -> None:
     assert all(torch.allclose(own[key], expected[key], atol=1e-4) for key in own)
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_and_the_run_goes_on_by_itself(script, settings, alone, tmp_path):
     deadly = tmp_path / "dies_once.py"
     deadly.write_text(DIES_ONCE.replace("SCRIPT", script))
@@ -143,6 +144,7 @@ def nodes(*script_and_flags, restarts: int = 0) -> list[list]:
     ]
 
 
+@pytest.mark.slow
 def test_two_nodes_with_addresses_of_their_own_train_together(script, settings, alone, tmp_path):
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
     check_same_result(alone, tmp_path / "run", launch(*nodes(script, *argv)))

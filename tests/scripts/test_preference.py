@@ -138,7 +138,7 @@ def test_an_adapter_is_gone_on_from(run, stage, tmp_path):
     assert not list((tmp_path / "more").rglob("ref")) and len(list((tmp_path / "more").rglob("*.safetensors"))) == 3
 
 
-@pytest.mark.parametrize("way", ["new", "gone on from", "all weights"])
+@pytest.mark.parametrize("way", ["new", "gone on from", pytest.param("all weights", marks=pytest.mark.slow)])
 def test_row_04_a_killed_run_goes_on_to_the_same_weights(start, tmp_path, way):
     """Its reference is the start again, not the checkpoint."""
     flags = [

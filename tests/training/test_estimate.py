@@ -140,7 +140,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "accumulated"))]
+)
 def test_the_estimate_is_within_a_quarter_of_the_peak(tokenizer, tmp_path, name):
     width, layers, vocabulary, flags = RUNS[name]
     torch.manual_seed(0)

@@ -65,7 +65,7 @@ def test_training_is_the_same_with_evaluations_and_without(forks, settings, eval
     assert same(weights(evaluated), weights(tmp_path / "plain"))
 
 
-@pytest.mark.parametrize("stage", [None, 3], ids=["DDP", "ZeRO-3"])
+@pytest.mark.parametrize("stage", [None, pytest.param(3, marks=pytest.mark.slow)], ids=["DDP", "ZeRO-3"])
 def test_two_processes_give_the_same_figures(forks, settings, evaluated, tmp_path, stage):
     argv = [*settings, *EVALUATED, "--per_device_train_batch_size", 4, "--output_dir", tmp_path / "run"]
     argv += ["--deepspeed", f"configs/deepspeed/zero{stage}.json"] if stage else []
