@@ -1,0 +1,184 @@
+"""Files and folders that are whole or absent, locks that end with their process, and JSON that every reader takes."""
+
+import contextlib
+import errno
+import glob
+import json
+import math
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from hf_recipes.errors import UserError
+
+# What writing a file can fail with where neither this code nor its caller is wrong.
+_DISK = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ESTALE,
+}
+# How torch, safetensors and tokenizers, which raise other types than OSError, say the same.
+_DISK_SIGNS = re.compile(
+    r"no space left|\(os error \d+\)|PytorchStreamWriter|inline_container.*unexpected pos|iostream error|I/O error|"
+    r"file too large|disk quota|read-only file system|database or disk is full",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def disk_problem(error: BaseException | None) -> str | None:
+    """Why a file could not be written, where that is what `error` or an exception behind it says; else None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = " ".join(str(error).split())[:200]
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return (error.strerror or text) + (f": {error.filename}" if error.filename else "")
+        if _DISK_SIGNS.search(text):
+            return text
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def writing(what: str, hint: str = "make room or name another place") -> Iterator[None]:
+    """Around what writes files: a full, read-only or forbidden disk becomes a `UserError` that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        problem = disk_problem(error)
+        if problem is None:
+            raise
+        raise UserError(f"{what}: cannot be written ({problem}); {hint}") from error
+
+
+def to_json(value: Any, indent: int | None = None, default: Any = None) -> str:
+    """JSON text without NaN and infinities, which JSON has no words for: they become null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, default=default, allow_nan=False)
+    except ValueError:
+        finite = _finite(json.loads(json.dumps(value, ensure_ascii=False, default=default)))
+        return json.dumps(finite, ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _partial_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}")
+
+
+def remove_abandoned(target: str | os.PathLike) -> None:
+    """Remove what writers of `target` on this machine left half-written when they were killed."""
+    target = Path(target)
+    name = re.compile(rf"{re.escape(f'{target.name}.partial-{socket.gethostname()}')}-(\d+)-\w+")
+    for path in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):
+        if match := name.fullmatch(path.name):
+            try:
+                os.kill(int(match[1]), 0)
+            except ProcessLookupError:
+                _remove(path)
+            except PermissionError:  # another user's, alive
+                pass
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A path next to `path` to write to, which takes its place when nothing was raised and is removed otherwise."""
+    target = Path(path)
+    remove_abandoned(target)
+    partial = _partial_of(target)
+    try:
+        yield partial
+        os.replace(partial, target)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder next to `path`, which becomes `path` when nothing was raised and is removed otherwise.
+
+    `path` must be absent or an empty folder when this ends; else OSError.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target)
+    partial = _partial_of(target)
+    partial.mkdir()
+    try:
+        yield partial
+        os.replace(partial, target)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
+    write_text(path, to_json(value, indent) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    with new_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        file.writelines(to_json(row) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, busy: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`, which is created; it is free as soon as its process ends, however it ends.
+
+    Args:
+        busy: the sentence for whoever comes while another process holds it.
+        wait: seconds; -1 waits without an end.
+
+    Raises:
+        UserError: `busy`, or the lock file cannot be written.
+    """
+    lock = FileLock(path, timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(busy) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be locked ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        lock.release()
