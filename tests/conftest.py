@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,9 @@ from transformers import (
 
 from forks import Server
 
+# A shell starts what it puts into the background with SIGINT ignored, and every process of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[1]
 TEXT = [
     "患者年龄在十八岁以上，性别不限，自愿签署知情同意书。",
@@ -39,6 +43,23 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+def _refuse_skip(report):
+    """With NO_SKIPS set, as .ci/run sets it, a test that skips fails: what it needs is missing there."""
+    if report.skipped and os.environ.get("NO_SKIPS") and "beside the checkout" not in str(report.longrepr):
+        report.outcome = "failed"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return _refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return _refuse_skip((yield))
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,17 @@
 """The package as it is built and laid out."""
 
 import ast
+import configparser
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from conftest import ROOT
 
@@ -109,3 +113,27 @@ def test_a_built_wheel_works_away_from_the_checkout(tmp_path):
     place, *templates = done.stdout.split()
     assert Path(place).is_relative_to(installed)
     assert templates == ["alpaca", "baichuan", "chatml", "glm", "llama2", "plain", "vicuna"]
+
+
+def test_the_lock_names_every_package_that_the_environment_is_built_of():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    locked = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line}
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = [config["options.extras_require"][name] for name in ("gguf", "tensorboard", "test")]
+    wanted = {line for text in (config["options"]["install_requires"], *extras) for line in text.split()}
+    seen: set[tuple[str, str]] = set()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        name = canonicalize_name(requirement.name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+                continue
+            seen.add((name, extra))
+            assert name in locked
+            for line in metadata.requires(name) or ():
+                dependency = Requirement(line)
+                if dependency.marker is None or dependency.marker.evaluate({"extra": extra}):
+                    dependency.marker = None
+                    wanted.add(str(dependency))
+    assert len(seen) > 100
