@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_recipes import __version__
+from hf_recipes.core.files import write_text
 from hf_recipes.errors import UserError, say
 from hf_recipes.processes import leave_process_group
 
@@ -153,7 +155,7 @@ class Parser(HfArgumentParser):
             f"{plain(True)}\n"
             f"# Defaults\n{plain(False)}"
         )
-        Path(path).write_text(text, encoding="utf-8")
+        write_text(path, text)
 
 
 def _named(flags: Sequence[str]) -> set[str]:
@@ -203,6 +205,10 @@ def read_json_object(path: str, flag: str) -> dict[str, Any]:
     return settings
 
 
+# What a script holds until its end, such as the lock of its folder; `run_script` lets go of it.
+at_end = ExitStack()
+
+
 def run_script(main: Callable[[], None], go_on: str = "the same command begins anew") -> None:
     """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 1, without a traceback.
 
@@ -211,8 +217,9 @@ def run_script(main: Callable[[], None], go_on: str = "the same command begins a
     """
     _hush_libraries()
     try:
-        main()
-        leave_process_group()
+        with at_end:
+            main()
+            leave_process_group()
     except UserError as error:
         rank = int(os.environ.get("RANK", 0))
         print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)

@@ -5,17 +5,25 @@ python scripts/evaluate.py --model_name_or_path MODEL --peft_path runs/first --c
 """
 
 import os
-from pathlib import Path
 
+from hf_recipes.core.folders import held
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
 from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.evaluation.evaluating import EvaluateArguments, compare, evaluate, settings_of, write_results
+from hf_recipes.evaluation.evaluating import (
+    EvaluateArguments,
+    check_results,
+    compare,
+    evaluate,
+    open_folder,
+    settings_of,
+    write_results,
+)
 from hf_recipes.evaluation.rewards import Rewards
 from hf_recipes.evaluation.suite import EvaluationArguments, build_methods
 from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
-from hf_recipes.parsing import Parser, run_script
+from hf_recipes.parsing import Parser, at_end, run_script
 
 
 def main() -> None:
@@ -27,6 +35,8 @@ def main() -> None:
         raise UserError("--compare base is the model without its adapter: name one with --peft_path")
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process evaluates all rows
+    at_end.enter_context(held(args.output_dir))
+    folder = open_folder(args)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
 
     def prepare(model_args: ModelArguments):
@@ -46,10 +56,11 @@ def main() -> None:
     tokenizer, methods, options = prepare(model_args)
     others = ModelArguments(args.compare) if args.compare not in (None, "base") else None
     other_tokenizer, other_methods, other_options = prepare(others) if others else (None, {}, {})
+    who = "adapted" if model_args.peft_path else "model"
+    check_results(folder, methods, [who, "base" if args.compare == "base" else "other"])
     settings = settings_of(model_args, args, evaluation, decoding, tokenizer.chat_template)
 
     model = load_for_inference(model_args, tokenizer, **options)
-    who = "adapted" if model_args.peft_path else "model"
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}
     if args.compare == "base":
         with model.disable_adapter():
@@ -60,7 +71,7 @@ def main() -> None:
         outcomes["other"] = evaluate(model, other_methods, args.batch_size, "other")
     first, *rest = outcomes.values()
     changes = compare(methods, first, rest[0]) if rest else {}
-    write_results(Path(args.output_dir), settings, methods, outcomes, changes)
+    write_results(folder, settings, methods, outcomes, changes)
     say(f"\n{report.comparison(rest[0].flat if rest else None, first.flat, changes, tuple(reversed(outcomes)))}\n")
     say(f"In {args.output_dir}: metrics.json, report.html, pictures, and the records of every row")
 

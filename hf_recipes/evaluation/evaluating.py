@@ -1,13 +1,14 @@
 """A finished model on files: metrics with intervals, beside another model's on the same rows, and what is written."""
 
 import hashlib
-import json
-import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_recipes.core.files import write_json, write_jsonl, writing
+from hf_recipes.core.folders import OutputFolder
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import metrics, report
 from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from hf_recipes.evaluation.suite import EvaluationArguments
     from hf_recipes.models.loading import ModelArguments
 
+METRICS, REPORT = "metrics.json", "report.html"
 MAX_LABELS = 60  # of a confusion matrix that can be read
 
 
@@ -45,8 +47,43 @@ class EvaluateArguments:
         path = Path(self.output_dir)
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output_dir {path}: this is a file")
-        if (path / "metrics.json").exists() and not self.overwrite_output_dir:
-            raise ValueError(f"--output_dir {path}: has results; name another, or add --overwrite_output_dir")
+
+
+def open_folder(args: EvaluateArguments) -> OutputFolder:
+    """The folder of the results.
+
+    Raises:
+        UserError: it is a run's, or has results that are not to be written over.
+    """
+    folder = OutputFolder(args.output_dir, "evaluation")
+    if folder.record and not folder.is_mine:
+        raise UserError(f"--output_dir {folder.path}: the folder of a training run; name another, or one in it")
+    check_results(folder, (), ())
+    if METRICS in folder.own() and not args.overwrite_output_dir:
+        raise UserError(f"--output_dir {folder.path}: has results; name another, or add --overwrite_output_dir")
+    return folder
+
+
+def check_results(folder: OutputFolder, evaluations: Iterable[str], models: Iterable[str]) -> list[str]:
+    """Patterns of the files that are going to be written.
+
+    Args:
+        evaluations: their names.
+        models: what the models are called, whose records they are.
+
+    Raises:
+        UserError: such a file is there, and no evaluation made it; or a link is where one did.
+    """
+    names = [f"{name}.png" for name in evaluations] + [REPORT, METRICS]
+    names += [f"{name}_{who}.{ending}" for name in evaluations for who in models for ending in ("jsonl", "png")]
+    claims = list(map(re.escape, names))
+    if others := folder.others(claims):
+        raise UserError(
+            f"--output_dir {folder.path}: no evaluation recorded {others[0]} as its own, and this one would write "
+            "there; name another folder"
+        )
+    folder.check_links()
+    return claims
 
 
 @dataclass
@@ -155,7 +192,7 @@ def few_shot_of(path: str | None, count: int) -> dict[str, Any] | None:
 
 
 def write_results(
-    folder: Path,
+    folder: OutputFolder,
     settings: Mapping[str, Any],
     methods: Mapping[str, Method],
     outcomes: Mapping[str, Outcome],
@@ -164,6 +201,7 @@ def write_results(
     """metrics.json (the last, so that it stands for all), report.html, and a jsonl of records for each evaluation.
 
     Args:
+        folder: the results of a former evaluation in it are deleted.
         outcomes: by name; the first is the model's, the second that which it is compared with.
 
     Raises:
@@ -171,27 +209,19 @@ def write_results(
     """
     from hf_recipes.evaluation.html import write_report
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    claims, path = check_results(folder, methods, outcomes), folder.path
+    with writing(f"--output_dir {path}"):
+        folder.clear()
+        folder.claim(claims)
         for who, outcome in outcomes.items():
             for name, records in outcome.records.items():
-                lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-                _write(folder / f"{name}_{who}.jsonl", "".join(lines))
-        drawn = pictures(folder, methods, outcomes)
-        write_report(folder / "report.html", settings, methods, outcomes, changes, drawn)
+                write_jsonl(path / f"{name}_{who}.jsonl", records)
+        drawn = pictures(path, methods, outcomes)
+        write_report(path / REPORT, settings, methods, outcomes, changes, drawn)
         results = {who: outcome.metrics for who, outcome in outcomes.items()}
         results["change"] = {name: change._asdict() for name, change in changes.items()}
-        _write(
-            folder / "metrics.json", json.dumps({**results, "settings": settings}, ensure_ascii=False, indent=2) + "\n"
-        )
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be written to ({error.strerror or error})") from None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+        write_json(path / METRICS, {**results, "settings": settings})
+        folder.settle()
 
 
 def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[float | None, list[Record]]]:

@@ -1,7 +1,8 @@
 """A run of any stage: its settings, its model, its folder, the training itself, and the report."""
 
-import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,16 +11,32 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_recipes.arguments import DataArguments, ModelArguments, RunArguments
+from hf_recipes.core.files import write_json, write_text
+from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.data.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
 from hf_recipes.evaluation.suite import EvaluationArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
-from hf_recipes.parsing import Parser
+from hf_recipes.parsing import Parser, at_end
 from hf_recipes.processes import leave_process_group
+from hf_recipes.training.checkpoints import find_checkpoint
 from hf_recipes.training.evaluation import evaluated_with
 from hf_recipes.training.faults import Stopped, is_of_disk
-from hf_recipes.training.folder import check_agreement, check_output_dir, enter_output_dir, on_main_process
+from hf_recipes.training.folder import (
+    CARD,
+    END,
+    ENDING,
+    METRICS,
+    SETTINGS,
+    check_agreement,
+    check_output_dir,
+    check_sources,
+    enter_output_dir,
+    is_restart,
+    on_main_process,
+    open_folder,
+)
 from hf_recipes.training.memory import PeakMemory, describe
 from hf_recipes.training.model import build_model, check_settings
 from hf_recipes.training.model_card import model_card
@@ -28,6 +45,7 @@ from hf_recipes.training.public import NAMES, hub_names
 from hf_recipes.training.publishing import Publisher
 from hf_recipes.training.reference import build_reference
 from hf_recipes.training.trackers import add_trackers
+from hf_recipes.training.trainer import STAGING
 
 GO_ON = "go on with --resume_from_checkpoint true"
 
@@ -47,9 +65,25 @@ class Run:
         self.parser = Parser([model, data, arguments, EvaluationArguments])
         self.model_args, self.data, self.args, self.evaluation = self.parser.parse()
         check_settings(self.model_args, self.args)
-        starts_from = self.model_args.model_name_or_path, self.model_args.peft_path
-        on_main_process(self.args, check_output_dir, self.args, *starts_from)
+        self._checkpoint = on_main_process(self.args, self._open_folder)
         self.source = {"trust_remote_code": self.args.trust_remote_code, "cache_dir": self.data.cache_dir}
+
+    def _open_folder(self) -> str | None:
+        """Hold the run's folder until the script ends; the checkpoint to go on from."""
+        args, model_args = self.args, self.model_args
+        self._folder = open_folder(args)
+        check_sources(self._folder.path, model_args.model_name_or_path, model_args.peft_path)
+        if not args.dry_run:
+            at_end.enter_context(held(args.output_dir, ENDING if is_restart(self._folder) else 0))
+            self._folder = open_folder(args)  # as whoever held it before has left it
+        check_output_dir(self._folder, args, model_args.use_lora)
+        return find_checkpoint(
+            args.output_dir,
+            args.resume_from_checkpoint or ("true" if is_restart(self._folder) else None),
+            world_size=args.world_size,
+            inexact=args.inexact_resume,
+            trust=args.trust_checkpoint,
+        )
 
     def open_model(self, read_config: Callable | None = None, **tokenizer: bool) -> None:
         """Read `config`, `tokenizer` and `added_tokens`, but no weight.
@@ -106,27 +140,42 @@ class Run:
         return self.goes_on or not (self.model_args.use_lora or before)
 
     def enter(self, evaluates: bool) -> None:
-        """Take the folder, and find the checkpoint to go on from; `evaluates` tells whether there is anything to."""
-        self._checkpoint = on_main_process(self.args, enter_output_dir, self.args)
+        """Begin to write to the folder; `evaluates` tells whether there is anything to evaluate on."""
+        on_main_process(self.args, self._enter_folder)
         found = self._figures
         check_agreement(self.args, self.parser, **{found.what: found.rows, "tokens": found.tokens})
         self.args.eval_on_start = self.args.eval_on_start and self._checkpoint is None and evaluates
 
+    def _enter_folder(self) -> None:
+        enter_output_dir(self._folder, self.args)
+        at_end.callback(_settle, self._folder)
+
     def train(self, trainer, ledgers: dict[str, Ledger]) -> None:
         """Train, evaluate, and leave the whole folder: weights, settings, ledger, metrics, curves, model card."""
-        _train_and_finish(trainer, self.parser, ledgers, self._checkpoint, self._memory)
+        folder = self._folder if trainer.is_world_process_zero() else None
+        _train_and_finish(trainer, self.parser, ledgers, self._checkpoint, self._memory, folder)
+
+
+def _settle(folder: OutputFolder) -> None:
+    with suppress(OSError):  # the disk is full, and that was said; the claims stay
+        folder.settle()
 
 
 def _train_and_finish(
-    trainer, parser: Parser, ledgers: dict[str, Ledger], checkpoint: str | None, memory: PeakMemory
+    trainer,
+    parser: Parser,
+    ledgers: dict[str, Ledger],
+    checkpoint: str | None,
+    memory: PeakMemory,
+    folder: OutputFolder | None,
 ) -> None:
     output_dir = Path(trainer.args.output_dir)
     names = hub_names(parser.settings)
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / LEDGER, **ledgers)
-        parser.save_settings(output_dir / "run_config.yaml")
-        (output_dir / NAMES).write_text(json.dumps(names), encoding="utf-8")
-        for name in ("metrics.json", "README.md"):  # of a run that goes on: they speak of its former end
+        parser.save_settings(output_dir / SETTINGS)
+        write_json(output_dir / NAMES, names)
+        for name in (METRICS, CARD):  # of a run that goes on: they speak of its former end
             (output_dir / name).unlink(missing_ok=True)
 
     def card(folder: Path) -> str:
@@ -146,7 +195,7 @@ def _train_and_finish(
             settings = evaluated_with(trainer, parser.settings)
             train = _trained(trainer, result.metrics["train_runtime"], taken)
             with suppress(Stopped):
-                _finish_or_say(trainer, card, ledgers, train, taken, trackers, settings)
+                _finish_or_say(trainer, folder, card, ledgers, train, taken, trackers, settings)
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -197,6 +246,7 @@ def _finish_or_say(trainer, *results) -> None:
 
 def _finish(
     trainer,
+    folder: OutputFolder | None,
     card: Callable[[Path], str],
     ledgers: dict[str, Ledger],
     train: dict,
@@ -209,7 +259,7 @@ def _finish(
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
     ):
         trainer.evaluate()
-    trainer.save_model()
+    _save_model(trainer, folder)
     if not trainer.is_world_process_zero():
         return
     write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
@@ -219,11 +269,27 @@ def _finish(
     trackers.finish(state.global_step, report.comparison(before, after) if after else None)
     metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
     metrics["settings"] = settings
-    (output_dir / "README.md").write_text(card(output_dir), encoding="utf-8")
-    partial = output_dir / "metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    os.replace(partial, output_dir / "metrics.json")  # the last, for whoever waits for the run's end
+    write_text(output_dir / CARD, card(output_dir))
+    write_json(output_dir / METRICS, metrics)  # the last, for whoever waits for the run's end
     _print_report(output_dir, state.global_step, before, after)
+
+
+def _save_model(trainer, folder: OutputFolder | None) -> None:
+    """Save the model by way of an empty folder, so that its files are whole and their names are known."""
+    output_dir = Path(trainer.args.output_dir)
+    staging = output_dir / STAGING
+    if folder is not None:
+        shutil.rmtree(staging, ignore_errors=True)
+    trainer.save_model(str(staging))
+    if folder is None:
+        return
+    (staging / CARD).unlink(missing_ok=True)  # PEFT's own
+    names = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+    folder.claim((*END, *(re.escape(name.as_posix()) for name in names)))
+    for name in names:
+        (output_dir / name).parent.mkdir(exist_ok=True)
+        os.replace(staging / name, output_dir / name)
+    shutil.rmtree(staging)
 
 
 def _print_report(output_dir: Path, step: int, before: dict | None, after: dict | None) -> None:
@@ -238,13 +304,13 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
     say(f"In {output_dir}:")
     for name, what in (
         (".", f"the {weights} and the tokenizer"),
-        ("run_config.yaml", "the settings; --config with this file repeats the run"),
+        (SETTINGS, "the settings; --config with this file repeats the run"),
         (LEDGER, "what became of every row"),
-        ("metrics.json", "all figures"),
+        (METRICS, "all figures"),
         ("curves.png", "loss and scores over the steps"),
         ("predictions", "every answer or score of every evaluation; of pairs also a histogram"),
         ("samples", "the newest answers at each log, with what they are worth"),
-        ("README.md", "the model card"),
+        (CARD, "the model card"),
         ("swanlog", "swanlab's runs; `swanlab watch` with this folder shows them"),
         ("wandb", "wandb's runs; `wandb sync` uploads one"),
         ("tensorboard", "event files; `tensorboard --logdir` with this folder shows them"),

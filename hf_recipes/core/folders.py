@@ -1,0 +1,158 @@
+"""A folder that one process at a time writes to, with a record of which files in it are its writer's own."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from hf_recipes.core.files import locked, write_json
+from hf_recipes.errors import UserError
+
+RECORD, LOCK = ".run", ".lock"
+
+
+@contextlib.contextmanager
+def held(folder: str | os.PathLike, wait: float = 0.0) -> Iterator[None]:
+    """Hold `folder`, which is created; the lock ends with the process, and an empty new folder with it.
+
+    Raises:
+        UserError: another process holds it for longer than `wait` seconds, or it cannot be written to.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be written to ({error.strerror})") from None
+    busy = f"--output_dir {folder}: another process is writing to this folder; wait for its end, or name another folder"
+    with locked(folder / LOCK, busy, wait):
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()  # whoever has opened it meanwhile sees that, and opens another
+                if is_new:
+                    folder.rmdir()  # where nothing was written
+
+
+class OutputFolder:
+    """What a folder holds, and what of it a former writer of the same `kind` made.
+
+    The record is a file in the folder: the names of `files` that are its writer's, and `claims`, patterns of what a
+    writer that has not ended may have written since. Claims are recorded before anything is written, so that the files
+    of a killed process are known too; an end (`settle`) puts the files that are there in their place. Names are
+    relative, with slashes; patterns are regular expressions of whole names.
+
+    Args:
+        kind: of writer; a record of another kind counts as none.
+        former: the claims of versions whose record names no files.
+
+    Raises:
+        UserError: `path` is a file.
+    """
+
+    def __init__(self, path: str | os.PathLike, kind: str, former: Iterable[str] = ()):
+        self.path, self.kind = Path(path), kind
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output_dir {path}: this is a file")
+        self.record = self._read(list(former))
+
+    def _read(self, former: list[str]) -> dict[str, Any] | None:
+        path = self.path / RECORD
+        if path.is_symlink() or not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return {name: record[name] for name in ("kind", "files", "claims", "launch")}
+        except (ValueError, TypeError, KeyError, OSError):
+            return {"kind": self.kind, "files": [], "claims": former, "launch": None} if former else None
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether there is a record of this kind of writer."""
+        return self.record is not None and self.record["kind"] == self.kind
+
+    def names(self) -> list[str]:
+        """All files, and links of any kind, which are not followed; without the record and the lock."""
+        found: list[str] = []
+        for folder, folders, files in os.walk(self.path):
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            found += [Path(folder, name).relative_to(self.path).as_posix() for name in (*files, *links)]
+        return sorted(n for n in found if n not in (RECORD, LOCK) and not n.startswith(f"{RECORD}.partial-"))
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.names() and not any(path.is_dir() for path in self.path.glob("*"))
+
+    def own(self) -> list[str]:
+        """The files that are there and that the record says are its writer's."""
+        if not self.is_mine:
+            return []
+        files = set(self.record["files"])
+        return [name for name in self.names() if name in files or _matches(self.record["claims"], name)]
+
+    def others(self, claims: Iterable[str]) -> list[str]:
+        """The files that are not its writer's, and that one with these `claims` would take for its own."""
+        own, claims = set(self.own()), list(claims)
+        return [name for name in self.names() if name not in own and self._is_claimed(claims, name)]
+
+    def _is_claimed(self, claims: list[str], name: str) -> bool:
+        if (self.path / name).is_symlink():  # also to a folder, in which files would be claimed
+            claims, name = [claim.split("/")[0] for claim in claims], name.split("/")[0]
+        return _matches(claims, name)
+
+    def claim(self, claims: Iterable[str], launch: str | None = None) -> None:
+        """Record what is going to be written, beside what was recorded before."""
+        former = self.record if self.is_mine else {"files": [], "claims": [], "launch": None}
+        names = list(dict.fromkeys([*former["claims"], *claims]))
+        launch = launch or former["launch"]
+        self._write({"kind": self.kind, "launch": launch, "files": former["files"], "claims": names})
+
+    def settle(self) -> None:
+        """Record the files that are there in place of the claims: what others put here later is theirs."""
+        self._write({**self.record, "files": self.own(), "claims": []})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        write_json(self.path / RECORD, record, indent=1)
+        self.record = record
+
+    def adopt(self, claims: Iterable[str]) -> None:
+        """Take the files that are there and that `claims` match for those of a former writer."""
+        self.record = {"kind": self.kind, "launch": None, "files": [], "claims": list(claims)}
+
+    def check_links(self) -> None:
+        """Raise UserError where a link stands in the place of a file or folder that the record calls its writer's."""
+        if not self.is_mine:
+            return
+        files, claims = self.record["files"], self.record["claims"]
+        for name in self.names():
+            is_own = self._is_claimed(claims, name) or any(f"{file}/".startswith(f"{name}/") for file in files)
+            if is_own and (self.path / name).is_symlink():
+                raise UserError(
+                    f"--output_dir {self.path}: {name} is a link, and what it leads to is not deleted; remove the link"
+                )
+
+    def clear(self) -> None:
+        """Delete the files of the former writer, and the folders in which then nothing is left.
+
+        Raises:
+            UserError: as `check_links`; nothing is deleted then.
+        """
+        if not self.is_mine:
+            return
+        self.check_links()
+        own = self.own()
+        for name in own:
+            (self.path / name).unlink()
+        parents = {parent for name in own for parent in PurePosixPath(name).parents if parent.name}
+        for parent in sorted(parents, key=lambda path: -len(path.parts)):
+            with contextlib.suppress(OSError):
+                (self.path / parent).rmdir()
+        self._write({**self.record, "files": [], "claims": []})
+
+
+def _matches(patterns: Iterable[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
