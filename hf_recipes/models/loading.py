@@ -1,6 +1,7 @@
 """Tokenizer, chat template, dtype and model: everything that happens before the first batch."""
 
 import os
+import pickle
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
@@ -78,6 +79,8 @@ def _explain(error: Exception, name: str) -> UserError:
     text = str(error)
     if "trust_remote_code" in text:
         return UserError(f"{name}: this model runs code of its own; read it, then allow it with --trust_remote_code")
+    if isinstance(error, pickle.UnpicklingError):
+        return UserError(f"{name}: its weights are a pickle with more than tensors in it, which is not loaded")
     if os.path.isdir(name):
         return UserError(f"{name}: no model can be loaded from this folder ({text.splitlines()[0]})")
     if (os.path.sep in name and name.count("/") != 1) or name.startswith((".", "/", "~")):
@@ -260,7 +263,15 @@ def load_model(
                 output_loading_info=True,
                 **kwargs,
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
         raise _explain(error, name) from None
     if missing := sorted(set(report["missing_keys"]) - set(may_lack)):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -6,7 +6,6 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -14,6 +13,22 @@ from hf_recipes.errors import UserError, say
 
 MANIFEST = "files.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")
+_METADATA_TYPES = {
+    "torch.distributed.checkpoint.metadata": (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size",),
+    "pathlib": ("PosixPath",),
+}
 
 
 def sync(folder: Path, files: bool = True) -> None:
@@ -79,6 +94,8 @@ def what_is_missing(checkpoint: str | os.PathLike) -> str | None:
     """The part of a checkpoint without which a resumed run would differ from an uninterrupted one, or None."""
     path = Path(checkpoint)
     names = {"trainer_state.json": "trainer_state.json", "rng_state*.pth": "the random state (rng_state.pth)"}
+    if any(path.glob("global_step*")):
+        names["latest"] = "latest"
     if not _is_sharded(path):
         config = "adapter_config.json" if (path / "adapter_model.safetensors").exists() else "config.json"
         names |= {config: config, "optimizer.*": "optimizer.pt", "scheduler.pt": "scheduler.pt"}
@@ -123,30 +140,83 @@ def _check_width(checkpoint: str | os.PathLike, world_size: int, inexact: bool) 
         )
 
 
-def _pickles(checkpoint: Path) -> Iterator[Path]:
-    """The files that DeepSpeed and distributed checkpoints unpickle without restrictions."""
-    for pattern in ("**/*.pt", "**/*.bin", "**/.metadata"):
-        yield from (path for path in checkpoint.glob(pattern) if path.parent != checkpoint)
-
-
 def what_would_run(checkpoint: str | os.PathLike) -> str | None:
     """Code that resuming from `checkpoint` would run, as ``file: what``, or None.
 
-    transformers unpickles its own files with restrictions; DeepSpeed does not, so its files are read here first, with
-    torch's restricted unpickler, which builds tensors and plain values and refuses everything else.
+    transformers unpickles its own files, those on top, with restrictions. DeepSpeed and distributed checkpoints
+    unpickle what is in the folders below without any, so that these files are read here first, by unpicklers that build
+    tensors and plain values and refuse everything else. Nothing in the checkpoint may have other files than these read.
     """
     import torch
 
+    folders = [Path(checkpoint), *_best_of(Path(checkpoint))]
     with torch.serialization.safe_globals(_deepspeed_types()):
-        for path in _pickles(Path(checkpoint)):
-            try:
-                torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            except pickle.UnpicklingError as error:
-                found = re.search(r"GLOBAL (\S+)|(?:global|function) ([\w.]+)", str(error))
-                return f"{path.name}: {next(filter(None, found.groups())) if found else 'unknown objects'}"
-            except (RuntimeError, EOFError, ValueError) as error:
-                return f"{path.name}: cannot be read ({' '.join(str(error).split())[:100]})"
+        for folder in folders:
+            if outside := _leads_outside(folder):
+                return outside
+            for path in folder.rglob("*"):
+                if path.parent != folder and path.is_file() and (code := _code_in(path)):
+                    return f"{path.relative_to(folder)}: {code}"
     return None
+
+
+def _best_of(checkpoint: Path) -> list[Path]:
+    """The best checkpoint so far, which a resumed run may load at its end."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+        best = Path(state["best_model_checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [best] if best.is_dir() else []
+
+
+def _leads_outside(checkpoint: Path) -> str | None:
+    """What in a checkpoint has other files loaded than those that `checkpoint.rglob` names."""
+    inside = os.path.realpath(checkpoint)
+    for path in checkpoint.rglob("*"):
+        if path.is_symlink() and (path.is_dir() or not Path(os.path.realpath(path)).is_relative_to(inside)):
+            return f"{path.relative_to(checkpoint)} is a link to {os.readlink(path)}"
+    folders = {path.name for path in checkpoint.iterdir() if path.is_dir()}
+    for name in ("latest", "latest_universal"):  # DeepSpeed joins what they say to the checkpoint's path
+        if (checkpoint / name).is_file():
+            wanted = (checkpoint / name).read_text(encoding="utf-8", errors="replace").strip()
+            if wanted not in folders:
+                return f"{name} names {wanted[:100]!r}, which is no folder in it"
+    return None
+
+
+def _code_in(path: Path) -> str | None:
+    """What a file would run when it is unpickled without restrictions."""
+    import torch
+
+    try:
+        if path.name == ".metadata":
+            with open(path, "rb") as file:
+                _MetadataUnpickler(file).load()
+        else:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return None
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)|(?:global|function) ([\w.]+)", str(error))
+        if found:
+            return next(filter(None, found.groups()))
+        problem = "unknown objects"
+    except Exception as error:  # a crafted file can provoke any
+        problem = f"cannot be read ({' '.join(str(error).split())[:100]})"
+    return problem if path.suffix in (".pt", ".bin") or path.name == ".metadata" else None  # else nobody unpickles it
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """For the ``.metadata`` of a distributed checkpoint: its own types and those of torch's numbers."""
+
+    def find_class(self, module: str, name: str):
+        import torch
+
+        if name not in _METADATA_TYPES.get(module, ()) and not (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            raise pickle.UnpicklingError(f"global {module}.{name}")
+        return super().find_class(module, name)
 
 
 def _member(kind: type, name: str):

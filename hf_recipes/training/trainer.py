@@ -1,6 +1,7 @@
 """What our trainers add to transformers' and TRL's: whole checkpoints, the same result at any width, safe endings."""
 
 import os
+import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +108,8 @@ class RunMixin:
         """As upstream's, but None where a signal ended it in the middle of an evaluation.
 
         Raises:
-            UserError: out of memory, or `max_nonfinite_steps` updates in a row that were not finite.
+            UserError: out of memory, `max_nonfinite_steps` updates in a row that were not finite, or a checkpoint with
+                more than tensors and plain values in it.
         """
         try:
             return super().train(*args, **kwargs)
@@ -115,6 +117,11 @@ class RunMixin:
             if self.state.global_step:
                 self._save_checkpoint(self.model_wrapped, None)
             return None
+        except pickle.UnpicklingError:
+            raise UserError(
+                "a file of the checkpoint holds more than tensors and plain values, which is not loaded; go on from "
+                "another one"
+            ) from None
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,13 +1,17 @@
 """Row 19 of the reliability scorecard: no token in any byte that is written, and no code run from a checkpoint."""
 
+import json
 import os
+import pickle
 import shutil
 
 import pytest
 import torch
 
-from conftest import write_pairs
+from conftest import tiny_model, write_pairs
 from hf_recipes.errors import UserError
+from hf_recipes.models.adapters import load_adapter
+from hf_recipes.models.loading import ModelArguments, load_model
 from hf_recipes.training.checkpoints import find_checkpoint, what_would_run
 
 TOKEN = "hf_SecretSecretSecretSecretSecret"
@@ -67,6 +71,141 @@ def test_row_19_a_crafted_checkpoint_runs_nothing(forks, zero_run, tmp_path):
     assert (tmp_path / "executed").is_dir(), "the test's own check: it does run where the user allows it"
 
 
+def crafted(output, tmp_path):
+    """A checkpoint to spoil, and a folder of DeepSpeed's files beside it that run code."""
+    checkpoint, state = tmp_path / "crafted", tmp_path / "state"
+    shutil.copytree(output / "checkpoint-4", checkpoint)
+    (checkpoint / "files.json").unlink()
+    shutil.copytree(checkpoint / "global_step4", state)
+    for path in state.iterdir():
+        torch.save({"extra": Payload(tmp_path / "executed")}, path)
+    return checkpoint, state
+
+
+def name_another_folder(name, wanted="../state"):
+    def spoil(checkpoint, state):
+        (checkpoint / name).write_text(wanted.format(state=state) + "\n")
+
+    return spoil
+
+
+def link_the_folder(checkpoint, state):
+    shutil.rmtree(checkpoint / "global_step4")
+    (checkpoint / "global_step4").symlink_to("../state")
+
+
+def link_a_file(checkpoint, state):
+    [victim] = checkpoint.glob("global_step4/*optim_states.pt")
+    victim.unlink()
+    victim.symlink_to(state / victim.name)
+
+
+def link_deep_inside(checkpoint, state):
+    (checkpoint / "global_step4" / "a").mkdir()
+    (checkpoint / "global_step4" / "a" / ".zero").symlink_to(state)
+
+
+def link_back_to_the_top(checkpoint, state):
+    """Files on top are read by transformers with restrictions, and by DeepSpeed without, if it comes to them."""
+    for path in state.iterdir():
+        shutil.copy(path, checkpoint)
+    (checkpoint / "step").symlink_to(".")
+    (checkpoint / "latest").write_text("step")
+
+
+def hide_in_a_folder(name):
+    def spoil(checkpoint, state):
+        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(next(state.iterdir()), checkpoint / name)
+
+    return spoil
+
+
+def call_another_the_best(checkpoint, state):
+    """It is what DeepSpeed loads at the end, with --load_best_model_at_end."""
+    path, best = checkpoint / "trainer_state.json", checkpoint.parent / "best"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "best_model_checkpoint": str(best)}))
+    best.mkdir()
+    (best / "latest").write_text("../state")
+
+
+def pickle_the_metadata(checkpoint, state):
+    """A distributed checkpoint's list of tensors is a plain pickle."""
+    (checkpoint / "optimizer_0").mkdir()
+    with open(checkpoint / "optimizer_0" / ".metadata", "wb") as file:
+        pickle.dump({"state": Payload(state.parent / "executed")}, file)
+
+
+CRAFTED = {
+    "latest beside": (name_another_folder("latest"), "latest names '../state', which is no folder in it"),
+    "latest absolute": (name_another_folder("latest", "{state}"), "latest names '/"),
+    "latest through": (name_another_folder("latest", "global_step4/../../state"), "latest names 'global_step4/"),
+    "latest above": (name_another_folder("latest", ".."), "latest names '..'"),
+    "universal": (name_another_folder("latest_universal"), "latest_universal names '../state'"),
+    "folder": (link_the_folder, "global_step4 is a link to ../state"),
+    "file": (link_a_file, "optim_states.pt is a link to /"),
+    "deep": (link_deep_inside, "global_step4/a/.zero is a link to /"),
+    "top": (link_back_to_the_top, "step is a link to ."),
+    "hidden": (hide_in_a_folder("global_step4/.b/.c.pt"), r"global_step4/.b/.c.pt: \w+.mkdir"),
+    "suffix": (hide_in_a_folder("other/fp32.PT"), r"other/fp32.PT: \w+.mkdir"),
+    "best": (call_another_the_best, "latest names '../state'"),
+    "metadata": (pickle_the_metadata, r"optimizer_0/.metadata: \w+.mkdir"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "what"), CRAFTED.values(), ids=CRAFTED)
+def test_row_19_what_is_scanned_is_what_would_be_read(zero_run, tmp_path, spoil, what):
+    checkpoint, state = crafted(zero_run[0], tmp_path)
+    assert what_would_run(checkpoint) is None
+    spoil(checkpoint, state)
+    with pytest.raises(UserError, match=f"would run code from its files .*{what}.*--trust_checkpoint"):
+        find_checkpoint(str(tmp_path), str(checkpoint))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_row_19_latest_names_a_folder_beside_the_checkpoint(forks, zero_run, tmp_path):
+    checkpoint, state = crafted(zero_run[0], tmp_path)
+    name_another_folder("latest")(checkpoint, state)
+    argv = [word for word in zero_run[1] if word != "--overwrite_output_dir"]
+    run = forks.run(*argv, "--resume_from_checkpoint", checkpoint)
+    assert run.code == 1 and "Traceback" not in run.err
+    assert "latest names '../state'" in run.err and not (tmp_path / "executed").exists()
+
+
+def test_a_distributed_checkpoint_needs_no_trust(tmp_path):
+    from torch.distributed import checkpoint
+
+    model = torch.nn.Linear(3, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    writer = checkpoint.FileSystemWriter(tmp_path / "optimizer_0")
+    checkpoint.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, storage_writer=writer)
+    assert (tmp_path / "optimizer_0" / ".metadata").is_file() and what_would_run(tmp_path) is None
+
+
+def test_a_base_whose_weights_are_a_crafted_pickle(tokenizer, tmp_path):
+    base = tmp_path / "base"
+    model = tiny_model(len(tokenizer))
+    model.config.save_pretrained(base)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    torch.save(weights, base / "pytorch_model.bin")
+    how = {"trains_all": False, "bf16": False}
+    assert load_model(ModelArguments(str(base)), **how).num_parameters() == model.num_parameters()
+    torch.save({**weights, "extra": Payload(tmp_path / "executed")}, base / "pytorch_model.bin")
+    with pytest.raises(UserError, match="its weights are a pickle with more than tensors in it"):
+        load_model(ModelArguments(str(base)), **how)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_adapter_that_is_a_pickle(model_dir, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "task_type": "CAUSAL_LM"}')
+    torch.save({"extra": Payload(tmp_path / "executed")}, tmp_path / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"no adapter_model.safetensors \(other formats are not loaded\)"):
+        load_adapter(tiny_model(600), str(tmp_path))
+    assert not (tmp_path / "executed").exists()
+
+
 def test_row_19_other_checkpoints_are_read_with_restrictions(forks, model_dir, tmp_path):
     """transformers reads its own files so; this is what keeps it so."""
     data, output = write_pairs(tmp_path / "data"), tmp_path / "run"
@@ -78,6 +217,7 @@ def test_row_19_other_checkpoints_are_read_with_restrictions(forks, model_dir, t
         kept = path.read_bytes()
         torch.save({"state": Payload(tmp_path / "executed")}, path)
         (output / "checkpoint-2" / "files.json").unlink(missing_ok=True)
-        assert forks.run(*argv, "--resume_from_checkpoint", output / "checkpoint-2").code != 0
+        run = forks.run(*argv, "--resume_from_checkpoint", output / "checkpoint-2")
+        assert run.code == 1 and "holds more than tensors and plain values" in run.err and "Traceback" not in run.err
         assert not (tmp_path / "executed").exists()
         path.write_bytes(kept)
