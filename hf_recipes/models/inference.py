@@ -68,6 +68,23 @@ def own_generation_config(arguments: ModelArguments, config: "PretrainedConfig",
         return GenerationConfig.from_model_config(config)
 
 
+def only_these(**settings: Any) -> "GenerationConfig":
+    """Generation settings that are complete: `generate` takes what they leave open from transformers' defaults.
+
+    Of any other GenerationConfig it fills that in from the model's own (stop tokens, penalties, beams), and what is set
+    on a model for a while can reach a saved file: PEFT copies the wrapper's settings to the model inside.
+    """
+    from transformers import GenerationConfig
+
+    class Complete(GenerationConfig):
+        def update(self, defaults_only=False, allow_custom_entries=False, **kwargs):
+            if allow_custom_entries:  # the model's own settings are the only ones that come with this
+                return {}
+            return super().update(defaults_only=defaults_only, **kwargs)
+
+    return Complete(**settings)
+
+
 def is_reward_model(config: "PretrainedConfig", peft_path: str | None = None) -> bool:
     """Whether the model, or its adapter, gives a conversation one score instead of continuing it."""
     return bool(peft_path and is_reward_adapter(peft_path)) or (

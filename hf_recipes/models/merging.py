@@ -160,7 +160,7 @@ def _check_combination(args: MergeArguments, configs: Sequence["PeftConfig"]) ->
                 f"--peft_path {path}: it has {', '.join(whole)}, which can be neither weighted nor added to another "
                 "adapter's; merge it by itself, without --weights"
             )
-    kinds = {config.task_type for config in configs}
+    kinds = {config.task_type or "CAUSAL_LM" for config in configs}  # PEFT's default is null
     if len(kinds) > 1:
         raise UserError(f"--peft_path: adapters for different tasks ({', '.join(map(str, kinds))}); merge one kind")
 
