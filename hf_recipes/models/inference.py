@@ -52,22 +52,6 @@ def open_for_inference(
     return config, tokenizer
 
 
-def own_generation_config(arguments: ModelArguments, config: "PretrainedConfig", **source: Any) -> "GenerationConfig":
-    """What the model will have as its `generation_config`; no weight is read.
-
-    Args:
-        source: `cache_dir`, of a model that is downloaded.
-    """
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(
-            arguments.model_name_or_path, revision=arguments.model_revision, **source
-        )
-    except OSError:  # it has none of its own
-        return GenerationConfig.from_model_config(config)
-
-
 def only_these(**settings: Any) -> "GenerationConfig":
     """Generation settings that are complete: `generate` takes what they leave open from transformers' defaults.
 
