@@ -8,6 +8,7 @@ from hf_recipes.data.prompts import Prompt
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.methods import Compute, Record
 from hf_recipes.evaluation.metrics import score
+from hf_recipes.models.inference import only_these
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +59,8 @@ def continue_batches(
     """Continue `prompts` (lists of ids, any lengths) and yield each batch of places with its texts once it is done.
 
     Batches are padded on the left. A text ends before the first of `stop_ids`, of the model's own end tokens, or of the
-    tokenizer's eos. Of the model's generation settings nothing else counts. Its mode, its settings and its use of the
-    cache are restored at the end, or when the iterator is closed.
+    tokenizer's eos. Of the model's generation settings nothing else counts. Its mode and its use of the cache are
+    restored at the end, or when the iterator is closed.
 
     A greedy text does not depend on its batch but for rounding (in float32, not at all, in practice). Of a sampled one
     this is true too: it is drawn with numbers of its own, and torch's random state is neither used nor changed.
@@ -72,11 +73,11 @@ def continue_batches(
             (ZeRO's stage 3, FSDP); each process must have as many batches.
     """
     import torch
-    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     stops = stop_tokens(tokenizer, model.generation_config.eos_token_id, stop_ids)
     # Tokens are drawn by a processor of the logits, so that generate itself always takes the likeliest.
-    config = GenerationConfig(
+    config = only_these(
         max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
         num_beams=decoding.num_beams,
@@ -90,9 +91,6 @@ def continue_batches(
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
     was_training, used_cache = model.training, model.config.use_cache
-    # transformers fills what `config` leaves open (repetition_penalty, num_beams, …) from the model's own.
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own_config, owner.generation_config = owner.generation_config, GenerationConfig()
     model.eval()
     model.config.use_cache = True
     try:
@@ -119,7 +117,6 @@ def continue_batches(
             yield batch, [_read(tokenizer, new, stops) for new in output[:, width:].tolist()]
     finally:
         hook.remove()
-        owner.generation_config = own_config
         model.config.use_cache = used_cache
         model.train(was_training)
 

@@ -18,8 +18,8 @@ from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.generation import continue_batches, plan_batches, stop_tokens
 from hf_recipes.evaluation.metrics import without_thoughts
 from hf_recipes.evaluation.results import Results, digest
-from hf_recipes.models.inference import computes_bf16, own_generation_config
-from hf_recipes.models.loading import ModelArguments, weight_dtype
+from hf_recipes.models.inference import computes_bf16
+from hf_recipes.models.loading import ModelArguments, own_generation_config, weight_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

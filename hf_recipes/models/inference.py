@@ -52,20 +52,21 @@ def open_for_inference(
     return config, tokenizer
 
 
-def own_generation_config(arguments: ModelArguments, config: "PretrainedConfig", **source: Any) -> "GenerationConfig":
-    """What the model will have as its `generation_config`; no weight is read.
+def only_these(**settings: Any) -> "GenerationConfig":
+    """Generation settings that are complete: `generate` takes what they leave open from transformers' defaults.
 
-    Args:
-        source: `cache_dir`, of a model that is downloaded.
+    Of any other GenerationConfig it fills that in from the model's own (stop tokens, penalties, beams), and what is set
+    on a model for a while can reach a saved file: PEFT copies the wrapper's settings to the model inside.
     """
     from transformers import GenerationConfig
 
-    try:
-        return GenerationConfig.from_pretrained(
-            arguments.model_name_or_path, revision=arguments.model_revision, **source
-        )
-    except OSError:  # it has none of its own
-        return GenerationConfig.from_model_config(config)
+    class Complete(GenerationConfig):
+        def update(self, defaults_only=False, allow_custom_entries=False, **kwargs):
+            if allow_custom_entries:  # the model's own settings are the only ones that come with this
+                return {}
+            return super().update(defaults_only=defaults_only, **kwargs)
+
+    return Complete(**settings)
 
 
 def is_reward_model(config: "PretrainedConfig", peft_path: str | None = None) -> bool:

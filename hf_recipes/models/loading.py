@@ -1,5 +1,6 @@
 """Tokenizer, chat template, dtype and model: everything that happens before the first batch."""
 
+import copy
 import os
 import pickle
 import re
@@ -14,7 +15,7 @@ from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TEMPLATES = files("hf_recipes.models") / "templates"
 # What a template writes literally and a tokenizer should know as one token.
@@ -92,7 +93,8 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
     """The model's configuration, before anything heavy is read.
 
     Raises:
-        UserError: no such folder or model, a folder without config.json, or remote code that was not allowed.
+        UserError: no such folder or model, a folder without config.json, remote code that was not allowed, or a
+            generation_config.json that cannot be read.
     """
     from transformers import AutoConfig
 
@@ -103,11 +105,35 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
             hint = "; it holds an adapter: give its base as --model_name_or_path and this as --peft_path"
         raise UserError(f"{name}: this folder has no config.json{hint}")
     try:
-        return AutoConfig.from_pretrained(
+        config = AutoConfig.from_pretrained(
             name, revision=arguments.model_revision, trust_remote_code=trust_remote_code, cache_dir=cache_dir
         )
     except Exception as error:  # a configuration can be wrong in any way, and nothing else happens here
         raise _explain(error, name) from None
+    own_generation_config(arguments, config, cache_dir)
+    return config
+
+
+def own_generation_config(
+    arguments: ModelArguments, config: "PretrainedConfig", cache_dir: str | None = None
+) -> "GenerationConfig":
+    """What the model will have as its `generation_config`; no weight is read.
+
+    Raises:
+        UserError: its file is not JSON (transformers would go on without it), or holds what transformers refuses.
+    """
+    from transformers import GenerationConfig
+
+    name = arguments.model_name_or_path
+    path = os.path.join(name, "generation_config.json")
+    try:
+        return GenerationConfig.from_pretrained(name, revision=arguments.model_revision, cache_dir=cache_dir)
+    except OSError:
+        if os.path.isfile(path):
+            raise UserError(f"{path}: not a JSON object; mend it, or remove it") from None
+        return GenerationConfig.from_model_config(config)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())[:300]}; mend it, or remove it") from None
 
 
 def load_tokenizer(
@@ -344,6 +370,35 @@ def stop_at_eos(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") 
         own = model.generation_config.eos_token_id
         stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
         model.generation_config.eos_token_id = sorted(stops)
+
+
+def make_savable(model: "PreTrainedModel") -> None:
+    """Mend generation settings that transformers loads and, once a stop token is added to them, refuses to save.
+
+    Sampling values without a word on `do_sample` are what the model is meant to be sampled with (servers take them as
+    they are): it becomes true. What has no effect in any case is taken out.
+    """
+    if not model.can_generate() or not (unused := _unsavable(config := model.generation_config)):
+        return
+    sampled = copy.deepcopy(config)
+    sampled.do_sample, changes = True, []
+    left = _unsavable(sampled)
+    if config.do_sample is None and config.temperature != 0 and (used := [n for n in unused if n not in left]):
+        config.do_sample, unused = True, left
+        changes.append(f"do_sample becomes true, which {', '.join(used)} need{'s' * (len(used) == 1)}")
+    for name in unused:
+        changes.append(f"{name} {getattr(config, name)!r} is taken out, which has no effect")
+        setattr(config, name, None)
+    say(f"generation_config.json is saved with other settings, since transformers refuses it: {'; '.join(changes)}")
+
+
+def _unsavable(config: "GenerationConfig") -> list[str]:
+    """The settings for which `config.save_pretrained` raises; it lists them as "- `name`: why"."""
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        return re.findall(r"^- `(\w+)`", str(error), re.MULTILINE)
+    return []
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from hf_recipes.errors import UserError, say
 from hf_recipes.models import merged
 from hf_recipes.models.adapters import load_adapter, read_adapter_config
 from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.loading import ModelArguments, has_accelerator, load_config, stop_at_eos
+from hf_recipes.models.loading import ModelArguments, has_accelerator, load_config, make_savable, stop_at_eos
 from hf_recipes.models.parity import answer, compare, default_tolerance, parity_prompts
 from hf_recipes.processes import remove_abandoned
 
@@ -160,7 +160,7 @@ def _check_combination(args: MergeArguments, configs: Sequence["PeftConfig"]) ->
                 f"--peft_path {path}: it has {', '.join(whole)}, which can be neither weighted nor added to another "
                 "adapter's; merge it by itself, without --weights"
             )
-    kinds = {config.task_type for config in configs}
+    kinds = {config.task_type or "CAUSAL_LM" for config in configs}  # PEFT's default is null
     if len(kinds) > 1:
         raise UserError(f"--peft_path: adapters for different tasks ({', '.join(map(str, kinds))}); merge one kind")
 
@@ -244,6 +244,7 @@ def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, A
         )
     dtype = _cast(model, sources, args.dtype)
     stop_at_eos(model, sources.tokenizer)
+    make_savable(model)
     model.save_pretrained(partial, max_shard_size=args.max_shard_size or merged.largest_shard(sources.folder) or WHOLE)
     sources.tokenizer.save_pretrained(partial)
     del model

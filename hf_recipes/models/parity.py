@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_recipes.models.inference import only_these
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -98,19 +100,11 @@ def answer(
 
 
 def _greedy(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    from transformers import GenerationConfig
-
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    own = model.generation_config
-    # The model's own settings would fill in what is left open: stop tokens, penalties.
-    model.generation_config = GenerationConfig(do_sample=False, max_new_tokens=GREEDY_TOKENS, pad_token_id=0)
-    try:
-        found = model.generate(ids, attention_mask=mask)
-    finally:
-        model.generation_config = own
-    return found[:, width:].tolist()
+    config = only_these(do_sample=False, max_new_tokens=GREEDY_TOKENS, pad_token_id=0)
+    return model.generate(ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
 
 
 def compare(one: Answers, other: Answers) -> Difference:

@@ -10,7 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from hf_recipes.arguments import ModelArguments, RunArguments
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
-from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, stop_at_eos
+from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, make_savable, stop_at_eos
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
 
 
@@ -58,7 +58,6 @@ def load_base(
     if is_quantized(model):
         prepare_quantized(model)
     fit_embeddings(model, tokenizer)
-    stop_at_eos(model, tokenizer)
     return model
 
 
@@ -95,6 +94,9 @@ def build_model(
                 "saved adapter keeps its rank: leave --lora_config out"
             )
     model = load_base(model_args, args, tokenizer, **kwargs)
+    stop_at_eos(model, tokenizer)
+    if not model_args.use_lora:
+        make_savable(model)
     if packs is not None and not keeps_packed_rows_apart(model):
         raise packs
     if model_args.peft_path and added_tokens:

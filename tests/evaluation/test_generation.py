@@ -48,6 +48,8 @@ def test_greedy_is_greedy_whatever_the_models_own_settings(tokenizer, settings, 
     base.generation_config = own
     assert answers() == plain
     assert base.generation_config is own and model.generation_config is own
+    model.generation_config = GenerationConfig(eos_token_id=2, suppress_tokens=[5, 6, 7], **settings)  # a wrapper's
+    assert answers() == plain
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from conftest import ROOT, build_tokenizer
@@ -96,6 +97,21 @@ def test_ollama(export, llama, tmp_path):
         'PARAMETER stop "<|im_end|>"\n'
         "PARAMETER temperature 0.7\nPARAMETER top_p 0.8\nPARAMETER top_k 20\nPARAMETER repeat_penalty 1.05\n"
     )
+
+
+def test_a_merged_model_is_served_with_the_settings_of_its_base(export, script, llama, tmp_path):
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(llama), settings).save_pretrained(tmp_path / "adapter")
+    code, _, err = script("merge_adapter.py", "--peft_path", tmp_path / "adapter", "--output_dir", tmp_path / "merged")
+    assert code == 0, err
+    parameters = []
+    for name, model in (("a", llama), ("b", tmp_path / "merged")):
+        out = tmp_path / name
+        code, _, err = export("--format", "ollama", "--model_name_or_path", model, "--output_dir", out)
+        assert code == 0, err
+        parameters.append(re.findall("^PARAMETER .*", (out / "Modelfile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert parameters[0] == parameters[1] and "PARAMETER temperature 0.7" in parameters[0]
+    assert not [line for line in parameters[1] if "num_predict" in line]
 
 
 @pytest.mark.parametrize("name", ["alpaca", "baichuan", "chatml", "glm", "llama2", "plain", "vicuna"])

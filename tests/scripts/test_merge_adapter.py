@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from conftest import ROOT, build_tokenizer, tiny_model, weights
+from conftest import ROOT, build_tokenizer, tiny_model, weights, write_jsonl
 from hf_recipes.models import merging
 from hf_recipes.models.loading import fit_embeddings
 from hf_recipes.models.parity import Answers, compare, parity_prompts
@@ -84,6 +84,31 @@ def test_the_update_is_added_and_parity_is_printed(merge, model_dir, adapter, tm
     found: dict = {}
     exec(code.replace('"FOLDER"', json.dumps(str(out))), found)
     assert torch.equal(found["model"](ids).logits, loaded(ids).logits)
+
+
+@pytest.mark.parametrize(("task_type", "mended"), [("CAUSAL_LM", {}), (None, {"do_sample": True})])
+def test_generation_settings_stay_those_of_the_base(merge, script, tokenizer, tmp_path, task_type, mended):
+    """All of them, with the tokenizer's eos; with PEFT's default task too, whose wrapper has no `generate`."""
+    base, settings = tmp_path / "base", {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05}
+    settings |= {"max_new_tokens": 2048, "eos_token_id": [0, 5]} | ({} if mended else {"do_sample": True})
+    tiny_model(len(tokenizer)).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    adapter = make_adapter(tmp_path / "adapter", str(base), tokenizer, task_type=task_type)
+    code, _, err = merge("--peft_path", adapter, "--output_dir", tmp_path / "merged")
+    assert code == 0, err
+    kept = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert kept.pop("transformers_version") and kept == settings | mended | {"eos_token_id": [0, 2, 5]}
+
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "你好", "response": "年龄"}])
+    answers = []
+    for model, flags in ((base, ["--peft_path", adapter]), (tmp_path / "merged", [])):
+        output = tmp_path / f"out{len(answers)}.jsonl"
+        how = ["--input_file", rows, "--output_file", output, "--max_new_tokens", 16, "--dtype", "float32"]
+        code, _, err = script("predict.py", "--model_name_or_path", model, *flags, *how)
+        assert code == 0, err
+        answers.append(json.loads(output.read_text(encoding="utf-8"))["prediction"])
+    assert answers[0] == answers[1] != ""
 
 
 def test_the_second_call_changes_nothing_and_another_is_refused(merge, model_dir, adapter, tmp_path):

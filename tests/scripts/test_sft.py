@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,16 @@ def test_loss_is_the_mean_over_answer_tokens(sft, model_dir, pairs, tmp_path, to
 
 def test_all_weights_are_trained_without_lora(sft, model_dir, pairs, tmp_path):
     output = tmp_path / "run"
-    assert sft(*flags(model_dir, pairs, output, "--max_steps", "2", "--use_lora", "False"))[0] == 0
+    base = shutil.copytree(model_dir, tmp_path / "base")
+    settings = {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 2048, "eos_token_id": [0], "pad_token_id": 0}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    more = ["--max_steps", "2", "--use_lora", "False", "--save_steps", "1", "--eval_steps", "1"]
+    more += ["--max_new_tokens", "4", "--validation_file", pairs / "dev.json"]
+    code, out, err = sft(*flags(base, pairs, output, *more))
+    assert code == 0 and out.count("do_sample becomes true, which temperature, top_p need") == 1, err
+    for folder in (output, output / "checkpoint-1", output / "checkpoint-2"):  # no evaluation's settings among them
+        saved = json.loads((folder / "generation_config.json").read_text())
+        assert saved.pop("transformers_version") and saved == {**settings, "do_sample": True, "eos_token_id": [0, 2]}
     before, after = weights(model_dir), weights(output)
     assert before.keys() == after.keys() and after["model.norm.weight"].dtype == torch.float32
     assert not any(torch.equal(before[key].float(), after[key].float()) for key in before)
