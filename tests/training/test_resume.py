@@ -88,8 +88,8 @@ def test_what_may_change_is_said_in_one_line(checkpoint, capsys):
     flags = ("--logging_steps", 5, "--save_steps", 7, "--eval_files", "dev=b.json", "--dataloader_num_workers", 2)
     compare(checkpoint, (), (*flags, "--output_dir", "other", "--gradient_accumulation_steps", 1))
     assert capsys.readouterr().out == (
-        "changed since step 30: --logging_steps 5.0, was 10; --save_steps 7.0, was 500; --dataloader_num_workers 2, was "
-        "0; --eval_files ['dev=b.json'], was None\n"
+        "changed since step 30: --logging_steps 5.0, was 10; --save_steps 7.0, was 500; --dataloader_num_workers 2, "
+        "was 0; --eval_files ['dev=b.json'], was None\n"
     )
     best = ("--metric_for_best_model", "dev_loss")
     with pytest.raises(UserError, match=r"other settings: --eval_files \['dev=b.json'\], was None\."):
