@@ -4,13 +4,17 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.data.corpora import SHARDS
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError
+
+_SHARD = re.compile(rf"part-\d+\.(jsonl\.zst|npy|ends\.npy)|{re.escape(SHARDS)}")
 
 
 @contextlib.contextmanager
@@ -19,7 +23,7 @@ def entered(out: Path, work: Path, state: dict, overwrite: bool) -> Iterator[Non
     known = work / "state.json"
     if out.exists() and not out.is_dir():
         raise UserError(f"--output_dir {out}: this is a file")
-    if out.is_dir() and any(out.iterdir()) and not work.is_dir():
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(work):
         raise UserError(f"--output_dir {out}: the folder is not empty and holds no corpus; name another")
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
@@ -29,15 +33,41 @@ def entered(out: Path, work: Path, state: dict, overwrite: bool) -> Iterator[Non
             raise UserError(f"--output_dir {out}: another process is at work on it; wait for it or end it") from None
         before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else None
         if before is not None and overwrite:
-            for name in [*before["sources"], LEDGER, "run_config.yaml"]:
-                path = out / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            former = _former(out, before["sources"])
+            for path in former:
+                path.unlink()
+            for folder in {path.parent for path in former} - {out}:
+                folder.rmdir()
         if before is not None and not overwrite:
             _compare(out, before, state)
         else:
             clear(work)
             write_json(known, {**state, "sources": []})
         yield
+
+
+def _is_ours(work: Path) -> bool:
+    """Whether a run began here: one that was killed before it wrote its state has left the lock alone."""
+    if work.is_symlink() or not work.is_dir():
+        return False
+    return (work / "state.json").is_file() or {path.name for path in work.iterdir()} <= {"lock"}
+
+
+def _former(out: Path, sources: list[str]) -> list[Path]:
+    """The files of a former corpus.
+
+    Raises:
+        UserError: a link, or something else that no corpus has, is where they would be deleted.
+    """
+    found = [path for name in (LEDGER, "run_config.yaml") if os.path.lexists(path := out / name)]
+    found += [path for name in sources if (out / name).is_dir() for path in sorted((out / name).iterdir())]
+    for path in [*found, *(out / name for name in sources)]:
+        if path.is_symlink():
+            raise UserError(f"{path}: a link, and what it leads to is not deleted; remove it to start over")
+    for path in found:
+        if path.parent != out and not _SHARD.fullmatch(path.name):
+            raise UserError(f"{path}: not of the corpus that was made here; move it away to start over")
+    return found
 
 
 def _compare(out: Path, before: dict, now: dict) -> None:

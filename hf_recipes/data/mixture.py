@@ -11,6 +11,8 @@ from hf_recipes.data.mixing import ENDLESS, Policy, Schedule, whole_numbers
 from hf_recipes.data.streaming import StreamedBlocks
 from hf_recipes.errors import UserError, say
 
+SAMPLED = 1 << 16  # values of an array that are taken at 64 places, or all of a shorter one
+
 
 def chosen(policy: Policy | None, names: Sequence[str], where: str) -> list[str]:
     """The sources that a run learns from: those to which the policy gives something.
@@ -77,6 +79,19 @@ class Mixture:
             else:
                 content = [source.shards.manifest[name] for name in ("tokenizer", "documents", "tokens", "bytes")]
             found.append([source.name, int(quota), content])
+        return found
+
+    def sampled(self) -> list[str]:
+        """A digest of each source's tokens and of where its documents end, by samples; of a stream see `identity`."""
+        import xxhash
+
+        found = []
+        for source in self.sources:
+            digest = xxhash.xxh3_128()
+            for array in () if isinstance(source, StreamedBlocks) else (*source.shards.tokens, *source.shards.ends):
+                for start in range(0, len(array), max(SAMPLED, len(array) // 64)):
+                    digest.update(array[start : start + SAMPLED].tobytes())
+            found.append(digest.hexdigest())
         return found
 
     @property

@@ -45,6 +45,11 @@ class Results:
         try:
             self._lock()
             size = os.fstat(self._file.fileno()).st_size
+            if size and not self.sidecar.is_file():
+                raise UserError(
+                    f"--output_file {path}: it is there, with no {SIDECAR} that tells its settings, so it is not an "
+                    "earlier run's, and is left as it is; choose another --output_file"
+                )
             if overwrite:
                 self._file.truncate(0)
             elif size:
@@ -79,10 +84,6 @@ class Results:
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         other = "choose another --output_file, or start over with --overwrite_output"
-        if not self.sidecar.is_file():
-            raise UserError(
-                f"--output_file {self.path}: it is there, with no {SIDECAR} that tells its settings; {other}"
-            )
         known = json.loads(self.sidecar.read_text(encoding="utf-8"))
         found = [
             f"{key} {json.dumps(known.get(key), ensure_ascii=False)}, now {json.dumps(value, ensure_ascii=False)}"

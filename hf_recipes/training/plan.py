@@ -33,6 +33,7 @@ class Figures:
     learned: int | None  # tokens that carry loss; None where rows are scored as a whole
     longest: int
     batch: Batch
+    digest: str  # of what is trained on, wherever it lies
     truncated: float | None = None  # share of the rows; None where none is ever
     blocks: int | None = None
     what: str = "rows"
@@ -106,6 +107,21 @@ class Plan:
             say(f"note: {note}")
 
 
+def rows_digest(rows: Dataset, *columns: str) -> str:
+    """A digest of the values of `columns`, numbers or lists of them, in the order of the rows."""
+    import xxhash
+
+    found = xxhash.xxh3_128()
+    for table in rows.select_columns(list(columns)).with_format("arrow").iter(10_000):
+        for name in columns:
+            values: pa.Array = table[name].combine_chunks()
+            if pa.types.is_list(values.type):
+                found.update(pc.list_value_length(values).to_numpy())
+                values = values.flatten()
+            found.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)))
+    return found.hexdigest()
+
+
 def row_lengths(rows: Dataset, column: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each row, and those of them that are learned, by the labels in `column`: two (N,) arrays."""
     tokens, learned = [], []
@@ -158,6 +174,7 @@ def row_figures(train: Dataset, ledger: Ledger, args: SFTArguments) -> Figures:
         learned=int(learned.sum()),
         longest=int(tokens.max()),
         batch=largest_batch(train, tokens, learned, args),
+        digest=rows_digest(train, "input_ids", "labels"),
         truncated=ledger.totals["truncated"] / read if read else 0.0,
         blocks=blocks,
     )

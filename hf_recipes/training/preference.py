@@ -21,7 +21,7 @@ from hf_recipes.training.estimate import Batch
 from hf_recipes.training.evaluation import add_callbacks, build_evaluations
 from hf_recipes.training.losses import Pairs, Rated, pair_losses, rated_losses
 from hf_recipes.training.numbered import FILLER, MIXED, PairCollator, RatedCollator, side_lengths
-from hf_recipes.training.plan import Figures, labelled_positions, row_lengths
+from hf_recipes.training.plan import Figures, labelled_positions, row_lengths, rows_digest
 from hf_recipes.training.referred import Referred
 from hf_recipes.training.rows import prepare_rows
 
@@ -207,7 +207,8 @@ def pair_figures(train: Dataset, args: DPOArguments) -> Figures:
     positions = labelled_positions([row for side in SIDES for row in largest[f"{side}_labels"][:]], longest)
     batch = Batch(2 * size, longest, positions, fused_head=not args.use_cpu)
     flags = {"what": "pairs", "lengthen": "--max_length"}
-    return Figures(len(train), int(lengths.sum()), learned, longest, batch, **flags)
+    digest = rows_digest(train, *(f"{side}_{name}" for side in SIDES for name in ("ids", "labels")))
+    return Figures(len(train), int(lengths.sum()), learned, longest, batch, digest, **flags)
 
 
 def rated_figures(train: Dataset, args: KTOArguments) -> Figures:
@@ -217,7 +218,8 @@ def rated_figures(train: Dataset, args: KTOArguments) -> Figures:
     longest = int(lengths.max())
     largest = train.select(np.argsort(lengths, kind="stable")[-size:])
     batch = Batch(size, longest, labelled_positions(largest["labels"][:], longest), fused_head=not args.use_cpu)
-    return Figures(len(train), int(lengths.sum()), int(learned.sum()), longest, batch, lengthen="--max_length")
+    digest = rows_digest(train, "input_ids", "labels", "prompt_length", "label")
+    return Figures(len(train), int(lengths.sum()), int(learned.sum()), longest, batch, digest, lengthen="--max_length")
 
 
 def _pair_rows(rows: Dataset) -> Dataset:

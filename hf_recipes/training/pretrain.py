@@ -1,5 +1,6 @@
 """Pretraining: the Trainer that is our own, over mixtures of documents."""
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hf_recipes.arguments import PretrainArguments
+from hf_recipes.core.files import to_json
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.mixture import Blocks, Mixture
 from hf_recipes.data.streaming import StreamedBlocks
@@ -25,6 +27,7 @@ from hf_recipes.training.estimate import Batch
 from hf_recipes.training.evaluation import add_callbacks
 from hf_recipes.training.faults import leave_signals_to_the_run
 from hf_recipes.training.plan import Figures
+from hf_recipes.training.resume import decay_settings
 from hf_recipes.training.throughput import flops_per_token, peak_flops
 from hf_recipes.training.trainer import RunMixin
 
@@ -213,9 +216,8 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
     # Steps
 
     def create_scheduler(self, num_training_steps, optimizer=None):
-        if str(self.args.lr_scheduler_type.value) == "warmup_stable_decay":
-            decay = {"num_decay_steps": round(self.args.decay_ratio * num_training_steps)}
-            self.args.lr_scheduler_kwargs = {**decay, **(self.args.lr_scheduler_kwargs or {})}
+        decay = decay_settings(self.args, num_training_steps)
+        self.args.lr_scheduler_kwargs = {**decay, **(self.args.lr_scheduler_kwargs or {})}
         return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -327,7 +329,8 @@ def block_figures(mixture: Mixture, args: PretrainArguments) -> Figures:
         each = [source.tokens / len(source) for source in mixture.sources]
         tokens = round(rows * float(np.dot(each, mixture.schedule.quotas)) / mixture.schedule.epoch_blocks)
     batch = Batch(min(args.per_device_train_batch_size, rows), size, size - 1, packed=mixture.apart)
-    return Figures(rows, tokens, tokens, size, batch, what="blocks", lengthen="--block_size")
+    digest = hashlib.sha256(to_json([mixture.identity(), mixture.sampled()]).encode()).hexdigest()
+    return Figures(rows, tokens, tokens, size, batch, digest, what="blocks", lengthen="--block_size")
 
 
 def leaks(args: PretrainArguments, model_type: str) -> UserError | None:

@@ -18,7 +18,7 @@ from hf_recipes.evaluation.suite import EvaluationArguments
 from hf_recipes.training.estimate import Batch
 from hf_recipes.training.evaluation import add_callbacks, build_evaluations
 from hf_recipes.training.numbered import FILLER, NumberedRows, PairCollator, side_lengths
-from hf_recipes.training.plan import Figures
+from hf_recipes.training.plan import Figures, rows_digest
 from hf_recipes.training.rows import prepare_rows
 
 
@@ -92,7 +92,8 @@ def pair_figures(train: Dataset, args: RewardArguments) -> Figures:
     longest = int(lengths.max())
     batch = Batch(2 * size, longest, positions=1, scores=True)
     flags = {"what": "pairs", "lengthen": "--max_length"}
-    return Figures(len(train), int(lengths.sum()), None, longest, batch, **flags)
+    digest = rows_digest(train, *(f"{side}_ids" for side in SIDES))
+    return Figures(len(train), int(lengths.sum()), None, longest, batch, digest, **flags)
 
 
 def build_trainer(

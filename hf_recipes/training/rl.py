@@ -1,5 +1,6 @@
 """Learning from rewards: TRL's GRPO and RLOO over our prompts, rewards and checkpoints."""
 
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_recipes.arguments import DataArguments, GRPOArguments
+from hf_recipes.core.files import to_json
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.errors import UserError, say
@@ -299,7 +301,17 @@ def answer_figures(prompts: Sequence[Prompt], args: GRPOArguments) -> Figures:
         repeats=1,
         seed=0,
     )
-    return Figures(len(count), tokens, None, longest, batch, what="answers", lengthen="--max_completion_length")
+    flags = {"what": "answers", "lengthen": "--max_completion_length"}
+    return Figures(len(count), tokens, None, longest, batch, _prompts_digest(prompts), **flags)
+
+
+def _prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """Of what is answered, and of all that a reward can see."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        seen = [prompt.ids.tolist(), prompt.question, prompt.reference, prompt.meta, prompt.messages, prompt.row]
+        digest.update(to_json(seen, default=str).encode())
+    return digest.hexdigest()
 
 
 def build_trainer(

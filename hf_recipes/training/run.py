@@ -44,6 +44,7 @@ from hf_recipes.training.plan import Figures, make_plan
 from hf_recipes.training.public import NAMES, hub_names
 from hf_recipes.training.publishing import Publisher
 from hf_recipes.training.reference import build_reference
+from hf_recipes.training.resume import begun_with, compare_data, compare_settings, read_begun_with
 from hf_recipes.training.trackers import add_trackers
 from hf_recipes.training.trainer import STAGING
 
@@ -77,13 +78,25 @@ class Run:
             at_end.enter_context(held(args.output_dir, ENDING if is_restart(self._folder) else 0))
             self._folder = open_folder(args)  # as whoever held it before has left it
         check_output_dir(self._folder, args, model_args.use_lora)
-        return find_checkpoint(
+        checkpoint = find_checkpoint(
             args.output_dir,
             args.resume_from_checkpoint or ("true" if is_restart(self._folder) else None),
             world_size=args.world_size,
             inexact=args.inexact_resume,
             trust=args.trust_checkpoint,
         )
+        self._begun_with = begun_with(self.parser, args)
+        self._former = read_begun_with(checkpoint) if checkpoint else None
+        if self._former:
+            compare_settings(checkpoint, self._former, self._begun_with, args)
+        return checkpoint
+
+    def _compare_data(self, steps: int) -> None:
+        found = self._figures
+        data = {"what": found.what, "rows": found.rows, "tokens": found.tokens, "digest": found.digest}
+        self._begun_with |= {"data": data, "steps": steps}
+        if self._former:
+            compare_data(self._checkpoint, self._former, self._begun_with, self.args)
 
     def open_model(self, read_config: Callable | None = None, **tokenizer: bool) -> None:
         """Read `config`, `tokenizer` and `added_tokens`, but no weight.
@@ -115,6 +128,7 @@ class Run:
         plan = make_plan(
             self.model_args, self.args, self.config, self.tokenizer, self.added_tokens, figures=figures, **how
         )
+        on_main_process(self.args, self._compare_data, plan.steps)
         plan.show(whole=self.args.dry_run)
         self._memory = PeakMemory(plan.memory and plan.memory.peak)
         return not self.args.dry_run
@@ -152,7 +166,9 @@ class Run:
 
     def train(self, trainer, ledgers: dict[str, Ledger]) -> None:
         """Train, evaluate, and leave the whole folder: weights, settings, ledger, metrics, curves, model card."""
-        folder = self._folder if trainer.is_world_process_zero() else None
+        folder = None
+        if trainer.is_world_process_zero():
+            folder, trainer.begun_with = self._folder, self._begun_with
         _train_and_finish(trainer, self.parser, ledgers, self._checkpoint, self._memory, folder)
 
 

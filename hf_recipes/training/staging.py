@@ -30,6 +30,7 @@ from hf_recipes.training.public import (
     public_settings,
     public_values,
 )
+from hf_recipes.training.resume import BEGUN_WITH
 from hf_recipes.usage import addressed
 
 T = TypeVar("T")
@@ -45,7 +46,8 @@ MERGE = "merge.json"
 RESULTS_OF_CHECKPOINT = (SETTINGS, LEDGER, "curves.png")
 RESULTS = ("README.md", *RESULTS_OF_CHECKPOINT, "metrics.json", MERGE)
 CONFIGURATIONS = ("adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json")
-NEVER = ("training_args.bin", "README.md")  # of a checkpoint: a pickle of settings, and PEFT's own card
+# Of a checkpoint: a pickle of settings, PEFT's own card, and settings with this machine's paths.
+NEVER = ("training_args.bin", "README.md", BEGUN_WITH)
 _TENSORS = {".safetensors", ".pt", ".pth", ".bin", ".png"}  # not searched for tokens
 
 

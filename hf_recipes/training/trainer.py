@@ -4,15 +4,17 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainerCallback
 
+from hf_recipes.core.files import write_json
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.report import mean_loss
 from hf_recipes.models.quantization import is_quantized
@@ -28,6 +30,7 @@ from hf_recipes.training.faults import (
     places_of,
     sequences,
 )
+from hf_recipes.training.resume import BEGUN_WITH
 from hf_recipes.training.sampling import WholeEpochSampler
 
 STAGING = ".saving"
@@ -66,10 +69,12 @@ class RunMixin:
     - `tokens_per_second` (all devices; padding not counted; without the time of evaluations and saves) is logged with
       each loss, and the tokens seen are part of the checkpoint.
 
-    `data_rows`, if set, has the columns `input_ids` and `place`, by which rows are named.
+    `begun_with`, if set, is kept in each checkpoint. `data_rows`, if set, has the columns `input_ids` and `place`, by
+    which rows are named.
     """
 
     _staging: str | None = None
+    begun_with: Mapping[str, Any] | None = None
     data_rows: Dataset | None = None
     first_step = 0  # where training began: other than 0 where it was resumed
 
@@ -394,6 +399,8 @@ class RunMixin:
 
     def _complete(self, checkpoint: Path) -> None:
         self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+        if self.begun_with:
+            write_json(checkpoint / BEGUN_WITH, self.begun_with)
         write_manifest(checkpoint, self.args.world_size)
         sync(checkpoint)
 

@@ -177,8 +177,9 @@ def test_other_settings_are_not_mixed(predict, model_dir, rows, tmp_path):
     for name in ("out.jsonl", "b.jsonl"):
         assert predict(*flags, "--output_file", tmp_path / name, "--num_beams", "2")[0] == (name == "out.jsonl")
     (tmp_path / "foreign.jsonl").write_text("{}\n")
-    code, _, err = predict(*flags, "--output_file", tmp_path / "foreign.jsonl")
-    assert code == 1 and "no generation_config.json that tells its settings" in err
+    for more in ((), ("--overwrite_output",)):
+        code, _, err = predict(*flags, "--output_file", tmp_path / "foreign.jsonl", *more)
+        assert code == 1 and "no generation_config.json that tells its settings" in err
     assert (tmp_path / "foreign.jsonl").read_text() == "{}\n"
 
 

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from hf_recipes.core.folders import RECORD
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError, say
 
@@ -38,6 +41,9 @@ def output_folder(output_dir: str, overwrite: bool) -> Iterator[Path]:
                 f"--output_dir {output_dir}: the folder is not empty; name another, or replace what an earlier run "
                 "wrote with --overwrite_output_dir"
             )
+        for name in set(WRITTEN) - _former(out):
+            if os.path.lexists(out / name):
+                raise UserError(f"--output_dir {output_dir}: no earlier run wrote {name} there; name another folder")
         partial.mkdir(parents=True, exist_ok=True)
         with _locked(partial, output_dir):
             _clear(partial)
@@ -51,6 +57,18 @@ def output_folder(output_dir: str, overwrite: bool) -> Iterator[Path]:
                 raise
     except OSError as error:
         raise UserError(f"{error.filename or output_dir}: {error.strerror}") from None
+
+
+def _former(out: Path) -> set[str]:
+    """What an earlier import into `out` wrote: its ledger says that there was one, its settings whether it tested."""
+    if (out / RECORD).exists() or not (out / LEDGER).is_file():  # the first is a training run's
+        return set()
+    try:
+        settings = yaml.safe_load((out / "run_config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        settings = None
+    has_no_test = isinstance(settings, dict) and settings.get("test_size") == 0
+    return set(WRITTEN) - ({"test.jsonl"} if has_no_test else set())
 
 
 @contextlib.contextmanager
