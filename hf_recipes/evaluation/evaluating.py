@@ -1,15 +1,16 @@
 """A finished model on files: metrics with intervals, beside another model's on the same rows, and what is written."""
 
 import hashlib
-import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_recipes.core import files
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import metrics, report
+from hf_recipes.evaluation.generation import not_numbers
 from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
 from hf_recipes.evaluation.preference import differences, draw_histogram
 from hf_recipes.evaluation.statistics import Paired, paired_bootstrap
@@ -62,11 +63,19 @@ class Outcome:
 
 
 def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size: int, what: str) -> Outcome:
-    """Every method on the model; what it is doing is printed."""
+    """Every method on the model; what it is doing is printed.
+
+    Raises:
+        UserError: what the model gives for some row is not a number.
+    """
     found = Outcome({}, {})
     for name, method in methods.items():
         say(f"{what}: {name}")
         found.records[name], found.metrics[name] = run_method(method, model, Compute(batch_size))
+        for record in found.records[name]:
+            numbers = [value for value in record.values() if isinstance(value, float)]
+            if not all(map(math.isfinite, numbers)) or not record.get("is_finite", True):
+                raise not_numbers(record["place"])
     return found
 
 
@@ -121,7 +130,7 @@ def settings_of(
     """What has to be the same for the same numbers: versions, model, template, files and decoding."""
     from hf_recipes.data.sources import find_sources
 
-    files = {
+    sources = {
         name: {s.path: s.digest for s in find_sources([p], "test")} for name, p in evaluation.named_files().items()
     }
     return {
@@ -131,7 +140,7 @@ def settings_of(
         "batch_size": args.batch_size,
         "chat_template": template,
         "eval_methods": evaluation.eval_methods,
-        "eval_files": files,
+        "eval_files": sources,
         "few_shot": few_shot_of(evaluation.few_shot_file, evaluation.few_shot),
         "decoding": asdict(decoding),
     }
@@ -175,23 +184,14 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
         for who, outcome in outcomes.items():
             for name, records in outcome.records.items():
-                lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-                _write(folder / f"{name}_{who}.jsonl", "".join(lines))
+                files.write_jsonl(folder / f"{name}_{who}.jsonl", records)
         drawn = pictures(folder, methods, outcomes)
         write_report(folder / "report.html", settings, methods, outcomes, changes, drawn)
         results = {who: outcome.metrics for who, outcome in outcomes.items()}
         results["change"] = {name: change._asdict() for name, change in changes.items()}
-        _write(
-            folder / "metrics.json", json.dumps({**results, "settings": settings}, ensure_ascii=False, indent=2) + "\n"
-        )
+        files.write_json(folder / "metrics.json", {**results, "settings": settings})
     except OSError as error:
         raise UserError(f"--output_dir {folder}: cannot be written to ({error.strerror or error})") from None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[float | None, list[Record]]]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hf_recipes.arguments import PretrainArguments
+from hf_recipes.core.files import write_json
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.mixture import Blocks, Mixture
 from hf_recipes.data.streaming import StreamedBlocks
@@ -303,7 +304,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             "streams": self.mixture.state(),
             "ledger": self.ledger.to_dict() if self.mixture.streams else None,
         }
-        (checkpoint / DATA_STATE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        write_json(checkpoint / DATA_STATE, state, indent=None)
         super()._complete(checkpoint)
 
 

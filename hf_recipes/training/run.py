@@ -1,7 +1,5 @@
 """A run of any stage: its settings, its model, its folder, the training itself, and the report."""
 
-import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_recipes.arguments import DataArguments, ModelArguments, RunArguments
+from hf_recipes.core.files import write_json
 from hf_recipes.data.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
@@ -125,7 +124,7 @@ def _train_and_finish(
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / LEDGER, **ledgers)
         parser.save_settings(output_dir / "run_config.yaml")
-        (output_dir / NAMES).write_text(json.dumps(names), encoding="utf-8")
+        write_json(output_dir / NAMES, names)
         for name in ("metrics.json", "README.md"):  # of a run that goes on: they speak of its former end
             (output_dir / name).unlink(missing_ok=True)
 
@@ -220,9 +219,7 @@ def _finish(
     metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
     metrics["settings"] = settings
     (output_dir / "README.md").write_text(card(output_dir), encoding="utf-8")
-    partial = output_dir / "metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    os.replace(partial, output_dir / "metrics.json")  # the last, for whoever waits for the run's end
+    write_json(output_dir / "metrics.json", metrics)  # the last, for whoever waits for the run's end
     _print_report(output_dir, state.global_step, before, after)
 
 

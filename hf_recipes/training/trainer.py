@@ -1,5 +1,6 @@
 """What our trainers add to transformers' and TRL's: whole checkpoints, the same result at any width, safe endings."""
 
+import dataclasses
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainerCallback
 
+from hf_recipes.core.files import write_json
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.report import mean_loss
 from hf_recipes.models.quantization import is_quantized
@@ -386,7 +388,7 @@ class RunMixin:
         self._paused += time.monotonic() - start
 
     def _complete(self, checkpoint: Path) -> None:
-        self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+        write_json(checkpoint / "trainer_state.json", dataclasses.asdict(self.state))  # upstream writes NaN
         write_manifest(checkpoint, self.args.world_size)
         sync(checkpoint)
 
