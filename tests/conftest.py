@@ -186,6 +186,21 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def json_files(folder: Path) -> dict[Path, object]:
+    """Every JSON file in `folder`, however deep, and every JSONL file's rows; NaN and Infinity, no JSON, are errors."""
+
+    def refuse(word: str):
+        raise AssertionError(f"{path}: {word}")
+
+    found = {}
+    for path in sorted(Path(folder).rglob("*.json*")):
+        text = path.read_text(encoding="utf-8")
+        parts = text.splitlines() if path.suffix == ".jsonl" else [text]
+        values = [json.loads(part, parse_constant=refuse) for part in parts]
+        found[path] = values if path.suffix == ".jsonl" else values[0]
+    return found
+
+
 def conversation(*texts) -> list[dict]:
     """Turns of user and assistant by turns."""
     roles = ["user", "assistant"] * len(texts)

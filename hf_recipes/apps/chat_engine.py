@@ -16,7 +16,7 @@ from hf_recipes.data.prompts import ANSWER
 from hf_recipes.data.tokenize import ChatEncoder
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.evaluation.generation import Continuation, continue_batches
+from hf_recipes.evaluation.generation import Continuation, continue_batches, not_numbers
 from hf_recipes.evaluation.predicting import prompt_budget
 from hf_recipes.models.adapters import load_adapter
 from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
@@ -161,6 +161,8 @@ class Engine:
         def generate() -> Continuation:
             batches = continue_batches(self.model, voice.tokenizer, [prompt.ids], [[0]], decoding, **how)
             [(_, [found])] = batches
+            if not found.is_finite:
+                raise not_numbers(voice.name)
             return found
 
         if voice.adapter is not None:

@@ -1,11 +1,11 @@
 """One person's conversation, in one column or with the answers of two models beside each other; and who is next."""
 
-import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from hf_recipes.apps.chat_engine import Answer, Engine
+from hf_recipes.core.files import to_json
 from hf_recipes.data.conversations import Message
 from hf_recipes.evaluation.decoding import Decoding
 
@@ -91,7 +91,7 @@ class Session:
         return rows
 
     def to_jsonl(self) -> str:
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows())
+        return "".join(to_json(row) + "\n" for row in self.rows())
 
 
 def _messages(exchanges: list[Exchange], system: str, question: str | None = None) -> list[Message]:

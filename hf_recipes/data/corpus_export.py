@@ -12,6 +12,7 @@ import numpy as np
 import zstandard
 from datatrove.pipeline.base import PipelineStep
 
+from hf_recipes.core.files import to_json
 from hf_recipes.data.corpus_steps import removals
 from hf_recipes.data.shards import DocumentEncoder, Shard, ShardWriter
 from hf_recipes.data.streams import CHUNK
@@ -30,7 +31,7 @@ class TextShard:
 
     def add(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> None:
         for row, text in zip(rows, texts, strict=True):
-            self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            self._file.write(to_json(row).encode() + b"\n")
             self.shard.bytes += len(text.encode())
             self.shard.characters += len(text)
         self.shard.documents += len(rows)

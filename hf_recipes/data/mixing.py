@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_recipes.core.files import write_json
 from hf_recipes.errors import UserError, say
 
 UNITS = ("tokens", "documents", "bytes", "epochs")
@@ -32,7 +33,7 @@ class Policy:
         return {"by": self.by, "sources": dict(self.sources)}
 
     def save(self, path: str | os.PathLike) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
 
 
 def parse_policy(value: Any, where: str) -> Policy:

@@ -1,6 +1,7 @@
 """A finished model on files: metrics with intervals, beside another model's on the same rows, and what is written."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import metrics, report
+from hf_recipes.evaluation.generation import not_numbers
 from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
 from hf_recipes.evaluation.preference import differences, draw_histogram
 from hf_recipes.evaluation.statistics import Paired, paired_bootstrap
@@ -99,11 +101,19 @@ class Outcome:
 
 
 def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size: int, what: str) -> Outcome:
-    """Every method on the model; what it is doing is printed."""
+    """Every method on the model; what it is doing is printed.
+
+    Raises:
+        UserError: what the model gives for some row is not a number.
+    """
     found = Outcome({}, {})
     for name, method in methods.items():
         say(f"{what}: {name}")
         found.records[name], found.metrics[name] = run_method(method, model, Compute(batch_size))
+        for record in found.records[name]:
+            numbers = [value for value in record.values() if isinstance(value, float)]
+            if not all(map(math.isfinite, numbers)) or not record.get("is_finite", True):
+                raise not_numbers(record["place"])
     return found
 
 
@@ -158,7 +168,7 @@ def settings_of(
     """What has to be the same for the same numbers: versions, model, template, files and decoding."""
     from hf_recipes.data.sources import find_sources
 
-    files = {
+    sources = {
         name: {s.path: s.digest for s in find_sources([p], "test")} for name, p in evaluation.named_files().items()
     }
     return {
@@ -168,7 +178,7 @@ def settings_of(
         "batch_size": args.batch_size,
         "chat_template": template,
         "eval_methods": evaluation.eval_methods,
-        "eval_files": files,
+        "eval_files": sources,
         "few_shot": few_shot_of(evaluation.few_shot_file, evaluation.few_shot),
         "decoding": asdict(decoding),
     }

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_recipes.data.prompts import Prompt
+from hf_recipes.errors import UserError
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.methods import Compute, Record
 from hf_recipes.evaluation.metrics import score
@@ -21,13 +22,15 @@ Watch = Callable[["torch.Tensor"], bool]
 class Continuation:
     """What a model wrote: without the token that ended it, of which `finished` tells, or other special tokens.
 
-    `ids` are all that it wrote, the token that ended it too; `tokens` is their number without that one.
+    `ids` are all that it wrote, the token that ended it too; `tokens` is their number without that one. Where
+    the logits were not numbers (not `is_finite`), the text means nothing.
     """
 
     text: str
     tokens: int
     finished: bool
     ids: list[int]
+    is_finite: bool = True
 
 
 def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
@@ -103,6 +106,7 @@ def continue_batches(
                 ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
                 mask[row, width - len(prompts[index]) :] = 1
             ids, mask = ids.to(model.device), mask.to(model.device)
+            logits = _Logits()
             processors = decoding.processors(mask, [index if keys is None else keys[index] for index in batch])
             criteria = [_Watched(watch, width)] if watch else []
             with torch.no_grad():
@@ -110,15 +114,31 @@ def continue_batches(
                     ids,
                     attention_mask=mask,
                     generation_config=config,
-                    logits_processor=LogitsProcessorList(processors),
+                    logits_processor=LogitsProcessorList([logits, *processors]),
                     stopping_criteria=StoppingCriteriaList(criteria),
                     synced_gpus=synced,
                 )
-            yield batch, [_read(tokenizer, new, stops) for new in output[:, width:].tolist()]
+            rows = zip(output[:, width:].tolist(), logits.are_finite(len(batch)), strict=True)
+            yield batch, [_read(tokenizer, new, stops, is_finite) for new, is_finite in rows]
     finally:
         hook.remove()
         model.config.use_cache = used_cache
         model.train(was_training)
+
+
+class _Logits:
+    """Sees, and leaves as they are, the logits that the model gives, and tells of which rows all are numbers."""
+
+    def __init__(self):
+        self._finite: torch.Tensor | None = None
+
+    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        finite = scores.amax(-1).isfinite()  # as NaN is
+        self._finite = finite if self._finite is None else self._finite & finite
+        return scores
+
+    def are_finite(self, rows: int) -> list[bool]:
+        return self._finite.view(rows, -1).all(1).tolist()
 
 
 class _Watched:
@@ -129,10 +149,18 @@ class _Watched:
         return ids.new_full((len(ids),), bool(self._watch(ids[:, self._width :])), dtype=bool)
 
 
-def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int]) -> Continuation:
+def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int], is_finite: bool) -> Continuation:
     end = next((place for place, token in enumerate(new) if token in stops), None)
     text = tokenizer.decode(new[:end], skip_special_tokens=True)
-    return Continuation(text, len(new) if end is None else end, end is not None, new if end is None else new[: end + 1])
+    count, ids = (len(new), new) if end is None else (end, new[: end + 1])
+    return Continuation(text, count, end is not None, ids, is_finite)
+
+
+def not_numbers(what: str) -> UserError:
+    return UserError(
+        f"{what}: the model's logits are not numbers (NaN or infinite) although its weights are; --dtype float32 or "
+        "bfloat16 holds larger numbers than float16, else base and adapter do not go together"
+    )
 
 
 def generate(
@@ -180,7 +208,8 @@ class Generation:
         return len(self.prompts)
 
     def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`."""
+        """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished` and
+        `is_finite` (see `Continuation`)."""
         ids = [self.prompts[unit].ids for unit in units]
         records: list[Record] = [{}] * len(units)
         for batch, found in continue_batches(
@@ -205,6 +234,7 @@ class Generation:
                     "meta": prompt.meta,
                     "tokens": continuation.tokens,
                     "finished": continuation.finished,
+                    "is_finite": continuation.is_finite,
                 }
         return records
 

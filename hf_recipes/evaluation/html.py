@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_recipes.core.files import write_text
 from hf_recipes.evaluation import report
 from hf_recipes.evaluation.methods import Method, Record
 from hf_recipes.evaluation.statistics import Paired
@@ -90,7 +91,7 @@ def write_report(
         parts.append(_rows_table([(value, own[::-1]) for value, own in rows[:ROWS]], names))
     text = json.dumps(settings, ensure_ascii=False, indent=2)
     parts.append(f"<details><summary>Settings</summary><pre>{escape(text)}</pre></details>")
-    path.write_text(page(str(heading), parts), encoding="utf-8")
+    write_text(path, page(str(heading), parts))
 
 
 def _metrics_table(

@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.prompts import PromptReader
 from hf_recipes.data.records import Record
 from hf_recipes.data.schemas import SCHEMAS, Columns
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.evaluation.generation import continue_batches, plan_batches, stop_tokens
+from hf_recipes.evaluation.generation import continue_batches, not_numbers, plan_batches, stop_tokens
 from hf_recipes.evaluation.metrics import without_thoughts
 from hf_recipes.evaluation.results import Results, digest
 from hf_recipes.models.inference import computes_bf16
@@ -222,6 +223,8 @@ def predict(
             model, tokenizer, ids, batches, decoding, stop_ids=reader.stop_ids, keys=keys
         ):
             for place, continuation in zip(batch, found, strict=True):
+                if not continuation.is_finite:
+                    raise not_numbers(records[asked[place]].place)
                 answers[asked[place]] = {column: prompts[place].trim(continuation.text)}
             append_ready(results, records, answers, start)
             answered += len(batch)
@@ -250,12 +253,13 @@ def write_submission(path: str | os.PathLike, column: str) -> Path:
     Thoughts are taken off an answer, and a row without one has an empty `target`.
     """
     target = Path(path).with_name(SUBMISSIONS["promptcblue"])
-    partial = target.with_name(f"{target.name}.partial")
-    with open(path, encoding="utf-8") as source, open(partial, "w", encoding="utf-8") as file:
-        for line in source:
-            row = json.loads(line)
-            row.pop(problem_column(column), None)
-            row["target"] = without_thoughts(row.pop(column) or "")
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, target)
+    with open(path, encoding="utf-8") as source:
+        rows = map(json.loads, source)
+        write_jsonl(target, (_submitted(row, column) for row in rows))
     return target
+
+
+def _submitted(row: dict[str, Any], column: str) -> dict[str, Any]:
+    row.pop(problem_column(column), None)
+    row["target"] = without_thoughts(row.pop(column) or "")
+    return row

@@ -1,10 +1,11 @@
 """What a run found, for people: the table of metrics, sample answers, and the curves."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 
 if TYPE_CHECKING:
@@ -51,11 +52,16 @@ def _ordered(keys: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda key: (names.index(shown(key)[0]), SHOWN.index(shown(key)[1])))
 
 
-def evaluations(log_history: Sequence[Mapping]) -> dict[int, dict[str, float]]:
-    """The evaluation metrics of a trainer's log, by step, without their ``eval_`` prefix."""
-    found: dict[int, dict[str, float]] = {}
+def _number(value: Any) -> Any:
+    """None for NaN and infinities, as a checkpoint's log has them when it is read back."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def evaluations(log_history: Sequence[Mapping]) -> dict[int, dict[str, float | None]]:
+    """The evaluation metrics of a trainer's log, by step, without the ``eval_`` prefix; None for what is no number."""
+    found: dict[int, dict[str, float | None]] = {}
     for entry in log_history:
-        metrics = {key[5:]: value for key, value in entry.items() if key.startswith("eval_")}
+        metrics = {key[5:]: _number(value) for key, value in entry.items() if key.startswith("eval_")}
         if metrics:
             found.setdefault(entry["step"], {}).update(metrics)
     return found
@@ -67,7 +73,7 @@ def mean_loss(log_history: Sequence[Mapping]) -> float | None:
     for entry in log_history:
         if "loss" in entry:
             steps, last = entry["step"] - last, entry["step"]
-            if entry["loss"] == entry["loss"]:  # not a number where no update was finite
+            if _number(entry["loss"]) is not None:  # as where no update was finite
                 total, count = total + steps * entry["loss"], count + steps
     return total / count if count else None
 
@@ -105,13 +111,14 @@ def comparison(
         row = [title(key)]
         if before:
             old = before.get(key)
-            change = 0.0 if old is None else after[key] - old
+            known = old is not None and after[key] is not None
+            change = after[key] - old if known else 0.0
             row += [as_text(key, old), as_text(key, after[key])]
             plain = shown(key)[1] in PLAIN
             if changes and key in changes:
                 row.append(change_text(key, changes[key]))
             else:
-                row.append("–" if old is None else f"{change:+.4f}" if plain else f"{change * 100:+.1f}")
+                row.append("–" if not known else f"{change:+.4f}" if plain else f"{change * 100:+.1f}")
         else:
             row.append(as_text(key, after[key]))
         rows.append(tuple(row))
@@ -169,7 +176,7 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    train = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
+    train = _points("loss", log_history)
     by_step = evaluations(log_history)
     keys = _ordered(dict.fromkeys(key for metrics in by_step.values() for key in metrics))
     scores = [key for key in keys if shown(key)[1] not in PLAIN]
@@ -177,16 +184,14 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
     count = 1 + bool(gain) + bool(scores)
     figure, panels = plt.subplots(1, count, figsize=(1 + 5 * count, 4), squeeze=False, dpi=120)
     left = panels[0][0]
-    if train:
-        left.plot(*zip(*train, strict=True), color="black", label="training")
+    if train[0]:
+        left.plot(*train, color="black", label="training")
     for name in dict.fromkeys(key for entry in log_history for key in entry if key.startswith("loss_")):
-        points = [(entry["step"], entry[name]) for entry in log_history if name in entry]
-        left.plot(*zip(*points, strict=True), linewidth=0.8, label=name.removeprefix("loss_"))
+        left.plot(*_points(name, log_history), linewidth=0.8, label=name.removeprefix("loss_"))
     losses = [key for key in keys if shown(key)[1] == "loss"]
     for key in losses:
-        points = [(step, metrics[key]) for step, metrics in by_step.items() if key in metrics]
-        left.plot(*zip(*points, strict=True), "o-", label=shown(key)[0] or "evaluation")
-    if train or losses:
+        left.plot(*_scores(key, by_step), "o-", label=shown(key)[0] or "evaluation")
+    if train[0] or losses:
         _legend(left)
     if gain:
         left.set(title="Loss", xlabel="optimizer step")
@@ -197,8 +202,7 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
     if scores:
         right = panels[0][-1]
         for key in scores:
-            points = [(step, metrics[key]) for step, metrics in by_step.items() if key in metrics]
-            right.plot(*zip(*points, strict=True), "o-", label=title(key))
+            right.plot(*_scores(key, by_step), "o-", label=title(key))
         right.set(title="Evaluation", xlabel="optimizer step", ylim=(0, 1))
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
         _legend(right)
@@ -212,8 +216,7 @@ def _draw_gain(panel, gain: str, log_history: Sequence[Mapping], by_step: Mappin
     """What a preference or reinforcement stage raises, and beside it how far it went from its start."""
     panel.plot(*_points(gain, log_history), color="black", label="training")
     for key in dict.fromkeys(key for metrics in by_step.values() for key in metrics if key.endswith(gain)):
-        points = [(step, metrics[key]) for step, metrics in by_step.items() if key in metrics]
-        panel.plot(*zip(*points, strict=True), "o-", label=key.removesuffix(gain).rstrip("_") or "evaluation")
+        panel.plot(*_scores(key, by_step), "o-", label=key.removesuffix(gain).rstrip("_") or "evaluation")
     panel.set(title=f"{gain.replace('/', ' ')} (mean)", xlabel="optimizer step")
     _legend(panel)
     if any("kl" in entry for entry in log_history):
@@ -225,6 +228,10 @@ def _draw_gain(panel, gain: str, log_history: Sequence[Mapping], by_step: Mappin
 def _points(key: str, log_history: Sequence[Mapping]) -> tuple[list[int], list[float]]:
     found = [(entry["step"], entry[key]) for entry in log_history if entry.get(key) is not None]
     return [step for step, _ in found], [value for _, value in found]
+
+
+def _scores(key: str, by_step: Mapping[int, Mapping]) -> tuple[list[int], list[float]]:
+    return _points(key, [{**metrics, "step": step} for step, metrics in by_step.items()])
 
 
 def _font(text: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.core.files import to_json, write_json
 from hf_recipes.errors import UserError, say
 
 SIDECAR = "generation_config.json"
@@ -36,7 +37,7 @@ class Results:
         if self.path.is_dir():
             raise UserError(f"--output_file {path}: this is a folder; name a file in it")
         self.sidecar = _sidecar_of(self.path)
-        settings = json.loads(json.dumps(settings, ensure_ascii=False))
+        settings = json.loads(to_json(settings))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115
@@ -55,7 +56,7 @@ class Results:
             elif size:
                 self._check(settings)
                 self._find_end()
-            _write_json(self.sidecar, {OWNER: self.path.name, **settings, **notes})
+            write_json(self.sidecar, {OWNER: self.path.name, **settings, **notes})
         except OSError as error:
             self._file.close()
             raise self._unwritable(error) from None
@@ -109,7 +110,7 @@ class Results:
         self._file.seek(end)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        lines = (to_json(row, default=str) + "\n" for row in rows)
         try:
             self._file.write("".join(lines).encode())
             self._file.flush()
@@ -127,12 +128,6 @@ def _sidecar_of(path: Path) -> Path:
     except (ValueError, AttributeError):
         owner = None
     return common if owner == path.name else own
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def digest(path: str | os.PathLike) -> str:

@@ -1,5 +1,6 @@
 """A reward model's scores for every row of a file, written as they come and gone on with after an interruption."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipes.data.schemas import SCHEMAS, SIDES, Columns
 from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation.generation import not_numbers
 from hf_recipes.evaluation.methods import Compute
 from hf_recipes.evaluation.predicting import WINDOW, append_ready, settings_of_model
 from hf_recipes.evaluation.results import Results
@@ -194,6 +196,8 @@ def score_rows(model: "PreTrainedModel", reader: AnswerReader, results: Results,
                     continue
                 scores = rewards(model, [window[index][1][name] for index, name in chosen])
                 for (index, name), score in zip(chosen, scores, strict=True):
+                    if not math.isfinite(score):
+                        raise not_numbers(records[index].place)
                     begun.setdefault(index, {})[name] = score
                     if len(begun[index]) == len(window[index][1]):
                         found[index] = {key: begun[index][key] for key in window[index][1]}

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError, say
+from hf_recipes.models.finite import check_file, not_finite
 from hf_recipes.parsing import nearest, read_json_object
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ def read_lora_config(path: str | None, task_type: str = "CAUSAL_LM") -> "LoraCon
         if isinstance(named, str) and named != "all-linear" and re.fullmatch(r"[\w.,\s-]+", named):
             values[key] = [name.strip() for name in named.split(",") if name.strip()]
     _check_types(path, values, task_type)
+    if name := not_finite(values):
+        raise UserError(f"{path}: {name} is no finite number")
     try:
         return LoraConfig(**values)
     except (TypeError, ValueError) as error:
@@ -134,7 +137,8 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
     """The configuration of the adapter saved in `path`.
 
     Raises:
-        UserError: there is none, its weights are not safetensors, or it is for another task than `task_type`.
+        UserError: there is none, its weights are not safetensors, a setting is NaN, or it is for another task than
+            `task_type`.
     """
     from peft import PeftConfig
 
@@ -152,6 +156,10 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
         config = PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"--peft_path {path}: adapter_config.json cannot be read ({error})") from None
+    if name := not_finite(vars(config)):
+        raise UserError(
+            f"--peft_path {path}: adapter_config.json: {name} is no finite number; write what it was trained with"
+        )
     if task_type and config.task_type not in (None, task_type):
         what = "a reward model's adapter" if config.task_type == "SEQ_CLS" else f"an adapter for {config.task_type}"
         raise UserError(f"--peft_path {path}: {what}; this stage goes on from one for {task_type}")
@@ -167,7 +175,7 @@ def load_adapter(
         name: another one for each adapter of a model.
 
     Raises:
-        UserError: no adapter there, or one for another base (the first tensor that does not fit is named).
+        UserError: no adapter there, or one for another base or with NaN (the first such tensor is named).
     """
     from peft import PeftModel
 
@@ -176,6 +184,7 @@ def load_adapter(
     if base and own and os.path.normpath(base) != os.path.normpath(own):
         say(f"{path}: was trained on {base}; this base is {own}")
     saved = _check_shapes(inner, path)
+    check_file(os.path.join(path, "adapter_model.safetensors"), f"--peft_path {path}: adapter_model.safetensors")
     if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
         raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
     try:

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError, say
+from hf_recipes.models.finite import check_weights
 from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def load_model(
 
     Raises:
         UserError: the folder or Hub id holds no causal language model, lacks some of its weights, is quantized already
-            in another way, or `arguments.bnb_config` cannot be used.
+            in another way, holds NaN or infinities, or `arguments.bnb_config` cannot be used.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -307,6 +308,7 @@ def load_model(
         )
     if not is_reward and "score.weight" in report["unexpected_keys"]:
         raise UserError(f"{name}: a reward model, which has a score head; give a causal language model")
+    check_weights(model, arguments, kwargs.get("cache_dir"))
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
     # Families that can be both (BERT) say so in their configuration; some that cannot say it too (GPT-NeoX).

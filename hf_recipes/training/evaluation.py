@@ -1,6 +1,5 @@
 """Evaluation in the course of training: the same methods as afterwards, on validation rows and named files."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.corpora import named_paths
 from hf_recipes.data.prompts import Prompt
 from hf_recipes.errors import UserError
@@ -152,9 +152,7 @@ class Evaluations(TrainerCallback):
     def _write(self, path: str, records: Sequence[Record]) -> None:
         with told_if_unwritten(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(f"{path}.partial", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            os.replace(file.name, path)
+            write_jsonl(path, records)
 
 
 def draw_change(path: Path, records: Sequence[Record]) -> None:

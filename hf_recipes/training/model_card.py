@@ -43,7 +43,7 @@ def _course(log_history: Sequence[Mapping]) -> list[str]:
             f"Mean reward of the answers: {first:.4f} at first, {last:.4f} at last{kl[0]}\n",
             f"回答的平均奖励：开始 {first:.4f}，最后 {last:.4f}{kl[1]}\n",
         ]
-    values = [entry["loss"] for entry in log_history if "loss" in entry]
+    values = [entry["loss"] for entry in log_history if entry.get("loss") is not None]
     found = (
         ("Mean", "平均训练损失", report.mean_loss(log_history)),
         ("Last", "最后的训练损失", values[-1] if values else None),

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hf_recipes.arguments import PretrainArguments
-from hf_recipes.core.files import to_json
+from hf_recipes.core.files import to_json, write_json
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.mixture import Blocks, Mixture
 from hf_recipes.data.streaming import StreamedBlocks
@@ -305,7 +305,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             "streams": self.mixture.state(),
             "ledger": self.ledger.to_dict() if self.mixture.streams else None,
         }
-        (checkpoint / DATA_STATE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+        write_json(checkpoint / DATA_STATE, state, indent=None)
         super()._complete(checkpoint)
 
 

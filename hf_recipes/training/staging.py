@@ -16,6 +16,7 @@ from typing import TypeVar
 import yaml
 
 from hf_recipes import hub
+from hf_recipes.core.files import to_json
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError
 from hf_recipes.processes import remove_abandoned
@@ -212,7 +213,7 @@ def _stage(path: Path, target: Path, rewrite: Callable[[str], str] | None) -> No
 
 
 def _in_json(change: Callable[[dict], dict]) -> Callable[[str], str]:
-    return lambda text: json.dumps(change(json.loads(text)), ensure_ascii=False, indent=2) + "\n"
+    return lambda text: to_json(change(json.loads(text)), indent=2) + "\n"
 
 
 def _history(text: str) -> tuple[list[dict], int]:

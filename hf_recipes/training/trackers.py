@@ -25,6 +25,7 @@ from transformers.integrations.integration_utils import (
     rewrite_logs,
 )
 
+from hf_recipes.core.files import write_json
 from hf_recipes.errors import say
 from hf_recipes.evaluation.report import read_predictions
 from hf_recipes.hub import SECRET_VARIABLES
@@ -255,7 +256,7 @@ class TrackersCallback(TrainerCallback):
         def start() -> None:
             own = tracker.start(run_name, self.settings, kept, state.global_step, self.bare)
             started[tracker.name] = {"id": own, "mode": tracker.mode}
-            self._state_path.write_text(json.dumps(started, indent=2), encoding="utf-8")
+            write_json(self._state_path, started)
             for entry in history:
                 tracker.log(*_numbers(entry, entry.get("step", 0)))
 

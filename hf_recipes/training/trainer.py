@@ -1,5 +1,6 @@
 """What our trainers add to transformers' and TRL's: whole checkpoints, the same result at any width, safe endings."""
 
+import dataclasses
 import os
 import pickle
 import shutil
@@ -398,7 +399,7 @@ class RunMixin:
         self._paused += time.monotonic() - start
 
     def _complete(self, checkpoint: Path) -> None:
-        self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+        write_json(checkpoint / "trainer_state.json", dataclasses.asdict(self.state))  # upstream writes NaN
         if self.begun_with:
             write_json(checkpoint / BEGUN_WITH, self.begun_with)
         write_manifest(checkpoint, self.args.world_size)

@@ -1,11 +1,9 @@
 """Rows 9 to 11 of the reliability scorecard: what the optimizer sees. Row 12 is in tests/data/test_tokenize.py."""
 
-import json
-
 import pytest
 import torch
 
-from conftest import same, weights, write_jsonl, write_pairs
+from conftest import json_files, same, weights, write_jsonl, write_pairs
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_tokenizer
 from hf_recipes.training.model import build_model
@@ -47,10 +45,10 @@ def test_row_09_an_update_that_is_not_finite_is_left_out(forks, settings, tmp_pa
     for line in lines:  # the batch's four rows, of one process alone
         assert "train.json:18," in f"{line}," and line.count("train.json:") == 4
     assert all(tensor.isfinite().all() for tensor in weights(output).values())
-    history = json.loads((output / "checkpoint-12" / "trainer_state.json").read_text())["log_history"]
+    history = json_files(output)[output / "checkpoint-12" / "trainer_state.json"]["log_history"]
     skipped = [entry for entry in history if "nonfinite_steps" in entry]
     assert [entry["step"] for entry in skipped] == [int(line.split()[1].rstrip(":")) for line in lines]
-    assert skipped and all(str(entry["loss"]) == "nan" for entry in skipped)  # not 0, as if it had been learned
+    assert skipped and all(entry["loss"] is None for entry in skipped)  # not 0, as if it had been learned
     assert all(entry["loss"] > 0 for entry in history if "loss" in entry and "nonfinite_steps" not in entry)
 
 
@@ -67,6 +65,15 @@ def test_row_09_the_weights_stay_as_they_were(forks, settings, tmp_path):
     assert same(fourth, eighth)
     run = forks.run(*settings, "--output_dir", tmp_path / "run-3", "--resume_from_checkpoint", "true")
     assert run.code == 0 and "going on from" in run.out and "checkpoint-4" in run.out
+    spoiled = tmp_path / "run-5"  # its log has losses that were no numbers
+    run = forks.run(*settings, "--output_dir", spoiled, "--resume_from_checkpoint", "true")
+    assert run.code == 0 and "checkpoint-8" in run.out, run.err
+    found = json_files(spoiled)
+    history = found[spoiled / "checkpoint-12" / "trainer_state.json"]["log_history"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[4:8] == [None] * 4 and None not in losses[:4] + losses[8:]
+    kept = losses[:4] + losses[8:]
+    assert found[spoiled / "metrics.json"]["train"]["loss"] == pytest.approx(sum(kept) / 8)
 
 
 def test_row_09_packed_rows_are_named_too(forks, settings, tmp_path):

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from hf_recipes.core.files import to_json
 from hf_recipes.core.folders import RECORD
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError, say
@@ -129,7 +129,7 @@ class Writer:
     def write(self, side: str, messages: Iterable[Mapping[str, str]], **columns: Any) -> None:
         if side not in self._files:
             self._files[side] = open(self._folder / f"{side}.jsonl", "w", encoding="utf-8")  # noqa: SIM115
-        self._files[side].write(json.dumps({"messages": list(messages), **columns}, ensure_ascii=False) + "\n")
+        self._files[side].write(to_json({"messages": list(messages), **columns}) + "\n")
         self.counts[side] += 1
 
 

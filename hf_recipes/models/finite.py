@@ -1,0 +1,76 @@
+"""Weights and settings that are numbers. A model with NaN or infinities in it gives results that look real."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_recipes.errors import UserError
+from hf_recipes.models.quantization import is_quantized
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from hf_recipes.models.loading import ModelArguments
+
+MOST = 3.4028234663852886e38
+WHY = "holds NaN or infinite values, with which the model would give logits that are not numbers"
+HINT = "download it again, or train it with a lower --learning_rate"
+
+
+def not_finite(settings: Mapping[str, Any]) -> str | None:
+    """The dotted name of the first number in `settings`, or in mappings and lists in them, that float32 cannot hold."""
+    for key, value in settings.items():
+        if isinstance(value, float) and not abs(value) <= MOST:  # as NaN is not
+            return key
+        if isinstance(value, list | tuple):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping) and (inner := not_finite(value)) is not None:
+            return f"{key}.{inner}"
+    return None
+
+
+def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_dir: str | None = None) -> None:
+    """Look once at each weight of a base model that was just loaded, in the first process of a machine.
+
+    Where weights are quantized, which can hide a NaN, or sharded by ZeRO's stage 3, its files are looked at.
+
+    Raises:
+        UserError: the first tensor that is not finite, with its file.
+    """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    from hf_recipes.models.merged import local_folder
+
+    if int(os.environ.get("LOCAL_RANK", 0)) != 0:
+        return
+    weight = None
+    if not (is_quantized(model) or is_deepspeed_zero3_enabled()):
+        weight = next((name for name, tensor in model.named_parameters() if not _is_finite(tensor)), None)
+        if weight is None:
+            return
+    name = arguments.model_name_or_path
+    for path in sorted(local_folder(name, arguments.model_revision, cache_dir).glob("*.safetensors")):
+        check_file(path, f"{name}: {path.name}")
+    if weight is not None:
+        kind = str(model.dtype).removeprefix("torch.")
+        raise UserError(f"{name}: {weight} in {kind} {WHY}; --dtype float32 holds larger numbers, else {HINT}")
+
+
+def check_file(path: str | os.PathLike, what: str) -> None:
+    """Raises `UserError`, which begins with `what`, for the first tensor of a safetensors file that is not finite."""
+    from safetensors import safe_open
+
+    with safe_open(Path(path), "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118
+            if not _is_finite(tensors.get_tensor(key)):
+                raise UserError(f"{what}: {key} {WHY}; {HINT}")
+
+
+def _is_finite(tensor: "torch.Tensor") -> bool:
+    """NaN and infinities come through a minimum and maximum, which take a twentieth of the time of `isfinite` here."""
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+        return True
+    tensor = tensor.detach()
+    return all(bool(end.isfinite()) for end in (tensor.float() if tensor.itemsize < 2 else tensor).aminmax())
