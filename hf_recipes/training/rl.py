@@ -1,8 +1,6 @@
 """Learning from rewards: TRL's GRPO and RLOO over our prompts, rewards and checkpoints."""
 
-import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head
 
 from hf_recipes.arguments import DataArguments, GRPOArguments
+from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.errors import UserError, say
@@ -215,10 +214,7 @@ class RewardedMixin(RunMixin):
         path = Path(self.args.output_dir, SAMPLES, f"step-{self.state.global_step}.jsonl")
         with told_if_unwritten(str(path)):
             path.parent.mkdir(exist_ok=True)
-            partial = path.with_name(f"{path.name}.partial")
-            lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self._samples]
-            partial.write_text("".join(lines), encoding="utf-8")
-            os.replace(partial, path)
+            write_jsonl(path, self._samples)
 
 
 class GRPO(RewardedMixin, GRPOTrainer):
