@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -122,6 +122,9 @@ REPLACED = {
 class RunArguments:
     """What every stage adds to the training arguments that it is put before in the bases."""
 
+    # What the trainer itself finds for the validation rows, and whether larger is better; see `Method.directions`.
+    validation_metrics: ClassVar[dict[str, bool]] = {}
+
     output_dir: str | None = _help("Folder of the run.")
     dry_run: bool = _help("Print what the run would do and need, and stop before any weight is loaded.", False)
     overwrite_output_dir: bool = _help("Start over in a folder that holds an earlier run.", False)
@@ -219,6 +222,8 @@ def _refuse_replaced(args: "RunArguments", config: type, **instead: str) -> None
 class SFTArguments(RunArguments, SFTConfig):
     """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
 
+    validation_metrics: ClassVar[dict[str, bool]] = {"loss": False, "mean_token_accuracy": True}
+
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
     max_source_length: int | None = _help("Tokens of the prompt at the most.")
@@ -267,6 +272,10 @@ PAIR_LOSSES = (*DIFFERENCE_LOSSES, "nca_pair", "bco_pair", "sppo_hard", "apo_zer
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 SYNCED = "--sync_ref_model: a run that is resumed could not know the reference as it was; leave it out"
 UNPAIRED_LOSSES = ("kto", "apo_zero_unpaired")
+REFERENCE_METRICS = {
+    **dict.fromkeys(("rewards/chosen", "rewards/margins", "logps/chosen"), True),
+    **dict.fromkeys(("loss", "rewards/rejected", "logps/rejected"), False),
+}
 
 
 def _check_reference(args: "DPOArguments | KTOArguments", losses: tuple[str, ...], config: type) -> None:
@@ -285,6 +294,8 @@ def _check_reference(args: "DPOArguments | KTOArguments", losses: tuple[str, ...
 @dataclass
 class DPOArguments(RunArguments, DPOConfig):
     """TRL's `DPOConfig`, with what it would refuse after loading named before."""
+
+    validation_metrics: ClassVar[dict[str, bool]] = {**REFERENCE_METRICS, "rewards/accuracies": True}
 
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: int | None = _help("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
@@ -319,6 +330,8 @@ class DPOArguments(RunArguments, DPOConfig):
 @dataclass
 class KTOArguments(RunArguments, KTOConfig):
     """TRL's `KTOConfig`, with what it would refuse after loading named before."""
+
+    validation_metrics: ClassVar[dict[str, bool]] = {**REFERENCE_METRICS, "kl": False}
 
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: int | None = _help("Tokens of a row; longer ones are left out, which is counted.", 1024)

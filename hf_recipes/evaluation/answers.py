@@ -112,6 +112,20 @@ class Answers(Generation):
             found |= summarise_rewards(self.rewards.names, records)
         return found
 
+    def directions(self) -> dict[str, bool | None]:
+        compared = any(prompt.reference is not None for prompt in self.prompts)
+        larger = ["accuracy", "macro_f1"] if "accuracy" in self.scores else []
+        if compared and {"rouge", "generation"} & set(self.scores):
+            larger += ["rouge1", "rouge2", "rougeL", "bleu4"]
+        if "rouge" in self.scores:
+            larger += ["chrf", "exact_match", "distinct1", "distinct2"]
+        larger += ["promptcblue"] if "promptcblue" in self.scores else []
+        larger += ["finished"] if "generation" in self.scores else []
+        neither = {"rouge": "length_ratio", "generation": "new_tokens"}
+        found = dict.fromkeys(larger, True)
+        found |= {name: None for score, name in neither.items() if score in self.scores}
+        return found | (self.rewards.directions() if self.rewards else {})
+
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         """The scores that have a value for each record; without its reference it has a reward alone."""
         found: dict[str, list[float]] = {}

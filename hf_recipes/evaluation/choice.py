@@ -225,6 +225,9 @@ class SingleChoice:
                 summary[f"{name}_{letter}"] = sum(record[column] == letter for record in records) / count
         return summary | {f"accuracy/{source}": accuracy for source, accuracy in sources.items()}
 
+    def directions(self) -> dict[str, bool | None]:
+        return dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "accuracy_macro", "mass"), True)
+
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         return {"accuracy": [float(record["prediction"] == record["answer"]) for record in records]}
 

@@ -147,6 +147,9 @@ class NLL:
                 total |= {f"{key}/{name}": value for key, value in _rates(own).items()}
         return total
 
+    def directions(self) -> dict[str, bool | None]:
+        return {**dict.fromkeys(("loss", "perplexity", "bits_per_character"), False), "token_accuracy": True}
+
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         """None: the metrics are ratios of sums over the records."""
         return {}

@@ -48,6 +48,13 @@ class Method(Protocol):
         """The metrics of the records of all units, in their order."""
         ...
 
+    def directions(self) -> dict[str, bool | None]:
+        """Of the metrics that `summarise` gives, by which a model can be chosen: whether larger is better.
+
+        None where neither is. A name stands for its parts too (``accuracy`` for ``accuracy/<source>``).
+        """
+        ...
+
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         """The metrics that are means over the records, as one value for each; the first is the most telling.
 

@@ -161,6 +161,11 @@ class PairAccuracy:
             by_source[record["source"]].append(difference)
         return summary | {f"accuracy/{source}": _wins(own) / len(own) for source, own in sorted(by_source.items())}
 
+    def directions(self) -> dict[str, bool | None]:
+        larger = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_per_token")
+        larger += ("difference_mean", "difference_per_token_mean")
+        return {**dict.fromkeys(larger, True), "loss": False, "difference_std": None, "score_mean": None}
+
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         return {"accuracy": [_wins([difference]) for difference in differences(records)]}
 

@@ -235,6 +235,12 @@ class Rewards:
         parts = [spec.weight * value for spec, value in zip(self.specs, values, strict=True) if value is not None]
         return math.fsum(parts) if parts else None
 
+    def directions(self) -> dict[str, bool]:
+        """As `Method.directions`, of `summarise_rewards`: a reward with a negative weight is better the smaller."""
+        found = {f"rewards/{spec.name}": spec.weight >= 0 for spec in self.specs}
+        more = {f"rewards/{MODEL}_positive": found[f"rewards/{MODEL}"]} if MODEL in self.names else {}
+        return {"reward": True, **found, **more}
+
     def _values(self, spec: Spec, prompts: Sequence[Prompt], answers: Sequence[str]) -> Values:
         function = self._functions[spec.name]
         try:

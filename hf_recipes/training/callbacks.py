@@ -21,12 +21,14 @@ def prediction_path(output_dir: str, step: int, name: str = "") -> str:
 
 
 @contextmanager
-def told_if_unwritten(what: str) -> Iterator[None]:
-    """A full disk costs what was to be written, not the training."""
+def told_if_unwritten(what: str, then: str = "training goes on") -> Iterator[None]:
+    """What only shows the results costs a line where it fails, whatever the reason, and not the training."""
     try:
         yield
-    except OSError as error:
-        say(f"{what} could not be written ({error.strerror or error}); training goes on")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        known = getattr(error, "strerror", None) or f"{type(error).__name__}: {reason}"
+        say(f"{what} could not be written ({known}); {then}")
 
 
 class RunProgress(ProgressCallback):

@@ -22,6 +22,7 @@ from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
 from hf_recipes.evaluation.preference import differences, draw_histogram
 from hf_recipes.evaluation.rewards import Rewards
 from hf_recipes.evaluation.suite import OF_ANSWERS, EvaluationArguments, build_methods
+from hf_recipes.parsing import nearest
 from hf_recipes.training.callbacks import CurvesCallback, RunProgress, prediction_path, told_if_unwritten
 
 if TYPE_CHECKING:
@@ -104,6 +105,48 @@ def build_evaluations(
     return methods
 
 
+def choose_best_by(
+    args: "RunArguments",
+    greater_is_better: bool | None,
+    methods: Mapping[str, Method],
+    validation: Mapping[str, bool | None],
+) -> None:
+    """Set `args.metric_for_best_model` to a metric that the run's evaluations give, and which way it is better.
+
+    Args:
+        greater_is_better: as the user gave it; transformers fills `args` by the metric's name alone.
+        validation: as `Method.directions`, of what the trainer itself finds for the validation rows.
+
+    Raises:
+        UserError: no evaluation gives the metric, or it is better the other way.
+    """
+    name = args.metric_for_best_model
+    if name is None:
+        return
+    known = dict(validation)
+    for prefix, method in methods.items():
+        known |= {f"{prefix}_{key}" if prefix else key: value for key, value in method.directions().items()}
+    if not known or args.eval_strategy == "no":
+        missing = "--eval_steps" if known else "--validation_file or --eval_files"
+        raise UserError(f"--metric_for_best_model {name}: nothing is evaluated in the training; give {missing}")
+    names = (name.removeprefix("eval_"), name)
+    key = next((key for key in names if key in known or key.partition("/")[0] in known), None)
+    if key is None:
+        listed = ", ".join(sorted(known))
+        raise UserError(
+            f"--metric_for_best_model {name}: no evaluation of this run gives it{nearest(names[0], known)}; there are "
+            f"{listed}"
+        )
+    larger = known.get(key, known.get(key.partition("/")[0]))
+    if larger is None and greater_is_better is None:
+        raise UserError(f"--metric_for_best_model {name}: say with --greater_is_better which is better, more or less")
+    if larger is not None and greater_is_better not in (None, larger):
+        better = "larger" if larger else "smaller"
+        raise UserError(f"--greater_is_better {greater_is_better}: {key} is better the {better} it is; leave it out")
+    args.metric_for_best_model = f"eval_{key}"
+    args.greater_is_better = greater_is_better if larger is None else larger
+
+
 def evaluated_with(trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What, beside the run's settings, has to be the same for the same figures."""
     methods = next((c.methods for c in trainer.callback_handler.callbacks if isinstance(c, Evaluations)), {})
@@ -157,12 +200,12 @@ class Evaluations(TrainerCallback):
 
 def draw_change(path: Path, records: Sequence[Record]) -> None:
     """`differences.png` beside the records at `path`: their differences, and those of the run's first evaluation."""
-    steps = sorted(path.parent.glob("step-*.jsonl"), key=lambda found: int(found.stem.split("-")[1]))
-    sets, labels = [differences(records)], [path.stem.replace("-", " ")]
-    if steps and steps[0] != path:
-        sets.insert(0, differences(report.read_predictions(steps[0])))
-        labels.insert(0, steps[0].stem.replace("-", " "))
     with told_if_unwritten("differences.png"):
+        steps = sorted(path.parent.glob("step-*.jsonl"), key=lambda found: int(found.stem.split("-")[1]))
+        sets, labels = [differences(records)], [path.stem.replace("-", " ")]
+        if steps and steps[0] != path:
+            sets.insert(0, differences(report.read_predictions(steps[0])))
+            labels.insert(0, steps[0].stem.replace("-", " "))
         draw_histogram(sets, path.with_name("differences.png"), labels)
 
 

@@ -34,8 +34,8 @@ def _ledger_table(ledgers: Mapping[str, Mapping]) -> list[str]:
 
 def _course(log_history: Sequence[Mapping]) -> list[str]:
     """How the training went: where rewards are learned from, by these; the loss is then about 0 throughout."""
-    if any("reward" in entry for entry in log_history):
-        train = [entry for entry in log_history if entry.get("reward") is not None]
+    train = [entry for entry in log_history if entry.get("reward") is not None]
+    if train:
         first, last = train[0]["reward"], train[-1]["reward"]
         kl = (f"; KL from the start {train[-1]['kl']:.4f}", f"，与起点的 KL {train[-1]['kl']:.4f}")
         kl = kl if "kl" in train[-1] else ("", "")
@@ -49,6 +49,14 @@ def _course(log_history: Sequence[Mapping]) -> list[str]:
         ("Last", "最后的训练损失", values[-1] if values else None),
     )
     return [f"{one} training loss: {v:.4f} · {other}：{v:.4f}\n" for one, other, v in found if v is not None]
+
+
+def _chosen(best: Mapping[str, Any]) -> list[str]:
+    name, value = report.title(best["metric"]), report.as_text(best["metric"], best["value"])
+    return [
+        f"The weights are those of step {best['step']} of {best['of']}, the best by {name} ({value}).\n",
+        f"权重取自 {best['of']} 步中的第 {best['step']} 步，其 {name} 最佳（{value}）。\n",
+    ]
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ def model_card(
     ledgers: Mapping[str, Mapping],
     log_history: Sequence[Mapping],
     steps: int,
+    best: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md in English and Chinese: base model, how to load it, data, metrics and settings, with nothing in it that
     may not be published.
@@ -105,6 +114,7 @@ def model_card(
         ledgers: `Ledger.to_dict` by data set.
         log_history: the trainer's; the last evaluation is shown, against the one before training if there was one.
         steps: of the weights.
+        best: `step`, `of` how many, and the `metric` whose `value` was the best, where these are not the last weights.
     """
     folder = Path(folder)
     home = folder if (folder / "run_config.yaml").is_file() else folder.parent
@@ -126,13 +136,14 @@ def model_card(
         f"\n# {home.resolve().name}\n",
         f"{kind.what[0]}, trained with hf_recipes: {steps} steps on {count:,} {rows[0]} of {', '.join(sources)}.\n",
         f"{kind.what[1]}，用 hf_recipes 训练 {steps} 步，数据为 {'、'.join(sources)} 的 {count:,} {rows[1]}。\n",
+        *(_chosen(best) if best else ()),
         "## How to load it · 使用\n",
         f"```python\n{code}\n```\n",
         "## Data · 数据\n",
         *_ledger_table(public),
         "## Metrics · 指标\n",
     ]
-    by_step = report.evaluations(log_history)
+    by_step = {step: found for step, found in report.evaluations(log_history).items() if step <= steps}
     if steps and by_step:
         before, after = by_step.get(0), by_step[max(by_step)]
         count = public.get("validation", {}).get("total", {}).get("kept")

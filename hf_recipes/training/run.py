@@ -3,11 +3,12 @@
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_recipes.arguments import DataArguments, ModelArguments, RunArguments
@@ -16,12 +17,14 @@ from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.data.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
+from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.suite import EvaluationArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser, at_end
 from hf_recipes.processes import leave_process_group
+from hf_recipes.training.callbacks import told_if_unwritten
 from hf_recipes.training.checkpoints import find_checkpoint
-from hf_recipes.training.evaluation import evaluated_with
+from hf_recipes.training.evaluation import choose_best_by, evaluated_with
 from hf_recipes.training.faults import Stopped, is_of_disk
 from hf_recipes.training.folder import (
     CARD,
@@ -118,12 +121,22 @@ class Run:
         """Whether there are files to evaluate on beside the validation rows."""
         return bool(self.evaluation.eval_files)
 
-    def plan(self, figures: Figures, **how: Any) -> bool:
+    def plan(
+        self,
+        figures: Figures,
+        methods: Mapping[str, Method],
+        validation: Dataset | None = None,
+        **how: Any,
+    ) -> bool:
         """Say what the run is going to do; whether it shall (a dry run shall not).
 
         Args:
+            methods: of its evaluations.
+            validation: the rows that the trainer itself evaluates.
             how: for `make_plan`.
         """
+        trainers_own = {} if validation is None else self.args.validation_metrics
+        choose_best_by(self.args, self.parser.settings["greater_is_better"], methods, trainers_own)
         self._figures = figures
         plan = make_plan(
             self.model_args, self.args, self.config, self.tokenizer, self.added_tokens, figures=figures, **how
@@ -195,23 +208,24 @@ def _train_and_finish(
             (output_dir / name).unlink(missing_ok=True)
 
     def card(folder: Path) -> str:
-        state = trainer.state
         counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
-        return model_card(folder, parser.settings, names, counts, state.log_history, state.global_step)
+        history, best = trainer.state.log_history, _best(trainer)
+        step = best["step"] if best else trainer.state.global_step
+        return model_card(folder, parser.settings, names, counts, history, step, best)
 
     publisher = Publisher(trainer.args) if trainer.args.push_to_hub else None
     if publisher:
         trainer.add_callback(publisher)
     trackers = add_trackers(trainer, parser)
+    settings = evaluated_with(trainer, parser.settings)
     with trainer.attended():
         memory.start()
         result = trainer.train(resume_from_checkpoint=checkpoint)
         taken = memory.read()
         if not trainer.stopped_by:
-            settings = evaluated_with(trainer, parser.settings)
-            train = _trained(trainer, result.metrics["train_runtime"], taken)
             with suppress(Stopped):
-                _finish_or_say(trainer, folder, card, ledgers, train, taken, trackers, settings)
+                seconds = result.metrics["train_runtime"]
+                _finish_or_say(trainer, folder, card, ledgers, seconds, taken, trackers, settings)
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -243,7 +257,7 @@ def _trained(trainer, seconds: float, taken: dict | None) -> dict:
         say(f"all {state.global_step} steps were trained before{mean}")
     if line := describe(taken):
         say(line)
-    figures = {"loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
+    figures = {"steps": state.global_step, "loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
     return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.figures()}
 
 
@@ -265,29 +279,63 @@ def _finish(
     folder: OutputFolder | None,
     card: Callable[[Path], str],
     ledgers: dict[str, Ledger],
-    train: dict,
+    seconds: float,
     taken: dict | None,
     trackers,
     settings: dict,
 ) -> None:
+    """Weights and ledger, then the last evaluation, then metrics; what only shows them may fail."""
     output_dir, state = Path(trainer.args.output_dir), trainer.state
-    if trainer.eval_dataset is not None and (
-        state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
-    ):
-        trainer.evaluate()
     _save_model(trainer, folder)
+    if trainer.is_world_process_zero():
+        write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
+    train = _trained(trainer, seconds, taken)
+    best = _best(trainer)
+    step = best["step"] if best else state.global_step
+    if best:
+        name, value = best["metric"], report.as_text(best["metric"], best["value"])
+        say(f"kept: the weights of step {step} of {state.global_step}, the best by {name} ({value})")
+    elif trainer.args.load_best_model_at_end:
+        say(f"kept: the last step's weights; no saved step has {trainer.args.metric_for_best_model}")
+    if trainer.eval_dataset is not None and step not in report.evaluations(state.log_history):
+        _evaluate(trainer)
     if not trainer.is_world_process_zero():
         return
-    write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
-    report.draw_curves(state.log_history, output_dir / "curves.png")
     by_step = report.evaluations(state.log_history)
-    before, after = by_step.get(0) if state.global_step else None, by_step.get(state.global_step)
-    trackers.finish(state.global_step, report.comparison(before, after) if after else None)
-    metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
-    metrics["settings"] = settings
-    write_text(output_dir / CARD, card(output_dir))
-    write_json(output_dir / METRICS, metrics)  # the last, for whoever waits for the run's end
-    _print_report(output_dir, state.global_step, before, after)
+    before, after = by_step.get(0) if step else None, by_step.get(step)
+    metrics = {"steps": step, "best": best, "train": train, "memory": taken, "before": before, "after": after}
+    write_json(output_dir / METRICS, {**metrics, "settings": settings})
+    shows: dict[str, Callable[[], object]] = {
+        CARD: lambda: write_text(output_dir / CARD, card(output_dir)),
+        "curves.png": lambda: report.draw_curves(state.log_history, output_dir / "curves.png"),
+        "the trackers' last entries": lambda: trackers.finish(
+            state.global_step, report.comparison(before, after) if after else None
+        ),
+        "the report": lambda: _print_report(output_dir, step, before, after),
+    }
+    for what, show in shows.items():
+        with told_if_unwritten(what, "weights and metrics.json are whole"):
+            show()
+
+
+def _best(trainer) -> dict[str, Any] | None:
+    """The step whose weights were loaded at the end, and by what; None where they are the last step's."""
+    state, name = trainer.state, trainer.args.metric_for_best_model
+    if not (trainer.args.load_best_model_at_end and os.path.isdir(state.best_model_checkpoint or "")):
+        return None
+    step, name = int(state.best_model_checkpoint.rpartition("-")[2]), name.removeprefix("eval_")
+    value = report.evaluations(state.log_history).get(step, {}).get(name)
+    return {"step": step, "of": state.global_step, "metric": name, "value": value}
+
+
+def _evaluate(trainer) -> None:
+    try:
+        trainer.evaluate()
+    except Stopped:
+        raise
+    except Exception:
+        say(f"the weights are in {trainer.args.output_dir}; what failed is their last evaluation")
+        raise
 
 
 def _save_model(trainer, folder: OutputFolder | None) -> None:

@@ -29,6 +29,7 @@ from hf_recipes.core.files import write_json
 from hf_recipes.errors import say
 from hf_recipes.evaluation.report import read_predictions
 from hf_recipes.hub import SECRET_VARIABLES
+from hf_recipes.training.callbacks import told_if_unwritten
 
 STATE = "trackers.json"  # which runs of which trackers belong to the output folder
 PATIENCE = 60.0  # seconds to wait for a tracker to start, and again to finish
@@ -273,16 +274,19 @@ class TrackersCallback(TrainerCallback):
             self._send("log", *_numbers(logs, state.global_step))
             path = Path(args.output_dir, "samples", f"step-{state.global_step}.jsonl")
             if "loss" in logs and path.is_file():
-                rows = read_predictions(path)[:SAMPLES]
-                self._send("texts", list(map(as_text, rows)), state.global_step, "train/samples")
+                self._send_samples(path, state.global_step, "train/samples")
 
     def on_evaluate(self, args, state, control, **kwargs):
         folder = Path(args.output_dir, "predictions")
         for path in sorted(folder.rglob(f"step-{state.global_step}.jsonl")) if self.workers else ():
+            key = "/".join(("eval", *path.relative_to(folder).parts[:-1], "samples"))
+            self._send_samples(path, state.global_step, key)
+
+    def _send_samples(self, path: Path, step: int, key: str) -> None:
+        with told_if_unwritten(f"{key} for the trackers"):
             rows = read_predictions(path)[:SAMPLES]
             if rows and "prediction" in rows[0]:
-                key = "/".join(("eval", *path.relative_to(folder).parts[:-1], "samples"))
-                self._send("texts", list(map(as_text, rows)), state.global_step, key)
+                self._send("texts", list(map(as_text, rows)), step, key)
 
     def finish(self, step: int, table: str | None = None) -> None:
         """Send `curves.png` and the `table` of the metrics, and close every tracker, for each a minute at the most."""

@@ -346,6 +346,13 @@ class RunMixin:
         finally:
             self._paused += time.monotonic() - start
 
+    def _determine_best_metric(self, metrics, trial):
+        """Among the steps that are saved, which alone can be loaded; one without the metric is never the best."""
+        if self.args.save_strategy != "best" and not self.control.should_save:
+            return False
+        metrics = {self.args.metric_for_best_model: float("nan")} | metrics
+        return super()._determine_best_metric(metrics, trial)
+
     # Checkpoints
 
     def _get_output_dir(self, trial):

@@ -134,6 +134,16 @@ def test_what_cannot_be_is_named(grpo, asked, model_dir, judge, tmp_path):
     assert code == 1 and f"--rewards rouge: {bare}:1 has no answer to compare with, nor has any other row" in err
 
 
+def test_a_reward_that_says_nothing_of_any_answer_ends_in_metrics_and_a_card(grpo, asked, tmp_path):
+    silent = tmp_path / "silent.py"
+    silent.write_text("def reward(completions, **rest):\n    return [None] * len(completions)\n")
+    code, _, err = grpo("--rewards", silent, "--max_steps", 2, "--eval_files", f"asked={asked}")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] == 2 and "asked_rougeL" in metrics["after"] and "asked_reward" not in metrics["after"]
+    assert "Mean training loss" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_a_run_without_rewards_is_refused(script, model_dir, asked, tmp_path):
     where = ("--model_name_or_path", model_dir, "--train_file", asked, "--output_dir", tmp_path / "run")
     code, _, err = script("grpo.py", *where)

@@ -3,8 +3,17 @@
 import json
 
 import pytest
+from datasets import Dataset
 
-from conftest import ROOT, same, weights, write_pairs
+from conftest import ROOT, TEXT, same, weights, write_pairs
+from hf_recipes.arguments import KTOArguments
+from hf_recipes.data.prompts import Prompt
+from hf_recipes.errors import UserError
+from hf_recipes.evaluation.answers import Answers
+from hf_recipes.evaluation.likelihood import NLL
+from hf_recipes.evaluation.rewards import RewardArguments, Rewards
+from hf_recipes.training.evaluation import choose_best_by
+from preference_runs import make_pairs
 
 SAMPLES = ROOT / "datasets"
 METHODS = ["rouge", "accuracy", "single_choice", "generation", "nll", "pair_accuracy"]
@@ -86,3 +95,96 @@ def test_a_quantized_base_with_new_tokens_and_no_validation_rows(forks, settings
     assert run.code == 0, run.err
     found = after(tmp_path / "run")
     assert found.keys() >= {"exam_accuracy", "open_finished", "pairs_accuracy", "wiki_loss"} and "loss" not in found
+
+
+def test_the_best_step_is_kept_by_the_metrics_own_direction(forks, settings, tmp_path):
+    """A perplexity that falls and rises again; transformers would keep the largest."""
+    output = tmp_path / "run"
+    argv = [*settings, "--output_dir", output, "--eval_files", f"wiki={FILES['wiki']}", "--eval_methods", "nll"]
+    argv += ["--eval_steps", 1, "--save_steps", 1, "--max_steps", 5, "--load_best_model_at_end", "True"]
+    argv += ["--learning_rate", 0.3, "--lr_scheduler_type", "constant", "--metric_for_best_model", "wiki_perplexity"]
+    run = forks.run(*argv)
+    assert run.code == 0, run.err
+    history = json.loads((output / "checkpoint-5" / "trainer_state.json").read_text())["log_history"]
+    found = {entry["step"]: entry["eval_wiki_perplexity"] for entry in history if "eval_wiki_perplexity" in entry}
+    best = min(found, key=found.get)
+    assert len(found) == 5 and best < 5 and max(found.values()) > 1.01 * found[best]
+    assert same(weights(output), weights(output / f"checkpoint-{best}"))
+    metrics = json.loads((output / "metrics.json").read_text())
+    chosen = {"step": best, "of": 5, "metric": "wiki_perplexity", "value": found[best]}
+    assert metrics["best"] == chosen and metrics["steps"] == best and metrics["train"]["steps"] == 5
+    assert metrics["after"]["wiki_perplexity"] == found[best]
+    value = f"{found[best]:.4f}"
+    assert f"kept: the weights of step {best} of 5, the best by wiki_perplexity ({value})" in run.out
+    card = (output / "README.md").read_text()
+    assert f"The weights are those of step {best} of 5, the best by wiki perplexity ({value})." in card
+    assert f"权重取自 5 步中的第 {best} 步" in card and value in card.split("```")[3]
+
+
+SCORED = {"": ["rouge", "accuracy"], "my_loss": ["accuracy", "generation"]}
+
+
+def scored(tokenizer) -> dict:
+    """The validation rows, and files called wiki, exam, pairs, eval and, misleadingly, my_loss."""
+    prompts = [Prompt("a:1", [1], "问", "年龄", {"answer_choices": ["年龄", "性别"]}, is_chat=True)]
+    found = {name: Answers(prompts, tokenizer, scores=scores) for name, scores in SCORED.items()}
+    found[""].rewards = Rewards(RewardArguments(["chinese", "repetition=-1"]))
+    rows = [{"text": text, "place": f"a:{n}", "meta": None, "fate": "kept"} for n, text in enumerate(TEXT)]
+    found |= dict.fromkeys(("wiki", "eval"), NLL(Dataset.from_list(rows), tokenizer, max_length=64))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        ("eval_wiki_perplexity", ("eval_wiki_perplexity", False)),
+        ("wiki_bits_per_character", ("eval_wiki_bits_per_character", False)),
+        ("wiki_loss/news.jsonl", ("eval_wiki_loss/news.jsonl", False)),
+        ("eval_token_accuracy", ("eval_eval_token_accuracy", True)),
+        ("loss", ("eval_loss", False)),
+        ("kl", ("eval_kl", False)),
+        ("rewards/margins", ("eval_rewards/margins", True)),
+        ("rougeL", ("eval_rougeL", True)),
+        ("my_loss_accuracy", ("eval_my_loss_accuracy", True)),
+        ("my_loss_finished", ("eval_my_loss_finished", True)),
+        ("reward", ("eval_reward", True)),
+        ("rewards/repetition", ("eval_rewards/repetition", False)),
+        ("my_loss", "no evaluation of this run gives it (did you mean "),
+        ("perplexity", "there are accuracy, bleu4, chrf, "),
+        ("length_ratio", "say with --greater_is_better which is better"),
+    ],
+)
+def test_each_metric_knows_its_direction(tokenizer, tmp_path, metric, expected):
+    values = {"output_dir": str(tmp_path), "report_to": "none", "eval_steps": 1, "save_steps": 1}
+    args = KTOArguments(**values, load_best_model_at_end=True, metric_for_best_model=metric)
+    methods = scored(tokenizer)
+    if isinstance(expected, str):
+        with pytest.raises(UserError) as raised:
+            choose_best_by(args, None, methods, KTOArguments.validation_metrics)
+        assert str(raised.value).startswith(f"--metric_for_best_model {metric}: ") and expected in str(raised.value)
+        return
+    choose_best_by(args, None, methods, KTOArguments.validation_metrics)
+    assert (args.metric_for_best_model, args.greater_is_better) == expected
+    choose_best_by(args, expected[1], methods, KTOArguments.validation_metrics)
+    with pytest.raises(UserError, match=f"--greater_is_better {not expected[1]}: .* is better the"):
+        choose_best_by(args, not expected[1], methods, KTOArguments.validation_metrics)
+
+
+def test_a_metric_of_nothing_is_refused_before_anything_is_loaded(sft, settings, tmp_path):
+    argv = [*settings, "--output_dir", tmp_path / "run", "--dry_run"]
+    code, _, err = sft(*argv, "--metric_for_best_model", "rougeL")
+    assert (
+        code == 1 and "--metric_for_best_model rougeL: nothing is evaluated in the training; give --eval_steps" in err
+    )
+    code, _, err = sft(*argv, "--eval_steps", 500, "--load_best_model_at_end", "True", "--metric_for_best_model", "f1")
+    assert code == 1 and "--metric_for_best_model f1: no evaluation of this run gives it" in err
+
+
+def test_a_step_is_the_best_only_where_it_is_saved_and_has_the_metric(model_dir, tmp_path):
+    trainer, _, _ = make_pairs(model_dir, tmp_path, metric_for_best_model="eval_pairs_loss", greater_is_better=False)
+    trainer.args.save_strategy = "steps"
+    course = [(2.0, True), (1.0, False), (None, True), (float("nan"), True), (1.5, True), (1.5, True), (1.8, True)]
+    for step, (value, is_saved) in enumerate(course, 1):
+        trainer.state.global_step, trainer.control.should_save = step, is_saved
+        trainer._determine_best_metric({} if value is None else {"eval_pairs_loss": value}, None)
+    assert (trainer.state.best_global_step, trainer.state.best_metric) == (5, 1.5)
