@@ -23,7 +23,8 @@ def main() -> None:
     asked = prompts_of(validation)
     methods = build_evaluations(run.evaluation, args, run.data, config, tokenizer, asked, [end_of_turn])
     packs = packing_leaks(config.model_type) if args.packing or args.padding_free else None
-    if not run.plan(row_figures(train, ledgers["train"], args), methods, validation, packs=packs):
+    figures = row_figures(train, ledgers["train"], args, run.model_args.attn_implementation)
+    if not run.plan(figures, methods, validation, packs=packs):
         return
     model = run.build_model(packs=packs)
 

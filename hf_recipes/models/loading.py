@@ -426,6 +426,11 @@ def packing_leaks(model_type: str, flag: str = "--packing", instead: str = "leav
     )
 
 
+def joins_rows(attention: str | None) -> bool:
+    """Whether this implementation of attention takes documents of any lengths joined into one row."""
+    return "flash" in (attention or "")
+
+
 def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:
     """Whether attention restarts where `position_ids` do, tried on the model itself.
 

@@ -7,7 +7,6 @@ is: the optimizer's states, and what ZeRO and quantization take away.
 
 import copy
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,7 @@ BLOCK = 4096  # bitsandbytes keeps the states of smaller tensors in 32 bits
 
 @dataclass
 class Batch:
-    """The largest batch of a run on one device: `rows` × `length` tokens, logits at `positions` of the length."""
+    """The largest batch of a run on one device: `rows` × `length` tokens, with logits at `positions` of them."""
 
     rows: int
     length: int
@@ -187,7 +186,7 @@ def step_memory(
     vocabulary = model.get_input_embeddings().weight.shape[0]
     positions = batch.positions
     if batch.fused_head:
-        positions = min(positions, -(-FUSED_TILE // (vocabulary * batch.rows)))
+        positions = min(positions, -(-FUSED_TILE // vocabulary))
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
@@ -203,9 +202,8 @@ def step_memory(
         for parameter in parameters:
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(alive.to_gradients)
-        forward: Callable = model
         if autocast is not None:  # as accelerate prepares a model
-            forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
+            model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
         shape = (batch.rows, batch.length)
         inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "labels")}
         if batch.packed:
@@ -215,9 +213,9 @@ def step_memory(
         with alive:
             if batch.scores:
                 del inputs["labels"]
-                losses = forward(**inputs, use_cache=False).logits
+                losses = model(**inputs, use_cache=False).logits
             else:
-                losses, _, _ = losses_at(torch.zeros(positions, dtype=torch.long), forward, inputs)
+                losses, _, _ = losses_at(torch.zeros(positions, dtype=torch.long), model, inputs)
             losses.sum().backward()
     found = dict(alive.snapshot)
     if accumulates:

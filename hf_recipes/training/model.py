@@ -10,7 +10,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from hf_recipes.arguments import ModelArguments, RunArguments
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
-from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart, load_model, make_savable, stop_at_eos
+from hf_recipes.models.loading import (
+    fit_embeddings,
+    joins_rows,
+    keeps_packed_rows_apart,
+    load_model,
+    make_savable,
+    stop_at_eos,
+)
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
 
 
@@ -18,7 +25,8 @@ def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
     """Name what cannot work together before anything is loaded.
 
     Raises:
-        UserError: quantized weights with DeepSpeed's stage 3, or a `bnb_config` that cannot be used.
+        UserError: quantized weights with DeepSpeed's stage 3, a `bnb_config` that cannot be used, or rows joined for
+            an attention that does not take them so.
     """
     quantization = read_bnb_config(
         model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
@@ -27,6 +35,12 @@ def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
         say(f"the base in {4 if quantization.load_in_4bit else 8} bits ({quantization.quantization_method()})")
     if args.use_cpu and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
         say("note: FSDP needs an accelerator; on a CPU each process keeps all weights (DDP)")
+    padding_free = getattr(args, "padding_free", False) and not args.packing
+    if padding_free and not joins_rows(model_args.attn_implementation):
+        raise UserError(
+            "--padding_free joins the rows of a batch into one, which takes flash attention: give "
+            "--attn_implementation flash_attention_2, or --packing, which fills rows with whole examples"
+        )
     if model_args.quantizes and is_deepspeed_zero3_enabled():
         raise UserError(
             "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "

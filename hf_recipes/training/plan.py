@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from hf_recipes.arguments import ModelArguments, RunArguments, SFTArguments
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.errors import UserError, say
-from hf_recipes.models.loading import has_accelerator, keeps_packed_rows_apart, without_deepspeed
+from hf_recipes.models.loading import has_accelerator, joins_rows, keeps_packed_rows_apart, without_deepspeed
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.training.estimate import Batch, Memory, estimate, skeleton
 from hf_recipes.training.memory import in_units
@@ -136,44 +136,35 @@ def row_lengths(rows: Dataset, column: str = "labels") -> tuple[np.ndarray, np.n
     return np.concatenate(tokens), np.concatenate(learned)
 
 
-def labelled_positions(labels: Iterable[Sequence[int]], length: int) -> int:
-    """Before how many of `length` positions some row has a label, at least one: there logits are made."""
-    labelled = np.zeros(length, dtype=bool)
-    for row in labels:
-        labelled[: len(row)] |= np.asarray(row) != -100
-    return max(1, int(labelled[1:].sum()))
+def largest_batch(tokens: np.ndarray, learned: np.ndarray, args: SFTArguments, joined: bool = False) -> Batch:
+    """The batch of the longest rows, with logits wherever one of them has a label.
+
+    Args:
+        tokens, learned: of each row or pack, (N,).
+        joined: they are joined into one row.
+    """
+    longest = np.argsort(tokens, kind="stable")[-args.per_device_train_batch_size :]
+    shape = (1, int(tokens[longest].sum())) if joined else (len(longest), int(tokens[longest].max()))
+    packed = args.packing or args.padding_free
+    return Batch(*shape, max(1, int(learned[longest].sum())), packed=packed, fused_head=not args.use_cpu)
 
 
-def largest_batch(rows: Dataset, tokens: np.ndarray, learned: np.ndarray, args: SFTArguments) -> Batch:
-    """The batch of the longest rows, with logits wherever one of them has a label."""
-    size = min(args.per_device_train_batch_size, len(tokens))
-    longest = np.argsort(tokens, kind="stable")[-size:]
-    if args.packing or args.padding_free:
-        total = int(tokens[longest].sum())
-        if args.packing:
-            total = min(int(tokens.sum()), args.per_device_train_batch_size * args.max_length)
-        positions = int(np.ceil(total * learned.sum() / tokens.sum()))
-        return Batch(1, total, max(1, positions), packed=True, fused_head=not args.use_cpu)
-    length = int(tokens[longest].max())
-    positions = labelled_positions(rows.select(longest)["labels"], length)
-    return Batch(size, length, positions, fused_head=not args.use_cpu)
-
-
-def row_figures(train: Dataset, ledger: Ledger, args: SFTArguments) -> Figures:
-    """The figures of tokenized rows, packed or not."""
-    tokens, learned = row_lengths(train)
+def row_figures(train: Dataset, ledger: Ledger, args: SFTArguments, attention: str | None = None) -> Figures:
+    """The figures of tokenized rows, packed or not, for this implementation of attention."""
+    tokens, learned = own = row_lengths(train)
     blocks = None
     if args.packing:
         from trl import pack_dataset
 
-        blocks = len(pack_dataset(train.select_columns(["input_ids", "labels"]), args.max_length, "bfd"))
+        packs = pack_dataset(train.select_columns(["input_ids", "labels"]), args.max_length, "bfd")
+        blocks, own = len(packs), row_lengths(packs)
     read = ledger.totals["read"]
     return Figures(
         rows=len(train),
         tokens=int(tokens.sum()),
         learned=int(learned.sum()),
         longest=int(tokens.max()),
-        batch=largest_batch(train, tokens, learned, args),
+        batch=largest_batch(*own, args, joined=(args.packing or args.padding_free) and joins_rows(attention)),
         digest=rows_digest(train, "input_ids", "labels"),
         truncated=ledger.totals["truncated"] / read if read else 0.0,
         blocks=blocks,

@@ -21,7 +21,7 @@ from hf_recipes.training.estimate import Batch
 from hf_recipes.training.evaluation import add_callbacks, build_evaluations
 from hf_recipes.training.losses import Pairs, Rated, pair_losses, rated_losses
 from hf_recipes.training.numbered import FILLER, MIXED, PairCollator, RatedCollator, side_lengths
-from hf_recipes.training.plan import Figures, labelled_positions, row_lengths, rows_digest
+from hf_recipes.training.plan import Figures, row_lengths, rows_digest
 from hf_recipes.training.referred import Referred
 from hf_recipes.training.rows import prepare_rows
 
@@ -204,7 +204,7 @@ def pair_figures(train: Dataset, args: DPOArguments) -> Figures:
     size = min(args.per_device_train_batch_size, len(train))
     largest = train.select(np.argsort(lengths.max(0), kind="stable")[-size:])
     longest = int(lengths.max())
-    positions = labelled_positions([row for side in SIDES for row in largest[f"{side}_labels"][:]], longest)
+    positions = sum(int(row_lengths(largest, f"{side}_labels")[1].sum()) for side in SIDES)
     batch = Batch(2 * size, longest, positions, fused_head=not args.use_cpu)
     flags = {"what": "pairs", "lengthen": "--max_length"}
     digest = rows_digest(train, *(f"{side}_{name}" for side in SIDES for name in ("ids", "labels")))
@@ -216,8 +216,8 @@ def rated_figures(train: Dataset, args: KTOArguments) -> Figures:
     lengths, learned = row_lengths(train)
     size = min(args.per_device_train_batch_size, len(train))
     longest = int(lengths.max())
-    largest = train.select(np.argsort(lengths, kind="stable")[-size:])
-    batch = Batch(size, longest, labelled_positions(largest["labels"][:], longest), fused_head=not args.use_cpu)
+    positions = int(learned[np.argsort(lengths, kind="stable")[-size:]].sum())
+    batch = Batch(size, longest, positions, fused_head=not args.use_cpu)
     digest = rows_digest(train, "input_ids", "labels", "prompt_length", "label")
     return Figures(len(train), int(lengths.sum()), int(learned.sum()), longest, batch, digest, lengthen="--max_length")
 

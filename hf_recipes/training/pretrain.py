@@ -22,7 +22,7 @@ from hf_recipes.data.streaming import StreamedBlocks
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.scoring import takes
-from hf_recipes.models.loading import packing_leaks
+from hf_recipes.models.loading import joins_rows, packing_leaks
 from hf_recipes.training.estimate import Batch
 from hf_recipes.training.evaluation import add_callbacks
 from hf_recipes.training.faults import leave_signals_to_the_run
@@ -118,7 +118,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         self._train_seconds = self._waited = self._logged_wait = 0.0
         own = self.accelerator.unwrap_model(self.model)
         self._positions = takes(own, "position_ids")
-        self._flattens = "flash" in (own.config._attn_implementation or "")
+        self._flattens = joins_rows(own.config._attn_implementation)
         self._flops, self._peak = flops_per_token(own, mixture.blocking.size), peak_flops(self.args.device)
         self.add_callback(_Epochs(self))
 
@@ -328,7 +328,8 @@ def block_figures(mixture: Mixture, args: PretrainArguments) -> Figures:
     if mixture.blocks:
         each = [source.tokens / len(source) for source in mixture.sources]
         tokens = round(rows * float(np.dot(each, mixture.schedule.quotas)) / mixture.schedule.epoch_blocks)
-    batch = Batch(min(args.per_device_train_batch_size, rows), size, size - 1, packed=mixture.apart)
+    a_batch = min(args.per_device_train_batch_size, rows)
+    batch = Batch(a_batch, size, a_batch * size, packed=mixture.apart)
     digest = hashlib.sha256(to_json([mixture.identity(), mixture.sampled()]).encode()).hexdigest()
     return Figures(rows, tokens, tokens, size, batch, digest, what="blocks", lengthen="--block_size")
 

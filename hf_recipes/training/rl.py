@@ -287,7 +287,7 @@ def answer_figures(prompts: Sequence[Prompt], args: GRPOArguments) -> Figures:
     lengths = np.array([len(prompt.ids) for prompt in prompts])
     longest = int(lengths.max()) + args.max_completion_length
     size = args.per_device_train_batch_size
-    batch = Batch(size, longest, positions=args.max_completion_length, fused_head=True)
+    batch = Batch(size, longest, positions=size * args.max_completion_length, fused_head=True)
     tokens = int((lengths + args.max_completion_length).sum()) * answers
     count = GroupSampler(
         len(prompts),

@@ -12,9 +12,27 @@ from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.tokenize import ChatEncoder
 from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.scoring import supervised_losses
+from hf_recipes.models.loading import joins_rows
 from hf_recipes.training.evaluation import add_callbacks
 from hf_recipes.training.rows import prepare_rows
 from hf_recipes.training.trainer import RunMixin
+
+
+class PackCollator(DataCollatorForLanguageModeling):
+    """Packs as the rows of a batch, (B, T), where attention works on whole rows and not on each document by itself.
+
+    Joined into one row, as flash attention takes them, B packs would cost B times the attention of B rows.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, int64 (B, T). Positions restart at each document, and in the padding
+        at each token; there is no attention mask, with which attention would not restart where they do.
+    """
+
+    def torch_call(self, examples):
+        batch = super().torch_call(examples)
+        del batch["attention_mask"]
+        batch["labels"][batch["position_ids"] == 0] = -100
+        return batch
 
 
 class Trainer(RunMixin, SFTTrainer):
@@ -33,6 +51,12 @@ class Trainer(RunMixin, SFTTrainer):
         self._eval_sums: list = []
         # Evaluation rows stay rows (never flattened into one), so that each is counted once over several processes.
         self._eval_collator = DataCollatorForLanguageModeling(self.processing_class.pad_token_id)
+        if self.args.packing and not joins_rows(self.accelerator.unwrap_model(self.model).config._attn_implementation):
+            self.data_collator = PackCollator(
+                self.processing_class.pad_token_id,
+                return_position_ids=True,
+                pad_to_multiple_of=self.args.pad_to_multiple_of,
+            )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self._lean or return_outputs:

@@ -189,7 +189,8 @@ class RunMixin:
 
     def filler_row(self, row: dict) -> dict:
         """A row of the training set's columns that is in no loss: it evens out the processes' last batches."""
-        values = {"input_ids": row["input_ids"][:2], "labels": [-100] * len(row["labels"][:2])}
+        ids = row["input_ids"][:2]
+        values = {"input_ids": ids, "labels": [-100] * len(ids), "seq_lengths": [len(ids)]}
         return {key: values[key] if key in values else value[:1] for key, value in row.items()}
 
     def in_order(self, dataset: Dataset, batch_size: int) -> tuple[Dataset, Sampler]:
@@ -249,9 +250,13 @@ class RunMixin:
 
     def tokens_in(self, inputs: dict) -> int:
         """The tokens of a batch, without padding."""
-        mask = inputs.get("attention_mask")
-        # A row without a label is the filler of an epoch's last batches.
-        return inputs["input_ids"].numel() if mask is None else int(mask[(inputs["labels"] != -100).any(1)].sum())
+        labelled, mask = inputs["labels"] != -100, inputs.get("attention_mask")
+        # A row without a label is the filler of an epoch's last batches; in packs, a document without one is that too,
+        # or padding.
+        if mask is not None:
+            return int(mask[labelled.any(1)].sum())
+        documents = (inputs["position_ids"] == 0).flatten().cumsum(0)
+        return int(torch.isin(documents, documents[labelled.flatten()]).sum())
 
     def places_in(self, batches: list[dict]) -> list[str]:
         """Where the rows of `batches` come from."""

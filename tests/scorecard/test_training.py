@@ -100,7 +100,10 @@ def test_row_10_accumulation_is_the_same_as_a_larger_batch(forks, settings, tmp_
 
 
 def test_row_11_packed_and_separate_rows(model_dir, pairs, tmp_path):
-    """One packed batch of all rows against one padded batch of them: what the optimizer sees is the same."""
+    """One batch of packs with all rows against one padded batch of them: what the optimizer sees is the same.
+
+    Each pack is a row of its own: joined, attention would work on as many tokens squared.
+    """
     found = {}
     for packing in (False, True):
         args = SFTArguments(
@@ -118,6 +121,9 @@ def test_row_11_packed_and_separate_rows(model_dir, pairs, tmp_path):
         assert (len(trainer.train_dataset) < 40) is packing
         [batch] = list(trainer.get_train_dataloader())
         assert ("attention_mask" in batch) is not packing
+        assert batch["input_ids"].shape[0] == len(trainer.train_dataset) and batch["input_ids"].shape[1] <= 96
+        assert trainer.tokens_in(batch) == sum(map(len, train["input_ids"]))
+        assert len(trainer.places_in([batch])) == 40
         model.train()
         torch.manual_seed(0)
         loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
@@ -126,6 +132,19 @@ def test_row_11_packed_and_separate_rows(model_dir, pairs, tmp_path):
     assert found[True][0] == pytest.approx(found[False][0], abs=1e-5)
     for name, gradient in found[False][1].items():
         assert torch.allclose(gradient, found[True][1][name], atol=1e-5), name
+
+
+def test_packs_of_two_processes_are_those_of_one(forks, settings, tmp_path):
+    """The last step of an epoch has a pack for one of the processes alone."""
+    losses = []
+    for world in (1, 2):
+        argv = [*settings, "--output_dir", tmp_path / str(world), "--packing", "--max_length", 100]
+        argv[argv.index("--per_device_train_batch_size") + 1] = 4 // world
+        argv[argv.index("--max_steps") + 1] = 4
+        run = forks.run(*argv, world=world)
+        assert run.code == 0, run.err
+        losses.append(run.losses())
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 def test_out_of_memory_names_the_batch_and_the_flags(forks, settings, tmp_path):

@@ -66,6 +66,20 @@ def test_packed_blocks_are_counted_as_the_trainer_packs_them(dry, sft, model_dir
     assert code == 0 and f"trained to step {steps} " in out, err
 
 
+def test_packs_are_rows_of_their_own_unless_attention_takes_them_joined(dry):
+    tokens = {}
+    for attention in ("sdpa", "flash_attention_2"):
+        more = ["--max_length", 100, "--per_device_train_batch_size", 4, "--attn_implementation", attention]
+        code, out, err = dry("--packing", *more)
+        assert code == 0, err
+        rows, length = map(int, re.search(r"largest batch \((\d) × (\d+) tokens\)", out).groups())
+        tokens[attention] = rows * length
+        assert (rows, length <= 100) == {"sdpa": (4, True), "flash_attention_2": (1, False)}[attention]
+    assert tokens["flash_attention_2"] <= tokens["sdpa"] <= 400
+    code, _, err = dry("--padding_free", "True")
+    assert code == 1 and "give --attn_implementation flash_attention_2, or --packing" in err
+
+
 def test_packing_that_leaks_is_named_before_the_model_is_loaded(dry, bloom_dir, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
     code, _, err = dry("--packing", model=bloom_dir)
