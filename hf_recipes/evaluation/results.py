@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.core.files import lock_of, locked, to_json, write_json, writing
 from hf_recipes.errors import UserError, say
 
 SIDECAR = "generation_config.json"
@@ -37,45 +38,29 @@ class Results:
             raise UserError(f"--output_file {path}: this is a folder; name a file in it")
         self.sidecar = _sidecar_of(self.path)
         settings = json.loads(json.dumps(settings, ensure_ascii=False))
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115
-        except OSError as error:
-            raise self._unwritable(error) from None
-        try:
-            self._lock()
+        busy = f"--output_file {path}: another process is writing it; wait for its end"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._writing())
+            stack.enter_context(locked(lock_of(self.path), busy))
+            self._file = stack.enter_context(open(self.path, "r+b" if self.path.exists() else "w+b"))
             size = os.fstat(self._file.fileno()).st_size
             if overwrite:
                 self._file.truncate(0)
             elif size:
                 self._check(settings)
                 self._find_end()
-            _write_json(self.sidecar, {OWNER: self.path.name, **settings, **notes})
-        except OSError as error:
-            self._file.close()
-            raise self._unwritable(error) from None
-        except UserError:
-            self._file.close()
-            raise
+            write_json(self.sidecar, {OWNER: self.path.name, **settings, **notes})
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "Results":
         return self
 
     def __exit__(self, *unused) -> None:
         with contextlib.suppress(OSError):  # of what `append` could not write, and has told
-            self._file.close()
+            self._stack.close()
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"--output_file {self.path}: cannot be written ({error.strerror})")
-
-    def _lock(self) -> None:
-        with contextlib.suppress(ImportError):  # Windows has none
-            import fcntl
-
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"--output_file {self.path}: another process is writing it; wait for its end") from None
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(f"--output_file {self.path}")
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         other = "choose another --output_file, or start over with --overwrite_output"
@@ -108,12 +93,10 @@ class Results:
         self._file.seek(end)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        try:
+        lines = (to_json(row, default=str) + "\n" for row in rows)
+        with self._writing():
             self._file.write("".join(lines).encode())
             self._file.flush()
-        except OSError as error:
-            raise self._unwritable(error) from None
         self.count += len(rows)
 
 
@@ -126,12 +109,6 @@ def _sidecar_of(path: Path) -> Path:
     except (ValueError, AttributeError):
         owner = None
     return common if owner == path.name else own
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def digest(path: str | os.PathLike) -> str:
