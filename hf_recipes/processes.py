@@ -1,10 +1,7 @@
 """Being one of several processes: meeting at the start, also after a restart, and parting at the end."""
 
 import contextlib
-import fcntl
 import os
-import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
+from hf_recipes.core.files import locked
 from hf_recipes.errors import say
 
 BUILD_TIME = 900.0  # seconds after which nobody compiles any more; a kernel takes about a minute
@@ -43,11 +41,10 @@ def compile_kernels(names: Sequence[str]) -> None:
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / "hf_recipes.lock", "a+") as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
-        own.seek(0)
-        was_killed = bool(own.read())
+    begun = root / "hf_recipes.compiling"  # stays where a process is killed meanwhile
+    busy = f"waiting for another process that compiles DeepSpeed's kernels in {root}"
+    with locked(root / ".hf_recipes.lock", busy, wait=-1):
+        was_killed = begun.exists()
         for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")):
             with contextlib.suppress(OSError):
                 age = time.time() - lock.stat().st_mtime
@@ -55,13 +52,12 @@ def compile_kernels(names: Sequence[str]) -> None:
                     lock.unlink()
                 elif age > 5:
                     say(f"waiting for a compiler that has {lock}; if none is running, delete that file")
-        own.write("compiling")
-        own.flush()
+        begun.touch()
         for name in names:
             builder = get_accelerator().create_op_builder(name)
             if builder is not None and compatible.get(builder.NAME):
                 builder.load(verbose=False)
-        own.truncate(0)
+        begun.unlink()
 
 
 @contextlib.contextmanager
@@ -131,16 +127,3 @@ def leave_process_group() -> None:
     if dist.is_available() and dist.is_initialized():
         with contextlib.suppress(RuntimeError):
             dist.barrier()
-
-
-def remove_abandoned(place: Path, prefix: str) -> None:
-    """Remove the folders in `place` named after `prefix`, this machine and a process of it that is dead."""
-    own = re.compile(rf"{re.escape(prefix + socket.gethostname())}-(\d+)(?:-\w+)?")
-    for path in place.glob("*"):
-        if found := own.fullmatch(path.name):
-            try:
-                os.kill(int(found[1]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except PermissionError:  # another user's, alive
-                pass

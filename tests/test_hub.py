@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
@@ -22,9 +23,9 @@ from hub_server import SHA, TOKEN, point_to, serve
 from transformers import AutoModelForCausalLM
 
 from conftest import ROOT, same, weights, write_jsonl
+from hf_recipes.core.files import remove_abandoned
 from hf_recipes.download import download
 from hf_recipes.errors import UserError
-from hf_recipes.processes import remove_abandoned
 from hf_recipes.training import publishing, staging
 from hf_recipes.training.checkpoints import what_is_missing
 from hf_recipes.training.public import hub_names, public_ledger, public_name, public_settings, public_values
@@ -112,7 +113,27 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, source, tmp_path):
     [(_, _, asked)] = hub.asked("model.safetensors")
     assert int(asked.removeprefix("bytes=").removesuffix("-")) >= 10 * 2**20
     assert not hub.asked("resolve/main/config.json") and not hub.asked("FilePath=config.json")
-    assert [path.name for path in tmp_path.iterdir() if "model" in path.name] == ["model"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("model")] == ["model"]
+
+
+@SOURCES
+def test_two_downloads_into_one_folder_both_end_well(hub, source, tmp_path, capfd):
+    content = random.Random(0).randbytes(300_000)
+    hub.add("Qwen/tiny", {"config.json": b"{}", "model.safetensors": content})
+    hub.slow["model.safetensors"] = 1.0
+    target = tmp_path / "models" / "tiny"
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(download, "Qwen/tiny", source, output_dir=str(target)) for _ in range(2)]
+    assert [one.result() for one in both] == [target, target]
+    assert (target / "model.safetensors").read_bytes() == content
+    assert len(hub.asked("model.safetensors")) == 1
+    out = capfd.readouterr().out
+    assert f"{target}: another process is fetching it; waiting for its end\n{target} is whole already\n" in out
+    # The lock that stays is no model, and makes no folder one that is in use.
+    shutil.rmtree(target)
+    hub.slow.clear()
+    assert download("Qwen/tiny", source, output_dir=str(tmp_path / "models")) == tmp_path / "models"
+    assert (tmp_path / "models" / "config.json").is_file()
 
 
 @SOURCES
@@ -607,15 +628,15 @@ def test_what_killed_pushes_left_is_removed(finished_run):
     done.wait()
     host = socket.gethostname()
     [dead, alive, elsewhere] = [
-        f".publishing-{host}-{done.pid}-x",
-        f".publishing-{host}-1-x",
-        f".publishing-{host}-2-{done.pid}-x",
+        f".publishing.partial-{host}-{done.pid}-x",
+        f".publishing.partial-{host}-1-x",
+        f".publishing.partial-{host}-2-{done.pid}-x",
     ]
     for name in (dead, alive, elsewhere):
         (finished_run / name).mkdir()
     with staging.staged(finished_run, staging.Address("me/x")) as folder:
         assert folder.parent == finished_run
-        remove_abandoned(finished_run, staging.STAGING)
+        remove_abandoned(finished_run / staging.STAGING)
         assert folder.is_dir()
     assert {path.name for path in finished_run.glob(".publishing*")} == {alive, elsewhere}
 
@@ -654,7 +675,7 @@ def test_a_folder_that_cannot_be_used_is_named(hub, source, script, tmp_path, mo
     (tmp_path / "models" / "other").mkdir(parents=True)
     for place, message in {
         "file": "file: this is a file; name a folder with --output_dir",
-        "file/x": "file/x.partial: Not a directory",
+        "file/x": "file); name another place",
         "models": "models: the folder is not empty; name another with --output_dir",
     }.items():
         code, _, err = script("download.py", "--model", "a/b", "--source", source, "--output_dir", tmp_path / place)

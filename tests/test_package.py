@@ -68,6 +68,7 @@ def test_imports_run_one_way(path):
     assert own <= ALLOWED[part]
     roots = {name.split(".")[0] for name in names}
     assert "scripts" not in roots
+    assert "fcntl" not in roots  # locks are `core.files.locked`, on file systems and machines of every kind
     if part == "data":
         assert not roots & {"trl", "torch", "peft"}
 

@@ -1,12 +1,12 @@
 """What a process does before it trains with others."""
 
-import fcntl
 import os
 import threading
 import time
 
 import pytest
 
+from hf_recipes.core.files import locked
 from hf_recipes.processes import compile_kernels, own_shared_memory
 
 
@@ -32,23 +32,21 @@ def test_locks_of_other_programs_are_named_and_old_ones_removed(locks, capsys):
 
 
 def test_locks_of_a_run_that_was_killed_while_it_compiled_are_removed(locks, tmp_path, capsys):
-    (tmp_path / "hf_recipes.lock").write_text("compiling")
+    (tmp_path / "hf_recipes.compiling").touch()
     compile_kernels([])
     assert not any(lock.exists() for lock in locks.values()) and capsys.readouterr().out == ""
-    assert (tmp_path / "hf_recipes.lock").read_text() == ""
+    assert not (tmp_path / "hf_recipes.compiling").exists()
 
 
-def test_kernels_are_compiled_by_one_process_at_a_time(tmp_path, monkeypatch):
+def test_kernels_are_compiled_by_one_process_at_a_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    with open(tmp_path / "hf_recipes.lock", "w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+    with locked(tmp_path / ".hf_recipes.lock", ""):
         waits = threading.Thread(target=compile_kernels, args=([],))
         waits.start()
         waits.join(0.3)
         assert waits.is_alive()
-        fcntl.flock(other, fcntl.LOCK_UN)
-        waits.join(60)
-        assert not waits.is_alive()
+    waits.join(60)
+    assert not waits.is_alive() and "waiting for another process" in capsys.readouterr().out
 
 
 def test_what_a_killed_run_left_in_shared_memory_is_not_taken_for_ones_own(monkeypatch):

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from hf_recipes.errors import UserError
+from hf_recipes.errors import UserError, say
 
 # What writing a file can fail with where neither this code nor its caller is wrong.
 _DISK = {
@@ -30,6 +30,7 @@ _DISK = {
     errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.ENOTDIR,
+    errno.ENOTEMPTY,
     errno.EPERM,
     errno.EROFS,
     errno.ESTALE,
@@ -40,6 +41,7 @@ _DISK_SIGNS = re.compile(
     r"file too large|disk quota|read-only file system|database or disk is full",
     re.IGNORECASE | re.DOTALL,
 )
+_LOCK = re.compile(r"\.(.+\.)?lock")  # as `lock_of` and `folders.held` name them
 
 
 def disk_problem(error: BaseException | None) -> str | None:
@@ -128,11 +130,8 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """An empty folder next to `path`, which becomes `path` when nothing was raised and is removed otherwise.
-
-    `path` must be absent or an empty folder when this ends; else OSError.
-    """
+def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder next to `path` and named after it, which is gone when this ends."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target)
@@ -140,10 +139,33 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        os.replace(partial, target)
-    except BaseException:
+    finally:
         _remove(partial)
-        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder next to `path`, which becomes `path` when nothing was raised and is removed otherwise.
+
+    `path` must be absent or empty when this ends (`is_empty`); else OSError.
+    """
+    with temporary_folder(path) as partial:
+        yield partial
+        move_folder(partial, path)
+
+
+def move_folder(folder: Path, path: str | os.PathLike) -> None:
+    """Give a folder the name `path`, which must be absent or empty (`is_empty`); else OSError."""
+    target = Path(path)
+    if target.is_dir() and is_empty(target):
+        for lock in target.iterdir():
+            lock.unlink()
+    os.replace(folder, target)
+
+
+def is_empty(folder: str | os.PathLike) -> bool:
+    """Whether a folder has nothing in it but lock files."""
+    return all(_LOCK.fullmatch(name) for name in os.listdir(folder))
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -160,24 +182,36 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> N
         file.writelines(to_json(row) + "\n" for row in rows)
 
 
+def lock_of(path: str | os.PathLike) -> Path:
+    """The lock file of a file or folder that several processes may write: beside it, hidden, and left there."""
+    target = Path(os.path.abspath(path))
+    return target.with_name(f".{target.name}.lock")
+
+
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path`, which is created; it is free as soon as its process ends, however it ends.
+    """Hold the lock file `path`, which is created with its folder; it is free as soon as its process ends, in any way.
 
     Args:
-        busy: the sentence for whoever comes while another process holds it.
+        busy: the sentence for whoever comes while another process holds it; who waits says it.
         wait: seconds; -1 waits without an end.
 
     Raises:
         UserError: `busy`, or the lock file cannot be written.
     """
-    lock = FileLock(path, timeout=wait)
+    lock = FileLock(path)
     try:
-        lock.acquire()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise
+            say(busy)
+            lock.acquire(timeout=wait)
     except Timeout:
         raise UserError(busy) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be locked ({error.strerror or error})") from None
+        raise UserError(f"{path}: cannot be locked ({disk_problem(error) or error}); name another place") from None
     try:
         yield
     finally:

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from hf_recipes.data.ledger import shown, with_detail
+
 Message = dict[str, Any]
 
 ROLES = {
@@ -18,7 +20,14 @@ ROLES = {
 
 
 class RowProblem(Exception):
-    """Why one row cannot be used; its text is the reason in the ledger."""
+    """Why one row cannot be used: `reason` for the ledger, with `detail` as what of the row shows it."""
+
+    def __init__(self, reason: str, detail: object = None):
+        self.reason = reason if detail is None else with_detail(reason, detail)
+        super().__init__(self.reason)
+
+    def __str__(self) -> str:
+        return shown(self.reason)
 
 
 class NotAsked(RowProblem):
@@ -42,7 +51,7 @@ def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Me
             raise RowProblem("'tool_calls' is not a list of calls")
         role = ROLES.get(turn[role_key]) if isinstance(turn[role_key], str) else None
         if role is None:
-            raise RowProblem(f"unknown role {turn[role_key]!r}")
+            raise RowProblem("unknown role", repr(turn[role_key]))
         message: Message = {"role": role, "content": turn.get(text_key)}
         if role == "function_call":
             message = {"role": "assistant", "content": "", "tool_calls": _calls(turn.get(text_key))}

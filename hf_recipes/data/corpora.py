@@ -60,7 +60,7 @@ class Reader:
                 try:
                     found = self.schema.convert(record.value, self.columns)
                 except RowProblem as error:
-                    problem = str(error)
+                    problem = error.reason
             yield Document(record.place, found.get("text"), problem, record.after, found.get("id"), found.get("kind"))
 
 

@@ -1,7 +1,6 @@
 """The folder of a corpus: whose it is, what was begun in it, and files in it that are whole or absent."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.core.files import is_empty, locked, write_json
 from hf_recipes.data.corpora import SHARDS
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError
@@ -23,14 +23,10 @@ def entered(out: Path, work: Path, state: dict, overwrite: bool) -> Iterator[Non
     known = work / "state.json"
     if out.exists() and not out.is_dir():
         raise UserError(f"--output_dir {out}: this is a file")
-    if out.is_dir() and any(out.iterdir()) and not _is_ours(work):
+    if out.is_dir() and not is_empty(out) and not _is_ours(work):
         raise UserError(f"--output_dir {out}: the folder is not empty and holds no corpus; name another")
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--output_dir {out}: another process is at work on it; wait for it or end it") from None
+    busy = f"--output_dir {out}: another process is at work on it; wait for it or end it"
+    with locked(work / "lock", busy):
         before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else None
         if before is not None and overwrite:
             former = _former(out, before["sources"])
@@ -77,18 +73,16 @@ def _compare(out: Path, before: dict, now: dict) -> None:
         if now["settings"].get(name) != value
     ]
     paths = {**before["inputs"], **now["inputs"]}
-    changed += [f"{path} changed" for path in paths if before["inputs"].get(path) != now["inputs"].get(path)]
+    for path in paths:
+        known = now["inputs"].get(path)
+        if before["inputs"].get(path) != known:
+            # See `glance_at`.
+            changed.append(f"{path} {'was written or touched' if known and '-' in known.split()[0] else 'changed'}")
     if changed:
         raise UserError(
             f"--output_dir {out}: begun with other settings or files ({'; '.join(changed[:3])}); give those, name "
             "another folder, or start over with --overwrite_output_dir"
         )
-
-
-def write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def once(path: Path, make: Callable[[], Any]) -> Any:

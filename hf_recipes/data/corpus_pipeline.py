@@ -19,12 +19,13 @@ from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
 from datatrove.utils.logging import logger
 
+from hf_recipes.core.files import write_json
 from hf_recipes.data import corpus_tasks
 from hf_recipes.data.cleaning import MIN_CHINESE
 from hf_recipes.data.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
 from hf_recipes.data.corpus_executors import ExecutorArguments, _help, run_stage
 from hf_recipes.data.corpus_export import Export, plan_shards, save_tokenizer
-from hf_recipes.data.corpus_folder import clear, entered, once, write_json
+from hf_recipes.data.corpus_folder import clear, entered, once
 from hf_recipes.data.corpus_steps import (
     EXACT,
     Book,
@@ -177,7 +178,7 @@ def prepare_corpus(
             for corpus, figures in done["shards"]:
                 shards[corpus].append(Shard(**figures))
         _finish(out, work, _by_source(corpora, ledger), shards, encoder)
-        _write_ledger(out, ledger)
+        write_ledgers(out / LEDGER, corpus=ledger)
         clear(work)
 
 
@@ -269,9 +270,3 @@ def _finish(
         files = f"{len(own):,} file{'s' * (len(own) > 1)}"
         lines = "documents" if encoder else "lines"
         say(f"{out / name}: {total['documents']:,} {lines}, {tokens}{total['bytes']:,} bytes of text, {files}")
-
-
-def _write_ledger(out: Path, ledger: Ledger) -> None:
-    partial = out / ".work" / LEDGER
-    write_ledgers(partial, corpus=ledger)
-    os.replace(partial, out / LEDGER)

@@ -100,7 +100,7 @@ def find_plan(source: Source, columns: Columns, find: Callable = find_schema) ->
     problems, shown = [], {}
     for record in islice(read_records(source), PLANNED):
         if record.value is None:
-            problems.append(f"{record.place}: {record.problem}")
+            problems.append(f"{record.place}: {ledger_module.shown(record.problem)}")
         else:
             shown |= {name: value for name, value in record.value.items() if not shown.get(name)}
     if shown:
@@ -120,7 +120,7 @@ def _generate(planned: list[tuple[Source, str, Columns]], form: str) -> Iterator
                     row.update(convert(record.value, columns))
                     row["meta"] = metadata(record.value) or None
                 except RowProblem as error:
-                    problem, action = str(error), ASKED if isinstance(error, NotAsked) else "dropped"
+                    problem, action = error.reason, ASKED if isinstance(error, NotAsked) else "dropped"
             if problem is not None:
                 row["fate"] = fate(action, problem)
             yield row

@@ -1,8 +1,11 @@
 """What became of every row: kept, truncated, split, repaired or dropped, by source and reason."""
 
+import contextlib
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from hf_recipes.core.files import write_json
@@ -11,7 +14,7 @@ from hf_recipes.errors import UserError
 LEDGER = "data_ledger.json"  # in the folder of what was made
 KEPT = "kept"
 ASKED = "dropped as asked"  # by the settings, which no limit on dropped rows counts
-PLACES = 10  # the first places of each reason are remembered
+PLACES, SHOWN = 10, 3  # the first places of each reason are remembered, and the details of so many are shown
 UNUSABLE = "unusable row: "  # begins the reason of what could not be read, as opposed to what a rule dropped
 
 
@@ -20,16 +23,62 @@ def fate(action: str, reason: str) -> str:
     return f"{action}: {reason}"
 
 
+# A reason is one of few sentences; what of a row's own makes it clearer is a detail, behind this sign. Details may be
+# personal: they are shown to whoever has the data on screen, and no file of counts holds them.
+_DETAIL, DETAIL_LENGTH = "\x1f", 60
+# What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|\d{5,}""", re.DOTALL)
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+def with_detail(reason: str, detail: object) -> str:
+    """A reason with what the row holds, cut to `DETAIL_LENGTH` characters."""
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(detail)).split())
+    return f"{reason}{_DETAIL}{text if len(text) <= DETAIL_LENGTH else text[: DETAIL_LENGTH - 1] + '…'}"
+
+
+def without_detail(reason: str) -> str:
+    return reason.split(_DETAIL, 1)[0]
+
+
+def shown(reason: str) -> str:
+    """A reason or fate for people: with its detail in brackets, unless details are hidden."""
+    reason, _, detail = reason.partition(_DETAIL)
+    return f"{reason} ({detail})" if detail and not _hidden.get() else reason
+
+
+def without_values(reason: str) -> str:
+    """A reason of an earlier version's ledger, which may quote a row, without what it quotes."""
+    return ": ".join(_QUOTED.sub("…", reason).split(": ")[:2])  # a third part is another program's message
+
+
+@contextlib.contextmanager
+def details_hidden(hidden: bool = True) -> Iterator[None]:
+    """Whatever is said of rows within shows no detail of them."""
+    before = _hidden.set(hidden)
+    try:
+        yield
+    finally:
+        _hidden.reset(before)
+
+
 def is_dropped(row_fate: str) -> bool:
     return row_fate.startswith("dropped")
 
 
 @dataclass
 class Entry:
-    """One reason: how many rows, and the first `PLACES` of them as ``file:line``."""
+    """One reason: how many rows, the first `PLACES` of them as ``file:line``, and of these the details.
+
+    Details are of this process: `Ledger.to_dict` leaves them out.
+    """
 
     count: int = 0
     places: list[str] = field(default_factory=list)
+    details: dict[str, str] = field(default_factory=dict)
+
+    def shown(self, reason: str, place: str) -> str:
+        return shown(with_detail(reason, self.details[place]) if place in self.details else reason)
 
 
 @dataclass
@@ -53,17 +102,20 @@ class Ledger:
         for action in {row_fate.split(":", 1)[0] for row_fate in row_fates} - {"dropped"}:
             counts[action] += 1
         for row_fate in row_fates:
-            entry = self.reasons.setdefault((source, row_fate), Entry())
+            reason, _, detail = row_fate.partition(_DETAIL)
+            entry = self.reasons.setdefault((source, reason), Entry())
             entry.count += 1
             if len(entry.places) < PLACES:
                 entry.places.append(place)
+                if detail:
+                    entry.details[place] = detail
 
     def drop(self, place: str, row_fates: Iterable[str], reason: str) -> None:
         """Drop a row after all that was counted, with `row_fates`, as kept."""
         source = place.rpartition(":")[0]
         counts = self.sources[source]
         counts.subtract(["read", "kept", *{row_fate.split(":", 1)[0] for row_fate in row_fates}])
-        for row_fate in row_fates:
+        for row_fate in map(without_detail, row_fates):
             entry = self.reasons[source, row_fate]
             entry.count -= 1
             if place in entry.places:
@@ -85,6 +137,7 @@ class Ledger:
             entry = self.reasons.setdefault(key, Entry())
             entry.count += found.count
             entry.places += found.places[: PLACES - len(entry.places)]
+            entry.details |= {place: found.details[place] for place in entry.places if place in found.details}
         return self
 
     @property
@@ -102,7 +155,11 @@ class Ledger:
         dropped, read = sum(entry.count for _, entry in entries), self.totals["read"] - self.totals[ASKED]
         if not dropped or (dropped <= max_drop_ratio * read and dropped < read):
             return
-        first = [f"  {place}: {row_fate.split(': ', 1)[1]}" for row_fate, entry in entries for place in entry.places]
+        first = [
+            f"  {place}: {entry.shown(row_fate.split(': ', 1)[1], place)}"
+            for row_fate, entry in entries
+            for place in entry.places
+        ]
         head = f"{dropped} of {read} rows cannot be used"
         if dropped < read:
             head += f", more than --max_drop_ratio {max_drop_ratio:g} allows; mend them or raise it"
@@ -123,6 +180,8 @@ class Ledger:
                     file, _, line = entry.places[0].rpartition(":") if entry.places else ("", "", "")
                     first = f" (first at {f'line {line}' if file == owner else entry.places[0]})" if file else ""
                     lines.append(f"  {entry.count:,} {row_fate}{first}")
+                    if not _hidden.get():
+                        lines += [f"    {where}: {what}" for where, what in list(entry.details.items())[:SHOWN]]
         return "\n".join(lines)
 
     def to_dict(self) -> dict:

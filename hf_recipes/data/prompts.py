@@ -138,7 +138,7 @@ class PromptReader:
                     text, row = example["text"], record.value
                     prompts[index] = Prompt(record.place, ids, text, None, meta, is_chat=False, row=row, length=length)
             except RowProblem as problem:
-                fates[index] = fate("dropped", str(problem))
+                fates[index] = fate("dropped", problem.reason)
         if asked:
             conversations, tools, answered = zip(*asked.values(), strict=True)
             encoded = self._encoder.encode(list(conversations), tools)

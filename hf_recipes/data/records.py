@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from hf_recipes.data.ledger import with_detail
 from hf_recipes.data.sources import ENTRY, Source, load_hub
 from hf_recipes.data.streams import CHUNK, MAX_ROW_BYTES, open_binary, skip
 from hf_recipes.errors import UserError
@@ -123,7 +124,7 @@ def _read_lines(
             row = Record(place, problem="nested too deeply")
         except ValueError as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            row = Record(place, problem=f"broken JSON ({message})")
+            row = Record(place, problem=with_detail("broken JSON", message))
         row.after = (number, offset)
         yield row
 

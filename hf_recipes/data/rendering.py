@@ -14,6 +14,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.data.conversations import Message
+from hf_recipes.data.ledger import shown, with_detail
 from hf_recipes.errors import UserError
 
 # Unicode noncharacters, which no text holds: start and end of an assistant's answer, and of any other turn's content;
@@ -72,7 +73,7 @@ class ChatTemplate:
         self.generation_prompt = opened[len(bare) :] if opened.startswith(bare) else ""
         rendered = self.render(exchange)
         if rendered.problem:
-            raise UserError(f"the chat template cannot be used for training: {rendered.problem}")
+            raise UserError(f"the chat template cannot be used for training: {shown(rendered.problem)}")
         answer = rendered.turns[-1]
         if rendered.text.startswith(opened):
             self.lead = rendered.text[len(opened) : answer.start]
@@ -121,7 +122,7 @@ class ChatTemplate:
                 marked_text = self._apply(other, own_tools)
                 shows_tools = not own_tools or text != self._apply(plain)
             except Exception as error:  # a template computes what it likes
-                rendered.append(Rendered("", problem=f"the chat template refuses it: {_said(error)}"))
+                rendered.append(Rendered("", problem=with_detail("the chat template refuses it", _said(error))))
                 continue
             row = self._locate(text, marked_text, plain)
             if not shows_tools:
@@ -151,7 +152,9 @@ class ChatTemplate:
             return Rendered(text, problem="the chat template changes a turn's text")
         expected = [message["role"] == "assistant" for message in messages]
         if [turn.is_assistant for turn in turns] != expected or any(t.start < 0 and not t.is_assistant for t in turns):
-            return Rendered(text, problem=f"the chat template does not show every turn ({_roles(messages, turns)})")
+            return Rendered(
+                text, problem=with_detail("the chat template does not show every turn", _roles(messages, turns))
+            )
         cut = [
             turn.start < 0 or (_has_thoughts(message) and not thoughts_shown)
             for turn, message, thoughts_shown in zip(turns, messages, shown, strict=True)

@@ -187,14 +187,15 @@ def _label(row: Row, columns: Columns) -> bool:
     if columns.threshold is None:
         label = LABELS.get(str(value).strip().lower())
         if label is None:
-            raise RowProblem(f"{name!r} is {value!r}, neither true nor false (from which number on: --label_threshold)")
+            reason = f"{name!r} is neither true nor false (from which number on: --label_threshold)"
+            raise RowProblem(reason, repr(value))
         return label
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
     if math.isnan(number):
-        raise RowProblem(f"{name!r} is {value!r}, not a number")
+        raise RowProblem(f"{name!r} is not a number", repr(value))
     low = columns.threshold if columns.low is None else columns.low
     if low <= number < columns.threshold:
         raise NotAsked(f"{name} from {low:g} to below {columns.threshold:g}, neither good nor bad")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_recipes.core.files import write_json
 from hf_recipes.data.corpora import SHARDS
 from hf_recipes.errors import UserError
 
@@ -178,9 +179,7 @@ def write_manifest(folder: str | os.PathLike, source: str, encoder: DocumentEnco
     }
     manifest = {"version": VERSION, "source": source, **totals, **encoder.settings}
     manifest["shards"] = [asdict(shard) for shard in shards]
-    partial = Path(folder, f"{SHARDS}.partial")
-    partial.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(partial, Path(folder, SHARDS))
+    write_json(Path(folder, SHARDS), manifest, indent=1)
     return manifest
 
 

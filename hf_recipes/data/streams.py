@@ -38,7 +38,9 @@ def skip(stream: io.BufferedReader, count: int) -> None:
 
 
 def glance_at(path: str) -> tuple[str, str]:
-    """As `digest_and_encoding`, of the size and the first MiB: for files too large to be read before they are used.
+    """As `digest_and_encoding`, of size, modification time and first MiB: for files too large to be read before use.
+
+    The digest is ``size-nanoseconds-hash``; that of a file that was written again or touched is another one.
 
     Raises:
         UserError: as there.
@@ -55,7 +57,8 @@ def glance_at(path: str) -> tuple[str, str]:
     for line in lines if _is_text(path) else ():
         if not line.isascii():
             votes[_is_utf8(line)] += 1
-    digest = f"{os.path.getsize(path)}-{xxhash.xxh3_64_hexdigest(head)}"
+    stat = os.stat(path)
+    digest = f"{stat.st_size}-{stat.st_mtime_ns}-{xxhash.xxh3_64_hexdigest(head)}"
     return digest, "gb18030" if votes[False] > votes[True] else "utf-8"
 
 

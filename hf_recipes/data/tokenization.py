@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import threading
 import time
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_recipes.data.shards import DocumentEncoder, Shard, ShardWriter, write_manifest
+from hf_recipes.core.files import move_folder, temporary_folder
+from hf_recipes.data.shards import SHARDS, DocumentEncoder, Shard, ShardWriter, write_manifest
 from hf_recipes.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,15 +115,13 @@ def store(
         tell: called with the place and the fate of each row.
         finish: called with the folder before it gets its name, to put more into it.
     """
-    building = f"{folder}.{os.getpid()}.partial"
-    os.makedirs(building, exist_ok=True)
     tokenization = Tokenization(encoder, workers)
     shards: list[Shard] = []
     writer: ShardWriter | None = None
     pending: deque = deque()
     left = iter(chunks)
-    try:
-        done = False
+    done = False
+    with contextlib.closing(tokenization), temporary_folder(folder) as building:
         while pending or not done:
             while not done and len(pending) < 1 + 2 * workers:
                 chunk = next(left)
@@ -132,15 +130,15 @@ def store(
             chunk, ids = pending.popleft()
             for place, row_fate in chunk.fates:
                 tell(place, row_fate)
-            writer = writer or ShardWriter(os.path.join(building, f"part-{len(shards) + 1:05d}.npy"), encoder.dtype)
+            writer = writer or ShardWriter(building / f"part-{len(shards) + 1:05d}.npy", encoder.dtype)
             writer.add(tokenization.result(ids, 0), chunk.texts)
             if writer.shard.tokens >= SHARD_TOKENS or (done and not pending):
                 shards.append(writer.close())
                 writer = None
         write_manifest(building, name, encoder, shards)
-        finish(Path(building))
-        with contextlib.suppress(OSError):  # another process was as quick, with the same
-            os.rename(building, folder)
-    finally:
-        tokenization.close()
-        shutil.rmtree(building, ignore_errors=True)
+        finish(building)
+        try:
+            move_folder(building, folder)
+        except OSError:  # another process, of this machine or of one that shares the cache, was as quick with the same
+            if not Path(folder, SHARDS).is_file():
+                raise

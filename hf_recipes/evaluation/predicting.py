@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_recipes.core.files import write_jsonl
-from hf_recipes.data.ledger import Ledger
+from hf_recipes.data.ledger import Ledger, shown
 from hf_recipes.data.prompts import PromptReader
 from hf_recipes.data.records import Record
 from hf_recipes.data.schemas import SCHEMAS, Columns
@@ -119,7 +119,7 @@ def problem_column(prediction_column: str) -> str:
 
 
 def _unanswered(column: str, place: str, row_fate: str) -> dict[str, str | None]:
-    return {column: None, problem_column(column): f"{place}: {row_fate.removeprefix('dropped: ')}"}
+    return {column: None, problem_column(column): f"{place}: {shown(row_fate).removeprefix('dropped: ')}"}
 
 
 def open_results(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.data.ledger import shown
 from hf_recipes.data.records import read_records
 from hf_recipes.data.sources import find_sources
 from hf_recipes.errors import UserError
@@ -40,7 +41,7 @@ def read_rows(specs: Sequence[str]) -> list[dict[str, Any]]:
     for source in find_sources(specs):
         for record in read_records(source):
             if record.value is None:
-                raise UserError(f"{record.place}: {record.problem}; mend this row")
+                raise UserError(f"{record.place}: {shown(record.problem)}; mend this row")
             rows.append({**record.value, "place": record.place})
     return rows
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_recipes.core.files import to_json, write_json
+from hf_recipes.core.files import lock_of, locked, to_json, write_json, writing
 from hf_recipes.errors import UserError, say
 
 SIDECAR = "generation_config.json"
@@ -38,13 +38,11 @@ class Results:
             raise UserError(f"--output_file {path}: this is a folder; name a file in it")
         self.sidecar = _sidecar_of(self.path)
         settings = json.loads(to_json(settings))
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115
-        except OSError as error:
-            raise self._unwritable(error) from None
-        try:
-            self._lock()
+        busy = f"--output_file {path}: another process is writing it; wait for its end"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._writing())
+            stack.enter_context(locked(lock_of(self.path), busy))
+            self._file = stack.enter_context(open(self.path, "r+b" if self.path.exists() else "w+b"))
             size = os.fstat(self._file.fileno()).st_size
             if size and not self.sidecar.is_file():
                 raise UserError(
@@ -57,31 +55,17 @@ class Results:
                 self._check(settings)
                 self._find_end()
             write_json(self.sidecar, {OWNER: self.path.name, **settings, **notes})
-        except OSError as error:
-            self._file.close()
-            raise self._unwritable(error) from None
-        except UserError:
-            self._file.close()
-            raise
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "Results":
         return self
 
     def __exit__(self, *unused) -> None:
         with contextlib.suppress(OSError):  # of what `append` could not write, and has told
-            self._file.close()
+            self._stack.close()
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"--output_file {self.path}: cannot be written ({error.strerror})")
-
-    def _lock(self) -> None:
-        with contextlib.suppress(ImportError):  # Windows has none
-            import fcntl
-
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"--output_file {self.path}: another process is writing it; wait for its end") from None
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(f"--output_file {self.path}")
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         other = "choose another --output_file, or start over with --overwrite_output"
@@ -111,11 +95,9 @@ class Results:
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         lines = (to_json(row, default=str) + "\n" for row in rows)
-        try:
+        with self._writing():
             self._file.write("".join(lines).encode())
             self._file.flush()
-        except OSError as error:
-            raise self._unwritable(error) from None
         self.count += len(rows)
 
 

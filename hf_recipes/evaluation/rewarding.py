@@ -108,7 +108,7 @@ class AnswerReader:
                     talk = {"score": example["messages"]}
                 talks.append({**talk, "tools": example.get("tools")})
             except RowProblem as problem:
-                talks.append(fate("dropped", str(problem)))
+                talks.append(fate("dropped", problem.reason))
         flat = [
             (messages, talk.get("tools"))
             for talk in talks

@@ -201,7 +201,7 @@ def takes(model: torch.nn.Module, name: str) -> bool:
 
 
 def last_logits(model: "PreTrainedModel", rows: Sequence[Sequence[int]], cache: "Cache | None" = None) -> torch.Tensor:
-    """The logits after each of `rows`, float32 (B, V), with `cache` (of as many rows, and spent by this) before them."""
+    """The logits after each of `rows`, float32 (B, V), with `cache` (of as many rows, spent by this) before them."""
     ids = padded(rows, 0, model.device)
     ends = torch.tensor([len(row) - 1 for row in rows], device=model.device)
     inputs = {"input_ids": ids, "use_cache": cache is not None}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_recipes.data.ledger import shown
 from hf_recipes.data.prompts import ANSWER, Prompt
 from hf_recipes.data.tokenize import ChatEncoder
 from hf_recipes.errors import UserError
@@ -71,7 +72,7 @@ class ScoringModel:
         for prompt, answer, row in zip(prompts, answers, self._encoder.encode(talks), strict=True):
             ids = row.input_ids
             if not len(ids):
-                raise UserError(f"{prompt.place}: the reward model cannot take this conversation ({row.fate})")
+                raise UserError(f"{prompt.place}: the reward model cannot take this conversation ({shown(row.fate)})")
             rows.append(ids if answer.strip() else np.r_[ids[: row.prompt_length], ids[row.labels != -100][-1:]])
         return rows
 

@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from hf_recipes.data.ledger import LEDGER, Ledger
+from hf_recipes.data.ledger import LEDGER, Ledger, details_hidden, without_values
 from hf_recipes.data.privacy import Redactor
 from hf_recipes.errors import say
 from hf_recipes.inspection.checks import Checks, duplicate_tables, overlap_table
@@ -36,6 +36,11 @@ def inspect(settings: Settings) -> Report:
     Raises:
         UserError: as `load_tokenizer` and `read_sets`.
     """
+    with details_hidden(settings.look.privacy):
+        return _inspect(settings)
+
+
+def _inspect(settings: Settings) -> Report:
     look, stage = settings.look, settings.stage
     tokenizer, _ = load_tokenizer(settings.model.tokenizer_source, **settings.tokenizer)
     pen = Pen(tokenizer, Redactor() if look.privacy else None)
@@ -48,7 +53,7 @@ def inspect(settings: Settings) -> Report:
         ("validation rows", f"{held_out:g} % of them" if held_out else ", ".join(data.validation_file or ["–"])),
         ("tokenizer", f"{settings.model.tokenizer_source}, {len(tokenizer):,} tokens"),
     ]
-    report = Report(files, facts, warnings, _made(data.train_file))
+    report = Report(files, facts, warnings, _made(data.train_file, look.privacy))
     # A literal special token is text to pretraining, and a token of its own to every other stage.
     special = [] if stage == "pretrain" else list(map(str, tokenizer.all_special_tokens))
     keys = {}
@@ -90,8 +95,9 @@ def _section(rows: Rows, checks: Checks, pen: Pen) -> Section:
     return Section(f"{rows.name} rows", blocks)
 
 
-def _made(specs: Sequence[str]) -> list[Section]:
+def _made(specs: Sequence[str], privacy: bool) -> list[Section]:
     """The ledgers that lie beside the files: of the importer, or of the corpus, that wrote them."""
+    mask = without_values if privacy else str
     folders = dict.fromkeys(
         folder for spec in specs for path in [spec.rpartition("=")[2]] for folder in (path, os.path.dirname(path))
     )
@@ -104,12 +110,12 @@ def _made(specs: Sequence[str]) -> list[Section]:
                 ledgers = {name: Ledger.from_dict(found) for name, found in json.load(file).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not one of ours
-        tables = [table for name, ledger in ledgers.items() for table in _ledger_tables(ledger, f": {name}")]
+        tables = [table for name, ledger in ledgers.items() for table in _ledger_tables(ledger, f": {name}", mask)]
         sections.append(Section(f"made with {path}", tables))
     return sections
 
 
-def _ledger_tables(ledger: Ledger, of: str = "") -> list[Table]:
+def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = str) -> list[Table]:
     found = ledger.to_dict()
     extra = [name for name in ("split", "repaired") if found["total"].get(name)]
     names = ["read", "kept", "truncated", *extra, "dropped"]
@@ -117,8 +123,12 @@ def _ledger_tables(ledger: Ledger, of: str = "") -> list[Table]:
     rows = [[source, *(own.get(name, 0) for name in names)] for source, own in counts.items()]
     tables = [Table(f"Ledger{of}", ["source", *names], rows)] if rows else []
     reasons = [
-        [reason["count"], reason["fate"], ", ".join(reason["first"][:3]) + "…" * (reason["count"] > 3)]
-        for reason in found["reasons"]
+        [
+            entry.count,
+            mask(row_fate),
+            ", ".join(entry.shown(place, place) for place in entry.places[:3]) + "…" * (entry.count > 3),
+        ]
+        for (_, row_fate), entry in ledger.reasons.items()
     ]
     if reasons:
         tables.append(Table(f"Reasons{of}", ["rows", "what became of them", "first"], reasons))

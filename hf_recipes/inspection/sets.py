@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from hf_recipes.data.conversations import Message
 from hf_recipes.data.examples import fates
-from hf_recipes.data.ledger import KEPT, Ledger, is_dropped
+from hf_recipes.data.ledger import KEPT, Ledger, is_dropped, shown
 from hf_recipes.data.prompts import Prompt
 from hf_recipes.data.tokenize import tokenize_dataset
 from hf_recipes.errors import UserError
@@ -158,13 +158,13 @@ class TokenizedRows(Rows):
 
     def example(self, pen: Pen, row: int | str) -> Example:
         if isinstance(row, str):
-            return Example(row, dict(zip(*fates(self.examples), strict=True))[row], [], [])
+            return Example(row, shown(dict(zip(*fates(self.examples), strict=True))[row]), [], [])
         found = self.tokenized[row]
         strips = []
         if not is_dropped(self.fates[row]):
             for name, (ids, labels) in self.strips.items():
                 strips.append(Strip(name, [pen.draw(found[ids], found[labels])]))
-        return Example(self.places[row], self.fates[row], self.facts_of(found), strips)
+        return Example(self.places[row], shown(self.fates[row]), self.facts_of(found), strips)
 
     def facts_of(self, row: dict[str, Any]) -> list[str]:
         return []

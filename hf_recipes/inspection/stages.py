@@ -21,6 +21,7 @@ from hf_recipes.arguments import (
 from hf_recipes.data.corpora import SHARDS, named_paths
 from hf_recipes.data.documents import find_text_schema
 from hf_recipes.data.examples import find_plan
+from hf_recipes.data.ledger import details_hidden
 from hf_recipes.data.prompts import find_prompt_schema
 from hf_recipes.data.schemas import Columns, find_schema
 from hf_recipes.data.sources import find_sources
@@ -139,7 +140,8 @@ def read_settings(argv: Sequence[str]) -> Settings:
         telling = sorted(names - set.intersection(*known.values()))
         own = [name for name in telling if sum(name in found for found in known.values()) == 1]
         return _parse(fitting[0], argv, f"guessed from {', '.join(own or telling)}; --stage names another")
-    stage, schema = _guess(parsed, fitting)
+    with details_hidden(parsed.look.privacy):
+        stage, schema = _guess(parsed, fitting)
     return _parse(stage, argv, f"guessed from the rows, whose schema is {schema}; --stage names another")
 
 

@@ -1,10 +1,10 @@
 """Checkpoints in other formats → safetensors folders that transformers loads."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_recipes.core.files import is_empty, new_folder, writing
 from hf_recipes.errors import UserError, say
 
 if TYPE_CHECKING:
@@ -25,23 +25,20 @@ def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) ->
         return target
     if not source.is_file():
         raise UserError(f"{source}: no such file")
-    if target.is_dir() and any(target.iterdir()):
+    if target.is_dir() and not is_empty(target):
         raise UserError(f"{target}: the folder is not empty and holds no model; name another with --output_dir")
     say(f"converting {source.name} to {target} (once)")
     try:
         model, tokenizer = load_gguf(source)
     except (ValueError, NotImplementedError, ImportError) as error:
         raise UserError(f"{source}: cannot be converted ({error})") from None
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
     try:
-        os.replace(partial, target)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with writing(str(target)), new_folder(target) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+    except (OSError, UserError):
         if not (target / "config.json").is_file():  # else another process was first
-            raise UserError(f"{target}: {error.strerror}; name another folder with --output_dir") from None
+            raise
     return target
 
 

@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from hf_recipes.core.files import is_empty, new_folder, writing
 from hf_recipes.errors import UserError, say
 from hf_recipes.models import merged
 from hf_recipes.models.conversion import load_gguf
@@ -18,7 +17,6 @@ from hf_recipes.models.inference import is_reward_model, load_for_inference, ope
 from hf_recipes.models.loading import ModelArguments, stop_at_eos
 from hf_recipes.models.modelfile import modelfile, read_turns, stop_texts
 from hf_recipes.models.parity import Answers, answer, compare, default_tolerance, parity_prompts
-from hf_recipes.processes import remove_abandoned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +60,7 @@ def export(args: ExportArguments) -> Path:
             f"--model_name_or_path {name}: this is an adapter; merge it first: python scripts/merge_adapter.py "
             f"--peft_path {name} --output_dir {os.path.normpath(name)}-merged"
         )
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and (not target.is_dir() or not is_empty(target)):
         raise UserError(f"--output_dir {target}: there is something already; nothing is overwritten: name another")
     converter = Path(args.llama_cpp, CONVERTER)
     if not converter.is_file():
@@ -82,22 +80,13 @@ def export(args: ExportArguments) -> Path:
     folder = merged.local_folder(name, args.model_revision, args.cache_dir)
     stored = str(merged.commonest(merged.stored_dtypes(folder)) or config.dtype).removeprefix("torch.")
     outtype = args.outtype or OUTTYPES.get(stored, "f16")
-    remove_abandoned(target.parent, f"{target.name}.partial-")
-    partial = target.with_name(f"{target.name}.partial-{socket.gethostname()}-{os.getpid()}")
-    gguf = partial / f"{merged.shown_name(name).rsplit('/', 1)[-1]}-{outtype}.gguf"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
+    with writing(f"--output_dir {target}"), new_folder(target) as partial:
+        gguf = partial / f"{merged.shown_name(name).rsplit('/', 1)[-1]}-{outtype}.gguf"
         _convert(converter, folder, gguf, outtype, name)
         _check(gguf, tokenizer, prompts, expected, outtype, args.tolerance)
         if turns is not None:
             text = modelfile(gguf.name, turns, stop_texts(turns, tokenizer, generation), generation)
             (partial / "Modelfile").write_text(text, encoding="utf-8")
-        os.replace(partial, target)
-    except OSError as error:
-        raise UserError(f"--output_dir {target}: cannot be written ({error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target / gguf.name
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hf_recipes.core.files import write_json
+from hf_recipes.core.files import is_empty, write_json
 from hf_recipes.errors import UserError
 from hf_recipes.hub import source_of
 from hf_recipes.models.adapters import MERGE_RECORD
@@ -113,7 +113,7 @@ def is_done(folder: Path, request: Mapping[str, Any]) -> bool:
     Raises:
         UserError: it holds anything else, which is left as it is.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and is_empty(folder)):
         return False
     other = "nothing is overwritten; name another with --output_dir"
     record = read_record(folder) if folder.is_dir() else None

@@ -157,7 +157,8 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             if settings.get(name) != value:
                 raise UserError(
                     f"{checkpoint} was written with other data ({name} was {value}, and is {settings.get(name)}): its "
-                    "blocks cannot go on; give the same, or start anew from its weights with --model_name_or_path"
+                    "blocks cannot go on; give the same (a streamed file that was written or touched is another one), "
+                    "or start anew from its weights with --model_name_or_path"
                 )
         if saved["processes"] != self.args.world_size:
             say(

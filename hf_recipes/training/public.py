@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hf_recipes.data.ledger import without_values
 from hf_recipes.hub import source_of
 
 # What concerns the machine rather than the model; a token is in no settings file to begin with.
@@ -16,8 +17,6 @@ _LEFT_OUT = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
 _PATHS = re.compile(r"(^|_)(files?|path|dir|config|config_name|tokenizer_name|deepspeed|chat_template|mixture)$")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SPLITS = {"train_file": "train", "validation_file": "validation"}  # read where none is named
-# What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
-_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|\d{5,}""", re.DOTALL)
 NAMES = ".public_names.json"  # in a run's folder
 
 
@@ -85,9 +84,7 @@ def public_ledger(ledgers: Mapping[str, Mapping], names: Mapping[str, str]) -> d
             sources.setdefault(public_name(source, names), Counter()).update(counts)
         reasons: Counter = Counter()
         for entry in ledger["reasons"]:
-            reason = _QUOTED.sub("…", entry["fate"])
-            reason = ": ".join(reason.split(": ")[:2])  # a third part is another program's message
-            reasons[public_name(entry["source"], names), reason] += entry["count"]
+            reasons[public_name(entry["source"], names), without_values(entry["fate"])] += entry["count"]
         public[name] = {
             "total": dict(ledger["total"]),
             "sources": {source: dict(counts) for source, counts in sources.items()},

@@ -11,8 +11,8 @@ from threading import Event, Thread
 from transformers import TrainerCallback
 
 from hf_recipes import hub
+from hf_recipes.core.files import remove_abandoned
 from hf_recipes.errors import UserError, say
-from hf_recipes.processes import remove_abandoned
 from hf_recipes.training.staging import STAGING, Address, staged
 
 PATIENCE = 120.0  # seconds that a stopped run gives to the push of its last checkpoint
@@ -55,7 +55,7 @@ class Publisher(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            remove_abandoned(self.run, STAGING)
+            remove_abandoned(self.run / STAGING)
             # A daemon: a run that is interrupted does not wait for it.
             Thread(target=self._work, name="push", daemon=True).start()
             self._hand_on(self._ensure, self.run)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,10 +15,9 @@ from typing import TypeVar
 import yaml
 
 from hf_recipes import hub
-from hf_recipes.core.files import to_json
+from hf_recipes.core.files import temporary_folder, to_json
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError
-from hf_recipes.processes import remove_abandoned
 from hf_recipes.training.checkpoints import MANIFEST, write_manifest
 from hf_recipes.training.model_card import merged_card, model_card, with_base, with_header
 from hf_recipes.training.public import (
@@ -35,7 +33,7 @@ from hf_recipes.training.resume import BEGUN_WITH
 from hf_recipes.usage import addressed
 
 T = TypeVar("T")
-STAGING = ".publishing-"  # then the machine, the process and something of its own
+STAGING = ".publishing"
 SETTINGS = "run_config.yaml"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json")
 TOKENIZER = (
@@ -81,11 +79,9 @@ def staged(folder: Path, address: Address, *, state_as: str | None = None) -> It
     run = parent if is_checkpoint else folder
     _check_model(folder)
     place = run if os.access(run, os.W_OK) else Path(tempfile.gettempdir())
-    remove_abandoned(place, STAGING)  # what a killed process left
     with ExitStack() as stack:
         try:
-            prefix = f"{STAGING}{socket.gethostname()}-{os.getpid()}-"
-            target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=place)))
+            target = stack.enter_context(temporary_folder(place / STAGING))
             _fill(target, folder, run, address, state_as)
         except OSError as error:
             raise UserError(f"{error.filename or place}: {error.strerror}, so nothing is published") from None

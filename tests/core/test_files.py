@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -39,6 +40,28 @@ def test_a_lock_is_refused_to_a_second_process_and_free_as_soon_as_the_first_is_
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
         holder.stdout.close()
+
+
+def test_lock_files_do_not_make_a_folder_one_in_use(tmp_path, capsys):
+    out = tmp_path / "out"
+    lock = files.lock_of(out / "a.jsonl")
+    assert lock == out / ".a.jsonl.lock"
+    with files.locked(lock, ""), files.locked(files.lock_of(out), ""):
+        pass
+    assert files.is_empty(out) and sorted(os.listdir(tmp_path)) == [".out.lock", "out"]
+    with files.new_folder(out) as partial:
+        (partial / "x").touch()
+    assert os.listdir(out) == ["x"] and not files.is_empty(out)
+
+
+def test_whoever_waits_for_a_lock_says_so(tmp_path, capsys):
+    with files.locked(tmp_path / "lock", ""):
+        second = threading.Thread(target=lambda: files.locked(tmp_path / "lock", "busy", wait=-1).__enter__())
+        second.start()
+        second.join(0.2)
+        assert second.is_alive() and capsys.readouterr().out == "busy\n"
+    second.join(10)
+    assert not second.is_alive()
 
 
 def test_a_lock_that_cannot_be_written_is_named(tmp_path):

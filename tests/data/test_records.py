@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import time
 
 import datasets
@@ -23,6 +24,19 @@ def read(path):
 def write(path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def test_a_large_file_that_was_changed_in_place_is_another_one(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "a"}\n' * (1 << 17))  # 1.8 MB, of which the first is read
+    [before] = find_sources([str(path)], glance=True)
+    assert find_sources([str(path)], glance=True) == [before]
+    stat = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"b")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    [after] = find_sources([str(path)], glance=True)
+    assert path.stat().st_size == stat.st_size and after.digest != before.digest
 
 
 @pytest.mark.parametrize(
@@ -82,8 +96,6 @@ def test_folders_and_globs(tmp_path):
 
 
 def test_digest_follows_the_content_not_size_and_time(tmp_path):
-    import os
-
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n')
     before = find_sources([str(path)])[0].digest
     stat = path.stat()

@@ -6,6 +6,7 @@ import pytest
 
 from conftest import CHATML, build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.data.examples import load_examples
+from hf_recipes.data.ledger import shown
 from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.metrics import score
@@ -145,7 +146,7 @@ def test_a_model_that_learned_its_row_scores_in_full(tmp_path):
 def test_a_template_that_fails_on_some_rows_drops_those():
     failing = build_tokenizer(chat_template="{% if 'x' in messages[0]['content'] %}{{ 1 / 0 }}{% endif %}" + CHATML)
     bad, good = ChatEncoder(failing).encode([conversation("x", "答"), conversation("问", "答")])
-    assert bad.fate == "dropped: the chat template refuses it: ZeroDivisionError: division by zero"
+    assert shown(bad.fate) == "dropped: the chat template refuses it (ZeroDivisionError: division by zero)"
     assert good.fate == "kept"
     with pytest.raises(UserError, match="cannot render a question: ValueError: substring not found"):
         ChatEncoder(build_tokenizer(chat_template="{{ messages[0].content.index('x') }}"))

@@ -5,7 +5,7 @@ import pytest
 
 from conftest import conversation, write_jsonl
 from hf_recipes.data.examples import fates, load_examples
-from hf_recipes.data.ledger import ASKED, Ledger
+from hf_recipes.data.ledger import ASKED, Ledger, shown
 from hf_recipes.data.schemas import Columns
 from hf_recipes.data.tokenize import tokenize_dataset
 from hf_recipes.data.unpaired import UnpairedEncoder
@@ -74,16 +74,18 @@ def test_what_a_row_lacks_is_said(tokenizer, tmp_path):
     bad += [{**good, "completion": "答" * 60}]
     examples = load(tmp_path, [good, *bad], label="label")
     tokenized = tokenize_dataset(examples.filter(lambda row: row["fate"] == "kept"), UnpairedEncoder(tokenizer, 64))
-    found = [row_fate.removeprefix("dropped: ") for row_fate in [*fates(examples)[1][1:5], fates(tokenized)[1][1]]]
+    found = [
+        shown(row_fate).removeprefix("dropped: ") for row_fate in [*fates(examples)[1][1:5], fates(tokenized)[1][1]]
+    ]
     assert found == [
         "no 'label'",
-        "'label' is 5, neither true nor false (from which number on: --label_threshold)",
+        "'label' is neither true nor false (from which number on: --label_threshold) (5)",
         "empty answer",
         "no 'prompt'",
         "longer than 64 tokens",
     ]
     [text] = [row["fate"] for row in load(tmp_path, [{**good, "likes": "多"}], **LIKES)]
-    assert text == "dropped: 'likes' is '多', not a number"
+    assert shown(text) == "dropped: 'likes' is not a number ('多')"
 
 
 def test_files_that_are_something_else(tmp_path):

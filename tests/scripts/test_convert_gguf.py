@@ -87,7 +87,14 @@ def test_a_folder_without_a_model_is_not_taken_for_one(source, tmp_path, monkeyp
     def refuse(*paths):
         raise PermissionError(errno.EPERM, "Operation not permitted", *map(str, paths))
 
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"out: cannot be written \(No space left"):
+        patch.setattr(LlamaForCausalLM, "save_pretrained", full)
+        convert_gguf(source[0], output)
+    assert os.listdir(tmp_path) == ["out"]
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(UserError, match="out: Operation not permitted; name another folder"):
+    with pytest.raises(UserError, match=r"out: cannot be written \(Operation not permitted"):
         convert_gguf(source[0], output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list(output.iterdir())

@@ -245,6 +245,29 @@ def test_personal_data_is_masked_everywhere(look, script, tokens_only, tmp_path)
         assert "13912345678" not in shown.replace("\n", "") and "手机号" in shown
 
 
+def test_personal_data_in_rows_that_cannot_be_used_is_in_no_report(script, tokens_only, tmp_path):
+    row = {"prompt": "问", "completion": "答", "label": True}
+    rows = [row] * 3 + [{**row, "label": f"客户{n} 13812340000"} for n in range(20)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    ledger = {"label": {"total": {"read": 1, "dropped": 1}, "sources": {"a": {"read": 1, "dropped": 1}}}}
+    ledger["label"]["reasons"] = [
+        {"source": "a", "fate": "dropped: 'label' is '客户0 13812340000', neither", "count": 1, "first": ["a:1"]}
+    ]
+    (tmp_path / "data_ledger.json").write_text(json.dumps(ledger))  # of an earlier version
+    flags = ["--train_file", path, "--model_name_or_path", tokens_only, "--html", tmp_path / "r.html", "--show"]
+    flags += [f"{path}:5", "--stage", "kto"]
+    seen = []
+    for more in ([], ["--privacy"]):
+        code, out, err = script("inspect_data.py", *flags, *more)
+        assert code == 0, err
+        seen += [out + err + (tmp_path / "r.html").read_text(encoding="utf-8")]
+    assert all("is neither true nor false" in text for text in seen)
+    assert "客户1 13812340000" in seen[0] and "客户" not in seen[1] and "13812340000" not in seen[1]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[3:]))
+    code, out, err = script("inspect_data.py", *flags[:4], "--stage", "kto", "--privacy")
+    assert code == 1 and "20 of 20 rows cannot be used" in err and "138" not in out + err
+
+
 @pytest.fixture
 def fails(script, tokens_only, tmp_path):
     def run(message, *flags, rows=({"input": "问", "target": "答"},)):

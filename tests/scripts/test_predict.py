@@ -16,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from conftest import ROOT, tiny_model, write_jsonl
+from hf_recipes.core.files import lock_of, locked
 from hf_recipes.models.inference import load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
 
@@ -85,7 +86,8 @@ def test_fields_and_order_are_kept_and_nothing_is_left_out(predict, model_dir, r
     assert settings["versions"].keys() == {"hf_recipes", "transformers", "torch"}
     assert (settings["eos_token_id"], settings["pad_token_id"]) == ([2], 0) and "temperature" not in settings
     assert settings["ledger"]["reasons"][0]["first"] == [f"{rows}:20"]
-    assert sorted(path.name for path in output.parent.iterdir()) == ["generation_config.json", "out.jsonl"]
+    left = [".out.jsonl.lock", "generation_config.json", "out.jsonl"]
+    assert sorted(path.name for path in output.parent.iterdir()) == left
 
 
 KILLED = """
@@ -197,11 +199,8 @@ def test_a_model_that_changed_is_noticed(predict, tokenizer, rows, tmp_path):
 
 
 def test_two_at_once_do_not_write_one_file(predict, rows, tmp_path):
-    import fcntl
-
     output = tmp_path / "out.jsonl"
-    with open(output, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(lock_of(output), ""):
         code, _, err = predict("--input_file", rows, "--output_file", output, *SHORT)
     assert code == 1 and "another process is writing it" in err
 

@@ -218,7 +218,7 @@ def test_the_split_is_by_session(prepare, tmp_path):
 def test_me(prepare, tmp_path, me, message):
     code, _, err = prepare(PRIVATE, *me)
     assert code == 1 and message in err and err.startswith("error: ")
-    assert not {"out", "out.partial"} & set(os.listdir(tmp_path))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_two_people_of_one_name(prepare):

@@ -238,7 +238,7 @@ def read_comments(parts: Sequence[Part], keep_last: bool) -> tuple[list[Comment]
                 raise RowProblem(record.problem)
             comment = _comment(record.value, (part, int(record.place.rpartition(":")[2])))
         except RowProblem as error:
-            ledger.add(record.place, fate("dropped", f"{UNUSABLE}{error}"))
+            ledger.add(record.place, fate("dropped", f"{UNUSABLE}{error.reason}"))
             continue
         place = found.setdefault(comment.id, len(comments))
         if place == len(comments):

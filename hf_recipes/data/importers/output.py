@@ -1,7 +1,6 @@
 """The folder that an importer writes: whole or absent."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hf_recipes.core.files import to_json
+from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, temporary_folder, to_json
 from hf_recipes.core.folders import RECORD
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError, say
@@ -25,36 +24,30 @@ WORK = "work"  # within the partial folder, for what is not kept
 def output_folder(output_dir: str, overwrite: bool) -> Iterator[Path]:
     """A folder beside `output_dir` to write `WRITTEN` to, which becomes `output_dir` when nothing was raised.
 
-    What an earlier run left half-written there is deleted. With `overwrite`, the files of an earlier run in
+    With `overwrite`, the files of an earlier run in
     `output_dir` are replaced, and others stay.
 
     Raises:
         UserError: a folder that is not empty, cannot be written to, or that another process is writing.
     """
     out = Path(output_dir).resolve()
-    partial = out.with_name(f"{out.name}.partial")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--output_dir {output_dir}: this is a file")
+    if out.is_dir() and not is_empty(out) and not overwrite:
+        raise UserError(
+            f"--output_dir {output_dir}: the folder is not empty; name another, or replace what an earlier run wrote "
+            "with --overwrite_output_dir"
+        )
+    busy = f"--output_dir {output_dir}: another process is writing it; wait for it, or name another folder"
     try:
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--output_dir {output_dir}: this is a file")
-        if out.is_dir() and any(out.iterdir()) and not overwrite:
-            raise UserError(
-                f"--output_dir {output_dir}: the folder is not empty; name another, or replace what an earlier run "
-                "wrote with --overwrite_output_dir"
-            )
         for name in set(WRITTEN) - _former(out):
             if os.path.lexists(out / name):
                 raise UserError(f"--output_dir {output_dir}: no earlier run wrote {name} there; name another folder")
-        partial.mkdir(parents=True, exist_ok=True)
-        with _locked(partial, output_dir):
-            _clear(partial)
+        with locked(lock_of(out), busy), temporary_folder(out) as partial:
             (partial / WORK).mkdir()
-            try:
-                yield partial
-                shutil.rmtree(partial / WORK)
-                _put(partial, out)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+            yield partial
+            shutil.rmtree(partial / WORK)
+            _put(partial, out)
     except OSError as error:
         raise UserError(f"{error.filename or output_dir}: {error.strerror}") from None
 
@@ -71,44 +64,15 @@ def _former(out: Path) -> set[str]:
     return set(WRITTEN) - ({"test.jsonl"} if has_no_test else set())
 
 
-@contextlib.contextmanager
-def _locked(folder: Path, output_dir: str) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if not _lock(handle, folder):
-            raise UserError(
-                f"--output_dir {output_dir}: another process is writing it; wait for it, or name another folder"
-            )
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(handle), os.stat(folder))  # else it was put into place in the meantime
-    except (BlockingIOError, FileNotFoundError):
-        return False
-
-
-def _clear(partial: Path) -> None:
-    for path in partial.iterdir():
-        if path.name not in (*WRITTEN, WORK):
-            raise UserError(f"{path}: not of an importer, which writes to {partial} first; move it away")
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
 def _put(partial: Path, out: Path) -> None:
-    if not out.exists() or not any(out.iterdir()):
-        os.replace(partial, out)
+    if not out.exists() or is_empty(out):
+        move_folder(partial, out)
         return
     for name in reversed(WRITTEN):
         (out / name).unlink(missing_ok=True)
     for name in WRITTEN:
         if (partial / name).exists():
             os.replace(partial / name, out / name)
-    partial.rmdir()
 
 
 class Writer:
