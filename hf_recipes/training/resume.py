@@ -80,12 +80,13 @@ def _content(value: Any) -> Any:
         return [_content(item) for item in value]
     if not isinstance(value, str):
         return value
-    if os.path.isdir(value):
-        return digest(value)
-    path, colon, rest = (value, "", "") if os.path.isfile(value) else value.partition(":")  # file.py:function
-    if not os.path.isfile(path):
+    path, colon, rest = (value, "", "") if os.path.exists(value) else value.partition(":")  # file.py:function
+    try:
+        if os.path.isdir(path):
+            return digest(path)
+        data = Path(path).read_bytes()
+    except OSError:  # a name
         return value
-    data = Path(path).read_bytes()
     try:
         return json.loads(data)
     except ValueError:
