@@ -127,7 +127,7 @@ class RunArguments:
 
     output_dir: str | None = _help("Folder of the run.")
     dry_run: bool = _help("Print what the run would do and need, and stop before any weight is loaded.", False)
-    overwrite_output_dir: bool = _help("Start over in a folder that holds an earlier run.", False)
+    overwrite_output_dir: bool = _help("Start over in an earlier run's folder: what it wrote is deleted.", False)
     bf16: bool | None = _help("Compute in bfloat16; by default where the device does.")
     gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
     max_nonfinite_steps: int = _help("Stop after so many updates in a row without a finite loss and gradient.", 3)

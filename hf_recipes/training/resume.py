@@ -80,12 +80,13 @@ def _content(value: Any) -> Any:
         return [_content(item) for item in value]
     if not isinstance(value, str):
         return value
-    if os.path.isdir(value):
-        return digest(value)
-    path, colon, rest = (value, "", "") if os.path.isfile(value) else value.partition(":")  # file.py:function
-    if not os.path.isfile(path):
+    path, colon, rest = (value, "", "") if os.path.exists(value) else value.partition(":")  # file.py:function
+    try:
+        if os.path.isdir(path):
+            return digest(path)
+        data = Path(path).read_bytes()
+    except OSError:  # a name
         return value
-    data = Path(path).read_bytes()
     try:
         return json.loads(data)
     except ValueError:
@@ -96,10 +97,14 @@ def read_begun_with(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
     """What `checkpoint` was written with; None, which is reported, where it does not say."""
     try:
         found = json.loads(Path(checkpoint, BEGUN_WITH).read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("settings", "contents", "processes", "data", "steps")}
-    except (OSError, ValueError, KeyError, TypeError):
-        say(f"{checkpoint} does not say with which settings and data it was written, so nothing can be compared")
-        return None
+        data = [found["data"][name] for name in ("what", "rows", "tokens", "digest")]
+        is_whole = found["settings"].keys() >= {"stage", *OTHERWISE} and found["contents"].keys() <= CONTENTS
+        if is_whole and all([*data, found["processes"], found["steps"]]):
+            return found
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass
+    say(f"{checkpoint} does not say with which settings and data it was written, so nothing can be compared")
+    return None
 
 
 def compare_settings(checkpoint: str, was: Mapping[str, Any], now: Mapping[str, Any], args: "RunArguments") -> None:

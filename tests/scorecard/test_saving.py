@@ -195,11 +195,11 @@ def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_pat
 KILL_AT = """
 import importlib, os, signal
 from hf_recipes.training import run, trainer
-def deadly(owner, name, nth):
+def deadly(owner, name, nth, last=""):
     original, calls = getattr(owner, name), 0
     def replacement(*args, **kwargs):
         nonlocal calls
-        calls += 1
+        calls += str(args[-1]).endswith(last)
         if calls == nth:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
@@ -212,7 +212,7 @@ def deadly(owner, name, nth):
     [
         ("trainer.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
         ("trainer, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
-        ("trainer.os, 'replace', 3", "checkpoint-4"),  # after the curves'; checkpoint-8 written, not yet in its place
+        ("trainer.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
         ("run, '_finish', 1", "checkpoint-14"),  # after the last checkpoint, before the results
     ],
     ids=["training", "a save", "before the rename", "before the results"],
