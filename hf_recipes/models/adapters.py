@@ -4,13 +4,18 @@ import dataclasses
 import json
 import os
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.finite import check_file, not_finite
+from hf_recipes.models.residual import begin_in_base, begins_in_base, to_plain_lora
 from hf_recipes.parsing import nearest, read_json_object
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
@@ -54,9 +59,30 @@ def read_lora_config(path: str | None, task_type: str = "CAUSAL_LM") -> "LoraCon
     if name := not_finite(values):
         raise UserError(f"{path}: {name} is no finite number")
     try:
-        return LoraConfig(**values)
-    except (TypeError, ValueError) as error:
+        config = LoraConfig(**values)
+    except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    _check_start(path, config)
+    return config
+
+
+def _check_start(path: str | None, config: "LoraConfig", is_saved: bool = False) -> None:
+    """Refuse what begins from data that no run gives it, or from another base than the one that is named."""
+    start = str(config.init_lora_weights).lower()
+    if start.startswith(("corda", "eva", "lora_ga")) and not is_saved:
+        raise UserError(
+            f"{path}: init_lora_weights {start} is computed from data beforehand, which no stage does; take true, "
+            "gaussian, orthogonal, pissa or olora"
+        )
+    changes = [name for name in ("layer_replication", "kasa_config") if getattr(config, name)]
+    if start.startswith(("loftq", "corda", "lora_ga", *(["pissa_niter"] if is_saved else []))):
+        changes.append(f"init_lora_weights {start}")
+    if changes:
+        instead = "convert it to plain LoRA where it was trained" if is_saved else "take it out"
+        raise UserError(f"{path}: {changes[0]} makes another base of the one that is named, in no file; {instead}")
+    if begins_in_base(config) and (config.use_dora or config.alora_invocation_tokens):
+        what = "use_dora" if config.use_dora else "alora_invocation_tokens"
+        raise UserError(f"{path}: init_lora_weights {start} does not go with {what}; leave one of them out")
 
 
 def _check_types(path: str | None, values: dict[str, Any], task_type: str) -> None:
@@ -111,26 +137,81 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
                     f"{path}: {key} names {target!r}, which {type(model).__name__} lacks; its linear modules are "
                     f"{', '.join(linear_modules(model))}"
                 )
+    linear = ", ".join(linear_modules(model))
     if new_tokens:
-        layers = dict(model.named_modules())
-        trained = [model.get_input_embeddings()]
-        if not model.config.get_text_config().tie_word_embeddings and model.get_output_embeddings() is not None:
-            trained.append(model.get_output_embeddings())
-        indices = {
-            next(n for n, m in layers.items() if m is module).rsplit(".", 1)[-1]: new_tokens for module in trained
-        }
-        config.trainable_token_indices = indices
+        _train_tokens(model, config, path, new_tokens)
+    kind = config.init_lora_weights if begins_in_base(config) else None
+    if kind:
+        config.init_lora_weights = True
+    biases = _biases(model, config)
     try:
         # DeepSpeed's stage 3 gathers weights of one dtype only, and keeps its own copies in float32.
         adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, re.error) as error:
         raise UserError(
             f"{path or 'lora_config'}: {' '.join(str(error).split())[:300]} "
-            f"(linear modules of {type(model).__name__}: {', '.join(linear_modules(model))})"
+            f"(linear modules of {type(model).__name__}: {linear})"
         ) from None
+    if kind:
+        begin_in_base(adapted, kind)
+    _restore_when_disabled(adapted, biases)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise UserError(f"{path}: leaves no weight to train (layers_to_transform or exclude_modules name all of them)")
     return adapted
+
+
+def _train_tokens(model: "PreTrainedModel", config: "LoraConfig", path: str | None, ids: list[int]) -> None:
+    """Have the rows of `ids` trained in all embeddings that are not trained whole."""
+    names = {module: name.rsplit(".", 1)[-1] for name, module in model.named_modules()}
+    embeddings = [names[m] for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
+    whole = [name for name in embeddings if name in (config.modules_to_save or ())]
+    targets = () if isinstance(config.target_modules, str) else set(config.target_modules or ())
+    if targeted := [name for name in embeddings if name in targets and not whole]:
+        raise UserError(
+            f"{path}: target_modules names {' and '.join(targeted)}, where the rows of new tokens are trained: take it "
+            "out, or train all of it by modules_to_save in its place"
+        )
+    if model.config.get_text_config().tie_word_embeddings:
+        if len(whole) == 1 and not config.ensure_weight_tying:
+            raise UserError(
+                f"{path}: modules_to_save names {whole[0]}, and new tokens are to be learned in "
+                f'{" and ".join(embeddings)}, which are one weight: add "ensure_weight_tying": true'
+            )
+        embeddings = [] if whole else embeddings[:1]
+    rest = [name for name in embeddings if name not in whole]
+    own = config.trainable_token_indices or {}
+    own = own if isinstance(own, dict) else {names[model.get_input_embeddings()]: own}
+    config.trainable_token_indices = {
+        name: sorted({*own.get(name, ()), *(ids if name in rest else ())}) for name in dict.fromkeys([*own, *rest])
+    } or None
+
+
+def _biases(model: "PreTrainedModel", config: "PeftConfig") -> "list[tuple[torch.nn.Parameter, torch.Tensor]]":
+    """The base's own biases, where the adapter trains some, and their values."""
+    if getattr(config, "bias", "none") == "none":
+        return []
+    return [(p, p.detach().clone()) for name, p in model.named_parameters() if name.endswith("bias")]
+
+
+def _restore_when_disabled(model: "PeftModel", biases: "list[tuple[torch.nn.Parameter, torch.Tensor]]") -> None:
+    """Make `disable_adapter` leave the base alone: PEFT's leaves `biases` as they were trained."""
+    if not biases:
+        return
+    disable = model.disable_adapter
+
+    @contextmanager
+    def disable_adapter() -> Iterator[None]:
+        trained = [bias.data for bias, _ in biases]
+        with warnings.catch_warnings(), disable():
+            for bias, own in biases:
+                bias.data = own.to(bias.data)
+            try:
+                yield
+            finally:
+                for (bias, _), data in zip(biases, trained, strict=True):
+                    bias.data = data
+
+    model.disable_adapter = disable_adapter
 
 
 def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig":
@@ -160,6 +241,8 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
         raise UserError(
             f"--peft_path {path}: adapter_config.json: {name} is no finite number; write what it was trained with"
         )
+    if config.peft_type == "LORA":
+        _check_start(f"--peft_path {path}", config, is_saved=True)
     if task_type and config.task_type not in (None, task_type):
         what = "a reward model's adapter" if config.task_type == "SEQ_CLS" else f"an adapter for {config.task_type}"
         raise UserError(f"--peft_path {path}: {what}; this stage goes on from one for {task_type}")
@@ -180,19 +263,29 @@ def load_adapter(
     from peft import PeftModel
 
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    base, own = read_adapter_config(path).base_model_name_or_path, inner.config._name_or_path
+    config = read_adapter_config(path)
+    base, own = config.base_model_name_or_path, inner.config._name_or_path
     if base and own and os.path.normpath(base) != os.path.normpath(own):
         say(f"{path}: was trained on {base}; this base is {own}")
     saved = _check_shapes(inner, path)
     check_file(os.path.join(path, "adapter_model.safetensors"), f"--peft_path {path}: adapter_model.safetensors")
     if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
         raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
+    kind = config.init_lora_weights if config.peft_type == "LORA" and begins_in_base(config) else None
+    if kind:
+        config.init_lora_weights = True
+    biases = _biases(inner, config)
     try:
         if isinstance(model, PeftModel):
+            if kind:  # which its file has still
+                config.inference_mode = not is_trainable
+                model.add_adapter(name, config)
             model.load_adapter(path, name, is_trainable=is_trainable)
             adapted = model
         else:
-            adapted = PeftModel.from_pretrained(model, path, name, is_trainable=is_trainable)
+            adapted = PeftModel.from_pretrained(model, path, name, is_trainable=is_trainable, config=config)
+        if kind:
+            to_plain_lora(adapted, name, kind)
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"--peft_path {path}: does not fit {own} ({' '.join(str(error).split())[:300]})") from None
     own_name = re.compile(rf"(\.lora_(?:embedding_)?[AB])\.{re.escape(name)}(?=\.|$)")
@@ -202,6 +295,7 @@ def load_adapter(
             f"--peft_path {path}: adapter_model.safetensors lacks {len(missing)} of the {len(expected)} tensors that "
             f"adapter_config.json speaks of ({missing[0]}), which would stay random; give the whole adapter"
         )
+    _restore_when_disabled(adapted, biases)
     return adapted
 
 
@@ -225,7 +319,8 @@ def _check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
             found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", key)
             if not found:
                 continue
-            module = modules.get(found[1])
+            # PEFT wraps experts once for each of their weights, one wrapper in the other.
+            module = modules.get(found[1]) or modules.get(re.sub(r"(\.base_layer)+$", "", found[1]))
             shape = tensors.get_slice(key).get_shape()
             size = shape[1 if found[2] == "A" else 0]
             expected = getattr(module, "in_features" if found[2] == "A" else "out_features", size)

@@ -311,6 +311,10 @@ def load_model(
     check_weights(model, arguments, kwargs.get("cache_dir"))
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
+    # With it, a mixture of experts cannot generate from prompts of several lengths; trainers ask for the logits of the
+    # routers at each of their own forward passes.
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        model.config.get_text_config().output_router_logits = False
     # Families that can be both (BERT) say so in their configuration; some that cannot say it too (GPT-NeoX).
     if not is_reward and getattr(model.config, "is_decoder", True) is False and _sees_later_tokens(model):
         raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")

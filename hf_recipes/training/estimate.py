@@ -116,7 +116,7 @@ class _Alive(TorchDispatchMode):
         self.snapshot = {**self.now, "heap": 0}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        result = _run(func, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._see(tensor)
@@ -149,6 +149,14 @@ class _Alive(TorchDispatchMode):
             size = self.entries[key][1]
             self._forget(key)
             self._add(key, "gradients", size)
+
+
+def _run(func, args: tuple, kwargs: dict):
+    """`func` on fake tensors, which are multiplied by groups in bfloat16 alone (torch 2.13; real ones in any dtype)."""
+    if func is not torch.ops.aten._grouped_mm.default:
+        return func(*args, **kwargs)
+    one, other, *rest = args
+    return func(one.bfloat16(), other.bfloat16(), *rest, **kwargs).to(one.dtype)
 
 
 def _with_fake_tensors(model: torch.nn.Module) -> None:

@@ -19,6 +19,8 @@ from hf_recipes.models.loading import (
     stop_at_eos,
 )
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
+from hf_recipes.models.residual import has_begun_in_base
+from hf_recipes.models.saving import saved_names
 
 
 def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
@@ -46,6 +48,38 @@ def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
             "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "
             "DeepSpeed's stage 3: take --deepspeed configs/deepspeed/zero2.json, or leave the quantization out"
         )
+    if model_args.use_lora and getattr(args, "train_only", None):
+        raise UserError(
+            f"--train_only {args.train_only} trains weights that no adapter holds: leave LoRA out, or train them with "
+            'it by "modules_to_save": ["embed_tokens"] in --lora_config'
+        )
+
+
+def check_trained(model: PreTrainedModel, args: RunArguments, is_quantized: bool) -> None:
+    """Refuse an adapter that would not be saved as it is trained, or whose base would not be the base.
+
+    Raises:
+        UserError: weights that are trained and not saved, or a way to begin or biases that do not go with the settings.
+    """
+    if not hasattr(model, "peft_config"):
+        return
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if lost := sorted(trained - saved_names(model).keys()):
+        raise UserError(
+            f"{len(lost)} of the trained tensors would not be saved with the adapter ({lost[0]}): name their modules "
+            "in modules_to_save of --lora_config, or leave them out of the training"
+        )
+    on_fsdp = (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not args.use_cpu
+    splits = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None
+    begun = has_begun_in_base(model)
+    if begun and (splits or is_quantized):
+        raise UserError(
+            f"init_lora_weights pissa or olora takes whole float weights apart, which there are not with "
+            f"{splits or 'a quantized base'}: leave it out of --lora_config"
+        )
+    if model.peft_config["default"].bias != "none" and (splits or getattr(args, "beta", 0)):
+        why = splits or "a reference (--beta), which has the biases as they were,"
+        raise UserError(f'"bias" trains biases of the base, which does not go with {why}: set it to "none"')
 
 
 def load_base(
@@ -124,6 +158,7 @@ def build_model(
         new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))
         model = attach_lora(model, lora, model_args.lora_config, new_ids)
     freeze(model)
+    check_trained(model, args, is_quantized(model))
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     if hasattr(model, "get_nb_trainable_parameters"):
         trained, total = model.get_nb_trainable_parameters()

@@ -19,6 +19,7 @@ from hf_recipes.models.loading import has_accelerator, joins_rows, keeps_packed_
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.training.estimate import Batch, Memory, estimate, skeleton
 from hf_recipes.training.memory import in_units
+from hf_recipes.training.model import check_trained
 
 # What a twin of a model is shrunk to; a family whose sizes hang together in another way has no twin.
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -230,6 +231,8 @@ def make_plan(
                 )
             except Exception as error:
                 plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
+    if model is not None:
+        check_trained(model, args, model_args.quantizes or bool(getattr(config, "quantization_config", None)))
     plan.notes += _notes(plan, args)
     return plan
 

@@ -21,8 +21,6 @@ from hf_recipes.training.model import load_base
 
 REFERENCE = "ref"  # what TRL's trainers call the copy of an adapter
 _POLICY = re.compile(r"\.default(?=\.|$)")
-# Those of LoRA's matrices of which one is zero in an adapter that changes nothing.
-_ZERO_AT_FIRST = re.compile(r"\.lora_(?:B|embedding_A)\.default(?=\.|$)")
 
 
 def build_reference(
@@ -48,15 +46,15 @@ def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:
 
     Args:
         goes_on: the adapter was trained before; then its copy stays, and `save_pretrained` leaves it out. Else it is
-            deleted, unless the adapter's first weights (PiSSA, OLoRA, …) change what the model says.
+            deleted, unless the adapter's first weights (`init_lora_weights` false) change what the model says.
     """
     if REFERENCE not in getattr(model, "peft_config", {}):
         return
     adapters = [name for name in model.peft_config if name != REFERENCE]
-    weights = dict(model.named_parameters())
-    if not goes_on and not any(_ZERO_AT_FIRST.search(name) and weight.any() for name, weight in weights.items()):
+    if not goes_on and model.peft_config[adapters[0]].init_lora_weights is not False:
         model.delete_adapter(REFERENCE)
         return
+    weights = dict(model.named_parameters())
     for name, weight in weights.items():
         twin = weights.get(_POLICY.sub(f".{REFERENCE}", name)) if _POLICY.search(name) else None
         if twin is not None:  # TRL's copy leaves out those of embeddings, and is in float32

@@ -19,6 +19,7 @@ from hf_recipes.core.files import write_json
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.report import mean_loss
 from hf_recipes.models.quantization import is_quantized
+from hf_recipes.models.saving import check_saved
 from hf_recipes.training.checkpoints import rotate, sync, write_manifest
 from hf_recipes.training.faults import (
     Stopped,
@@ -374,7 +375,9 @@ class RunMixin:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
-        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        check_saved(self.accelerator.unwrap_model(self.model), folder, state_dict)
 
     def _save_checkpoint(self, model, trial):
         start = time.monotonic()

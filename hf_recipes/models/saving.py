@@ -1,0 +1,50 @@
+"""What was trained is in what was saved."""
+
+import math
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from hf_recipes.errors import UserError
+
+
+def saved_names(model: PeftModel) -> dict[str, str]:
+    """Of each parameter that `save_pretrained` writes, its name in the adapter's file."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    saved = get_peft_model_state_dict(model, parameters, save_embedding_layers=False)
+    names = {id(parameter): name for name, parameter in saved.items()}
+    return {name: names[id(parameter)] for name, parameter in parameters.items() if id(parameter) in names}
+
+
+def check_saved(model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Hold the files that were just saved in `folder` against what is trained.
+
+    An adapter's tensors are compared by name and value; of a whole model, whose experts and tied weights can have other
+    names in its files, the number of weights.
+
+    Args:
+        state: the state that was saved, where it is not the model's own (DeepSpeed gathers it).
+
+    Raises:
+        UserError: trained weights that the files lack, or have otherwise.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not isinstance(model, PeftModel):
+        there = 0
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                there += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in trained.values())
+        if there < count:
+            raise UserError(f"{folder}: {count:,} weights are trained and {there:,} were saved")
+        return
+    names, expected = saved_names(model), get_peft_model_state_dict(model, state, save_embedding_layers=False)
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        there = set(file.keys())
+        for name in trained:
+            key = names.get(name)
+            if key not in there or not torch.equal(file.get_tensor(key), expected[key].cpu()):
+                raise UserError(f"{folder}: adapter_model.safetensors lacks {name} as it was trained")
