@@ -99,7 +99,7 @@ def _metrics_table(
 ) -> str:
     head = ["metric", *names, *(["change (95 %)", "p"] if len(names) > 1 else [])]
     lines = []
-    for key in found[0]:
+    for key in dict.fromkeys(key for metrics in found for key in metrics):
         cells = [report.as_text(key, metrics.get(key)) for metrics in found]
         kind = ""
         if len(names) > 1:
