@@ -147,6 +147,7 @@ def settings_of(
         "eval_methods": evaluation.eval_methods,
         "eval_files": sources,
         "few_shot": few_shot_of(evaluation.few_shot_file, evaluation.few_shot),
+        "nll_prefix_token": evaluation.nll_prefix_token,
         "decoding": asdict(decoding),
     }
 
