@@ -126,10 +126,10 @@ class Answers(Generation):
         found |= {name: None for score, name in neither.items() if score in self.scores}
         return found | (self.rewards.directions() if self.rewards else {})
 
-    def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
-        """The scores that have a value for each record; without its reference it has a reward alone."""
-        found: dict[str, list[float]] = {}
-        if self.rewards and all(record["reward"] is not None for record in records):
+    def values(self, records: Sequence[Record]) -> dict[str, list[float | None]]:
+        """The scores that have a value for each record; without its reference it has a reward alone (or None)."""
+        found: dict[str, list[float | None]] = {}
+        if self.rewards and any(record["reward"] is not None for record in records):
             found["reward"] = [record["reward"] for record in records]
         if any(record["reference"] is None for record in records):
             return found

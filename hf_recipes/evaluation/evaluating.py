@@ -118,7 +118,8 @@ def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size
 
 
 def compare(methods: Mapping[str, Method], one: Outcome, other: Outcome) -> dict[str, Paired]:
-    """`one` less `other` for each metric that single records have, with 95 % intervals over the same rows."""
+    """`one` less `other` for each metric that single records have, with 95 % intervals over the rows that both have
+    it for."""
     found = {}
     for name, method in methods.items():
         places = [[record["place"] for record in outcome.records[name]] for outcome in (one, other)]
@@ -126,9 +127,13 @@ def compare(methods: Mapping[str, Method], one: Outcome, other: Outcome) -> dict
             say(f"{name}: the two models could not use the same rows, so there are no intervals")
             continue
         ours, theirs = method.values(one.records[name]), method.values(other.records[name])
-        for key in ours:
-            pairs = zip(ours[key], theirs[key], strict=True)
-            found[f"{name}_{key}"] = paired_bootstrap([a - b for a, b in pairs])
+        for key in dict.fromkeys([*ours, *theirs]):
+            pairs = list(zip(*(own.get(key, [None] * len(places[0])) for own in (ours, theirs)), strict=True))
+            changes = [a - b for a, b in pairs if a is not None and b is not None]
+            if len(changes) < len(pairs):
+                say(f"{name} {key}: {len(changes):,} of {len(pairs):,} rows have a value for both models")
+            if changes:
+                found[f"{name}_{key}"] = paired_bootstrap(changes)
     return found
 
 
@@ -180,6 +185,7 @@ def settings_of(
         "eval_methods": evaluation.eval_methods,
         "eval_files": sources,
         "few_shot": few_shot_of(evaluation.few_shot_file, evaluation.few_shot),
+        "nll_prefix_token": evaluation.nll_prefix_token,
         "decoding": asdict(decoding),
     }
 
@@ -239,4 +245,4 @@ def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[
     values = method.values(outcomes[0])
     first = next(iter(values.values()), [None] * len(outcomes[0]))
     rows = list(zip(first, map(list, zip(*outcomes, strict=True)), strict=True))
-    return sorted(rows, key=lambda row: row[0]) if values else rows
+    return sorted(rows, key=lambda row: (row[0] is None, row[0] or 0.0))

@@ -80,6 +80,8 @@ def write_report(
     for name, method in methods.items():
         parts.append(f'<h2 id="{escape(name)}">{escape(name)}</h2>')
         parts.append(_metrics_table(name, [outcomes[who].metrics[name] for who in names], names, changes))
+        if note := getattr(method, "note", None):
+            parts.append(f"<p>{escape(note)}</p>")
         for picture in pictures.get(name, ()):
             parts.append(figure(picture.read_bytes(), picture.stem))
             legend = picture.with_suffix(".txt")
@@ -99,7 +101,7 @@ def _metrics_table(
 ) -> str:
     head = ["metric", *names, *(["change (95 %)", "p"] if len(names) > 1 else [])]
     lines = []
-    for key in found[0]:
+    for key in dict.fromkeys(key for metrics in found for key in metrics):
         cells = [report.as_text(key, metrics.get(key)) for metrics in found]
         kind = ""
         if len(names) > 1:

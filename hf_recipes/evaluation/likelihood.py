@@ -50,10 +50,15 @@ class NLL:
 
     Texts (examples of the form text) are tokenized with the special tokens that the tokenizer puts before a text (BOS),
     without an end token, and go through the model in windows of `max_length` tokens that begin `stride` apart; a unit
-    is a window. Every token but the first (or the special ones at the start) counts exactly once: in the first window
-    all, each after all tokens before it; in a later window those that the one before did not reach, each after at least
-    ``max_length - stride`` tokens of the text and at most ``max_length - 1``. Later windows have no BOS. The characters
-    are those of the counted tokens; one that is split between two tokens belongs to the later.
+    is a window. Every token of the text counts exactly once, but for the first where the tokenizer puts no BOS before a
+    text: nothing predicts it. In the first window all count, each after all tokens before it; in a later window those
+    that the one before did not reach, each after at least ``max_length - stride`` tokens of the text and at most
+    ``max_length - 1``. Later windows have no BOS. The characters are those of the counted tokens; one that is split
+    between two tokens belongs to the later.
+
+    With a `prefix_token` each text begins with that in place of the tokenizer's own special tokens, so that every token
+    counts: for a text that fits a window, the definition of lm-eval's ``loglikelihood_rolling``, whose prefix is the
+    BOS, or without one the EOS.
 
     Conversations (of the form messages) count on the tokens that training would learn: the assistant's turns and the
     tokens that end them; a unit is a row. The characters are those of the turns as rendered: bits per character
@@ -65,12 +70,15 @@ class NLL:
         stride: at most ``max_length - 1``; half of `max_length` if not given.
         train_on: ``"all"`` assistant turns count, or only the ``"last"``.
         max_drop_ratio: the share of rows that may be dropped.
+        prefix_token: ``"bos"``, ``"eos"`` or a token of the vocabulary, before texts.
 
     Attributes:
         ledger: what became of every row.
+        note: what the figures count of a text's first token; None of conversations.
 
     Raises:
-        UserError: a stride that does not fit, too many rows that cannot be used, or none that can.
+        UserError: a stride that does not fit, a prefix that the tokenizer lacks, too many rows that cannot be used, or
+            none that can.
     """
 
     name = "nll"
@@ -84,16 +92,19 @@ class NLL:
         stride: int | None = None,
         train_on: str = "all",
         max_drop_ratio: float = 0.01,
+        prefix_token: str | None = None,
     ):
         from hf_recipes.data.ledger import KEPT, Ledger, is_dropped
 
+        self.note = None
         of_texts = "text" in examples.column_names
         if of_texts:
             max_length = max_length or 1024
             stride = stride or max(1, max_length // 2)
             if not 0 < stride < max_length:
                 raise UserError(f"stride {stride}: expected 1 to {max_length - 1}, less than the window's length")
-            encode = _Texts(tokenizer, max_length, stride)
+            encode = _Texts(tokenizer, max_length, stride, prefix_token)
+            self.note = encode.note
         else:
             encode = _Conversations(tokenizer, max_length, train_on)
         self._units: list[_Unit] = []
@@ -175,14 +186,37 @@ def source_of(row: dict) -> str:
     return str((row["meta"] or {}).get("source") or _file(row["place"]))
 
 
+def prefix_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
+    """The id of ``"bos"``, ``"eos"`` or a token of the vocabulary.
+
+    Raises:
+        UserError: the tokenizer has no such token.
+    """
+    known = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    found = known[token] if token in known else tokenizer.get_vocab().get(token)
+    if found is None:
+        raise UserError(
+            f"--nll_prefix_token {token}: the tokenizer has no such token; give bos, eos or one that it has"
+        )
+    return found
+
+
 class _Texts:
     """Texts → windows."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int, stride: int):
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", max_length: int, stride: int, prefix_token: str | None = None
+    ):
         from hf_recipes.data.tokenize import leading_ids
 
         self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
-        self.lead = leading_ids(tokenizer)
+        self.lead = leading_ids(tokenizer) if prefix_token is None else [prefix_id(tokenizer, prefix_token)]
+
+    @property
+    def note(self) -> str:
+        if not self.lead:
+            return "the first token of each text is not counted, since the tokenizer puts no BOS before it"
+        return f"every token of a text is counted, the first after {self.tokenizer.decode(self.lead)}"
 
     def __call__(self, rows: list[dict]) -> list[tuple[list[_Unit], str]]:
         fast = self.tokenizer.is_fast

@@ -55,8 +55,9 @@ class Method(Protocol):
         """
         ...
 
-    def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
-        """The metrics that are means over the records, as one value for each; the first is the most telling.
+    def values(self, records: Sequence[Record]) -> dict[str, list[float | None]]:
+        """The metrics that are means over the records, as one value for each (None where it has none); the first is the
+        most telling.
 
         Larger is better. Metrics that no single record has are left out.
         """

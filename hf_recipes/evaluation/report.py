@@ -107,20 +107,20 @@ def comparison(
         names: of the two columns.
     """
     rows = [("", *names, "change" + " [95 %]" * bool(changes)) if before else ("", names[-1])]
-    for key in _ordered(after):
-        row = [title(key)]
+    for key in _ordered({**after, **(before or {})}):
+        row, new = [title(key)], after.get(key)
         if before:
             old = before.get(key)
-            known = old is not None and after[key] is not None
-            change = after[key] - old if known else 0.0
-            row += [as_text(key, old), as_text(key, after[key])]
+            known = old is not None and new is not None
+            change = new - old if known else 0.0
+            row += [as_text(key, old), as_text(key, new)]
             plain = shown(key)[1] in PLAIN
             if changes and key in changes:
                 row.append(change_text(key, changes[key]))
             else:
                 row.append("–" if not known else f"{change:+.4f}" if plain else f"{change * 100:+.1f}")
         else:
-            row.append(as_text(key, after[key]))
+            row.append(as_text(key, new))
         rows.append(tuple(row))
     widths = [max(len(cell) + 1 for cell in column) for column in zip(*rows, strict=True)]
     widths = [max(10, widths[0]), *(max(11, width) for width in widths[1:])]

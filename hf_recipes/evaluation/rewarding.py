@@ -82,8 +82,8 @@ class AnswerReader:
             say(f"{source.path}: schema {schema.name}")
             self.planned.append((source, schema, columns))
 
-    def __iter__(self) -> Iterator[tuple["Record", dict[str, "np.ndarray"] | None, str]]:
-        """Each row as it was read, the ids by the name of their score (None where it cannot be used), and its fate."""
+    def __iter__(self) -> Iterator[tuple["Record", dict[str, "np.ndarray | None"], str]]:
+        """Each row as it was read, the ids (None where it cannot be used) by the name of their score, and its fate."""
         from hf_recipes.data.records import read_records
 
         for source, schema, columns in self.planned:
@@ -92,21 +92,21 @@ class AnswerReader:
                 for record, (found, row_fate) in zip(records, self._read(records, schema, columns), strict=True):
                     yield record, found, row_fate
 
-    def _read(self, records, schema, columns) -> list[tuple[dict | None, str]]:
+    def _read(self, records, schema, columns) -> list[tuple[dict, str]]:
         from hf_recipes.data.conversations import RowProblem
         from hf_recipes.data.ledger import KEPT, fate, is_dropped
 
+        names = NAMES[1:] if schema.form == "preference" else NAMES[:1]
         talks: list[dict[str, list] | str] = []
         for record in records:
             try:
                 if record.value is None:
                     raise RowProblem(record.problem)
                 example = schema.convert(record.value, columns)
-                if schema.form == "preference":
-                    talk = {f"score_{side}": example["prompt"] + example[side] for side in SIDES}
-                else:
-                    talk = {"score": example["messages"]}
-                talks.append({**talk, "tools": example.get("tools")})
+                sides = (
+                    [example["prompt"] + example[side] for side in SIDES] if len(names) > 1 else [example["messages"]]
+                )
+                talks.append({**dict(zip(names, sides, strict=True)), "tools": example.get("tools")})
             except RowProblem as problem:
                 talks.append(fate("dropped", problem.reason))
         flat = [
@@ -117,17 +117,17 @@ class AnswerReader:
             if name != "tools"
         ]
         encoded = iter(self._encoder.encode(*map(list, zip(*flat, strict=True)))) if flat else iter(())
-        rows: list[tuple[dict | None, str]] = []
+        rows: list[tuple[dict, str]] = []
         for talk in talks:
             if isinstance(talk, str):
-                rows.append((None, talk))
+                rows.append((dict.fromkeys(names), talk))
                 continue
             sides = {name: next(encoded) for name in talk if name != "tools"}
             row_fate = next((side.fate for side in sides.values() if is_dropped(side.fate)), KEPT)
             if self.max_length and any(len(side.input_ids) > self.max_length for side in sides.values()):
                 row_fate = fate("dropped", f"longer than {self.max_length} tokens")
             ids = {name: side.input_ids for name, side in sides.items()}
-            rows.append((None, row_fate) if is_dropped(row_fate) else (ids, row_fate))
+            rows.append((dict.fromkeys(names) if is_dropped(row_fate) else ids, row_fate))
         return rows
 
 
@@ -184,10 +184,10 @@ def score_rows(model: "PreTrainedModel", reader: AnswerReader, results: Results,
     with scoring.evaluating(model):
         while window := list(islice(rows, WINDOW * batch_size)):
             records = [record for record, _, _ in window]
-            pairs = any(name != "score" for _, found, _ in window for name in found or ())
-            empty = dict.fromkeys(NAMES[1:] if pairs else NAMES[:1])
-            found: dict[int, dict[str, Any]] = {i: empty for i, (_, ids, _) in enumerate(window) if ids is None}
-            units = [(index, name) for index, (_, ids, _) in enumerate(window) for name in ids or ()]
+            found: dict[int, dict[str, Any]] = {
+                index: ids for index, (_, ids, _) in enumerate(window) if any(own is None for own in ids.values())
+            }
+            units = [(index, name) for index, (_, ids, _) in enumerate(window) if index not in found for name in ids]
             append_ready(results, records, found, start)
             begun: dict[int, dict[str, float]] = {}
             for batch in scoring.batches([-len(window[i][1][name]) for i, name in units], batch_size, Compute()):

@@ -225,8 +225,8 @@ class Rewards:
         """For each reward, in the order of `names`, one value for each answer.
 
         Raises:
-            UserError: a reward that raises, or that gives something other than a finite number or None: the row is
-                named.
+            UserError: a reward that raises, or that gives something other than a finite number (Python's, numpy's or
+                torch's, or a bool) or None: the row is named.
         """
         return [self._values(spec, prompts, answers) for spec in self.specs]
 
@@ -244,22 +244,41 @@ class Rewards:
     def _values(self, spec: Spec, prompts: Sequence[Prompt], answers: Sequence[str]) -> Values:
         function = self._functions[spec.name]
         try:
-            values = list(function(prompts, answers))
-        except Exception:
+            given = function(prompts, answers)
+        except UserError:
+            raise
+        except Exception as failure:
             for prompt, answer in zip(prompts, answers, strict=True):
                 try:
                     function([prompt], [answer])
                 except Exception as error:
                     raise _failed(spec, prompt, answer, f"{type(error).__name__}: {error}") from error
-            raise
+            why = f"{type(failure).__name__}: {failure}"
+            raise _failed(spec, prompts[0], answers[0], f"{why}, with {len(answers)} answers at once") from failure
+        try:
+            values = list(given)
+        except TypeError:  # None, or a number
+            raise UserError(f"--rewards {spec.name}: {given!r} for {len(answers)} answers; give a list") from None
         if len(values) != len(answers):
             raise UserError(
                 f"--rewards {spec.name}: {len(values)} values for {len(answers)} answers; give one for each"
             )
-        for prompt, answer, value in zip(prompts, answers, values, strict=True):
-            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        numbers = [_number(value) for value in values]
+        for prompt, answer, value, number in zip(prompts, answers, values, numbers, strict=True):
+            if number is not None and not math.isfinite(number):
                 raise _failed(spec, prompt, answer, f"it gave {value!r}, which is no finite number")
-        return values
+        return numbers
+
+
+def _number(value: Any) -> float | None:
+    """A number of Python, numpy or torch (an array or tensor of one element, too) as a float; NaN for anything else."""
+    if value is None:
+        return None
+    try:
+        value = value.item() if hasattr(value, "item") else value
+        return math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return math.nan
 
 
 def summarise_rewards(names: Sequence[str], records: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -40,6 +40,13 @@ class EvaluationArguments(RewardArguments):
     )
     few_shot_file: str | None = field(default=None, metadata={"help": "Examples shown before each choice question."})
     few_shot: int = field(default=5, metadata={"help": "How many of them."})
+    nll_prefix_token: str | None = field(
+        default=None,
+        metadata={
+            "help": "bos, eos or a token to put before each text that nll scores, so that its first token counts too, "
+            "as in lm-eval; by default what the tokenizer puts there, and without that the first token is left out."
+        },
+    )
 
     def __post_init__(self):
         from hf_recipes.parsing import nearest
@@ -145,6 +152,10 @@ def build_methods(
             options["rewards"] = rewards
             found[key] = _build(part, files[name], tokenizer, arguments, decoding, **options)
             say(f"{key}: {', '.join(getattr(found[key], 'scores', part))} on {len(found[key]):,} units")
+            if note := getattr(found[key], "note", None):
+                say(f"{key}: {note}")
+    if arguments.nll_prefix_token and not any(getattr(method, "note", None) for method in found.values()):
+        raise UserError("--nll_prefix_token is put before texts that nll scores, of which --eval_files has none")
     return found
 
 
@@ -183,8 +194,11 @@ def _build(
         return Answers(prompts, tokenizer, decoding, reader.stop_ids, scores=scores, rewards=rewards)
     form = "preference" if methods[0] == "pair_accuracy" else "text" if form_of(path) == "text" else "messages"
     examples = load_examples([path], form=form, cache_dir=cache_dir, split="test")
-    kind = PairAccuracy if form == "preference" else NLL
     length = min(max_length or 2048, 2048) if form == "text" else max_length
-    method = kind(examples, tokenizer, max_length=length, max_drop_ratio=max_drop_ratio)
+    how = {"max_length": length, "max_drop_ratio": max_drop_ratio}
+    if form == "preference":
+        method = PairAccuracy(examples, tokenizer, **how)
+    else:
+        method = NLL(examples, tokenizer, prefix_token=arguments.nll_prefix_token, **how)
     say(method.ledger.table())
     return method

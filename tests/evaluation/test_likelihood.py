@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 import torch
@@ -56,6 +57,51 @@ def test_windows_count_every_token_once_with_the_context_they_say(tokenizer, tmp
         assert summary["tokens"] == tokens
         assert summary["loss"] == pytest.approx(nats / tokens, abs=1e-5)
         assert summary["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize("length", [500, 16])
+def test_a_prefix_makes_every_token_count(tokenizer, tmp_path, length):
+    """As lm-eval's loglikelihood_rolling: the sum of log p(token | prefix, tokens before), from the first token on."""
+    model = tiny_model(len(tokenizer))
+    rows = texts(tmp_path, [{"text": text} for text in [*TEXT[:3], "药物"]])
+    plain = NLL(rows, tokenizer, max_length=length, max_drop_ratio=0.5)
+    assert "the first token of each text is not counted" in plain.note
+    for name, token in (("eos", 2), ("<|endoftext|>", 0)):
+        nats = tokens = 0
+        for text in [*TEXT[:3], "药物"]:
+            ids = [token, *tokenizer(text)["input_ids"]]
+            half = length // 2
+            found = token_nats(
+                model, ids, lambda i, half=half: i if i < length else i - (i - length) // half * half - half
+            )
+            nats, tokens = nats + sum(found.values()), tokens + len(ids) - 1
+        method = NLL(rows, tokenizer, max_length=length, prefix_token=name)
+        summary = method.summarise(everything(method, model))
+        assert summary["tokens"] == tokens and summary["loss"] == pytest.approx(nats / tokens, abs=1e-5)
+        assert summary["characters"] == sum(map(len, [*TEXT[:3], "药物"]))
+        bits = nats / math.log(2) / summary["characters"]
+        assert summary["bits_per_character"] == pytest.approx(bits, rel=1e-5)
+        assert f"the first after {tokenizer.decode([token])}" in method.note
+    for name in ("bos", "<|none|>"):
+        with pytest.raises(UserError, match=rf"--nll_prefix_token {re.escape(name)}: the tokenizer has no such token"):
+            NLL(rows, tokenizer, prefix_token=name)
+
+
+def test_a_prefix_takes_the_place_of_the_tokenizers_own(tmp_path):
+    own = build_tokenizer(bos_token="<|im_start|>")
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    rows, model = texts(tmp_path, [{"text": TEXT[0]}]), tiny_model(len(own))
+    losses = [
+        (method := NLL(rows, own, prefix_token=name)).summarise(everything(method, model))
+        for name in (None, "bos", "eos")
+    ]
+    assert losses[0] == losses[1] and losses[0]["tokens"] == losses[2]["tokens"] != 0
+    ids = [2, *own(TEXT[0], add_special_tokens=False)["input_ids"]]
+    assert losses[2]["loss"] * (len(ids) - 1) == pytest.approx(
+        sum(token_nats(model, ids, lambda i: i).values()), abs=1e-4
+    )
 
 
 def test_characters_are_those_of_the_counted_tokens(tokenizer, slow_tokenizer, tmp_path):

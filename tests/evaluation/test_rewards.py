@@ -116,6 +116,7 @@ def test_rows_without_references_are_said(capsys):
 
 OWN = """
 import math
+import numpy as np
 def reward(prompts, completions, reference, place, answer_choices, **rest):
     assert prompts == [[{"role": "user", "content": "问？"}]] * len(completions)
     if "坏" in completions[-1] and len(completions) == 1:
@@ -124,6 +125,17 @@ def reward(prompts, completions, reference, place, answer_choices, **rest):
         raise RuntimeError("one of them")
     return [float(text in choices) if choices else None for text, choices in zip(completions, answer_choices)]
 def few(completions, **rest):
+    return [1.0]
+def one(completions, **rest):
+    return 1.0
+def text(completions, **rest):
+    return ["1"] * len(completions)
+def vector(completions, **rest):
+    return np.ones((len(completions), 2))
+def missing(completions, **rest):
+    return np.array([np.nan] * len(completions), dtype=np.float32)
+def together(completions, **rest):
+    assert len(completions) == 1
     return [1.0]
 def infinite(completions, **rest):
     return [math.inf] * len(completions)
@@ -145,6 +157,15 @@ def test_functions_of_the_users_own(tmp_path):
         Rewards(RewardArguments([f"{path}:few"]))(prompts, ["甲", "甲"])
     with pytest.raises(UserError, match=r"infinite: failed on rows.jsonl:1 \(it gave inf"):
         Rewards(RewardArguments([f"{path}:infinite"]))(prompts, ["甲", "甲"])
+    for name, message in (
+        ("one", r"--rewards one: 1.0 for 2 answers; give a list"),
+        ("text", r"text: failed on rows.jsonl:1 \(it gave '1', which is no finite number\)"),
+        ("vector", r"vector: failed on rows.jsonl:1 \(it gave array"),
+        ("missing", r"missing: failed on rows.jsonl:1 \(it gave np.float32\(nan\), which is no finite number\)"),
+        ("together", r"together: failed on rows.jsonl:1 \(AssertionError: , with 2 answers at once\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Rewards(RewardArguments([f"{path}:{name}"]))(prompts, ["甲", "甲"])
     with pytest.raises(UserError, match="no function other in it"):
         Rewards(RewardArguments([f"{path}:other"]))
     with pytest.raises(UserError, match="no such file"):
@@ -155,6 +176,28 @@ def test_functions_of_the_users_own(tmp_path):
     path.write_text("x = 1\ndef (\n")
     with pytest.raises(UserError, match=r"own.py:2: SyntaxError"):
         Rewards(RewardArguments([f"{path}"]))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("np.array([0.5, 2], dtype=np.float32)", [0.5, 2.0]),
+        ("[np.float16(0.5), np.int64(2)]", [0.5, 2.0]),
+        ("[np.True_, False]", [1.0, 0.0]),
+        ("np.array([[1], [2]])", [1.0, 2.0]),
+        ("torch.tensor([0.5, 2.0], dtype=torch.bfloat16, requires_grad=True)", [0.5, 2.0]),
+        ("[torch.tensor(1), None]", [1.0, None]),
+        ("torch.tensor([True, False])", [1.0, 0.0]),
+        ("(Fraction(1, 2), Decimal('2'))", [0.5, 2.0]),
+        ("np.array([None, 1.0], dtype=object)", [None, 1.0]),
+        ("(value for value in [1, 2])", [1.0, 2.0]),
+    ],
+)
+def test_numbers_of_any_kind_are_floats(tmp_path, given, expected):
+    head = "import numpy as np, torch\nfrom decimal import Decimal\nfrom fractions import Fraction\n"
+    (tmp_path / "own.py").write_text(f"{head}def reward(completions, **rest):\n    return {given}\n")
+    [values] = Rewards(RewardArguments([f"{tmp_path}/own.py"]))([asked(), asked()], ["甲", "乙"])
+    assert values == expected and {type(value) for value in values} <= {float, type(None)}
 
 
 def test_a_reward_model_scores_the_conversation_in_its_own_words(judge):

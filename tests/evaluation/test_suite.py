@@ -88,3 +88,12 @@ def test_flags_that_cannot_be_used(settings, message):
 def test_few_shot_examples_without_choice_questions(tokenizer):
     with pytest.raises(UserError, match="of which --eval_files has none"):
         build(tokenizer, {"wiki": SAMPLES / "pretrain" / "wiki.jsonl"}, few_shot_file="examples.jsonl")
+
+
+def test_a_prefix_goes_to_every_text_that_nll_scores(tokenizer, capsys):
+    wiki = {"wiki": SAMPLES / "pretrain" / "wiki.jsonl"}
+    plain, prefixed = (build(tokenizer, wiki, **more)["wiki"] for more in ({}, {"nll_prefix_token": "eos"}))
+    assert len(plain) == len(prefixed) and prefixed.note.startswith("every token of a text is counted")
+    assert "wiki: the first token of each text is not counted" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--nll_prefix_token is put before texts that nll scores, of which"):
+        build(tokenizer, {"pairs": SAMPLES / "preference" / "train.jsonl"}, nll_prefix_token="eos")

@@ -9,7 +9,7 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from conftest import ROOT, tiny_model
+from conftest import ROOT, json_files, tiny_model, write_jsonl
 from hf_recipes.models.adapters import attach_lora, read_lora_config
 
 SAMPLES = ROOT / "datasets"
@@ -75,6 +75,31 @@ def test_a_comparison_leaves_figures_and_one_page(evaluate, model_dir, adapter, 
     code, _, err = evaluate(*flags, "--overwrite_output_dir")
     again = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert code == 0 and again == found  # the same numbers
+
+
+def test_a_reward_that_one_model_alone_has(evaluate, model_dir, adapter, tmp_path):
+    """Of the models' rows, those count for which both have one; where there is none, each has its own figure."""
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": f"标准{i}：", "response": "年龄"} for i in range(4)])
+    (tmp_path / "own.py").write_text(
+        "calls = []\n"
+        "def late(completions, **rest):\n"
+        "    calls.append(1)\n"
+        "    return [float(len(calls)) if len(calls) > 1 else None for _ in completions]\n"
+        "def half(completions, place, **rest):\n"
+        "    late(completions)\n"
+        "    return [len(calls) if len(calls) > 1 or at.endswith(('1', '2')) else None for at in place]\n"
+    )
+    flags = ["--model_name_or_path", model_dir, "--peft_path", adapter, "--compare", "base", "--max_new_tokens", 2]
+    for name, line, own, change in (("late", "0 of 4", None, None), ("half", "2 of 4", 1.0, -1.0)):
+        output = tmp_path / name
+        more = ["--rewards", f"{tmp_path}/own.py:{name}", "--output_dir", output, "--eval_files", f"dev={rows}"]
+        code, out, err = evaluate(*flags, *more)
+        assert code == 0 and f"dev reward: {line} rows have a value for both models" in out, err
+        found = json_files(output)[output / "metrics.json"]
+        assert found["base"]["dev"]["reward"] == 2.0 and found["adapted"]["dev"].get("reward") == own
+        assert found["change"].get("dev_reward", {}).get("mean") == change
+        assert re.search(r"^dev reward +2\.0000 +", out, re.MULTILINE)
+        assert "reward" in (output / "report.html").read_text(encoding="utf-8")
 
 
 def test_two_models(evaluate, model_dir, tokenizer, tmp_path):

@@ -51,13 +51,14 @@ def test_answers_and_pairs_keep_their_rows(score, reward_dir, tokenizer, tmp_pat
         prompt, answer = answers[index]["prompt"], answers[index]["response"]
         assert found[index]["score"] == pytest.approx(expected(reward_dir, tokenizer, prompt, answer), abs=1e-5)
 
-    pairs = [{"prompt": "一", "selected": "年龄" * i, "rejected": "药物"} for i in (1, 2, 60)]
+    # The last ones fill a window of 16 batches, of which none can be scored.
+    pairs = [{"prompt": "一", "selected": "年龄" * i, "rejected": "药物"} for i in (1, 2, *[60] * 62)]
     code, _, err = score(
         "--input_file", write_jsonl(tmp_path / "b.jsonl", pairs), "--max_length", 64, "--overwrite_output", True
     )
     assert code == 0, err
     found = read(tmp_path / "out.jsonl")
-    assert [list(row) for row in found] == [["prompt", "selected", "rejected", "score_chosen", "score_rejected"]] * 3
+    assert [list(row) for row in found] == [["prompt", "selected", "rejected", "score_chosen", "score_rejected"]] * 64
     assert found[2]["score_chosen"] is None and found[2]["score_rejected"] is None
     assert found[1]["score_chosen"] == pytest.approx(expected(reward_dir, tokenizer, "一", "年龄年龄"), abs=1e-5)
 
