@@ -400,6 +400,27 @@ class GRPOArguments(RunArguments, GRPOConfig):
         self.max_new_tokens = self.max_new_tokens or self.max_completion_length
         self.eval_temperature = self.eval_temperature or self.temperature
         super().__post_init__()
+        self._check_updates()
+
+    def _check_updates(self) -> None:
+        """Refuse what would make the loss of an update depend on the batches that it comes in."""
+        accumulated, processes = self.gradient_accumulation_steps, int(os.environ.get("WORLD_SIZE", 1))
+        if self.loss_type == "bnpo" and accumulated * processes > 1:
+            raise ValueError(
+                f"--loss_type bnpo divides by the tokens of each batch, of which an update has "
+                f"{accumulated * processes}; dapo divides by those of all, and is the same where there is one"
+            )
+        if self.top_entropy_quantile < 1 and accumulated > 1:
+            raise ValueError(
+                f"--top_entropy_quantile {self.top_entropy_quantile:g} picks the tokens of each batch by itself; raise "
+                f"--per_device_train_batch_size to {self.per_device_train_batch_size * accumulated} and leave "
+                "--gradient_accumulation_steps out"
+            )
+        if (self.entropy_coef or self.use_adaptive_entropy) and self.steps_per_generation % accumulated:
+            raise ValueError(
+                f"--steps_per_generation {self.steps_per_generation}: --entropy_coef needs a multiple of "
+                f"--gradient_accumulation_steps {accumulated}"
+            )
 
     def _check_groups(self) -> None:
         if self.num_generations < 2:
