@@ -13,6 +13,7 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTC
 from hf_recipes.data.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.schemas import SCHEMAS
 from hf_recipes.hub import Target, check_destination, keep_token
+from hf_recipes.inherited import INERT, Needs, refuse_unusable
 from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
 from hf_recipes.parsing import nearest
 from hf_recipes.processes import be_one_process, compile_kernels, meet_anew, own_shared_memory
@@ -101,22 +102,6 @@ class UnpairedArguments(DataArguments):
 
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
-# Settings of TRL's configs for a data preparation that ours stands in for, and what says the same here.
-REPLACED = {
-    "assistant_only_loss": "--train_on",
-    "chat_template_kwargs": "--chat_template",
-    "chat_template_path": "--chat_template",
-    "completion_only_loss": "--train_on",
-    "dataset_kwargs": "--schema and the column flags",
-    "dataset_num_proc": "--preprocessing_num_workers",
-    "dataset_text_field": "--prompt_column",
-    "eos_token": "--chat_template",
-    "model_init_kwargs": "--dtype, --attn_implementation and --model_revision",
-    "pad_token": "a tokenizer that has one",
-    "reward_weights": "--rewards NAME=WEIGHT",
-    "truncation_mode": "--truncation_side",
-}
-
 
 @dataclass
 class RunArguments:
@@ -124,12 +109,16 @@ class RunArguments:
 
     # What the trainer itself finds for the validation rows, and whether larger is better; see `Method.directions`.
     validation_metrics: ClassVar[dict[str, bool]] = {}
+    # Of the stage, as `inherited` has them for all.
+    unusable: ClassVar[dict[str, str]] = {}
+    needs: ClassVar[Needs] = {}
 
     output_dir: str | None = _help("Folder of the run.")
     dry_run: bool = _help("Print what the run would do and need, and stop before any weight is loaded.", False)
     overwrite_output_dir: bool = _help("Start over in an earlier run's folder: what it wrote is deleted.", False)
     bf16: bool | None = _help("Compute in bfloat16; by default where the device does.")
     gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
+    include_num_input_tokens_seen: str = _help("Has no effect: tokens are counted anyway, without padding.", "no")
     max_nonfinite_steps: int = _help("Stop after so many updates in a row without a finite loss and gradient.", 3)
     inexact_resume: bool = _help("Resume what another number of processes wrote: same rows, other dropout.", False)
     trust_remote_code: bool = _help("Run the code that a model's repository brings.", False)
@@ -149,6 +138,14 @@ class RunArguments:
     swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = _help(
         "Where swanlab's runs go; by default SWANLAB_MODE, or local files."
     )
+
+    def refuse_unusable(self) -> None:
+        """See `inherited.refuse_unusable`; to be called before all else."""
+        if str(self.include_num_input_tokens_seen).lower() == "false":
+            self.include_num_input_tokens_seen = "no"
+        refuse_unusable(self, self.unusable, self.needs)
+        if self.use_liger_kernel and find_spec("liger_kernel") is None:
+            raise ValueError("--use_liger_kernel: not installed; pip install liger-kernel, or leave it out")
 
     def __post_init__(self):
         if not self.output_dir:
@@ -179,6 +176,10 @@ class RunArguments:
         self.report_to = self.report_to or "none"
         if isinstance(self.report_to, str):
             self.report_to = [name.strip() for name in self.report_to.split(",")]
+        if len(self.report_to) > 1 and (alone := {"none", "all"} & set(self.report_to)):
+            raise ValueError(
+                f"--report_to {','.join(self.report_to)}: {alone.pop()} stands alone; leave it or the rest out"
+            )
         for name in self.report_to:
             if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
                 raise ValueError(f"--report_to {name}: no such tracker{nearest(name, INTEGRATION_TO_CALLBACK)}")
@@ -190,6 +191,12 @@ class RunArguments:
         if self.bf16 is None:
             computes = cpu_computes_bf16() if self.use_cpu else is_torch_bf16_gpu_available()
             self.bf16 = not self.fp16 and computes
+        if self.activation_checkpointing is not None:
+            if self.gradient_checkpointing not in (None, self.activation_checkpointing):
+                raise ValueError(
+                    "--gradient_checkpointing and --activation_checkpointing contradict each other; give one"
+                )
+            self.gradient_checkpointing = self.activation_checkpointing
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = not self.use_cpu
         if self.ddp_timeout < 1:
@@ -210,12 +217,10 @@ class RunArguments:
             _ready_deepspeed(self)
 
 
-def _refuse_replaced(args: "RunArguments", config: type, **instead: str) -> None:
-    defaults = {f.name: f.default for f in fields(config)}
-    replaced = REPLACED | instead
-    for name in replaced.keys() & defaults.keys():
-        if getattr(args, name) != defaults[name]:
-            raise ValueError(f"--{name} has no effect here; use {replaced[name]}")
+NO_SHIFTED_LABELS = f"{INERT}it is for losses over the vocabulary"
+NO_TOKEN_MEAN = f"{INERT}a loss is the mean over all rows of an update"
+NO_NOISE = "would be measured as a difference from the reference; leave it out"
+TOKEN_LOSSES = ("nll", "dft")
 
 
 @dataclass
@@ -223,6 +228,10 @@ class SFTArguments(RunArguments, SFTConfig):
     """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
 
     validation_metrics: ClassVar[dict[str, bool]] = {"loss": False, "mean_token_accuracy": True}
+    needs: ClassVar = {
+        "label_smoothing_factor": ("--loss_type nll", lambda args: args.loss_type == "nll"),
+        **dict.fromkeys(("packing_strategy", "shuffle_dataset"), ("--packing", lambda args: args.packing)),
+    }
 
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
@@ -232,7 +241,9 @@ class SFTArguments(RunArguments, SFTConfig):
     truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
 
     def __post_init__(self):
-        _refuse_replaced(self, SFTConfig)
+        self.refuse_unusable()
+        if self.loss_type not in TOKEN_LOSSES:
+            raise ValueError(f"--loss_type {self.loss_type}: no such loss; there are {' and '.join(TOKEN_LOSSES)}")
         for name in ("max_source_length", "max_target_length", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -242,6 +253,8 @@ class SFTArguments(RunArguments, SFTConfig):
             self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
         if self.packing and self.packing_strategy != "bfd":
             raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
+        if self.label_smoothing_factor and self.router_aux_loss_coef:
+            raise ValueError("--router_aux_loss_coef has no effect with --label_smoothing_factor; leave one out")
         super().__post_init__()
 
 
@@ -249,13 +262,20 @@ class SFTArguments(RunArguments, SFTConfig):
 class RewardArguments(RunArguments, RewardConfig):
     """TRL's `RewardConfig` with the head's first weights, and scores kept for looking at the data."""
 
+    unusable: ClassVar = {
+        "average_tokens_across_devices": NO_TOKEN_MEAN,
+        "eval_temperature": f"{INERT}a reward model writes nothing",
+        "label_smoothing_factor": NO_SHIFTED_LABELS,
+        "max_new_tokens": f"{INERT}a reward model writes nothing",
+    }
+
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: int | None = _help("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
     initializer_range: float = _help("Standard deviation of a new score head's first weights.", 0.01)
     save_scores: bool = _help("Score the training pairs too at each evaluation: predictions/train.", False)
 
     def __post_init__(self):
-        _refuse_replaced(self, RewardConfig)
+        self.refuse_unusable()
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"--max_length {self.max_length}: expected at least 1")
         if not self.initializer_range > 0:
@@ -270,7 +290,18 @@ DIFFERENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "rob
 SORTING_LOSSES = ("aot", "aot_unpaired")
 PAIR_LOSSES = (*DIFFERENCE_LOSSES, "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", *SORTING_LOSSES)
 DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
-SYNCED = "--sync_ref_model: a run that is resumed could not know the reference as it was; leave it out"
+SYNCED = "would leave a run that is resumed without the reference as it was; leave it out"
+WITHOUT_SYNC = f"{INERT}the reference stays as it was at the start"
+WITH_REFERENCE = {
+    "average_tokens_across_devices": NO_TOKEN_MEAN,
+    "label_smoothing_factor": NO_SHIFTED_LABELS,
+    "neftune_noise_alpha": NO_NOISE,
+    "ref_model_mixup_alpha": WITHOUT_SYNC,
+    "ref_model_sync_steps": WITHOUT_SYNC,
+    "sync_ref_model": SYNCED,
+}
+PRECOMPUTES = {"precompute_ref_batch_size": ("--precompute_ref_log_probs", lambda args: args.precompute_ref_log_probs)}
+SMOOTHED_LOSSES = ("exo_pair", "robust", *SORTING_LOSSES)
 UNPAIRED_LOSSES = ("kto", "apo_zero_unpaired")
 REFERENCE_METRICS = {
     **dict.fromkeys(("rewards/chosen", "rewards/margins", "logps/chosen"), True),
@@ -278,8 +309,8 @@ REFERENCE_METRICS = {
 }
 
 
-def _check_reference(args: "DPOArguments | KTOArguments", losses: tuple[str, ...], config: type) -> None:
-    _refuse_replaced(args, config, truncation_mode="--max_length")
+def _check_reference(args: "DPOArguments | KTOArguments", losses: tuple[str, ...]) -> None:
+    args.refuse_unusable()
     if args.max_length is not None and args.max_length < 1:
         raise ValueError(f"--max_length {args.max_length}: expected at least 1")
     if not args.beta > 0:
@@ -287,8 +318,6 @@ def _check_reference(args: "DPOArguments | KTOArguments", losses: tuple[str, ...
     for name in [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type:
         if name not in losses:
             raise ValueError(f"--loss_type {name}: no such loss{nearest(name, losses)}; there are {', '.join(losses)}")
-    if args.sync_ref_model:
-        raise ValueError(SYNCED)
 
 
 @dataclass
@@ -296,12 +325,29 @@ class DPOArguments(RunArguments, DPOConfig):
     """TRL's `DPOConfig`, with what it would refuse after loading named before."""
 
     validation_metrics: ClassVar[dict[str, bool]] = {**REFERENCE_METRICS, "rewards/accuracies": True}
+    unusable: ClassVar = {
+        **WITH_REFERENCE,
+        "padding_free": f"{INERT}TRL's DPO pads",
+        "truncation_mode": f"{INERT}use --max_length",
+    }
+    needs: ClassVar = {
+        **PRECOMPUTES,
+        "discopop_tau": ("--loss_type discopop", lambda args: "discopop" in args.loss_type),
+        "f_alpha_divergence_coef": (
+            "--f_divergence_type alpha_divergence",
+            lambda args: args.f_divergence_type == "alpha_divergence",
+        ),
+        "label_smoothing": (
+            f"a --loss_type that has it ({', '.join(SMOOTHED_LOSSES)})",
+            lambda args: any(name in args.loss_type for name in SMOOTHED_LOSSES),
+        ),
+    }
 
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: int | None = _help("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
 
     def __post_init__(self):
-        _check_reference(self, PAIR_LOSSES, DPOConfig)
+        _check_reference(self, PAIR_LOSSES)
         self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             raise ValueError(f"--loss_weights: {len(self.loss_weights)} of them for {len(self.loss_type)} --loss_type")
@@ -322,8 +368,6 @@ class DPOArguments(RunArguments, DPOConfig):
             raise ValueError("--loss_type exo_pair needs --label_smoothing above 0; its paper (2402.00856) takes 1e-3")
         if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
             raise ValueError(f"--ld_alpha {self.ld_alpha:g}: expected 0 to 1")
-        if self.padding_free:
-            raise ValueError("--padding_free has no effect in TRL's DPO; leave it out")
         super().__post_init__()
 
 
@@ -332,12 +376,14 @@ class KTOArguments(RunArguments, KTOConfig):
     """TRL's `KTOConfig`, with what it would refuse after loading named before."""
 
     validation_metrics: ClassVar[dict[str, bool]] = {**REFERENCE_METRICS, "kl": False}
+    unusable: ClassVar = WITH_REFERENCE
+    needs: ClassVar = PRECOMPUTES
 
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: int | None = _help("Tokens of a row; longer ones are left out, which is counted.", 1024)
 
     def __post_init__(self):
-        _check_reference(self, UNPAIRED_LOSSES, KTOConfig)
+        _check_reference(self, UNPAIRED_LOSSES)
         for name in ("desirable_weight", "undesirable_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name):g}: expected at least 0")
@@ -359,18 +405,50 @@ class KTOArguments(RunArguments, KTOConfig):
 class GRPOArguments(RunArguments, GRPOConfig):
     """TRL's `GRPOConfig`, and what its `RLOOConfig` has beside it."""
 
+    unusable: ClassVar = {
+        **WITH_REFERENCE,
+        "average_tokens_across_devices": f"{INERT}--loss_type says what a loss is the mean over",
+        "log_multimodal": f"{INERT}prompts are text",
+        "max_tool_calling_iterations": f"{INERT}answers call no tools",
+        "num_generations_eval": f"{INERT}evaluations answer each prompt once",
+        "train_sampling_strategy": f"{INERT}use --shuffle_dataset",
+    }
+    needs: ClassVar = {
+        **dict.fromkeys(
+            ("log_completions_hub_repo", "log_unique_prompts", "num_completions_to_print"),
+            ("--log_completions", lambda args: args.log_completions),
+        ),
+        **dict.fromkeys(
+            ("sapo_temperature_neg", "sapo_temperature_pos"),
+            ("--loss_type sapo", lambda args: args.loss_type == "sapo"),
+        ),
+        **dict.fromkeys(
+            ("vespo_k_neg", "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos"),
+            ("--loss_type vespo", lambda args: args.loss_type == "vespo"),
+        ),
+        **dict.fromkeys(
+            ("entropy_coef_delta", "entropy_coef_max", "entropy_coef_min", "entropy_target"),
+            ("--use_adaptive_entropy", lambda args: args.use_adaptive_entropy),
+        ),
+        "transformers_continuous_batching_config": (
+            "--use_transformers_continuous_batching",
+            lambda args: args.use_transformers_continuous_batching or args.use_transformers_paged,
+        ),
+        "use_bias_correction_kl": ("--beta above 0", lambda args: args.beta),
+    }
+
     algorithm: Literal["grpo", "rloo"] = _help("How rewards become advantages; see the README.", "grpo")
     chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     text_as: Literal["continuation", "question"] = _help("What rows of bare text are.", "continuation")
     max_source_length: int | None = _help("Tokens of a prompt at the most; the oldest turns go first.", 512)
     beta: float = _help("Weight of the KL divergence from the start of the run; 0 for none.", 0.04)
     use_vllm: bool | None = _help("Answer with vLLM; by default where it is installed and there is a GPU.")
-    num_generations_eval: int | None = _help("Has no effect: evaluations answer each prompt once.", 1)
+    num_generations_eval: int | None = _help("No effect: evaluations answer each prompt once.", 1)
     normalize_advantages: bool = _help("Of rloo: to mean 0 and standard deviation 1 over a step's answers.", False)
     reward_clip_range: list[float] | None = _help("Of rloo: the least and the largest reward.")
 
     def __post_init__(self):
-        _refuse_replaced(self, GRPOConfig)
+        self.refuse_unusable()
         if self.algorithm == "rloo":
             own = {f.name for f in fields(RLOOConfig)}
             for other in fields(GRPOConfig):
@@ -385,8 +463,6 @@ class GRPOArguments(RunArguments, GRPOConfig):
                 raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
         if not self.beta >= 0:
             raise ValueError(f"--beta {self.beta:g}: expected at least 0")
-        if self.sync_ref_model:
-            raise ValueError(SYNCED)
         if not self.temperature > 0:
             raise ValueError(f"--temperature {self.temperature:g}: expected more than 0; answers have to differ")
         self._check_groups()
@@ -394,12 +470,34 @@ class GRPOArguments(RunArguments, GRPOConfig):
             self.use_vllm = find_spec("vllm") is not None and has_accelerator() and not self.use_cpu
         elif self.use_vllm and find_spec("vllm") is None:
             raise ValueError("--use_vllm: not installed; pip install vllm, or leave it out")
-        for name in ("min_p", "generation_kwargs", "cache_implementation"):
-            if getattr(self, name) is not None and not self.use_vllm:
-                raise ValueError(f"--{name} has an effect with --use_vllm alone")
+        for one in fields(GRPOConfig):
+            of_vllm = one.name.startswith("vllm_") or one.name in ("min_p", "generation_kwargs", "cache_implementation")
+            if of_vllm and not self.use_vllm and getattr(self, one.name) != one.default:
+                raise ValueError(f"--{one.name} has an effect with --use_vllm alone")
         self.max_new_tokens = self.max_new_tokens or self.max_completion_length
         self.eval_temperature = self.eval_temperature or self.temperature
         super().__post_init__()
+        self._check_updates()
+
+    def _check_updates(self) -> None:
+        """Refuse what would make the loss of an update depend on the batches that it comes in."""
+        accumulated, processes = self.gradient_accumulation_steps, int(os.environ.get("WORLD_SIZE", 1))
+        if self.loss_type == "bnpo" and accumulated * processes > 1:
+            raise ValueError(
+                f"--loss_type bnpo divides by the tokens of each batch, of which an update has "
+                f"{accumulated * processes}; dapo divides by those of all, and is the same where there is one"
+            )
+        if self.top_entropy_quantile < 1 and accumulated > 1:
+            raise ValueError(
+                f"--top_entropy_quantile {self.top_entropy_quantile:g} picks the tokens of each batch by itself; raise "
+                f"--per_device_train_batch_size to {self.per_device_train_batch_size * accumulated} and leave "
+                "--gradient_accumulation_steps out"
+            )
+        if (self.entropy_coef or self.use_adaptive_entropy) and self.steps_per_generation % accumulated:
+            raise ValueError(
+                f"--steps_per_generation {self.steps_per_generation}: --entropy_coef needs a multiple of "
+                f"--gradient_accumulation_steps {accumulated}"
+            )
 
     def _check_groups(self) -> None:
         if self.num_generations < 2:
@@ -427,6 +525,15 @@ FLOORS = {FLOORED: "min_lr_rate", "warmup_stable_decay": "min_lr_ratio"}
 class PretrainArguments(RunArguments, TrainingArguments):
     """transformers' `TrainingArguments` with how documents become blocks, and defaults for learning from text."""
 
+    unusable: ClassVar = {
+        "data_seed": f"{INERT}use --seed",
+        "dataloader_in_order": f"{INERT}blocks come in their order",
+        "dataloader_multiprocessing_context": f"{INERT}leave it out",
+        "dataloader_persistent_workers": f"{INERT}a run is one pass over the blocks",
+        "label_smoothing_factor": f"{INERT}leave it out",
+        "train_sampling_strategy": f"{INERT}use --shuffle",
+    }
+
     inexact_resume: bool = _help("Resume what another number of processes wrote: every document is seen once.", True)
     block_size: int = _help("Tokens of a block, which is what a row of a batch is.", 2048)
     document_end_token: str | None = _help("Token after each document; by default the tokenizer's end token.")
@@ -452,6 +559,7 @@ class PretrainArguments(RunArguments, TrainingArguments):
     num_train_epochs: float = _help("How often the data is gone through.", 1.0)
 
     def __post_init__(self):
+        self.refuse_unusable()
         if self.block_size < 2:
             raise ValueError(f"--block_size {self.block_size}: expected at least 2")
         if self.streaming and self.max_steps <= 0:

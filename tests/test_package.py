@@ -43,7 +43,8 @@ ALLOWED = {
     },
     "parsing": {"core", "errors", "processes", "__version__"},
     "processes": {"core", "errors"},
-    "arguments": {"core", "data", "hub", "models", "parsing", "processes"},
+    "arguments": {"core", "data", "hub", "inherited", "models", "parsing", "processes"},
+    "inherited": {"models"},
     "errors": set(),
     "__init__": set(),
 }

@@ -35,7 +35,7 @@ class RunProgress(ProgressCallback):
     """A bar with loss, tokens per second and time left; plain lines where the output is no terminal."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -24,6 +24,9 @@ class _Rows:
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
+    def detach(self):
+        return type(self)(*(getattr(self, field.name).detach() for field in fields(self)))
+
     def stacked(self) -> torch.Tensor:
         """float (N, K), from which `unstacked` makes the same."""
         return torch.stack([getattr(self, field.name).float() for field in fields(self)], 1)
@@ -54,18 +57,26 @@ class Pairs(_Rows):
         return found | {"logps/chosen": self.chosen, "logps/rejected": self.rejected}
 
 
-def pair_losses(pairs: Pairs, args: "DPOArguments") -> torch.Tensor:
+def pair_losses(
+    pairs: Pairs, args: "DPOArguments", update: Pairs | None = None, index: torch.Tensor | None = None
+) -> torch.Tensor:
     """The weighted sum of `args.loss_type` for each pair, (N,).
 
-    Those that sort (aot, aot_unpaired) or count tokens over pairs (sft) do so over the N pairs given; all others are
-    of each pair by itself.
+    Those that sort (aot, aot_unpaired) or count tokens over pairs (sft) do so over the pairs of the whole `update`, so
+    that its mean is the same in however many batches it comes; all others are of each pair by itself.
+
+    Args:
+        update: (M,), without gradients; by default the pairs are all.
+        index: of each of the pairs in `update`, int64 (N,).
     """
+    if update is None:
+        update, index = pairs.detach(), torch.arange(len(pairs), device=pairs.chosen.device)
     weights = args.loss_weights or [1.0] * len(args.loss_type)
-    total = sum(weight * _pair_loss(name, pairs, args) for name, weight in zip(args.loss_type, weights, strict=True))
-    return total * pairs.weight
+    losses = (_pair_loss(name, pairs, args, update, index) for name in args.loss_type)
+    return sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) * pairs.weight
 
 
-def _pair_loss(name: str, pairs: Pairs, args: "DPOArguments") -> torch.Tensor:
+def _pair_loss(name: str, pairs: Pairs, args: "DPOArguments", update: Pairs, index: torch.Tensor) -> torch.Tensor:
     beta, smoothing = args.beta, args.label_smoothing
     chosen, rejected = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
     better, worse = _divergence(chosen, args), _divergence(rejected, args)
@@ -90,7 +101,7 @@ def _pair_loss(name: str, pairs: Pairs, args: "DPOArguments") -> torch.Tensor:
             share = (ahead / args.discopop_tau).sigmoid()
             return -logsigmoid(ahead) * (1 - share) + (-ahead).exp() * share
         case "sft":
-            return (-pairs.chosen.sum() / pairs.chosen_tokens.sum().clamp(min=1)).expand(len(pairs))
+            return -pairs.chosen / update.chosen_tokens.float().mean().clamp(min=1 / len(update))
         case "nca_pair":  # arXiv 2402.05369
             down = logsigmoid(-beta * chosen) + logsigmoid(-beta * rejected)
             return -logsigmoid(beta * chosen) - 0.5 * down
@@ -103,15 +114,24 @@ def _pair_loss(name: str, pairs: Pairs, args: "DPOArguments") -> torch.Tensor:
         case "apo_down":
             return (beta * chosen).sigmoid() + 1 - (beta * (chosen - rejected)).sigmoid()
         case "aot":  # arXiv 2406.05882
-            sorted_ahead = _sorted(pairs.chosen - pairs.rejected) - _sorted(pairs.ref_chosen - pairs.ref_rejected)
+            whole = update.chosen - update.rejected
+            reference = _at_rank(update.ref_chosen - update.ref_rejected, whole)[index]
+            return _smoothed(beta * (pairs.chosen - pairs.rejected - reference), smoothing)
         case "aot_unpaired":
-            sorted_ahead = _sorted(chosen) - _sorted(rejected)
-    sorted_ahead = beta * sorted_ahead
-    return -(1 - smoothing) * logsigmoid(sorted_ahead) - smoothing * logsigmoid(-sorted_ahead)
+            all_chosen, all_rejected = update.chosen - update.ref_chosen, update.rejected - update.ref_rejected
+            of_chosen = _smoothed(beta * (chosen - _at_rank(all_rejected, all_chosen)[index]), smoothing)
+            of_rejected = _smoothed(beta * (_at_rank(all_chosen, all_rejected)[index] - rejected), smoothing)
+            # Over the update both have the same mean: the second is there for its gradient.
+            return of_chosen + of_rejected - of_rejected.detach()
 
 
-def _sorted(values: torch.Tensor) -> torch.Tensor:
-    return values.sort().values
+def _at_rank(values: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """For each of `keys` the one of `values` that stands where it does when both are sorted; (M,)."""
+    return values.sort().values[keys.argsort().argsort()]
+
+
+def _smoothed(ahead: torch.Tensor, smoothing: float) -> torch.Tensor:
+    return -(1 - smoothing) * logsigmoid(ahead) - smoothing * logsigmoid(-ahead)
 
 
 def _divergence(ratios: torch.Tensor, args: "DPOArguments") -> torch.Tensor:

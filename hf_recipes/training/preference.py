@@ -1,6 +1,7 @@
 """DPO and KTO: TRL's trainers over our pairs and rows, losses, references and checkpoints."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
-from hf_recipes.arguments import DataArguments, DPOArguments, KTOArguments
+from hf_recipes.arguments import SORTING_LOSSES, DataArguments, DPOArguments, KTOArguments
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.pairs import PairEncoder
 from hf_recipes.data.schemas import SIDES
@@ -30,10 +31,12 @@ class PairTrainer(Referred, DPOTrainer):
     """TRL's `DPOTrainer` on pairs that are already ids and labels of both sides.
 
     The loss of an update is the mean over all its pairs, and so are the rewards that are logged with it; those of an
-    evaluation are over all its pairs.
+    evaluation are over all its pairs. Losses that compare pairs with each other (see `pair_losses`) do so over the
+    update; where those sort and it has several batches, this takes a second forward pass.
     """
 
     rows = Pairs
+    _update: tuple[Pairs, torch.Tensor] | None = None  # all its pairs and their `row`, where a loss compares them
     columns = tuple(f"{side}_{name}" for side in SIDES for name in ("ids", "labels"))
     columns += ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -51,7 +54,37 @@ class PairTrainer(Referred, DPOTrainer):
     def compute_ref_log_probs(self, model, inputs):
         return self.reference_log_probs(inputs, model=model).chunk(2)
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        compares = {"sft", *SORTING_LOSSES} & set(self.args.loss_type)
+        several = len(batches) * self.args.world_size > 1
+        self._update = self._pairs_of_update(batches) if compares and several else None
+        return batches, count
+
+    @torch.no_grad()
+    def _pairs_of_update(self, batches) -> tuple[Pairs, torch.Tensor]:
+        """The pairs of `batches` of all processes; without losses that sort, nothing but their tokens is filled in."""
+        self.model.eval()  # training_step sets it back
+        numbers, values = [], []
+        for inputs in map(self._prepare_inputs, batches):
+            if set(SORTING_LOSSES) & set(self.args.loss_type):
+                with self.compute_loss_context_manager():
+                    pairs = self._pairs(self.model, inputs)[0].stacked()
+            else:
+                tokens = inputs["completion_mask"][:, 1:].sum(1).float().view(2, -1)
+                pairs = torch.zeros(tokens.shape[1], len(fields(Pairs)), device=tokens.device)
+                pairs[:, 4:6] = tokens.T
+            numbers.append(inputs["row"])
+            values.append(pairs)
+        numbers, values = (self.accelerator.gather(torch.cat(parts)) for parts in (numbers, values))
+        return Pairs.unstacked(values[numbers != FILLER]), numbers[numbers != FILLER]
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        pairs, outputs = self._pairs(model, inputs)
+        return self.finish_loss(pairs, inputs, outputs, num_items_in_batch)
+
+    def _pairs(self, model, inputs):
+        """The pairs of a batch, and what TRL's head told of them, if it did."""
         if self.precompute_ref_logps:
             reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
@@ -63,11 +96,13 @@ class PairTrainer(Referred, DPOTrainer):
             learned = inputs["completion_mask"][:, 1:]
             aligned = ((outputs.log_probs - outputs.log_sum_sq_probs) * learned).sum(1).detach()
             weight = (aligned / tokens.clamp(min=1)).exp()
-        pairs = Pairs(*policy.chunk(2), *reference, *tokens.chunk(2), weight.view(2, -1).prod(0))
-        return self.finish_loss(pairs, inputs, outputs, num_items_in_batch)
+        return Pairs(*policy.chunk(2), *reference, *tokens.chunk(2), weight.view(2, -1).prod(0)), outputs
 
-    def losses(self, rows):
-        return pair_losses(rows, self.args)
+    def losses(self, rows, numbers=None):
+        if numbers is None or self._update is None or not self.model.training:
+            return pair_losses(rows, self.args)
+        update, all_numbers = self._update
+        return pair_losses(rows, self.args, update, (all_numbers == numbers[:, None]).int().argmax(1))
 
 
 class RatedTrainer(Referred, KTOTrainer):
@@ -113,7 +148,7 @@ class RatedTrainer(Referred, KTOTrainer):
         rated = Rated(policy, reference, inputs["label"], mismatched)
         return self.finish_loss(rated, inputs, outputs, num_items_in_batch)
 
-    def losses(self, rows):
+    def losses(self, rows, numbers=None):
         return rated_losses(rows, self._divergence if self.model.training else rows.divergence(), self.args)
 
     def also_noted(self, rows):
@@ -239,11 +274,9 @@ def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool, length: str) -> D
     return numbered.add_column(length, row_lengths(numbered)[0].tolist())
 
 
-def _check_model(model: PreTrainedModel, args: DPOArguments | KTOArguments) -> None:
+def _check_model(model: PreTrainedModel) -> None:
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise UserError("an adapter on the head (lm_head) would never be trained here; take it out of target_modules")
-    if args.router_aux_loss_coef and not hasattr(model.config.get_text_config(), "output_router_logits"):
-        raise UserError(f"--router_aux_loss_coef is for mixtures of experts; {model.config.model_type} is none")
 
 
 def build_pair_trainer(
@@ -266,7 +299,7 @@ def build_pair_trainer(
     Raises:
         UserError: an adapter or a setting that the model cannot have.
     """
-    _check_model(model, args)
+    _check_model(model)
     args.max_length = None  # every pair is within the budget already
     rows = _pair_rows(train)
     trainer = PairTrainer(
@@ -296,7 +329,7 @@ def build_rated_trainer(
     goes_on: bool = False,
 ) -> RatedTrainer:
     """KTO's trainer, as `build_pair_trainer`; the training rows are shuffled once."""
-    _check_model(model, args)
+    _check_model(model)
     collator = RatedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
     args.max_length = None
     how = {"mixes": args.loss_type != "apo_zero_unpaired", "length": args.length_column_name}

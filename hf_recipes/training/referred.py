@@ -88,8 +88,9 @@ class Referred(NumberedRows):
         """The loss of a batch, of which `rows` tell all that counts; noted for the log, or kept for `log` to count."""
         if not self.model.training:
             self._evaluated.append(self.accelerator.gather_for_metrics(rows.stacked()))
-        rows = rows[inputs["row"] != FILLER]
-        losses = self.losses(rows)
+        numbers = inputs["row"]
+        rows, numbers = rows[numbers != FILLER], numbers[numbers != FILLER]
+        losses = self.losses(rows, numbers)
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * outputs.aux_loss
         if self.model.training:
@@ -97,8 +98,8 @@ class Referred(NumberedRows):
                 self.note(**rows.rewards(self.args.beta), **self.also_noted(rows))
         return self.mean_over_update(losses, num_items_in_batch)
 
-    def losses(self, rows) -> torch.Tensor:
-        """The loss of each of `rows`, (N,)."""
+    def losses(self, rows, numbers: torch.Tensor | None = None) -> torch.Tensor:
+        """The loss of each of `rows`, (N,); of a batch of an update, `numbers` are their `row`."""
         raise NotImplementedError
 
     def also_noted(self, rows) -> dict[str, torch.Tensor]:

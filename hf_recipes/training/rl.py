@@ -219,7 +219,34 @@ class RewardedMixin(RunMixin):
 
 
 class GRPO(RewardedMixin, GRPOTrainer):
-    """Advantages from the rewards of a prompt's group of answers (DeepSeekMath, arXiv 2402.03300)."""
+    """Advantages from the rewards of a prompt's group of answers (DeepSeekMath, arXiv 2402.03300).
+
+    With `entropy_coef`, the entropy in the loss is the mean over the tokens of the update; TRL's is the mean of those
+    of its batches.
+    """
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._entropies = found[1]  # (B, T)
+        return found
+
+    def _compute_loss(self, model, inputs):
+        adapts, target = self.use_adaptive_entropy, self.args.entropy_target
+        weight = 0.0 if adapts and self._last_world_entropy > target else self.entropy_coef  # TRL changes them below
+        loss = super()._compute_loss(model, inputs)
+        if not weight or not self.model.training:
+            return loss
+        mask, steps = inputs["completion_mask"], self.current_gradient_accumulation_steps
+        if self.top_entropy_quantile < 1:
+            mask = mask * self.get_high_entropy_mask(self._entropies, mask, 1 - self.top_entropy_quantile)
+        batches = [mask]
+        if steps > 1:
+            first = self._step % self.args.steps_per_generation // steps * steps
+            batches = [batch["completion_mask"] for batch in self._buffered_inputs[first : first + steps]]
+        tokens = self.accelerator.reduce(torch.stack([batch.sum() for batch in batches]).sum(), "sum").clamp(min=1)
+        total = (self._entropies * mask).sum()
+        of_batch = total / mask.sum().clamp(min=1) / steps
+        return loss + weight * (of_batch - total / tokens * self.accelerator.num_processes)
 
 
 class RLOO(RewardedMixin, RLOOTrainer):

@@ -41,7 +41,7 @@ from hf_recipes.training.folder import (
     open_folder,
 )
 from hf_recipes.training.memory import PeakMemory, describe
-from hf_recipes.training.model import build_model, check_settings
+from hf_recipes.training.model import balances_experts, build_model, check_settings
 from hf_recipes.training.model_card import model_card
 from hf_recipes.training.plan import Figures, make_plan
 from hf_recipes.training.public import NAMES, hub_names
@@ -137,11 +137,18 @@ class Run:
         """
         trainers_own = {} if validation is None else self.args.validation_metrics
         choose_best_by(self.args, self.parser.settings["greater_is_better"], methods, trainers_own)
+        experts = balances_experts(self.args, self.config)
         self._figures = figures
         plan = make_plan(
             self.model_args, self.args, self.config, self.tokenizer, self.added_tokens, figures=figures, **how
         )
         on_main_process(self.args, self._compare_data, plan.steps)
+        batches = plan.accumulation * plan.processes
+        if experts and batches > 1:
+            plan.notes.append(
+                "the use of a mixture's experts (--router_aux_loss_coef) is measured in each batch by itself: an "
+                f"update of {batches} batches weighs it otherwise than one batch of all its rows"
+            )
         plan.show(whole=self.args.dry_run)
         self._memory = PeakMemory(plan.memory and plan.memory.peak)
         return not self.args.dry_run

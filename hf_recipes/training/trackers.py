@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
     SwanLabCallback,
     TensorBoardCallback,
     WandbCallback,
@@ -308,10 +309,34 @@ def _numbers(logs: Mapping[str, Any], step: int) -> tuple[dict[str, float], int]
     return rewrite_logs(kept), step
 
 
+def _guard(callback: TrainerCallback) -> None:
+    """Have one of transformers' own trackers get no more calls after the first that fails."""
+    failed = False
+
+    def guarded(method: Callable) -> Callable:
+        def call(*args, **kwargs):
+            nonlocal failed
+            try:
+                return None if failed else method(*args, **kwargs)
+            except Exception as error:
+                failed = True
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                say(f"{type(callback).__name__} fails and is left out from here on ({reason})")
+
+        return call
+
+    for name in dir(TrainerCallback):
+        if name.startswith("on_"):
+            setattr(callback, name, guarded(getattr(callback, name)))
+
+
 def add_trackers(trainer, parser) -> TrackersCallback:
     """Give `trainer` the trackers of its `report_to` in place of transformers' callbacks for them."""
     for kind in (SwanLabCallback, WandbCallback, TensorBoardCallback):
         trainer.remove_callback(kind)
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback) in INTEGRATION_TO_CALLBACK.values():
+            _guard(callback)
     trackers = TrackersCallback(trainer.args, parser.recorded(), bare=command_line_tells(parser.settings))
     trainer.add_callback(trackers)
     return trackers

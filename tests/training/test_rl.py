@@ -125,6 +125,12 @@ def test_answers_end_at_the_templates_end_of_turn(tokenizer, prompts, tmp_path):
         ({"reward_clip_range": [-1, 1]}, "are of --algorithm rloo"),
         ({"beta": -1}, "--beta -1: expected at least 0"),
         ({"temperature": 0}, "answers have to differ"),
+        ({"loss_type": "bnpo", "gradient_accumulation_steps": 4}, "bnpo divides by the tokens of each batch, .* has 4"),
+        ({"top_entropy_quantile": 0.2, "gradient_accumulation_steps": 2}, "--per_device_train_batch_size to 16"),
+        (
+            {"entropy_coef": 0.1, "gradient_accumulation_steps": 2, "steps_per_generation": 3},
+            "--steps_per_generation 3: --entropy_coef needs a multiple of --gradient_accumulation_steps 2",
+        ),
         ({"reward_weights": [1.0]}, "use --rewards NAME=WEIGHT"),
         ({"use_vllm": True}, "pip install vllm"),
     ],

@@ -7,6 +7,8 @@ import threading
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from wandb.proto import wandb_internal_pb2
 
 from hf_recipes.training import trackers
@@ -195,6 +197,18 @@ class Stub:
         if moment == self.moment:
             self.act()
         return value
+
+
+def test_one_of_transformers_own_trackers_that_fails_does_not_touch_the_training(run, tmp_path, monkeypatch):
+    class Away(TrainerCallback):
+        def on_log(self, *args, **kwargs):
+            raise ConnectionError("no route to the server")
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "dagshub", Away)
+    code, out, err = run("--report_to", "dagshub")
+    assert code == 0, err
+    assert out.count("Away fails and is left out from here on (no route to the server)") == 1
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 4
 
 
 def _fail():

@@ -1,0 +1,122 @@
+"""Settings that stages inherit from transformers and TRL and that do nothing here, or not what they say."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from hf_recipes.models.loading import has_accelerator
+
+Needs = dict[str, tuple[str, Callable[[Any], Any]]]
+
+INERT = "has no effect here; "
+# Inherited settings that no stage can use, and what to do instead. `RunArguments.unusable` has those of one stage.
+UNUSABLE = {
+    # Of TRL's preparation of the data, for which ours stands in.
+    "assistant_only_loss": f"{INERT}use --train_on",
+    "chat_template_kwargs": f"{INERT}use --chat_template",
+    "chat_template_path": f"{INERT}use --chat_template",
+    "completion_only_loss": f"{INERT}use --train_on",
+    "dataset_kwargs": f"{INERT}use --schema and the column flags",
+    "dataset_num_proc": f"{INERT}use --preprocessing_num_workers",
+    "dataset_text_field": f"{INERT}use --prompt_column",
+    "eos_token": f"{INERT}use --chat_template",
+    "eval_packing": f"{INERT}evaluation rows are never packed",
+    "length_column_name": f"{INERT}the lengths are counted",
+    "model_init_kwargs": f"{INERT}use --dtype, --attn_implementation and --model_revision",
+    "pad_token": f"{INERT}use a tokenizer that has one",
+    "remove_unused_columns": f"{INERT}columns that nobody reads are named in the ledger",
+    "reward_weights": f"{INERT}use --rewards NAME=WEIGHT",
+    "truncation_mode": f"{INERT}use --truncation_side",
+    # Of transformers' evaluation, for which the methods of --eval_methods stand in.
+    "batch_eval_metrics": f"{INERT}use --eval_methods",
+    "bf16_full_eval": "is not for evaluations here, which compute as the training does; use --bf16",
+    "eval_accumulation_steps": f"{INERT}evaluations keep no logits",
+    "eval_do_concat_batches": f"{INERT}evaluations keep no logits",
+    "eval_use_gather_object": f"{INERT}evaluations keep no logits",
+    "fp16_full_eval": "is not for evaluations here, which compute as the training does; use --fp16",
+    "include_for_metrics": f"{INERT}use --eval_methods",
+    "label_names": f"{INERT}use the column flags",
+    "prediction_loss_only": f"{INERT}evaluations keep no logits",
+    # What would break a promise: the same update, each row once an epoch, the same result when resumed.
+    "accelerator_config": "is not for this script, which spreads the rows over the processes itself; leave it out",
+    "auto_find_batch_size": "would change the update in the middle of a run; --dry_run estimates the memory",
+    "dataloader_drop_last": "would leave rows out of each epoch; leave it out",
+    "ignore_data_skip": "would repeat rows when a run is resumed; leave it out",
+    # What the run does anyway, or has no use for.
+    "do_eval": f"{INERT}give --validation_file or --eval_files, and --eval_steps",
+    "do_predict": f"{INERT}use scripts/predict.py",
+    "do_train": f"{INERT}a training script trains",
+    "enable_jit_checkpoint": f"{INERT}SIGTERM and Ctrl-C end a run with a checkpoint anyway",
+    "include_num_input_tokens_seen": f"{INERT}tokens without padding are counted anyway: num_tokens in the log",
+    "parallelism_config": f"{INERT}use --deepspeed or --fsdp",
+    "restore_callback_states_from_checkpoint": f"{INERT}no callback has a state",
+    "use_cache": f"{INERT}training keeps no cache, and answers are always written with one",
+}
+_OPTIM_WITH_ARGS = ("anyprecision", "4bit", "torch_8bit", "ademamix", "sgd", "adagrad", "rmsprop", "galore", "grok")
+_OPTIM_WITH_ARGS += ("schedule_free", "apollo", "stable")
+
+
+def _has_workers(args: Any) -> bool:
+    return args.dataloader_num_workers > 0
+
+
+def _tracks(args: Any, name: str) -> bool:
+    return any(tracker in str(args.report_to) for tracker in (name, "all"))
+
+
+def _checkpoints_activations(args: Any) -> bool:
+    chosen = [value for value in (args.activation_checkpointing, args.gradient_checkpointing) if value is not None]
+    return chosen[0] if chosen else not args.use_cpu and has_accelerator()
+
+
+# Settings that need another, what that is, and whether it is there. `RunArguments.needs` has those of one stage.
+NEEDS: Needs = {
+    **dict.fromkeys(
+        ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+        ("--gradient_checkpointing True", _checkpoints_activations),
+    ),
+    **dict.fromkeys(
+        ("dataloader_multiprocessing_context", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
+        ("--dataloader_num_workers", _has_workers),
+    ),
+    "fsdp_config": ("--fsdp", lambda args: args.fsdp),
+    "greater_is_better": (
+        "--metric_for_best_model",
+        lambda args: args.metric_for_best_model or args.load_best_model_at_end,
+    ),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), ("--push_to_hub", lambda args: args.push_to_hub)),
+    "liger_kernel_config": ("--use_liger_kernel", lambda args: args.use_liger_kernel),
+    "optim_args": (
+        "an --optim that takes some",
+        lambda args: any(name in str(args.optim) for name in _OPTIM_WITH_ARGS),
+    ),
+    "optim_target_modules": (
+        "an --optim of GaLore or APOLLO",
+        lambda args: any(name in str(args.optim) for name in ("galore", "apollo")),
+    ),
+    **dict.fromkeys(
+        ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        ("--report_to trackio", lambda args: _tracks(args, "trackio")),
+    ),
+    "swanlab_mode": ("--report_to swanlab", lambda args: _tracks(args, "swanlab")),
+}
+
+
+def refuse_unusable(args: Any, unusable: Mapping[str, str], needs: Needs) -> None:
+    """Name a setting that would be recorded and have no effect.
+
+    Args:
+        args: a dataclass as it was parsed.
+        unusable, needs: of its stage, beside `UNUSABLE` and `NEEDS`.
+
+    Raises:
+        ValueError: there is one.
+    """
+    unusable, needs = UNUSABLE | unusable, NEEDS | needs
+    for one in fields(args):
+        if getattr(args, one.name) == (one.default if one.default_factory is MISSING else one.default_factory()):
+            continue
+        if one.name in unusable:
+            raise ValueError(f"--{one.name} {unusable[one.name]}")
+        if one.name in needs and not needs[one.name][1](args):
+            raise ValueError(f"--{one.name} has no effect without {needs[one.name][0]}")

@@ -1,0 +1,168 @@
+"""What an epoch of each stage and loss makes of a model, with updates of eight rows however they are accumulated.
+
+A script: accumulation_runs.py FOLDER BATCH ACCUMULATION [CASE …], in one process or several. FOLDER has `model` and
+`mixture` (a model of experts); the result is `BATCH-ACCUMULATION-WORLD.pt`, by case the losses that were logged and the
+change of all weights.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from conftest import conversation, write_jsonl
+from hf_recipes.arguments import (
+    PAIR_LOSSES,
+    SORTING_LOSSES,
+    DataArguments,
+    DPOArguments,
+    GRPOArguments,
+    KTOArguments,
+    ModelArguments,
+    PretrainArguments,
+    RewardArguments,
+    SFTArguments,
+    SourceArguments,
+    UnpairedArguments,
+)
+from hf_recipes.data.prompts import PromptReader, read_prompts
+from hf_recipes.evaluation.rewards import RewardArguments as RewardSettings
+from hf_recipes.evaluation.rewards import Rewards
+from hf_recipes.models.loading import load_config, load_model, load_tokenizer
+from hf_recipes.models.rewards import load_reward_model
+from hf_recipes.training import preference, pretrain, reward, rl, sft
+from hf_recipes.training.mixtures import prepare_mixture
+
+UPDATE = 8
+COUNT = 12  # an update of eight rows, and one of four
+WORDS = ["年龄", "药物，睡眠", "性别不限", "今天天气很好，我们去公园散步吧"]
+
+
+def _texts(number: int) -> tuple[str, str]:
+    return WORDS[number % 4] * (number % 3 + 1), WORDS[(number + 1) % 4] * (number * 5 % 4 + 1)
+
+
+def _prompt(number: int) -> str:
+    return f"标准{number}：{'请问' * (number % 4)}"
+
+
+CONVERSATIONS = [{"messages": conversation(_prompt(n), _texts(n)[0])} for n in range(COUNT)]
+PAIRS = [{"prompt": _prompt(n), "chosen": _texts(n)[0], "rejected": _texts(n)[1]} for n in range(COUNT)]
+RATED = [{"prompt": _prompt(n), "completion": _texts(n)[0], "label": n % 3 > 0} for n in range(COUNT)]
+TEXTS = [{"text": "".join(_texts(n)) * 4} for n in range(60)]
+
+SMOOTHED = {name: {"label_smoothing": 0.1} for name in ("exo_pair", "robust", *SORTING_LOSSES)}
+CASES: dict[str, tuple[str, dict]] = {
+    "sft nll": ("sft", {}),
+    "sft dft": ("sft", {"loss_type": "dft"}),
+    "sft label smoothing": ("sft", {"label_smoothing_factor": 0.1}),
+    "sft without a CPU's head": ("sft", {"lean": False}),
+    "pretrain": ("pretrain", {}),
+    "reward": ("reward", {}),
+    "reward centred": ("reward", {"center_rewards_coefficient": 0.1}),
+    **{f"dpo {name}": ("dpo", {"loss_type": [name], **SMOOTHED.get(name, {})}) for name in PAIR_LOSSES},
+    "dpo sigmoid sft": ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}),
+    "dpo weighted": ("dpo", {"loss_type": ["sigmoid", "sft"], "use_weighting": True}),
+    "dpo ld_alpha": ("dpo", {"loss_type": ["sigmoid", "sft"], "ld_alpha": 0.3}),
+    "dpo forward_kl": ("dpo", {"f_divergence_type": "forward_kl"}),
+    "dpo three": ("dpo", {"loss_type": ["aot", "bco_pair", "sft"], "loss_weights": [0.5, 1.0, 2.0]}),
+    "kto": ("kto", {}),
+    "kto weights": ("kto", {"desirable_weight": 1.5, "undesirable_weight": 0.5}),
+    "kto apo_zero_unpaired": ("kto", {"loss_type": "apo_zero_unpaired"}),
+    **{
+        f"grpo {name}": ("grpo", {"loss_type": name})
+        for name in ("grpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")
+    },
+    "grpo sequences": ("grpo", {"loss_type": "grpo", "importance_sampling_level": "sequence"}),
+    "grpo entropy": ("grpo", {"entropy_coef": 0.1}),
+    "grpo adaptive entropy": ("grpo", {"use_adaptive_entropy": True, "entropy_coef": 0.1, "entropy_target": 9.0}),
+    "grpo two iterations": ("grpo", {"num_iterations": 2}),
+    "grpo batch scale": ("grpo", {"scale_rewards": "batch"}),
+    "grpo truncated": ("grpo", {"mask_truncated_completions": True, "max_completion_length": 5}),
+    "rloo": ("rloo", {}),
+}
+EXPERTS = {
+    f"{stage} experts": (stage, {"router_aux_loss_coef": 0.0}) for stage in ("sft", "dpo", "kto", "grpo", "rloo")
+}
+CASES |= EXPERTS
+
+ARGUMENTS = {"sft": SFTArguments, "reward": RewardArguments, "dpo": DPOArguments, "kto": KTOArguments}
+ARGUMENTS |= {"grpo": GRPOArguments, "rloo": GRPOArguments, "pretrain": PretrainArguments}
+
+
+def build(case: str, folder: Path, batch: int, accumulation: int):
+    stage, settings = CASES[case]
+    settings, lean = dict(settings), settings.get("lean", True)
+    settings.pop("lean", None)
+    defaults = {"report_to": "none", "bf16": False, "learning_rate": 0.05, "save_strategy": "no", "logging_steps": 1}
+    defaults |= {"optim": "sgd", "max_grad_norm": 0.0, "num_train_epochs": 1, "per_device_train_batch_size": batch}
+    defaults |= {"gradient_accumulation_steps": accumulation, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    if stage == "pretrain":
+        defaults |= {"block_size": 32, "max_steps": 2, "num_train_epochs": 1, "weight_decay": 0.0}
+    if stage in ("grpo", "rloo"):
+        defaults |= {"num_generations": 4, "max_completion_length": 12, "max_steps": 2, "algorithm": stage}
+    args = ARGUMENTS[stage](output_dir=str(folder / "run"), **{**defaults, **settings})
+    path = str(folder / "mixture" if case in EXPERTS else folder / "model")
+    model_args = ModelArguments(path)
+    tokenizer, _ = load_tokenizer(path)
+    rank = args.process_index
+
+    def file(rows) -> list[str]:
+        return [str(write_jsonl(folder / f"{stage}-{rank}.jsonl", rows))]
+
+    def model(make=load_model, **more):
+        set_seed(0)
+        return make(model_args, trains_all=True, bf16=False, trust_remote_code=False, **more)
+
+    if stage == "sft":
+        train, _, _ = sft.prepare_data(DataArguments(train_file=file(CONVERSATIONS)), args, tokenizer)
+        trainer = sft.build_trainer(model(), args, train, None, tokenizer)
+        trainer._lean = trainer._lean and lean
+        return trainer
+    if stage == "pretrain":
+        data = SourceArguments(train_file=file(TEXTS), cache_dir=str(folder / f"cache{rank}"))
+        mixture, ledger = prepare_mixture(data, args, tokenizer)
+        return pretrain.build_trainer(model(), args, mixture, ledger, 0.01, tokenizer)
+    if stage == "reward":
+        train, _, _ = reward.prepare_data(DataArguments(train_file=file(PAIRS)), args, tokenizer)
+        how = {"config": load_config(model_args, False), "initializer_range": 0.5, "tokenizer": tokenizer}
+        return reward.build_trainer(model(load_reward_model, **how), args, train, tokenizer)
+    if stage in ("dpo", "kto"):
+        prepare, make, data, rows = {
+            "dpo": (preference.prepare_pairs, preference.build_pair_trainer, DataArguments, PAIRS),
+            "kto": (preference.prepare_rated, preference.build_rated_trainer, UnpairedArguments, RATED),
+        }[stage]
+        train, _, _ = prepare(data(train_file=file(rows)), args, tokenizer)
+        policy, reference = model(), model().requires_grad_(False)
+        with torch.no_grad():
+            for weight in policy.parameters():  # that is not the reference
+                weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+        return make(policy, args, train, None, tokenizer, reference=reference)
+    prompts = read_prompts(PromptReader(file(PAIRS), tokenizer))[0]
+    rewards = Rewards(RewardSettings(["chinese", "length:2-40=0.5"]))
+    stops = range(300)  # half of the vocabulary, so that answers have many lengths
+    return rl.build_trainer(model(), args, prompts, tokenizer, rewards, stops, reference=model().requires_grad_(False))
+
+
+def learned(case: str, folder: Path, batch: int, accumulation: int) -> tuple[list[float], torch.Tensor]:
+    trainer = build(case, folder, batch, accumulation)
+    before = torch.cat([weight.detach().flatten().clone() for weight in trainer.model.parameters()])
+    trainer.train()
+    after = torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], after - before
+
+
+def main() -> None:
+    folder, batch, accumulation = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    found = {}
+    for case in sys.argv[4:] or CASES:
+        found[case] = learned(case, folder, batch, accumulation)
+    if rank == 0:
+        torch.save(found, folder / f"{batch}-{accumulation}-{world}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""An update is the same however it is accumulated: 8 × 1 = 2 × 4 = two processes, for every loss of every stage."""
+
+import pytest
+import torch
+from accumulation_runs import CASES, learned
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from conftest import build_tokenizer, tiny_model
+
+# Losses over the tokens of all pairs, over sorted pairs, and over the tokens of all answers.
+COMPARING = ["dpo sigmoid sft", "dpo weighted", "dpo aot", "dpo three", "dpo aot_unpaired", "grpo entropy"]
+SCRIPT = {"script": "tests/accumulation_runs.py"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    found, tokenizer = tmp_path_factory.mktemp("accumulation"), build_tokenizer()
+    dense = tiny_model(len(tokenizer))
+    sizes = {
+        name: getattr(dense.config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers", "head_dim")
+    }
+    experts = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    mixture = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **experts, num_key_value_heads=2, eos_token_id=2))
+    for name, model in (("model", dense), ("mixture", mixture)):
+        model.save_pretrained(found / name)
+        tokenizer.save_pretrained(found / name)
+    return found
+
+
+def check_same(one, other) -> None:
+    (losses, change), (others, other_change) = one, other
+    assert len(losses) == 2 and losses == pytest.approx(others, abs=1e-5)
+    assert change.abs().max() > 1e-5 and torch.allclose(change, other_change, rtol=1e-3, atol=1e-3 * change.abs().max())
+
+
+@pytest.mark.parametrize("case", COMPARING)
+def test_an_update_is_the_same_in_one_batch_and_in_four(folder, case):
+    check_same(learned(case, folder, 8, 1), learned(case, folder, 2, 4))
+
+
+def test_an_update_is_the_same_in_two_processes(forks, folder):
+    run = forks.run(folder, 2, 2, "dpo three", "grpo entropy", world=2, **SCRIPT)
+    assert run.codes == [0, 0], run.err
+    found = torch.load(folder / "2-2-2.pt")
+    for case, one in found.items():
+        check_same(learned(case, folder, 8, 1), one)
+
+
+@pytest.mark.slow
+def test_every_update_is_the_same_at_any_width(forks, folder):
+    found = {}
+    for batch, accumulation, world in ((8, 1, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)):
+        run = forks.run(folder, batch, accumulation, *CASES, world=world, **SCRIPT)
+        assert set(run.codes) == {0}, run.err
+        found[batch, accumulation, world] = torch.load(folder / f"{batch}-{accumulation}-{world}.pt")
+    one, *others = found.values()
+    assert one.keys() == CASES.keys()
+    for case in CASES:
+        for other in others:
+            check_same(one[case], other[case])
