@@ -58,9 +58,18 @@ def load_gguf_model(source: Path) -> "PreTrainedModel":
         ValueError, NotImplementedError, ImportError: what transformers raises for a file that it cannot read.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
+    metadata = read_metadata(source)
+    architecture = metadata["general.architecture"]
+    head_dim = metadata.get(f"{architecture}.attention.key_length")
+    # transformers reads it for some architectures alone; that of qwen3 would be 128. Gemma has two of them.
+    if head_dim and getattr(config, "head_dim", None) and not architecture.startswith("gemma"):
+        config.head_dim = head_dim
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent, gguf_file=source.name, config=config, dtype=torch.float32
+    )
     # The weights are plain floats now; save_pretrained refuses while the model still counts as quantized.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from conftest import CHATML, ROOT, build_tokenizer
+from conftest import CHATML, ROOT, build_tokenizer, tiny_model
 from convert_hf_to_gguf import write_gguf
 from hf_recipes.errors import UserError
 from hf_recipes.models import llama_cpp
@@ -95,6 +95,19 @@ def test_texts_are_cut_as_the_file_says(source, tmp_path, capsys):
     assert "none.gguf names no pre-tokenizer" in capsys.readouterr().out
     cuts = [text[a:b] for _, (a, b) in converted.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a=12345")]
     assert len(cuts) == 4  # a, =, 123 and 45
+
+
+def test_a_size_of_heads_that_transformers_does_not_read(tmp_path):
+    """Its reader of qwen3 has 128 for every head."""
+    tokenizer = build_tokenizer()
+    model = tiny_model(len(tokenizer))
+    model.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    write_gguf(tmp_path / "whole", tmp_path / "tiny.gguf")
+    loaded = AutoModelForCausalLM.from_pretrained(convert_gguf(tmp_path / "tiny.gguf", tmp_path / "model"))
+    assert loaded.config.head_dim == 8
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
 
 
 def write_sentencepiece(path, prefix):

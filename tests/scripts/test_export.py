@@ -252,7 +252,7 @@ def test_another_pre_tokenizer_is_refused(script, llama, tmp_path):
     assert result == 0 and list((tmp_path / "out").iterdir()), err
 
 
-@pytest.mark.parametrize("installed", [True])
+@pytest.mark.parametrize("installed", [True, False])
 def test_heads_of_any_size(model_dir, tmp_path, monkeypatch, capsys, installed):
     """transformers' reader takes every head of a qwen3 for 128 wide; these have 8."""
     monkeypatch.chdir(ROOT)
