@@ -1,6 +1,6 @@
-"""What llama.cpp's script of this name does, for tiny Llamas with byte-level BPE: the tests have no checkout of it.
+"""What llama.cpp's script of this name does, for tiny Llamas and Qwen3s with byte-level BPE; no checkout of it.
 
-It knows no tokenizer by its hash, and takes any.
+It knows no tokenizer by its hash.
 """
 
 import argparse
@@ -23,6 +23,7 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+QWEN3_NAMES = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 FORMS = {
     "f32": gguf.GGMLQuantizationType.F32,
     "f16": gguf.GGMLQuantizationType.F16,
@@ -31,14 +32,32 @@ FORMS = {
 }
 
 
-def write_gguf(folder: Path, path: Path, outtype: str = "f32") -> None:
-    """Write the model in `folder`, whose weights are in float32, to `path`."""
+class ModelBase:
+    pass
+
+
+class TextModel(ModelBase):
+    def get_vocab_base_pre(self, tokenizer) -> str:
+        raise NotImplementedError("BPE pre-tokenizer was not recognized - update get_vocab_base_pre()")
+
+
+def write_gguf(folder: Path, path: Path, outtype: str = "f32", pre: str | None = "gpt-2", **more: bool) -> None:
+    """Write the model in `folder`, whose weights are in float32, to `path`.
+
+    Args:
+        pre: the name of its pre-tokenizer, which may be left out.
+        more: ``tokenizer.ggml`` keys, such as `add_bos_token`.
+    """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tokens = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     hidden, layers = config["hidden_size"], config["num_hidden_layers"]
     heads, heads_kv = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(path, "llama")
+    qwen3 = config["model_type"] == "qwen3"
+    writer = gguf.GGUFWriter(path, "qwen3" if qwen3 else "llama")
+    if qwen3:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
     writer.add_block_count(layers)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(hidden)
@@ -51,12 +70,15 @@ def write_gguf(folder: Path, path: Path, outtype: str = "f32") -> None:
     special = {token["content"]: token["id"] for token in tokens["added_tokens"]}
     vocabulary = tokens["model"]["vocab"] | special
     writer.add_tokenizer_model("gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
     writer.add_token_types([3 if token in special else 1 for token in sorted(vocabulary, key=vocabulary.get)])
     writer.add_token_merges([" ".join(pair) for pair in tokens["model"]["merges"]])
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)
-    writer.add_add_bos_token(False)
+    for key, value in ({"add_bos_token": False} | more).items():
+        writer.add_bool(f"tokenizer.ggml.{key}", value)
     writer.add_chat_template(template)
 
     def add(name: str, weight: np.ndarray) -> None:
@@ -69,9 +91,9 @@ def write_gguf(folder: Path, path: Path, outtype: str = "f32") -> None:
     if "lm_head.weight" in state:
         add("output.weight", state["lm_head.weight"])
     for layer in range(layers):
-        for ours, theirs in NAMES.items():
+        for ours, theirs in (NAMES | QWEN3_NAMES if qwen3 else NAMES).items():
             weight = state[f"model.layers.{layer}.{ours}.weight"]
-            if theirs in ("attn_q", "attn_k"):  # GGUF keeps each head's rotary halves interleaved
+            if not qwen3 and theirs in ("attn_q", "attn_k"):  # GGUF keeps each head's rotary halves interleaved
                 count = heads if theirs == "attn_q" else heads_kv
                 weight = weight.reshape(count, 2, -1, hidden).swapaxes(1, 2).reshape(weight.shape)
             add(f"blk.{layer}.{theirs}.weight", weight)
@@ -88,9 +110,9 @@ def main() -> None:
     parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
     [architecture] = json.loads((args.model / "config.json").read_text(encoding="utf-8"))["architectures"]
-    if architecture != "LlamaForCausalLM":
+    if architecture not in ("LlamaForCausalLM", "Qwen3ForCausalLM"):
         sys.exit(f"ERROR:hf-to-gguf:Model {architecture} is not supported")
-    write_gguf(args.model, args.outfile, args.outtype)
+    write_gguf(args.model, args.outfile, args.outtype, TextModel().get_vocab_base_pre(None))
 
 
 if __name__ == "__main__":

