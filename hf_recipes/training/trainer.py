@@ -12,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainerCallback
 
+from hf_recipes.core.files import share_weights
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.report import mean_loss
 from hf_recipes.models.quantization import is_quantized
@@ -349,7 +350,9 @@ class RunMixin:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
-        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        share_weights(folder)
 
     def _save_checkpoint(self, model, trial):
         start = time.monotonic()
