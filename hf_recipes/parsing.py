@@ -33,6 +33,9 @@ NOT_RECORDED = {
 }
 
 
+DEFAULTS = "# Defaults\n"  # in run_config.yaml, between what was set and what was not
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" (did you mean X?)"`` for the known name closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -52,6 +55,7 @@ class Parser(HfArgumentParser):
         self.add_argument("--config", help="YAML file of settings; flags on the command line win over it.")
         self.settings: dict[str, Any] = {}
         self.given: set[str] = set()
+        self._defaults = {name: _plain(self.get_default(name)) for name in self.fields}
 
     def error(self, message: str) -> NoReturn:
         # "--a_flag/--a-flag" are argparse's two spellings of one flag.
@@ -141,19 +145,22 @@ class Parser(HfArgumentParser):
         return {name: _plain(self.settings[name]) for name in self.fields if name not in NOT_RECORDED}
 
     def save_settings(self, path: str | os.PathLike) -> None:
-        """Write `settings` as YAML: first what was set, then every default; secrets are left out."""
+        """Write `settings` as YAML: first what was set otherwise than by default, then the rest, without secrets."""
         import torch
         import transformers
 
-        def plain(is_given: bool) -> str:
-            chosen = {name: value for name, value in self.recorded().items() if (name in self.given) is is_given}
+        recorded = self.recorded()
+        changed = {name for name in self.given & recorded.keys() if recorded[name] != self._defaults[name]}
+
+        def plain(is_changed: bool) -> str:
+            chosen = {name: value for name, value in recorded.items() if (name in changed) is is_changed}
             return yaml.safe_dump(chosen, allow_unicode=True, sort_keys=False) if chosen else ""
 
         text = (
             f"# Repeat this run: --config {Path(path).name}\n"
             f"# hf_recipes {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n\n"
             f"{plain(True)}\n"
-            f"# Defaults\n{plain(False)}"
+            f"{DEFAULTS}{plain(False)}"
         )
         write_text(path, text)
 

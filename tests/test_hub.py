@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import random
+import re
 import runpy
 import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from threading import Event
 
 import pytest
 import torch
+import yaml
 from hub_server import SHA, TOKEN, point_to, serve
 from transformers import AutoModelForCausalLM
 
@@ -250,6 +253,55 @@ def test_settings_lose_paths_and_secrets():
     )
 
 
+def test_nothing_that_may_be_a_path_is_published(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clients" / "acme 公司").mkdir(parents=True)
+    (tmp_path / "clients" / "acme 公司" / "rows.json").touch()
+    (tmp_path / "clients" / "fetched").mkdir()
+    (tmp_path / "clients" / "fetched" / "download.json").write_text('{"source": "hf", "model": "Qwen/Reward"}')
+    settings = {
+        "model_name_or_path": "Qwen/Qwen3-0.6B",
+        "reward_model": "clients/fetched",
+        "reward_base": "./clients/acme 公司/base",
+        "rewards": ["clients/acme/rewards.py:politeness=0.5", "length:max=3", "accuracy"],
+        "train_file": ["wiki=me/wiki", "news=clients/acme 公司/rows.json", r"clients\acme\13812345678.json"],
+        "eval_files": ["exam=clients/acme/exam.csv", "ceval=someone/ceval"],
+        "lora_config": '{"r": 8, "modules_from": "clients/acme/modules.json", "alpha": null}',
+        "bnb_config": {"clients/acme/key": {"deep": ["clients/acme/deep.json", 1, None]}},
+        "chat_template": "clients/acme/chat.jinja",
+        "some_new_setting": "clients/acme/of a later version",
+        "system_prompt": "/no_think 男/女 客服，clients/acme 的助手",
+        "history_column": "clients/acme 公司/rows.json",
+        "prompt_column": "问/题",
+        "hub_model_id": "me/it",
+        "learning_rate": 1e-4,
+    }
+    text = public_settings(yaml.safe_dump(settings), hub_names(settings))
+    assert yaml.safe_load(text) == {
+        "model_name_or_path": "Qwen/Qwen3-0.6B",
+        "reward_model": "Qwen/Reward",
+        "reward_base": "base",
+        "rewards": ["rewards.py:politeness=0.5", "length:max=3", "accuracy"],
+        "train_file": ["wiki=me/wiki", "news=rows.json", "<手机号>.json"],
+        "eval_files": ["exam=exam.csv", "ceval=someone/ceval"],
+        "lora_config": '{"r": 8, "modules_from": "modules.json", "alpha": null}',
+        "bnb_config": {"key": {"deep": ["deep.json", 1, None]}},
+        "chat_template": "chat.jinja",
+        "some_new_setting": "of a later version",
+        "system_prompt": settings["system_prompt"],
+        "history_column": "rows.json",
+        "prompt_column": "问/题",
+        "hub_model_id": "me/it",
+        "learning_rate": 1e-4,
+    }
+
+
+def test_a_configuration_keeps_its_tokens():
+    values = {"added_tokens": {"7": {"content": "/think"}, "8": {"content": "km/h"}}, "id2label": {"0": "正面/负面"}}
+    assert public_values(values, {}) == values
+    assert public_values({"x": "/home/me/x", "y": "C:\\me\\y"}, {}) == {"x": "x", "y": "y"}
+
+
 def test_a_template_in_a_configuration_stays():
     values = {"chat_template": "{{ bos_token }}</s>", "name_or_path": "/home/me/qwen", "eos_token": "</s>"}
     assert public_values(values, {}) == {**values, "name_or_path": "qwen"}
@@ -300,6 +352,7 @@ def training(model_dir, pairs, tmp_path):
     write_jsonl(pairs / "train.json", rows)
     flags = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--max_drop_ratio", "0.1"]
     flags += ["--validation_file", pairs / "dev.json", "--max_new_tokens", "4", "--per_device_train_batch_size", "4"]
+    flags += ["--seed", "42"]
     return [*flags, "--max_steps", "4", "--output_dir", tmp_path / "run"]
 
 
@@ -327,6 +380,8 @@ def test_a_run_is_published_without_paths_rows_or_tokens(hub, source, sft, train
         for private in (TOKEN, str(tmp_path), str(Path(model_dir).parent), "/home/", "train.json:", SECRET_ROW):
             assert private.encode() not in content, (name, private)
     assert_no_token_in(tmp_path / "run")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert modes["adapter_model.safetensors"] == modes["adapter_config.json"] != 0o600
     assert TOKEN not in out + err and not list((tmp_path / "run").glob(".publishing*"))
 
     card = files["README.md"].decode()
@@ -334,7 +389,10 @@ def test_a_run_is_published_without_paths_rows_or_tokens(hub, source, sft, train
     assert where in card and "LoRA adapter of `tiny`" in card
     assert "| **train** | 42 | 41 | 1 |" in card and "- train: 1 dropped: empty answer" in card
     assert "On 8 held-out rows after step 4:" in card and "Mean training loss: " in card
-    assert "max_steps: 4" in card and "train_file:\n- train.json" in card
+    changed, folded = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, re.DOTALL))
+    assert card.index("max_steps: 4") < card.index("<details>") < card.index("weight_decay")
+    assert changed["train_file"] == ["train.json"] and len(changed) < 15 < 100 < len(folded)
+    assert not changed.keys() & folded.keys() and "seed" in folded and "per_device_train_batch_size" in changed
     assert json.loads(files["data_ledger.json"])["train"]["total"] == {"read": 42, "kept": 41, "dropped": 1}
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "tiny"
 

@@ -91,6 +91,7 @@ def test_settings_survive_the_file_and_hold_no_secret(tmp_path):
     different = {key for key in first.settings if first.settings[key] != second.settings[key]}
     assert different == {"hub_token"}
     assert after[1] == before[1] and after[0] == before[0]
+    # Set to what it is by default (seed) is no change.
     head = path.read_text(encoding="utf-8").split("# Defaults")[0]
     assert set(yaml.safe_load(head)) == {
         "model_name_or_path",

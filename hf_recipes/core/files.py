@@ -151,7 +151,20 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """
     with temporary_folder(path) as partial:
         yield partial
+        share_weights(partial)
         move_folder(partial, path)
+
+
+def share_weights(folder: str | os.PathLike) -> None:
+    """Give weights the mode that the umask gives any new file; safetensors 0.8 writes them for their owner alone."""
+    weights = list(Path(folder).rglob("*.safetensors"))
+    if weights:
+        probe = _partial_of(Path(folder, "mode"))  # the umask itself cannot be read without changing it for a moment
+        probe.touch()
+        mode = probe.stat().st_mode & 0o666
+        probe.unlink()
+    for path in weights:
+        path.chmod(mode)
 
 
 def move_folder(folder: Path, path: str | os.PathLike) -> None:

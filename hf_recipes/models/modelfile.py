@@ -142,7 +142,7 @@ def _not_translated(why: str) -> UserError:
 def render(template: str, messages: Messages) -> str:
     """What Ollama makes of a template of `Turns`: ``range``, ``if``, ``else if``, ``.Content`` and strings."""
     has_system = any(message["role"] == "system" for message in messages)
-    parts = re.split(r"\{\{ (.*?) \}\}", template)
+    parts = re.split(r'\{\{ ("(?:[^"\\]|\\.)*"|.*?) \}\}', template)
     loop, close = parts.index("range .Messages"), len(parts) - 2 - parts[::-1][1::2].index("end") * 2
 
     def run(section: Sequence[str], message: Mapping[str, str] | None) -> str:
@@ -189,10 +189,42 @@ def modelfile(gguf_name: str, turns: Turns, stops: Sequence[str], generation: "G
     """The text of a Modelfile."""
     lines = [f"FROM ./{gguf_name}", f'TEMPLATE """{turns.template()}"""']
     if turns.default_system:
-        lines.append(f'SYSTEM """{turns.default_system}"""')
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+        system = _quoted(turns.default_system, '"""{}"""', "{}")
+        if system is None:
+            say("the default system message cannot be quoted in a Modelfile; the template writes it, without SYSTEM")
+        else:
+            lines.append(f"SYSTEM {system}")
+    for stop in stops:
+        quoted = _quoted(stop, '"{}"', '"""{}"""', "{}")
+        if quoted is None:
+            raise UserError(
+                f"--format ollama: the stop text {stop!r} cannot be quoted in a Modelfile; --format gguf writes the "
+                "model without one"
+            )
+        lines.append(f"PARAMETER stop {quoted}")
     values: dict[str, Any] = {ours: getattr(generation, name, None) for name, ours in PARAMETERS.items()}
     if generation.do_sample is False:
         values |= {"temperature": 0, "top_p": None, "top_k": None, "min_p": None}
-    lines += [f"PARAMETER {name} {value:g}" for name, value in values.items() if value is not None]
+    lines += [
+        f"PARAMETER {name} {value:g}" if isinstance(value, float) else f"PARAMETER {name} {value}"
+        for name, value in values.items()
+        if value is not None
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str, *forms: str) -> str | None:
+    """`text` in the first of `forms` that Ollama reads as it stands, or None.
+
+    A Modelfile knows no escapes. A value ends with its line, or if it begins with one or three quotes, with those; see
+    https://github.com/ollama/ollama/blob/main/parser/parser.go. Without quotes, spaces around it are lost.
+    """
+    for form in forms:
+        quote = form.partition("{}")[0]
+        if quote:
+            is_safe = quote not in text and not text.startswith('"') and not text.endswith('"')
+        else:
+            is_safe = text == text.strip() and not re.search(r"[\r\n]", text) and not text.startswith('"')
+        if is_safe:
+            return form.format(text)
+    return None

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hf_recipes.evaluation import report
+from hf_recipes.parsing import DEFAULTS
 from hf_recipes.training.public import public_ledger, public_name, public_settings
 from hf_recipes.usage import usage
 
@@ -152,7 +153,10 @@ def model_card(
         lines += ["```", report.comparison(before if max(by_step) else None, after), "```\n"]
     lines += _course(log_history)
     config = public_settings((home / "run_config.yaml").read_text(encoding="utf-8"), names)
-    lines += ["## Settings · 设置\n", "<details>\n", "```yaml", config.strip(), "```\n", "</details>"]
+    changed, _, defaults = config.partition(DEFAULTS)
+    lines += ["## Settings · 设置\n", "```yaml", changed.strip(), "```\n"]
+    lines += ["<details>\n<summary>All the others, as they are by default · 其余设置均为默认值</summary>\n"]
+    lines += ["```yaml", defaults.strip(), "```\n", "</details>"]
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,7 @@ from hf_recipes.training.checkpoints import MANIFEST, write_manifest
 from hf_recipes.training.model_card import merged_card, model_card, with_base, with_header
 from hf_recipes.training.public import (
     NAMES,
+    hub_names,
     is_merge,
     public_ledger,
     public_merge,
@@ -113,6 +114,9 @@ def _fill(target: Path, folder: Path, run: Path, address: Address, state_as: str
     names = _read(run / NAMES, lambda text: dict(json.loads(text))) if (run / NAMES).is_file() else {}
     bases = _bases(folder, run)
     shown = bases | {public_name(base, names) for base in bases}
+    for base in bases - names.keys():  # a whole path where the settings have a part of it
+        if os.path.exists(base):
+            names |= hub_names({"model_name_or_path": base})
     if address.base:
         names |= dict.fromkeys(bases, address.base)
     values = _in_json(partial(public_values, names=names))
@@ -129,7 +133,7 @@ def _fill(target: Path, folder: Path, run: Path, address: Address, state_as: str
         LEDGER: _in_json(partial(public_ledger, names=names)),
         MERGE: _in_json(partial(public_merge, names=names)),
         "README.md": card,
-        **dict.fromkeys((*CONFIGURATIONS, "trainer_state.json"), values),
+        **dict.fromkeys((*CONFIGURATIONS, "trainer_state.json", "metrics.json"), values),
     }
 
     def stage(path: Path, name: Path | str) -> None:

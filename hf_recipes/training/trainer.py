@@ -15,7 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainerCallback
 
-from hf_recipes.core.files import write_json
+from hf_recipes.core.files import share_weights, write_json
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.report import mean_loss
 from hf_recipes.models.quantization import is_quantized
@@ -378,6 +378,7 @@ class RunMixin:
         folder = Path(output_dir or self.args.output_dir)
         (folder / "training_args.bin").unlink(missing_ok=True)
         check_saved(self.accelerator.unwrap_model(self.model), folder, state_dict)
+        share_weights(folder)
 
     def _save_checkpoint(self, model, trial):
         start = time.monotonic()

@@ -94,6 +94,19 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path / "b") == ["out"] and os.listdir(tmp_path / "b/out") == ["x"]
 
 
+def test_weights_have_the_mode_of_other_files(tmp_path):
+    from safetensors.numpy import save_file
+
+    with files.new_folder(tmp_path / "out") as partial:
+        (partial / "config.json").touch()
+        (partial / "sub").mkdir()
+        for name in ("a.safetensors", "sub/b.safetensors"):
+            save_file({}, partial / name)
+    usual = (tmp_path / "out/config.json").stat().st_mode
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.safetensors", "config.json", "sub"]
+    assert all(path.stat().st_mode == usual for path in (tmp_path / "out").rglob("*.safetensors"))
+
+
 def test_what_a_killed_writer_left_is_removed_and_that_of_a_living_one_stays(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

@@ -174,6 +174,39 @@ def test_greedy_models_stay_greedy():
     assert "PARAMETER" not in modelfile("a.gguf", turns, [], GenerationConfig())
 
 
+@pytest.mark.parametrize(
+    ("system", "line"),
+    [
+        ("You are Tiny.\n你好", 'SYSTEM """You are Tiny.\n你好"""'),
+        ('Write """docstrings""" in code.', 'SYSTEM Write """docstrings""" in code.'),
+        ('Say "yes"', 'SYSTEM Say "yes"'),
+        ("{{ .System }}", 'SYSTEM """{{ .System }}"""'),
+        ('Write """docstrings"""\nin code.', None),
+        ('"', None),
+    ],
+)
+def test_a_system_message_is_read_back_whole_or_left_to_the_template(system, line, capsys):
+    turns = Turns(f"<s>{system}</s>", {"user": "Q"}, {"user": ""}, "A", system)
+    text = modelfile("a.gguf", turns, [], GenerationConfig())
+    rest = text.partition('{{ end }}{{ end }}A"""\n')[2]
+    assert rest == ("" if line is None else f"{line}\n")
+    assert ("the template writes it" in capsys.readouterr().out) is (line is None)
+    assert render(turns.template(), [{"role": "user", "content": "?"}]) == f"<s>{system}</s>Q?A"
+
+
+def test_stops_are_read_back_whole_or_refused():
+    turns = Turns("", {"user": "Q"}, {"user": ""}, "A")
+    stops = ["<|im_end|>", "\n\n问：", 'a"b', ' "', '"']
+    text = modelfile("a.gguf", turns, stops[:3], GenerationConfig(max_new_tokens=1_234_567))
+    assert text.split('"""\n', 1)[1] == (
+        'PARAMETER stop "<|im_end|>"\nPARAMETER stop "\n\n问："\nPARAMETER stop """a"b"""\n'
+        "PARAMETER num_predict 1234567\n"
+    )
+    for stop in stops[3:]:
+        with pytest.raises(UserError, match=r"the stop text '.*' cannot be quoted in a Modelfile"):
+            modelfile("a.gguf", turns, [stop], GenerationConfig())
+
+
 def test_bad_input(export, script, llama, model_dir, judge, tmp_path):
     out = tmp_path / "out"
 
