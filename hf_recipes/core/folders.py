@@ -48,27 +48,27 @@ class OutputFolder:
 
     Args:
         kind: of writer; a record of another kind counts as none.
-        former: the claims of versions whose record names no files.
+        former: the claims of versions whose record names no files: all that a writer of any version makes.
 
     Raises:
         UserError: `path` is a file.
     """
 
     def __init__(self, path: str | os.PathLike, kind: str, former: Iterable[str] = ()):
-        self.path, self.kind = Path(path), kind
+        self.path, self.kind, self.former = Path(path), kind, list(former)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output_dir {path}: this is a file")
-        self.record = self._read(list(former))
+        self.record = self._read()
 
-    def _read(self, former: list[str]) -> dict[str, Any] | None:
+    def _read(self) -> dict[str, Any] | None:
         path = self.path / RECORD
         if path.is_symlink() or not path.is_file():
             return None
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            return {name: record[name] for name in ("kind", "files", "claims", "launch")}
+            return {name: record[name] for name in ("kind", "launch", "files", "claims")}
         except (ValueError, TypeError, KeyError, OSError):
-            return {"kind": self.kind, "files": [], "claims": former, "launch": None} if former else None
+            return {"kind": self.kind, "launch": None, "files": [], "claims": self.former} if self.former else None
 
     @property
     def is_mine(self) -> bool:
@@ -119,15 +119,15 @@ class OutputFolder:
         write_json(self.path / RECORD, record, indent=1)
         self.record = record
 
-    def adopt(self, claims: Iterable[str]) -> None:
-        """Take the files that are there and that `claims` match for those of a former writer."""
-        self.record = {"kind": self.kind, "launch": None, "files": [], "claims": list(claims)}
+    def adopt(self) -> None:
+        """Take the files that are there and that the claims of former versions match for those of a writer."""
+        self.record = {"kind": self.kind, "launch": None, "files": [], "claims": self.former}
 
     def check_links(self) -> None:
-        """Raise UserError where a link stands in the place of a file or folder that the record calls its writer's."""
+        """Raise UserError where a link stands in the place of a file or folder that a writer makes or has made."""
         if not self.is_mine:
             return
-        files, claims = self.record["files"], self.record["claims"]
+        files, claims = self.record["files"], [*self.record["claims"], *self.former]
         for name in self.names():
             is_own = self._is_claimed(claims, name) or any(f"{file}/".startswith(f"{name}/") for file in files)
             if is_own and (self.path / name).is_symlink():

@@ -127,7 +127,7 @@ def check_output_dir(folder: OutputFolder, args: "RunArguments", use_lora: bool)
     if args.overwrite_output_dir:
         folder.check_links()
     elif not folder.is_mine and (path / SETTINGS).is_file() and any(path.glob("checkpoint-*/trainer_state.json")):
-        folder.adopt(ALL)  # a copy of a run's folder, without the record
+        folder.adopt()  # a copy of a run's folder, without the record
     others = folder.others((*while_training(args), *END, *TOKENIZER, *(ADAPTER if use_lora else MODEL)))
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
