@@ -578,9 +578,17 @@ class PretrainArguments(RunArguments, TrainingArguments):
 def _ready_deepspeed(args: TrainingArguments) -> None:
     import deepspeed
 
+    if args.fp16 and not deepspeed.get_accelerator().is_fp16_supported():
+        raise ValueError("--fp16: this device does not compute in float16 under DeepSpeed; leave --fp16 out")
     if args.use_cpu and args.device is not None:  # accelerate has started gloo, of which DeepSpeed does not know yet
         deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    zero = args.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    config = args.deepspeed_plugin.deepspeed_config
+    zero = config["zero_optimization"]
+    if args.deepspeed_plugin.zero_stage == 0:
+        raise ValueError("--deepspeed: ZeRO stage 0 spreads nothing; leave --deepspeed out, or see configs/deepspeed")
+    # Without these an update that is not finite would reach the weights.
+    config.setdefault("bf16", {})["check_grad_overflow"] = True
+    zero.pop("compute_grad_norm", None)
     if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
         compile_kernels(["CPUAdamBuilder"])
     if args.deepspeed_plugin.zero_stage == 3:

@@ -48,9 +48,12 @@ class _StepEnd(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.first_step = state.global_step
         self.trainer._start_clock(state.global_step)
+        if self.trainer.is_deepspeed_enabled:
+            self.trainer._ready_engine()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer._beat()
+        self.trainer._catch_up()
         # So that the log has every step, also of a run that goes on from this checkpoint: see `mean_loss`.
         control.should_log |= control.should_save or state.global_step >= state.max_steps
         if self.trainer._stop_agreed:
@@ -94,6 +97,7 @@ class RunMixin:
         self._doing = "the first batch"
         self._micro_batches: list[tuple[dict, torch.Tensor]] = []
         self._nonfinite_in_a_row = self._nonfinite_since_log = 0
+        self._schedule_is_behind = False
         self._new_tokens = self._unlogged_tokens = 0
         # When the running interval of the log began, and how much of it went into evaluations and saves.
         self._clock, self._paused, self._logged_step = time.monotonic(), 0.0, 0
@@ -266,20 +270,72 @@ class RunMixin:
         return places_of(self.data_rows, [row for inputs in batches for row in sequences(inputs)])
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Upstream's last call before the optimizer's step: without gradients that step changes nothing."""
+        """Upstream's last call before the optimizer's step: without gradients that step changes nothing.
+
+        DeepSpeed has stepped by then, or left the step out: see `_ready_engine`.
+        """
         norm = super()._get_grad_norm(model, grad_norm)
         batches, self._micro_batches = self._micro_batches, []
         losses = torch.stack([loss.float() for _, loss in batches])
-        finite = losses.isfinite().all() if norm is None else losses.isfinite().all() & torch.as_tensor(norm).isfinite()
-        if self.accelerator.scaler is not None:  # float16: its scaler leaves out updates by itself and lowers the scale
-            finite = losses.isfinite().all()
-        nonfinite, self._stop_agreed = self._agree(not finite, self._signal.name is not None)
-        if nonfinite:
-            model.zero_grad(set_to_none=True)
+        finite = norm is None or bool(torch.as_tensor(norm).isfinite())
+        if self.is_deepspeed_enabled:
+            finite = self.deepspeed.was_step_applied()
+        bad_loss, bad_gradient, self._stop_agreed = self._agree(
+            not losses.isfinite().all(), not finite, self._signal.name is not None
+        )
+        if not (bad_loss or bad_gradient):
+            self._nonfinite_in_a_row = 0
+        elif bad_loss or not self._scale_can_fall():
+            if self.is_deepspeed_enabled:
+                self._schedule_is_behind = True
+            else:
+                model.zero_grad(set_to_none=True)
             self._leave_out(batches, losses)
         else:
-            self._nonfinite_in_a_row = 0
+            rows = self._named([inputs for inputs, _ in batches])
+            say(
+                f"step {self.state.global_step + 1}: the gradient is too large for float16's loss scale, which is "
+                f"lowered; this update is left out. Rows: {rows}"
+            )
         return norm
+
+    def _ready_engine(self) -> None:
+        """Have DeepSpeed, which steps inside of `backward`, leave out each update that is not finite.
+
+        It looks at gradients alone, so that a loss that is not finite is given a gradient that is not either, which
+        the reduction brings to all processes.
+        """
+        backward = self.accelerator.backward
+
+        def spread(loss, **kwargs):
+            backward(loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan), **kwargs)
+
+        self.accelerator.backward = spread
+        # At the smallest scale an update counts as one that is not finite; DeepSpeed would end the run there.
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        if getattr(scaler, "dynamic", False):
+            scaler.raise_error_at_min_scale = False
+
+    def _catch_up(self) -> None:
+        """Upstream steps no schedule where DeepSpeed left a step out; a step's rate is to be the same without it."""
+        if self._schedule_is_behind:
+            (self.deepspeed.lr_scheduler or self.lr_scheduler).step()
+            self._schedule_is_behind = False
+
+    def _scale_can_fall(self) -> bool:
+        """Whether float16's loss scale, which begins too large, may be why a gradient is not finite."""
+        if self.is_deepspeed_enabled:
+            scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+            return getattr(scaler, "dynamic", False) and scaler.cur_scale > scaler.min_scale
+        return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
+
+    def _named(self, batches: list[dict]) -> str:
+        """The rows of `batches` of all processes."""
+        from accelerate.utils import gather_object
+
+        places = gather_object(self.places_in(batches))
+        more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
+        return ", ".join(places[:MAX_NAMED]) + more
 
     def _leave_out(self, batches: list[tuple[dict, torch.Tensor]], losses: torch.Tensor) -> None:
         from accelerate.utils import gather_object
@@ -288,14 +344,10 @@ class RunMixin:
         self._nonfinite_since_log += 1
         bad = [inputs for (inputs, _), loss in zip(batches, losses, strict=True) if not loss.isfinite()]
         finite_loss = not any(gather_object([bool(bad)]))
-        suspects = [inputs for inputs, _ in batches] if finite_loss else bad
-        places = gather_object(self.places_in(suspects))
-        named = ", ".join(places[:MAX_NAMED]) + (
-            f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
-        )
+        rows = self._named([inputs for inputs, _ in batches] if finite_loss else bad)
         what = "gradient" if finite_loss else "loss"
         limit = self.args.max_nonfinite_steps
-        say(f"step {self.state.global_step + 1}: the {what} is not finite; this update is left out. Rows: {named}")
+        say(f"step {self.state.global_step + 1}: the {what} is not finite; this update is left out. Rows: {rows}")
         if self._nonfinite_in_a_row >= limit:
             raise UserError(
                 f"{limit} updates in a row had a {what} that is not finite (--max_nonfinite_steps {limit}); the "

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conftest import json_files, same, weights, write_jsonl, write_pairs
+from conftest import ROOT, json_files, same, weights, write_jsonl, write_pairs
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_tokenizer
 from hf_recipes.training.model import build_model
@@ -84,6 +84,108 @@ def test_row_09_packed_rows_are_named_too(forks, settings, tmp_path):
     assert run.code == 0, run.err
     [line] = printed(run, "not finite")
     assert "train.json:18" in line and line.count("train.json:") < 8
+
+
+# So that float16 is tried on a processor that has no instructions for it; torch computes in it, if slowly.
+FP16 = "import deepspeed\ntype(deepspeed.get_accelerator()).is_fp16_supported = lambda self: True\n"
+DTYPES = {"fp32": ["--bf16", "False"], "bf16": ["--bf16", "True"], "fp16": ["--fp16", "True"]}
+
+
+@pytest.fixture(scope="module")
+def plain(forks, settings, tmp_path_factory):
+    """What a run without DeepSpeed makes of a batch that is not finite: its log and weights."""
+    output = tmp_path_factory.mktemp("plain")
+    run = forks.run(*settings, "--output_dir", output, "--max_steps", 6, before=SPOIL % ("标准17：", "nan"))
+    assert run.code == 0, run.err
+    return log_of(output, 6), weights(output)
+
+
+def log_of(output, step) -> list[dict]:
+    log = json.loads((output / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
+    return [entry for entry in log if "learning_rate" in entry]
+
+
+def zero(stage, tmp_path, **fp16) -> list[str]:
+    config = json.loads((ROOT / f"configs/deepspeed/zero{stage}.json").read_text())
+    config["fp16"] |= fp16
+    (tmp_path / "zero.json").write_text(json.dumps(config))
+    return ["--deepspeed", str(tmp_path / "zero.json")]
+
+
+def check_left_out(forks, settings, plain, tmp_path, stage, dtype, value="nan", world=1):
+    output = tmp_path / "run"
+    output.mkdir(parents=True)
+    argv = [*settings, "--output_dir", output, *zero(stage, tmp_path), *DTYPES[dtype], "--max_steps", 6]
+    argv += ["--per_device_train_batch_size", 2 // world, "--gradient_accumulation_steps", 2, "--save_steps", 1]
+    run = forks.run(*argv, world=world, before=FP16 + SPOIL % ("标准17：", value))
+    assert run.code == 0, run.err
+    [line] = printed(run, "this update is left out")
+    assert f"the {'loss' if value == 'nan' else 'gradient'} is not finite" in line and "train.json:18" in line
+    step = int(line.split()[1].rstrip(":"))
+    before, after, later = (weights(output / f"checkpoint-{number}") for number in (step - 1, step, step + 1))
+    assert same(before, after) and not same(after, later)
+    log, trained = plain
+    exact, own = dtype == "fp32", log_of(output, 6)
+    assert [entry["learning_rate"] for entry in own] == [entry["learning_rate"] for entry in log]
+    if value == "nan":
+        losses = [[entry["loss"] for entry in entries] for entries in (own, log)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4 if exact else 1e-2, nan_ok=True)
+    if exact:  # so the optimizer's moments are as if the batch had not been
+        assert all(torch.allclose(tensor, trained[key], atol=1e-4) for key, tensor in weights(output).items())
+    return run
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(1, "bf16"), (2, "fp16"), (3, "fp32")])
+def test_row_28_deepspeed_leaves_out_what_is_not_finite(forks, settings, plain, tmp_path, stage, dtype):
+    check_left_out(forks, settings, plain, tmp_path, stage, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_row_28_every_stage_and_dtype(forks, settings, plain, tmp_path, stage, dtype):
+    check_left_out(forks, settings, plain, tmp_path / "nan", stage, dtype, world=2)
+    if dtype != "fp16":  # there it may be the scale's fault
+        check_left_out(forks, settings, plain, tmp_path / "gradient", stage, dtype, value="1e37")
+
+
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_row_28_float16_searches_its_scale(forks, settings, tmp_path, stage):
+    """It begins too large; that ends no run. At the smallest scale the gradient itself is what is not finite."""
+    argv = [*settings, *DTYPES["fp16"], "--max_steps", 12, "--output_dir"]
+    scale = {"initial_scale_power": 24, "hysteresis": 1}
+    search = [*argv, tmp_path / "search", "--max_nonfinite_steps", 1]
+    run = forks.run(*search, *zero(stage, tmp_path, **scale), before=FP16)
+    assert run.code == 0, run.err
+    lines = printed(run, "too large for float16's loss scale, which is lowered; this update is left out. Rows: ")
+    assert 1 <= len(lines) < 12 and not printed(run, "is not finite") and all("train.json:" in line for line in lines)
+    losses = [entry["loss"] for entry in log_of(tmp_path / "search", 12)]
+    assert losses[-1] < losses[0] - 0.1
+
+    run = forks.run(*argv, tmp_path / "stop", *zero(stage, tmp_path, **scale, min_loss_scale=2**24), before=FP16)
+    assert run.code == 1 and "Traceback" not in run.err, run.err
+    assert "error: 3 updates in a row had a gradient that is not finite (--max_nonfinite_steps 3)" in run.err
+    assert len(printed(run, "step 3: the gradient is not finite; this update is left out. Rows: ")) == 1
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(3, "fp16")])
+def test_row_28_the_run_ends_with_the_weights_as_they_were(forks, settings, tmp_path, stage, dtype):
+    late = SPOIL.replace("if any", "if self.state.global_step >= 1 and any") % ("标准", "nan")
+    argv = [*settings, "--output_dir", tmp_path / "run", *DTYPES[dtype], "--save_steps", 1]
+    run = forks.run(*argv, *zero(stage, tmp_path), before=FP16 + late)
+    assert run.code == 1 and "error: 3 updates in a row had a loss that is not finite" in run.err
+    assert "Traceback" not in run.err and len(printed(run, "not finite")) == 3
+    assert same(*(weights(tmp_path / "run" / f"checkpoint-{step}") for step in (1, 3)))
+
+
+def test_deepspeed_settings_that_would_let_them_through(forks, settings, tmp_path):
+    """float16 where the device has none, and no ZeRO: refused before anything is loaded."""
+    forbid = FP16.replace("True", "False")
+    run = forks.run(*settings, "--output_dir", tmp_path / "run", "--fp16", "True", *zero(2, tmp_path), before=forbid)
+    assert run.code == 1 and run.err.startswith("error: --fp16: this device does not compute in float16"), run.err
+    (tmp_path / "none.json").write_text(json.dumps({"zero_optimization": {"stage": 0}}))
+    run = forks.run(*settings, "--output_dir", tmp_path / "run", "--deepspeed", tmp_path / "none.json")
+    assert run.code == 1 and "--deepspeed: ZeRO stage 0 spreads nothing" in run.err, run.err
 
 
 def test_row_10_accumulation_is_the_same_as_a_larger_batch(forks, settings, tmp_path):
