@@ -1,0 +1,102 @@
+"""Mixtures of experts: what a run's default LoRA trains, all commands load, and the merged model says the same."""
+
+import json
+import re
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from conftest import build_tokenizer, write_jsonl
+from hf_recipes.arguments import ModelArguments, SFTArguments
+from hf_recipes.models.adapters import attach_lora, load_adapter, read_lora_config
+from hf_recipes.models.loading import load_model
+from hf_recipes.models.merging import MergeArguments, merge
+from hf_recipes.models.saving import check_saved
+from hf_recipes.training.estimate import Batch, estimate, skeleton
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES |= {"intermediate_size": 16, "num_experts_per_tok": 2, "eos_token_id": 2, "pad_token_id": 0}
+GROUPS = {"moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+LATENT = {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 8}
+FAMILIES = {
+    "qwen3_moe": {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4},
+    "deepseek_v3": {**GROUPS, **LATENT, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "n_shared_experts": 1},
+    "glm4_moe": {**GROUPS, "head_dim": 8, "n_shared_experts": 1},
+    "mixtral": {"head_dim": 8, "num_local_experts": 4},
+    "gpt_oss": {"head_dim": 8, "num_local_experts": 4},
+}
+
+
+def make_base(folder, kind: str) -> str:
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **FAMILIES[kind]}, vocab_size=len(tokenizer))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def opened(base: str):
+    return load_model(ModelArguments(base, dtype="float32"), trains_all=False, bf16=False).eval()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_default_lora_is_loaded_merged_and_estimated(tmp_path, kind):
+    base, ids = make_base(tmp_path / "base", kind), torch.arange(40).view(2, 20) + 5
+    model = attach_lora(opened(base), read_lora_config(None), None, []).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1.0)
+    for _ in range(2):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    has_experts = any(".experts.base_layer.lora_B" in name for name, _ in model.named_parameters())
+    assert has_experts is (kind != "gpt_oss")  # PEFT's "all-linear" has none of gpt_oss' experts
+    model.save_pretrained(tmp_path / "adapter")
+    check_saved(model, tmp_path / "adapter")
+    build_tokenizer().save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+        ours = load_adapter(opened(base), str(tmp_path / "adapter"))
+        ours = load_adapter(ours, str(tmp_path / "adapter"), name="second")
+        for name in ("default", "second"):
+            ours.set_adapter(name)
+            assert torch.allclose(ours(ids).logits, expected, atol=1e-5)
+        plain = PeftModel.from_pretrained(opened(base), tmp_path / "adapter")
+        assert torch.allclose(plain(ids).logits, expected, atol=1e-5)
+        assert not torch.allclose(opened(base)(ids).logits, expected, atol=1e-3)
+        merge(MergeArguments([str(tmp_path / "adapter")], str(tmp_path / "merged"), model_name_or_path=base))
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        assert torch.allclose(merged(ids).logits, expected, atol=1e-5)
+
+    args = SFTArguments(output_dir=str(tmp_path / "run"), report_to="none", bf16=False)
+    how = {
+        "config": AutoConfig.from_pretrained(base),
+        "tokenizer": build_tokenizer(),
+        "added_tokens": [],
+        "bf16": False,
+    }
+    memory = estimate(skeleton(ModelArguments(base, dtype="float32"), **how), Batch(2, 16, 4), args)
+    assert memory.trained == sum(p.numel() for p in trained) and memory.parts["activations"] > 0
+
+
+def test_a_run_of_it_evaluates_by_generation_and_is_estimated(forks, tmp_path):
+    """Prompts of several lengths, while TRL trains the balance of the experts; the whole model generates after it."""
+    base = make_base(tmp_path / "base", "qwen3_moe")
+    rows = [{"instruction": "问题" * (i % 3 + 1), "output": "好的"} for i in range(8)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    argv = ["--model_name_or_path", base, "--train_file", file, "--validation_file", file, "--max_steps", 2]
+    argv += ["--report_to", "none", "--logging_steps", 1, "--max_new_tokens", 4, "--output_dir", tmp_path / "run"]
+    dry = forks.run(*argv, "--dry_run")
+    assert dry.code == 0 and re.search(r"^memory .* a device, estimated", dry.out, re.MULTILINE)
+    assert "Traceback" not in dry.err and "_subclasses" not in dry.err
+    run = forks.run(*argv, "--use_lora", "False")
+    assert run.code == 0, run.err
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "trainer_state.json").read_text())
+    assert any("aux_loss" in entry for entry in state["log_history"])
+    assert len((tmp_path / "run" / "predictions" / "step-2.jsonl").read_text().splitlines()) == 8
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    assert model.generate(mask + 5, attention_mask=mask, max_new_tokens=2).shape[0] == 2
