@@ -7,8 +7,6 @@ approximation.
 """
 
 import os
-import shutil
-import socket
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +17,13 @@ import torch
 from safetensors import SafetensorError
 
 from hf_recipes import __version__
+from hf_recipes.core.files import new_folder, write_text
 from hf_recipes.errors import UserError, say
 from hf_recipes.models import merged
 from hf_recipes.models.adapters import load_adapter, read_adapter_config
 from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments, has_accelerator, load_config, make_savable, stop_at_eos
 from hf_recipes.models.parity import answer, compare, default_tolerance, parity_prompts
-from hf_recipes.processes import remove_abandoned
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -109,11 +107,9 @@ def merge(args: MergeArguments) -> Path:
     if merged.is_done(target, request):
         say(f"{target}: this merge is done already; nothing is changed")
         return target
-    remove_abandoned(target.parent, f"{target.name}.partial-")
     quantized = next(filter(None, (merged.training_quantization(Path(path)) for path in args.peft_path)), None)
     if quantized:
         say(f"the adapter was trained on the base in {quantized}; it is merged into the base's full weights")
-    partial = target.with_name(f"{target.name}.partial-{socket.gethostname()}-{os.getpid()}")
     record = {
         "base": {"name": merged.shown_name(base.model_name_or_path), "revision": base.model_revision},
         "adapters": adapters,
@@ -121,20 +117,14 @@ def merge(args: MergeArguments) -> Path:
         "quantized_in_training": quantized,
     }
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-        record |= _write(args, sources, partial)
-        record |= {"versions": _versions(), "request": request}
-        (partial / "README.md").write_text(
-            merged.card(record, target.resolve().name, sources.is_reward), encoding="utf-8"
-        )
-        record["files"] = merged.file_hashes(partial, ["*"])
-        merged.write_record(partial, record)
-        os.replace(partial, target)
+        with new_folder(target) as partial:
+            record |= _write(args, sources, partial)
+            record |= {"versions": _versions(), "request": request}
+            write_text(partial / "README.md", merged.card(record, target.resolve().name, sources.is_reward))
+            record["files"] = merged.file_hashes(partial, ["*"])
+            merged.write_record(partial, record)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--output_dir {target}: cannot be written ({error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
