@@ -208,8 +208,8 @@ class Generation:
         return len(self.prompts)
 
     def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished` and
-        `is_finite` (see `Continuation`)."""
+        """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`;
+        `is_finite` where it is False (see `Continuation`)."""
         ids = [self.prompts[unit].ids for unit in units]
         records: list[Record] = [{}] * len(units)
         for batch, found in continue_batches(
@@ -234,8 +234,9 @@ class Generation:
                     "meta": prompt.meta,
                     "tokens": continuation.tokens,
                     "finished": continuation.finished,
-                    "is_finite": continuation.is_finite,
                 }
+                if not continuation.is_finite:
+                    records[index]["is_finite"] = False
         return records
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_recipes import __version__
-from hf_recipes.core.files import new_folder, writing
+from hf_recipes.core.files import new_folder, write_text, writing
 from hf_recipes.errors import UserError, say
 from hf_recipes.models import merged
 from hf_recipes.models.adapters import load_adapter, read_adapter_config
@@ -118,9 +118,7 @@ def merge(args: MergeArguments) -> Path:
     with writing(f"--output_dir {target}"), new_folder(target) as partial:
         record |= _write(args, sources, partial)
         record |= {"versions": _versions(), "request": request}
-        (partial / "README.md").write_text(
-            merged.card(record, target.resolve().name, sources.is_reward), encoding="utf-8"
-        )
+        write_text(partial / "README.md", merged.card(record, target.resolve().name, sources.is_reward))
         record["files"] = merged.file_hashes(partial, ["*"])
         merged.write_record(partial, record)
     return target

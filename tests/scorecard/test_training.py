@@ -1,5 +1,7 @@
 """Rows 9 to 11 of the reliability scorecard: what the optimizer sees. Row 12 is in tests/data/test_tokenize.py."""
 
+import json
+
 import pytest
 import torch
 
