@@ -20,7 +20,8 @@ class Answers(Generation):
 
     Args:
         scores: ``rouge`` (ROUGE-1/2/L, BLEU-4, chrF, exact match, distinct-1/2, length ratio), ``accuracy`` (over the
-            rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task), ``generation``
+            rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task, and a lenient
+            one), ``generation``
             (length and share of finished answers, and ROUGE where there are references); by default those that fit.
         rewards: what the answers are worth, beside the scores.
 
@@ -103,8 +104,9 @@ class Answers(Generation):
                 for r in compared
             ]
             result = score_rows(rows)
-            found["promptcblue"] = result.average
-            found |= {f"promptcblue/{name}": task.score for name, task in result.tasks.items()}
+            found |= {"promptcblue": result.average, "promptcblue_lenient": result.lenient_average}
+            for name, task in result.tasks.items():
+                found |= {f"promptcblue/{name}": task.score, f"promptcblue_lenient/{name}": task.lenient}
         if "generation" in self.scores and records:
             for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
                 found[name] = sum(record[key] for record in records) / len(records)

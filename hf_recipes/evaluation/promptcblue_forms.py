@@ -3,6 +3,7 @@
 `hf_recipes.evaluation.promptcblue` describes the tasks and their sources.
 """
 
+import ast
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,80 @@ def _events(text: str, labels: Sequence[str]) -> Answer | None:
     return answer or None
 
 
+def read_causes(text: str) -> list[dict[str, Any]]:
+    """Triples line by line under the heading of their relation; an object of 条件关系 is a triple itself."""
+    answer: list[dict[str, Any]] = []
+    predicate = None
+    headings = {"因果关系三元组如下": "因果关系", "条件关系三元组": "条件关系", "上下位关系": "上下位关系"}
+    for line in map(str.strip, text.split("\n")):
+        heading = next((words for words in headings if words in line), None)
+        if heading:
+            predicate = headings[heading]
+            continue
+        if "给定的文本没有指定关系的三元组" in line:
+            break
+        try:
+            subject = line.split("头实体：")[1].split("；尾实体：")[0]
+            if predicate == "条件关系":
+                inner = line.split("；尾三元组：")[1]
+                tail: Any = {
+                    "predicate": inner.split("；关系：")[1],
+                    "subject": inner.split("头实体：")[1].split("；尾实体：")[0],
+                    "object": inner.split("；尾实体：")[1].split("；关系：")[0],
+                }
+                if tail["predicate"] != "因果关系":
+                    continue
+            else:
+                tail = line.split("；尾实体：")[1]
+        except IndexError:
+            continue
+        answer.append({"predicate": predicate, "subject": subject, "object": tail})
+    return answer
+
+
+def _causes(text: str, labels: Sequence[str]) -> Answer | None:
+    text = text.replace(":", "：").replace(";", "；").replace("；\n", "\n")
+    answer = read_causes(text)
+    return answer if answer or "关系" in text else None
+
+
+def read_tree(text: str) -> list[dict[str, Any]]:
+    """The nodes of a decision tree in preorder, a line each."""
+    nodes = []
+    for line in text.split("\n"):
+        role, relation, triples = (line.split(mark) for mark in ("：role=", "；logical_rel=", "；triples="))
+        if "根据给定的指南文本抽取的诊疗决策树" in line or len(role) < 2:
+            continue
+        nodes.append(
+            {
+                "role": role[1].split("；logical_rel=")[0],
+                "logical_rel": relation[1].split("；triples=")[0] if len(relation) > 1 else "null",
+                "triples": _read_triples(triples[1]) if len(triples) > 1 else [],
+            }
+        )
+    return nodes
+
+
+def _read_triples(text: str) -> list[tuple[str, str, str]]:
+    """Triples of a Python list; what else stands in it is left out."""
+    try:
+        values = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return []
+    triples = values if isinstance(values, list) else []
+    return [
+        tuple(triple)
+        for triple in triples
+        if isinstance(triple, list | tuple) and len(triple) == 3 and all(isinstance(part, str) for part in triple)
+    ]
+
+
+def _tree(text: str, labels: Sequence[str]) -> Answer | None:
+    parts = [line.partition("triples=") for line in re.sub(r"\s*=\s*", "=", text).split("\n")]
+    wide = [head.replace(":", "：").replace(";", "；").replace(" ", "") + mark + rest for head, mark, rest in parts]
+    return read_tree("\n".join(wide)) or None
+
+
 def _terms(text: str, labels: Sequence[str]) -> Answer | None:
     parts, answer = _items(_first_line(text.rpartition("\n")[2])), []
     hit = not labels
@@ -163,11 +238,13 @@ _FINDINGS = """
 已有症状疾病或者假设未来可能发生的疾病等 未患有症状疾病 没有回答、不知道、回答不明确或者模棱两可不好推断
 无实际意义的不标注或者和病人当前的状态独立不标注
 """
+_SPO = Task(_triples, "micro-F1", nothing="没有指定类型的三元组")
 _NER = Task(_entities, "micro-F1", lead="上述句子中的实体包含", nothing="上述句子没有指定类型实体")
 
 TASKS = {
     "CMeEE-V2": _NER,
-    "CMeIE": Task(_triples, "micro-F1", nothing="没有指定类型的三元组"),
+    "CMeIE": _SPO,
+    "CMeIE-V2": _SPO,
     "CHIP-CDEE": Task(_events, "micro-F1", lead="上述句子中的临床发现事件如下"),
     "CHIP-CDN": Task(_terms, "micro-F1", nothing="没有对应的标准化实体"),
     "CHIP-CTC": Task(_label, "macro-F1", labels=_CRITERIA, other=True),
@@ -182,6 +259,8 @@ TASKS = {
     "IMCS-V2-MRG": Task(_report, "ROUGE-L", lead="上述问诊对话的诊疗报告如下"),
     "MedDG": Task(_reply, "ROUGE-L"),
     "CHIP-MDCFNPC": Task(_statuses, "micro-F1", lead="上述对话中临床发现实体以及其阴阳性判别如下", labels=_FINDINGS),
+    "CMedCausal": Task(_causes, "micro-F1", nothing="给定的文本没有指定关系的三元组"),
+    "Text2DT": Task(_tree, "edit ratio"),
 }
 
 
@@ -212,5 +291,9 @@ def parse(task_dataset: str, text: str, *, choices: Sequence[str] | str | None =
         text = text.removeprefix(task.lead).lstrip("：: \t\n")
         if finds and not text:
             return []
-    labels = tuple((choices.split("，") if isinstance(choices, str) else choices) or task.labels.split())
+    labels = read_choices(choices) or tuple(task.labels.split())
     return task.parse(text, (*labels, OTHER) if task.other else labels)
+
+
+def read_choices(choices: Sequence[str] | str | None) -> tuple[str, ...]:
+    return tuple(choices.split("，") if isinstance(choices, str) and choices else choices or ())

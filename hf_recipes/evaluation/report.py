@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
     from hf_recipes.evaluation.statistics import Paired
 
-SHOWN = ("accuracy", "promptcblue", "rouge1", "rouge2", "rougeL", "bleu4", "loss", "perplexity", "bits_per_character")
+SHOWN = ("accuracy", "promptcblue", "promptcblue_lenient", "rouge1", "rouge2", "rougeL", "bleu4")
+SHOWN += ("loss", "perplexity", "bits_per_character")
 SHOWN += ("difference_mean", "difference_std", "reward", "rewards/model_positive")
 SHOWN += ("rewards/accuracies", "rewards/margins")
 TITLES = {
     "promptcblue": "PromptCBLUE",
+    "promptcblue_lenient": "PromptCBLUE, read leniently",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hf_recipes.errors import UserError
+from hf_recipes.evaluation import promptcblue_official as official
 from hf_recipes.evaluation.promptcblue import TASKS, parse, score_rows, submission
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +48,8 @@ EXTRACTION = {
         "主体词：咳嗽；发生状态：否定；描述词：；解剖部位：",
         (1 / 2, 1 / 2, 1 / 2),
     ),
-    # Right: 足癣; too much: 手癣 and a term that was not offered; missed: 湿疹.
-    "CHIP-CDN": ("足癣，湿疹", ["足癣", "手癣", "湿疹", "痤疮"], "足癣，手癣，荨麻疹", (1 / 3, 1 / 2, 2 / 5)),
+    # Right: 足癣; too much: 手癣; missed: 湿疹. The benchmark leaves out 荨麻疹, which was not offered.
+    "CHIP-CDN": ("足癣，湿疹", ["足癣", "手癣", "湿疹", "痤疮"], "足癣，手癣，荨麻疹", (1 / 2, 1 / 2, 1 / 2)),
     # Right: 头痛; 恶心 has the wrong status; missed: 呕吐.
     "IMCS-V2-SR": (
         f"当前对话中的症状及其阴阳性判断为：\n头痛：{HAS}\n恶心：{HAS_NOT}\n呕吐：{UNCLEAR}",
@@ -64,6 +65,24 @@ EXTRACTION = {
         (1 / 2, 1 / 2, 1 / 2),
     ),
 }
+
+EXTRACTION["CMeIE-V2"] = EXTRACTION["CMeIE"]
+# Right: the cause; the condition is of another cause; missed: the kind.
+EXTRACTION["CMedCausal"] = (
+    "因果关系三元组如下：\n头实体：感染；尾实体：发热\n"
+    "条件关系三元组如下：\n头实体：儿童；尾三元组：头实体：感染；尾实体：发热；关系：因果关系\n"
+    "上下位关系三元组如下：\n头实体：感染；尾实体：肺炎",
+    None,
+    "因果关系三元组如下：\n头实体：感染；尾实体：发热\n"
+    "条件关系三元组如下：\n头实体：儿童；尾三元组：头实体：着凉；尾实体：发热；关系：因果关系",
+    (1 / 2, 1 / 3, 2 / 5),
+)
+TREE = (
+    "根据给定的指南文本抽取的诊疗决策树如下：\n"
+    "节点1：role=C；logical_rel=null；triples=[['患者', '临床表现', 'Fever']]\n"
+    "节点2：role=D；logical_rel=null；triples=[['患者', '治疗药物', '甲']]\n"
+    "节点3：role=D；logical_rel=null；triples=[['患者', '治疗药物', '乙']]"
+)
 
 # Targets and predictions of four rows; score, precision, recall; accuracy.
 MACRO, WEIGHTED = "macro-F1", "weighted-F1"
@@ -86,7 +105,7 @@ REPORT = (
 TARGETS = (
     {name: (target, choices) for name, (target, choices, *_) in EXTRACTION.items()}
     | {name: (target, choices) for name, (choices, target, *_) in CLASSES.items()}
-    | {"IMCS-V2-MRG": (REPORT, None), "MedDG": ("您头晕多久了？", None)}
+    | {"IMCS-V2-MRG": (REPORT, None), "MedDG": ("您头晕多久了？", None), "Text2DT": (TREE, None)}
 )
 
 
@@ -105,32 +124,30 @@ def one(*rows):
     return score
 
 
-def test_all_sixteen_tasks_are_here():
-    assert len(TASKS) == 16 and set(TARGETS) == set(TASKS)
+def test_the_tasks_of_both_editions_are_here():
+    assert len(TASKS) == 16 + 3 and {"CMeIE", "CMeIE-V2", "CMedCausal", "Text2DT"} < set(TASKS) == set(TARGETS)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_target_itself_scores_one(name):
     target, choices = TARGETS[name]
     score = one(row(name, target, target, choices))
-    assert score.score == pytest.approx(1, abs=1e-6)
+    assert (score.score, score.lenient) == pytest.approx((1, 1), abs=1e-6)
     assert score.rows == 1 and score.unparsable == []
     assert score.metric == TASKS[name].metric
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "MedDG"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("MedDG", "Text2DT")])
 @pytest.mark.parametrize("prediction", ["", "我不太清楚，请去医院看看。"])
 def test_what_has_not_the_form_is_listed_and_scores_zero(name, prediction):
     target, choices = TARGETS[name]
     right, wrong = row(name, target, target, choices), row(name, target, prediction, choices, sample_id="dev-7")
     score = one(wrong)
-    assert score.score == 0 and score.unparsable == ["dev-7"]
+    assert score.lenient == 0 and score.unparsable == ["dev-7"]
     half = one(right, wrong)
     assert half.rows == 2 and half.unparsable == ["dev-7"]
     # All that was said is right and half of what is true was said: F1 2/3; a mean over texts is a half.
-    assert half.score == pytest.approx(1 / 2 if TASKS[name].metric == "ROUGE-L" else 2 / 3, abs=1e-6)
-    if half.accuracy is not None:
-        assert half.accuracy == 1 / 2
+    assert half.lenient == pytest.approx(1 / 2 if TASKS[name].metric == "ROUGE-L" else 2 / 3, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", EXTRACTION)
@@ -138,6 +155,8 @@ def test_extraction_by_hand(name):
     target, choices, prediction, expected = EXTRACTION[name]
     score = one(row(name, target, prediction, choices))
     assert (score.precision, score.recall, score.score) == pytest.approx(expected)
+    # A term that was not offered counts for `parse`.
+    assert score.lenient == pytest.approx(2 / 5 if name == "CHIP-CDN" else expected[2])
     assert score.unparsable == [] and score.accuracy is None
 
 
@@ -145,7 +164,7 @@ def test_extraction_by_hand(name):
 def test_instances_are_counted_over_all_rows(name):
     """Micro: hits, found and true of a perfect row and a half right one are added before anything is divided."""
     target, choices, prediction, _ = EXTRACTION[name]
-    true, said = (parse(name, text, choices=choices) for text in (target, prediction))
+    true, said = (official.read(name, text, choices or ()) for text in (target, prediction))
     hits = sum(item in true for item in said)
     score = one(row(name, target, target, choices), row(name, target, prediction, choices))
     assert score.precision == pytest.approx((len(true) + hits) / (len(true) + len(said)))
@@ -163,6 +182,93 @@ def test_classes_by_hand(name):
     # Three rows of a, all right, and one of b, said to be a: F1 6/7 and 0.
     score = one(*(row(name, true, a, choices) for true in (a, a, a, b)))
     assert score.score == pytest.approx(3 / 4 * 6 / 7 if metric == WEIGHTED else 6 / 7 / 2)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_text_that_is_no_class_is_one_of_its_own(name):
+    choices, a, b, metric = CLASSES[name]
+    rows = [row(name, true, said, choices) for true, said in ((a, a), (a, "不知道"), (b, b))]
+    score = one(*rows)
+    # a: 2 true, 1 hit, F1 2/3; b: 1; 不知道: 0, which no row has.
+    assert score.score == pytest.approx((2 / 3 + 1 + 0) / 3 if metric == MACRO else (2 * 2 / 3 + 1) / 3)
+    assert score.lenient == pytest.approx((2 / 3 + 1) / 2 if metric == MACRO else (2 * 2 / 3 + 1) / 3)
+    assert score.accuracy == 2 / 3 and score.unparsable == ["row 2"]
+    # Two texts are two classes, and a full stop makes a text of a class.
+    score = one(*rows, row(name, b, "不清楚", choices), row(name, b, f"{b}。", choices))
+    # a: 2/3; b: 3 true, 1 hit, F1 1/2; three texts.
+    assert score.score == pytest.approx((2 / 3 + 1 / 2) / 5 if metric == MACRO else (2 * 2 / 3 + 3 * 1 / 2) / 5)
+    # b: 3 true, 2 hits, F1 4/5.
+    assert score.lenient == pytest.approx((2 / 3 + 4 / 5) / 2 if metric == MACRO else (2 * 2 / 3 + 3 * 4 / 5) / 5)
+
+
+def test_an_empty_answer_is_the_first_class():
+    for name, first in official.FIRST_LABELS.items():
+        score = one(row(name, first, " "))
+        assert (score.score, score.lenient, score.unparsable) == (1, 0, ["row 1"]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "prediction", "choices"),
+    [
+        ("CMeEE-V2", "疾病实体：流感", "疾病实体:流感", ["疾病"]),
+        ("CHIP-CDN", "足癣", "足癣。", ["足癣"]),
+        ("CHIP-CDEE", "上述：\n主体词：咳嗽", "主体词：咳嗽", None),
+        ("IMCS-V2-SR", f"如下：\n头痛：{HAS}", f"头痛：{HAS}", [HAS]),
+        (
+            "CMedCausal",
+            "因果关系三元组如下：\n头实体：甲；尾实体：乙",
+            "因果关系三元组如下:\n头实体:甲;尾实体:乙",
+            None,
+        ),
+    ],
+)
+def test_the_benchmark_reads_to_the_letter(name, target, prediction, choices):
+    score = one(row(name, target, prediction, choices))
+    assert (score.score, score.lenient, score.unparsable) == (0, 1, [])
+
+
+def test_the_benchmarks_structures():
+    assert official.read("CHIP-MDCFNPC", "如下：\n头痛：有\n咳：嗽：有\n 发热 ：无", ["无"]) == [
+        {"entity": "头痛", "attr": "不标注"},
+        {"entity": "发热", "attr": "无"},
+    ]
+    assert official.read("CMeIE-V2", "具有病因关系的头尾实体对如下：头实体为甲，尾实体为乙。头实体为丙") == [
+        {"predicate": "病因", "subject": "甲", "object": "乙"}
+    ]
+    assert official.read("CHIP-CDEE", "如下：\n主体词：甲；描述词：乙， 丙；其他：丁\n") == [
+        {"主体词": "甲", "发生状态": "", "描述词": ["乙", "丙"], "解剖部位": []},
+        {"主体词": "", "发生状态": "", "描述词": [], "解剖部位": []},
+    ]
+    condition = "条件关系三元组如下：\n头实体：甲；尾三元组：头实体：乙；尾实体：丙；关系：因果关系\n头实体：没有尾"
+    [triple] = official.read("CMedCausal", condition)
+    assert triple["predicate"] == "条件关系"
+    assert triple["object"] == {"predicate": "因果关系", "subject": "乙", "object": "丙"}
+    broken = (
+        "：role=C；logical_rel=and；triples=[['a', 'b', 'c'], ['a', 'b']]\n：role=D；triples=__import__('os')\n说明"
+    )
+    assert official.read("Text2DT", broken) == [
+        {"role": "C", "logical_rel": "and", "triples": [("a", "b", "c")]},
+        {"role": "D；triples=__import__('os')", "logical_rel": "null", "triples": []},
+    ]
+    assert official.read("Text2DT", "没有") == [official.EMPTY_NODE]
+
+
+def test_trees_by_hand():
+    # A node with a triple stands for 2 + 1 edits: 9 of the target's tree, and as many of the prediction's.
+    assert one(row("Text2DT", TREE, TREE.replace("甲", "丙"))).score == pytest.approx(1 - 2 / 18)
+    assert one(row("Text2DT", TREE, TREE.replace("Fever", "FEVER"))).score == 1
+    assert one(row("Text2DT", TREE, TREE.replace("：", ": ").replace("；", "; "))).lenient == 1
+    # The root alone, as a decision: its role, and the role and the triple of each child.
+    lines = TREE.split("\n")
+    alone = lines[1].replace("role=C", "role=D")
+    assert one(row("Text2DT", TREE, alone)).score == pytest.approx(1 - 5 / 12)
+    # A condition with one child is no tree: below its root nothing is compared, and the child counts for the most.
+    assert one(row("Text2DT", TREE, "\n".join(lines[:3]))).score == pytest.approx(1 - 4 / 15)
+    # Two levels against one: the root's right child is a condition with two more below.
+    deep = [*lines[:3], lines[1], lines[2], lines[3]]
+    # Roles differ once (C for D), its triple is another (2), and two nodes more have a role and a triple each.
+    score = one(row("Text2DT", TREE, "\n".join(deep)))
+    assert score.score == pytest.approx(1 - (1 + 2 + 4) / (5 * 3 - 2 + 9))
 
 
 def test_a_class_is_one_of_the_choices_whatever_its_width():
@@ -189,7 +295,7 @@ def test_reports_are_compared_section_by_section():
     target = "\n".join(lines)
     prediction = "\n".join(lines[:5]) + "\n诊断：丙\n建议：丁"
     score = one(row("IMCS-V2-MRG", target, prediction), row("IMCS-V2-MRG", target, "主诉不明"))
-    assert score.score == pytest.approx(4 / 12, abs=1e-6) and score.unparsable == ["row 2"]
+    assert score.lenient == pytest.approx(4 / 12, abs=1e-6) and score.unparsable == ["row 2"]
 
 
 def test_replies_are_compared_by_characters():
@@ -198,7 +304,7 @@ def test_replies_are_compared_by_characters():
     # A word of letters or digits is one token: two of three.
     assert one(row("MedDG", "查 CRP 吧", "查wbc吧")).score == pytest.approx(2 / 3, abs=1e-6)
     score = one(row("MedDG", "多喝水", "多喝水"), row("MedDG", "多喝水", " "))
-    assert score.score == pytest.approx(1 / 2, abs=1e-6) and score.unparsable == ["row 2"]
+    assert score.lenient == score.score == pytest.approx(1 / 2, abs=1e-6) and score.unparsable == ["row 2"]
 
 
 def test_order_and_duplicates_do_not_count():
@@ -278,11 +384,11 @@ def test_names_keep_their_own_commas():
 def test_nothing_to_find_is_an_empty_answer(name, text):
     assert parse(name, text) == []
     score = one(row(name, text, text))
-    assert (score.score, score.unparsable) == (1, [])
-    assert one(row(name, text, "好的")).score == 0
+    assert (score.score, score.lenient, score.unparsable) == (0, 1, [])
+    assert one(row(name, text, "好的")).lenient == 0
     # What is found where there is nothing is wrong.
     target, choices = TARGETS[name]
-    assert one(row(name, text, target, choices)).score == 0
+    assert one(row(name, text, target, choices)).lenient == 0
 
 
 @pytest.mark.parametrize(
@@ -303,8 +409,7 @@ def test_other_forms_are_not_guessed_at(name, text):
 @pytest.mark.parametrize("name", EXTRACTION)
 def test_an_answer_that_repeats_itself_is_read_like_any_other(name):
     target, choices = TARGETS[name]
-    score = one(row(name, target, "\n".join([target] * 200), choices))
-    assert (score.precision, score.recall) == (1, 1)
+    assert one(row(name, target, "\n".join([target] * 200), choices)).lenient == 1
 
 
 @pytest.mark.parametrize(("name", "text"), [("CMeIE", "具有"), ("CMeEE-V2", "实体 "), ("CHIP-CDN", "甲，")])
@@ -321,7 +426,7 @@ def test_the_average_is_over_the_tasks_present():
     result = score_rows(rows)
     assert list(result.tasks) == ["CHIP-CDN", "KUAKE-IR"]
     assert [score.rows for score in result.tasks.values()] == [1, 2]
-    assert result.average == pytest.approx((2 / 5 + 1) / 2)
+    assert (result.average, result.lenient_average) == pytest.approx(((1 / 2 + 1) / 2, (2 / 5 + 1) / 2))
 
 
 def test_errors_name_the_row():
@@ -343,7 +448,7 @@ def test_submission_has_the_benchmarks_structure():
         row("CMeEE-V2", "", "不知道", ["疾病"], sample_id="test-2"),
         row("CHIP-CDN", "", "足癣", ["足癣", "手癣"], sample_id="test-3"),
         row("KUAKE-IR", "", "可能相关 ", ["相关", "不相关"], sample_id="test-4"),
-        row("IMCS-V2-MRG", "", "诊断：贫血", sample_id="test-5"),
+        row("IMCS-V2-MRG", "", "上述问诊对话的诊疗报告如下：\n诊断：贫血", sample_id="test-5"),
         row("IMCS-V2-MRG", "", "贫血", sample_id="test-6"),
         row("MedDG", "", "多喝水", sample_id="test-7"),
     ]
@@ -377,9 +482,9 @@ def test_public_samples_score_one_on_all_tasks():
     rows = [r | {"prediction": r["target"]} for name in ("train.json", "dev.json") for r in read(REAL / name)]
     result = score_rows(rows)
     assert {name: score.rows for name, score in result.tasks.items()} == Counter(r["task_dataset"] for r in rows)
-    assert set(result.tasks) == set(TASKS)
+    assert set(result.tasks) == set(TASKS) - {"CMeIE-V2", "CMedCausal", "Text2DT"}
     for score in result.tasks.values():
-        assert score.score == pytest.approx(1, abs=1e-6) and score.unparsable == []
+        assert (score.score, score.lenient) == pytest.approx((1, 1), abs=1e-6) and score.unparsable == []
     # A structure says nothing that its target does not.
     for r in rows:
         if TASKS[r["task_dataset"]].metric == "micro-F1":
