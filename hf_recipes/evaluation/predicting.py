@@ -3,12 +3,13 @@
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.ledger import Ledger, shown
 from hf_recipes.data.prompts import PromptReader
 from hf_recipes.data.records import Record
@@ -250,12 +251,14 @@ def write_submission(path: str | os.PathLike, column: str) -> Path:
     Thoughts are taken off an answer, and a row without one has an empty `target`.
     """
     target = Path(path).with_name(SUBMISSIONS["promptcblue"])
-    partial = target.with_name(f"{target.name}.partial")
-    with open(path, encoding="utf-8") as source, open(partial, "w", encoding="utf-8") as file:
+
+    def rows(source: Iterable[str]) -> Iterator[dict]:
         for line in source:
             row = json.loads(line)
             row.pop(problem_column(column), None)
             row["target"] = without_thoughts(row.pop(column) or "")
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, target)
+            yield row
+
+    with open(path, encoding="utf-8") as source:
+        write_jsonl(target, rows(source))
     return target
