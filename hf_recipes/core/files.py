@@ -41,7 +41,7 @@ _DISK_SIGNS = re.compile(
     r"file too large|disk quota|read-only file system|database or disk is full",
     re.IGNORECASE | re.DOTALL,
 )
-_LOCK = re.compile(r"\..+\.lock")  # as `lock_of` names them
+_LOCK = re.compile(r"\.(.+\.)?lock")  # as `lock_of` names them
 
 
 def disk_problem(error: BaseException | None) -> str | None:
