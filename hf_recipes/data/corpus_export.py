@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 from datatrove.pipeline.base import PipelineStep
 
-from hf_recipes.core.files import to_json
+from hf_recipes.core.files import new_folder, to_json
 from hf_recipes.data.corpus_steps import removals
 from hf_recipes.data.shards import DocumentEncoder, Shard, ShardWriter
 from hf_recipes.data.streams import CHUNK
@@ -57,9 +57,8 @@ def _encoder(folder: str, end_token: str | None, trust_remote_code: bool) -> Doc
 def save_tokenizer(encoder: DocumentEncoder, folder: Path) -> None:
     """Keep the tokenizer where other machines find it; this process and those forked from it have it already."""
     if not folder.is_dir():
-        partial = folder.with_suffix(".partial")
-        encoder.tokenizer.save_pretrained(partial)
-        os.replace(partial, folder)
+        with new_folder(folder) as partial:
+            encoder.tokenizer.save_pretrained(partial)
     _encoders.clear()
     _encoders[str(folder)] = encoder
 

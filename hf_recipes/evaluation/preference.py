@@ -5,9 +5,9 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_recipes.core.files import new_file
 from hf_recipes.data.schemas import SIDES
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.likelihood import source_of
@@ -203,10 +203,9 @@ def draw_histogram(
     panel.legend()
     panel.grid(alpha=0.3)
     figure.tight_layout()
-    partial = Path(f"{path}.partial")
-    figure.savefig(partial, format="png")
+    with new_file(path) as partial:
+        figure.savefig(partial, format="png")
     plt.close(figure)
-    os.replace(partial, path)
 
 
 def _wins(found: Sequence[float]) -> float:

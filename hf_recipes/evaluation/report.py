@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 
+from hf_recipes.core.files import new_file
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -164,10 +166,9 @@ def _save(figure, path: str | os.PathLike) -> None:
     from matplotlib import pyplot as plt
 
     figure.tight_layout()
-    partial = Path(f"{path}.partial")
-    figure.savefig(partial, format="png")
+    with new_file(path) as partial:
+        figure.savefig(partial, format="png")
     plt.close(figure)
-    os.replace(partial, path)
 
 
 def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None:
