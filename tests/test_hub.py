@@ -596,6 +596,7 @@ def test_a_stopped_run_pushes_its_last_checkpoint(hub, stopped):
     assert hub.commits == ["Step 2"] and f"step 2 pushed: {hub.url}/me/reviews" in out
     files = hub.repos["me/reviews"]
     assert {"README.md", "adapter_model.safetensors", "last-checkpoint/optimizer.pt"} <= files.keys()
+    assert not [name for name in files if name.endswith((".run", ".lock", "run.json"))]  # of this machine
     assert stopped("--overwrite_output_dir") and hub.commits == ["Step 2"]
 
 

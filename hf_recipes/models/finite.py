@@ -34,7 +34,7 @@ def not_finite(settings: Mapping[str, Any]) -> str | None:
 def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_dir: str | None = None) -> None:
     """Look once at each weight of a base model that was just loaded, in the first process of a machine.
 
-    Where weights are quantized, which can hide a NaN, or sharded by ZeRO's stage 3, its files are looked at.
+    Its files are, where weights are quantized, which can hide a NaN, sharded by ZeRO's stage 3, or left on disk.
 
     Raises:
         UserError: the first tensor that is not finite, with its file.
@@ -45,9 +45,9 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
 
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return
-    weight = None
-    if not (is_quantized(model) or is_deepspeed_zero3_enabled()):
-        weight = next((name for name, tensor in model.named_parameters() if not _is_finite(tensor)), None)
+    weight, weights = None, dict(model.named_parameters())
+    if not (is_quantized(model) or is_deepspeed_zero3_enabled() or any(w.is_meta for w in weights.values())):
+        weight = next((name for name, tensor in weights.items() if not _is_finite(tensor)), None)
         if weight is None:
             return
     name = arguments.model_name_or_path
@@ -70,7 +70,7 @@ def check_file(path: str | os.PathLike, what: str) -> None:
 
 def _is_finite(tensor: "torch.Tensor") -> bool:
     """NaN and infinities come through a minimum and maximum, which take a twentieth of the time of `isfinite` here."""
-    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+    if not tensor.is_floating_point() or not tensor.numel():
         return True
     tensor = tensor.detach()
     return all(bool(end.isfinite()) for end in (tensor.float() if tensor.itemsize < 2 else tensor).aminmax())

@@ -92,6 +92,9 @@ def test_sharded_weights_are_looked_at_in_their_files(model_dir, tmp_path, monke
     base = ModelArguments(str(spoiled(model_dir, tmp_path / "base", UP)))
     with pytest.raises(UserError, match=f"model.safetensors: {UP}"):
         check_weights(tiny_model(64), base)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=f"model.safetensors: {UP}"):  # of which some are left on disk
+        check_weights(tiny_model(64).to("meta"), base)
     monkeypatch.setenv("LOCAL_RANK", "1")  # the first process looks
     check_weights(tiny_model(64), base)
 
