@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from trl.models.utils import disable_gradient_checkpointing
 
 from hf_recipes.data.tokenize import IGNORED
-from hf_recipes.evaluation.scoring import supervised_losses
+from hf_recipes.evaluation.scoring import evaluating, supervised_losses
 from hf_recipes.training.losses import Pairs, Rated
 from hf_recipes.training.numbered import FILLER, NumberedRows
 from hf_recipes.training.reference import as_reference, settle_reference
@@ -68,14 +68,16 @@ class Referred(NumberedRows):
 
     def reference_log_probs(self, inputs, prefix: str = "", model: torch.nn.Module | None = None) -> torch.Tensor:
         """As `log_probs`, of the model as it was at the start."""
-        with torch.no_grad(), self._as_reference(), self.accelerator.autocast():
+        with self._as_reference(), self.accelerator.autocast():
             return self.log_probs(model or self.ref_model or self.model, inputs, prefix)[0]
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+        model, how = self.accelerator.unwrap_model(self.model), self.args.gradient_checkpointing_kwargs
+        # Without the policy's dropout, which would be measured as a difference.
+        with evaluating(model), disable_gradient_checkpointing(self.model, how):
             if self.ref_model is None and is_peft_model(self.model):
-                with as_reference(self.accelerator.unwrap_model(self.model)):
+                with as_reference(model):
                     yield
             else:
                 yield

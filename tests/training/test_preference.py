@@ -155,6 +155,20 @@ def test_the_adapter_is_trained_and_nothing_else(model_dir, tmp_path, stage):
         assert torch.equal(before[name], weight) is ("lora_" not in name), name
 
 
+@pytest.mark.parametrize("stage", MAKE)
+def test_the_reference_has_no_dropout(model_dir, tmp_path, stage):
+    trainer, _, _ = MAKE[stage](model_dir, tmp_path)
+    batch = batch_of(trainer, [0, 1, 4])
+    trainer.model.eval()
+    expected = trainer.reference_log_probs(batch)
+    for module in trainer.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    trainer.model.train()
+    assert not torch.allclose(trainer.policy_log_probs(trainer.model, batch)[0], expected)
+    assert torch.equal(trainer.reference_log_probs(batch), expected) and trainer.model.training
+
+
 def test_prompts_get_the_answer_of_the_row_before(model_dir, tokenizer, tmp_path):
     trainer, _, _ = make_kto(model_dir, tmp_path, seed=3)
     rows = list(trainer.train_dataset)
