@@ -1,14 +1,13 @@
 """The folder of a corpus: whose it is, what was begun in it, and files in it that are whole or absent."""
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_recipes.core.files import locked, write_json
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.errors import UserError
 
@@ -22,11 +21,8 @@ def entered(out: Path, work: Path, state: dict, overwrite: bool) -> Iterator[Non
     if out.is_dir() and any(out.iterdir()) and not work.is_dir():
         raise UserError(f"--output_dir {out}: the folder is not empty and holds no corpus; name another")
     work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"--output_dir {out}: another process is at work on it; wait for it or end it") from None
+    busy = f"--output_dir {out}: another process is at work on it; wait for it or end it"
+    with locked(work / "lock", busy):
         before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else None
         if before is not None and overwrite:
             for name in [*before["sources"], LEDGER, "run_config.yaml"]:
@@ -36,7 +32,7 @@ def entered(out: Path, work: Path, state: dict, overwrite: bool) -> Iterator[Non
             _compare(out, before, state)
         else:
             clear(work)
-            write_json(known, {**state, "sources": []})
+            write_json(known, {**state, "sources": []}, indent=1)
         yield
 
 
@@ -55,16 +51,10 @@ def _compare(out: Path, before: dict, now: dict) -> None:
         )
 
 
-def write_json(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(partial, path)
-
-
 def once(path: Path, make: Callable[[], Any]) -> Any:
     """The JSON value in `path`, which `make` gives the first time."""
     if not path.exists():
-        write_json(path, make())
+        write_json(path, make(), indent=1)
     return json.loads(path.read_text(encoding="utf-8"))
 
 

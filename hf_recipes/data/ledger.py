@@ -1,11 +1,11 @@
 """What became of every row: kept, truncated, split, repaired or dropped, by source and reason."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from hf_recipes.core.files import write_json
 from hf_recipes.errors import UserError
 
 LEDGER = "data_ledger.json"  # in the folder of what was made
@@ -145,5 +145,4 @@ class Ledger:
 
 def write_ledgers(path: str | os.PathLike, **ledgers: Ledger) -> None:
     """Write `data_ledger.json`: one object a data set (``train``, ``validation``)."""
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({name: ledger.to_dict() for name, ledger in ledgers.items()}, file, ensure_ascii=False, indent=2)
+    write_json(path, {name: ledger.to_dict() for name, ledger in ledgers.items()})

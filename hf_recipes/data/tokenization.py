@@ -1,8 +1,6 @@
 """Tokenizing documents in several processes, on one machine or many, and into shards."""
 
-import contextlib
 import os
-import shutil
 import signal
 import threading
 import time
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_recipes.data.shards import DocumentEncoder, Shard, ShardWriter, write_manifest
+from hf_recipes.core.files import new_folder
+from hf_recipes.data.shards import SHARDS, DocumentEncoder, Shard, ShardWriter, write_manifest
 from hf_recipes.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,8 +114,23 @@ def store(
         tell: called with the place and the fate of each row.
         finish: called with the folder before it gets its name, to put more into it.
     """
-    building = f"{folder}.{os.getpid()}.partial"
-    os.makedirs(building, exist_ok=True)
+    try:
+        with new_folder(folder) as building:
+            _tokenize_into(building, name, chunks, encoder, workers, tell)
+            finish(building)
+    except OSError:
+        if not (Path(folder) / SHARDS).is_file():  # else another process was as quick, with the same
+            raise
+
+
+def _tokenize_into(
+    building: Path,
+    name: str,
+    chunks: "Iterable[Chunk]",
+    encoder: DocumentEncoder,
+    workers: int,
+    tell: Callable[[str, str], None],
+) -> None:
     tokenization = Tokenization(encoder, workers)
     shards: list[Shard] = []
     writer: ShardWriter | None = None
@@ -138,9 +152,5 @@ def store(
                 shards.append(writer.close())
                 writer = None
         write_manifest(building, name, encoder, shards)
-        finish(Path(building))
-        with contextlib.suppress(OSError):  # another process was as quick, with the same
-            os.rename(building, folder)
     finally:
         tokenization.close()
-        shutil.rmtree(building, ignore_errors=True)

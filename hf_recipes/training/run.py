@@ -1,7 +1,5 @@
 """A run of any stage: its settings, its model, its folder, the training itself, and the report."""
 
-import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_recipes.arguments import DataArguments, ModelArguments, RunArguments
+from hf_recipes.core.files import disk_problem, write_json, write_text, writing
 from hf_recipes.data.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
@@ -17,8 +16,9 @@ from hf_recipes.evaluation.suite import EvaluationArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser
 from hf_recipes.processes import leave_process_group
+from hf_recipes.training.checkpoints import newest_whole
 from hf_recipes.training.evaluation import evaluated_with
-from hf_recipes.training.faults import Stopped, is_of_disk
+from hf_recipes.training.faults import Stopped
 from hf_recipes.training.folder import check_agreement, check_output_dir, enter_output_dir, on_main_process
 from hf_recipes.training.memory import PeakMemory, describe
 from hf_recipes.training.model import build_model, check_settings
@@ -122,12 +122,7 @@ def _train_and_finish(
 ) -> None:
     output_dir = Path(trainer.args.output_dir)
     names = hub_names(parser.settings)
-    if trainer.is_world_process_zero():
-        write_ledgers(output_dir / LEDGER, **ledgers)
-        parser.save_settings(output_dir / "run_config.yaml")
-        (output_dir / NAMES).write_text(json.dumps(names), encoding="utf-8")
-        for name in ("metrics.json", "README.md"):  # of a run that goes on: they speak of its former end
-            (output_dir / name).unlink(missing_ok=True)
+    on_main_process(trainer.args, _write_first, output_dir, parser, ledgers, names)
 
     def card(folder: Path) -> str:
         state = trainer.state
@@ -163,6 +158,16 @@ def _train_and_finish(
         publisher.finish()
 
 
+def _write_first(output_dir: Path, parser: Parser, ledgers: dict[str, Ledger], names: dict) -> None:
+    """What tells of a run before it has trained."""
+    with writing(f"--output_dir {output_dir}"):
+        write_ledgers(output_dir / LEDGER, **ledgers)
+        parser.save_settings(output_dir / "run_config.yaml")
+        write_json(output_dir / NAMES, names)
+        for name in ("metrics.json", "README.md"):  # of a run that goes on: they speak of its former end
+            (output_dir / name).unlink(missing_ok=True)
+
+
 def _trained(trainer, seconds: float, taken: dict | None) -> dict:
     """Say how the training went; its figures for metrics.json."""
     state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
@@ -186,13 +191,17 @@ def _finish_or_say(trainer, *results) -> None:
     try:
         _finish(trainer, *results)
     except Exception as error:
-        if not is_of_disk(error):
+        problem = disk_problem(error)
+        if problem is None:
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{trainer.args.output_dir}: the results could not be written ({reason}); the checkpoints are whole. Make "
-            "room, then --resume_from_checkpoint true writes the rest without training again"
-        ) from None
+        output_dir, newest = Path(trainer.args.output_dir), newest_whole(trainer.args.output_dir)
+        if newest is None:
+            then = "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"
+        else:
+            last = newest.name == f"checkpoint-{trainer.state.global_step}"
+            rest = "without training again" if last else "after training again from there"
+            then = f"{newest.name} is whole. Make room, then --resume_from_checkpoint true writes the rest {rest}"
+        raise UserError(f"{output_dir}: the results could not be written ({problem}). {then}") from None
 
 
 def _finish(
@@ -219,10 +228,8 @@ def _finish(
     trackers.finish(state.global_step, report.comparison(before, after) if after else None)
     metrics = {"steps": state.global_step, "train": train, "memory": taken, "before": before, "after": after}
     metrics["settings"] = settings
-    (output_dir / "README.md").write_text(card(output_dir), encoding="utf-8")
-    partial = output_dir / "metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    os.replace(partial, output_dir / "metrics.json")  # the last, for whoever waits for the run's end
+    write_text(output_dir / "README.md", card(output_dir))
+    write_json(output_dir / "metrics.json", metrics)  # the last, for whoever waits for the run's end
     _print_report(output_dir, state.global_step, before, after)
 
 
