@@ -16,7 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_recipes import __version__
-from hf_recipes.core.files import write_text
+from hf_recipes.core.files import disk_problem, write_text
 from hf_recipes.errors import UserError, say
 from hf_recipes.processes import leave_process_group
 
@@ -219,6 +219,8 @@ at_end = ExitStack()
 def run_script(main: Callable[[], None], go_on: str = "the same command begins anew") -> None:
     """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 1, without a traceback.
 
+    So does a disk that is full or forbidden, wherever it is met.
+
     Args:
         go_on: what to do after Ctrl-C.
     """
@@ -227,13 +229,19 @@ def run_script(main: Callable[[], None], go_on: str = "the same command begins a
         with at_end:
             main()
             leave_process_group()
-    except UserError as error:
-        rank = int(os.environ.get("RANK", 0))
-        print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
     except KeyboardInterrupt:
         say(f"\ninterrupted; {go_on}")
         sys.exit(130)
+    except Exception as error:
+        text = str(error)
+        if not isinstance(error, UserError):
+            problem = disk_problem(error)
+            if problem is None:
+                raise
+            text = f"a file cannot be read or written ({problem}); make room, or see to whose it is"
+        rank = int(os.environ.get("RANK", 0))
+        print(f"error{f' (rank {rank})' if rank else ''}: {text}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def _hush_libraries() -> None:

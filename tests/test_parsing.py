@@ -1,3 +1,5 @@
+import errno
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -6,7 +8,7 @@ import yaml
 from hf_recipes import arguments
 from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.errors import UserError
-from hf_recipes.parsing import Parser
+from hf_recipes.parsing import Parser, run_script
 
 KINDS = [ModelArguments, DataArguments, SFTArguments]
 NEEDED = ["--model_name_or_path", "m", "--train_file", "t.json", "--output_dir", "o"]
@@ -123,3 +125,23 @@ class Small:
 
 def test_any_dataclass_can_be_parsed():
     assert Parser([Small]).parse(["--number", "3"])[0].number == 3
+
+
+def test_a_full_disk_is_one_sentence_wherever_it_is_met(capsys):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/out.json")
+
+    def full_for_torch():
+        try:
+            full()
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    for main, why in ((full, "No space left on device: /data/out.json"), (full_for_torch, "unexpected pos 64 vs 0")):
+        with pytest.raises(SystemExit) as stop:
+            run_script(main)
+        err = capsys.readouterr().err
+        assert stop.value.code == 1 and err.count("\n") == 1 and why in err, err
+        assert err.startswith("error: a file cannot be read or written (")
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 / 0)

@@ -22,6 +22,7 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
 
+from hf_recipes.core.files import disk_problem
 from hf_recipes.errors import UserError
 
 POLL = 10.0  # seconds between two looks at what Slurm has done
@@ -78,9 +79,12 @@ class _Quiet:
         with _quietly():
             try:
                 return super()._run_for_rank(rank, local_rank, node_rank)
-            except UserError as error:
-                with self.logging_dir.open(f"failures/{rank:05d}", "w") as file:
-                    file.write(str(error))
+            except Exception as error:
+                problem = str(error) if isinstance(error, UserError) else disk_problem(error)
+                if problem is None:
+                    raise
+                with contextlib.suppress(OSError), self.logging_dir.open(f"failures/{rank:05d}", "w") as file:
+                    file.write(problem)
                 raise
 
 

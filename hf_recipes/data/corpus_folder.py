@@ -38,7 +38,7 @@ def entered(out: Path, work: Path, state: dict, overwrite: bool) -> Iterator[Non
             _compare(out, before, state)
         else:
             clear(work)
-            write_json(known, {**state, "sources": []})
+            write_json(known, {**state, "sources": []}, indent=1)
         yield
 
 
@@ -88,7 +88,7 @@ def _compare(out: Path, before: dict, now: dict) -> None:
 def once(path: Path, make: Callable[[], Any]) -> Any:
     """The JSON value in `path`, which `make` gives the first time."""
     if not path.exists():
-        write_json(path, make())
+        write_json(path, make(), indent=1)
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -19,7 +19,7 @@ from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
 from datatrove.utils.logging import logger
 
-from hf_recipes.core.files import write_json
+from hf_recipes.core.files import write_json, writing
 from hf_recipes.data import corpus_tasks
 from hf_recipes.data.cleaning import MIN_CHINESE
 from hf_recipes.data.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
@@ -55,6 +55,7 @@ READ_WHOLE = 1 << 30  # bytes of input up to which digests are of the content, b
 # What may differ when a run goes on: it changes where and when the work is done, not what comes out.
 FREE = {"workers", "executor", "slurm_partition", "slurm_time", "sbatch_args", "memory_gb", "overwrite_output_dir"}
 FREE |= {"output_dir", "cache_dir", "max_drop_ratio"}
+RESUME_HINT = "make room, or see to whose it is, and the same command goes on"
 
 
 @dataclass
@@ -150,7 +151,8 @@ def prepare_corpus(
     settings["tokenizer"] = encoder.settings["tokenizer"] if encoder else None
     files = [source for corpus in corpora for source in corpus.files] + find_sources(args.decontaminate or [])
     inputs = {source.path: f"{source.digest} {source.encoding}" for source in files}
-    with entered(out, work, {"settings": settings, "inputs": inputs}, args.overwrite_output_dir):
+    own = {"settings": settings, "inputs": inputs}
+    with writing(f"--output_dir {out}", RESUME_HINT), entered(out, work, own, args.overwrite_output_dir):
         if (out / LEDGER).exists():
             clear(work)
             say(f"{out}: the corpus is here already, made from the same files with the same settings")
@@ -258,7 +260,7 @@ def _finish(
             reasons = [f"{entry.count:,} {why}" for (own, why), entry in ledger.reasons.items() if own == name]
             raise UserError(f"source {name}: no document is left of {counts['read']:,} ({'; '.join(reasons[:3])})")
     state = json.loads((work / "state.json").read_text(encoding="utf-8"))
-    write_json(work / "state.json", {**state, "sources": list(shards)})
+    write_json(work / "state.json", {**state, "sources": list(shards)}, indent=1)
     for name, own in shards.items():
         staged = work / "shards" / name
         if staged.exists():

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
 from datasets import Dataset, Features, Json, Value
-from datasets.exceptions import DatasetGenerationError
+from datasets.arrow_writer import ArrowWriter
+from datasets.table import MemoryMappedTable
 
+from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.data import conversations as conversations_module
 from hf_recipes.data import ledger as ledger_module
 from hf_recipes.data import records as records_module
@@ -78,18 +82,41 @@ def load_examples(
         form,
         code=(ledger_module, streams_module, sources_module, records_module, conversations_module, schemas_module),
     )
+    root = cache_root(cache_dir)
+    path = root / "hf_recipes_examples" / f"{key}.arrow"
+    found = _open(path, key)
+    if found is None:
+        with writing(f"--cache_dir {root}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            busy = f"{path}: another process makes it; waiting"
+            with locked(path.with_suffix(".lock"), busy, wait=-1):
+                if _open(path, key) is None:  # else another process was quicker
+                    _store(path, Features({**FEATURES[form], **COMMON}), _generate(planned, form))
+            found = _open(path, key)
+    return found
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+
+
+def _open(path: Path, key: str) -> Dataset | None:
+    """The rows in an Arrow file; None where there is none, or one that is damaged, which is said and removed."""
     try:
-        return Dataset.from_generator(
-            _generate,
-            features=Features({**FEATURES[form], **COMMON}),
-            gen_kwargs={"planned": planned, "form": form},
-            cache_dir=cache_dir,
-            fingerprint=key,
-        )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise
+        if path.is_file():
+            return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
+    except (pa.ArrowException, OSError) as error:
+        say(f"{path}: damaged ({' '.join(str(error).split())[:100]}); it is made anew")
+        with writing(f"--cache_dir {path.parent.parent}"):
+            path.unlink()
+    return None
+
+
+def _store(path: Path, features: Features, rows: Iterable[dict]) -> None:
+    with new_file(path) as partial, ArrowWriter(path=str(partial), features=features) as writer:
+        for row in rows:
+            writer.write(features.encode_example(row))
+        writer.finalize()
 
 
 def find_plan(source: Source, columns: Columns, find: Callable = find_schema) -> tuple[schemas_module.Schema, Columns]:

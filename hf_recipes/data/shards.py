@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_recipes.core.files import write_json
+from hf_recipes.core.files import new_file, write_json
 from hf_recipes.data.corpora import SHARDS
 from hf_recipes.errors import UserError
 
@@ -160,10 +160,8 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        ends = Path(f"{ends_of(self.path)}.partial")
-        with open(ends, "wb") as file:
+        with new_file(ends_of(self.path)) as partial, open(partial, "wb") as file:
             np.save(file, np.array(self._ends, np.int64), allow_pickle=False)
-        os.replace(ends, ends_of(self.path))
         os.replace(self._partial, self.path)
         return self.shard
 
@@ -208,18 +206,23 @@ class TokenShards:
         return int(self.first[-1])
 
 
+class Damaged(UserError):
+    """Shards that are not as they were written."""
+
+
 def open_shards(folder: str, name: str, encoder: DocumentEncoder) -> TokenShards:
     """Open a folder that `write_manifest` completed.
 
     Raises:
-        UserError: shards of another tokenizer or end token, one that is missing or cut short, or no document at all.
+        UserError: shards of another tokenizer or end token, or no document at all.
+        Damaged: one that is missing or cut short.
     """
     where = os.path.join(folder, SHARDS)
     try:
         manifest = json.loads(Path(where).read_text(encoding="utf-8"))
         shards = [Shard(**entry) for entry in manifest["shards"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: cannot be read ({error}); run scripts/prepare_corpus.py again") from None
+        raise Damaged(f"{where}: cannot be read ({error}); run scripts/prepare_corpus.py again") from None
     if manifest.get("version") != VERSION:
         raise UserError(f"{where}: of another version of hf_recipes; run scripts/prepare_corpus.py again")
     if tokenizer_hash(encoder.tokenizer, manifest["vocabulary"]) != manifest["tokenizer"]:
@@ -240,7 +243,7 @@ def open_shards(folder: str, name: str, encoder: DocumentEncoder) -> TokenShards
             found = os.path.getsize(file) if os.path.isfile(file) else None
             if found != HEADER + size:
                 problem = "is missing" if found is None else f"is cut short or changed ({found:,} bytes)"
-                raise UserError(
+                raise Damaged(
                     f"{file}: this shard {problem}; the manifest says {HEADER + size:,} bytes: fetch it again"
                 )
         tokens.append(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hf_recipes.core.files import disk_problem
 from hf_recipes.data.ledger import LEDGER
 from hf_recipes.data.streams import CHUNK, COMPRESSED, TEXT_SUFFIXES, digest_and_encoding, glance_at, open_binary
 from hf_recipes.errors import UserError
@@ -97,6 +98,8 @@ def load_hub(name: str, split: str, cache_dir: str | None):
         if split in splits:
             return load_dataset(name, split=split, cache_dir=cache_dir)
     except Exception as error:  # the Hub client raises a dozen kinds; all mean the same to the user
+        if problem := disk_problem(error):
+            raise UserError(f"{name}: cannot be kept in the cache ({problem}); see to --cache_dir") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name}: neither a local file or folder, nor to be had from the Hub ({reason})") from None
     raise UserError(f"{name}: it has no split {split!r}; there are {', '.join(splits)}: name one as {name}:{splits[0]}")

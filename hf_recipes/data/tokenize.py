@@ -7,23 +7,26 @@ rendered text; where each turn lies in it is learned from a second rendering (se
 
 import gc
 import json
+import os
 import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from hf_recipes.core.files import disk_problem, writing
 from hf_recipes.data import alignment, rendering
 from hf_recipes.data.alignment import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
 from hf_recipes.data.conversations import Message
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.ledger import KEPT, fate
 from hf_recipes.data.rendering import ChatTemplate, Rendered
-from hf_recipes.errors import UserError
+from hf_recipes.errors import UserError, say
 
 IGNORED = -100
 
@@ -220,16 +223,26 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     # The million objects that torch and transformers hold would be walked by each full garbage collection; left out of
     # it, tokenizing takes a tenth less time.
     gc.freeze()
+    encode = partial(
+        examples.with_format("arrow").map,
+        encoder.map_batch,
+        batched=True,
+        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        remove_columns=examples.column_names,
+        features=encoder.features,
+        new_fingerprint=fingerprint(examples._fingerprint, encoder.fingerprint),
+        desc="Tokenizing",
+    )
+    cache = next((os.path.dirname(file["filename"]) for file in examples.cache_files), "memory")
     try:
-        tokenized = examples.with_format("arrow").map(
-            encoder.map_batch,
-            batched=True,
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
-            remove_columns=examples.column_names,
-            features=encoder.features,
-            new_fingerprint=fingerprint(examples._fingerprint, encoder.fingerprint),
-            desc="Tokenizing",
-        )
+        with writing(f"the cache in {cache}", "make room there or name another with --cache_dir"):
+            try:
+                tokenized = encode()
+            except (pa.ArrowException, OSError) as error:
+                if disk_problem(error):
+                    raise
+                say(f"{cache}: tokenized rows are damaged ({' '.join(str(error).split())[:100]}); they are made anew")
+                tokenized = encode(load_from_cache_file=False)
     finally:
         gc.unfreeze()
     return tokenized.with_format(None)

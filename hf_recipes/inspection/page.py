@@ -1,11 +1,11 @@
 """A report as one page that needs no other file."""
 
 import io
-import os
 from collections.abc import Iterator
 from html import escape
 from itertools import pairwise
 
+from hf_recipes.core.files import write_text, writing
 from hf_recipes.evaluation import html
 from hf_recipes.inspection.report import Example, Examples, Histogram, Report, Table, as_text
 
@@ -40,10 +40,8 @@ BLUE = "#3b6ea5"
 
 def write_page(report: Report, path: str) -> None:
     """Write the page; it is there whole or not at all."""
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(html.page(report.title, _parts(report), STYLE, SCRIPT))
-    os.replace(partial, path)
+    with writing(f"--html {path}"):
+        write_text(path, html.page(report.title, _parts(report), STYLE, SCRIPT))
 
 
 def _parts(report: Report) -> Iterator[str]:

@@ -6,9 +6,11 @@ import pickle
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
+from hf_recipes.core.files import write_json
 from hf_recipes.errors import UserError, say
 
 MANIFEST = "files.json"
@@ -44,8 +46,7 @@ def sync(folder: Path, files: bool = True) -> None:
 def write_manifest(checkpoint: Path, world_size: int) -> None:
     """List the files of a checkpoint with their sizes, by which a lost or cut one is noticed."""
     sizes = {str(p.relative_to(checkpoint)): p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()}
-    text = json.dumps({"world_size": world_size, "files": dict(sorted(sizes.items()))}, indent=1)
-    (checkpoint / MANIFEST).write_text(text, encoding="utf-8")
+    write_json(checkpoint / MANIFEST, {"world_size": world_size, "files": dict(sorted(sizes.items()))}, indent=1)
 
 
 def _checkpoints(output_dir: str | os.PathLike) -> list[tuple[int, Path]]:
@@ -256,10 +257,11 @@ def find_checkpoint(
         if problem:
             raise UserError(f"--resume_from_checkpoint {wanted}: {problem}, so the run could not go on as it was")
     else:
-        chosen = _newest_whole(output_dir)
-        if chosen is None:
+        newest = newest_whole(output_dir, say)
+        if newest is None:
             say(f"no checkpoint in {output_dir}: starting from the beginning")
             return None
+        chosen = str(newest)
     _check_width(chosen, world_size, inexact)
     code = None if trust else what_would_run(chosen)
     if code:
@@ -271,10 +273,11 @@ def find_checkpoint(
     return chosen
 
 
-def _newest_whole(output_dir: str) -> str | None:
+def newest_whole(output_dir: str | os.PathLike, tell: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The newest checkpoint that a run can go on from; `tell` is called with why a newer one cannot."""
     for _, path in reversed(_checkpoints(output_dir)):
         problem = what_is_missing(path)
         if problem is None:
-            return str(path)
-        say(f"{path} is left aside: {problem}")
+            return path
+        tell(f"{path} is left aside: {problem}")
     return None

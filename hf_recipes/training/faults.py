@@ -103,12 +103,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def is_of_disk(error: BaseException) -> bool:
-    """Whether a file could not be written; torch, safetensors and tokenizers say so by exceptions of three types."""
-    signs = ("No space left", "os error", "PytorchStreamWriter", "I/O error", "File too large")
-    return isinstance(error, OSError) or any(sign in str(error) for sign in signs)
-
-
 def out_of_memory(doing: str, args: "TrainingArguments", quantized: bool, adapter: bool) -> str:
     """The sentence for a run that ran out of memory while `doing` something: which flags to turn, from where."""
     turn = []

@@ -2,24 +2,25 @@
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 
 from hf_recipes.arguments import PretrainArguments, SourceArguments
+from hf_recipes.core.files import write_json, writing
 from hf_recipes.data import corpora, documents, records, schemas, shards, sources, streams, tokenization
 from hf_recipes.data.blocks import Blocking, StoredBlocks
 from hf_recipes.data.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
-from hf_recipes.data.examples import fingerprint
+from hf_recipes.data.examples import cache_root, fingerprint
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.data.mixing import Policy, read_policy
 from hf_recipes.data.mixture import Blocks, Mixture, chosen, quotas_of
 from hf_recipes.data.schemas import Columns
-from hf_recipes.data.shards import DocumentEncoder, TokenShards, open_shards
+from hf_recipes.data.shards import Damaged, DocumentEncoder, TokenShards, open_shards
 from hf_recipes.data.streaming import Cursor, StreamedBlocks, read_chunks
 from hf_recipes.data.tokenization import Tokenization, store
 from hf_recipes.errors import UserError, say
@@ -127,20 +128,32 @@ def _tokenized(
         encoder.settings,
         code=(corpora, documents, records, schemas, shards, sources, streams, tokenization),
     )
-    folder = Path(data.cache_dir or datasets.config.HF_DATASETS_CACHE, "hf_recipes_tokens", key)
-    own = Ledger()
-    if not (folder / LEDGER).is_file():
+    root = cache_root(data.cache_dir)
+    folder = root / "hf_recipes_tokens" / key
+    with writing(f"--cache_dir {root}"):
+        if (folder / LEDGER).is_file():
+            try:
+                return _open(folder, corpus, encoder, ledger)
+            except (Damaged, ValueError, KeyError, TypeError, AttributeError) as error:
+                say(f"{folder}: damaged ({error}); its documents are tokenized anew")
+                shutil.rmtree(folder)
         say(f"{corpus.name}: tokenizing into {folder}")
+        own = Ledger()
 
         def keep_ledger(building: Path) -> None:
-            (building / LEDGER).write_text(json.dumps(own.to_dict(), ensure_ascii=False), encoding="utf-8")
+            write_json(building / LEDGER, own.to_dict(), indent=None)
 
         workers, chunks = data.preprocessing_num_workers or 0, read_chunks(readers, Cursor())
         store(corpus.name, chunks, encoder, str(folder), workers, own.add, keep_ledger)
+        return _open(folder, corpus, encoder, ledger)
+
+
+def _open(folder: Path, corpus: Corpus, encoder: DocumentEncoder, ledger: Ledger) -> TokenShards:
     own = Ledger.from_dict(json.loads((folder / LEDGER).read_text(encoding="utf-8")))
+    found = open_shards(str(folder), corpus.name, encoder)
     ledger.sources |= own.sources
     ledger.reasons |= own.reasons
-    return open_shards(str(folder), corpus.name, encoder)
+    return found
 
 
 def _exchange(args: PretrainArguments):

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_recipes.arguments import DataArguments, ModelArguments, RunArguments
-from hf_recipes.core.files import write_json, write_text
+from hf_recipes.core.files import disk_problem, write_json, write_text, writing
 from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.data.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
@@ -23,9 +23,9 @@ from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser, at_end
 from hf_recipes.processes import leave_process_group
 from hf_recipes.training.callbacks import told_if_unwritten
-from hf_recipes.training.checkpoints import find_checkpoint
+from hf_recipes.training.checkpoints import find_checkpoint, newest_whole
 from hf_recipes.training.evaluation import choose_best_by, evaluated_with
-from hf_recipes.training.faults import Stopped, is_of_disk
+from hf_recipes.training.faults import Stopped
 from hf_recipes.training.folder import (
     CARD,
     END,
@@ -207,12 +207,7 @@ def _train_and_finish(
 ) -> None:
     output_dir = Path(trainer.args.output_dir)
     names = hub_names(parser.settings)
-    if trainer.is_world_process_zero():
-        write_ledgers(output_dir / LEDGER, **ledgers)
-        parser.save_settings(output_dir / SETTINGS)
-        write_json(output_dir / NAMES, names)
-        for name in (METRICS, CARD):  # of a run that goes on: they speak of its former end
-            (output_dir / name).unlink(missing_ok=True)
+    on_main_process(trainer.args, _write_first, output_dir, parser, ledgers, names)
 
     def card(folder: Path) -> str:
         counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
@@ -249,6 +244,16 @@ def _train_and_finish(
         publisher.finish()
 
 
+def _write_first(output_dir: Path, parser: Parser, ledgers: dict[str, Ledger], names: dict) -> None:
+    """What tells of a run before it has trained."""
+    with writing(f"--output_dir {output_dir}"):
+        write_ledgers(output_dir / LEDGER, **ledgers)
+        parser.save_settings(output_dir / SETTINGS)
+        write_json(output_dir / NAMES, names)
+        for name in (METRICS, CARD):  # of a run that goes on: they speak of its former end
+            (output_dir / name).unlink(missing_ok=True)
+
+
 def _trained(trainer, seconds: float, taken: dict | None) -> dict:
     """Say how the training went; its figures for metrics.json."""
     state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
@@ -272,13 +277,17 @@ def _finish_or_say(trainer, *results) -> None:
     try:
         _finish(trainer, *results)
     except Exception as error:
-        if not is_of_disk(error):
+        problem = disk_problem(error)
+        if problem is None:
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{trainer.args.output_dir}: the results could not be written ({reason}); the checkpoints are whole. Make "
-            "room, then --resume_from_checkpoint true writes the rest without training again"
-        ) from None
+        output_dir, newest = Path(trainer.args.output_dir), newest_whole(trainer.args.output_dir)
+        if newest is None:
+            then = "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"
+        else:
+            last = newest.name == f"checkpoint-{trainer.state.global_step}"
+            rest = "without training again" if last else "after training again from there"
+            then = f"{newest.name} is whole. Make room, then --resume_from_checkpoint true writes the rest {rest}"
+        raise UserError(f"{output_dir}: the results could not be written ({problem}). {then}") from None
 
 
 def _finish(

@@ -6,26 +6,27 @@ import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainerCallback
 
-from hf_recipes.core.files import share_weights, write_json
+from hf_recipes.core.files import disk_problem, share_weights, write_json
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation.report import mean_loss
 from hf_recipes.models.quantization import is_quantized
 from hf_recipes.models.saving import check_saved
-from hf_recipes.training.checkpoints import rotate, sync, write_manifest
+from hf_recipes.training.checkpoints import newest_whole, rotate, sync, write_manifest
 from hf_recipes.training.faults import (
     Stopped,
     StopSignal,
     Watchdog,
-    is_of_disk,
     is_out_of_memory,
     leave_signals_to_the_run,
     out_of_memory,
@@ -80,6 +81,7 @@ class RunMixin:
 
     _staging: str | None = None
     begun_with: Mapping[str, Any] | None = None
+    _held_problem: str | None = None
     data_rows: Dataset | None = None
     first_step = 0  # where training began: other than 0 where it was resumed
 
@@ -432,27 +434,31 @@ class RunMixin:
         check_saved(self.accelerator.unwrap_model(self.model), folder, state_dict)
         share_weights(folder)
 
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save = self.deepspeed.save_checkpoint
+        # DeepSpeed writes `latest` itself before a barrier, to which a process whose disk is full would not come.
+        with patch.object(self.deepspeed, "save_checkpoint", partial(save, save_latest=False)):
+            super()._save_optimizer_and_scheduler(output_dir)
+        if self.is_world_process_zero():
+            Path(output_dir, "latest").write_text(f"global_step{self.deepspeed.global_steps}", encoding="utf-8")
+
     def _save_checkpoint(self, model, trial):
         start = time.monotonic()
         self._count_tokens()
         output_dir = Path(self.args.output_dir)
         staging = output_dir / STAGING
         name = f"checkpoint-{self.state.global_step}"
+        problem = None
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self._staging = str(staging)
-        # Upstream looks for the best checkpoint in the folder that it writes to, with a barrier that a process whose
-        # disk is full would not come to.
-        best, self.state.best_global_step = self.state.best_global_step, None
-        problem = self._disk_problem(lambda: super(RunMixin, self)._save_checkpoint(model, trial))
-        self._staging, self.state.best_global_step = None, best
-        if best is not None and (best == self.state.global_step or (output_dir / f"checkpoint-{best}").is_dir()):
-            self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{best}")
+            problem = self._disk_problem(lambda: (staging / name).mkdir(parents=True))
         [failed] = self._agree(problem is not None)
-        if not failed and self.args.should_save:
-            problem = self._disk_problem(lambda: self._complete(staging / name))
-        [failed] = self._agree(failed or problem is not None)
+        if not failed:
+            problem = self._write_checkpoint(model, trial, staging / name)
+            [failed] = self._agree(problem is not None)
         if failed:
             self._say_unsaved(name, problem)
         elif self.args.should_save:
@@ -466,6 +472,24 @@ class RunMixin:
         self._beat()
         self._paused += time.monotonic() - start
 
+    def _write_checkpoint(self, model, trial, folder: Path) -> str | None:
+        """Write a whole checkpoint to `folder`, on all processes; what kept this one from it."""
+        output_dir = Path(self.args.output_dir)
+        self._staging = str(folder.parent)
+        # Upstream looks for the best checkpoint in the folder that it writes to, with a barrier that a process whose
+        # disk is full would not come to.
+        best, self.state.best_global_step = self.state.best_global_step, None
+        with self._writes_held():
+            problem = self._disk_problem(lambda: super(RunMixin, self)._save_checkpoint(model, trial))
+        self._staging, self.state.best_global_step = None, best
+        if best is not None and (best == self.state.global_step or (output_dir / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{best}")
+        problem = problem or self._held_problem
+        [failed] = self._agree(problem is not None)
+        if not failed and self.args.should_save:
+            problem = self._disk_problem(lambda: self._complete(folder))
+        return problem
+
     def _complete(self, checkpoint: Path) -> None:
         write_json(checkpoint / "trainer_state.json", dataclasses.asdict(self.state))  # upstream writes NaN
         if self.begun_with:
@@ -473,20 +497,47 @@ class RunMixin:
         write_manifest(checkpoint, self.args.world_size)
         sync(checkpoint)
 
-    def _disk_problem(self, write: Callable[[], None]) -> Exception | None:
-        """`write()`, and what kept it from its end; each writer has an exception of its own for a full disk."""
+    def _disk_problem(self, write: Callable[[], None]) -> str | None:
+        """`write()`, and why it did not come to its end where the disk is the reason."""
         try:
             write()
         except Exception as error:
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled or not is_of_disk(error):
+            problem = disk_problem(error)
+            if problem is None:
                 raise
-            return error
+            return problem
         return None
 
-    def _say_unsaved(self, name: str, problem: Exception | None) -> None:
+    @contextmanager
+    def _writes_held(self) -> Iterator[None]:
+        """While this lasts, what the disk does not take is noted in `_held_problem` and not raised, where savers meet.
+
+        DeepSpeed and FSDP have barriers between their files, and a process that left would keep the others waiting.
+        """
+        self._held_problem = None
+        if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            yield
+            return
+
+        def held(write: Callable) -> Callable:
+            def write_or_note(*args, **kwargs):
+                problem = self._disk_problem(lambda: write(*args, **kwargs))
+                self._held_problem = self._held_problem or problem
+
+            return write_or_note
+
+        owners = [(torch, "save"), (self, "_save")]
+        if self.is_deepspeed_enabled:
+            owners.append((self.deepspeed, "_copy_recovery_script"))
+        with ExitStack() as patches:
+            for owner, name in owners:
+                patches.enter_context(patch.object(owner, name, held(getattr(owner, name))))
+            yield
+
+    def _say_unsaved(self, name: str, problem: str | None) -> None:
         folder = Path(self.args.output_dir)
         free = shutil.disk_usage(folder).free / 1e6
-        reason = " ".join(str(problem or "another process could not write").split())[:200]
-        earlier = max(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
+        reason = problem or "another process could not write"
+        earlier = newest_whole(folder)
         kept = f"{earlier.name} is whole as before" if earlier else "There is no earlier one"
         say(f"{name} could not be written to {folder} ({reason}; {free:,.0f} MB free). {kept}; training goes on")

@@ -1,10 +1,16 @@
 """The page, as it is seen in Chromium, against what the terminal says of the same rows."""
 
+import errno
+import os
 import re
+from pathlib import Path
 
 import pytest
 
 from conftest import conversation, write_jsonl
+from hf_recipes.errors import UserError
+from hf_recipes.inspection.page import write_page
+from hf_recipes.inspection.report import Report
 
 LONG = "春天来了，公园里的花都开了，我们一起去看看吧。"
 MARKUP = "<img src=x onerror=window.ran=1>"
@@ -77,3 +83,19 @@ def test_on_a_telephone(browser, inspected):
     assert max(widths) <= 390
     assert float(browser.evaluate("parseFloat(getComputedStyle(document.body).fontSize)")) >= 14
     browser.viewport(1280, 900)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_page_that_cannot_be_written(tmp_path, monkeypatch, code):
+    path = tmp_path / "report.html"
+    path.write_text("of yesterday")
+    write = Path.write_text
+
+    def begin(self, text, **kwargs):
+        write(self, text[:10], **kwargs)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "write_text", begin)
+    with pytest.raises(UserError, match=rf"^--html {path}: cannot be written \({os.strerror(code)}\); make room"):
+        write_page(Report("report", [], [], []), str(path))
+    assert os.listdir(tmp_path) == ["report.html"] and path.read_text() == "of yesterday"

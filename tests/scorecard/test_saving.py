@@ -1,17 +1,22 @@
 """Rows 1 to 4 and 8 of the reliability scorecard: whatever ends a run, it goes on to the same weights."""
 
+import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from conftest import same, weights, write_pairs
+from hf_recipes.data.ledger import Ledger
 from hf_recipes.errors import UserError
+from hf_recipes.training import run as run_module
 from hf_recipes.training.checkpoints import find_checkpoint, what_is_missing
 
 LORA = '{"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}'
@@ -149,6 +154,66 @@ def test_row_02_one_of_two_processes_has_a_full_disk(forks, settings, tmp_path):
     assert run.codes == [0, 0], run.err
     assert "checkpoint-4 could not be written" in run.out and "There is no earlier one; training goes on" in run.out
     assert not list(output.glob("checkpoint-*")) and (output / "adapter_model.safetensors").exists()
+
+
+# As FULL, for a disk that has room for the adapter and not for the optimizer's state, on the first process or the last.
+FULL_LATER = FULL.replace("(8, 12)", "(4,) and rank == {rank}").replace("6000", "{size}")
+
+
+def test_row_02_torch_has_words_of_its_own_for_a_full_disk(forks, settings, tmp_path):
+    output = tmp_path / "full"
+    run = forks.run(*settings, "--output_dir", output, "--max_steps", 5, before=FULL_LATER.format(rank=0, size=40000))
+    assert run.code == 0, run.err
+    assert re.search("checkpoint-4 could not be written .*(inline_container|iostream|PytorchStreamWriter)", run.out)
+    assert "There is no earlier one; training goes on" in run.out
+    assert [path.name for path in output.glob("*checkpoint*")] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize(("stage", "rank"), [(2, 1), pytest.param(3, 0, marks=pytest.mark.slow)])
+def test_row_29_deepspeed_saves_on_a_full_disk(forks, settings, tmp_path, stage, rank):
+    """Savers that wait for each other do so where one of them cannot write."""
+    output = tmp_path / "full"
+    argv = [*settings, "--output_dir", output, "--max_steps", 5, "--save_steps", 2, "--bf16", "False"]
+    argv += ["--deepspeed", f"configs/deepspeed/zero{stage}.json", "--ddp_timeout", 60]
+    run = forks.run(*argv, world=2, before=FULL_LATER.format(rank=rank, size=6000))
+    assert run.codes == [0, 0], run.err
+    assert f"checkpoint-4 could not be written to {output}" in run.out
+    assert "checkpoint-2 is whole as before; training goes on" in run.out
+    assert sorted(path.name for path in output.glob("*checkpoint*")) == ["checkpoint-2", "checkpoint-5"]
+    assert not (output / ".saving").exists() and what_is_missing(output / "checkpoint-5") is None
+    shutil.rmtree(output / "checkpoint-5")
+    run = forks.run(*argv, "--resume_from_checkpoint", "true", world=2)
+    assert run.code == 0 and f"going on from {output}/checkpoint-2" in run.out, run.err
+
+
+def test_row_29_the_first_files_of_a_run(tmp_path, monkeypatch):
+    def fails(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(type(tmp_path), "write_text", fails)
+    parser = SimpleNamespace(save_settings=lambda path: None)
+    with pytest.raises(UserError, match=rf"--output_dir {tmp_path}: cannot be written \(No space left on device\)"):
+        run_module._write_first(tmp_path, parser, {"train": Ledger()}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_row_29_what_is_left_where_the_results_cannot_be_written(tmp_path, monkeypatch):
+    def fails(*args):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(run_module, "_finish", fails)
+    trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path)), state=SimpleNamespace(global_step=9))
+    for newest, then in (
+        (None, "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"),
+        ("checkpoint-8", "checkpoint-8 is whole. .* true writes the rest after training again from there"),
+        ("checkpoint-9", "checkpoint-9 is whole. .* true writes the rest without training again"),
+    ):
+        monkeypatch.setattr(run_module, "newest_whole", lambda folder, newest=newest: newest and tmp_path / newest)
+        with pytest.raises(UserError, match=rf"the results could not be written \(.*unexpected pos.*\)\. {then}"):
+            run_module._finish_or_say(trainer)
 
 
 def test_row_02_a_disk_too_full_for_curves_and_answers(forks, settings, pairs, tmp_path):

@@ -1,5 +1,6 @@
 """scripts/prepare_corpus.py: what comes out, what the ledger says of the rest, and going on after a kill."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ pytest.importorskip("datatrove")
 pytest.importorskip("opencc")
 
 from hf_recipes.data import corpus_tasks
+from hf_recipes.data.corpus_export import TextShard
 from hf_recipes.data.records import read_records
 from hf_recipes.data.shards import DocumentEncoder, open_shards
 from hf_recipes.data.sources import find_sources
@@ -276,6 +278,7 @@ KILLED = """
 import os, signal
 from datatrove.executor.base import PipelineExecutor
 from hf_recipes.data import corpus_tasks
+from hf_recipes.data.corpus_export import TextShard
 corpus_tasks.TASK_BYTES = 3000
 mark, replace = PipelineExecutor.mark_rank_as_completed, os.replace
 def die_at(*place):
@@ -476,3 +479,27 @@ def test_programs_stay_programs_when_a_corpus_is_cleaned_again(prepare, tmp_path
     [path] = (tmp_path / "two" / "code").glob("*.zst")
     [row] = map(json.loads, zstandard.decompress(path.read_bytes(), max_output_size=1 << 20).decode().splitlines())
     assert row["kind"] == "code" and "ｆ(ｘ)" in row["text"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_is_full(prepare, tmp_path, monkeypatch, workers):
+    """One sentence, from this process or a worker; with room again the same command goes on."""
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text(i, 200)} for i in range(20)])
+    argv = ["--input_files", tmp_path / "a.jsonl", "--output_dir", tmp_path / "out", "--workers", workers]
+
+    def fails(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(TextShard, "add", fails)
+        code, _, err = prepare(*argv)
+    assert code == 1 and err == (
+        f"error: --output_dir {tmp_path}/out: cannot be written (No space left on device); make room, or see to whose "
+        "it is, and the same command goes on\n"
+    )
+    assert os.listdir(tmp_path / "out") == [".work"]
+    code, _, err = prepare(*argv)
+    assert code == 0 and lines(tmp_path / "out" / "a"), err
+    (tmp_path / "file").touch()
+    code, _, err = prepare(*argv[:2], "--output_dir", tmp_path / "file" / "below")
+    assert code == 1 and "Not a directory" in err and err.count("\n") == 1, err

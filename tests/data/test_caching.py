@@ -1,0 +1,159 @@
+"""The caches of rows and tokens: warm, read-only, damaged, or on a disk that takes nothing."""
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from datasets.arrow_writer import ArrowWriter
+
+from conftest import conversation, write_jsonl
+from hf_recipes.arguments import PretrainArguments, SourceArguments
+from hf_recipes.data import shards
+from hf_recipes.data.examples import load_examples
+from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
+from hf_recipes.errors import UserError
+from hf_recipes.training.mixtures import prepare_mixture
+
+
+def fails(code):
+    def write(self, *args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    return write
+
+
+@pytest.fixture
+def rows(tmp_path):
+    turns = [{"messages": conversation(f"第{number}个问题？", f"第{number}个回答。")} for number in range(30)]
+    return write_jsonl(tmp_path / "rows.jsonl", turns)
+
+
+@pytest.fixture
+def load(rows, tokenizer, tmp_path):
+    """The examples in the cache, and their token ids."""
+
+    def loaded():
+        examples = load_examples([str(rows)], cache_dir=str(tmp_path / "cache"))
+        return examples[:], tokenize_dataset(examples, ChatEncoder(tokenizer))["input_ids"][:]
+
+    return loaded
+
+
+@pytest.fixture
+def mix(tokenizer, tmp_path):
+    """The blocks of a corpus, whose tokens are in the cache."""
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": f"第{number}篇。" * 9} for number in range(20)])
+
+    def mixed():
+        args = PretrainArguments(output_dir=str(tmp_path / "run"), block_size=16, report_to="none", max_steps=1)
+        mixture, ledger = prepare_mixture(
+            SourceArguments([str(texts)], cache_dir=str(tmp_path / "cache")), args, tokenizer
+        )
+        return [mixture[index] for index in range(4)], ledger.to_dict()
+
+    return mixed
+
+
+def same(one, other) -> bool:
+    return str(one) == str(other)
+
+
+@pytest.mark.parametrize("cut", [0, 0.5, 0.99])
+def test_rows_that_are_damaged_in_the_cache_are_made_anew(load, tmp_path, capsys, cut):
+    whole = load()
+    paths = (tmp_path / "cache" / "hf_recipes_examples").glob("*.arrow")
+    rows, tokens = sorted(paths, key=lambda path: path.name.startswith("cache-"))
+    for path in (rows, tokens):
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * cut)])
+    capsys.readouterr()
+    assert same(load(), whole)
+    out = capsys.readouterr().out
+    assert f"{rows}: damaged" in out and "tokenized rows are damaged" in out and out.count("made anew") == 2
+    load()
+    assert "made anew" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["part-00001.npy", "part-00001.ends.npy", "ledger.json", "manifest.json"])
+def test_tokens_that_are_damaged_in_the_cache_are_made_anew(mix, tmp_path, capsys, name):
+    whole = mix()
+    [path] = (tmp_path / "cache" / "hf_recipes_tokens").glob(f"*/{name}")
+    path.write_bytes(path.read_bytes()[:-9])
+    capsys.readouterr()
+    assert same(mix(), whole)
+    assert "damaged (" in capsys.readouterr().out
+    mix()
+    assert "tokeniz" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_no_row(load, tmp_path, monkeypatch, code):
+    monkeypatch.setattr(ArrowWriter, "finalize", fails(code))
+    with pytest.raises(UserError, match=rf"--cache_dir {tmp_path}/cache: cannot be written \({os.strerror(code)}\)"):
+        load()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_takes_no_tokens(rows, load, mix, tmp_path, monkeypatch, code):
+    monkeypatch.setattr(shards.ShardWriter, "close", fails(code))
+    with pytest.raises(UserError, match=rf"--cache_dir {tmp_path}/cache: cannot be written \({os.strerror(code)}\)"):
+        mix()
+    assert os.listdir(tmp_path / "cache" / "hf_recipes_tokens") == []
+    load_examples([str(rows)], cache_dir=str(tmp_path / "cache"))
+    monkeypatch.setattr(ArrowWriter, "write_table", fails(code))
+    with pytest.raises(UserError, match=rf"the cache in .*: cannot be written \({os.strerror(code)}\); .*--cache_dir"):
+        load()
+    assert not list((tmp_path / "cache").rglob("tmp*"))
+
+
+def test_a_file_in_the_place_of_the_cache(load, mix, tmp_path):
+    (tmp_path / "cache").touch()
+    for read in (load, mix):
+        with pytest.raises(UserError, match=rf"--cache_dir {tmp_path}/cache: cannot be written \((Not a dir|File ex)"):
+            read()
+
+
+# Within a process of its own, what is below `folder` cannot be written to, not even by root.
+READ_ONLY = """
+import ctypes, os
+libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+def checked(result):
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+checked(libc.unshare(0x10000000 | 0x20000))  # CLONE_NEWUSER, CLONE_NEWNS
+for name, text in (("setgroups", "deny"), ("uid_map", f"0 {{user}} 1"), ("gid_map", f"0 {{group}} 1")):
+    open(f"/proc/self/{{name}}", "w").write(text)
+folder = {folder!r}.encode()
+checked(libc.mount(folder, folder, None, 0x1000 | 0x4000, None))  # MS_BIND, MS_REC
+checked(libc.mount(None, folder, None, 0x1000 | 0x20 | 0x1, None))  # MS_BIND, MS_REMOUNT, MS_RDONLY
+"""
+
+
+def can_mount() -> bool:
+    return subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_mount(), reason="no user namespaces to mount a folder read-only in")
+def test_a_warm_cache_that_is_read_only(forks, model_dir, pairs, rows, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    argv = ["--model_name_or_path", model_dir, "--report_to", "none", "--cache_dir", cache, "--dry_run"]
+    texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": f"第{number}篇。" * 90} for number in range(20)])
+    kinds = {
+        "scripts/sft.py": ["--train_file", rows, "--packing", "--max_length", 64],
+        "scripts/pretrain.py": ["--train_file", texts, "--block_size", 16, "--max_steps", 2],
+    }
+    read_only = READ_ONLY.format(folder=str(cache))
+    for script, own in kinds.items():
+        output = ["--output_dir", tmp_path / Path(script).stem]
+        cold = forks.run(*argv, *own, *output, script=script, before=read_only)
+        assert cold.code == 1 and cold.err.startswith(f"error: --cache_dir {cache}: cannot be "), cold.err
+        assert cold.err.count("\n") == 1 and "Read-only file system" in cold.err and not any(cache.iterdir())
+    for script, own in kinds.items():
+        output = ["--output_dir", tmp_path / Path(script).stem]
+        assert forks.run(*argv, *own, *output, script=script).code == 0
+        warm = forks.run(*argv, *own, *output, script=script, before=read_only)
+        assert warm.code == 0, warm.err
