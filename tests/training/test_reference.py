@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from conftest import same, weights
 from hf_recipes.training.reference import REFERENCE, as_reference
@@ -110,6 +111,24 @@ def test_an_adapter_that_changes_the_base_has_a_copy_too(model_dir, tmp_path):
     path.write_text(json.dumps(settings))
     trainer, _, _ = make_pairs(model_dir, tmp_path, model={"lora_config": str(path)})
     assert list(trainer.model.peft_config) == ["default", REFERENCE]
+
+
+@pytest.mark.parametrize("stage", MAKE)
+@pytest.mark.parametrize("kind", ["pissa", "olora"])
+def test_of_an_adapter_that_begins_in_the_base_it_is_the_base(model_dir, tmp_path, stage, kind):
+    path = tmp_path / "lora.json"
+    path.write_text(json.dumps({"lora_r": 4, "target_modules": "all-linear", "init_lora_weights": kind}))
+    settings = {"max_steps": 3, "logging_steps": 1, "model": {"lora_config": str(path), "dtype": "float32"}}
+    trainer, _, _ = MAKE[stage](model_dir, tmp_path, **settings)
+    assert list(trainer.model.peft_config) == ["default"]
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(model_dir)(input_ids=batch["input_ids"]).logits
+    trainer.train()
+    log_probs = base[:, :-1].log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+    expected = (log_probs * batch["completion_mask"][:, 1:]).sum(1)
+    assert trainer.reference_log_probs(batch).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert stage == "kto" or losses_of(trainer)[0] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_asked_before_it_gives_the_same_training(model_dir, tmp_path):

@@ -67,8 +67,12 @@ def test_the_loss_is_the_same_at_any_accumulation(tokenizer, prompts, tmp_path, 
     assert max(own[key].abs().max() for key in own if "lora_B" in key) > 1e-3
 
 
-def test_a_new_adapter_is_compared_with_the_model_without_it(tokenizer, prompts, tmp_path):
-    trainer = made(tokenizer, prompts, tmp_path, per_device_train_batch_size=8, beta=1.0)
+@pytest.mark.parametrize("begins", [True, "pissa"])
+def test_a_new_adapter_is_compared_with_the_model_without_it(tokenizer, prompts, tmp_path, begins):
+    lora = read_lora_config(LORA)
+    lora.init_lora_weights = begins
+    model = attach_lora(tiny_model(len(tokenizer)), lora, LORA, [])
+    trainer = made(tokenizer, prompts, tmp_path, model, per_device_train_batch_size=8, beta=1.0)
     assert list(trainer.model.peft_config) == ["default"]
     assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == {
         name for name, _ in trainer.model.named_parameters() if "lora_" in name
