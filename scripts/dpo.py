@@ -16,7 +16,7 @@ def main() -> None:
 
     train, validation, ledgers = prepare_pairs(run.data, args, tokenizer, evaluates=run.evaluates)
     methods = other_evaluations(run.evaluation, args, run.data, config, tokenizer)
-    if not run.plan(pair_figures(train, args), keeps_start=run.keeps_start):
+    if not run.plan(pair_figures(train, args), validation, methods, keeps_start=run.keeps_start):
         return
     model, reference = run.build_model(), run.build_reference()
 

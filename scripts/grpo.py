@@ -23,7 +23,8 @@ def main() -> None:
     rewards = Rewards(run.evaluation, **run.source)
     train, validation, ledgers, stop_ids = prepare_prompts(run.data, args, tokenizer, rewards, run.evaluates)
     methods = build_evaluations(run.evaluation, args, run.data, run.config, tokenizer, validation, stop_ids, rewards)
-    if not run.plan(answer_figures(train, args), keeps_start=bool(args.beta) and run.keeps_start):
+    keeps_start = bool(args.beta) and run.keeps_start
+    if not run.plan(answer_figures(train, args), methods=methods, keeps_start=keeps_start):
         return
     model, reference = run.build_model(), run.build_reference() if args.beta else None
 

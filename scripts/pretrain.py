@@ -26,7 +26,7 @@ def main() -> None:
     methods = build_evaluations(evaluation, args, data, config, tokenizer, None, [tokenizer.eos_token_id])
     packs = leaks(args, config.model_type)
     frozen = partial(freeze, train_only=args.train_only, layers=args.freeze_layers)
-    if not run.plan(block_figures(mixture, args), packs=packs, freeze=frozen):
+    if not run.plan(block_figures(mixture, args), methods=methods, packs=packs, freeze=frozen):
         return
     model = run.build_model(packs=packs, make=partial(make_model, config=config), freeze=frozen)
 

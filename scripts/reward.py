@@ -19,7 +19,7 @@ def main() -> None:
 
     train, validation, ledgers = prepare_data(run.data, args, tokenizer, evaluates=run.evaluates)
     methods = pair_evaluations(run.evaluation, args, run.data, config, tokenizer, train, validation)
-    if not run.plan(pair_figures(train, args), is_reward=True):
+    if not run.plan(pair_figures(train, args), validation, methods, is_reward=True):
         return
     make = partial(load_reward_model, config=config, tokenizer=tokenizer, initializer_range=args.initializer_range)
     model = run.build_model(make=make, task_type="SEQ_CLS")

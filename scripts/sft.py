@@ -24,7 +24,7 @@ def main() -> None:
     methods = build_evaluations(run.evaluation, args, run.data, config, tokenizer, asked, [end_of_turn])
     packs = packing_leaks(config.model_type) if args.packing or args.padding_free else None
     figures = row_figures(train, ledgers["train"], args, run.model_args.attn_implementation)
-    if not run.plan(figures, packs=packs):
+    if not run.plan(figures, validation, methods, packs=packs):
         return
     model = run.build_model(packs=packs)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.data.prompts import Prompt
 from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.evaluation.methods import Compute, Record
+from hf_recipes.evaluation.methods import Compute, ForwardPass, Record
 from hf_recipes.evaluation.metrics import score
 
 if TYPE_CHECKING:
@@ -210,6 +210,10 @@ class Generation:
                     "finished": continuation.finished,
                 }
         return records
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        rows = min(batch_size, len(self)) * self.decoding.num_beams
+        return ForwardPass(rows, max(len(prompt.ids) for prompt in self.prompts), self.decoding.max_new_tokens)
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """The scores of the records with a reference; of all, their mean `new_tokens` and the share `finished`.

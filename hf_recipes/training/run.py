@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from hf_recipes.arguments import DataArguments, ModelArguments, RunArguments
 from hf_recipes.data.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.errors import UserError, say
 from hf_recipes.evaluation import report
+from hf_recipes.evaluation.methods import Method
 from hf_recipes.evaluation.suite import EvaluationArguments
 from hf_recipes.models.loading import load_config, load_tokenizer
 from hf_recipes.parsing import Parser
 from hf_recipes.processes import leave_process_group
-from hf_recipes.training.evaluation import evaluated_with
+from hf_recipes.training.evaluation import evaluated_with, largest_passes
 from hf_recipes.training.faults import Stopped, is_of_disk
 from hf_recipes.training.folder import check_agreement, check_output_dir, enter_output_dir, on_main_process
 from hf_recipes.training.memory import PeakMemory, describe
@@ -71,13 +72,15 @@ class Run:
         """Whether there are files to evaluate on beside the validation rows."""
         return bool(self.evaluation.eval_files)
 
-    def plan(self, figures: Figures, **how: Any) -> bool:
+    def plan(self, figures: Figures, validation=None, methods: Mapping[str, Method] | None = None, **how: Any) -> bool:
         """Say what the run is going to do; whether it shall (a dry run shall not).
 
         Args:
+            validation, methods: the rows whose loss is evaluated, and what else is.
             how: for `make_plan`.
         """
         self._figures = figures
+        how["passes"] = largest_passes(self.args, validation, methods)
         plan = make_plan(
             self.model_args, self.args, self.config, self.tokenizer, self.added_tokens, figures=figures, **how
         )
@@ -141,12 +144,11 @@ def _train_and_finish(
     with trainer.attended():
         memory.start()
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        taken = memory.read()
         if not trainer.stopped_by:
             settings = evaluated_with(trainer, parser.settings)
-            train = _trained(trainer, result.metrics["train_runtime"], taken)
+            train = _trained(trainer, result.metrics["train_runtime"])
             with suppress(Stopped):
-                _finish_or_say(trainer, card, ledgers, train, taken, trackers, settings)
+                _finish_or_say(trainer, card, ledgers, train, memory, trackers, settings)
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -163,7 +165,7 @@ def _train_and_finish(
         publisher.finish()
 
 
-def _trained(trainer, seconds: float, taken: dict | None) -> dict:
+def _trained(trainer, seconds: float) -> dict:
     """Say how the training went; its figures for metrics.json."""
     state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
     mean = "" if loss is None else f", mean training loss {loss:.4f}"
@@ -176,8 +178,6 @@ def _trained(trainer, seconds: float, taken: dict | None) -> dict:
         say(f"trained{since} to step {state.global_step} in {minutes}:{rest:02d}{mean}")
     else:
         say(f"all {state.global_step} steps were trained before{mean}")
-    if line := describe(taken):
-        say(line)
     figures = {"loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
     return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.figures()}
 
@@ -200,7 +200,7 @@ def _finish(
     card: Callable[[Path], str],
     ledgers: dict[str, Ledger],
     train: dict,
-    taken: dict | None,
+    memory: PeakMemory,
     trackers,
     settings: dict,
 ) -> None:
@@ -209,6 +209,9 @@ def _finish(
         state.global_step not in report.evaluations(state.log_history) or trainer.args.load_best_model_at_end
     ):
         trainer.evaluate()
+    taken = memory.read()  # the last evaluation counts
+    if line := describe(taken):
+        say(line)
     trainer.save_model()
     if not trainer.is_world_process_zero():
         return
