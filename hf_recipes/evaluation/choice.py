@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.errors import UserError, say
-from hf_recipes.evaluation.methods import Compute, Record
+from hf_recipes.evaluation.methods import Compute, ForwardPass, Record
 from hf_recipes.evaluation.questions import Question, read_question, read_rows
 from hf_recipes.evaluation.statistics import wilson_interval
 
@@ -172,13 +172,15 @@ class SingleChoice:
                         cache = scoring.prefix_cache(model, prefix) if len(prefix) else None
                     members = list(members)
                     skipped = len(prefix) if cache is not None else 0
-                    logits = scoring.last_logits(
-                        model,
-                        [self._contexts[units[row]][skipped:] for row in members],
-                        cache and scoring.expanded(cache, len(members)),
-                    )
-                    for row, scores in zip(members, logits.log_softmax(-1), strict=True):
-                        records[row] = self._record(units[row], scores[self._letters[units[row]]].double())
+                    longest = max(len(self._contexts[units[row]]) for row in members)
+                    for part in scoring.row_groups(len(members), longest):
+                        logits = scoring.last_logits(
+                            model,
+                            [self._contexts[units[row]][skipped:] for row in members[part]],
+                            cache and scoring.expanded(cache, len(members[part])),
+                        )
+                        for row, scores in zip(members[part], logits.log_softmax(-1), strict=True):
+                            records[row] = self._record(units[row], scores[self._letters[units[row]]].double())
         return records
 
     def _record(self, unit: int, scores) -> Record:
@@ -194,6 +196,15 @@ class SingleChoice:
             "letters": dict(zip(question.letters, scores.log_softmax(-1).tolist(), strict=True)),
             "mass": float(scores.exp().sum()),
         }
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        """Counted as if no part were shared: a shared one is kept for every row of the batch too."""
+        from dataclasses import replace
+
+        from hf_recipes.evaluation.scoring import scored_pass
+
+        found = scored_pass(min(batch_size, len(self)), max(map(len, self._contexts)))
+        return replace(found, new_tokens=0 if any(map(len, self._prefixes.values())) else None)
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """Shares in [0, 1].

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hf_recipes.data.prompts import Prompt
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.evaluation.methods import Compute, Record
+from hf_recipes.evaluation.methods import Compute, ForwardPass, Record
 from hf_recipes.evaluation.metrics import score
 from hf_recipes.models.inference import only_these
 
@@ -238,6 +238,10 @@ class Generation:
                 if not continuation.is_finite:
                     records[index]["is_finite"] = False
         return records
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        rows = min(batch_size, len(self)) * self.decoding.num_beams
+        return ForwardPass(rows, max(len(prompt.ids) for prompt in self.prompts), self.decoding.max_new_tokens)
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """The scores of the records with a reference; of all, their mean `new_tokens` and the share `finished`.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_recipes.errors import UserError
-from hf_recipes.evaluation.methods import Compute, Record
+from hf_recipes.evaluation.methods import Compute, ForwardPass, Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,6 +138,11 @@ class NLL:
                     records[row] = {"place": unit.place, "source": unit.source, "nats": nats, "tokens": tokens}
                     records[row] |= {"hits": hits, "characters": unit.characters}
         return records
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        from hf_recipes.evaluation.scoring import scored_pass
+
+        return scored_pass(min(batch_size, len(self)), max(unit.end - unit.begin for unit in self._units))
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """`loss` (nats per token), `perplexity`, `bits_per_character`, `token_accuracy` (share of tokens that had the

@@ -25,6 +25,18 @@ class Compute:
     synced: bool = False
 
 
+@dataclass(frozen=True)
+class ForwardPass:
+    """The largest forward pass of an evaluation: `rows` × `length` tokens, and how many each row is continued by.
+
+    `new_tokens` is None where the tokens are scored alone, without a cache.
+    """
+
+    rows: int
+    length: int
+    new_tokens: int | None = None
+
+
 class Method(Protocol):
     """One way to evaluate a model on the rows of one file.
 
@@ -42,6 +54,10 @@ class Method(Protocol):
 
         The model's mode, settings and cache use are as before afterwards, and the random state is untouched.
         """
+        ...
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        """What takes the most memory of `compute` with so many sequences a batch, known before any model is loaded."""
         ...
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_recipes.core.files import new_file
 from hf_recipes.data.schemas import SIDES
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.likelihood import source_of
-from hf_recipes.evaluation.methods import Compute, Record
+from hf_recipes.evaluation.methods import Compute, ForwardPass, Record
+from hf_recipes.evaluation.report import save_figure
 from hf_recipes.evaluation.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -137,6 +137,12 @@ class PairAccuracy:
                     records[row] = record
         return records
 
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        from hf_recipes.evaluation.scoring import scored_pass
+
+        pairs = min(max(1, batch_size // 2), len(self))
+        return scored_pass(2 * pairs, max(pair.length for pair in self._pairs))
+
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """`accuracy` with its 95 % interval (Wilson) and ``accuracy/<source>``; of the differences chosen - rejected
         `difference_mean`, `difference_std` (with n - 1; 0 for one pair) and quantiles (`difference_q05` …); `pairs` and
@@ -202,10 +208,7 @@ def draw_histogram(
     panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     panel.legend()
     panel.grid(alpha=0.3)
-    figure.tight_layout()
-    with new_file(path) as partial:
-        figure.savefig(partial, format="png")
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def _wins(found: Sequence[float]) -> float:
@@ -237,6 +240,13 @@ def _is_reward_model(model: "PreTrainedModel") -> bool:
 
 def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
     """The reward model's score of each of `rows` of token ids."""
+    from hf_recipes.evaluation.scoring import row_groups
+
+    groups = row_groups(len(rows), max(map(len, rows)))
+    return [score for group in groups for score in _rewards(model, rows[group])]
+
+
+def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
     import torch
 
     from hf_recipes.evaluation import scoring

@@ -1,5 +1,6 @@
 """What a run found, for people: the table of metrics, sample answers, and the curves."""
 
+import gc
 import json
 import math
 import os
@@ -162,13 +163,15 @@ def samples(before: Sequence[dict] | None, after: Sequence[dict], count: int = 3
     return "\n".join(lines)
 
 
-def _save(figure, path: str | os.PathLike) -> None:
+def save_figure(figure, path: str | os.PathLike) -> None:
+    """As a PNG; written beside and renamed, so never half there."""
     from matplotlib import pyplot as plt
 
     figure.tight_layout()
     with new_file(path) as partial:
         figure.savefig(partial, format="png")
     plt.close(figure)
+    gc.collect()  # a figure is a circle of 2 to 3 MB, which Python by itself takes up after hundreds of them
 
 
 def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None:
@@ -212,7 +215,7 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
     for panel in panels[0]:
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_gain(panel, gain: str, log_history: Sequence[Mapping], by_step: Mapping[int, Mapping]) -> None:
@@ -286,7 +289,7 @@ def draw_letters(found: Mapping[str, Mapping[str, float]], path: str | os.PathLi
     panel.grid(alpha=0.3, axis="y")
     panel.legend()
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(matrix: "np.ndarray", labels: Sequence[str], path: str | os.PathLike) -> str | None:
@@ -320,5 +323,5 @@ def draw_confusion(matrix: "np.ndarray", labels: Sequence[str], path: str | os.P
         panel.text(
             column, row, matrix[row, column], ha="center", va="center", color="white" if share > 0.5 else "black"
         )
-    _save(figure, path)
+    save_figure(figure, path)
     return legend

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from hf_recipes.evaluation.methods import Compute
+from hf_recipes.evaluation.methods import Compute, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +58,11 @@ def row_groups(rows: int, length: int) -> list[slice]:
     weights are sharded over processes, which must run as many forward passes."""
     size = rows if _sharded() else max(1, TOKENS // length)
     return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def scored_pass(rows: int, length: int) -> ForwardPass:
+    """The largest that a batch is scored by."""
+    return ForwardPass(min(rows, max(1, TOKENS // length)), length)
 
 
 def losses_at(positions: torch.Tensor, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple:
@@ -201,7 +206,7 @@ def takes(model: torch.nn.Module, name: str) -> bool:
 
 
 def last_logits(model: "PreTrainedModel", rows: Sequence[Sequence[int]], cache: "Cache | None" = None) -> torch.Tensor:
-    """The logits after each of `rows`, float32 (B, V), with `cache` (of as many rows, spent by this) before them."""
+    """The logits after each of `rows`, float32 (B, V); `cache` (of as many rows, and spent by this) is before them."""
     ids = padded(rows, 0, model.device)
     ends = torch.tensor([len(row) - 1 for row in rows], device=model.device)
     inputs = {"input_ids": ids, "use_cache": cache is not None}

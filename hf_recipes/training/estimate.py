@@ -1,12 +1,15 @@
 """What a run will need, before its weights are loaded: memory on each device by part, and disk for each checkpoint.
 
-One training step of the model, adapter and all, is carried out on fake tensors, which have shapes and no contents, and
-every tensor that would be alive is counted. So there are no formulas by family; only what is not computed in that step
-is: the optimizer's states, and what ZeRO and quantization take away.
+One training step of the model, adapter and all, and the largest forward pass of each evaluation are carried out on
+fake tensors, which have shapes and no contents, and every tensor that would be alive is counted. So there are no
+formulas by family; only what is not computed there is: the optimizer's states, what a cache grows to in generation, and
+what ZeRO and quantization take away.
 """
 
 import copy
 import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_recipes.evaluation.scoring import losses_at
+from hf_recipes.evaluation.methods import ForwardPass
+from hf_recipes.evaluation.scoring import losses_at, takes
 from hf_recipes.models.adapters import attach_lora, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import ModelArguments, weight_dtype
 from hf_recipes.training.sharding import Sharding
@@ -23,7 +27,7 @@ from hf_recipes.training.sharding import Sharding
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "logits")
+MOVING = ("activations", "logits")  # what comes and goes within a step
 FUSED_TILE = 4096 * 8192  # logits that TRL's fused head holds at a time, about
 # On a CPU the process grows by more than its tensors. Measured over six runs of 23M and 47M models (torch 2.13, glibc
 # 2.39): kernels that are built and libraries that are loaded on the way, and holes in malloc's heap, which are a share
@@ -46,13 +50,21 @@ class Batch:
 
 @dataclass
 class Memory:
-    """Bytes on one device at the fullest moment, by part, and bytes on disk for one checkpoint."""
+    """Bytes on one device at the fullest moment, by part, and bytes on disk for one checkpoint.
+
+    `batch` is that of the moment: the largest of the training, or of an evaluation.
+    """
 
     parts: dict[str, int]
     trained: int
     total: int
     checkpoint: int
-    batch: Batch
+    batch: Batch | ForwardPass
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the fullest moment is in an evaluation."""
+        return isinstance(self.batch, ForwardPass)
 
     @property
     def peak(self) -> int:
@@ -174,6 +186,58 @@ def _with_fake_tensors(model: torch.nn.Module) -> None:
                 table[name] = made[id(tensor)]
 
 
+@contextmanager
+def _simulated(model: "PreTrainedModel", autocast: torch.dtype | None) -> Iterator["_Alive"]:
+    """`model` with fake tensors in place of those of the meta device, as accelerate prepares it; what becomes alive in
+    it is counted."""
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    with FakeTensorMode():
+        _with_fake_tensors(model)
+        held = [*model.parameters(), *model.buffers()]
+        alive = _Alive({tensor.untyped_storage()._cdata for tensor in held}, vocabulary)
+        if autocast is not None:
+            model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
+        try:
+            yield alive
+        finally:
+            model.__dict__.pop("forward", None)
+
+
+def _inputs(rows: int, length: int, *names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.ones((rows, length), dtype=torch.long) for name in names}
+
+
+def pass_memory(
+    model: "PreTrainedModel", one: ForwardPass, *, autocast: torch.dtype | None, scores: bool = False
+) -> dict[str, int]:
+    """As `step_memory`, of the largest forward pass of an evaluation; what a cache holds is among the activations.
+
+    Args:
+        scores: of a reward model.
+    """
+    model.eval()
+    with _simulated(model, autocast) as alive, torch.no_grad(), alive:
+        inputs = _inputs(one.rows, one.length, "input_ids", "labels", "attention_mask")
+        labels = inputs.pop("labels")
+        if scores:
+            model(**inputs, use_cache=False)
+        elif one.new_tokens is None:
+            losses_at(torch.zeros(one.rows * one.length, dtype=torch.long), model, {**inputs, "labels": labels})
+        else:
+            last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+            cache = getattr(model(**inputs, use_cache=True, **last), "past_key_values", None)
+            kept = alive.now["activations"] * (one.length + one.new_tokens) // one.length if cache is not None else 0
+            # The logits of a token: as they are, in float32, and as a decoder has worked on them.
+            decoding = {"gradients": 0, "activations": kept, "logits": 3 * 4 * one.rows * alive.vocabulary}
+            if sum(decoding.values()) > alive.peak:
+                share = min(1.0, alive.on_heap / max(1, alive.now["activations"]))
+                alive.snapshot = decoding | {"heap": int(share * kept)}
+    model.train()
+    return dict(alive.snapshot)
+
+
 def step_memory(
     model: "PreTrainedModel",
     batch: Batch,
@@ -189,8 +253,6 @@ def step_memory(
         autocast: dtype of the mixed precision, if any.
         accumulates: the gradients of earlier batches are there already.
     """
-    from accelerate.utils.operations import convert_outputs_to_fp32
-
     vocabulary = model.get_input_embeddings().weight.shape[0]
     positions = batch.positions
     if batch.fused_head:
@@ -198,26 +260,16 @@ def step_memory(
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
-    with FakeTensorMode():
-        _with_fake_tensors(model)
+    with _simulated(model, autocast) as alive:
         parameters = list(model.parameters())
-        if accumulates:
-            for parameter in parameters:
-                if parameter.requires_grad:
-                    parameter.grad = torch.empty_like(parameter)
-        held = [*parameters, *model.buffers(), *(p.grad for p in parameters if p.grad is not None)]
-        alive = _Alive({tensor.untyped_storage()._cdata for tensor in held}, vocabulary)
         for parameter in parameters:
             if parameter.requires_grad:
+                if accumulates:
+                    parameter.grad = torch.empty_like(parameter)
+                    alive.known.add(parameter.grad.untyped_storage()._cdata)
                 parameter.register_post_accumulate_grad_hook(alive.to_gradients)
-        if autocast is not None:  # as accelerate prepares a model
-            model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
-        shape = (batch.rows, batch.length)
-        inputs = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "labels")}
-        if batch.packed:
-            inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)
-        else:
-            inputs["attention_mask"] = torch.ones(shape, dtype=torch.long)
+        by_positions = "position_ids" if batch.packed else "attention_mask"
+        inputs = _inputs(batch.rows, batch.length, "input_ids", "labels", by_positions)
         with alive:
             if batch.scores:
                 del inputs["labels"]
@@ -258,10 +310,12 @@ def estimate(
     linear_bits: float | None = None,
     tokenizer_bytes: int = 0,
     keeps_start: bool = False,
+    passes: Sequence[ForwardPass] = (),
 ) -> Memory:
-    """What training `model` (from `skeleton`) under `args` needs.
+    """What training `model` (from `skeleton`) under `args` needs, or if that is more, an evaluation between its steps.
 
     Args:
+        passes: the largest forward pass of each evaluation.
         linear_bits: bits of each weight of the frozen linear layers where they are quantized; by default their dtype's.
         keeps_start: a copy of the trained weights as they were at the start is a reference.
     """
@@ -284,6 +338,7 @@ def estimate(
 
     autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     checkpointing = bool(args.gradient_checkpointing)
+    evaluated = [(one, pass_memory(model, one, autocast=autocast, scores=batch.scores)) for one in set(passes)]
     found = step_memory(
         model,
         batch,
@@ -296,6 +351,15 @@ def estimate(
         gradients //= 2
     if sharding.stage == 0 and sharding.processes > 1:
         gradients += own  # DDP's buckets
+    at_work = [(batch, found, gradients)]
+    # Between the steps there are no gradients, but for those that DDP and DeepSpeed keep the room of.
+    kept_room = gradients if sharding.stage or sharding.processes > 1 else 0
+    at_work += [(one, memory, kept_room) for one, memory in evaluated]
+    # On a CPU the process grows by what lies scattered over the heap too.
+    scatter = SCATTER if args.use_cpu else 0
+    batch, found, gradients = max(
+        at_work, key=lambda moment: moment[2] + sum(moment[1][name] for name in MOVING) + scatter * moment[1]["heap"]
+    )
     if linear_bits and linear:  # one layer at a time is widened to compute
         found["activations"] += max(2 * p.numel() for p in linear.values())
     weights = quantized + frozen + kept * (1 + keeps_start) + sum(_size(b) for b in model.buffers())

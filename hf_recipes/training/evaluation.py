@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -18,9 +19,10 @@ from hf_recipes.evaluation import report
 from hf_recipes.evaluation.answers import Answers
 from hf_recipes.evaluation.decoding import Decoding
 from hf_recipes.evaluation.evaluating import few_shot_of, versions
-from hf_recipes.evaluation.methods import Compute, Method, Record, run_method
+from hf_recipes.evaluation.methods import Compute, ForwardPass, Method, Record, run_method
 from hf_recipes.evaluation.preference import differences, draw_histogram
 from hf_recipes.evaluation.rewards import Rewards
+from hf_recipes.evaluation.scoring import scored_pass
 from hf_recipes.evaluation.suite import OF_ANSWERS, EvaluationArguments, build_methods
 from hf_recipes.parsing import nearest
 from hf_recipes.training.callbacks import CurvesCallback, RunProgress, prediction_path, told_if_unwritten
@@ -145,6 +147,20 @@ def choose_best_by(
         raise UserError(f"--greater_is_better {greater_is_better}: {key} is better the {better} it is; leave it out")
     args.metric_for_best_model = f"eval_{key}"
     args.greater_is_better = greater_is_better if larger is None else larger
+
+
+def largest_passes(
+    args: "RunArguments", validation: "Dataset | None", methods: Mapping[str, Method] | None
+) -> list[ForwardPass]:
+    """The largest forward pass of the validation rows' loss, and of each of `methods`."""
+    size = args.per_device_eval_batch_size
+    found = [method.largest_pass(size) for method in (methods or {}).values()]
+    sides = [name for name in validation.column_names if name.endswith("_ids")] if validation is not None else []
+    if sides:  # one of rows, two of pairs, which are scored together
+        columns = validation.select_columns(sides).with_format("arrow")[:].columns
+        longest = max(pc.max(pc.list_value_length(column)).as_py() for column in columns)
+        found.append(scored_pass(len(sides) * min(size, len(validation)), longest))
+    return found
 
 
 def evaluated_with(trainer, settings: Mapping[str, Any]) -> dict[str, Any]:

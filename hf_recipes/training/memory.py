@@ -16,7 +16,7 @@ def _resident(field: str) -> int:
 
 
 class PeakMemory:
-    """Made before the model is loaded, started with the training, read at its end.
+    """Made before the model is loaded, started with the training, read after the last evaluation.
 
     On an accelerator the peak is what torch allocated on this process's device; on a CPU, how far the process grew
     over what it held before it loaded the model. Where the system tells neither, there is none.

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from hf_recipes.arguments import ModelArguments, RunArguments, SFTArguments
 from hf_recipes.data.ledger import Ledger
 from hf_recipes.errors import UserError, say
+from hf_recipes.evaluation.methods import ForwardPass
 from hf_recipes.models.loading import has_accelerator, joins_rows, keeps_packed_rows_apart, without_deepspeed
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.training.estimate import Batch, Memory, estimate, skeleton
@@ -93,7 +94,8 @@ class Plan:
                 ("trained", f"{found.trained:,} of {found.total:,} weights ({found.trained / found.total:.2%})")
             )
             size = f"{found.batch.rows} × {found.batch.length:,} tokens"
-            lines.append(("memory", f"{in_units(found.peak)} a device, estimated for the largest batch ({size})"))
+            which = "evaluation batch" if found.evaluates else "batch"
+            lines.append(("memory", f"{in_units(found.peak)} a device, estimated for the largest {which} ({size})"))
             lines += [(f"  {name}", in_units(size)) for name, size in found.parts.items()]
             lines.append(("checkpoint", f"{in_units(found.checkpoint)} on disk"))
         return "\n".join(f"{name.ljust(17)} {text}" for name, text in lines)
@@ -183,6 +185,7 @@ def make_plan(
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
     is_reward: bool = False,
     keeps_start: bool = False,
+    passes: Sequence[ForwardPass] = (),
 ) -> Plan:
     """The plan of a run over rows of these `figures`, whose weights have not been loaded.
 
@@ -190,6 +193,7 @@ def make_plan(
         packs: the error to raise where rows that are packed would see each other; None where none are.
         freeze: takes weights out of the training.
         keeps_start: the trained weights are kept as they were at the start too.
+        passes: the largest forward pass of each evaluation.
 
     Raises:
         UserError: settings that cannot work together, or that do not fit the model.
@@ -228,6 +232,7 @@ def make_plan(
                     linear_bits=_linear_bits(model_args),
                     tokenizer_bytes=_tokenizer_bytes(tokenizer),
                     keeps_start=keeps_start,
+                    passes=passes,
                 )
             except Exception as error:
                 plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
@@ -323,10 +328,12 @@ def _lighter(memory: Memory, args: RunArguments, flag: str) -> str:
     """The flags that would lower the largest parts, the most useful first."""
     found = memory.parts
     options = {}
-    if args.per_device_train_batch_size > 1:
+    if memory.evaluates:
+        options["a lower --per_device_eval_batch_size"] = found["activations"] + found["logits"]
+    elif args.per_device_train_batch_size > 1:
         more = "--per_device_train_batch_size 1 with more --gradient_accumulation_steps"
         options[more] = found["activations"] + found["logits"]
-    if not args.gradient_checkpointing:
+    if not args.gradient_checkpointing and not memory.evaluates:
         options["--gradient_checkpointing True"] = found["activations"]
     options[f"a lower {flag.split()[0]}"] = (found["activations"] + found["logits"]) // 2
     options["--optim adamw_8bit"] = found["optimizer"] if "8bit" not in args.optim else 0

@@ -24,7 +24,7 @@ from hf_recipes.parsing import Parser, at_end
 from hf_recipes.processes import leave_process_group
 from hf_recipes.training.callbacks import told_if_unwritten
 from hf_recipes.training.checkpoints import find_checkpoint, newest_whole
-from hf_recipes.training.evaluation import choose_best_by, evaluated_with
+from hf_recipes.training.evaluation import choose_best_by, evaluated_with, largest_passes
 from hf_recipes.training.faults import Stopped
 from hf_recipes.training.folder import (
     CARD,
@@ -139,6 +139,7 @@ class Run:
         choose_best_by(self.args, self.parser.settings["greater_is_better"], methods, trainers_own)
         experts = balances_experts(self.args, self.config)
         self._figures = figures
+        how["passes"] = largest_passes(self.args, validation, methods)
         plan = make_plan(
             self.model_args, self.args, self.config, self.tokenizer, self.added_tokens, figures=figures, **how
         )
@@ -223,11 +224,10 @@ def _train_and_finish(
     with trainer.attended():
         memory.start()
         result = trainer.train(resume_from_checkpoint=checkpoint)
-        taken = memory.read()
         if not trainer.stopped_by:
             with suppress(Stopped):
                 seconds = result.metrics["train_runtime"]
-                _finish_or_say(trainer, folder, card, ledgers, seconds, taken, trackers, settings)
+                _finish_or_say(trainer, folder, card, ledgers, seconds, memory, trackers, settings)
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -254,7 +254,7 @@ def _write_first(output_dir: Path, parser: Parser, ledgers: dict[str, Ledger], n
             (output_dir / name).unlink(missing_ok=True)
 
 
-def _trained(trainer, seconds: float, taken: dict | None) -> dict:
+def _trained(trainer, seconds: float) -> dict:
     """Say how the training went; its figures for metrics.json."""
     state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
     mean = "" if loss is None else f", mean training loss {loss:.4f}"
@@ -267,8 +267,6 @@ def _trained(trainer, seconds: float, taken: dict | None) -> dict:
         say(f"trained{since} to step {state.global_step} in {minutes}:{rest:02d}{mean}")
     else:
         say(f"all {state.global_step} steps were trained before{mean}")
-    if line := describe(taken):
-        say(line)
     figures = {"steps": state.global_step, "loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
     return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.figures()}
 
@@ -296,7 +294,7 @@ def _finish(
     card: Callable[[Path], str],
     ledgers: dict[str, Ledger],
     seconds: float,
-    taken: dict | None,
+    memory: PeakMemory,
     trackers,
     settings: dict,
 ) -> None:
@@ -305,7 +303,7 @@ def _finish(
     _save_model(trainer, folder)
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
-    train = _trained(trainer, seconds, taken)
+    train = _trained(trainer, seconds)
     best = _best(trainer)
     step = best["step"] if best else state.global_step
     if best:
@@ -315,6 +313,9 @@ def _finish(
         say(f"kept: the last step's weights; no saved step has {trainer.args.metric_for_best_model}")
     if trainer.eval_dataset is not None and step not in report.evaluations(state.log_history):
         _evaluate(trainer)
+    taken = memory.read()  # the last evaluation counts
+    if line := describe(taken):
+        say(line)
     if not trainer.is_world_process_zero():
         return
     by_step = report.evaluations(state.log_history)

@@ -153,3 +153,18 @@ def test_histogram(tmp_path):
     draw_histogram([[-1.0, 0.5, 2.0], [0.0, 3.0]], path, ["before", "after"])
     height, width = plt.imread(path).shape[:2]
     assert (width, height) == (840, 480) and list(tmp_path.iterdir()) == [path]
+
+
+def test_histograms_do_not_pile_up(tmp_path):
+    """A figure is a circle of objects with 2 MB of pixels; one for each evaluation would grow with the run."""
+    import gc
+
+    from matplotlib.figure import Figure
+
+    gc.disable()
+    try:
+        for _ in range(4):
+            draw_histogram([[0.1, 0.5, -0.3]], tmp_path / "differences.png", ["model"])
+        assert sum(isinstance(found, Figure) for found in gc.get_objects()) <= 1
+    finally:
+        gc.enable()

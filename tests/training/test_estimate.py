@@ -12,7 +12,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from conftest import ROOT, TEXT, tiny_model, write_jsonl
 from hf_recipes.arguments import ModelArguments, SFTArguments
-from hf_recipes.training.estimate import Batch, estimate, optimizer_bytes, skeleton, step_memory
+from hf_recipes.evaluation.methods import ForwardPass
+from hf_recipes.evaluation.scoring import PIECE, scored_pass
+from hf_recipes.training.estimate import Batch, estimate, optimizer_bytes, pass_memory, skeleton, step_memory
 from hf_recipes.training.sharding import Sharding
 
 
@@ -20,11 +22,11 @@ from hf_recipes.training.sharding import Sharding
 def make(tokenizer, tmp_path):
     """The estimate for the tiny model under some flags; `model=` are fields of ModelArguments."""
 
-    def build(batch=None, model=None, keeps_start=False, **flags):
+    def build(batch=None, model=None, keeps_start=False, passes=(), **flags):
         args = SFTArguments(output_dir=str(tmp_path / "run"), report_to="none", **{"bf16": False, **flags})
         model_args = ModelArguments("tiny", dtype="float32", **(model or {}))
         bare = skeleton(model_args, tiny_model(len(tokenizer)).config, tokenizer, [], bf16=bool(args.bf16))
-        return estimate(bare, batch or Batch(2, 16, 4), args, keeps_start=keeps_start)
+        return estimate(bare, batch or Batch(2, 16, 4), args, keeps_start=keeps_start, passes=passes)
 
     return build
 
@@ -79,6 +81,21 @@ def test_the_simulated_step_holds_what_autograd_saves(tokenizer):
     head.embedding.requires_grad_(False)
     found = step_memory(head, Batch(4, 10, 40), autocast=None, checkpointing=False, accumulates=False)
     assert found["logits"] == 4 * 10 * 50 * 4 * 3
+
+
+def test_evaluations_are_counted_and_flat(make, tokenizer):
+    """The moment is an evaluation's where that takes more than a step; logits come in pieces of one size."""
+    step = Batch(1, 16, 4)
+    written, scored = ForwardPass(16, 1000, new_tokens=1000), scored_pass(64, 2048)
+    alone, with_both = make(step), make(step, passes=[written, scored])
+    assert not alone.evaluates and with_both.evaluates and with_both.batch == written
+    assert make(Batch(64, 2048, 64 * 2048), passes=[scored]).batch.rows == 64  # a step of as many keeps everything
+    cache = 16 * 2000 * 2 * 2 * 2 * 8 * 4  # rows, tokens, keys and values, layers, heads, of 8 float32 each
+    assert with_both.parts["activations"] >= cache and with_both.parts["optimizer"] == alone.parts["optimizer"]
+    bare = skeleton(ModelArguments("tiny"), tiny_model(len(tokenizer)).config, tokenizer, [], bf16=False)
+    taken = [pass_memory(bare, scored_pass(rows, 2048), autocast=None) for rows in (4, 64)]
+    assert taken[0] == taken[1]
+    assert sum(taken[1][name] for name in ("activations", "logits")) < 4 * 4 * PIECE
 
 
 def test_states_of_each_optimizer():
@@ -136,11 +153,13 @@ RUNS = {
     "lora": (384, 10, 16000, []),
     "full": (512, 6, 24000, ["--use_lora", "0"]),
     "accumulated": (384, 6, 16000, ["--use_lora", "0", "--bf16", "0", "--gradient_accumulation_steps", "2"]),
+    "packed": (384, 6, 16000, ["--packing", "--max_length", "512", "--bf16", "0"]),
+    "evaluated": (256, 4, 40000, ["--bf16", "0", "--eval_files", "long={tmp}/long.jsonl"]),
 }
 
 
 @pytest.mark.parametrize(
-    "name", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("full", "accumulated"))]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("lora", "evaluated"))) for name in RUNS]
 )
 def test_the_estimate_is_within_a_quarter_of_the_peak(tokenizer, tmp_path, name):
     width, layers, vocabulary, flags = RUNS[name]
@@ -158,11 +177,12 @@ def test_the_estimate_is_within_a_quarter_of_the_peak(tokenizer, tmp_path, name)
     )
     Qwen3ForCausalLM(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    rows = [{"input": TEXT[i % 5] * 5, "target": TEXT[(i + 1) % 5] * 4} for i in range(16)]
+    rows = [{"input": TEXT[i % 5] * 5, "target": TEXT[(i + 1) % 5] * 4} for i in range(32)]
     data = write_jsonl(tmp_path / "train.jsonl", rows)
     command = [sys.executable, "scripts/sft.py", "--model_name_or_path", tmp_path / "model", "--train_file", data]
     command += ["--output_dir", tmp_path / "run", "--report_to", "none", "--per_device_train_batch_size", "4"]
-    command += ["--max_steps", "2", "--save_strategy", "no", *flags]
+    write_jsonl(tmp_path / "long.jsonl", [{"text": "".join(TEXT) * 40}] * 4)  # windows of 2,048 tokens, eight a batch
+    command += ["--max_steps", "2", "--save_strategy", "no", *(flag.format(tmp=tmp_path) for flag in flags)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
