@@ -83,11 +83,14 @@ def _lenient(name: str, predictions: Sequence[Answer | None], references: Sequen
         return official.classes(predictions, references, metric == "weighted-F1", labels)["score"]
     if metric == "ROUGE-L":
         texts = [len(reference) if isinstance(reference, dict) else 1 for reference in references]
-        readable = [place for place, answer in enumerate(predictions) if answer is not None]
+        readable = [index for index, answer in enumerate(predictions) if answer is not None]
         if not readable:
             return 0.0
-        share = official.ratio(sum(texts[place] for place in readable), sum(texts))
-        return share * _score(name, *([answers[i] for i in readable] for answers in (predictions, references)))["score"]
+        share = official.ratio(sum(texts[index] for index in readable), sum(texts))
+        return (
+            share
+            * _score(name, *([answers[index] for index in readable] for answers in (predictions, references)))["score"]
+        )
     if not any(predictions) and not any(references) and None not in predictions:
         return 1.0
     empty = [official.EMPTY_NODE] if name == "Text2DT" else []

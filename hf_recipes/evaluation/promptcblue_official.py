@@ -212,9 +212,9 @@ def _children(nodes: Sequence[Node]) -> dict[int, tuple[int, int]]:
     """Left and right child of each condition (role C) in a sequence in preorder; a decision (D) has none."""
     children: dict[int, tuple[int, int]] = {}
     # A subtree that is whole becomes one D.
-    open_nodes = [(place, node["role"]) for place, node in enumerate(nodes)]
+    open_nodes = [(position, node["role"]) for position, node in enumerate(nodes)]
     while open_nodes[0][1] != "D":
-        for start, (place, role) in enumerate(open_nodes):
+        for start, (position, role) in enumerate(open_nodes):
             leaves = []
             for end in range(start + 1, len(open_nodes)):
                 if role != "C" or open_nodes[end][1] == "C":
@@ -224,8 +224,8 @@ def _children(nodes: Sequence[Node]) -> dict[int, tuple[int, int]]:
                 if len(leaves) == 2:
                     break
             if len(leaves) == 2:
-                children[place] = open_nodes[leaves[0]][0], open_nodes[leaves[1]][0]
-                open_nodes[start : leaves[1] + 1] = [(place, "D")]
+                children[position] = open_nodes[leaves[0]][0], open_nodes[leaves[1]][0]
+                open_nodes[start : leaves[1] + 1] = [(position, "D")]
                 break
         else:  # no tree
             break
@@ -243,12 +243,12 @@ def _edits(
             pairs += zip(our_children[one], true_children[other], strict=True)
             continue
         # Below one of the two there is nothing.
-        for nodes, children, place in ((ours, our_children, one), (true, true_children, other)):
-            below = list(children.get(place, ()))
+        for nodes, children, position in ((ours, our_children, one), (true, true_children, other)):
+            below = list(children.get(position, ()))
             while below:
-                place = below.pop()
-                edits += _distance(nodes[place], NO_NODE)
-                below += children.get(place, ())
+                position = below.pop()
+                edits += _distance(nodes[position], NO_NODE)
+                below += children.get(position, ())
     return edits
 
 

