@@ -149,5 +149,6 @@ def test_misspelt_flag(fails):
 
 def test_a_mistake_does_not_cost_the_former_run(fails, tmp_path):
     write_jsonl(tmp_path / "run" / "checkpoint-3" / "trainer_state.json", [{}])
+    (tmp_path / "run" / ".run").write_text('{"kind": "training", "launch": "", "files": [], "claims": [".*"]}')
     fails("no such file", "--overwrite_output_dir", "--train_file", tmp_path / "none.json")
     assert (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").exists()
