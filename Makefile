@@ -82,7 +82,7 @@ check-slow: $(VENV)/.installed
 # After an upgrade that was tested: every package of $(VENV) into constraints.txt, those that others brought too.
 lock:
 	@{ echo "# The versions that were tested together, of all packages; written by make lock."; \
-		$(BIN)/python -m pip freeze --quiet --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > constraints.txt.new
+		$(BIN)/python -m pip list --format freeze --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
 
 lint: $(VENV)/.installed
