@@ -352,7 +352,8 @@ class RunMixin:
             self.args.hub_token = token
         folder = Path(output_dir or self.args.output_dir)
         (folder / "training_args.bin").unlink(missing_ok=True)
-        check_saved(self.accelerator.unwrap_model(self.model), folder, state_dict)
+        if self.args.should_save:
+            check_saved(self.accelerator.unwrap_model(self.model), folder, state_dict)
 
     def _save_checkpoint(self, model, trial):
         start = time.monotonic()
