@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.finite import check_file, not_finite
@@ -146,7 +147,8 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     biases = _biases(model, config)
     try:
         # DeepSpeed's stage 3 gathers weights of one dtype only, and keeps its own copies in float32.
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+        with _token_rows_on_cpu():
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, re.error) as error:
         raise UserError(
             f"{path or 'lora_config'}: {' '.join(str(error).split())[:300]} "
@@ -184,6 +186,25 @@ def _train_tokens(model: "PreTrainedModel", config: "LoraConfig", path: str | No
     config.trainable_token_indices = {
         name: sorted({*own.get(name, ()), *(ids if name in rest else ())}) for name in dict.fromkeys([*own, *rest])
     } or None
+
+
+@contextmanager
+def _token_rows_on_cpu() -> Iterator[None]:
+    """While this lasts, PEFT reads the rows of embeddings that ZeRO's stage 3 splits without CUDA, which 0.21 names."""
+    import torch
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.utils.integrations import check_deepspeed_zero3_enabled, gather_params_ctx
+
+    if torch.cuda.is_available() or not check_deepspeed_zero3_enabled():
+        yield
+        return
+
+    def rows_of(self, weight: torch.Tensor, rows: torch.Tensor, embed_dim: int) -> torch.Tensor:
+        with gather_params_ctx([weight], modifier_rank=None):
+            return weight[rows].clone()  # whole in all processes, so that none has to send it
+
+    with patch.object(TrainableTokensLayer, "_collect_token_weights", rows_of):
+        yield
 
 
 def _biases(model: "PreTrainedModel", config: "PeftConfig") -> "list[tuple[torch.nn.Parameter, torch.Tensor]]":
@@ -276,14 +297,15 @@ def load_adapter(
         config.init_lora_weights = True
     biases = _biases(inner, config)
     try:
-        if isinstance(model, PeftModel):
-            if kind:  # which its file has still
-                config.inference_mode = not is_trainable
-                model.add_adapter(name, config)
-            model.load_adapter(path, name, is_trainable=is_trainable)
-            adapted = model
-        else:
-            adapted = PeftModel.from_pretrained(model, path, name, is_trainable=is_trainable, config=config)
+        with _token_rows_on_cpu():
+            if isinstance(model, PeftModel):
+                if kind:  # which its file has still
+                    config.inference_mode = not is_trainable
+                    model.add_adapter(name, config)
+                model.load_adapter(path, name, is_trainable=is_trainable)
+                adapted = model
+            else:
+                adapted = PeftModel.from_pretrained(model, path, name, is_trainable=is_trainable, config=config)
         if kind:
             to_plain_lora(adapted, name, kind)
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:

@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from hf_recipes.arguments import ModelArguments, RunArguments
+from hf_recipes.arguments import ModelArguments, PretrainArguments, RunArguments
 from hf_recipes.errors import UserError, say
 from hf_recipes.models.adapters import attach_lora, load_adapter, read_adapter_config, read_lora_config
 from hf_recipes.models.loading import (
@@ -68,6 +69,11 @@ def check_trained(model: PreTrainedModel, args: RunArguments, is_quantized: bool
         raise UserError(
             f"{len(lost)} of the trained tensors would not be saved with the adapter ({lost[0]}): name their modules "
             "in modules_to_save of --lora_config, or leave them out of the training"
+        )
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer) and not isinstance(args, PretrainArguments):
+        raise UserError(
+            "LoRA on the output embeddings (lm_head) would not be trained: this stage's loss reads their weight as it "
+            'is; take them out of target_modules, or, where they are one with embed_tokens, "ensure_weight_tying"'
         )
     on_fsdp = (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not args.use_cpu
     splits = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None

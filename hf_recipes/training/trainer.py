@@ -431,8 +431,9 @@ class RunMixin:
             self.args.hub_token = token
         folder = Path(output_dir or self.args.output_dir)
         (folder / "training_args.bin").unlink(missing_ok=True)
-        check_saved(self.accelerator.unwrap_model(self.model), folder, state_dict)
-        share_weights(folder)
+        if self.args.should_save:
+            check_saved(self.accelerator.unwrap_model(self.model), folder, state_dict)
+            share_weights(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir):
         if not self.is_deepspeed_enabled:

@@ -236,6 +236,10 @@ def test_what_does_not_go_together_is_said_before_weights_are_read(bases, tmp_pa
     refused("pissa or olora takes whole float weights apart", is_quantized=True, init_lora_weights="olora")
     refused("which does not go with a reference", kind=DPOArguments, bias="all")
 
+    tying = {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}
+    for lora in (tying, {"target_modules": ["lm_head"]}):
+        refused(r"LoRA on the output embeddings \(lm_head\) would not be trained", **lora)
+
     args = PretrainArguments(output_dir=str(tmp_path / "run"), report_to="none", bf16=False, train_only="embeddings")
     with pytest.raises(UserError, match="--train_only embeddings trains weights that no adapter holds"):
         check_settings(PretrainModelArguments("tiny", use_lora=True), args)
