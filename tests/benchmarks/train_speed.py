@@ -185,6 +185,7 @@ def main() -> None:
                 (f"TRL, {BATCH} padded rows", lambda: trl(False)),
             ):
                 found.setdefault(name, []).append(run())
+                print(f"{name}: {found[name][-1]:,.0f}", flush=True)
     own = max(next(iter(found.values())))
     print(f"useful tokens/s, best of {options.repeats}, {options.steps} steps")
     for name, values in found.items():

@@ -34,7 +34,7 @@ def test_per_class_by_hand():
 
 def texts_of(monkeypatch, draw) -> list[str]:
     """What a picture says, and that its fonts have every character of it."""
-    found, save = [], report._save
+    found, save = [], report.save_figure
 
     def look(figure, path):
         for text in figure.findobj(plt.Text):
@@ -44,7 +44,7 @@ def texts_of(monkeypatch, draw) -> list[str]:
                 found.append(text.get_text())
         save(figure, path)
 
-    monkeypatch.setattr(report, "_save", look)
+    monkeypatch.setattr(report, "save_figure", look)
     draw()
     return found
 
