@@ -1,5 +1,7 @@
 """llama.cpp's pre-tokenizers, held against llama.cpp itself."""
 
+from unicodedata import category
+
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -46,7 +48,7 @@ def check(name: str, folder) -> None:
     texts = mixed_texts(SPECIAL)
     # llama.cpp has no expression for marks, which its own file says, and parts a space from a sign that no rule names.
     if name in ("tekken", "gpt-4o"):
-        texts = [text for text in texts if "हिन्दी" not in text and "สวัสดี" not in text]
+        texts = [text for text in texts if not any(category(sign).startswith("M") for sign in text)]
     if name.startswith("deepseek"):
         texts = [text for text in texts if "\u3000" not in text]
     read = load_gguf_tokenizer(path)
@@ -63,7 +65,7 @@ def test_texts_are_cut_as_by_llama_cpp(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted({patterns: name for name, patterns in PATTERNS.items()}.values()))
+@pytest.mark.parametrize("name", sorted({patterns: name for name, patterns in reversed(PATTERNS.items())}.values()))
 def test_texts_are_cut_as_by_llama_cpp_by_every_name(name, tmp_path):
     check(name, tmp_path)
 
