@@ -193,7 +193,7 @@ def json_files(folder: Path) -> dict[Path, object]:
         raise AssertionError(f"{path}: {word}")
 
     found = {}
-    for path in sorted(Path(folder).rglob("*.json*")):
+    for path in sorted(path for ending in ("json", "jsonl") for path in Path(folder).rglob(f"*.{ending}")):
         text = path.read_text(encoding="utf-8")
         parts = text.splitlines() if path.suffix == ".jsonl" else [text]
         values = [json.loads(part, parse_constant=refuse) for part in parts]

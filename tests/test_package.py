@@ -123,7 +123,7 @@ def test_the_lock_names_every_package_that_the_environment_is_built_of():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = [config["options.extras_require"][name] for name in ("gguf", "tensorboard", "test")]
-    wanted = {line for text in (config["options"]["install_requires"], *extras) for line in text.split()}
+    wanted = {line for text in (config["options"]["install_requires"], *extras) for line in text.split("\n") if line}
     seen: set[tuple[str, str]] = set()
     while wanted:
         requirement = Requirement(wanted.pop())

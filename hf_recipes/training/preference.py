@@ -6,7 +6,6 @@ from dataclasses import fields
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
 
@@ -274,11 +273,6 @@ def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool, length: str) -> D
     return numbered.add_column(length, row_lengths(numbered)[0].tolist())
 
 
-def _check_model(model: PreTrainedModel) -> None:
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
-        raise UserError("an adapter on the head (lm_head) would never be trained here; take it out of target_modules")
-
-
 def build_pair_trainer(
     model: PreTrainedModel,
     args: DPOArguments,
@@ -299,7 +293,6 @@ def build_pair_trainer(
     Raises:
         UserError: an adapter or a setting that the model cannot have.
     """
-    _check_model(model)
     args.max_length = None  # every pair is within the budget already
     rows = _pair_rows(train)
     trainer = PairTrainer(
@@ -329,7 +322,6 @@ def build_rated_trainer(
     goes_on: bool = False,
 ) -> RatedTrainer:
     """KTO's trainer, as `build_pair_trainer`; the training rows are shuffled once."""
-    _check_model(model)
     collator = RatedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
     args.max_length = None
     how = {"mixes": args.loss_type != "apo_zero_unpaired", "length": args.length_column_name}

@@ -400,8 +400,8 @@ def test_row_26_an_adapter_that_begins_in_the_base_is_saved_and_resumed_as_it_is
     argv = [*settings, "--lora_config", config, "--max_steps", 4, "--save_steps", 2, "--bf16", "False"]
     run = forks.run(*argv, "--output_dir", tmp_path / "run")
     assert run.code == 0, run.err
-    shutil.copytree(tmp_path / "run" / "checkpoint-2", tmp_path / "again" / "checkpoint-2")
-    run = forks.run(*argv, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", "true")
+    first = tmp_path / "run" / "checkpoint-2"
+    run = forks.run(*argv, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", first)
     assert run.code == 0, run.err
     assert same(weights(tmp_path / "run"), weights(tmp_path / "again"))
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):

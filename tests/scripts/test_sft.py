@@ -248,13 +248,16 @@ def test_the_command_of_the_readme_over_four_processes(model_dir, pairs, tmp_pat
 
 
 def test_new_tokens_are_trained_where_zero_3_splits_their_embeddings(forks, model_dir, pairs, tmp_path):
-    """To the same weights as without; PEFT's own way to them needs CUDA."""
-    more = ["--max_steps", "2", "--chat_template", "glm", "--bf16", "False"]
+    """To the same rows as without; PEFT's own way to them needs CUDA."""
+    more = ["--max_steps", "1", "--chat_template", "glm", "--bf16", "False"]
     alone = forks.run(*flags(model_dir, pairs, tmp_path / "alone", *more))
     assert alone.code == 0, alone.err
     split = [*more, "--per_device_train_batch_size", "2", "--deepspeed", "configs/deepspeed/zero3.json"]
     run = forks.run(*flags(model_dir, pairs, tmp_path / "run", *split), world=2)
     assert run.code == 0, run.err
     expected, found = weights(tmp_path / "alone"), weights(tmp_path / "run")
-    assert expected.keys() == found.keys() and any("trainable_tokens_delta" in name for name in found)
-    assert all(torch.allclose(expected[name], found[name], atol=1e-4) for name in expected)
+    # What is not trained of the embeddings PEFT saves as well, where it has them whole.
+    assert found.keys() == {name for name in expected if "base_layer" not in name}
+    rows = [name for name in found if "trainable_tokens_delta" in name]
+    assert rows and all(torch.allclose(expected[name], found[name], atol=1e-5) for name in rows)
+    assert run.losses() == alone.losses()

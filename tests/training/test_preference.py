@@ -230,7 +230,7 @@ def test_answers_of_one_kind_alone(model_dir, tmp_path, capsys):
 def test_a_head_that_would_never_be_trained(model_dir, tmp_path):
     path = tmp_path / "lora.json"
     path.write_text(json.dumps({"lora_r": 4, "target_modules": ["q_proj", "lm_head"]}))
-    with pytest.raises(UserError, match=r"an adapter on the head \(lm_head\) would never be trained here"):
+    with pytest.raises(UserError, match=r"LoRA on the output embeddings \(lm_head\) would not be trained"):
         make_pairs(model_dir, tmp_path, model={"lora_config": str(path)})
 
 
