@@ -459,7 +459,10 @@ echo Submitted batch job 7
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
-def test_ray_runs_the_same_tasks(prepare, tmp_path, rows):
+def test_ray_runs_the_same_tasks(prepare, tmp_path, rows, request):
+    import ray as cluster
+
+    request.addfinalizer(cluster.shutdown)  # else its servers run beside the tests that follow
     ray = ("--executor", "ray")
     code, _, err = prepare("--input_files", rows, "--nfkc", "--output_dir", tmp_path / "ray", *ray)
     assert code == 0, err
