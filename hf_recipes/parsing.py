@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 
 from hf_recipes import __version__
 from hf_recipes.core.files import disk_problem, write_text
+from hf_recipes.core.heap import map_large_blocks
 from hf_recipes.errors import UserError, say
 from hf_recipes.processes import leave_process_group
 
@@ -224,6 +225,7 @@ def run_script(main: Callable[[], None], go_on: str = "the same command begins a
     Args:
         go_on: what to do after Ctrl-C.
     """
+    map_large_blocks()
     _hush_libraries()
     try:
         with at_end:

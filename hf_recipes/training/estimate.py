@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hf_recipes.core.heap import MAPPED
 from hf_recipes.evaluation.methods import ForwardPass
 from hf_recipes.evaluation.scoring import losses_at, takes
 from hf_recipes.models.adapters import attach_lora, read_adapter_config, read_lora_config
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 MOVING = ("activations", "logits")  # what comes and goes within a step
 FUSED_TILE = 4096 * 8192  # logits that TRL's fused head holds at a time, about
-# On a CPU the process grows by more than its tensors. Measured over six runs of 23M and 47M models (torch 2.13, glibc
-# 2.39): kernels that are built and libraries that are loaded on the way, and holes in malloc's heap, which are a share
-# of what lies in it; pieces over `MAPPED` bytes do not, they are mapped by themselves and given back at once.
-LIBRARIES, SCATTER, MAPPED = 70_000_000, 0.6, 32 * 2**20
+# On a CPU the process grows by more than its tensors. Measured over five runs of 23M and 47M models (torch 2.13, glibc
+# 2.36): kernels that are built and libraries that are loaded on the way, and holes in malloc's heap, which are a share
+# of what lies in it.
+LIBRARIES, SCATTER = 100_000_000, 0.6
 BLOCK = 4096  # bitsandbytes keeps the states of smaller tensors in 32 bits
 
 
