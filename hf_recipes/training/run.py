@@ -271,26 +271,31 @@ def _trained(trainer, seconds: float) -> dict:
     return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.figures()}
 
 
-def _finish_or_say(trainer, *results) -> None:
+def _finish_or_say(trainer, folder: OutputFolder | None, *results) -> None:
+    saved = False
     try:
+        _save_model(trainer, folder)
+        saved = True
         _finish(trainer, *results)
     except Exception as error:
         problem = disk_problem(error)
         if problem is None:
             raise
         output_dir, newest = Path(trainer.args.output_dir), newest_whole(trainer.args.output_dir)
-        if newest is None:
-            then = "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"
-        else:
+        weights = "The trained weights are whole; the figures are not. " if saved else ""
+        if newest is not None:
             last = newest.name == f"checkpoint-{trainer.state.global_step}"
             rest = "without training again" if last else "after training again from there"
             then = f"{newest.name} is whole. Make room, then --resume_from_checkpoint true writes the rest {rest}"
-        raise UserError(f"{output_dir}: the results could not be written ({problem}). {then}") from None
+        elif saved:
+            then = "Keep them, make room, and scripts/evaluate.py measures them"
+        else:
+            then = "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"
+        raise UserError(f"{output_dir}: the results could not be written ({problem}). {weights}{then}") from None
 
 
 def _finish(
     trainer,
-    folder: OutputFolder | None,
     card: Callable[[Path], str],
     ledgers: dict[str, Ledger],
     seconds: float,
@@ -298,9 +303,8 @@ def _finish(
     trackers,
     settings: dict,
 ) -> None:
-    """Weights and ledger, then the last evaluation, then metrics; what only shows them may fail."""
+    """Of saved weights: the ledger, then the last evaluation, then metrics; what only shows them may fail."""
     output_dir, state = Path(trainer.args.output_dir), trainer.state
-    _save_model(trainer, folder)
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
     train = _trained(trainer, seconds)

@@ -204,16 +204,19 @@ def test_row_29_what_is_left_where_the_results_cannot_be_written(tmp_path, monke
         finally:
             raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
 
-    monkeypatch.setattr(run_module, "_finish", fails)
     trainer = SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path)), state=SimpleNamespace(global_step=9))
-    for newest, then in (
-        (None, "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"),
-        ("checkpoint-8", "checkpoint-8 is whole. .* true writes the rest after training again from there"),
-        ("checkpoint-9", "checkpoint-9 is whole. .* true writes the rest without training again"),
+    saved = "The trained weights are whole; the figures are not. "
+    for newest, where, then in (
+        (None, "_save_model", "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"),
+        (None, "_finish", saved + "Keep them, make room, and scripts/evaluate.py measures them"),
+        ("checkpoint-8", "_save_model", "checkpoint-8 is whole. .* true writes the rest after training again from"),
+        ("checkpoint-9", "_finish", saved + "checkpoint-9 is whole. .* true writes the rest without training again"),
     ):
+        monkeypatch.setattr(run_module, "_save_model", lambda *args: None)
+        monkeypatch.setattr(run_module, where, fails)
         monkeypatch.setattr(run_module, "newest_whole", lambda folder, newest=newest: newest and tmp_path / newest)
         with pytest.raises(UserError, match=rf"the results could not be written \(.*unexpected pos.*\)\. {then}"):
-            run_module._finish_or_say(trainer)
+            run_module._finish_or_say(trainer, None)
 
 
 def test_row_02_a_disk_too_full_for_curves_and_answers(forks, settings, pairs, tmp_path):
@@ -387,7 +390,7 @@ def test_weights_outlive_the_last_evaluation(sft, model_dir, pairs, tmp_path, mo
     settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]
     settings += ["--validation_file", pairs / "dev.json", "--max_target_length", 4, "--max_steps", 1]
     code, out, err = sft(*settings, "--report_to", "none", "--save_strategy", "no")
-    assert code == 1 and message in err
+    assert code == 1 and message in err and "--overwrite_output_dir" not in err
     assert (f"the weights are in {output}; what failed is their last evaluation" in out) is (part[:3] == "eva")
     assert any(value.any() for name, value in weights(output).items() if "lora_B" in name)
     assert (output / "data_ledger.json").is_file() and not (output / "metrics.json").exists()
