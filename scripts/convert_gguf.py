@@ -5,9 +5,9 @@ python scripts/convert_gguf.py --gguf_file model.gguf --output_dir models/model
 
 from dataclasses import dataclass
 
-from hf_recipes.errors import say
-from hf_recipes.models.conversion import convert_gguf
-from hf_recipes.parsing import Parser, run_script
+from hf_recipes.core.errors import say
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.models.from_gguf import convert_gguf
 
 
 @dataclass

@@ -8,10 +8,10 @@ python scripts/download.py --source reviews --output_dir data/reviews
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_recipes.download import DEMO_MODEL, download
-from hf_recipes.errors import say
-from hf_recipes.parsing import Parser, run_script
-from hf_recipes.samples import download_reviews
+from hf_recipes.core.errors import say
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.hub.download import DEMO_MODEL, download
+from hf_recipes.hub.review_samples import download_reviews
 
 
 @dataclass

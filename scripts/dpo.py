@@ -3,10 +3,10 @@
 python scripts/dpo.py --model_name_or_path MODEL --train_file pairs.jsonl --output_dir runs/dpo
 """
 
-from hf_recipes.arguments import DPOArguments
-from hf_recipes.parsing import run_script
-from hf_recipes.training.preference import build_pair_trainer, other_evaluations, pair_figures, prepare_pairs
-from hf_recipes.training.run import GO_ON, Run
+from hf_recipes.core.settings import run_script
+from hf_recipes.run.arguments import DPOArguments
+from hf_recipes.run.run import GO_ON, Run
+from hf_recipes.stages.preference import build_pair_trainer, other_evaluations, pair_figures, prepare_pairs
 
 
 def main() -> None:

@@ -6,11 +6,10 @@ python scripts/evaluate.py --model_name_or_path MODEL --peft_path runs/first --c
 
 import os
 
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.folders import held
-from hf_recipes.errors import UserError, say
-from hf_recipes.evaluation import report
-from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.evaluation.evaluating import (
+from hf_recipes.core.settings import Parser, at_end, run_script
+from hf_recipes.evaluation.compare import (
     EvaluateArguments,
     check_results,
     compare,
@@ -19,11 +18,12 @@ from hf_recipes.evaluation.evaluating import (
     settings_of,
     write_results,
 )
-from hf_recipes.evaluation.rewards import Rewards
-from hf_recipes.evaluation.suite import EvaluationArguments, build_methods
-from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
+from hf_recipes.evaluation.reports import tables as report
+from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.for_inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
-from hf_recipes.parsing import Parser, at_end, run_script
+from hf_recipes.rewards.weighted_sum import Rewards
 
 
 def main() -> None:

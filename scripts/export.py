@@ -5,9 +5,9 @@ python scripts/export.py --format ollama --model_name_or_path models/merged --ou
 
 import shlex
 
-from hf_recipes.errors import say
-from hf_recipes.models.exporting import ExportArguments, export
-from hf_recipes.parsing import Parser, run_script
+from hf_recipes.core.errors import say
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.export.gguf import ExportArguments, export
 
 
 def main() -> None:

@@ -4,13 +4,13 @@ python scripts/grpo.py --model_name_or_path MODEL --peft_path runs/sft --train_f
     --reward_model runs/reward --rewards repetition=0.5 --output_dir runs/grpo
 """
 
-from hf_recipes.arguments import GRPOArguments
-from hf_recipes.errors import UserError
-from hf_recipes.evaluation.rewards import Rewards
-from hf_recipes.parsing import run_script
-from hf_recipes.training.evaluation import build_evaluations
-from hf_recipes.training.rl import answer_figures, build_trainer, prepare_prompts
-from hf_recipes.training.run import GO_ON, Run
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import run_script
+from hf_recipes.rewards.weighted_sum import Rewards
+from hf_recipes.run.arguments import GRPOArguments
+from hf_recipes.run.evaluate_callback import build_evaluations
+from hf_recipes.run.run import GO_ON, Run
+from hf_recipes.stages.grpo import answer_figures, build_trainer, prepare_prompts
 
 
 def main() -> None:

@@ -8,12 +8,12 @@ import sys
 
 from rich.console import Console
 
-from hf_recipes.errors import say
-from hf_recipes.inspection.inspecting import inspect
+from hf_recipes.core.errors import say
+from hf_recipes.core.settings import run_script
+from hf_recipes.inspection.inspect import inspect
 from hf_recipes.inspection.page import write_page
 from hf_recipes.inspection.stages import read_settings
 from hf_recipes.inspection.terminal import print_report
-from hf_recipes.parsing import run_script
 
 
 def main() -> None:

@@ -4,10 +4,10 @@ python scripts/kto.py --model_name_or_path MODEL --train_file rated.jsonl --outp
 python scripts/kto.py … --train_file comments.jsonl --label_column like_count --label_threshold 10 --label_low 2
 """
 
-from hf_recipes.arguments import KTOArguments, UnpairedArguments
-from hf_recipes.parsing import run_script
-from hf_recipes.training.preference import build_rated_trainer, other_evaluations, prepare_rated, rated_figures
-from hf_recipes.training.run import GO_ON, Run
+from hf_recipes.core.settings import run_script
+from hf_recipes.run.arguments import KTOArguments, UnpairedArguments
+from hf_recipes.run.run import GO_ON, Run
+from hf_recipes.stages.preference import build_rated_trainer, other_evaluations, prepare_rated, rated_figures
 
 
 def main() -> None:

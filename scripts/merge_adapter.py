@@ -4,9 +4,9 @@ python scripts/merge_adapter.py --model_name_or_path MODEL --peft_path runs/firs
 python scripts/merge_adapter.py --peft_path runs/first runs/second --weights 0.7 0.3 --output_dir models/merged
 """
 
-from hf_recipes.errors import say
-from hf_recipes.models.merging import MergeArguments, merge
-from hf_recipes.parsing import Parser, run_script
+from hf_recipes.core.errors import say
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.export.merge import MergeArguments, merge
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from typing import Literal
 
 import hf_recipes
 from hf_recipes.apps.ports import free_port
-from hf_recipes.errors import UserError, say
-from hf_recipes.parsing import Parser, run_script
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import Parser, run_script
 
 PAGE = os.path.join(hf_recipes.__path__[0], "apps", "mixture_viewer.py")
 SETTINGS = {

@@ -7,10 +7,10 @@ python scripts/predict.py --model_name_or_path MODEL --peft_path runs/first \
 import os
 import sys
 
-from hf_recipes.data.prompts import PromptReader
-from hf_recipes.errors import UserError, say
-from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.evaluation.predicting import (
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.data.chat.prompts import PromptReader
+from hf_recipes.evaluation.predict import (
     PredictArguments,
     open_results,
     predict,
@@ -18,9 +18,9 @@ from hf_recipes.evaluation.predicting import (
     read_ledger,
     write_submission,
 )
-from hf_recipes.models.inference import load_for_inference, open_for_inference
+from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.for_inference import load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
-from hf_recipes.parsing import Parser, run_script
 
 
 def main() -> None:

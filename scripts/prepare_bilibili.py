@@ -3,10 +3,10 @@
 python scripts/prepare_bilibili.py --input_dir data --total 2000 --test_size 10 --output_dir bilibili
 """
 
-from hf_recipes.data.importers.arguments import BilibiliArguments
-from hf_recipes.data.importers.bilibili import prepare_bilibili
-from hf_recipes.data.importers.output import output_folder, say_counts
-from hf_recipes.parsing import Parser, run_script
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.importers.arguments import BilibiliArguments
+from hf_recipes.importers.bilibili.convert import prepare_bilibili
+from hf_recipes.importers.output import output_folder, say_counts
 
 
 def main() -> None:

@@ -7,15 +7,15 @@ python scripts/prepare_corpus.py --input_files wiki=wikipedia-cn.json news/ baik
 from importlib.util import find_spec
 from pathlib import Path
 
-from hf_recipes.errors import UserError
-from hf_recipes.parsing import Parser, run_script
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import Parser, run_script
 
 
 def main() -> None:
     for package in ("datatrove", "opencc"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed: pip install -e '.[corpus]'")
-    from hf_recipes.data.corpus_pipeline import CorpusArguments, prepare_corpus
+    from hf_recipes.corpus.pipeline import CorpusArguments, prepare_corpus
 
     parser = Parser([CorpusArguments])
     [args] = parser.parse()

@@ -3,10 +3,10 @@
 python scripts/prepare_qq.py --input 全部消息记录.txt --me NICKNAME_OR_NUMBER --output_dir qq
 """
 
-from hf_recipes.data.importers.arguments import QQArguments
-from hf_recipes.data.importers.output import output_folder, say_counts
-from hf_recipes.data.importers.qq import prepare_qq
-from hf_recipes.parsing import Parser, run_script
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.importers.arguments import QQArguments
+from hf_recipes.importers.chat_logs.convert import prepare_qq
+from hf_recipes.importers.output import output_folder, say_counts
 
 
 def main() -> None:

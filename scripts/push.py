@@ -7,11 +7,11 @@ python scripts/push.py --folder runs/mine/checkpoint-100 --hub_model_id me/mine 
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_recipes import hub
-from hf_recipes.errors import UserError, say
-from hf_recipes.parsing import Parser, run_script
-from hf_recipes.training.publishing import REPLACED
-from hf_recipes.training.staging import Address, base_without_name, staged
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.hub import clients as hub
+from hf_recipes.publishing.collect_files import Address, base_without_name, staged
+from hf_recipes.publishing.push_callback import REPLACED
 
 
 @dataclass

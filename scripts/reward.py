@@ -5,11 +5,11 @@ python scripts/reward.py --model_name_or_path MODEL --train_file pairs.jsonl --o
 
 from functools import partial
 
-from hf_recipes.arguments import RewardArguments
-from hf_recipes.models.rewards import load_reward_model
-from hf_recipes.parsing import run_script
-from hf_recipes.training.reward import build_trainer, pair_evaluations, pair_figures, prepare_data
-from hf_recipes.training.run import GO_ON, Run
+from hf_recipes.core.settings import run_script
+from hf_recipes.models.reward_head import load_reward_model
+from hf_recipes.run.arguments import RewardArguments
+from hf_recipes.run.run import GO_ON, Run
+from hf_recipes.stages.reward import build_trainer, pair_evaluations, pair_figures, prepare_data
 
 
 def main() -> None:

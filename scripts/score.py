@@ -7,11 +7,11 @@ python scripts/score.py --model_name_or_path MODEL --peft_path runs/reward --inp
 import os
 import sys
 
-from hf_recipes.errors import UserError, say
-from hf_recipes.evaluation.rewarding import AnswerReader, ScoreArguments, open_scores, read_score_ledger, score_rows
-from hf_recipes.models.inference import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.evaluation.score import AnswerReader, ScoreArguments, open_scores, read_score_ledger, score_rows
+from hf_recipes.models.for_inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
-from hf_recipes.parsing import Parser, run_script
 
 
 def main() -> None:

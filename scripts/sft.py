@@ -4,13 +4,13 @@ python scripts/sft.py --model_name_or_path MODEL --train_file train.json --outpu
 torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 """
 
-from hf_recipes.arguments import SFTArguments
+from hf_recipes.core.settings import run_script
+from hf_recipes.dry_run.plan import row_figures
 from hf_recipes.models.loading import packing_leaks
-from hf_recipes.parsing import run_script
-from hf_recipes.training.evaluation import build_evaluations, prompts_of
-from hf_recipes.training.plan import row_figures
-from hf_recipes.training.run import GO_ON, Run
-from hf_recipes.training.sft import build_trainer, encoder_for, prepare_data
+from hf_recipes.run.arguments import SFTArguments
+from hf_recipes.run.evaluate_callback import build_evaluations, prompts_of
+from hf_recipes.run.run import GO_ON, Run
+from hf_recipes.stages.sft import build_trainer, encoder_for, prepare_data
 
 
 def main() -> None:

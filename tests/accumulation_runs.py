@@ -13,7 +13,13 @@ import torch
 from transformers import set_seed
 
 from conftest import conversation, write_jsonl
-from hf_recipes.arguments import (
+from hf_recipes.data.chat.prompts import PromptReader, read_prompts
+from hf_recipes.data.pretraining.mixture_sources import prepare_mixture
+from hf_recipes.models.loading import load_config, load_model, load_tokenizer
+from hf_recipes.models.reward_head import load_reward_model
+from hf_recipes.rewards.weighted_sum import RewardArguments as RewardSettings
+from hf_recipes.rewards.weighted_sum import Rewards
+from hf_recipes.run.arguments import (
     PAIR_LOSSES,
     SORTING_LOSSES,
     DataArguments,
@@ -27,13 +33,7 @@ from hf_recipes.arguments import (
     SourceArguments,
     UnpairedArguments,
 )
-from hf_recipes.data.prompts import PromptReader, read_prompts
-from hf_recipes.evaluation.rewards import RewardArguments as RewardSettings
-from hf_recipes.evaluation.rewards import Rewards
-from hf_recipes.models.loading import load_config, load_model, load_tokenizer
-from hf_recipes.models.rewards import load_reward_model
-from hf_recipes.training import preference, pretrain, reward, rl, sft
-from hf_recipes.training.mixtures import prepare_mixture
+from hf_recipes.stages import grpo, preference, pretrain, reward, sft
 
 UPDATE = 8
 COUNT = 12  # an update of eight rows, and one of four
@@ -143,7 +143,9 @@ def build(case: str, folder: Path, batch: int, accumulation: int):
     prompts = read_prompts(PromptReader(file(PAIRS), tokenizer))[0]
     rewards = Rewards(RewardSettings(["chinese", "length:2-40=0.5"]))
     stops = range(300)  # half of the vocabulary, so that answers have many lengths
-    return rl.build_trainer(model(), args, prompts, tokenizer, rewards, stops, reference=model().requires_grad_(False))
+    return grpo.build_trainer(
+        model(), args, prompts, tokenizer, rewards, stops, reference=model().requires_grad_(False)
+    )
 
 
 def learned(case: str, folder: Path, batch: int, accumulation: int) -> tuple[list[float], torch.Tensor]:

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from conftest import tiny_model
-from hf_recipes.apps.chat_engine import Engine, open_engine
+from hf_recipes.apps.chat.engine import Engine, open_engine
 from hf_recipes.models.loading import ModelArguments
 
 

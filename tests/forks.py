@@ -20,8 +20,8 @@ HANGS = 240.0  # seconds after which a run that has not ended is taken to hang
 
 SERVER = """
 import faulthandler, json, os, runpy, sys, traceback
-import hf_recipes.training.sft, hf_recipes.training.pretrain, hf_recipes.training.reward, hf_recipes.training.rl
-import hf_recipes.training.preference
+import hf_recipes.stages.sft, hf_recipes.stages.pretrain, hf_recipes.stages.reward, hf_recipes.stages.grpo
+import hf_recipes.stages.preference
 import deepspeed, bitsandbytes
 
 def child(job, rank):

@@ -10,7 +10,14 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
 
 from conftest import ROOT, tiny_model
-from hf_recipes.arguments import (
+from hf_recipes.apps.mixture.sizes import folder_sizes
+from hf_recipes.core.settings import Parser
+from hf_recipes.data.pretraining.mixture_policy import read_policy
+from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.models.from_config import PretrainModelArguments, read_model_config
+from hf_recipes.models.lora import read_lora_config
+from hf_recipes.models.quantization import read_bnb_config
+from hf_recipes.run.arguments import (
     DataArguments,
     DPOArguments,
     GRPOArguments,
@@ -22,13 +29,6 @@ from hf_recipes.arguments import (
     SourceArguments,
     UnpairedArguments,
 )
-from hf_recipes.data.mixing import read_policy
-from hf_recipes.data.mixture_sizes import folder_sizes
-from hf_recipes.evaluation.suite import EvaluationArguments
-from hf_recipes.models.adapters import read_lora_config
-from hf_recipes.models.creation import PretrainModelArguments, read_model_config
-from hf_recipes.models.quantization import read_bnb_config
-from hf_recipes.parsing import Parser
 
 CONFIGS = ROOT / "configs"
 

@@ -3,7 +3,7 @@
 import errno
 import socket
 
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:

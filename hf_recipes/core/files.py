@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from hf_recipes.errors import UserError, say
+from hf_recipes.core.errors import UserError, say
 
 # What writing a file can fail with where neither this code nor its caller is wrong.
 _DISK = {

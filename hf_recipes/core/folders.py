@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import locked, write_json
-from hf_recipes.errors import UserError
 
 RECORD, LOCK = ".run", ".lock"
 

@@ -13,19 +13,17 @@ from datasets import Dataset, Features, Json, Value
 from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
+from hf_recipes.core import ledger as ledger_module
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
-from hf_recipes.data import conversations as conversations_module
-from hf_recipes.data import ledger as ledger_module
-from hf_recipes.data import records as records_module
-from hf_recipes.data import schemas as schemas_module
-from hf_recipes.data import sources as sources_module
-from hf_recipes.data import streams as streams_module
-from hf_recipes.data.conversations import NotAsked, RowProblem
-from hf_recipes.data.ledger import ASKED, KEPT, fate, is_dropped
-from hf_recipes.data.records import read_records
-from hf_recipes.data.schemas import SCHEMAS, Columns, find_schema, metadata
-from hf_recipes.data.sources import Source, find_sources
-from hf_recipes.errors import UserError, say
+from hf_recipes.core.ledger import ASKED, KEPT, fate, is_dropped
+from hf_recipes.data.files import file_io, records, sources
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.sources import Source, find_sources
+from hf_recipes.data.schemas import conversation as conversations_module
+from hf_recipes.data.schemas import registry as schemas_module
+from hf_recipes.data.schemas.conversation import NotAsked, RowProblem
+from hf_recipes.data.schemas.registry import SCHEMAS, Columns, find_schema, metadata
 
 FEATURES = {
     "messages": Features({"messages": Json(), "tools": Json()}),
@@ -80,7 +78,7 @@ def load_examples(
     key = fingerprint(
         [[source.path, source.digest, source.encoding, name, asdict(found)] for source, name, found in planned],
         form,
-        code=(ledger_module, streams_module, sources_module, records_module, conversations_module, schemas_module),
+        code=(ledger_module, file_io, sources, records, conversations_module, schemas_module),
     )
     root = cache_root(cache_dir)
     path = root / "hf_recipes_examples" / f"{key}.arrow"

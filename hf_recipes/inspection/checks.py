@@ -9,10 +9,10 @@ from unicodedata import is_normalized, normalize
 import numpy as np
 import xxhash
 
-from hf_recipes.data.cleaning import INLINE_CODE
-from hf_recipes.evaluation.answers import among
+from hf_recipes.corpus.cleaning import INLINE_CODE
+from hf_recipes.evaluation.methods.generation import among
+from hf_recipes.inspection.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.inspection.report import Table, clip, counted, share
-from hf_recipes.inspection.scripts import SCRIPTS, scripts_of
 
 PLACES = 10  # rows of each kind that are shown
 MOST = 15  # answers that are shown

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hf_recipes.data.tokenize import IGNORED
+from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.inspection.report import Histogram, Table, share
 
 PERCENTILES = (50, 90, 95, 99)

@@ -6,7 +6,7 @@ from html import escape
 from itertools import pairwise
 
 from hf_recipes.core.files import write_text, writing
-from hf_recipes.evaluation import html
+from hf_recipes.evaluation.reports import html
 from hf_recipes.inspection.report import Example, Examples, Histogram, Report, Table, as_text
 
 STYLE = """

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hf_recipes.data.cleaning import CONTROLS
+from hf_recipes.corpus.cleaning import CONTROLS
 
 Cell = str | int | None
 WIDTH = 160  # characters of a text in a table

@@ -5,7 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from hf_recipes.arguments import (
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import details_hidden
+from hf_recipes.core.settings import Parser
+from hf_recipes.data.chat.prompts import find_prompt_schema
+from hf_recipes.data.examples import find_plan
+from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.pretraining.corpora import SHARDS, named_paths
+from hf_recipes.data.schemas.documents import find_text_schema
+from hf_recipes.data.schemas.registry import Columns, find_schema
+from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.models.from_config import PretrainModelArguments
+from hf_recipes.run.arguments import (
     DataArguments,
     DPOArguments,
     GRPOArguments,
@@ -18,18 +29,7 @@ from hf_recipes.arguments import (
     SourceArguments,
     UnpairedArguments,
 )
-from hf_recipes.data.corpora import SHARDS, named_paths
-from hf_recipes.data.documents import find_text_schema
-from hf_recipes.data.examples import find_plan
-from hf_recipes.data.ledger import details_hidden
-from hf_recipes.data.prompts import find_prompt_schema
-from hf_recipes.data.schemas import Columns, find_schema
-from hf_recipes.data.sources import find_sources
-from hf_recipes.errors import UserError
-from hf_recipes.evaluation.suite import EvaluationArguments
-from hf_recipes.models.creation import PretrainModelArguments
-from hf_recipes.parsing import Parser
-from hf_recipes.training.rows import columns_of
+from hf_recipes.run.data import columns_of
 
 
 @dataclass(frozen=True)

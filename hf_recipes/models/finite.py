@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.quantization import is_quantized
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    from hf_recipes.models.merged import local_folder
+    from hf_recipes.export.merge_record import local_folder
 
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return

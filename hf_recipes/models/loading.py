@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.errors import UserError, say
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.finite import check_weights
 from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -3,8 +3,8 @@
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.errors import UserError
-from hf_recipes.parsing import nearest, read_json_object
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import nearest, read_json_object
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel

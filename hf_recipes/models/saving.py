@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 
 
 def saved_names(model: PeftModel) -> dict[str, str]:

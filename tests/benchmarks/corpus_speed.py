@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from hf_recipes.data.corpus_pipeline import CorpusArguments, prepare_corpus
+from hf_recipes.corpus.pipeline import CorpusArguments, prepare_corpus
 from hf_recipes.models.loading import load_tokenizer
 
 ROOT = Path(__file__).parents[2]

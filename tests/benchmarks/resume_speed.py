@@ -14,8 +14,8 @@ from pathlib import Path
 
 from train_speed import build_tokenizer, made_up_rows
 
-from hf_recipes.arguments import PretrainArguments, SourceArguments
-from hf_recipes.training.mixtures import prepare_mixture
+from hf_recipes.data.pretraining.mixture_sources import prepare_mixture
+from hf_recipes.run.arguments import PretrainArguments, SourceArguments
 
 NEAR, STEP = 10, 8
 

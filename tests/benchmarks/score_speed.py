@@ -16,8 +16,8 @@ from pathlib import Path
 import jieba
 from rouge_chinese import Rouge
 
-from hf_recipes.evaluation import segmentation
-from hf_recipes.evaluation.metrics import rouge_pairs
+from hf_recipes.metrics import segmentation
+from hf_recipes.metrics.text import rouge_pairs
 
 SAMPLES = Path(__file__).parents[2] / "datasets"
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from hf_recipes.core import files
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 
 HOLD = """
 import os, sys, time

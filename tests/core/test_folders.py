@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from hf_recipes.core.errors import UserError
 from hf_recipes.core.folders import OutputFolder, held
-from hf_recipes.errors import UserError
 
 FORMER = [r"old\.json"]
 CLAIMS = [r"metrics\.json", r"checkpoint-\d+/.*", r"samples/step-\d+\.jsonl"]

@@ -10,7 +10,7 @@ from hf_recipes.core.heap import map_large_blocks
 FREES = """
 import sys, torch
 from hf_recipes.core.heap import map_large_blocks
-from hf_recipes.training.memory import _resident
+from hf_recipes.dry_run.peak_memory import _resident
 if sys.argv[1] == "mapped":
     map_large_blocks()
 for size in range(1, 30):

@@ -9,12 +9,12 @@ import pytest
 from datasets.arrow_writer import ArrowWriter
 
 from conftest import conversation, write_jsonl
-from hf_recipes.arguments import PretrainArguments, SourceArguments
-from hf_recipes.data import shards
+from hf_recipes.core.errors import UserError
+from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
 from hf_recipes.data.examples import load_examples
-from hf_recipes.data.tokenize import ChatEncoder, tokenize_dataset
-from hf_recipes.errors import UserError
-from hf_recipes.training.mixtures import prepare_mixture
+from hf_recipes.data.pretraining import token_shards
+from hf_recipes.data.pretraining.mixture_sources import prepare_mixture
+from hf_recipes.run.arguments import PretrainArguments, SourceArguments
 
 
 def fails(code):
@@ -98,7 +98,7 @@ def test_a_disk_that_takes_no_row(load, tmp_path, monkeypatch, code):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_takes_no_tokens(rows, load, mix, tmp_path, monkeypatch, code):
-    monkeypatch.setattr(shards.ShardWriter, "close", fails(code))
+    monkeypatch.setattr(token_shards.ShardWriter, "close", fails(code))
     with pytest.raises(UserError, match=rf"--cache_dir {tmp_path}/cache: cannot be written \({os.strerror(code)}\)"):
         mix()
     assert os.listdir(tmp_path / "cache" / "hf_recipes_tokens") == []

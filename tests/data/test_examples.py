@@ -1,9 +1,9 @@
 import pytest
 
 from conftest import conversation, write_jsonl
+from hf_recipes.core.errors import UserError
 from hf_recipes.data.examples import fates, load_examples
-from hf_recipes.data.schemas import Columns
-from hf_recipes.errors import UserError
+from hf_recipes.data.schemas.registry import Columns
 
 GOOD = {"input": "问", "target": "答"}
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hf_recipes.data.corpus_folder import entered, write_json
-from hf_recipes.data.importers.output import output_folder
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
+from hf_recipes.corpus.folder import entered, write_json
+from hf_recipes.importers.output import output_folder
 
 
 def put(folder, *names):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from hf_recipes.data.privacy import Redactor
+from hf_recipes.inspection.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.inspection.checks import HTML, MOJIBAKE, Checks, Texts, duplicate_tables, letters, overlap_table
-from hf_recipes.inspection.scripts import SCRIPTS, scripts_of
+from hf_recipes.privacy.redactor import Redactor
 
 LONG = "春天来了，公园里的花都开了，我们一起去看看吧。"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import conversation, write_jsonl
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 from hf_recipes.inspection.page import write_page
 from hf_recipes.inspection.report import Report
 

@@ -3,9 +3,9 @@
 import pytest
 
 from conftest import ROOT, write_jsonl
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import Parser
 from hf_recipes.inspection.stages import read_settings
-from hf_recipes.parsing import Parser
 
 RECIPES = {
     "bilibili_demo": "sft",

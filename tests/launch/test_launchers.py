@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 DIES_ONCE = """
 import os, runpy, signal, sys
-from hf_recipes.training.trainer import RunMixin
+from hf_recipes.trainer.base import RunMixin
 step = RunMixin.training_step
 def deadly(self, *args, **kwargs):
     if self.state.global_step == 5 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":

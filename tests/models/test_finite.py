@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conftest import build_tokenizer, json_files, tiny_model, write_jsonl
-from hf_recipes.apps.chat_engine import Engine, Voice
-from hf_recipes.errors import UserError
-from hf_recipes.evaluation.decoding import Decoding
-from hf_recipes.models.adapters import read_adapter_config, read_lora_config
+from hf_recipes.apps.chat.engine import Engine, Voice
+from hf_recipes.core.errors import UserError
+from hf_recipes.models.decoding import Decoding
 from hf_recipes.models.finite import check_weights
-from hf_recipes.models.inference import load_for_inference, open_for_inference
+from hf_recipes.models.for_inference import load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
+from hf_recipes.models.lora import read_adapter_config, read_lora_config
 
 UP = "model.layers.1.mlp.up_proj.weight"
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
@@ -148,7 +148,7 @@ def test_numbers_that_are_none_are_null_in_every_file(script, model_dir, tmp_pat
     code, _, err = script("predict.py", *flags, "--input_file", rows, "--output_file", tmp_path / "out" / "a.jsonl")
     assert code == 0, err
     assert json_files(tmp_path / "out")[tmp_path / "out" / "a.jsonl"][0]["weight"] is None
-    monkeypatch.setattr("hf_recipes.evaluation.likelihood.math.exp", lambda value: float("inf"))
+    monkeypatch.setattr("hf_recipes.evaluation.methods.perplexity.math.exp", lambda value: float("inf"))
     output = tmp_path / "evaluation"
     code, _, err = script("evaluate.py", *flags, "--eval_files", f"t={texts}", "--output_dir", output)
     assert code == 0, err

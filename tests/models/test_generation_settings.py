@@ -6,7 +6,7 @@ import pytest
 from transformers import GenerationConfig
 
 from conftest import tiny_model
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.loading import ModelArguments, load_config, make_savable
 
 

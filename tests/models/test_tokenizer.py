@@ -3,7 +3,7 @@ import json
 import pytest
 
 from conftest import build_tokenizer, tiny_model
-from hf_recipes.errors import UserError
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.loading import load_tokenizer
 
 

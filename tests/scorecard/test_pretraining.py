@@ -14,9 +14,9 @@ SCRIPT = "scripts/pretrain.py"
 # Writes down the first tokens of each document that a step learned from, by step, and may end the process at one.
 WATCH = """
 import json, os, signal
-from hf_recipes.training import pretrain
-from hf_recipes.data import streaming
-streaming.CHUNK_BYTES, streaming.WINDOW_TOKENS = 3000, 512
+from hf_recipes.stages import pretrain
+from hf_recipes.data.pretraining import streamed_blocks
+streamed_blocks.CHUNK_BYTES, streamed_blocks.WINDOW_TOKENS = 3000, 512
 step = pretrain.PretrainTrainer.training_step
 def watched(self, model, inputs, *args, **kwargs):
     rows = [[int(s), i.tolist()] for s, i, t in zip(inputs["source"], inputs["input_ids"], inputs["tokens"]) if t]
@@ -146,11 +146,11 @@ def test_row_06_the_same_documents_at_another_width(forks, model_dir, corpus, tm
 
 def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
     """The first block after a resume takes as little work at the end of a long stream as at its beginning."""
-    from hf_recipes.data import streaming
-    from hf_recipes.data.blocks import Blocking
-    from hf_recipes.data.corpora import find_corpora, open_reader
-    from hf_recipes.data.shards import DocumentEncoder
-    from hf_recipes.data.tokenization import Tokenization
+    from hf_recipes.data.pretraining import streamed_blocks
+    from hf_recipes.data.pretraining.corpora import find_corpora, open_reader
+    from hf_recipes.data.pretraining.stored_blocks import Blocking
+    from hf_recipes.data.pretraining.token_shards import DocumentEncoder
+    from hf_recipes.data.pretraining.tokenize_corpus import Tokenization
 
     for part in range(20):
         write_jsonl(
@@ -168,7 +168,7 @@ def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
             return super().submit(texts, turn)
 
     def stream():
-        return streaming.StreamedBlocks("all", readers, Blocking(256), Counted(encoder), seed=1)
+        return streamed_blocks.StreamedBlocks("all", readers, Blocking(256), Counted(encoder), seed=1)
 
     one, states = stream(), []
     for _ in range(3000):

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from conftest import same, weights, write_pairs
-from hf_recipes.training.checkpoints import what_is_missing
+from hf_recipes.trainer.checkpoints import what_is_missing
 
 ROWS = 40  # with two processes and batches of four, the last of each epoch's rounds is not full with the 38 used here
 
@@ -37,7 +37,7 @@ def alone(forks, settings, tmp_path_factory):
 
 # Prints, for each update, which rows it learned from.
 SHOW_ROWS = """
-from hf_recipes.training import trainer
+from hf_recipes.trainer import base as trainer
 clip = trainer.RunMixin._get_grad_norm
 def shown(self, *args, **kwargs):
     rows = [row for inputs, _ in self._micro_batches for row in trainer.sequences(inputs)]
@@ -100,7 +100,7 @@ def logits_of(folder, base) -> torch.Tensor:
 # Prints the logits that the model has at the end of training, before anything of it is saved.
 SHOW_LOGITS = """
 import json, torch
-from hf_recipes.training import run
+from hf_recipes.run import run
 finish = run._finish
 def shown(trainer, *args):
     trainer.model_wrapped.eval()
@@ -164,7 +164,7 @@ def test_row_18_a_rank_dies(forks, settings, tmp_path):
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4, "--ddp_timeout", 20]
     dies = """
 import os, signal
-from hf_recipes.training.trainer import RunMixin
+from hf_recipes.trainer.base import RunMixin
 step = RunMixin.training_step
 def deadly(self, *args, **kwargs):
     if self.state.global_step == 3 and rank == 1:
@@ -191,7 +191,7 @@ def test_row_18_ranks_disagree(forks, settings, tmp_path):
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4, "--ddp_timeout", 10]
     disagree = """
 import time, torch.distributed as dist
-from hf_recipes.training.trainer import RunMixin
+from hf_recipes.trainer.base import RunMixin
 step = RunMixin.training_step
 def other(self, *args, **kwargs):
     if self.state.global_step == 3 and rank == 1:
@@ -215,7 +215,7 @@ def test_a_killed_run_of_two_processes_goes_on_in_its_second_epoch(forks, settin
     assert forks.run(*argv, "--output_dir", tmp_path / "whole", world=2).code == 0
     dies = """
 import os, signal
-from hf_recipes.training.trainer import RunMixin
+from hf_recipes.trainer.base import RunMixin
 step = RunMixin.training_step
 def deadly(self, *args, **kwargs):
     if self.state.global_step == 8:

@@ -14,15 +14,15 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import same, weights, write_pairs
-from hf_recipes.data.ledger import Ledger
-from hf_recipes.errors import UserError
-from hf_recipes.training import run as run_module
-from hf_recipes.training.checkpoints import find_checkpoint, what_is_missing
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import Ledger
+from hf_recipes.run import run as run_module
+from hf_recipes.trainer.checkpoints import find_checkpoint, what_is_missing
 
 LORA = '{"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}'
 # Writes a line before each save, so that the moment is known from outside.
 ANNOUNCE = """
-from hf_recipes.training.trainer import RunMixin
+from hf_recipes.trainer.base import RunMixin
 save = RunMixin._save_checkpoint
 def announced(self, *args):
     print("saving", self.state.global_step, flush=True)
@@ -84,7 +84,7 @@ def can_mount() -> bool:
 # From the second checkpoint on no file may grow past 6 KB: the disk, as far as the writer can tell, is full.
 FULL = """
 import resource, signal
-from hf_recipes.training.trainer import RunMixin
+from hf_recipes.trainer.base import RunMixin
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 save = RunMixin._save_checkpoint
 def limited(self, *args):
@@ -262,7 +262,8 @@ def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_pat
 
 KILL_AT = """
 import importlib, os, signal
-from hf_recipes.training import run, trainer
+from hf_recipes.run import run
+from hf_recipes.trainer import base as trainer
 def deadly(owner, name, nth, last=""):
     original, calls = getattr(owner, name), 0
     def replacement(*args, **kwargs):
@@ -319,7 +320,7 @@ def test_row_08_a_signal_ends_the_run_with_a_checkpoint(forks, settings, whole, 
 def test_row_08_a_signal_in_the_last_save(forks, settings, whole, pairs, tmp_path):
     output = tmp_path / "stopped"
     argv = [*settings, "--output_dir", output, "--validation_file", pairs / "dev.json", "--max_target_length", 4]
-    last = "import os, signal\nfrom hf_recipes.training.trainer import RunMixin\nsave = RunMixin._complete\n"
+    last = "import os, signal\nfrom hf_recipes.trainer.base import RunMixin\nsave = RunMixin._complete\n"
     last += "def saved(self, path):\n    save(self, path)\n    if path.name == 'checkpoint-14':\n"
     last += "        os.kill(os.getpid(), signal.SIGTERM)\nRunMixin._complete = saved\n"
     run = forks.run(*argv, before=last)
@@ -338,7 +339,7 @@ def test_row_08_a_signal_in_the_last_save(forks, settings, whole, pairs, tmp_pat
 def test_row_08_a_signal_in_an_evaluation(forks, settings, whole, pairs, tmp_path):
     output = tmp_path / "stopped"
     validation = ["--validation_file", pairs / "dev.json", "--eval_steps", 6, "--max_target_length", 40]
-    slow = "import time\nfrom hf_recipes.training.trainer import RunMixin\ncheck = RunMixin.check_stop\n"
+    slow = "import time\nfrom hf_recipes.trainer.base import RunMixin\ncheck = RunMixin.check_stop\n"
     slow += "def checked(self):\n    print('evaluating', flush=True)\n    time.sleep(1)\n    check(self)\n"
     run = forks.start(*settings, *validation, "--output_dir", output, before=f"{slow}RunMixin.check_stop = checked")
     run.wait_for("evaluating")
@@ -354,12 +355,12 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
     def fail(*args, **kwargs):
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr("hf_recipes.training.run.model_card", fail)
-    monkeypatch.setattr("hf_recipes.training.trackers.TrackersCallback.finish", fail)
-    monkeypatch.setattr("hf_recipes.training.trackers.read_predictions", fail)
+    monkeypatch.setattr("hf_recipes.run.run.model_card", fail)
+    monkeypatch.setattr("hf_recipes.trainer.trackers.TrackersCallback.finish", fail)
+    monkeypatch.setattr("hf_recipes.trainer.trackers.read_predictions", fail)
     for name in ("draw_curves", "samples"):
-        monkeypatch.setattr(f"hf_recipes.evaluation.report.{name}", fail)
-    monkeypatch.setattr("hf_recipes.training.callbacks.draw_curves", fail)
+        monkeypatch.setattr(f"hf_recipes.evaluation.reports.tables.{name}", fail)
+    monkeypatch.setattr("hf_recipes.trainer.progress.draw_curves", fail)
     output = tmp_path / "run"
     settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]
     settings += ["--validation_file", pairs / "dev.json", "--max_target_length", 4, "--max_steps", 2, "--eval_steps", 1]
@@ -375,7 +376,7 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
 @pytest.mark.parametrize(
     ("part", "error", "message"),
     [
-        ("evaluation.run_method", UserError("--rewards own: failed"), "--rewards own: failed"),
+        ("evaluate_callback.run_method", UserError("--rewards own: failed"), "--rewards own: failed"),
         ("run.write_json", OSError(28, "No space left on device"), "the results could not be written"),
     ],
     ids=["that fails", "whose figures find no room"],
@@ -385,7 +386,7 @@ def test_weights_outlive_the_last_evaluation(sft, model_dir, pairs, tmp_path, mo
         if not str(args[0]).endswith(".public_names.json"):  # which is written before the training
             raise error
 
-    monkeypatch.setattr(f"hf_recipes.training.{part}", fail)
+    monkeypatch.setattr(f"hf_recipes.run.{part}", fail)
     output = tmp_path / "run"
     settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]
     settings += ["--validation_file", pairs / "dev.json", "--max_target_length", 4, "--max_steps", 1]

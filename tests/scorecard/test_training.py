@@ -1,4 +1,4 @@
-"""Rows 9 to 11 of the reliability scorecard: what the optimizer sees. Row 12 is in tests/data/test_tokenize.py."""
+"""Rows 9 to 11 of the reliability scorecard: what the optimizer sees. Row 12 is in tests/data/chat/test_encoder.py."""
 
 import json
 
@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from conftest import ROOT, json_files, same, weights, write_jsonl, write_pairs
-from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
 from hf_recipes.models.loading import load_tokenizer
-from hf_recipes.training.model import build_model
-from hf_recipes.training.sft import build_trainer, prepare_data
+from hf_recipes.run.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.run.model import build_model
+from hf_recipes.stages.sft import build_trainer, prepare_data
 
 # Makes the loss of every batch with `word` in it not finite, through its gradient as well.
 SPOIL = """
 import torch
-from hf_recipes.training import sft
+from hf_recipes.stages import sft
 from hf_recipes.models.loading import load_tokenizer
 compute = sft.Trainer.compute_loss
 def spoiled(self, model, inputs, *args, **kwargs):
@@ -257,7 +257,7 @@ def test_out_of_memory_names_the_batch_and_the_flags(forks, settings, tmp_path):
     data = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "问" * 3000, "response": "答" * 3000} for _ in range(64)])
     limit = """
 import resource
-from hf_recipes.training.trainer import RunMixin
+from hf_recipes.trainer.base import RunMixin
 train = RunMixin.train
 def limited(self, *args, **kwargs):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from conftest import tiny_model, write_pairs
-from hf_recipes.errors import UserError
-from hf_recipes.models.adapters import load_adapter
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.loading import ModelArguments, load_model
-from hf_recipes.training.checkpoints import find_checkpoint, what_would_run
+from hf_recipes.models.lora import load_adapter
+from hf_recipes.trainer.checkpoints import find_checkpoint, what_would_run
 
 TOKEN = "hf_SecretSecretSecretSecretSecret"
 

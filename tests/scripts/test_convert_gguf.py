@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from conftest import CHATML, ROOT, build_tokenizer, tiny_model
 from convert_hf_to_gguf import write_gguf
-from hf_recipes.errors import UserError
-from hf_recipes.models import llama_cpp
-from hf_recipes.models.conversion import convert_gguf
+from hf_recipes.core.errors import UserError
+from hf_recipes.export import llama_cpp
+from hf_recipes.models.from_gguf import convert_gguf
 
 
 @pytest.fixture(scope="module")

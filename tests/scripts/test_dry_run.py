@@ -7,8 +7,8 @@ import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import write_jsonl
-from hf_recipes.arguments import ModelArguments
-from hf_recipes.training.plan import _linear_bits
+from hf_recipes.dry_run.plan import _linear_bits
+from hf_recipes.run.arguments import ModelArguments
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_settings_that_miss_their_purpose_are_noted(dry, flags, note):
 
 
 def test_more_memory_than_there_is(dry, monkeypatch):
-    monkeypatch.setattr("hf_recipes.training.plan._free_bytes", lambda: 1e6)
+    monkeypatch.setattr("hf_recipes.dry_run.plan._free_bytes", lambda: 1e6)
     code, out, _ = dry("--use_lora", "False")
     assert code == 0
     assert re.search(r"note: about \d+ MB are needed and 1 MB are free: try --per_device_train_batch_size 1 with", out)

@@ -14,13 +14,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from conftest import ROOT, build_tokenizer
-from hf_recipes.errors import UserError
-from hf_recipes.models import exporting, llama_cpp
-from hf_recipes.models.conversion import read_metadata
+from hf_recipes.core.errors import UserError
+from hf_recipes.export import gguf, llama_cpp
+from hf_recipes.export.modelfile import Turns, modelfile, read_turns, render, stop_texts
+from hf_recipes.models.from_gguf import read_metadata
 from hf_recipes.models.loading import load_tokenizer
-from hf_recipes.models.modelfile import Turns, modelfile, read_turns, render, stop_texts
 
-CONVERTER = ROOT / exporting.ExportArguments.llama_cpp / exporting.CONVERTER
+CONVERTER = ROOT / gguf.ExportArguments.llama_cpp / gguf.CONVERTER
 DEFAULT_SYSTEM = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are Tiny.<|im_end|>\n"
     "{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -307,7 +307,7 @@ def test_heads_of_any_size(model_dir, tmp_path, monkeypatch, capsys, installed):
     monkeypatch.chdir(ROOT)
     if not installed:
         monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
-    exporting.export(exporting.ExportArguments(model_dir, str(tmp_path / "out"), llama_cpp="tests"))
+    gguf.export(gguf.ExportArguments(model_dir, str(tmp_path / "out"), llama_cpp="tests"))
     out = capsys.readouterr().out
     reader, count = ("llama.cpp", 40) if installed else ("transformers", 160)
     assert f"parity, computed by {reader} on 5 prompts" in out and f"alike           {count} of {count}" in out
@@ -322,7 +322,7 @@ def test_weights_that_are_no_numbers_are_not_exported(llama, tmp_path, monkeypat
     model.lm_head.weight.data[7] = float("nan")
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=r"model.safetensors: lm_head.weight holds NaN or infinite values"):
-        exporting.export(exporting.ExportArguments(str(tmp_path / "model"), str(tmp_path / "out"), llama_cpp="tests"))
+        gguf.export(gguf.ExportArguments(str(tmp_path / "model"), str(tmp_path / "out"), llama_cpp="tests"))
     assert not list(tmp_path.glob("out*"))
 
 
@@ -330,9 +330,9 @@ def test_killed_in_the_middle(export, llama, tmp_path, monkeypatch):
     out = tmp_path / "out"
     pid = os.fork()
     if pid == 0:
-        monkeypatch.setattr(exporting, "_check", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(gguf, "_check", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         torch.set_num_threads(1)
-        exporting.export(exporting.ExportArguments(llama, str(out), llama_cpp="tests"))
+        gguf.export(gguf.ExportArguments(llama, str(out), llama_cpp="tests"))
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     [left] = tmp_path.glob("out*")
@@ -343,7 +343,7 @@ def test_killed_in_the_middle(export, llama, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.glob("out*")] == ["out"]
 
 
-@pytest.mark.skipif(not CONVERTER.is_file(), reason=f"needs llama.cpp's converter: {exporting.GET_CONVERTER}")
+@pytest.mark.skipif(not CONVERTER.is_file(), reason=f"needs llama.cpp's converter: {gguf.GET_CONVERTER}")
 def test_the_converter_of_llama_cpp(script, model_dir, tmp_path):
     """It knows the tokenizers of published families alone, by a hash; of one's own it is told how it splits text."""
     flags = ("--format", "ollama", "--model_name_or_path", model_dir, "--output_dir", tmp_path / "out")

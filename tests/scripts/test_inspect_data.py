@@ -9,8 +9,8 @@ from datasets import Dataset
 from trl import pack_dataset
 
 from conftest import ROOT, conversation, write_jsonl
-from hf_recipes.data.ledger import Ledger, write_ledgers
-from hf_recipes.inspection.inspecting import inspect
+from hf_recipes.core.ledger import Ledger, write_ledgers
+from hf_recipes.inspection.inspect import inspect
 from hf_recipes.inspection.report import Examples, Histogram, Report, Table
 from hf_recipes.inspection.stages import read_settings
 
@@ -106,7 +106,7 @@ def test_rows_are_shown_by_their_place(look, tmp_path):
 
 
 def test_packs_are_those_that_the_trainer_makes(look, tokenizer, tmp_path):
-    from hf_recipes.training.sft import prepare_data
+    from hf_recipes.stages.sft import prepare_data
 
     rows = [{"input": f"问题{number}" * (number % 7 + 1), "target": f"回答{number}"} for number in range(40)]
     flags = ["--packing", "--max_length", 128, "--examples", 99]

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import ROOT, build_tokenizer, tiny_model, weights, write_jsonl
-from hf_recipes.models import merging
+from hf_recipes.export import merge as merging
+from hf_recipes.export.parity import Answers, compare, parity_prompts
 from hf_recipes.models.loading import fit_embeddings
-from hf_recipes.models.parity import Answers, compare, parity_prompts
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FILES = {
@@ -291,7 +291,7 @@ def test_killed_in_the_middle(merge, model_dir, adapter, tmp_path, monkeypatch):
     flags = ["--peft_path", adapter, "--output_dir", out]
     pid = os.fork()
     if pid == 0:
-        monkeypatch.setattr(merging.merged, "write_record", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(merging.merge_record, "write_record", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         torch.set_num_threads(1)
         merging.merge(merging.MergeArguments([str(adapter)], str(out)))
         os._exit(0)

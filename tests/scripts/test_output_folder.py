@@ -6,10 +6,10 @@ import signal
 import pytest
 
 from conftest import write_pairs
-from hf_recipes.arguments import SFTArguments
-from hf_recipes.errors import UserError
-from hf_recipes.training.checkpoints import find_checkpoint
-from hf_recipes.training.folder import check_output_dir, check_sources, enter_output_dir, open_folder
+from hf_recipes.core.errors import UserError
+from hf_recipes.run.arguments import SFTArguments
+from hf_recipes.run.output_dir import check_output_dir, check_sources, enter_output_dir, open_folder
+from hf_recipes.trainer.checkpoints import find_checkpoint
 
 
 def test_resume_without_a_checkpoint_begins_and_says_so(tmp_path, capsys):
@@ -124,7 +124,7 @@ if rank:
     while not os.path.exists("FLAG"):
         time.sleep(0.02)
 else:
-    from hf_recipes.training.trainer import RunMixin
+    from hf_recipes.trainer.base import RunMixin
     step = RunMixin.training_step
     def slow(self, *args, **kwargs):
         open("FLAG", "w").close()

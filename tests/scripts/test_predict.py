@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from conftest import ROOT, tiny_model, write_jsonl
 from hf_recipes.core.files import lock_of, locked
-from hf_recipes.models.inference import load_for_inference, open_for_inference
+from hf_recipes.models.for_inference import load_for_inference, open_for_inference
 from hf_recipes.models.loading import ModelArguments
 
 SCRIPT = "scripts/predict.py"
@@ -92,7 +92,7 @@ def test_fields_and_order_are_kept_and_nothing_is_left_out(predict, model_dir, r
 
 KILLED = """
 import os, signal
-from hf_recipes.evaluation.results import Results
+from hf_recipes.evaluation.resumable_output import Results
 append = Results.append
 def killed(self, rows, calls=[]):
     calls.append(1)

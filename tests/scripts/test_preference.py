@@ -170,11 +170,11 @@ def test_row_04_a_killed_run_goes_on_to_the_same_weights(start, tmp_path, way):
 
 def test_row_09_an_update_that_is_not_finite_names_its_rows(start, stage, tmp_path):
     spoil = """
-from hf_recipes.training import referred
-finish = referred.Referred.finish_loss
+from hf_recipes.trainer import reference_log_probs
+finish = reference_log_probs.Referred.finish_loss
 def spoiled(self, rows, inputs, *args):
     return finish(self, rows, inputs, *args) * (float("nan") if 16 in inputs["row"].tolist() else 1)
-referred.Referred.finish_loss = spoiled
+reference_log_probs.Referred.finish_loss = spoiled
 """
     run = start(tmp_path / "run", "--per_device_train_batch_size", 4, "--max_steps", 15, before=spoil)
     assert run.code == 0, run.err

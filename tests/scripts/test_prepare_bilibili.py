@@ -430,7 +430,7 @@ def test_one_video_cannot_be_split(fails, crawl):
 
 WAITING = """
 import runpy, sys
-import hf_recipes.data.importers.bilibili as importer
+import hf_recipes.importers.bilibili.convert as importer
 
 def wait(*args):
     print("writing", flush=True)

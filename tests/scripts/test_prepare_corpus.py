@@ -19,11 +19,11 @@ from conftest import ROOT, write_jsonl
 pytest.importorskip("datatrove")
 pytest.importorskip("opencc")
 
-from hf_recipes.data import corpus_tasks
-from hf_recipes.data.corpus_export import TextShard
-from hf_recipes.data.records import read_records
-from hf_recipes.data.shards import DocumentEncoder, open_shards
-from hf_recipes.data.sources import find_sources
+from hf_recipes.corpus import tasks as corpus_tasks
+from hf_recipes.corpus.export import TextShard
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.pretraining.token_shards import DocumentEncoder, open_shards
 
 SCRIPT = "scripts/prepare_corpus.py"
 
@@ -231,8 +231,8 @@ def test_parts_of_a_file_are_the_whole_file(tmp_path, name):
     whole = [record.place for record in read_records(source)]
     marks = corpus_tasks.find_marks(source, 4)
     assert len(marks) >= 3 or name.endswith("zst")
-    from hf_recipes.data.corpora import open_reader
-    from hf_recipes.data.corpus_steps import Book, ReadDocuments
+    from hf_recipes.corpus.steps import Book, ReadDocuments
+    from hf_recipes.data.pretraining.corpora import open_reader
 
     reader = open_reader(source)
     parts = [[0, start, stop] for start, stop in zip([(0, 0), *marks], [*marks, None], strict=True)]
@@ -277,8 +277,8 @@ def test_two_workers_write_the_same_bytes(prepare, tmp_path, small_tasks):
 KILLED = """
 import os, signal
 from datatrove.executor.base import PipelineExecutor
-from hf_recipes.data import corpus_tasks
-from hf_recipes.data.corpus_export import TextShard
+from hf_recipes.corpus import tasks as corpus_tasks
+from hf_recipes.corpus.export import TextShard
 corpus_tasks.TASK_BYTES = 3000
 mark, replace = PipelineExecutor.mark_rank_as_completed, os.replace
 def die_at(*place):
@@ -327,7 +327,7 @@ def test_a_worker_that_is_killed_ends_the_run(forks, tmp_path):
 def test_one_process_at_a_time(forks, prepare, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": text(i)} for i in range(5)])
     options = ("--input_files", tmp_path / "a.jsonl", "--output_dir", tmp_path / "out")
-    before = "import time\nfrom hf_recipes.data.corpus_steps import Keep\nold = Keep.run\n"
+    before = "import time\nfrom hf_recipes.corpus.steps import Keep\nold = Keep.run\n"
     before += "def slow(*a, **k):\n    print('begun', flush=True)\n    time.sleep(60)\nKeep.run = slow\n"
     first = forks.start(*options, script=SCRIPT, before=before)
     first.wait_for("begun")
@@ -435,7 +435,7 @@ echo Submitted batch job 7
         (bin_folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr("hf_recipes.data.corpus_executors.POLL", 0.1)
+    monkeypatch.setattr("hf_recipes.corpus.executors.POLL", 0.1)
     slurm = (
         "--executor",
         "slurm",

@@ -9,12 +9,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import ROOT, same, weights
-from hf_recipes.arguments import ModelArguments, SFTArguments
-from hf_recipes.errors import UserError
-from hf_recipes.models.adapters import load_adapter
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.loading import load_model, load_tokenizer
+from hf_recipes.models.lora import load_adapter
 from hf_recipes.models.quantization import read_bnb_config
-from hf_recipes.training.model import build_model
+from hf_recipes.run.arguments import ModelArguments, SFTArguments
+from hf_recipes.run.model import build_model
 
 FORMS = {
     "--load_in_4bit": {"load_in_4bit": True},

@@ -142,7 +142,7 @@ def test_row_04_a_killed_run_goes_on_to_the_same_weights(forks, settings, tmp_pa
 
 def test_row_09_an_update_that_is_not_finite_names_its_pairs(forks, settings, tmp_path):
     spoil = """
-from hf_recipes.training import reward
+from hf_recipes.stages import reward
 compute = reward.Trainer.compute_loss
 def spoiled(self, model, inputs, *args, **kwargs):
     loss = compute(self, model, inputs, *args, **kwargs)

@@ -98,8 +98,8 @@ def test_loss_is_the_mean_over_answer_tokens(sft, model_dir, pairs, tmp_path, to
     """The logged evaluation loss is the sum over all labelled tokens over their number, whatever the batches."""
     from transformers import AutoModelForCausalLM
 
+    from hf_recipes.data.chat.encoder import ChatEncoder
     from hf_recipes.data.examples import load_examples
-    from hf_recipes.data.tokenize import ChatEncoder
 
     write_jsonl(pairs / "dev.json", [{"input": "问" * n, "target": "答" * n} for n in (1, 2, 9, 30, 3)])
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
@@ -137,10 +137,10 @@ def test_all_weights_are_trained_without_lora(sft, model_dir, pairs, tmp_path):
 
 
 def test_lora_moves_the_adapter_and_leaves_the_base(model_dir, pairs, tmp_path):
-    from hf_recipes.arguments import DataArguments, ModelArguments, SFTArguments
     from hf_recipes.models.loading import load_tokenizer
-    from hf_recipes.training.model import build_model
-    from hf_recipes.training.sft import build_trainer, prepare_data
+    from hf_recipes.run.arguments import DataArguments, ModelArguments, SFTArguments
+    from hf_recipes.run.model import build_model
+    from hf_recipes.stages.sft import build_trainer, prepare_data
 
     args = SFTArguments(output_dir=str(tmp_path), report_to="none", max_steps=2, learning_rate=1e-2, save_strategy="no")
     tokenizer, added = load_tokenizer(model_dir)

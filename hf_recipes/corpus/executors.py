@@ -1,0 +1,191 @@
+"""datatrove's executors: the same steps on this machine, on Slurm or on Ray; what is done is not done again."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
+from datatrove.utils.logging import logger
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import disk_problem
+
+POLL = 10.0  # seconds between two looks at what Slurm has done
+
+
+def _help(text: str, default=None):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ExecutorArguments:
+    """Where the work is done."""
+
+    workers: int = _help("Tasks at a time, of one core each.", 1)
+    executor: Literal["local", "slurm", "ray"] = _help("This machine, a Slurm cluster, or a Ray cluster.", "local")
+    slurm_partition: str | None = _help("Partition of the jobs.")
+    slurm_time: str = _help("Time limit of a job.", "24:00:00")
+    sbatch_args: list[str] | None = _help("More of sbatch's options, as account=me qos=high.")
+    memory_gb: int = _help("Memory that is asked of Slurm or Ray for a worker.", 2)
+
+    def __post_init__(self):
+        if self.workers < 1:
+            raise ValueError(f"--workers {self.workers}: expected at least 1")
+        if self.executor == "slurm" and not self.slurm_partition:
+            raise ValueError("--executor slurm: name the partition with --slurm_partition")
+        if self.executor == "ray" and find_spec("ray") is None:
+            raise ValueError("--executor ray: not installed; pip install ray")
+        for item in self.sbatch_args or ():
+            if "=" not in item:
+                raise ValueError(f"--sbatch_args {item}: expected option=value")
+
+
+@lru_cache(maxsize=1)
+def _nowhere():
+    return open(os.devnull, "w")
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without datatrove's own account on stderr; its files in the log folder have it all."""
+    with contextlib.redirect_stderr(_nowhere()):
+        logger.remove()
+        yield
+
+
+class _Quiet:
+    """What is common to the three: a user's mistake is kept for the process that started the work."""
+
+    cwd = None  # where the paths of the run begin
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one core
+        os.chdir(self.cwd)
+        with _quietly():
+            try:
+                return super()._run_for_rank(rank, local_rank, node_rank)
+            except Exception as error:
+                problem = str(error) if isinstance(error, UserError) else disk_problem(error)
+                if problem is None:
+                    raise
+                with contextlib.suppress(OSError), self.logging_dir.open(f"failures/{rank:05d}", "w") as file:
+                    file.write(problem)
+                raise
+
+
+class Local(_Quiet, LocalPipelineExecutor):
+    """As datatrove's, but workers end with the run, however it ends, and the run ends with any of them."""
+
+    def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                deepcopy(self)._run_for_rank(rank)
+            return
+        context = multiprocessing.get_context("fork")  # with the tokenizer that the parent has loaded
+        with ProcessPoolExecutor(self.workers, context, initializer=_end_with_parent) as pool:
+            try:
+                for done in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
+                    done.result()
+            except BrokenProcessPool:
+                raise UserError(
+                    f"a worker was killed, most likely for want of memory (logs in {self.logging_dir.path}/logs); the "
+                    "same command goes on, with fewer --workers if need be"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+class Ray(_Quiet, RayPipelineExecutor):
+    pass
+
+
+class Slurm(_Quiet, SlurmPipelineExecutor):
+    def launch_merge_stats(self) -> None:
+        pass  # another job, for figures that nobody reads
+
+
+def build_executor(args: ExecutorArguments, steps: Sequence[Any], tasks: int, folder: Path) -> PipelineExecutor:
+    """The executor that runs `steps` for each of `tasks` and keeps logs and marks of what is done in `folder`."""
+    common = {"pipeline": list(steps), "tasks": tasks, "logging_dir": str(folder.resolve())}
+    if args.executor == "local":
+        return Local(**common, workers=min(args.workers, tasks))
+    if args.executor == "ray":
+        return Ray(**common, workers=args.workers, mem_per_cpu_gb=args.memory_gb)
+    return Slurm(
+        **common,
+        workers=args.workers,
+        time=args.slurm_time,
+        partition=args.slurm_partition,
+        mem_per_cpu_gb=args.memory_gb,
+        job_name=f"corpus-{folder.name}",
+        qos=None,
+        with_srun=False,
+        env_command=f'export PATH="{Path(sys.executable).parent}:$PATH"',
+        sbatch_args=dict(item.split("=", 1) for item in args.sbatch_args or ()),
+    )
+
+
+def run_stage(args: ExecutorArguments, steps: Sequence[Any], tasks: int, folder: Path) -> None:
+    """Run `steps` for each of `tasks` that is not done yet, and wait for all.
+
+    Raises:
+        UserError: what the first task that failed said, or where to read why.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("failures/*"):
+        old.unlink()
+    executor = build_executor(args, steps, tasks, folder)
+    executor.cwd = os.getcwd()
+    if args.executor == "ray":
+        import ray
+
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level="error")
+    try:
+        with _quietly():
+            executor.run()
+    except FileNotFoundError as error:
+        if error.filename != "sbatch":
+            raise
+        raise UserError("--executor slurm: sbatch is not on this machine; start from a login node") from None
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"sbatch refused the job (exit code {error.returncode}); see {folder}") from None
+    if args.executor == "slurm":
+        _wait_for(executor)
+    left = executor.get_incomplete_ranks(skip_completed=True)
+    if left:
+        told = sorted(folder.glob("failures/*"))
+        raise UserError(
+            told[0].read_text() if told else f"task {left[0]} of {folder.name} failed; its log is in {folder}/logs"
+        )
+
+
+def _wait_for(executor: Slurm) -> None:
+    """Until all tasks are done, or Slurm does not know the job any more."""
+    while executor.get_incomplete_ranks(skip_completed=True):
+        known = subprocess.run(["squeue", "-h", "-j", str(executor.job_id)], capture_output=True, text=True)
+        time.sleep(POLL)  # also where the job is gone, for a shared file system to show what it did last
+        if known.returncode or not known.stdout.strip():
+            return

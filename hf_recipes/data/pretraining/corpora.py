@@ -1,0 +1,127 @@
+"""Sources of documents for pretraining: which files belong to each, and the documents in them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.data.examples import find_plan
+from hf_recipes.data.files.records import BEGIN, read_records
+from hf_recipes.data.files.sources import Source, find_sources, is_data, source_name
+from hf_recipes.data.schemas.conversation import RowProblem
+from hf_recipes.data.schemas.documents import find_text_schema
+from hf_recipes.data.schemas.registry import Columns, Schema
+
+SHARDS = "manifest.json"  # a folder with this file holds token shards
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One source: its name, and its files or the folder of its token shards."""
+
+    name: str
+    files: tuple[Source, ...] = ()
+    shards: str | None = None
+
+
+@dataclass(slots=True)
+class Document:
+    """One document, or the `problem` that keeps a row from being one; `place` is ``file:line``.
+
+    `after` is where the next row begins, `kind` is ``code`` where it is known to be code.
+    """
+
+    place: str
+    text: str | None
+    problem: str | None
+    after: tuple[int, int]
+    id: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the rows of one file become documents."""
+
+    source: Source
+    schema: Schema
+    columns: Columns
+
+    def read(self, start: tuple[int, int] = BEGIN) -> Iterator[Document]:
+        """The documents in order, from `start` (the `after` of one read before) on.
+
+        Raises:
+            UserError: the file is cut short or damaged.
+        """
+        for record in read_records(self.source, start):
+            found, problem = {}, record.problem
+            if problem is None:
+                try:
+                    found = self.schema.convert(record.value, self.columns)
+                except RowProblem as error:
+                    problem = error.reason
+            yield Document(record.place, found.get("text"), problem, record.after, found.get("id"), found.get("kind"))
+
+
+def open_reader(source: Source, columns: Columns | None = None) -> Reader:
+    """The reader of a file, found by its first rows.
+
+    Raises:
+        UserError: no schema that makes documents fits the file.
+    """
+    schema, columns = find_plan(source, columns or Columns(), find_text_schema)
+    return Reader(source, schema, columns)
+
+
+def find_corpora(
+    specs: Sequence[str], cache_dir: str | None = None, glance: bool = False, txt: str | None = None
+) -> list[Corpus]:
+    """The sources that `specs` name, sorted by name.
+
+    A file is a source of its own name, and so is a Hub id; a folder is one source, or, if there are folders in it, one
+    for each of them; a folder of token shards is one. ``name=path`` gives files, a folder or a glob another name.
+    For `glance` and `txt` see `find_sources`.
+
+    Raises:
+        UserError: nothing there, a source named twice, or as `find_sources`.
+    """
+    found: dict[str, Corpus] = {}
+    for spec in specs:
+        for name, path in named_paths(spec):
+            if name in found:
+                raise UserError(f"{path}: there is a source {name} already; name one of them, as other={path}")
+            if os.path.isfile(os.path.join(path, SHARDS)):
+                found[name] = Corpus(name, shards=path)
+            else:
+                found[name] = Corpus(name, tuple(find_sources([path], cache_dir=cache_dir, glance=glance, txt=txt)))
+    return [found[name] for name in sorted(found)]
+
+
+def named_paths(spec: str) -> Iterator[tuple[str, str]]:
+    """Name and path of each source in `spec`: see `find_corpora`."""
+    name, sign, path = spec.partition("=")
+    if sign and not os.path.exists(spec):
+        yield name, path
+    elif not os.path.isdir(spec) or os.path.isfile(os.path.join(spec, SHARDS)):
+        paths = [spec] if os.path.exists(spec) else [source.path for source in find_sources([spec], glance=True)]
+        for path in paths:
+            yield source_name(path), path
+    else:
+        children = sorted(child for child in Path(spec).iterdir() if not child.name.startswith("."))
+        folders = [child for child in children if child.is_dir()]
+        if folders:
+            files = [child for child in children if is_data(child)]
+            yield from ((source_name(str(child)), str(child)) for child in (*folders, *files))
+        else:
+            yield source_name(spec), spec
+
+
+def say_plan(corpora: Sequence[Corpus], readers: Sequence[Sequence[Reader]]) -> None:
+    """Tell what was found: a line a source, with the schemas of its files."""
+    for corpus, own in zip(corpora, readers, strict=True):
+        if corpus.shards:
+            say(f"{corpus.name}: token shards in {corpus.shards}")
+            continue
+        schemas = ", ".join(sorted({reader.schema.name for reader in own}))
+        say(f"{corpus.name}: {len(own):,} file{'s' * (len(own) > 1)}, schema {schemas}")

@@ -1,0 +1,198 @@
+"""The mixture of a run, from files, folders and token shards to blocks."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import write_json, writing
+from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.examples import cache_root, fingerprint
+from hf_recipes.data.files import file_io, records, sources
+from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
+from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
+from hf_recipes.data.pretraining.mixture import Blocks, Mixture, chosen, quotas_of
+from hf_recipes.data.pretraining.mixture_policy import Policy, read_policy
+from hf_recipes.data.pretraining.stored_blocks import Blocking, StoredBlocks
+from hf_recipes.data.pretraining.streamed_blocks import Cursor, StreamedBlocks, read_chunks
+from hf_recipes.data.pretraining.token_shards import Damaged, DocumentEncoder, TokenShards, open_shards
+from hf_recipes.data.pretraining.tokenize_corpus import Tokenization, store
+from hf_recipes.data.schemas import documents
+from hf_recipes.data.schemas import registry as schemas
+from hf_recipes.data.schemas.registry import Columns
+from hf_recipes.run.arguments import PretrainArguments, SourceArguments
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LEDGER = "ledger.json"  # beside the shards of a source that was tokenized for a run
+
+
+def prepare_mixture(
+    data: SourceArguments, args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[Mixture, Ledger]:
+    """The blocks that a run learns from, and what became of every row.
+
+    Files are tokenized once, into the cache; with `streaming`, while training. Token shards are used as they are.
+
+    Raises:
+        UserError: sources that are not there or cannot be read, a policy that does not fit them, shards of another
+            tokenizer, or a source without a document.
+    """
+    encoder = DocumentEncoder(tokenizer, args.document_end_token)
+    policy = read_policy(args.mixture) if args.mixture else None
+    found, readers = open_corpora(data, args, policy)
+    say_plan(found, readers)
+    blocking = Blocking(args.block_size, args.sequence_sample_mode, args.drop_last, args.seed)
+    ledger = Ledger()
+    sources: list[Blocks] = []
+    rates: dict[str, dict[str, float]] = {}
+    shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, _exchange(args))
+    for corpus, own in zip(found, readers, strict=True):
+        if args.streaming and not corpus.shards:
+            seed = args.seed if args.shuffle else None
+            sources.append(StreamedBlocks(corpus.name, own, blocking, shared, seed, ledger.add))
+            rates[corpus.name] = _sampled_rates(own, encoder)
+            continue
+        with args.main_process_first(local=True, desc="tokens"):
+            stored = open_shards(corpus.shards, corpus.name, encoder) if corpus.shards else None
+            stored = stored or _tokenized(corpus, own, encoder, data, ledger)
+        source = StoredBlocks(stored, blocking)
+        if not len(source):
+            raise UserError(
+                f"{corpus.name}: {source.tokens:,} tokens are less than one block of {blocking.size}; lower "
+                "--block_size or leave --drop_last out"
+            )
+        sources.append(source)
+        rates[corpus.name] = _rates(stored.manifest)
+    if ledger.totals["read"]:
+        say(ledger.table())
+        ledger.check(data.max_drop_ratio)
+    quotas = quotas_of(policy, sources, rates)
+    mixture = Mixture(
+        sources,
+        quotas,
+        blocking,
+        None if args.streaming else _epoch_blocks(policy, sources, quotas),
+        shuffle=args.shuffle,
+        apart=args.document_attention,
+        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.end,
+    )
+    _say_mixture(mixture, policy, args)
+    return mixture, ledger
+
+
+def open_corpora(
+    data: SourceArguments, args: PretrainArguments, policy: Policy | None = None
+) -> tuple[list[Corpus], list[list[Reader]]]:
+    """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
+    found = find_corpora(data.train_file, data.cache_dir, glance=args.streaming)
+    names = chosen(policy, [corpus.name for corpus in found], f"--mixture {args.mixture}")
+    found = [corpus for corpus in found if corpus.name in names]
+    columns = Columns(schema=data.schema, prompt=data.prompt_column)
+    return found, [[open_reader(file, columns) for file in corpus.files] for corpus in found]
+
+
+def _epoch_blocks(policy: Policy | None, sources: Sequence[Blocks], quotas: np.ndarray) -> int:
+    """Blocks of an epoch: with shares as many as the sources have, with numbers of epochs as many as these make."""
+    return int(quotas.sum()) if policy and policy.by == "epochs" else sum(len(source) for source in sources)
+
+
+def _rates(counts: dict[str, Any]) -> dict[str, float]:
+    tokens = counts["tokens"]
+    by = {name: tokens / max(1, counts[name]) for name in ("documents", "bytes")}
+    return {**by, "size": float(tokens)}
+
+
+def _sampled_rates(readers: Sequence[Reader], encoder: DocumentEncoder) -> dict[str, float]:
+    """`_rates` of a stream, from its first chunk of documents and the sizes of its files."""
+    chunk = next(read_chunks(readers, Cursor()))
+    counts = {
+        "tokens": sum(map(len, encoder.encode(chunk.texts))),
+        "documents": len(chunk.texts),
+        "bytes": sum(len(text.encode()) for text in chunk.texts),
+    }
+    sizes = (os.path.getsize(r.source.path) if r.source.split is None else counts["bytes"] for r in readers)
+    return {**_rates(counts), "size": float(sum(sizes))}
+
+
+def _tokenized(
+    corpus: Corpus, readers: Sequence[Reader], encoder: DocumentEncoder, data: SourceArguments, ledger: Ledger
+) -> TokenShards:
+    """The shards of a source in the cache, tokenized where they are not there yet."""
+    key = fingerprint(
+        [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.columns)] for r in readers],
+        encoder.settings,
+        code=(corpora, documents, records, schemas, token_shards, sources, file_io, tokenize_corpus),
+    )
+    root = cache_root(data.cache_dir)
+    folder = root / "hf_recipes_tokens" / key
+    with writing(f"--cache_dir {root}"):
+        if (folder / LEDGER).is_file():
+            try:
+                return _open(folder, corpus, encoder, ledger)
+            except (Damaged, ValueError, KeyError, TypeError, AttributeError) as error:
+                say(f"{folder}: damaged ({error}); its documents are tokenized anew")
+                shutil.rmtree(folder)
+        say(f"{corpus.name}: tokenizing into {folder}")
+        own = Ledger()
+
+        def keep_ledger(building: Path) -> None:
+            write_json(building / LEDGER, own.to_dict(), indent=None)
+
+        workers, chunks = data.preprocessing_num_workers or 0, read_chunks(readers, Cursor())
+        store(corpus.name, chunks, encoder, str(folder), workers, own.add, keep_ledger)
+        return _open(folder, corpus, encoder, ledger)
+
+
+def _open(folder: Path, corpus: Corpus, encoder: DocumentEncoder, ledger: Ledger) -> TokenShards:
+    own = Ledger.from_dict(json.loads((folder / LEDGER).read_text(encoding="utf-8")))
+    found = open_shards(str(folder), corpus.name, encoder)
+    ledger.sources |= own.sources
+    ledger.reasons |= own.reasons
+    return found
+
+
+def _exchange(args: PretrainArguments):
+    """Gives all processes what one of them has; over gloo, whatever the gradients go over."""
+    if args.world_size == 1:
+        return None
+    import torch.distributed as dist
+
+    group = dist.new_group(backend="gloo")
+
+    def exchange(value: Any, owner: int) -> Any:
+        values = [value]
+        dist.broadcast_object_list(values, src=owner, group=group)
+        return values[0]
+
+    return exchange
+
+
+def _say_mixture(mixture: Mixture, policy: Policy | None, args: PretrainArguments) -> None:
+    by = "" if policy is None or policy.by == "tokens" else f" (given by {policy.by})"
+    for source, share in zip(mixture.sources, mixture.shares, strict=True):
+        if isinstance(source, StreamedBlocks):
+            say(f"{source.name}: {share:.1%} of the tokens{by}, read while training")
+            continue
+        epochs = share * mixture.blocks * max(args.num_train_epochs, 0) / len(source) if mixture.blocks else None
+        if args.max_steps > 0:
+            step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            epochs = share * args.max_steps * step / len(source)
+        say(
+            f"{source.name}: {share:.1%} of the tokens{by}; {source.tokens:,} tokens of {source.shards.documents:,} "
+            f"documents in {len(source):,} blocks"
+            + (f", {epochs:.2f} epochs in this run" if epochs is not None else "")
+            + ("; repeated more than 4 times, which teaches little more" if (epochs or 0) > 4 else "")
+        )
+        cut = len(source.shards) - source.tokens
+        if cut:
+            say(f"  {cut:,} tokens ({cut / len(source.shards):.1%}) are left out by --sequence_sample_mode")
+        if mixture.blocking.drop_last and (rest := source.tokens % mixture.blocking.size):
+            say(f"  {rest:,} tokens at the end are left out by --drop_last")

@@ -1,0 +1,175 @@
+"""Documents as blocks of one length, which is what pretraining learns from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from hf_recipes.data.pretraining.token_shards import TokenShards
+
+MODES = ("none", "truncate", "sample", "split")
+Mode = Literal["none", "truncate", "sample", "split"]
+
+
+class Block(NamedTuple):
+    """Up to `size` tokens: (tokens,) ids, where in it documents or pieces begin, and what is in it, for messages."""
+
+    ids: np.ndarray
+    starts: list[int]
+    place: str
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How documents fill blocks of `size` tokens.
+
+    Documents follow each other, each with its end token, and what exceeds a block goes on in the next. `mode` says what
+    is done with a document longer than a block: with ``none`` it runs on; ``truncate`` keeps its beginning, ``sample``
+    a window drawn anew in each epoch; ``split`` parts it into pieces that do not see each other. The last block of an
+    epoch is what is left, or with `drop_last` is left out.
+    """
+
+    size: int
+    mode: Mode = "none"
+    drop_last: bool = False
+    seed: int = 0
+
+    def count(self, tokens: int) -> int:
+        return tokens // self.size if self.drop_last else -(-tokens // self.size)
+
+    @property
+    def shortens(self) -> bool:
+        return self.mode in ("truncate", "sample")
+
+    def skipped(self, length: int, epoch: int, document: int) -> int:
+        """Tokens left out at the beginning of a document, which is the `document`-th of its source."""
+        if self.mode != "sample" or length <= self.size:
+            return 0
+        draw = np.random.default_rng([self.seed, 2, epoch, document])
+        return int(draw.integers(length - self.size + 1))
+
+
+def fill(parts: Sequence[tuple[np.ndarray, int]], blocking: Blocking, place: str) -> Block:
+    """One block of consecutive parts of documents.
+
+    Args:
+        parts: token ids, and how many tokens of their document are before them.
+    """
+    starts, at = [], 0
+    for ids, before in parts:
+        if blocking.mode == "split":
+            starts += range(at + -before % blocking.size, at + len(ids), blocking.size)
+        elif not before:
+            starts.append(at)
+        at += len(ids)
+    ids = np.concatenate([part for part, _ in parts]) if parts else np.empty(0, np.int64)
+    return Block(ids, starts, place)
+
+
+def example(block: Block, size: int, apart: bool, pad: int) -> dict[str, np.ndarray]:
+    """A block as the model takes it: `input_ids`, `position_ids` and `labels`, each (size,) int64.
+
+    Positions restart at each document where documents are kept `apart`, and the first token of each is not learned,
+    for it would be from the document before. What fills up the block is a document of its own without labels.
+
+    Example:
+        Two documents, 5 6 7 and 8 9, in a block of 6: labels -100 6 7 -100 9 -100, positions 0 1 2 0 1 0.
+    """
+    length = len(block.ids)
+    ids = np.full(size, pad, np.int64)
+    ids[:length] = block.ids
+    labels = np.where(np.arange(size) < length, ids, -100)
+    positions = np.arange(size)
+    if apart:
+        starts = np.array(sorted({0, *block.starts, *([length] if length < size else [])}))
+        positions -= np.repeat(starts, np.diff(np.append(starts, size)))
+        labels[starts] = -100
+    return {"input_ids": ids, "position_ids": positions, "labels": labels}
+
+
+@dataclass
+class StoredBlocks:
+    """The blocks of a source's token shards, each found without reading those before."""
+
+    shards: TokenShards
+    blocking: Blocking
+    kept: list[np.ndarray] = field(init=False, repr=False)  # of each shard, where each document ends among kept tokens
+    first: np.ndarray = field(init=False, repr=False)  # kept tokens before each shard
+    documents: np.ndarray = field(init=False, repr=False)  # documents before each shard
+
+    def __post_init__(self):
+        self.kept = self.shards.ends
+        if self.blocking.shortens:
+            size = self.blocking.size
+            self.kept = [np.cumsum(np.minimum(np.diff(ends, prepend=0), size)) for ends in self.shards.ends]
+        totals = [int(ends[-1]) if len(ends) else 0 for ends in self.kept]
+        self.first = np.cumsum([0, *totals])
+        self.documents = np.cumsum([0, *map(len, self.kept)])
+
+    @property
+    def name(self) -> str:
+        return self.shards.name
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an epoch."""
+        return int(self.first[-1])
+
+    @property
+    def left_out(self) -> int:
+        """Tokens that an epoch leaves out: of documents that are shortened, and of a last block that is dropped."""
+        return len(self.shards) - self.tokens + (self.tokens % self.blocking.size) * self.blocking.drop_last
+
+    def __len__(self) -> int:
+        return self.blocking.count(self.tokens)
+
+    def read(self, block: int, epoch: int) -> Block:
+        """Block number `block` of an epoch, as without shuffling."""
+        low, high = block * self.blocking.size, min((block + 1) * self.blocking.size, self.tokens)
+        parts = []
+        shard = int(np.searchsorted(self.first, low, "right")) - 1
+        one = int(np.searchsorted(self.kept[shard], low - self.first[shard], "right")) + 1
+        place = f"{self.shards.folder}/{self.shards.manifest['shards'][shard]['file']}: from document {one} on"
+        while low < high:
+            begin, end = low - self.first[shard], min(high, self.first[shard + 1]) - self.first[shard]
+            parts += self._parts(shard, int(begin), int(end), epoch)
+            low, shard = int(self.first[shard + 1]), shard + 1
+        return fill(parts, self.blocking, place)
+
+    def _parts(self, shard: int, begin: int, end: int, epoch: int) -> list[tuple[np.ndarray, int]]:
+        kept, ends, tokens = self.kept[shard], self.shards.ends[shard], self.shards.tokens[shard]
+        parts = []
+        document = int(np.searchsorted(kept, begin, "right"))
+        while begin < end:
+            start, own_start = (int(kept[document - 1]), int(ends[document - 1])) if document else (0, 0)
+            stop = min(end, int(kept[document]))
+            number = int(self.documents[shard]) + document
+            skipped = self.blocking.skipped(int(ends[document]) - own_start, epoch, number)
+            place = own_start + skipped + begin - start
+            parts.append((tokens[place : place + stop - begin], begin - start))
+            begin, document = stop, document + 1
+        return parts
+
+
+def permuted(index: int, size: int, *key: int) -> int:
+    """The `index`-th of a permutation of ``range(size)`` that `key` draws, without making the others.
+
+    A Feistel network over the next power of four, walked until it is within the range (Black and Rogaway, Ciphers with
+    Arbitrary Finite Domains, 2002).
+    """
+    if size < 2:
+        return index
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    rounds = np.random.SeedSequence([*key, size]).generate_state(6, np.uint64)
+    while True:
+        left, right = index >> half, index & mask
+        for own in rounds:
+            mixed = (right * 0x9E3779B97F4A7C15 + int(own)) & 0xFFFFFFFFFFFFFFFF
+            mixed ^= mixed >> 29
+            mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ ((mixed >> 32) & mask)
+        index = left << half | right
+        if index < size:
+            return index

@@ -1,0 +1,252 @@
+"""Documents as token ids on disk: a folder a source, with shards that are memory-mapped and a manifest that is checked.
+
+``part-00001.npy`` is the tokens of a shard's documents one after the other, (tokens,) of uint16 or uint32;
+``part-00001.ends.npy`` is where each document ends, (documents,) of int64; ``manifest.json`` counts them.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import new_file, write_json
+from hf_recipes.data.pretraining.corpora import SHARDS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+LONG = 1 << 18  # characters; a longer text is tokenized in parts, as a tokenizer needs a few hundred bytes for a token
+LINE_BEGIN = re.compile(r"(?<=\n)(?=\S)")  # where no pre-tokenizer's pieces reach across
+HEADER = 128  # bytes of a .npy file before its values
+# By what it does to these lines, beside its vocabulary, a tokenizer is told from another.
+PROBE = "春天的江南小镇，最让人难忘的是1,024条小河。\n\tdef f(x): return x ** 2  # Ünïcödé 漢字 １２３ 😀"
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase", size: int | None = None) -> str:
+    """Digest of the vocabulary and of what the tokenizer makes of a probe.
+
+    Of the tokens after the first `size` (by default none) special ones are left out: text has them as little as before.
+    """
+    later = (
+        set() if size is None else {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    )
+    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    known = [entry for entry in vocabulary if size is None or entry[0] < size or entry[0] not in later]
+    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    return hashlib.sha256(json.dumps([known, ids], ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+class DocumentEncoder:
+    """Texts → token ids: what the tokenizer puts before a text (BOS), the text, and the end token.
+
+    Args:
+        end_token: by default the tokenizer's eos token.
+
+    Raises:
+        UserError: `end_token` is no token of the tokenizer, or there is none.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", end_token: str | None = None):
+        from hf_recipes.data.chat.encoder import leading_ids
+
+        end_token = end_token or tokenizer.eos_token
+        if end_token is None:
+            raise UserError("the tokenizer has no end token; name one with --document_end_token")
+        end = tokenizer.get_vocab().get(end_token)
+        if end is None:
+            raise UserError(f"--document_end_token {end_token}: no token of this tokenizer")
+        self.tokenizer, self.end_token, self.end = tokenizer, end_token, end
+        self._backend = None
+        if tokenizer.is_fast:  # a copy: the run's other uses of the tokenizer keep their settings
+            self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = True
+        self.begin = leading_ids(tokenizer)
+        whole, *parts = (self._rows([text])[0] for text in ("山a\n水b", "山a\n", "水b"))
+        self._parts_at_lines = whole == parts[0] + parts[1]  # not where a tokenizer marks the beginning of a text
+        self.size = len(tokenizer)
+        self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """(tokens,) ids of each text. Literal special tokens in a text are text."""
+        if self._parts_at_lines and max(map(len, texts), default=0) > LONG:
+            return [self._encode_long(text) for text in texts]
+        return [np.fromiter((*self.begin, *row, self.end), self.dtype) for row in self._rows(texts)]
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        parts, start = [np.array(self.begin, self.dtype)], 0
+        while start < len(text):
+            found = LINE_BEGIN.search(text, start + LONG)
+            end = found.start() if found else len(text)
+            parts.append(np.array(self._rows([text[start:end]])[0], self.dtype))
+            start = end
+        return np.concatenate([*parts, np.array([self.end], self.dtype)])
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._backend is not None:
+            return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What training compares with its own tokenizer."""
+        return {
+            "tokenizer": tokenizer_hash(self.tokenizer),
+            "vocabulary": self.size,
+            "begin": self.begin,
+            "end": self.end,
+            "end_token": self.end_token,
+            "dtype": self.dtype.str,
+        }
+
+
+@dataclass
+class Shard:
+    """Figures of one shard; `bytes` and `characters` are those of the text."""
+
+    file: str
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    characters: int = 0
+
+
+class ShardWriter:
+    """Writes one shard as documents come; it is there under its name when `close` has returned, and not before.
+
+    Args:
+        path: of the tokens, ``part-00001.npy``.
+    """
+
+    def __init__(self, path: str | os.PathLike, dtype: np.dtype):
+        self.path, self.dtype = Path(path), np.dtype(dtype)
+        self.shard = Shard(self.path.name)
+        self._ends: list[int] = []
+        self._partial = Path(f"{path}.partial")
+        self._file = open(self._partial, "wb")  # noqa: SIM115
+        self._file.write(self._header(0))
+
+    def _header(self, size: int) -> bytes:
+        import io
+
+        # numpy leaves room in a header for the length to grow, so that it can be written again at the end.
+        buffer = io.BytesIO()
+        description = {"descr": self.dtype.str, "fortran_order": False, "shape": (size,)}
+        np.lib.format.write_array_header_1_0(buffer, description)
+        return buffer.getvalue()
+
+    def add(self, ids: Iterable[np.ndarray], texts: Sequence[str]) -> None:
+        """Append documents, given as token ids and as the texts that they were."""
+        for row, text in zip(ids, texts, strict=True):
+            self._file.write(row.astype(self.dtype, copy=False).tobytes())
+            self.shard.tokens += len(row)
+            self._ends.append(self.shard.tokens)
+            self.shard.bytes += len(text.encode())
+            self.shard.characters += len(text)
+        self.shard.documents = len(self._ends)
+
+    def close(self) -> Shard:
+        self._file.seek(0)
+        self._file.write(self._header(self.shard.tokens))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        with new_file(ends_of(self.path)) as partial, open(partial, "wb") as file:
+            np.save(file, np.array(self._ends, np.int64), allow_pickle=False)
+        os.replace(self._partial, self.path)
+        return self.shard
+
+
+def ends_of(path: str | os.PathLike) -> Path:
+    return Path(path).with_suffix(".ends.npy")
+
+
+def write_manifest(folder: str | os.PathLike, source: str, encoder: DocumentEncoder, shards: Sequence[Shard]) -> dict:
+    """Write ``manifest.json``, last, so that a folder that has one is whole; what it says is returned."""
+    totals = {
+        name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "bytes", "characters")
+    }
+    manifest = {"version": VERSION, "source": source, **totals, **encoder.settings}
+    manifest["shards"] = [asdict(shard) for shard in shards]
+    write_json(Path(folder, SHARDS), manifest, indent=1)
+    return manifest
+
+
+@dataclass
+class TokenShards:
+    """The documents of one source, opened for random access.
+
+    Args:
+        tokens, ends: of each shard, memory-mapped.
+        first: (shards + 1,) tokens before each shard.
+    """
+
+    name: str
+    folder: str
+    manifest: dict[str, Any]
+    tokens: list[np.ndarray] = field(repr=False)
+    ends: list[np.ndarray] = field(repr=False)
+    first: np.ndarray = field(repr=False)
+
+    @property
+    def documents(self) -> int:
+        return self.manifest["documents"]
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return int(self.first[-1])
+
+
+class Damaged(UserError):
+    """Shards that are not as they were written."""
+
+
+def open_shards(folder: str, name: str, encoder: DocumentEncoder) -> TokenShards:
+    """Open a folder that `write_manifest` completed.
+
+    Raises:
+        UserError: shards of another tokenizer or end token, or no document at all.
+        Damaged: one that is missing or cut short.
+    """
+    where = os.path.join(folder, SHARDS)
+    try:
+        manifest = json.loads(Path(where).read_text(encoding="utf-8"))
+        shards = [Shard(**entry) for entry in manifest["shards"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{where}: cannot be read ({error}); run scripts/prepare_corpus.py again") from None
+    if manifest.get("version") != VERSION:
+        raise UserError(f"{where}: of another version of hf_recipes; run scripts/prepare_corpus.py again")
+    if tokenizer_hash(encoder.tokenizer, manifest["vocabulary"]) != manifest["tokenizer"]:
+        raise UserError(
+            f"{where}: tokenized with another tokenizer ({manifest['vocabulary']:,} tokens; that of this run has "
+            f"{encoder.size:,}); run scripts/prepare_corpus.py --tokenize with this run's"
+        )
+    if manifest["end"] != encoder.end:
+        raise UserError(
+            f"{where}: its documents end with {manifest['end_token']}, and --document_end_token is {encoder.end_token}"
+        )
+    if not manifest["documents"]:
+        raise UserError(f"{where}: no document is left in source {name}; leave it out")
+    tokens, ends, dtype = [], [], np.dtype(manifest["dtype"])
+    for shard in shards:
+        path = os.path.join(folder, shard.file)
+        for file, size in ((path, shard.tokens * dtype.itemsize), (ends_of(path), shard.documents * 8)):
+            found = os.path.getsize(file) if os.path.isfile(file) else None
+            if found != HEADER + size:
+                problem = "is missing" if found is None else f"is cut short or changed ({found:,} bytes)"
+                raise Damaged(
+                    f"{file}: this shard {problem}; the manifest says {HEADER + size:,} bytes: fetch it again"
+                )
+        tokens.append(np.load(path, mmap_mode="r", allow_pickle=False))
+        ends.append(np.load(ends_of(path), mmap_mode="r", allow_pickle=False))
+    first = np.cumsum([0, *(shard.tokens for shard in shards)])
+    return TokenShards(name, folder, manifest, tokens, ends, first)

@@ -1,0 +1,138 @@
+"""Conversations of any known spelling as messages, and the order that their turns must have."""
+
+import json
+from typing import Any
+
+from hf_recipes.core.ledger import shown, with_detail
+
+Message = dict[str, Any]
+
+ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "function_call",
+    "observation": "tool",
+    "tool": "tool",
+}
+
+
+class RowProblem(Exception):
+    """Why one row cannot be used: `reason` for the ledger, with `detail` as what of the row shows it."""
+
+    def __init__(self, reason: str, detail: object = None):
+        self.reason = reason if detail is None else with_detail(reason, detail)
+        super().__init__(self.reason)
+
+    def __str__(self) -> str:
+        return shown(self.reason)
+
+
+class NotAsked(RowProblem):
+    """Why the settings leave a row out that could be used."""
+
+
+def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Message]:
+    """The value of `column` as messages; their keys are `role`, `content` and, of some, what else templates show.
+
+    Raises:
+        RowProblem: not a list of turns, a role that is not known, or a call of a tool that is not JSON.
+    """
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise RowProblem(f"{column!r} is not a list of turns")
+    messages = []
+    for turn in turns:
+        if role_key not in turn or (text_key not in turn and not turn.get("tool_calls")):
+            raise RowProblem(f"a turn without {role_key!r} and {text_key!r}")
+        called = _parsed(turn.get("tool_calls"))
+        if called and not (isinstance(called, list) and all(isinstance(call, dict) for call in called)):
+            raise RowProblem("'tool_calls' is not a list of calls")
+        role = ROLES.get(turn[role_key]) if isinstance(turn[role_key], str) else None
+        if role is None:
+            raise RowProblem("unknown role", repr(turn[role_key]))
+        message: Message = {"role": role, "content": turn.get(text_key)}
+        if role == "function_call":
+            message = {"role": "assistant", "content": "", "tool_calls": _calls(turn.get(text_key))}
+        elif called:
+            message["tool_calls"] = _calls([call.get("function", call) for call in called])
+        if role == "tool" or called:
+            message["content"] = message["content"] or ""
+        thoughts = turn.get("reasoning_content")
+        if thoughts is not None and not isinstance(thoughts, str):
+            raise RowProblem(f"'reasoning_content' is a {type(thoughts).__name__}, not text")
+        if thoughts and thoughts.strip():
+            message["reasoning_content"] = thoughts
+        messages.append(message)
+    return messages
+
+
+def _parsed(value: Any) -> Any:
+    """JSON text as what it says, all else (and text that is not JSON) as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _calls(value: Any) -> list[dict]:
+    """Calls of tools, one or several, as JSON text or parsed, in the form that chat templates expect."""
+    try:
+        calls = json.loads(value) if isinstance(value, str) else value
+        calls = calls if isinstance(calls, list) else [calls]
+        functions = []
+        for call in calls:
+            arguments = call.get("arguments", {})
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            functions.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise RowProblem("a tool call that is not JSON with a name and arguments") from None
+    return functions
+
+
+def read_tools(tools: Any) -> list[dict]:
+    """Descriptions of functions, as JSON text or parsed, in the form that chat templates expect."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise RowProblem("'tools' is not JSON") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise RowProblem("'tools' is not a list of function descriptions")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def check_conversation(messages: list[Message]) -> None:
+    """Raise `RowProblem` unless the turns are well formed: an optional system turn, then user and assistant in turn.
+
+    An assistant turn may call tools instead of answering; the tools' results follow, then the assistant again.
+    """
+    if not messages:
+        raise RowProblem("empty conversation")
+    before = "system"
+    for number, message in enumerate(messages, 1):
+        role, content = message["role"], message.get("content")
+        if role == "system":
+            if number > 1:
+                raise RowProblem("a system turn that is not the first")
+        elif role == "user":
+            if before == "user":
+                raise RowProblem("two user turns in a row")
+            if before not in ("system", "assistant"):
+                raise RowProblem(f"a user turn after a {before} turn")
+        elif role == "assistant":
+            if before == "assistant":
+                raise RowProblem("two assistant turns in a row")
+            if before == "system":
+                raise RowProblem("the conversation begins with the assistant")
+        elif before not in ("call", "tool"):
+            raise RowProblem("a tool result without a call")
+        if content is not None and not isinstance(content, str):
+            raise RowProblem(f"the {role}'s content is a {type(content).__name__}, not text")
+        may_be_empty = role == "tool" or message.get("tool_calls")
+        if not may_be_empty and (content is None or not content.strip()):
+            raise RowProblem("empty answer" if role == "assistant" else f"empty {role} turn")
+        before = "call" if message.get("tool_calls") else role
+    if before != "assistant" and before != "call":
+        raise RowProblem(f"the conversation ends with the {before}" if before != "tool" else "ends with a tool result")

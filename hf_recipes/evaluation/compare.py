@@ -1,0 +1,249 @@
+"""A finished model on files: metrics with intervals, beside another model's on the same rows, and what is written."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import write_json, write_jsonl, writing
+from hf_recipes.core.folders import OutputFolder
+from hf_recipes.evaluation.method import Compute, Method, Record, run_method
+from hf_recipes.evaluation.methods.preference_accuracy import differences, draw_histogram
+from hf_recipes.evaluation.reports import tables as report
+from hf_recipes.metrics import text as metrics
+from hf_recipes.metrics.intervals import Paired, paired_bootstrap
+from hf_recipes.models.generate import not_numbers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_recipes.evaluation.registry import EvaluationArguments
+    from hf_recipes.models.decoding import Decoding
+    from hf_recipes.models.loading import ModelArguments
+
+METRICS, REPORT = "metrics.json", "report.html"
+MAX_LABELS = 60  # of a confusion matrix that can be read
+
+
+@dataclass
+class EvaluateArguments:
+    """Where the results go, and what they are compared with."""
+
+    output_dir: str = field(metadata={"help": "Folder of metrics.json, report.html, pictures and predictions."})
+    compare: str | None = field(
+        default=None, metadata={"help": "base: the model without its adapter; or another model."}
+    )
+    batch_size: int = field(default=8, metadata={"help": "Sequences in a forward pass."})
+    max_drop_ratio: float = field(default=0.01, metadata={"help": "Stop where more rows cannot be used."})
+    chat_template: str | None = field(default=None, metadata={"help": "A bundled template or a jinja file."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write over an earlier evaluation's files."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are cached."})
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size {self.batch_size}: expected at least 1")
+        path = Path(self.output_dir)
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"--output_dir {path}: this is a file")
+
+
+def open_folder(args: EvaluateArguments) -> OutputFolder:
+    """The folder of the results.
+
+    Raises:
+        UserError: it is a run's, or has results that are not to be written over.
+    """
+    folder = OutputFolder(args.output_dir, "evaluation")
+    if folder.record and not folder.is_mine:
+        raise UserError(f"--output_dir {folder.path}: the folder of a training run; name another, or one in it")
+    check_results(folder, (), ())
+    if METRICS in folder.own() and not args.overwrite_output_dir:
+        raise UserError(f"--output_dir {folder.path}: has results; name another, or add --overwrite_output_dir")
+    return folder
+
+
+def check_results(folder: OutputFolder, evaluations: Iterable[str], models: Iterable[str]) -> list[str]:
+    """Patterns of the files that are going to be written.
+
+    Args:
+        evaluations: their names.
+        models: what the models are called, whose records they are.
+
+    Raises:
+        UserError: such a file is there, and no evaluation made it; or a link is where one did.
+    """
+    names = [f"{name}.png" for name in evaluations] + [REPORT, METRICS]
+    names += [f"{name}_{who}.{ending}" for name in evaluations for who in models for ending in ("jsonl", "png")]
+    claims = list(map(re.escape, names))
+    if others := folder.others(claims):
+        raise UserError(
+            f"--output_dir {folder.path}: no evaluation recorded {others[0]} as its own, and this one would write "
+            "there; name another folder"
+        )
+    folder.check_links()
+    return claims
+
+
+@dataclass
+class Outcome:
+    """Records and metrics of one model by evaluation."""
+
+    records: dict[str, list[Record]]
+    metrics: dict[str, dict[str, float]]
+
+    @property
+    def flat(self) -> dict[str, float]:
+        return {f"{name}_{key}": value for name, found in self.metrics.items() for key, value in found.items()}
+
+
+def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size: int, what: str) -> Outcome:
+    """Every method on the model; what it is doing is printed.
+
+    Raises:
+        UserError: what the model gives for some row is not a number.
+    """
+    found = Outcome({}, {})
+    for name, method in methods.items():
+        say(f"{what}: {name}")
+        found.records[name], found.metrics[name] = run_method(method, model, Compute(batch_size))
+        for record in found.records[name]:
+            numbers = [value for value in record.values() if isinstance(value, float)]
+            if not all(map(math.isfinite, numbers)) or not record.get("is_finite", True):
+                raise not_numbers(record["place"])
+    return found
+
+
+def compare(methods: Mapping[str, Method], one: Outcome, other: Outcome) -> dict[str, Paired]:
+    """`one` less `other` for each metric that single records have, with 95 % intervals over the rows that both have
+    it for."""
+    found = {}
+    for name, method in methods.items():
+        places = [[record["place"] for record in outcome.records[name]] for outcome in (one, other)]
+        if places[0] != places[1]:
+            say(f"{name}: the two models could not use the same rows, so there are no intervals")
+            continue
+        ours, theirs = method.values(one.records[name]), method.values(other.records[name])
+        for key in dict.fromkeys([*ours, *theirs]):
+            pairs = list(zip(*(own.get(key, [None] * len(places[0])) for own in (ours, theirs)), strict=True))
+            changes = [a - b for a, b in pairs if a is not None and b is not None]
+            if len(changes) < len(pairs):
+                say(f"{name} {key}: {len(changes):,} of {len(pairs):,} rows have a value for both models")
+            if changes:
+                found[f"{name}_{key}"] = paired_bootstrap(changes)
+    return found
+
+
+def pictures(folder: Path, methods: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> dict[str, list[Path]]:
+    """Draw what each method shows best into `folder`: paths by evaluation."""
+    found: dict[str, list[Path]] = {}
+    for name, method in methods.items():
+        paths = []
+        if method.name == "pair_accuracy":
+            paths.append(folder / f"{name}.png")
+            sets = [differences(outcome.records[name]) for outcome in outcomes.values()]
+            draw_histogram(sets, paths[-1], list(outcomes))
+        elif "accuracy" in getattr(method, "scores", ()):
+            for who, outcome in outcomes.items():
+                rows = [r for r in outcome.records[name] if r["reference"] is not None and r["choices"]]
+                predictions, references = (
+                    [metrics.without_thoughts(r[k]) for r in rows] for k in ("prediction", "reference")
+                )
+                matrix, labels = metrics.confusion(predictions, references)
+                if len(labels) <= MAX_LABELS:
+                    paths.append(folder / f"{name}_{who}.png")
+                    report.draw_confusion(matrix, labels, paths[-1])
+        elif method.name == "single_choice":
+            paths.append(folder / f"{name}.png")
+            report.draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, paths[-1])
+        found[name] = paths
+    return found
+
+
+def settings_of(
+    model_args: "ModelArguments",
+    args: EvaluateArguments,
+    evaluation: "EvaluationArguments",
+    decoding: "Decoding",
+    template: str | None,
+) -> dict[str, Any]:
+    """What has to be the same for the same numbers: versions, model, template, files and decoding."""
+    from hf_recipes.data.files.sources import find_sources
+
+    sources = {
+        name: {s.path: s.digest for s in find_sources([p], "test")} for name, p in evaluation.named_files().items()
+    }
+    return {
+        "versions": versions(),
+        "model": {key: value for key, value in asdict(model_args).items() if key not in ("use_lora", "lora_config")},
+        "compare": args.compare,
+        "batch_size": args.batch_size,
+        "chat_template": template,
+        "eval_methods": evaluation.eval_methods,
+        "eval_files": sources,
+        "few_shot": few_shot_of(evaluation.few_shot_file, evaluation.few_shot),
+        "nll_prefix_token": evaluation.nll_prefix_token,
+        "decoding": asdict(decoding),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a figure."""
+    import torch
+    import transformers
+
+    from hf_recipes import __version__
+
+    return {"hf_recipes": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def few_shot_of(path: str | None, count: int) -> dict[str, Any] | None:
+    """The file of examples by its name and digest, and how many of them are shown."""
+    if path is None:
+        return None
+    return {"count": count, "file": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+
+
+def write_results(
+    folder: OutputFolder,
+    settings: Mapping[str, Any],
+    methods: Mapping[str, Method],
+    outcomes: Mapping[str, Outcome],
+    changes: Mapping[str, Paired],
+) -> None:
+    """metrics.json (the last, so that it stands for all), report.html, and a jsonl of records for each evaluation.
+
+    Args:
+        folder: the results of a former evaluation in it are deleted.
+        outcomes: by name; the first is the model's, the second that which it is compared with.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    from hf_recipes.evaluation.reports.html import write_report
+
+    claims, path = check_results(folder, methods, outcomes), folder.path
+    with writing(f"--output_dir {path}"):
+        folder.clear()
+        folder.claim(claims)
+        for who, outcome in outcomes.items():
+            for name, records in outcome.records.items():
+                write_jsonl(path / f"{name}_{who}.jsonl", records)
+        drawn = pictures(path, methods, outcomes)
+        write_report(path / REPORT, settings, methods, outcomes, changes, drawn)
+        results = {who: outcome.metrics for who, outcome in outcomes.items()}
+        results["change"] = {name: change._asdict() for name, change in changes.items()}
+        write_json(path / METRICS, {**results, "settings": settings})
+        folder.settle()
+
+
+def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[float | None, list[Record]]]:
+    """Rows of records, one of each model, with the first model's value; the worst first where there are values."""
+    values = method.values(outcomes[0])
+    first = next(iter(values.values()), [None] * len(outcomes[0]))
+    rows = list(zip(first, map(list, zip(*outcomes, strict=True)), strict=True))
+    return sorted(rows, key=lambda row: (row[0] is None, row[0] or 0.0))

@@ -1,0 +1,168 @@
+"""Generated answers and all that is said of them against references."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.data.chat.prompts import Prompt
+from hf_recipes.evaluation.method import Compute, Record
+from hf_recipes.metrics import text as metrics
+from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.generate import Generation
+from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Answers(Generation):
+    """`Generation` with the scores that were asked for.
+
+    Args:
+        scores: ``rouge`` (ROUGE-1/2/L, BLEU-4, chrF, exact match, distinct-1/2, length ratio), ``accuracy`` (over the
+            rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task, and a lenient
+            one), ``generation``
+            (length and share of finished answers, and ROUGE where there are references); by default those that fit.
+        rewards: what the answers are worth, beside the scores.
+
+    Raises:
+        UserError: no row has what a score compares with: references, choices with the reference among them, a task.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: "PreTrainedTokenizerBase",
+        decoding: Decoding | None = None,
+        stop_ids: Sequence[int] = (),
+        *,
+        scores: Sequence[str] | None = None,
+        rewards: Rewards | None = None,
+    ):
+        super().__init__(prompts, tokenizer, decoding, stop_ids)
+        self.rewards = rewards
+        if not prompts:
+            raise UserError("there is no prompt to answer")
+        compared = [prompt for prompt in prompts if prompt.reference is not None]
+        if scores is None:
+            chosen = any(among(p.reference, choices_of(p.meta)) for p in compared if choices_of(p.meta))
+            scores = ("rouge",) + ("accuracy",) * chosen if compared else ("generation",)
+        self.scores = tuple(scores)
+        if not compared and set(scores) != {"generation"}:
+            raise UserError(f"{prompts[0].place}: no reference to compare answers with, which {scores[0]} needs")
+        if len(compared) < len(prompts) and compared:
+            say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
+        if "accuracy" in scores:
+            chosen = [prompt for prompt in compared if choices_of(prompt.meta)]
+            outside = [p.place for p in chosen if not among(p.reference, choices_of(p.meta))]
+            if len(outside) == len(chosen):
+                where = outside[0] if outside else prompts[0].place
+                what = "the reference is not among the answer_choices" if outside else "no answer_choices"
+                raise UserError(f"{where}: {what}, over which accuracy is counted; no row can be used")
+            if outside:
+                say(f"accuracy leaves out {len(outside)} rows whose reference is not a choice (first {outside[0]})")
+        if "promptcblue" in scores and not all((prompt.meta or {}).get("task_dataset") for prompt in compared):
+            raise UserError(f"promptcblue of {prompts[0].place.rpartition(':')[0]}: rows without task_dataset")
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        """Records of `Generation`; with rewards also `rewards`, by name, and their sum `reward`."""
+        records = super().compute(model, units, how)
+        if self.rewards:
+            answers = [record["prediction"] for record in records]
+            values = self.rewards([self.prompts[unit] for unit in units], answers)
+            for record, own in zip(records, zip(*values, strict=True), strict=True):
+                record |= {
+                    "rewards": dict(zip(self.rewards.names, own, strict=True)),
+                    "reward": self.rewards.total(own),
+                }
+        return records
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        compared = [record for record in records if record["reference"] is not None]
+        predictions, references = texts_of(compared)
+        found: dict[str, float] = {}
+        if "accuracy" in self.scores:
+            choices = [record["choices"] for record in compared]
+            accuracy = metrics.choice_accuracy(predictions, references, choices)
+            if accuracy:
+                found["accuracy"] = accuracy[0]
+                found["macro_f1"] = metrics.macro_f1(*texts_of(with_choices(compared)))
+        if compared and {"rouge", "generation"} & set(self.scores):
+            found |= metrics.rouge(predictions, references) | {"bleu4": metrics.bleu4(predictions, references)}
+        if "rouge" in self.scores:
+            found |= {
+                "chrf": metrics.chrf(predictions, references),
+                "exact_match": metrics.exact_match(predictions, references),
+                **metrics.distinct(predictions),
+                "length_ratio": metrics.length_ratio(predictions, references),
+            }
+        if "promptcblue" in self.scores:
+            from hf_recipes.metrics.promptcblue.score import score_rows
+
+            rows = [
+                {**r["meta"], "target": r["reference"], "prediction": r["prediction"], "place": r["place"]}
+                for r in compared
+            ]
+            result = score_rows(rows)
+            found |= {"promptcblue": result.average, "promptcblue_lenient": result.lenient_average}
+            for name, task in result.tasks.items():
+                found |= {f"promptcblue/{name}": task.score, f"promptcblue_lenient/{name}": task.lenient}
+        if "generation" in self.scores and records:
+            for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
+                found[name] = sum(record[key] for record in records) / len(records)
+        if self.rewards:
+            found |= summarise_rewards(self.rewards.names, records)
+        return found
+
+    def directions(self) -> dict[str, bool | None]:
+        compared = any(prompt.reference is not None for prompt in self.prompts)
+        larger = ["accuracy", "macro_f1"] if "accuracy" in self.scores else []
+        if compared and {"rouge", "generation"} & set(self.scores):
+            larger += ["rouge1", "rouge2", "rougeL", "bleu4"]
+        if "rouge" in self.scores:
+            larger += ["chrf", "exact_match", "distinct1", "distinct2"]
+        larger += ["promptcblue"] if "promptcblue" in self.scores else []
+        larger += ["finished"] if "generation" in self.scores else []
+        neither = {"rouge": "length_ratio", "generation": "new_tokens"}
+        found = dict.fromkeys(larger, True)
+        found |= {name: None for score, name in neither.items() if score in self.scores}
+        return found | (self.rewards.directions() if self.rewards else {})
+
+    def values(self, records: Sequence[Record]) -> dict[str, list[float | None]]:
+        """The scores that have a value for each record; without its reference it has a reward alone (or None)."""
+        found: dict[str, list[float | None]] = {}
+        if self.rewards and any(record["reward"] is not None for record in records):
+            found["reward"] = [record["reward"] for record in records]
+        if any(record["reference"] is None for record in records):
+            return found
+        predictions, references = texts_of(records)
+        if "accuracy" in self.scores and len(with_choices(records)) == len(records):
+            found["accuracy"] = [float(hit) for hit in metrics.exact_matches(predictions, references)]
+        if {"rouge", "generation"} & set(self.scores):
+            pairs = metrics.rouge_pairs(predictions, references)
+            found |= {name: [pair[name] for pair in pairs] for name in ("rougeL", "rouge1", "rouge2")}
+        return found
+
+
+def choices_of(meta: dict | None) -> list[str] | None:
+    """The answer choices of a row's `schemas.metadata`; None where it has none."""
+    return (meta or {}).get("answer_choices") or None
+
+
+def _answer(text: str) -> str:
+    return metrics.without_thoughts(text)
+
+
+def among(reference: str | None, choices: Sequence[str]) -> bool:
+    """Whether a reference, without its thoughts, is one of the choices as accuracy compares them."""
+    return metrics.normalize_answer(_answer(reference or "")) in map(metrics.normalize_answer, choices)
+
+
+def with_choices(records: Sequence[Record]) -> list[Record]:
+    """The records over which accuracy is counted: those whose reference is one of their choices."""
+    return [r for r in records if r["reference"] and r["choices"] and among(r["reference"], r["choices"])]
+
+
+def texts_of(records: Sequence[Record]) -> tuple[list[str], list[str]]:
+    """Predictions and references as they are scored, without thoughts."""
+    return [_answer(r["prediction"]) for r in records], [_answer(r["reference"]) for r in records]

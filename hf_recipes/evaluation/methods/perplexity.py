@@ -1,0 +1,291 @@
+"""How well a model predicts given texts: loss, perplexity and bits per character."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.evaluation.method import Compute, ForwardPass, Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHUNK = 256  # rows tokenized together
+
+
+@dataclass
+class _Unit:
+    """A window or a row: tokens [begin, end) of `ids`, of which those from `scored` on, where `labels` says so, count.
+
+    `labels` is None where every token counts.
+    """
+
+    place: str
+    source: str
+    ids: "np.ndarray"
+    characters: int
+    begin: int
+    end: int
+    scored: int
+    labels: "np.ndarray | None" = None
+
+    def row(self) -> tuple["np.ndarray", "np.ndarray"]:
+        import numpy as np
+
+        ids = self.ids[self.begin : self.end]
+        if self.labels is not None:
+            return ids, self.labels
+        labels = ids.astype(np.int64)
+        labels[: self.scored - self.begin] = -100
+        return ids, labels
+
+
+class NLL:
+    """Loss, perplexity and bits per character, all from sums over the tokens of all units.
+
+    Texts (examples of the form text) are tokenized with the special tokens that the tokenizer puts before a text (BOS),
+    without an end token, and go through the model in windows of `max_length` tokens that begin `stride` apart; a unit
+    is a window. Every token of the text counts exactly once, but for the first where the tokenizer puts no BOS before a
+    text: nothing predicts it. In the first window all count, each after all tokens before it; in a later window those
+    that the one before did not reach, each after at least ``max_length - stride`` tokens of the text and at most
+    ``max_length - 1``. Later windows have no BOS. The characters are those of the counted tokens; one that is split
+    between two tokens belongs to the later.
+
+    With a `prefix_token` each text begins with that in place of the tokenizer's own special tokens, so that every token
+    counts: for a text that fits a window, the definition of lm-eval's ``loglikelihood_rolling``, whose prefix is the
+    BOS, or without one the EOS.
+
+    Conversations (of the form messages) count on the tokens that training would learn: the assistant's turns and the
+    tokens that end them; a unit is a row. The characters are those of the turns as rendered: bits per character
+    include the bits of the end tokens, which have no characters.
+
+    Args:
+        examples: as `load_examples` gives them, with the rows that were dropped.
+        max_length: of a window (1,024 if not given); a longer conversation is dropped.
+        stride: at most ``max_length - 1``; half of `max_length` if not given.
+        train_on: ``"all"`` assistant turns count, or only the ``"last"``.
+        max_drop_ratio: the share of rows that may be dropped.
+        prefix_token: ``"bos"``, ``"eos"`` or a token of the vocabulary, before texts.
+
+    Attributes:
+        ledger: what became of every row.
+        note: what the figures count of a text's first token; None of conversations.
+
+    Raises:
+        UserError: a stride that does not fit, a prefix that the tokenizer lacks, too many rows that cannot be used, or
+            none that can.
+    """
+
+    name = "nll"
+
+    def __init__(
+        self,
+        examples: "Dataset",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_length: int | None = None,
+        stride: int | None = None,
+        train_on: str = "all",
+        max_drop_ratio: float = 0.01,
+        prefix_token: str | None = None,
+    ):
+        from hf_recipes.core.ledger import KEPT, Ledger, is_dropped
+
+        self.note = None
+        of_texts = "text" in examples.column_names
+        if of_texts:
+            max_length = max_length or 1024
+            stride = stride or max(1, max_length // 2)
+            if not 0 < stride < max_length:
+                raise UserError(f"stride {stride}: expected 1 to {max_length - 1}, less than the window's length")
+            encode = _Texts(tokenizer, max_length, stride, prefix_token)
+            self.note = encode.note
+        else:
+            encode = _Conversations(tokenizer, max_length, train_on)
+        self._units: list[_Unit] = []
+        self.ledger = Ledger()
+        for columns in examples.iter(CHUNK):
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            usable = [row for row in rows if not is_dropped(row["fate"])]
+            found = iter(encode(usable) if usable else [])
+            for row in rows:
+                units, row_fate = ([], row["fate"]) if is_dropped(row["fate"]) else next(found)
+                self._units += units
+                self.ledger.add(row["place"], row["fate"] if row_fate == KEPT else row_fate)
+        self.ledger.check(max_drop_ratio)
+        if not self._units:
+            raise UserError("there is no text to score")
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        """See `Method`; a record holds the sums of one window or row: nats, tokens, hits and characters."""
+        from hf_recipes.models import forward
+
+        chosen = [self._units[unit] for unit in units]
+        records: list[Record] = [{}] * len(chosen)
+        with forward.evaluating(model):
+            for batch in forward.batches([unit.begin - unit.end for unit in chosen], how.batch_size, how):
+                losses = forward.row_losses(model, [chosen[row].row() for row in batch])
+                for row, (nats, tokens, hits) in zip(batch, losses, strict=True):
+                    unit = chosen[row]
+                    records[row] = {"place": unit.place, "source": unit.source, "nats": nats, "tokens": tokens}
+                    records[row] |= {"hits": hits, "characters": unit.characters}
+        return records
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        from hf_recipes.models.forward import scored_pass
+
+        return scored_pass(min(batch_size, len(self)), max(unit.end - unit.begin for unit in self._units))
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        """`loss` (nats per token), `perplexity`, `bits_per_character`, `token_accuracy` (share of tokens that had the
+        highest probability), and the numbers of `tokens` and `characters`.
+
+        The first three also as ``loss/<name>`` for each file name, and for each source that the rows name, where there
+        are several.
+        """
+        groups: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            for name in {_file(record["place"]), record["source"]}:
+                groups[name].append(record)
+        total = _rates(records)
+        hits, tokens, characters = (sum(record[key] for record in records) for key in ("hits", "tokens", "characters"))
+        total |= {"token_accuracy": hits / tokens, "tokens": tokens, "characters": characters}
+        if len(groups) > 1:
+            for name, own in sorted(groups.items()):
+                total |= {f"{key}/{name}": value for key, value in _rates(own).items()}
+        return total
+
+    def directions(self) -> dict[str, bool | None]:
+        return {**dict.fromkeys(("loss", "perplexity", "bits_per_character"), False), "token_accuracy": True}
+
+    def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
+        """None: the metrics are ratios of sums over the records."""
+        return {}
+
+
+def _rates(records: Sequence[Record]) -> dict[str, float]:
+    nats = math.fsum(record["nats"] for record in records)
+    tokens, characters = (sum(record[key] for record in records) for key in ("tokens", "characters"))
+    loss = nats / tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(loss) if loss < 709 else math.inf,  # the largest float is e**709.8
+        "bits_per_character": nats / math.log(2) / characters if characters else math.nan,
+    }
+
+
+def _file(place: str) -> str:
+    return Path(place.rpartition(":")[0]).name
+
+
+def source_of(row: dict) -> str:
+    """The source that a row of `load_examples` names, else its file's name."""
+    return str((row["meta"] or {}).get("source") or _file(row["place"]))
+
+
+def prefix_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
+    """The id of ``"bos"``, ``"eos"`` or a token of the vocabulary.
+
+    Raises:
+        UserError: the tokenizer has no such token.
+    """
+    known = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    found = known[token] if token in known else tokenizer.get_vocab().get(token)
+    if found is None:
+        raise UserError(
+            f"--nll_prefix_token {token}: the tokenizer has no such token; give bos, eos or one that it has"
+        )
+    return found
+
+
+class _Texts:
+    """Texts → windows."""
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", max_length: int, stride: int, prefix_token: str | None = None
+    ):
+        from hf_recipes.data.chat.encoder import leading_ids
+
+        self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
+        self.lead = leading_ids(tokenizer) if prefix_token is None else [prefix_id(tokenizer, prefix_token)]
+
+    @property
+    def note(self) -> str:
+        if not self.lead:
+            return "the first token of each text is not counted, since the tokenizer puts no BOS before it"
+        return f"every token of a text is counted, the first after {self.tokenizer.decode(self.lead)}"
+
+    def __call__(self, rows: list[dict]) -> list[tuple[list[_Unit], str]]:
+        fast = self.tokenizer.is_fast
+        texts = [row["text"] for row in rows]
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+        offsets = encoded["offset_mapping"] if fast else [None] * len(rows)
+        return [self._windows(*row) for row in zip(rows, encoded["input_ids"], offsets, strict=True)]
+
+    def _windows(self, row: dict, ids: list[int], offsets: list[tuple[int, int]] | None) -> tuple[list[_Unit], str]:
+        import numpy as np
+
+        from hf_recipes.core.ledger import KEPT, fate
+
+        lead, text = len(self.lead), row["text"]
+        ids = np.array([*self.lead, *ids], dtype=np.int32)
+        windows, reached, begin = [], max(1, lead), 0
+        if len(ids) <= reached:
+            return [], fate("dropped", "no token has another before it")
+
+        def before(token: int) -> int:
+            """How many characters end before this token."""
+            token -= lead
+            if token <= 0:
+                return 0
+            if token == len(ids) - lead:
+                return len(text)
+            if offsets is not None:
+                return min(offsets[token][0], offsets[token - 1][1])
+            return min(len(text), len(self.tokenizer.decode(ids[lead : lead + token]).rstrip("\ufffd")))
+
+        while reached < len(ids):
+            end = min(begin + self.max_length, len(ids))
+            if end > reached:
+                characters = before(end) - before(reached)
+                windows.append(_Unit(row["place"], source_of(row), ids, characters, begin, end, reached))
+                reached = end
+            begin += self.stride
+        return windows, KEPT
+
+
+class _Conversations:
+    """Conversations → rows whose labels are those of training."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None, train_on: str):
+        from hf_recipes.data.chat.encoder import ChatEncoder
+
+        self.encoder, self.max_length = ChatEncoder(tokenizer, train_on=train_on), max_length
+
+    def __call__(self, rows: list[dict]) -> list[tuple[list[_Unit], str]]:
+        from hf_recipes.core.ledger import fate, is_dropped
+
+        encoder, units = self.encoder, []
+        conversations, tools = ([row[name] for row in rows] for name in ("messages", "tools"))
+        rendered = encoder.template.render_all(conversations, tools)
+        for row, encoded, shown in zip(rows, encoder.encode(conversations, tools), rendered, strict=True):
+            length = len(encoded.input_ids)
+            if is_dropped(encoded.fate):
+                units.append(([], encoded.fate))
+            elif self.max_length is not None and length > self.max_length:
+                units.append(([], fate("dropped", f"longer than {self.max_length} tokens")))
+            else:
+                spans = shown.learned if encoder.train_on == "all" else shown.learned[-1:]
+                turns = [shown.text[start:end].removesuffix(encoder.end_of_turn) for start, end in spans]
+                characters = sum(map(len, turns))
+                unit = _Unit(row["place"], source_of(row), encoded.input_ids, characters, 0, length, 0, encoded.labels)
+                units.append(([unit], encoded.fate))
+        return units

@@ -1,0 +1,258 @@
+"""Pairs of a better and a worse answer: how often, and by how much, a model prefers the better one."""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.data.schemas.registry import SIDES
+from hf_recipes.evaluation.method import Compute, ForwardPass, Record
+from hf_recipes.evaluation.methods.perplexity import source_of
+from hf_recipes.evaluation.reports.tables import save_figure
+from hf_recipes.metrics.intervals import wilson_interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+QUANTILES = (5, 25, 50, 75, 95)
+CHUNK = 256  # pairs tokenized together
+
+
+@dataclass
+class _Pair:
+    """The ids of both sides, and their labels on the turns of the answer."""
+
+    place: str
+    source: str
+    sides: list[tuple["np.ndarray", "np.ndarray"]]
+
+    @property
+    def length(self) -> int:
+        return max(len(ids) for ids, _ in self.sides)
+
+
+class PairAccuracy:
+    """Share of pairs whose chosen side scores higher than the rejected one; equal scores count half.
+
+    The score of a side is
+
+    - with a reward model (a sequence classifier with one label), its output for the whole conversation as the chat
+      template renders it;
+    - with a causal language model, the log-probability of the answer after the prompt, in nats: the assistant's turns
+      that the two sides do not share, with the tokens that end them. This sum favours short answers, so the same is
+      also counted per token. It is the preference that DPO trains, without a reference model.
+
+    A unit is a pair; both of its sides are in the same batch, which holds at least one pair whatever the batch size.
+
+    Args:
+        examples: as `load_examples` gives them with the form preference, with the rows that were dropped.
+        max_length: tokens of a side; a pair with a longer one is dropped, because a cut answer is another answer.
+        max_drop_ratio: the share of pairs that may be dropped.
+
+    Attributes:
+        ledger: what became of every row.
+
+    Raises:
+        UserError: too many rows that cannot be used, or none that can.
+    """
+
+    name = "pair_accuracy"
+
+    def __init__(
+        self,
+        examples: "Dataset",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_length: int | None = None,
+        max_drop_ratio: float = 0.01,
+    ):
+        from hf_recipes.core.ledger import Ledger, is_dropped
+        from hf_recipes.data.chat.preference import PairEncoder
+
+        encoder = PairEncoder(tokenizer, max_length)
+        self._pairs: list[_Pair] = []
+        self.ledger = Ledger()
+        for columns in examples.iter(CHUNK):
+            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            for row, pair in zip(rows, encoder.encode(rows), strict=True):
+                self.ledger.add(row["place"], pair.fate)
+                if not is_dropped(pair.fate):
+                    sides = [(side.input_ids, side.labels) for side in (pair.chosen, pair.rejected)]
+                    self._pairs.append(_Pair(row["place"], source_of(row), sides))
+        self.ledger.check(max_drop_ratio)
+        if not self._pairs:
+            raise UserError("there is no pair to compare")
+
+    @classmethod
+    def of_rows(cls, rows: "Dataset") -> "PairAccuracy":
+        """Of pairs with `chosen_ids`, `rejected_ids` and `place`, for a reward model: nothing in them is labelled."""
+        from hf_recipes.core.ledger import KEPT, Ledger
+
+        method = cls.__new__(cls)
+        places = rows["place"][:]
+        sides = zip(*(rows[f"{side}_ids"][:] for side in SIDES), strict=True)
+        method._pairs = [
+            _Pair(place, source_of({"place": place, "meta": None}), [(ids, ids) for ids in both])
+            for place, both in zip(places, sides, strict=True)
+        ]
+        method.ledger = Ledger().add_all(places, [KEPT] * len(places))
+        return method
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        """See `Method`. A record holds the scores `chosen` and `rejected`; of a reward model also their `difference`,
+        of a causal model the numbers of tokens, `chosen_tokens` and `rejected_tokens`.
+
+        Raises:
+            UserError: a classifier with several labels, or one whose configuration names no pad token.
+        """
+        from hf_recipes.models import forward
+
+        classifies = _is_reward_model(model)
+        chosen = [self._pairs[unit] for unit in units]
+        records: list[Record] = [{}] * len(chosen)
+        with forward.evaluating(model):
+            for batch in forward.batches([-pair.length for pair in chosen], max(1, how.batch_size // 2), how):
+                sides = [side for row in batch for side in chosen[row].sides]
+                if classifies:
+                    scores, counts = rewards(model, [ids for ids, _ in sides]), None
+                else:
+                    losses = forward.row_losses(model, sides)
+                    scores, counts = [-nats for nats, _, _ in losses], [count for _, count, _ in losses]
+                for place, row in enumerate(batch):
+                    both = slice(2 * place, 2 * place + 2)
+                    record = {"place": chosen[row].place, "source": chosen[row].source}
+                    record |= dict(zip(SIDES, scores[both], strict=True))
+                    if counts is None:
+                        record["difference"] = record["chosen"] - record["rejected"]
+                    else:
+                        record |= {f"{side}_tokens": count for side, count in zip(SIDES, counts[both], strict=True)}
+                    records[row] = record
+        return records
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        from hf_recipes.models.forward import scored_pass
+
+        pairs = min(max(1, batch_size // 2), len(self))
+        return scored_pass(2 * pairs, max(pair.length for pair in self._pairs))
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        """`accuracy` with its 95 % interval (Wilson) and ``accuracy/<source>``; of the differences chosen - rejected
+        `difference_mean`, `difference_std` (with n - 1; 0 for one pair) and quantiles (`difference_q05` …); `pairs` and
+        `ties`. For a causal model also `accuracy_per_token`, `difference_per_token_mean` and `_std`; for a reward model
+        `loss` (what training minimises: the mean of -log sigmoid of the difference, in nats) and `score_mean`.
+        """
+        found = differences(records)
+        low, high = wilson_interval(_wins(found), len(found))
+        summary = {"accuracy": _wins(found) / len(found), "accuracy_low": low, "accuracy_high": high}
+        summary |= {f"difference_{name}": value for name, value in _spread(found).items()}
+        summary |= {"pairs": len(found), "ties": found.count(0)}
+        if "chosen_tokens" in records[0]:
+            each = differences(records, per_token=True)
+            spread = _spread(each)
+            summary["accuracy_per_token"] = _wins(each) / len(each)
+            summary |= {f"difference_per_token_{name}": spread[name] for name in ("mean", "std")}
+        else:
+            summary["loss"] = math.fsum(max(-one, 0.0) + math.log1p(math.exp(-abs(one))) for one in found) / len(found)
+            summary["score_mean"] = math.fsum(record[side] for record in records for side in SIDES) / len(found) / 2
+        by_source = defaultdict(list)
+        for record, difference in zip(records, found, strict=True):
+            by_source[record["source"]].append(difference)
+        return summary | {f"accuracy/{source}": _wins(own) / len(own) for source, own in sorted(by_source.items())}
+
+    def directions(self) -> dict[str, bool | None]:
+        larger = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_per_token")
+        larger += ("difference_mean", "difference_per_token_mean")
+        return {**dict.fromkeys(larger, True), "loss": False, "difference_std": None, "score_mean": None}
+
+    def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
+        return {"accuracy": [_wins([difference]) for difference in differences(records)]}
+
+
+def differences(records: Sequence[Record], per_token: bool = False) -> list[float]:
+    """Score of the chosen side less that of the rejected one, for each pair; of a causal model also `per_token`."""
+    sides = [[record[side] / (record[f"{side}_tokens"] if per_token else 1) for side in SIDES] for record in records]
+    return [chosen - rejected for chosen, rejected in sides]
+
+
+def draw_histogram(
+    differences: Sequence[Sequence[float]], path: str | os.PathLike, labels: Sequence[str], bins: int = 40
+) -> None:
+    """One or two sets of differences in the same bins, as a PNG; written beside and renamed, so never half there.
+
+    Args:
+        differences: the sets; each is drawn as shares of its own pairs, so that sets of unlike size can be compared.
+        labels: one for each set.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
+    edges = np.histogram_bin_edges(np.concatenate([np.asarray(own, dtype=float) for own in differences]), bins)
+    figure, panel = plt.subplots(figsize=(7, 4), dpi=120)
+    for own, label in zip(differences, labels, strict=True):
+        right = f"{label}: {100 * _wins(own) / len(own):.1f} % right"
+        panel.hist(own, edges, weights=np.full(len(own), 1 / len(own)), alpha=0.55, label=right)
+    panel.axvline(0, color="black", linewidth=1)
+    panel.set(title="Preference for the chosen answer", xlabel="score of chosen - rejected", ylabel="share of pairs")
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panel.legend()
+    panel.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def _wins(found: Sequence[float]) -> float:
+    return sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in found)
+
+
+def _spread(found: Sequence[float]) -> dict[str, float]:
+    import numpy as np
+
+    mean = math.fsum(found) / len(found)
+    std = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+    quantiles = np.percentile(found, QUANTILES).tolist()
+    return {"mean": mean, "std": std} | {
+        f"q{share:02d}": value for share, value in zip(QUANTILES, quantiles, strict=True)
+    }
+
+
+def _is_reward_model(model: "PreTrainedModel") -> bool:
+    """Whether `model` scores conversations; False where it predicts tokens."""
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not type(own).__name__.endswith("ForSequenceClassification"):
+        return False
+    if own.config.num_labels != 1:
+        raise UserError(f"the classifier has {own.config.num_labels} labels; a reward model has one (num_labels: 1)")
+    if own.config.get_text_config().pad_token_id is None:
+        raise UserError("the reward model's config.json names no pad_token_id, by which it finds the end of a text")
+    return True
+
+
+def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+    """The reward model's score of each of `rows` of token ids."""
+    from hf_recipes.models.forward import row_groups
+
+    groups = row_groups(len(rows), max(map(len, rows)))
+    return [score for group in groups for score in _rewards(model, rows[group])]
+
+
+def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+    import torch
+
+    from hf_recipes.models import forward
+
+    ids = forward.padded(rows, model.config.get_text_config().pad_token_id, model.device)
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+    mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+    uncached = {"use_cache": False} if forward.takes(model, "use_cache") else {}
+    return model(input_ids=ids, attention_mask=mask, **uncached).logits[:, 0].float().tolist()

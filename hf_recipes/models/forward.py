@@ -1,0 +1,239 @@
+"""Forward passes that score given tokens: what training and the methods of evaluation share.
+
+Rows of a batch are padded on the right. In a causal model no token sees a later one, so padding changes nothing, and
+neither an attention mask nor position ids are needed; this is so for recurrent layers too, which padding on the left
+would disturb.
+"""
+
+import copy
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import starmap
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from hf_recipes.evaluation.method import Compute, ForwardPass
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+
+PIECE = 2**24  # logits that are held at a time where no gradient is needed: 64 MiB in float32
+TOKENS = 2**13  # in a forward pass without gradients; more would take memory and hardly any time less
+
+
+def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Cross-entropy of the labelled tokens, with logits made only where a label is.
+
+    Without gradients the rows go through the model in groups of at most `TOKENS` tokens, and the logits are made in
+    pieces, so that the memory does not grow with the batch.
+
+    Args:
+        inputs: `input_ids`, `labels` (B, T), unshifted, and what else of (B, T) the model takes.
+
+    Returns:
+        Three (B,) tensors: summed loss in nats, number of labelled tokens, and how many of those had the highest logit.
+        A token that shares the highest logit with others counts as a hit, where argmax would take the first of them; in
+        bfloat16, whose values are coarse, such ties lift the accuracy a little above that of greedy decoding.
+    """
+    rows, length = inputs["input_ids"].shape
+    groups = [slice(0, rows)] if torch.is_grad_enabled() else row_groups(rows, length)
+    found = []
+    for group in groups:
+        own = {name: value[group] for name, value in inputs.items()}
+        positions = (_targets(own["labels"]) != -100).flatten().nonzero().flatten()
+        if positions.numel() == 0:  # the head is in the graph all the same, as processes that train together need
+            positions = positions.new_zeros(1)
+        found.append(losses_at(positions, model, own))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
+
+
+def row_groups(rows: int, length: int) -> list[slice]:
+    """A batch of `rows` of `length` in parts of at most `TOKENS` tokens, each of at least one row; all of it where
+    weights are sharded over processes, which must run as many forward passes."""
+    size = rows if _sharded() else max(1, TOKENS // length)
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def scored_pass(rows: int, length: int) -> ForwardPass:
+    """The largest that a batch is scored by."""
+    return ForwardPass(min(rows, max(1, TOKENS // length)), length)
+
+
+def losses_at(positions: torch.Tensor, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple:
+    """`supervised_losses` where `positions` (N,) are those, of the B · T of the batch, whose next token has a label."""
+    rest = {key: value for key, value in inputs.items() if key != "labels"}
+    targets = _targets(inputs["labels"])
+    chosen = targets.flatten()[positions]
+
+    def score(piece: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted, scores = chosen[piece], logits.detach()
+        losses = F.cross_entropy(logits.float(), wanted, reduction="none", ignore_index=-100)
+        # Comparing with the maximum takes a quarter of the time of argmax on a CPU, in bfloat16 a seventeenth.
+        hits = scores.amax(-1) == scores.gather(-1, wanted.clamp(min=0)[:, None])[:, 0]
+        return losses, hits & (wanted != -100)
+
+    pieces = starmap(score, logits_at(positions, model, {**rest, "use_cache": False}))
+    losses, hits = map(torch.cat, zip(*pieces, strict=True))
+    tokens, shape = targets.numel(), targets.shape
+    summed = losses.new_zeros(tokens).index_copy(0, positions, losses).view(shape).sum(1)
+    right = positions.new_zeros(tokens).index_copy(0, positions, hits.long()).view(shape).sum(1)
+    return summed, (targets != -100).sum(1), right
+
+
+def _targets(labels: torch.Tensor) -> torch.Tensor:
+    """The label of the token after each, (B, T)."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100)
+
+
+def logits_at(
+    positions: torch.Tensor, model: torch.nn.Module, inputs: Mapping[str, Any]
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The logits at `positions` (N,), indices into the B · T tokens of `inputs`, as the model's own forward gives them.
+
+    Between the model's body and its head the hidden states of the other positions are taken out, so that scaling,
+    softcapping and an adapter on the head are the model's own. Without gradients they come in pieces, (n, V) for a
+    slice of `positions`; for each the forward runs anew over what the body gave the first time.
+    """
+    own = unwrapped(model)
+    body = getattr(own, "base_model", own)
+    size = len(positions)
+    if not torch.is_grad_enabled():
+        size = max(1, PIECE // own.config.get_text_config().vocab_size)
+    count = _agreed(-(-len(positions) // size))
+    output, hidden, piece = None, None, slice(0, size)
+
+    def select(module, args, found):
+        nonlocal output, hidden
+        if getattr(found, "last_hidden_state", None) is None:
+            return
+        if hidden is None:
+            output, hidden = found, found.last_hidden_state.flatten(0, 1).index_select(0, positions)
+        found["last_hidden_state"] = hidden[piece][None]
+
+    forward = body.__dict__.get("forward")
+    hook = body.register_forward_hook(select)
+    try:
+        for start in range(0, count * size, size):
+            piece = slice(start, start + size)
+            logits = model(**inputs).logits
+            if hidden is None:  # a model without a body of its own gives all logits at once
+                yield slice(None), logits.flatten(0, 1)[positions]
+                return
+            yield piece, logits[0]
+            del logits
+            body.forward = lambda *args, **kwargs: output
+    finally:
+        hook.remove()
+        body.__dict__.pop("forward", None)
+        if forward is not None:
+            body.forward = forward
+
+
+def _sharded() -> bool:
+    """Whether weights are spread over processes (ZeRO's stage 3, FSDP), which then must run as many forward passes."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
+    return is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+
+def _agreed(count: int) -> int:
+    """The highest `count` of all processes where they must run as many forward passes."""
+    if torch.is_grad_enabled() or not _sharded():
+        return count
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    found = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
+
+
+@contextmanager
+def evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    """`model` in evaluation mode and without gradients; each module's mode and the random state are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = model.device
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def batches(keys: Sequence[Any], size: int, how: Compute) -> Iterator[list[int]]:
+    """The indices of `keys` in the order of the keys, `size` a batch, so that as many keys make as many batches."""
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    for start in range(0, len(order), size):
+        how.before_batch()
+        yield order[start : start + size]
+
+
+def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> torch.Tensor:
+    """`rows` of any lengths as int64 (B, T), filled up with `value` on the right."""
+    tensors = [torch.as_tensor(row, dtype=torch.long) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value).to(device)
+
+
+def row_losses(
+    model: "PreTrainedModel", rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[tuple[float, int, int]]:
+    """`supervised_losses` of one batch of rows, each its ids and its unshifted labels, as numbers for each row."""
+    ids, labels = zip(*rows, strict=True)
+    inputs = {"input_ids": padded(ids, 0, model.device), "labels": padded(labels, -100, model.device)}
+    found = supervised_losses(model, inputs)
+    return list(zip(*(part.tolist() for part in found), strict=True))
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The transformers model within what trains it in parallel, compiles it or adapts it."""
+    for name in ("module", "_orig_mod"):
+        while isinstance(inner := getattr(model, name, None), torch.nn.Module):
+            model = inner
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def takes(model: torch.nn.Module, name: str) -> bool:
+    """Whether the model's own forward has a parameter of this name."""
+    return name in inspect.signature(type(unwrapped(model)).forward).parameters
+
+
+def last_logits(model: "PreTrainedModel", rows: Sequence[Sequence[int]], cache: "Cache | None" = None) -> torch.Tensor:
+    """The logits after each of `rows`, float32 (B, V); `cache` (of as many rows, and spent by this) is before them."""
+    ids = padded(rows, 0, model.device)
+    ends = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+    inputs = {"input_ids": ids, "use_cache": cache is not None}
+    if cache is not None:
+        inputs["past_key_values"] = cache
+    positions = ends + ids.shape[1] * torch.arange(len(rows), device=model.device)
+    return torch.cat([logits for _, logits in logits_at(positions, model, inputs)]).float()
+
+
+def prefix_cache(model: "PreTrainedModel", ids: Sequence[int]) -> "Cache | None":
+    """The keys and values of `ids`, of one row; None where a model's state is more than that (recurrent layers)."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kept = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    output = model(input_ids=padded([ids], 0, model.device), use_cache=True, **kept)
+    cache = getattr(output, "past_key_values", None)
+    # Of layers with recurrent states beside, only keys and values are expanded (Falcon-H1 on transformers 5.23).
+    if type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= {
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    }:
+        return cache
+    return None
+
+
+def expanded(cache: "Cache", rows: int) -> "Cache":
+    """A copy of a cache of one row for `rows` rows."""
+    cache = copy.deepcopy(cache)
+    cache.batch_repeat_interleave(rows)
+    return cache

@@ -1,0 +1,139 @@
+"""Models made from a configuration, with weights drawn at random: for pretraining from nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import nearest, read_json_object
+from hf_recipes.models.loading import ModelArguments, load_config, load_model
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+MULTIPLE = 64  # of which the vocabulary's size is made one: matrix kernels are slow for odd sizes
+
+
+@dataclass
+class PretrainModelArguments(ModelArguments):
+    """A model to go on with, or the shape of a new one; all weights are trained unless LoRA is asked for."""
+
+    model_name_or_path: str | None = None
+    use_lora: bool = False
+    config_name: str | None = None
+    tokenizer_name: str | None = None
+    initializer_range: float | None = None
+
+    def __post_init__(self):
+        if bool(self.model_name_or_path) == bool(self.config_name):
+            raise ValueError(
+                "give --model_name_or_path to go on with a model, or --config_name to begin with a new one"
+            )
+        if self.config_name and not self.tokenizer_name:
+            raise ValueError("--config_name makes a new model; --tokenizer_name says what its tokens are")
+        if self.config_name and (self.use_lora or self.quantizes):
+            raise ValueError("--config_name: a new model is trained whole; leave LoRA and quantization out")
+        if self.initializer_range is not None and not (self.config_name and self.initializer_range > 0):
+            raise ValueError("--initializer_range: a positive deviation, of the weights of --config_name's new model")
+        if self.lora_config or self.peft_path or self.quantizes:
+            self.use_lora = True
+        super().__post_init__()
+
+    @property
+    def tokenizer_source(self) -> str:
+        return self.tokenizer_name or super().tokenizer_source
+
+
+def read_model_config(
+    arguments: PretrainModelArguments,
+    tokenizer: "PreTrainedTokenizerBase",
+    trust_remote_code: bool = False,
+    cache_dir: str | None = None,
+) -> "PretrainedConfig":
+    """The configuration of the model to go on with, or that of a new one, with the tokenizer's vocabulary.
+
+    Raises:
+        UserError: as `load_config`; a file that is no configuration or has keys that its kind of model does not know.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if not arguments.config_name:
+        return load_config(arguments, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
+    path = arguments.config_name
+    if Path(path).is_dir():
+        path = str(Path(path, "config.json"))
+    settings = read_json_object(path, "--config_name")
+    kind = settings.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"--config_name {path}: model_type {kind!r} is not known{nearest(str(kind), CONFIG_MAPPING)}")
+    known = set(CONFIG_MAPPING[kind]().to_dict())
+    for name in set(settings) - known - {"architectures"}:
+        raise UserError(f"--config_name {path}: {kind} has no key {name!r}{nearest(name, known)}")
+    settings["vocab_size"] = -(-len(tokenizer) // MULTIPLE) * MULTIPLE
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if arguments.initializer_range is not None:
+        settings["initializer_range"] = arguments.initializer_range
+    try:
+        return CONFIG_MAPPING[kind](**{**settings, **ids})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config_name {path}: {' '.join(str(error).split())}") from None
+
+
+def make_model(arguments: PretrainModelArguments, *, config: "PretrainedConfig", **kwargs) -> "PreTrainedModel":
+    """`load_model`, or a new model in float32 (weights that are trained lose small updates in bfloat16)."""
+    from transformers import AutoModelForCausalLM
+
+    if not arguments.config_name:
+        return load_model(arguments, **kwargs)
+    import torch
+
+    dtype = torch.float32 if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    settings = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **settings)
+    embedding = model.get_input_embeddings().weight
+    tied = embedding is getattr(model.get_output_embeddings(), "weight", None)
+    sizes = {id(p): getattr(p, "ds_numel", p.numel()) for p in model.parameters()}
+    say(
+        f"a new {config.model_type} model: {sum(sizes.values()):,} weights, of them {sizes[id(embedding)]:,} in "
+        f"{'tied ' if tied else ''}embeddings of {config.vocab_size:,} tokens (a multiple of {MULTIPLE})"
+    )
+    return model
+
+
+def freeze(model: "PreTrainedModel", train_only: str | None, layers: str | None) -> None:
+    """Leave only the embeddings trained (``train_only="embeddings"``), or all but the named layers.
+
+    Raises:
+        UserError: layers that are not there, or are not named as 0-11 or 0,2,4.
+    """
+    if train_only == "embeddings":
+        kept = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in kept)
+    if layers:
+        stack = _layers(model)
+        for index in _numbers(layers, len(stack)):
+            stack[index].requires_grad_(False)
+
+
+def _layers(model: "PreTrainedModel"):
+    import torch
+
+    count = model.config.get_text_config().num_hidden_layers
+    found = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
+    if not found:
+        raise UserError(f"--freeze_layers: {model.config.model_type} has no list of its {count} layers")
+    return found[0]
+
+
+def _numbers(text: str, count: int) -> list[int]:
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--freeze_layers {text}: expected numbers and ranges, as 0-11 or 0,2,4")
+        numbers += range(int(first), int(last or first) + 1)
+    over = [number for number in numbers if number >= count]
+    if over:
+        raise UserError(f"--freeze_layers {text}: there is no layer {over[0]}; the model has 0 to {count - 1}")
+    return numbers

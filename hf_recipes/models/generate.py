@@ -1,0 +1,258 @@
+"""Batched generation from token ids, and the evaluation of a model by its answers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.data.chat.prompts import Prompt
+from hf_recipes.evaluation.method import Compute, ForwardPass, Record
+from hf_recipes.metrics.text import score
+from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.for_inference import only_these
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Watch = Callable[["torch.Tensor"], bool]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote: without the token that ended it, of which `finished` tells, or other special tokens.
+
+    `ids` are all that it wrote, the token that ended it too; `tokens` is their number without that one. Where
+    the logits were not numbers (not `is_finite`), the text means nothing.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+    ids: list[int]
+    is_finite: bool = True
+
+
+def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """The places of `prompts` in batches of similar length, the longest first."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def stop_tokens(
+    tokenizer: "PreTrainedTokenizerBase", own: int | list[int] | None, stop_ids: Sequence[int] = ()
+) -> set[int]:
+    """The ids that end a text: `stop_ids`, the tokenizer's eos, and the model's `own`."""
+    return {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+
+
+def continue_batches(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    decoding: Decoding,
+    *,
+    stop_ids: Sequence[int] = (),
+    keys: Sequence[int] | None = None,
+    before_batch: Callable[[], None] = lambda: None,
+    watch: Watch | None = None,
+    synced: bool = False,
+) -> Iterator[tuple[Sequence[int], list[Continuation]]]:
+    """Continue `prompts` (lists of ids, any lengths) and yield each batch of places with its texts once it is done.
+
+    Batches are padded on the left. A text ends before the first of `stop_ids`, of the model's own end tokens, or of the
+    tokenizer's eos. Of the model's generation settings nothing else counts. Its mode and its use of the cache are
+    restored at the end, or when the iterator is closed.
+
+    A greedy text does not depend on its batch but for rounding (in float32, not at all, in practice). Of a sampled one
+    this is true too: it is drawn with numbers of its own, and torch's random state is neither used nor changed.
+
+    Args:
+        keys: a number for each prompt, by default its place, that decides together with the seed what is drawn for it.
+        before_batch: called before each batch.
+        watch: called after each token with the new ones of all rows, (B, t); the batch ends there where it is true.
+        synced: go on computing until all processes have their answers, as weights that are parted over them need
+            (ZeRO's stage 3, FSDP); each process must have as many batches.
+    """
+    import torch
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    stops = stop_tokens(tokenizer, model.generation_config.eos_token_id, stop_ids)
+    # Tokens are drawn by a processor of the logits, so that generate itself always takes the likeliest.
+    config = only_these(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=False,
+        num_beams=decoding.num_beams,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(stops),
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    # The last position's hidden states are a strided view; F.linear then copies the head's weights once for each row of
+    # the batch (1.1 GB for 20 rows of a 135M model on torch 2.13).
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    was_training, used_cache = model.training, model.config.use_cache
+    model.eval()
+    model.config.use_cache = True
+    try:
+        for batch in batches:
+            before_batch()
+            width = max(len(prompts[index]) for index in batch)
+            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(batch):
+                ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
+                mask[row, width - len(prompts[index]) :] = 1
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            logits = _Logits()
+            processors = decoding.processors(mask, [index if keys is None else keys[index] for index in batch])
+            criteria = [_Watched(watch, width)] if watch else []
+            with torch.no_grad():
+                output = model.generate(
+                    ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([logits, *processors]),
+                    stopping_criteria=StoppingCriteriaList(criteria),
+                    synced_gpus=synced,
+                )
+            rows = zip(output[:, width:].tolist(), logits.are_finite(len(batch)), strict=True)
+            yield batch, [_read(tokenizer, new, stops, is_finite) for new, is_finite in rows]
+    finally:
+        hook.remove()
+        model.config.use_cache = used_cache
+        model.train(was_training)
+
+
+class _Logits:
+    """Sees, and leaves as they are, the logits that the model gives, and tells of which rows all are numbers."""
+
+    def __init__(self):
+        self._finite: torch.Tensor | None = None
+
+    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        finite = scores.amax(-1).isfinite()  # as NaN is
+        self._finite = finite if self._finite is None else self._finite & finite
+        return scores
+
+    def are_finite(self, rows: int) -> list[bool]:
+        return self._finite.view(rows, -1).all(1).tolist()
+
+
+class _Watched:
+    def __init__(self, watch: Watch, width: int):
+        self._watch, self._width = watch, width
+
+    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor", **kwargs) -> "torch.Tensor":
+        return ids.new_full((len(ids),), bool(self._watch(ids[:, self._width :])), dtype=bool)
+
+
+def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int], is_finite: bool) -> Continuation:
+    end = next((place for place, token in enumerate(new) if token in stops), None)
+    text = tokenizer.decode(new[:end], skip_special_tokens=True)
+    count, ids = (len(new), new) if end is None else (end, new[: end + 1])
+    return Continuation(text, count, end is not None, ids, is_finite)
+
+
+def not_numbers(what: str) -> UserError:
+    return UserError(
+        f"{what}: the model's logits are not numbers (NaN or infinite) although its weights are; --dtype float32 or "
+        "bfloat16 holds larger numbers than float16, else base and adapter do not go together"
+    )
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    stop_ids: Sequence[int] = (),
+    before_batch: Callable[[], None] = lambda: None,
+    synced: bool = False,
+) -> list[str]:
+    """The greedy answers to `prompts`, in their order, without white space around them; see `continue_batches`."""
+    texts = [""] * len(prompts)
+    batches, decoding = plan_batches(prompts, batch_size), Decoding(max_new_tokens=max_new_tokens)
+    more = {"stop_ids": stop_ids, "before_batch": before_batch, "synced": synced}
+    for batch, found in continue_batches(model, tokenizer, prompts, batches, decoding, **more):
+        for index, continuation in zip(batch, found, strict=True):
+            texts[index] = continuation.text.strip()
+    return texts
+
+
+class Generation:
+    """Answers prompts and compares the answers with the references, where there are some.
+
+    Args:
+        prompts: as `read_prompts` or a `PromptReader` gives them.
+        stop_ids: tokens that end an answer, beside the model's and tokenizer's own (`PromptReader.stop_ids`).
+    """
+
+    name = "generation"
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        tokenizer: "PreTrainedTokenizerBase",
+        decoding: Decoding | None = None,
+        stop_ids: Sequence[int] = (),
+    ):
+        self.prompts, self.tokenizer, self.stop_ids = prompts, tokenizer, stop_ids
+        self.decoding = decoding or Decoding()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`;
+        `is_finite` where it is False (see `Continuation`)."""
+        ids = [self.prompts[unit].ids for unit in units]
+        records: list[Record] = [{}] * len(units)
+        for batch, found in continue_batches(
+            model,
+            self.tokenizer,
+            ids,
+            plan_batches(ids, how.batch_size),
+            self.decoding,
+            stop_ids=self.stop_ids,
+            keys=units,
+            before_batch=how.before_batch,
+            synced=how.synced,
+        ):
+            for index, continuation in zip(batch, found, strict=True):
+                prompt = self.prompts[units[index]]
+                records[index] = {
+                    "place": prompt.place,
+                    "question": prompt.question,
+                    "reference": prompt.reference,
+                    "prediction": prompt.trim(continuation.text),
+                    "choices": (prompt.meta or {}).get("answer_choices"),
+                    "meta": prompt.meta,
+                    "tokens": continuation.tokens,
+                    "finished": continuation.finished,
+                }
+                if not continuation.is_finite:
+                    records[index]["is_finite"] = False
+        return records
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        rows = min(batch_size, len(self)) * self.decoding.num_beams
+        return ForwardPass(rows, max(len(prompt.ids) for prompt in self.prompts), self.decoding.max_new_tokens)
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        """The scores of the records with a reference; of all, their mean `new_tokens` and the share `finished`.
+
+        Finished are the texts that the model ended itself, before `max_new_tokens` did.
+        """
+        metrics: dict[str, float] = {}
+        compared = [record for record in records if record["reference"] is not None]
+        if compared:
+            metrics |= score(*([record[key] for record in compared] for key in ("prediction", "reference", "choices")))
+        if records:
+            for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
+                metrics[name] = sum(record[key] for record in records) / len(records)
+        return metrics

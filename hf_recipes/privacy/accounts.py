@@ -1,0 +1,116 @@
+"""Accounts and addresses of the internet: keys in links, e-mail, QQ, WeChat, IP."""
+
+import ipaddress
+import re
+from collections.abc import Iterator
+
+from hf_recipes.privacy.spans import Span, before, groups
+
+secrets = groups(
+    "secret",
+    re.compile(
+        r"[?&](?:[a-z_-]*(?:token|secret|passw(?:or)?d|pwd|signature|auth_?key|api_?key|session(?:_?id)?|sid|ticket|jwt)"
+        r"|key(?==[\w-]*[0-9])(?==[\w-]*[A-Za-z])(?==[\w-]{12})|(?:code|sign)(?==[\w%-]{8}))=([^&#\s<>\"'，。；）)]+)",
+        re.I,
+    ),
+    re.compile(r"://[^\s/:@]*:([^\s/<][^\s/]*)@"),
+    re.compile(r"[Bb]earer ([\w.~+/-]{12,}=*)", re.A),
+    # By the prefix that its issuer gives it: OpenAI and others, Hugging Face, GitHub, GitLab, AWS, Slack, JWT.
+    re.compile(
+        r"(?<![A-Za-z0-9_-])((?:sk-|hf_|gh[pousr]_|github_pat_)[\w-]{16,}|glpat-[\w-]{10,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}"
+        r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+)",
+        re.A,
+    ),
+    re.compile(
+        r"(?:token|secret|(?:api|access|auth|private)[_-]?key)[\"']?\s*[=:：]\s*[\"']?"
+        r"((?=[a-z_.+/~-]*[0-9])(?=[0-9_.+/~-]*[a-z])[\w.+/~-]{12,}=*)",
+        re.I | re.A,
+    ),
+    re.compile(
+        r"(?:密码|口令|password|passwd|pwd)(?:改成|换成|[是为:：=\s])*((?=[!-~]*[0-9])(?=[!-~]*[A-Za-z])[!-;=?-~]{5,31}[^\s,.;:)\]'\"<>])",
+        re.I | re.A,
+    ),
+    re.compile(r"(?:密码|口令)[:：]\s*([0-9]{4,16})(?![0-9A-Za-z])"),
+    re.compile(r"(?:提取|访问)码[是为:：\s]{0,2}([A-Za-z0-9]{4,8})(?![0-9A-Za-z])"),
+)
+
+_LOCAL_PART = r"(?<![\w.+/-])(?!git@|x+@)[\w.+-]{1,64}"
+_AT = r"(?:@| ?[(（\[【] ?(?:at|@|艾特|圈a) ?[)）\]】] ?| ?(?:艾特|圈a) ?|(?-i: AT ))"
+_DOT = r"(?:\.| ?[(（\[【] ?(?:dot|点) ?[)）\]】] ?| dot |点)"
+_DOMAIN = rf"(?:[a-z0-9-]+{_DOT})+(?!(?:png|jpe?g|gif|webp|svg|js|css|py|html?)\b)[a-z]{{2,}}"
+emails = groups(
+    "email",
+    re.compile(rf"({_LOCAL_PART}{_AT}{_DOMAIN})", re.I | re.A),
+    re.compile(rf"({_LOCAL_PART}#(?:[a-z0-9-]+\.)+(?:com|cn|net|org|edu|gov|io|me|cc|xyz|top)\b)", re.I | re.A),
+    re.compile(rf"(?:邮箱|邮件|mail)[^a-z0-9]{{0,6}}({_LOCAL_PART} at {_DOMAIN})", re.I | re.A),
+)
+
+_QQ = r"([1-9](?:[0-9]{2,4}(?:[ -][0-9]{3,5}){1,2}|[0-9]{4,10}))(?![0-9A-Za-z]|\.[0-9]|[万亿元人年次])"
+qqs = groups(
+    "qq",
+    re.compile(
+        r"[Qq扣球鹅群号抠叩蔻秋丘](?:(?<=[Qq][Qq])|(?<=[Qq扣])(?<![A-Za-z][Qq])|(?<=球球|企鹅|加鹅|加群|群号|抠抠|叩叩|蔻蔻|秋秋|丘丘)"
+        r"|(?<=群)(?=号?[:：]))[号码群大小新是不为叫我加搜的发联系:：=/|｜~(（\[【「，,\s]{0,6}" + _QQ
+    ),
+    re.compile(
+        r"([1-9](?<![0-9A-Za-z._-][1-9])[0-9]{5,10})"
+        r"(?=[ (（，,]{0,2}(?:这个?|那个?|是我?的?|我的?)?(?:[Qq]{2}(?![A-Za-z0-9音飞空])|[Qq]号|扣扣|企鹅号))"
+    ),
+)
+
+_END = r"(?![A-Za-z0-9_-])"
+_ANY_ID = r"([A-Za-z][A-Za-z0-9_-]{5,19})" + _END
+_ID = r"(?=[A-Za-z]*[0-9_-])" + _ANY_ID  # a word alone may be anything
+_FILLER = (
+    r"(?:号码?|[Ii][Dd]|是|为|叫|改成|换成|搜索?|加我?|联系|同(?:抖音|快手|微博|[Qq]{2}|小红书)?"
+    r"|[:：\s(（/|｜\[【❤♥\ufe0f])*"
+)
+_HEART = "(?:[❤♥♡💗💕]\ufe0f?)"
+wechats = groups(
+    "wechat",
+    re.compile(
+        rf"[微薇徽威Vv绿i](?:(?<=绿)泡泡|(?<=wei)信|(?<=[微薇徽威])[Xx]|(?<![绿i])(?:{_HEART}?信|[❤♥]))" + _FILLER + _ID
+    ),
+    re.compile(r"微信(?:号|[Ii][Dd])(?:是|为|[:：\s])*" + _ANY_ID),
+    re.compile(r"微信[^\n]{1,16}?(?<=[搜加用是叫成为])[:： ]?" + _ID),
+    re.compile(r"[加+➕] ?我?(?:[Vv][Xx]?|[Ww][Xx]|[微薇])" + _FILLER + _ID),
+    re.compile(r"[VvWw](?<![A-Za-z0-9_][VvWw])(?:[Xx]|eixin|e[Cc]hat)(?![A-Za-z_-])" + _FILLER + _ID),
+    re.compile(r"[Vv](?<![A-Za-z0-9_][Vv])：\s*" + _ID),
+    # Satellites are written in capitals.
+    re.compile(r"卫星(?:号?[:：]\s*|\s?(?=[a-z][a-z0-9_-]+(?![A-Z])))" + _ID),
+)
+
+_IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9A-Za-z]|\.[0-9])")
+_IPV6 = re.compile(r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{1,4}(?![0-9A-Za-z:.])")
+_VERSION = re.compile(r"(?:版本?|version|ver\.?|固件|升级|更新|升)[^0-9]{0,3}$|[\w.]$|[a-z]/$", re.I | re.A)
+_HOST = re.compile(r"(?:ip|地址|服务器|主机|ssh|ping)[是为:：\s]{0,3}$|[@/]$", re.I)
+_NAME_SERVERS = {"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "114.114.114.114", "114.114.115.115"}
+_NAME_SERVERS |= {"223.5.5.5", "223.6.6.6", "119.29.29.29", "180.76.76.76"}
+_NOBODYS = [
+    ipaddress.ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3"),
+        *("::/127", "fc00::/7", "fe80::/10", "ff00::/8"),
+    )
+]
+
+
+def _is_somebodys(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return address not in _NAME_SERVERS and not any(parsed in network for network in _NOBODYS)
+
+
+def ips(text: str) -> Iterator[Span]:
+    for match in _IPV4.finditer(text):
+        lead = before(text, match.start(), 10)
+        # Numbers below 100 are a version, a section or a table far oftener than an address (2 % of all have no other).
+        small = all(len(part) < 3 for part in match[0].split("."))
+        if not _VERSION.search(lead) and (not small or _HOST.search(lead)) and _is_somebodys(match[0]):
+            yield Span(*match.span(), "ip")
+    if text.count(":") > 2:
+        for match in _IPV6.finditer(text):
+            if len(re.findall("[0-9A-Fa-f]+", match[0])) > 2 and _is_somebodys(match[0]):
+                yield Span(*match.span(), "ip")

@@ -1,0 +1,159 @@
+"""Numbers that stand for a person: cards, documents, telephones, number plates.
+
+Each pattern begins with a set of characters: Python's `re` skips to one far faster than to an alternative or a
+look-behind.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import date
+
+from hf_recipes.privacy.spans import Span, before, groups, overlapping
+
+# Words before a number that counts something, or names a thing.
+_NOBODYS = re.compile(
+    r"(?:单号?|编号|流水号?|条码|批号|order|no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
+    r"|[量额数]|余额|总[共计])[:： 是为有了打到达约号]*$",
+    re.I,
+)
+
+_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])(?:[ -]?[0-9]){16}[ -]?[0-9Xx](?![0-9])")
+_OLD_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])[0-9]{14}(?![0-9])")
+_ID_WORD = re.compile(r"[份休户老]证|证件|公民身份|户口|sfz|id.?card", re.I)
+_PROVINCES = {
+    11,
+    12,
+    13,
+    14,
+    15,
+    21,
+    22,
+    23,
+    *range(31, 38),
+    *range(41, 47),
+    *range(50, 55),
+    *range(61, 66),
+    71,
+    81,
+    82,
+}
+
+
+def _is_of_a_person(number: str, year: str, rest: str) -> bool:
+    """Whether an ID number begins with a province, and `year` and the month and day of `rest` are a date of birth."""
+    try:
+        born = date(int(year), int(rest[:2]), int(rest[2:]))
+    except ValueError:
+        return False
+    return int(number[:2]) in _PROVINCES and 1850 < born.year <= date.today().year
+
+
+def id_cards(text: str) -> Iterator[Span]:
+    """GB 11643: place, date of birth, sequence and a check digit modulo 11; the older form has no check digit.
+
+    Where a word says that it is one, a mistyped check digit is no excuse, and the older form is taken at its word.
+    """
+    for match in overlapping(_ID_CARD, text):
+        number = re.sub("[ -]", "", match[0]).upper()
+        if _is_of_a_person(number, number[6:10], number[10:14]):
+            total = sum(int(digit) * 2 ** (17 - place) for place, digit in enumerate(number[:17]))
+            if number[17] == "10X98765432"[total % 11] or _ID_WORD.search(before(text, match.start(), 15)):
+                yield Span(*match.span(), "id_card")
+    for match in _OLD_ID_CARD.finditer(text):
+        number, said = match[0], _ID_WORD.search(before(text, match.start(), 15))
+        if said and _is_of_a_person(number, "19" + number[6:8], number[8:12]):
+            yield Span(*match.span(), "id_card")
+
+
+_BANK_CARD = re.compile(r"[2-9](?<![0-9A-Za-z_.][2-9])(?:[ -]?[0-9]){14,18}(?![0-9])")
+# UnionPay, Visa, Mastercard, JCB, American Express, and ICBC's older cards.
+_BANK_BINS = re.compile(r"62\d{14,17}|4\d{15}|5[1-5]\d{14}|35\d{14}|3[47]\d{13}|955[89]\d{12,15}")
+_IN_FOURS = re.compile(r"[0-9]{4}(?:([ -])[0-9]{4})(?:\1[0-9]{4}){2}")
+_BANK_WORD = re.compile(r"卡号|银行|银联|账[号户]|开户|[资用蓄记]卡|打款|转账|汇款|card|visa|万事达", re.I)
+
+
+def _passes_luhn(number: str) -> bool:
+    """ISO/IEC 7812-1, annex B."""
+    total = sum(map(int, number[-1::-2])) + sum(sum(divmod(2 * int(digit), 10)) for digit in number[-2::-2])
+    return total % 10 == 0
+
+
+def bank_cards(text: str) -> Iterator[Span]:
+    """Luhn-valid numbers of a known issuer, in fours, or after a word that says what they are."""
+    for match in overlapping(_BANK_CARD, text):
+        candidate, lead = match[0], before(text, match.start(), 12)
+        while len(number := re.sub("[ -]", "", candidate)) >= 15:
+            known = _BANK_BINS.fullmatch(number) or _IN_FOURS.fullmatch(candidate) or _BANK_WORD.search(lead)
+            if known and _passes_luhn(number) and not _NOBODYS.search(lead):
+                yield Span(match.start(), match.start() + len(candidate), "bank_card")
+                break
+            candidate = candidate[: max(candidate.rfind(" "), candidate.rfind("-"), 0)]  # a date or a name may follow
+
+
+documents = groups(
+    "document",
+    re.compile(
+        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保卡|医保卡|学号|学籍号|住院号|病历号|居住证|驾驶证"
+        r"|驾照|档案号|准考证)(?:号码?|编号|[Nn][Oo]\.?|number|[:：#是为\s])*"
+        r"([A-Za-z]{0,3}[0-9]{6,14}[A-Za-z]?(?![0-9A-Za-z])|军字第[0-9]{5,8}号)"
+    ),
+)
+
+_MOBILE = re.compile(
+    r"1[3-9][0-9](?:[ .·•—–-]?[0-9]{4}[ .·•—–-]?[0-9]{4}|[0-9][ -][0-9]{3}[ -][0-9]{4}|[ -][0-9]{3}[ -][0-9]{5})"
+    r"(?![0-9_]|\.[0-9]|(?![QVWqvw])[A-Za-z]"
+    r"| ?(?:美?元|次|公里|字节|积?分(?!机)|粉丝|票|位[访用顾]|[KMGT]?i?B(?![A-Za-z])))"
+)
+_COUNTRY = re.compile(r"(?:\+ ?|00|(?<![0-9]))86[ -]?$")
+_CALL = re.compile(r"(?:^|[^A-Za-z])(?:tel|phone|mobile|call|vx?|wx|qq|[mtp])$", re.I)
+_WITHIN = re.compile(r"[0-9A-Za-z_.%]$|[0-9]-$")
+
+_NUMERALS = "零〇一二三四五六七八九幺"
+spoken_mobiles = groups(
+    "mobile",
+    re.compile(rf"([一幺](?<![十{_NUMERALS}][一幺])[三四五六七八九](?:[ -]?[{_NUMERALS}]){{9}})(?![十{_NUMERALS}])"),
+)
+
+
+def mobiles(text: str) -> Iterator[Span]:
+    for match in overlapping(_MOBILE, text):
+        start, lead = match.start(), before(text, match.start(), 10)
+        if country := _COUNTRY.search(lead):
+            start, lead = start - len(country[0]), lead[: country.start()]
+        if (_WITHIN.search(lead) and not _CALL.search(lead)) or _NOBODYS.search(lead):
+            continue
+        if not match[0].endswith("0000000"):  # an amount
+            yield Span(start, match.end(), "mobile")
+
+
+_LANDLINE = re.compile(
+    r"[+(（0](?:(?<=\+) ?86[ -]?0?|(?<=[(（])0(?=[0-9]{2,3}[)）])|(?<=0)(?<![0-9A-Za-z_.-]0))"
+    r"(?:10|2[0-9]|[3-9][0-9]{2})([)） —–-]{0,2})[2-9][0-9]{2,3}[ -]?[0-9]{4}"
+    r"(?: ?(?:转分机|转|分机|[Ee]xt\.?|-) ?[0-9]{1,6})?(?![0-9])"
+)
+_LOCAL = re.compile(
+    r"(?:座机|固话|固定电话|电话|tel|Tel|TEL)(?:号码?|[:：是\s])*([2-9][0-9]{2,3}[ -]?[0-9]{4})(?![0-9-])"
+)
+_ANOTHER = re.compile(r"[ 　、,，/和或]{1,2}([2-9][0-9]{6,7})(?![0-9.-])")
+_CALL_WORD = re.compile(r"电话|座机|固话|拨|打|传真|联系|[专热]线|总机|前台|tel|call|fax", re.I)
+
+
+def landlines(text: str) -> Iterator[Span]:
+    for match in _LANDLINE.finditer(text):
+        if match[1] or match[0][0] != "0" or _CALL_WORD.search(before(text, match.start(), 10)):
+            yield Span(*match.span(), "landline")
+    for match in _LOCAL.finditer(text):
+        while match:
+            yield Span(*match.span(1), "landline")
+            match = _ANOTHER.match(text, match.end())
+
+
+# GA 36: a province, an office, and five signs (six of an electric car) of which at most two are letters, never O or I.
+plates = groups(
+    "plate",
+    re.compile(
+        r"([京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][A-HJ-NP-Za-hj-np-z][·•. -]?(?:"
+        r"[DFdf][A-HJ-NP-Za-hj-np-z0-9][0-9]{4}|[0-9]{5}[A-Ka-k]|[A-HJ-NP-Za-hj-np-z0-9]{4}[挂学警港澳]"
+        r"|(?=[0-9]*(?:[A-Za-z][0-9]*){0,2}(?![0-9A-Za-z]))[A-HJ-NP-Za-hj-np-z0-9]{5}))(?![A-Za-z0-9])"
+    ),
+)

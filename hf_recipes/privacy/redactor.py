@@ -1,0 +1,137 @@
+"""Personal data in Chinese text, found by rules and checksums and replaced by placeholders.
+
+The rules are our own: jionlp 1.5 knows no checksums, bank cards, street addresses or members of a chat, its eight
+extractors in a row read 3 MB/s, and it brings 170 MB; presidio-analyzer 2.2 has no recognizers for China.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.privacy import accounts, numbers
+from hf_recipes.privacy.addresses import addresses
+from hf_recipes.privacy.names import People, addressees, mentioned
+from hf_recipes.privacy.spans import Rule, Span
+
+__all__ = ["PLACEHOLDERS", "Redactor", "Span", "mentioned"]
+
+PLACEHOLDERS = {
+    "secret": "<密钥>",
+    "email": "<邮箱>",
+    "id_card": "<身份证号>",
+    "bank_card": "<银行卡号>",
+    "document": "<证件号>",
+    "mobile": "<手机号>",
+    "landline": "<座机号>",
+    "person": "用户",  # and the person's number
+    "qq": "<QQ号>",
+    "wechat": "<微信号>",
+    "ip": "<IP地址>",
+    "plate": "<车牌号>",
+    "address": "<地址>",
+}
+
+# Full-width letters, digits and the signs within numbers and mail addresses, one character for one.
+_NARROW = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0).isalnum()}
+_NARROW |= {ord(wide): narrow for wide, narrow in zip("＠．－＿＋", "@.-_+", strict=True)}
+_WIDE = re.compile("[０-９Ａ-Ｚａ-ｚ＠．－＿＋]").search
+
+# What a text has to have for a rule to be tried: most texts have little of it.
+_digits = re.compile(r"[0-9](?:[ .·•—–-]?[0-9]){4}").search
+_letters = re.compile(r"[A-Za-z][·•. -]?[A-Za-z0-9_-]{4}").search
+_at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
+_parameters = re.compile(
+    "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|sk-|xox|hf_|gh[pousr]_|_pat_|glpat|eyJ|AKIA|oken|OKEN|assw|pwd|PASS"
+    "|ecret|ECRET"
+).search
+
+
+def _at(text: str) -> bool:
+    return "@" in text or bool(_letters(text) and _at_in_words(text))
+
+
+def _points(text: str) -> bool:
+    return text.count(".") > 2 or text.count(":") > 2
+
+
+# In order of their certainty: where two meet, the first has it.
+_RULES: list[tuple[str, Callable | None, Rule]] = [
+    ("secret", _parameters, accounts.secrets),
+    ("email", _at, accounts.emails),
+    ("id_card", _digits, numbers.id_cards),
+    ("bank_card", _digits, numbers.bank_cards),
+    ("document", _digits, numbers.documents),
+    ("mobile", _digits, numbers.mobiles),
+    ("mobile", None, numbers.spoken_mobiles),
+    ("landline", _digits, numbers.landlines),
+    ("qq", _digits, accounts.qqs),
+    ("wechat", _letters, accounts.wechats),
+    ("ip", _points, accounts.ips),
+    ("plate", _letters, numbers.plates),
+    ("address", None, addresses),
+    ("person", None, addressees),
+]
+
+_NAMES_OF_PEOPLE = ("qq", "wechat", "person")
+
+
+class Redactor:
+    """Finds personal data and replaces it; each of `people` by a placeholder of their own (用户1, 用户2, …).
+
+    Args:
+        people: the members of the chat: names, or a mapping from one name to the other names of the same person
+            (nickname → real name, QQ number, …). A name that is an ordinary word too is replaced only where it is
+            mentioned (``@明天``) or heads a message (``明天：``). Of two people of one name, the first has it. Names
+            count without the ornaments around them too, full names as given names where someone is called by them.
+        kinds: keys of `PLACEHOLDERS`; all of them by default.
+
+    Names of others are replaced after 收件人, 联系人 and the like, without a number. Public numbers (10086, 12306,
+    400-…), order and tracking numbers, private IP addresses and public name servers are no personal data.
+
+    Raises:
+        UserError: a kind that is not known.
+    """
+
+    def __init__(self, people: Mapping[str, Iterable[str]] | Sequence[str] = (), kinds: Collection[str] | None = None):
+        kept = set(PLACEHOLDERS if kinds is None else kinds)
+        if unknown := sorted(kept - set(PLACEHOLDERS)):
+            raise UserError(f"unknown kind of personal data {unknown[0]!r}: choose of {', '.join(PLACEHOLDERS)}")
+        self._people = People(people) if people and "person" in kept else None
+        self._rules = [(gate, rule) for kind, gate, rule in _RULES if kind in kept]
+
+    def find(self, text: str) -> list[Span]:
+        """The spans of `text`, in order and apart from each other."""
+        narrow = text.translate(_NARROW) if _WIDE(text) else text
+        gates: dict[Callable | None, bool] = {None: True}
+        found: list[Span] = []
+        for gate, rule in self._rules:
+            if gate not in gates:
+                gates[gate] = bool(gate(narrow))
+            if gates[gate]:
+                _add(found, rule(narrow))
+        if self._people:
+            people = list(self._people.find(text))
+            # A member's account is that person, wherever it stands.
+            found = [span for span in found if span.kind not in _NAMES_OF_PEOPLE or not _meets(span, people)]
+            _add(found, people)
+        return sorted(found)
+
+    def redact(self, text: str) -> tuple[str, Counter]:
+        """`text` with placeholders, and how many of each kind; what is redacted already stays as it is."""
+        pieces, position, counts = [], 0, Counter()
+        for start, end, kind, person in self.find(text):
+            pieces += [text[position:start], PLACEHOLDERS[kind], str(person or "")]
+            position = end
+            counts[kind] += 1
+        return "".join(pieces) + text[position:], counts
+
+
+def _meets(span: Span, others: Iterable[Span]) -> bool:
+    return any(span.start < other.end and other.start < span.end for other in others)
+
+
+def _add(found: list[Span], spans: Iterable[Span]) -> None:
+    for span in spans:
+        if not _meets(span, found):
+            found.append(span)

@@ -1,0 +1,97 @@
+"""A trained reward model, as what answers are worth."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import shown
+from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.chat.prompts import ANSWER, Prompt
+from hf_recipes.evaluation.methods.preference_accuracy import rewards
+from hf_recipes.models import forward
+from hf_recipes.models.for_inference import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.loading import ModelArguments, load_config, without_deepspeed
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+BATCH_SIZE = 16  # conversations
+
+
+class ScoringModel:
+    """A trained reward model with its own tokenizer and chat template, which need not be those of what it scores.
+
+    Its weights are read when the first answer is scored.
+
+    Args:
+        path: a reward model, or an adapter of one, as scripts/reward.py leaves them.
+        base: an adapter's base; by default what the adapter names.
+
+    Raises:
+        UserError: no reward model, or a base that is not there.
+    """
+
+    def __init__(
+        self, path: str, base: str | None = None, trust_remote_code: bool = False, cache_dir: str | None = None
+    ):
+        self._source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
+        self._arguments = _open_reward_model(path, base, **self._source)
+        config, self._tokenizer = open_for_inference(self._arguments, **self._source)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self._encoder = ChatEncoder(self._tokenizer, max_length=limit)
+
+    @cached_property
+    def network(self) -> "PreTrainedModel":
+        """Raises `UserError` for a vocabulary other than that which it was trained with."""
+        with without_deepspeed():  # each process has all of it: the policy's engine gathers the policy's weights alone
+            network = load_for_inference(self._arguments, self._tokenizer, is_reward=True, **self._source)
+        return network.requires_grad_(False)
+
+    def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        """The score of each answer in its conversation, as a finished turn; of an empty one, that of ending at once."""
+        rows = self._encode(prompts, answers)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        found: dict[int, float] = {}
+        with forward.evaluating(self.network):
+            for start in range(0, len(order), BATCH_SIZE):
+                chosen = order[start : start + BATCH_SIZE]
+                found.update(zip(chosen, rewards(self.network, [rows[index] for index in chosen]), strict=True))
+        return [found[index] for index in range(len(rows))]
+
+    def _encode(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[np.ndarray]:
+        talks = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            before = prompt.messages or [{"role": "user", "content": prompt.question}]
+            talks.append([*before, {"role": "assistant", "content": answer if answer.strip() else ANSWER}])
+        rows = []
+        for prompt, answer, row in zip(prompts, answers, self._encoder.encode(talks), strict=True):
+            ids = row.input_ids
+            if not len(ids):
+                raise UserError(f"{prompt.place}: the reward model cannot take this conversation ({shown(row.fate)})")
+            rows.append(ids if answer.strip() else np.r_[ids[: row.prompt_length], ids[row.labels != -100][-1:]])
+        return rows
+
+
+def _open_reward_model(
+    path: str, base: str | None = None, trust_remote_code: bool = False, cache_dir: str | None = None
+) -> ModelArguments:
+    settings = Path(path, "adapter_config.json")
+    arguments = ModelArguments(path)
+    if settings.is_file():
+        base = base or json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        arguments = ModelArguments(base or "", peft_path=path)
+    elif base:
+        raise UserError(f"--reward_base: {path} is no adapter, and has no other base")
+    try:
+        config: PretrainedConfig = load_config(arguments, trust_remote_code, cache_dir)
+    except UserError as error:
+        hint = "; name the base of this adapter with --reward_base" if settings.is_file() else ""
+        raise UserError(f"--reward_model {path}: {error}{hint}") from None
+    if not is_reward_model(config, arguments.peft_path):
+        raise UserError(f"--reward_model {path}: not a reward model; scripts/reward.py trains one")
+    return arguments

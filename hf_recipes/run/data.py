@@ -1,0 +1,101 @@
+"""A run's training and validation rows: read, held out, tokenized, and every row accounted for."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.ledger import Ledger, is_dropped
+from hf_recipes.data.chat.encoder import tokenize_dataset
+from hf_recipes.data.examples import fates, hold_out, load_examples, usable
+from hf_recipes.data.schemas.registry import Columns
+
+if TYPE_CHECKING:
+    from hf_recipes.run.arguments import DataArguments, RunArguments
+
+
+def prepare_rows(
+    data: "DataArguments",
+    args: "RunArguments",
+    encoder_for: Callable,
+    form: str = "messages",
+    evaluates: bool = False,
+) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
+    """Training rows, evaluation rows or None, and what became of every row read.
+
+    Args:
+        encoder_for: the encoder for the rows called ``train`` or ``validation``; see `tokenize_dataset`.
+        form: of the examples, as for `load_examples`.
+        evaluates: there are files to evaluate on beside `data`'s.
+
+    Raises:
+        UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
+    """
+    check_evaluation_rows(data, args, evaluates)
+    # The first process reads and tokenizes; the others then find its cache.
+    with args.main_process_first(local=True, desc="data"):
+        ledgers: dict[str, Ledger] = {}
+        rows: dict[str, Dataset] = {}
+        for name, examples in read_rows(data, args, form).items():
+            _, tokenized, ledgers[name] = tokenize_rows(examples, encoder_for(name), data)
+            rows[name] = usable(tokenized)
+            say(f"{name}\n{ledgers[name].table()}")
+            ledgers[name].check(data.max_drop_ratio)
+    return rows["train"], rows.get("validation"), ledgers
+
+
+def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages") -> dict[str, Dataset]:
+    """The examples called ``train`` and, where there are any, ``validation``; see `load_examples`."""
+    columns = columns_of(data)
+    found = {"train": load_examples(data.train_file, columns, form, data.cache_dir)}
+    if data.validation_file:
+        found["validation"] = load_examples(data.validation_file, columns, form, data.cache_dir, split="validation")
+    elif data.validation_split_percentage:
+        found["train"], found["validation"] = hold_out(found["train"], data.validation_split_percentage, args.seed)
+        held, rest = len(found["validation"]), len(found["train"])
+        say(f"held out {held:,} of {rest + held:,} rows for evaluation")
+    for name, limit in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
+        if name in found and limit is not None and limit < len(found[name]):
+            say(f"{name}: the first {limit:,} of {len(found[name]):,} rows")
+            found[name] = found[name].select(range(limit))
+    return found
+
+
+def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:
+    """Refuse to evaluate on nothing."""
+    if args.eval_strategy != "no" and not (evaluates or data.validation_file or data.validation_split_percentage):
+        raise UserError(
+            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
+            "--validation_split_percentage or --eval_files"
+        )
+
+
+def columns_of(data: "DataArguments") -> Columns:
+    return Columns(
+        schema=data.schema,
+        prompt=data.prompt_column,
+        response=data.response_column,
+        history=data.history_column,
+        system_prompt=data.system_prompt,
+        label=getattr(data, "label_column", None),
+        threshold=getattr(data, "label_threshold", None),
+        low=getattr(data, "label_low", None),
+    )
+
+
+def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Dataset, Ledger]:
+    """The examples that can be read, each of them tokenized (dropped ones among them), and what became of all.
+
+    Raises:
+        UserError: no example can be read.
+    """
+    ledger = Ledger()
+    for place, row_fate in zip(*fates(examples), strict=True):
+        if is_dropped(row_fate):
+            ledger.add(place, row_fate)
+    readable = usable(examples)
+    if not len(readable):
+        ledger.check(data.max_drop_ratio)
+    tokenized = tokenize_dataset(readable, encoder, data.preprocessing_num_workers)
+    return readable, tokenized, ledger.add_all(*fates(tokenized))

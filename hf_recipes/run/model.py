@@ -1,0 +1,189 @@
+"""The model that a run trains: loaded, quantized, with its adapter."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.models.loading import (
+    fit_embeddings,
+    joins_rows,
+    keeps_packed_rows_apart,
+    load_model,
+    make_savable,
+    stop_at_eos,
+)
+from hf_recipes.models.lora import attach_lora, load_adapter, read_adapter_config, read_lora_config
+from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
+from hf_recipes.models.residual import has_begun_in_base
+from hf_recipes.models.saving import saved_names
+from hf_recipes.run.arguments import ModelArguments, PretrainArguments, RunArguments
+
+
+def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
+    """Name what cannot work together before anything is loaded.
+
+    Raises:
+        UserError: quantized weights with DeepSpeed's stage 3, a `bnb_config` that cannot be used, or rows joined for
+            an attention that does not take them so.
+    """
+    quantization = read_bnb_config(
+        model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
+    )
+    if quantization is not None:
+        say(f"the base in {4 if quantization.load_in_4bit else 8} bits ({quantization.quantization_method()})")
+    if args.use_cpu and (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true"):
+        say("note: FSDP needs an accelerator; on a CPU each process keeps all weights (DDP)")
+    padding_free = getattr(args, "padding_free", False) and not args.packing
+    if padding_free and not joins_rows(model_args.attn_implementation):
+        raise UserError(
+            "--padding_free joins the rows of a batch into one, which takes flash attention: give "
+            "--attn_implementation flash_attention_2, or --packing, which fills rows with whole examples"
+        )
+    if model_args.quantizes and is_deepspeed_zero3_enabled():
+        raise UserError(
+            "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "
+            "DeepSpeed's stage 3: take --deepspeed configs/deepspeed/zero2.json, or leave the quantization out"
+        )
+    if model_args.use_lora and getattr(args, "train_only", None):
+        raise UserError(
+            f"--train_only {args.train_only} trains weights that no adapter holds: leave LoRA out, or train them with "
+            'it by "modules_to_save": ["embed_tokens"] in --lora_config'
+        )
+
+
+def check_trained(model: PreTrainedModel, args: RunArguments, is_quantized: bool) -> None:
+    """Refuse an adapter that would not be saved as it is trained, or whose base would not be the base.
+
+    Raises:
+        UserError: weights that are trained and not saved, or a way to begin or biases that do not go with the settings.
+    """
+    if not hasattr(model, "peft_config"):
+        return
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if lost := sorted(trained - saved_names(model).keys()):
+        raise UserError(
+            f"{len(lost)} of the trained tensors would not be saved with the adapter ({lost[0]}): name their modules "
+            "in modules_to_save of --lora_config, or leave them out of the training"
+        )
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer) and not isinstance(args, PretrainArguments):
+        raise UserError(
+            "LoRA on the output embeddings (lm_head) would not be trained: this stage's loss reads their weight as it "
+            'is; take them out of target_modules, or, where they are one with embed_tokens, "ensure_weight_tying"'
+        )
+    on_fsdp = (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not args.use_cpu
+    splits = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None
+    begun = has_begun_in_base(model)
+    if begun and (splits or is_quantized):
+        raise UserError(
+            f"init_lora_weights pissa or olora takes whole float weights apart, which there are not with "
+            f"{splits or 'a quantized base'}: leave it out of --lora_config"
+        )
+    if model.peft_config["default"].bias != "none" and (splits or getattr(args, "beta", 0)):
+        why = splits or "a reference (--beta), which has the biases as they were,"
+        raise UserError(f'"bias" trains biases of the base, which does not go with {why}: set it to "none"')
+
+
+def balances_experts(args: RunArguments, config: PretrainedConfig) -> bool:
+    """Whether the loss has a part for how evenly the experts are used, as it has in a mixture's, by default too.
+
+    Raises:
+        UserError: a weight for it, and a model that is no mixture.
+    """
+    if not hasattr(args, "router_aux_loss_coef"):
+        return False
+    text, coefficient = config.get_text_config(), args.router_aux_loss_coef
+    if coefficient and not hasattr(text, "output_router_logits"):
+        raise UserError(f"--router_aux_loss_coef is for mixtures of experts; {config.model_type} is none")
+    coefficient = getattr(text, "router_aux_loss_coef", 0) if coefficient is None else coefficient
+    return hasattr(text, "output_router_logits") and bool(coefficient)
+
+
+def load_base(
+    model_args: ModelArguments,
+    args: RunArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    make: Callable[..., PreTrainedModel] = load_model,
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """The model before any adapter: loaded, quantized, with embeddings for all tokens; the same at each call.
+
+    Raises:
+        UserError: as `make`.
+    """
+    set_seed(args.seed)  # new weights are drawn: a head, embeddings, and then the adapter
+    model = make(
+        model_args,
+        trains_all=not model_args.use_lora,
+        bf16=bool(args.bf16),
+        trust_remote_code=args.trust_remote_code,
+        **kwargs,
+    )
+    if is_quantized(model):
+        prepare_quantized(model)
+    fit_embeddings(model, tokenizer)
+    return model
+
+
+def build_model(
+    model_args: ModelArguments,
+    args: RunArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    added_tokens: Sequence[str] = (),
+    *,
+    packs: UserError | None = None,
+    freeze: Callable[[PreTrainedModel], None] = lambda model: None,
+    task_type: str = "CAUSAL_LM",
+    **kwargs: Any,
+) -> PreTrainedModel:
+    """The base model with its adapter, or with all weights trained that `freeze` leaves.
+
+    Args:
+        packs: the error to raise where rows that are packed would see each other; None where none are.
+        task_type: PEFT's; SEQ_CLS for a reward model.
+        kwargs: for `load_base`.
+
+    Raises:
+        UserError: a LoRA file, adapter or model that does not fit, or `packs`.
+    """
+    fresh = model_args.use_lora and not model_args.peft_path
+    lora = read_lora_config(model_args.lora_config, task_type) if fresh else None
+    if model_args.peft_path:
+        saved = read_adapter_config(model_args.peft_path, task_type)
+        wanted = read_lora_config(model_args.lora_config, task_type) if model_args.lora_config else saved
+        rank = getattr(saved, "r", None)
+        if model_args.lora_config and rank != wanted.r:
+            raise UserError(
+                f"--peft_path {model_args.peft_path} has rank {rank}, {model_args.lora_config} says {wanted.r}; a "
+                "saved adapter keeps its rank: leave --lora_config out"
+            )
+    model = load_base(model_args, args, tokenizer, **kwargs)
+    stop_at_eos(model, tokenizer)
+    if not model_args.use_lora:
+        make_savable(model)
+    if packs is not None and not keeps_packed_rows_apart(model):
+        raise packs
+    if model_args.peft_path and added_tokens:
+        raise UserError(
+            f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
+            f"({' '.join(added_tokens)}); leave --chat_template out to keep the adapter's own"
+        )
+    if model_args.peft_path:
+        model = load_adapter(model, model_args.peft_path, is_trainable=True)
+    elif lora is not None:
+        new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))
+        model = attach_lora(model, lora, model_args.lora_config, new_ids)
+    freeze(model)
+    check_trained(model, args, is_quantized(model))
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trained, total = model.get_nb_trainable_parameters()
+    else:
+        total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    say(f"training {trained:,} of {total:,} weights ({trained / total:.2%})")
+    return model

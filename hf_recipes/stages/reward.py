@@ -1,0 +1,120 @@
+"""Reward modelling: TRL's `RewardTrainer` over our pairs, losses and checkpoints."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from datasets import Dataset
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl import RewardTrainer
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.chat.preference import PairEncoder
+from hf_recipes.data.schemas.registry import SIDES
+from hf_recipes.dry_run.memory import Batch
+from hf_recipes.dry_run.plan import Figures, rows_digest
+from hf_recipes.evaluation.method import Method
+from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
+from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.run.arguments import DataArguments, RewardArguments
+from hf_recipes.run.data import prepare_rows
+from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows, PairCollator, side_lengths
+
+
+class Trainer(NumberedRows, RewardTrainer):
+    """TRL's trainer on pairs that are already `chosen_ids` and `rejected_ids`, with the number of their `row`.
+
+    The loss of an update is the mean of -log sigmoid(chosen - rejected) over all its pairs, however they are spread
+    over batches and processes, and with `center_rewards_coefficient` c, of c (chosen + rejected)² beside it. Logged
+    with it, over the pairs since the last log: `accuracy`, `difference_mean` and `score_mean`.
+    """
+
+    columns = ("chosen_ids", "rejected_ids")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        real = inputs["row"] != FILLER
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        chosen, rejected = outputs.logits[:, 0].float().chunk(2)
+        chosen, rejected = chosen[real], rejected[real]
+        losses = -F.logsigmoid(chosen - rejected)
+        if self.args.center_rewards_coefficient:
+            losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
+        ahead = chosen - rejected
+        wins = (ahead > 0).float() + 0.5 * (ahead == 0)
+        self.note(accuracy=wins, difference_mean=ahead, score_mean=(chosen + rejected) / 2)
+        loss = self.mean_over_update(losses, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+
+def prepare_data(
+    data: DataArguments, args: RewardArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
+) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
+    """Pairs as `chosen_ids`, `rejected_ids` and `place`; see `prepare_rows`."""
+    encoder = PairEncoder(tokenizer, args.max_length)
+    return prepare_rows(data, args, lambda name: encoder, form="preference", evaluates=evaluates)
+
+
+def pair_evaluations(
+    evaluation: EvaluationArguments,
+    args: RewardArguments,
+    data: DataArguments,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    validation: Dataset | None,
+) -> dict[str, Method]:
+    """The pairs that are scored at each evaluation, by name: that of the validation rows is empty.
+
+    Raises:
+        UserError: as `build_evaluations`, or a file that has no pairs.
+    """
+    for name in evaluation.eval_methods or ():
+        if name != PairAccuracy.name:
+            raise UserError(f"--eval_methods {name} is of a model that writes; a reward model has {PairAccuracy.name}")
+    methods = {} if validation is None else {"": PairAccuracy.of_rows(validation)}
+    if evaluation.eval_files:
+        methods |= build_evaluations(evaluation, args, data, config, tokenizer, None, [])
+    for name, method in methods.items():
+        if method.name != PairAccuracy.name:
+            raise UserError(f"--eval_files {name}: {method.name} is of a model that writes, not of one that scores")
+    if args.save_scores:
+        if "train" in methods:
+            raise UserError("--save_scores: train is the name of its pairs; give the one in --eval_files another")
+        methods["train"] = PairAccuracy.of_rows(train)
+    return methods
+
+
+def pair_figures(train: Dataset, args: RewardArguments) -> Figures:
+    """The figures of tokenized pairs."""
+    lengths = side_lengths(train)
+    size = min(args.per_device_train_batch_size, len(train))
+    longest = int(lengths.max())
+    batch = Batch(2 * size, longest, positions=1, scores=True)
+    flags = {"what": "pairs", "lengthen": "--max_length"}
+    digest = rows_digest(train, *(f"{side}_ids" for side in SIDES))
+    return Figures(len(train), int(lengths.sum()), None, longest, batch, digest, **flags)
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    args: RewardArguments,
+    train: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    methods: Mapping[str, Method] | None = None,
+) -> Trainer:
+    """The trainer with its callbacks; `methods` are used at each evaluation."""
+    args.max_length = None  # every pair is within the budget already
+    rows = train.select_columns([f"{side}_ids" for side in SIDES]).add_column("row", list(range(len(train))))
+    rows = rows.add_column(args.length_column_name, side_lengths(train).max(0).tolist())  # for group_by_length
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset={} if methods else None,
+        processing_class=tokenizer,
+        data_collator=PairCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+    )
+    trainer.data_rows = train
+    add_callbacks(trainer, methods)
+    return trainer

@@ -1,0 +1,157 @@
+"""Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
+
+from collections.abc import Mapping
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.evaluation.method import Method
+from hf_recipes.models.forward import supervised_losses
+from hf_recipes.models.loading import joins_rows
+from hf_recipes.run.arguments import DataArguments, SFTArguments
+from hf_recipes.run.data import prepare_rows
+from hf_recipes.run.evaluate_callback import add_callbacks
+from hf_recipes.trainer.base import RunMixin
+
+
+class PackCollator(DataCollatorForLanguageModeling):
+    """Packs as the rows of a batch, (B, T), where attention works on whole rows and not on each document by itself.
+
+    Joined into one row, as flash attention takes them, B packs would cost B times the attention of B rows.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, int64 (B, T). Positions restart at each document, and in the padding
+        at each token; there is no attention mask, with which attention would not restart where they do.
+    """
+
+    def torch_call(self, examples):
+        batch = super().torch_call(examples)
+        del batch["attention_mask"]
+        batch["labels"][batch["position_ids"] == 0] = -100
+        return batch
+
+
+class Trainer(RunMixin, SFTTrainer):
+    """TRL's trainer on rows that are already `input_ids` and `labels`.
+
+    On a CPU the training loss is `supervised_losses`; TRL's fused head is made for Triton and takes two to three times
+    as long there. The evaluation loss is the mean over all labelled tokens of the set, whatever the batches were.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.aux_loss_enabled:  # TRL's `compute_loss` asks for them itself; generation fails with them
+            self.model.config.get_text_config().output_router_logits = False
+        # compute_loss below divides by num_items_in_batch for every architecture.
+        self.model_accepts_loss_kwargs = True
+        self._lean = self.args.use_cpu and self.args.loss_type == "nll" and not self.args.label_smoothing_factor
+        self._lean = self._lean and not self.aux_loss_enabled
+        self._eval_sums: list = []
+        # Evaluation rows stay rows (never flattened into one), so that each is counted once over several processes.
+        self._eval_collator = DataCollatorForLanguageModeling(self.processing_class.pad_token_id)
+        if self.args.packing and not joins_rows(self.accelerator.unwrap_model(self.model).config._attn_implementation):
+            self.data_collator = PackCollator(
+                self.processing_class.pad_token_id,
+                return_position_ids=True,
+                pad_to_multiple_of=self.args.pad_to_multiple_of,
+            )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self._lean or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        losses, counts, hits = (part.sum() for part in supervised_losses(model, inputs))
+        self._metrics["train"]["mean_token_accuracy"].append((hits / counts.clamp(min=1)).item())
+        if num_items_in_batch is None:
+            return losses / counts.clamp(min=1)
+        loss = losses / num_items_in_batch
+        # num_items_in_batch counts every process's tokens, and DDP averages the gradients.
+        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        collator, self.data_collator = self.data_collator, self._eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        import torch
+
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            losses, counts, hits = supervised_losses(model, inputs)
+        sums = self.accelerator.gather_for_metrics(torch.stack([losses, counts.float(), hits.float()], 1))
+        self._eval_sums.append(sums.double().sum(0))
+        return (losses.sum() / counts.sum().clamp(min=1)).detach(), None, None
+
+    def log(self, logs, start_time=None):
+        loss_key = next(
+            (key for key in logs if (key.startswith("eval_") and key.endswith("_loss")) or key == "eval_loss"), None
+        )
+        if loss_key and self._eval_sums:
+            loss, count, hits = sum(self._eval_sums).tolist()
+            logs[loss_key] = loss / max(1, count)
+            logs[loss_key.removesuffix("loss") + "mean_token_accuracy"] = hits / max(1, count)
+            self._eval_sums = []
+        super().log(logs, start_time)
+
+
+def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, keep_text: bool = False) -> ChatEncoder:
+    return ChatEncoder(
+        tokenizer,
+        train_on=args.train_on,
+        max_source_length=args.max_source_length,
+        max_target_length=args.max_target_length,
+        max_length=args.max_length,
+        truncation_side=args.truncation_side,
+        keep_text=keep_text,
+    )
+
+
+def prepare_data(
+    data: DataArguments, args: SFTArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
+) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
+    """Training rows, evaluation rows (with their texts) or None, and what became of every row read.
+
+    Args:
+        evaluates: there are files to evaluate on beside `data`'s.
+
+    Raises:
+        UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
+    """
+    return prepare_rows(
+        data,
+        args,
+        lambda name: encoder_for(tokenizer, args, keep_text=name == "validation"),
+        evaluates=evaluates,
+    )
+
+
+def build_trainer(
+    model: PreTrainedModel,
+    args: SFTArguments,
+    train: Dataset,
+    validation: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    methods: Mapping[str, Method] | None = None,
+) -> Trainer:
+    """The trainer with its callbacks; `methods` are used at each evaluation, after the loss of the validation rows."""
+    if not args.packing:
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.max_length = None  # every row is within the budgets already
+    args.eval_packing = False
+    columns = ["input_ids", "labels"]
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=train.select_columns(columns),
+        eval_dataset=validation.select_columns(columns) if validation is not None else {} if methods else None,
+        processing_class=tokenizer,
+    )
+    trainer.data_rows = train
+    add_callbacks(trainer, methods)
+    return trainer

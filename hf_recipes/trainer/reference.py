@@ -1,0 +1,78 @@
+"""The reference that a policy is held to: the model as it was when the training began.
+
+- With a new adapter it is the model with its adapter off; no copy is kept.
+- With an adapter that a run goes on from (`--peft_path`) it is a frozen copy of that adapter, which is in no file: a
+  resumed run reads it anew from where the first one did.
+- With all weights trained it is a second, frozen model.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_recipes.core.errors import say
+from hf_recipes.run.arguments import ModelArguments, RunArguments
+from hf_recipes.run.model import load_base
+
+REFERENCE = "ref"  # what TRL's trainers call the copy of an adapter
+_POLICY = re.compile(r"\.default(?=\.|$)")
+
+
+def build_reference(
+    model_args: ModelArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
+) -> PreTrainedModel | None:
+    """The frozen twin of a model all of whose weights are trained, new embeddings included; None with an adapter, or
+    where the reference is asked once, before the training.
+
+    Args:
+        kwargs: for `load_base`.
+
+    Raises:
+        UserError: as `load_base`.
+    """
+    if model_args.use_lora or getattr(args, "precompute_ref_log_probs", False):
+        return None
+    say("the reference is a second model with the same weights, which stay as they are")
+    return load_base(model_args, args, tokenizer, **kwargs).requires_grad_(False).eval()
+
+
+def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:
+    """Settle the adapter `REFERENCE` once a trainer of TRL was made, which gives one to every model with an adapter.
+
+    Args:
+        goes_on: the adapter was trained before; then its copy stays, and `save_pretrained` leaves it out. Else it is
+            deleted, unless the adapter's first weights (`init_lora_weights` false) change what the model says.
+    """
+    if REFERENCE not in getattr(model, "peft_config", {}):
+        return
+    adapters = [name for name in model.peft_config if name != REFERENCE]
+    if not goes_on and model.peft_config[adapters[0]].init_lora_weights is not False:
+        model.delete_adapter(REFERENCE)
+        return
+    weights = dict(model.named_parameters())
+    for name, weight in weights.items():
+        twin = weights.get(_POLICY.sub(f".{REFERENCE}", name)) if _POLICY.search(name) else None
+        if twin is not None:  # TRL's copy leaves out those of embeddings, and is in float32
+            twin.data = weight.data.clone()
+            twin.requires_grad_(False)
+    model.save_pretrained = partial(model.save_pretrained, selected_adapters=adapters)
+
+
+@contextmanager
+def as_reference(model: torch.nn.Module) -> Iterator[None]:
+    """While this lasts, `model` (with an adapter, unwrapped) is as it was when the training began."""
+    if REFERENCE not in model.peft_config:
+        with model.disable_adapter():
+            yield
+        return
+    policy = model.active_adapter
+    model.set_adapter(REFERENCE, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(policy)

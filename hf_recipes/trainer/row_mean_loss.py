@@ -1,0 +1,159 @@
+"""Batches whose rows have numbers: padding, the row that is in no loss, and means over exactly the others."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+
+from hf_recipes.data.chat.encoder import IGNORED
+from hf_recipes.data.schemas.registry import SIDES
+from hf_recipes.trainer.base import RunMixin
+
+FILLER = -1  # the `row` of a row that is in no loss
+MIXED = "KL_"  # what TRL puts before the names of a prompt with another row's answer
+
+
+class Padding:
+    """Lists of any lengths as one tensor, filled up on the right to a multiple of `multiple`."""
+
+    def __init__(self, multiple: int | None = None):
+        self.multiple = multiple or 1
+
+    def __call__(self, rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+        """int64 (B, T)."""
+        length = -(-max(map(len, rows)) // self.multiple) * self.multiple
+        padded = torch.full((len(rows), length), value)
+        for index, row in enumerate(rows):
+            padded[index, : len(row)] = torch.as_tensor(row)
+        return padded
+
+    def masks(self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]] | None) -> dict[str, torch.Tensor]:
+        """int64 (B, T): `attention_mask`, and with `labels` also `completion_mask`, 1 where a token is learned."""
+        masks = {"attention_mask": self([[1] * len(row) for row in ids], 0)}
+        if labels is not None:
+            masks["completion_mask"] = self([[int(label != IGNORED) for label in row] for row in labels], 0)
+        return masks
+
+
+class PairCollator:
+    """Pairs as a batch, the chosen sides first.
+
+    Returns:
+        `input_ids`, `attention_mask`, and `completion_mask` where the pairs have labels: int64 (2B, T); `row`, int64
+        (B,); and `ref_chosen_logps` and `ref_rejected_logps`, float32 (B,), where they were computed before.
+    """
+
+    def __init__(self, pad_token_id: int, pad_to_multiple_of: int | None = None):
+        self.pad_token_id, self.pad = pad_token_id, Padding(pad_to_multiple_of)
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [example[f"{side}_ids"] for side in SIDES for example in examples]
+        labels = None
+        if "chosen_labels" in examples[0]:
+            labels = [example[f"{side}_labels"] for side in SIDES for example in examples]
+        batch = {"input_ids": self.pad(ids, self.pad_token_id), **self.pad.masks(ids, labels)}
+        before = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in examples[0]]
+        return batch | {name: torch.tensor([example[name] for example in examples]) for name in ("row", *before)}
+
+
+class RatedCollator:
+    """Single answers as a batch.
+
+    Returns:
+        `input_ids`, `attention_mask`, `completion_mask`: int64 (B, T), and with `KL_` before their names the same of
+        each prompt with another row's answer, cut at `max_length`; `row`, int64 (B,), `label`, bool (B,); `ref_logps`
+        and `ref_KL_logps`, float32 (B,), where they were computed before.
+    """
+
+    def __init__(self, pad_token_id: int, pad_to_multiple_of: int | None = None, max_length: int | None = None):
+        self.pad_token_id, self.pad, self.max_length = pad_token_id, Padding(pad_to_multiple_of), max_length
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
+        if f"{MIXED}input_ids" in examples[0]:
+            mixed = self._padded([self._mixed(example) for example in examples])
+            batch |= {MIXED + name: value for name, value in mixed.items()}
+        before = [name for name in ("ref_logps", f"ref_{MIXED}logps") if name in examples[0]]
+        names = ("row", "label", *before)
+        return batch | {name: torch.tensor([example[name] for example in examples]) for name in names}
+
+    def _mixed(self, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        end, start = example["prompt_length"], example[f"{MIXED}prompt_length"]
+        ids = example["input_ids"][:end] + example[f"{MIXED}input_ids"][start:]
+        labels = [IGNORED] * len(example["input_ids"][:end]) + example[f"{MIXED}labels"][start:]
+        return ids[: self.max_length], labels[: self.max_length]
+
+    def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        ids, labels = zip(*rows, strict=True)
+        return {"input_ids": self.pad(ids, self.pad_token_id), **self.pad.masks(ids, labels)}
+
+
+def side_lengths(rows: Dataset) -> np.ndarray:
+    """Tokens of each side of pairs, (2, N): the chosen ones first."""
+    table = rows.select_columns([f"{side}_ids" for side in SIDES]).with_format("arrow")[:]
+    return np.stack([pc.list_value_length(column).to_numpy() for column in table.columns])
+
+
+class NumberedRows(RunMixin):
+    """`RunMixin` for batches of rows, or of pairs of rows, whose numbers in `data_rows` are their `row`.
+
+    The loss of an update is the mean over its real rows, and what `note` was told is logged as the mean over those
+    since the last log, however they are spread over batches and processes.
+    """
+
+    loss_is_scaled_for_ga = True  # by the number of the update's rows, in `mean_over_update`
+    columns: tuple[str, ...]  # of the training rows, beside `row`
+
+    def __init__(self, *args, **kwargs):
+        self._noted: dict[str, torch.Tensor] = {}
+        super().__init__(*args, **kwargs)
+
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = [*self.columns, "row"]
+
+    def filler_row(self, row):
+        cut = {key: value[:2] if isinstance(value, list) else value for key, value in row.items()}
+        return cut | {"row": FILLER}
+
+    def tokens_in(self, inputs):
+        mask, row = inputs["attention_mask"], inputs["row"]
+        return int(mask[(row != FILLER).repeat(len(mask) // len(row))].sum())
+
+    def places_in(self, batches):
+        rows = {row for inputs in batches for row in inputs["row"].tolist()} - {FILLER}
+        return [self.data_rows[row]["place"] for row in sorted(rows)] if self.data_rows is not None else []
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        rows = sum((batch["row"] != FILLER).sum() for batch in batch_samples).to(device)
+        return self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
+
+    def mean_over_update(self, losses: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> torch.Tensor:
+        """This batch's share of the mean, given the losses of its real rows."""
+        count = max(1, len(losses)) if num_items_in_batch is None else num_items_in_batch
+        # num_items_in_batch counts every process's rows, and DDP averages the gradients.
+        return losses.sum() / count * self.accelerator.num_processes
+
+    @torch.no_grad()
+    def note(self, **values: torch.Tensor) -> None:
+        """Remember values of real rows for the log, those that are finite; the names have to be the same each time."""
+        for name, value in values.items():
+            value = value[value.isfinite()].float()
+            found = torch.stack([value.sum(), value.new_tensor(len(value))])
+            self._noted[name] = self._noted.get(name, 0) + found
+
+    def noted(self) -> dict[str, float]:
+        """The means of what was noted on all processes, which is then forgotten."""
+        if not self._noted:
+            return {}
+        names = sorted(self._noted)
+        sums = self.accelerator.reduce(torch.stack([self._noted[name] for name in names]), "sum").tolist()
+        self._noted = {}
+        return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            logs |= self.noted()
+        super().log(logs, start_time)

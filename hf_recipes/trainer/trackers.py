@@ -1,0 +1,342 @@
+"""Trackers: metrics, settings, sample answers and curves go to swanlab, wandb and tensorboard.
+
+Everything is written to files in the run's folder unless the user chose the cloud. A tracker's calls run on a thread of
+its own, so that one whose server is away, or whose disk is full, costs a line of output and never the training.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from queue import SimpleQueue
+from textwrap import indent
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    SwanLabCallback,
+    TensorBoardCallback,
+    WandbCallback,
+    rewrite_logs,
+)
+
+from hf_recipes.core.errors import say
+from hf_recipes.core.files import write_json
+from hf_recipes.evaluation.reports.tables import read_predictions
+from hf_recipes.hub.clients import SECRET_VARIABLES
+from hf_recipes.trainer.progress import told_if_unwritten
+
+STATE = "trackers.json"  # which runs of which trackers belong to the output folder
+PATIENCE = 60.0  # seconds to wait for a tracker to start, and again to finish
+GRACE = 5.0  # seconds more, in which a library says itself that its server does not answer
+SAMPLES, WIDTH = 5, 1000  # answers shown after each evaluation; characters of each text
+
+
+def command_line_tells(settings: Mapping[str, Any]) -> bool:
+    """Whether a token stands on the command line, which swanlab and wandb record as it is."""
+    values = [settings.get("hub_token"), *(os.environ.get(name) for name in SECRET_VARIABLES)]
+    return any(value and value in " ".join(sys.argv) for value in values)
+
+
+def as_text(row: Mapping[str, Any]) -> str:
+    texts = {name: row.get(name) for name in ("question", "reference", "prediction")}
+    if row.get("reward") is not None:
+        texts["reward"] = f"{row['reward']:.4f}"
+    return "\n\n".join(f"{name}: {text[:WIDTH]}" for name, text in texts.items() if text is not None)
+
+
+class SwanLab:
+    """swanlab in `mode` cloud, local, offline or disabled."""
+
+    name = "swanlab"
+
+    def __init__(self, args):
+        mode = getattr(args, "swanlab_mode", None) or os.environ.get("SWANLAB_MODE") or "local"
+        self.mode = "cloud" if mode == "online" else mode
+        self.goes_on = self.mode == "cloud"
+        self.folder = os.path.join(args.output_dir, "swanlog")
+
+    def start(self, run_name: str, config: dict, kept: str | None, step: int, bare: bool) -> str:
+        import swanlab
+
+        self.run = swanlab.init(
+            project=os.environ.get("SWANLAB_PROJECT", "hf_recipes"),
+            name=run_name,
+            mode=self.mode,
+            log_dir=self.folder,
+            id=kept,
+            resume="allow",
+            reinit=True,
+            config=config,
+            # Without interactive, a run in the cloud would ask for its key at the terminal.
+            settings=swanlab.Settings(interactive=False, **({"probe": {"runtime": False}} if bare else {})),
+        )
+        return self.run.id
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.run.log(metrics, step=step)
+
+    def texts(self, texts: Sequence[str], step: int, key: str) -> None:
+        import swanlab
+
+        self.run.log({key: [swanlab.Text(text) for text in texts]}, step=step)
+
+    def image(self, path: Path, step: int) -> None:
+        import swanlab
+
+        self.run.log({"curves": swanlab.Image(str(path))}, step=step)
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
+class Wandb:
+    """wandb, offline unless ``WANDB_MODE`` says otherwise."""
+
+    name = "wandb"
+
+    def __init__(self, args):
+        self.mode = os.environ.get("WANDB_MODE") or "offline"
+        self.goes_on = self.mode == "online"
+        self.folder = args.output_dir
+
+    def start(self, run_name: str, config: dict, kept: str | None, step: int, bare: bool) -> str:
+        import wandb
+
+        if self.mode == "online" and not wandb.login(prompt=False):  # else it would ask at the terminal
+            raise ValueError("WANDB_MODE=online without a login; run `wandb login`, or set WANDB_API_KEY")
+        settings = wandb.Settings(
+            silent=True,
+            disable_git=True,  # whose diff would hold whatever stands in a file that is not committed
+            x_disable_meta=bare,
+            init_timeout=PATIENCE,
+            finish_timeout=PATIENCE,
+        )
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "hf_recipes"),
+            name=run_name,
+            mode=self.mode,
+            dir=self.folder,
+            id=kept,
+            resume="allow" if kept else None,
+            reinit="finish_previous",
+            config=config,
+            settings=settings,
+        )
+        # A run that goes on from a checkpoint has steps again, which wandb's own counter refuses.
+        self.run.define_metric("train/global_step")
+        self.run.define_metric("*", step_metric="train/global_step", step_sync=True)
+        return self.run.id
+
+    def log(self, metrics: dict[str, Any], step: int) -> None:
+        self.run.log({**metrics, "train/global_step": step})
+
+    def texts(self, texts: Sequence[str], step: int, key: str) -> None:
+        import wandb
+
+        # A wandb.Table would be an artifact, half of which lies outside the run's folder.
+        text = escape("\n\n——\n\n".join(texts))
+        self.log({key: wandb.Html(f'<pre style="white-space: pre-wrap">{text}</pre>')}, step)
+
+    def image(self, path: Path, step: int) -> None:
+        import wandb
+
+        self.log({"curves": wandb.Image(str(path))}, step)
+
+    def finish(self) -> None:
+        self.run.finish()
+
+
+class TensorBoard:
+    """Event files; a resumed run goes on in the same folder, and replaces what came after its checkpoint."""
+
+    name, mode, goes_on = "tensorboard", "files", True
+
+    def __init__(self, args):
+        self.folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or os.path.join(args.output_dir, "tensorboard")
+
+    def start(self, run_name: str, config: dict, kept: str | None, step: int, bare: bool) -> str:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(self.folder, purge_step=step + 1 if kept else None)
+        self.writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, allow_unicode=True, sort_keys=False)}```")
+        return self.folder
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def texts(self, texts: Sequence[str], step: int, key: str) -> None:
+        self.writer.add_text(key, "\n\n---\n\n".join(texts), step)
+
+    def image(self, path: Path, step: int) -> None:
+        import numpy as np
+        from PIL import Image
+
+        self.writer.add_image("curves", np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+
+    def finish(self) -> None:
+        self.writer.close()
+
+
+KINDS = (SwanLab, Wandb, TensorBoard)
+
+
+class Worker:
+    """Runs the calls for one tracker in their order on a daemon thread; after the first that fails, none."""
+
+    def __init__(self, tracker):
+        self.tracker, self.failed, self._calls = tracker, False, SimpleQueue()
+        threading.Thread(target=self._run, name=tracker.name, daemon=True).start()
+
+    def put(self, what: str, call: Callable[[], Any]) -> threading.Event:
+        """Have `call` run; the event is set when it, or its failing, is over."""
+        done = threading.Event()
+        self._calls.put((what, call, done))
+        return done
+
+    def _run(self) -> None:
+        while True:
+            what, call, done = self._calls.get()
+            try:
+                if not self.failed:
+                    call()
+            except (Exception, SystemExit, KeyboardInterrupt) as error:
+                self.failed = True
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                say(f"{self.tracker.name} cannot {what} and is left out from here on ({reason})")
+            finally:
+                done.set()
+
+
+class TrackersCallback(TrainerCallback):
+    """Starts the trackers of `args.report_to` with the training and sends them what the run finds.
+
+    It stands in for transformers' callbacks of the same trackers, which `add_trackers` takes out; other names in
+    `report_to` stay with transformers.
+
+    Args:
+        settings: what the run was set to, without secrets (`Parser.recorded`); becomes each tracker's config.
+    """
+
+    def __init__(self, args, settings: Mapping[str, Any], bare: bool = False):
+        self.args, self.settings, self.bare = args, dict(settings), bare
+        self.workers: list[Worker] = []
+        self._state_path = Path(args.output_dir, STATE)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        former: dict[str, dict] = {}
+        if state.global_step:
+            with suppress(OSError, ValueError):
+                former = json.loads(self._state_path.read_text(encoding="utf-8"))
+        started: dict[str, dict] = {}
+        run_name = args.run_name or Path(args.output_dir).resolve().name
+        for kind in KINDS:
+            if kind.name in args.report_to:
+                tracker = kind(args)
+                worker = Worker(tracker)
+                self._start(worker, former.get(kind.name), run_name, state, started)
+                self.workers.append(worker)
+
+    def _start(self, worker: Worker, former: dict | None, run_name: str, state, started: dict[str, dict]) -> None:
+        tracker, history = worker.tracker, []
+        kept = former["id"] if former and tracker.goes_on and former["mode"] == tracker.mode else None
+        if state.global_step and not kept and tracker.mode != "disabled":
+            history = [dict(entry) for entry in state.log_history]
+            why = "the run before has no id here" if tracker.goes_on else "its files cannot be opened again"
+            say(f"{tracker.name} ({tracker.mode}): {why}; a new run begins with the curves up to the checkpoint")
+
+        def start() -> None:
+            own = tracker.start(run_name, self.settings, kept, state.global_step, self.bare)
+            started[tracker.name] = {"id": own, "mode": tracker.mode}
+            write_json(self._state_path, started)
+            for entry in history:
+                tracker.log(*_numbers(entry, entry.get("step", 0)))
+
+        done = worker.put("start", start)
+        if not done.wait(PATIENCE + GRACE):
+            say(f"{tracker.name} has not started after {PATIENCE:.0f} seconds; the training does not wait for it")
+
+    def _send(self, method: str, *values) -> None:
+        for worker in self.workers:
+            worker.put("record", lambda worker=worker: getattr(worker.tracker, method)(*values))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.workers and logs:
+            self._send("log", *_numbers(logs, state.global_step))
+            path = Path(args.output_dir, "samples", f"step-{state.global_step}.jsonl")
+            if "loss" in logs and path.is_file():
+                self._send_samples(path, state.global_step, "train/samples")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir, "predictions")
+        for path in sorted(folder.rglob(f"step-{state.global_step}.jsonl")) if self.workers else ():
+            key = "/".join(("eval", *path.relative_to(folder).parts[:-1], "samples"))
+            self._send_samples(path, state.global_step, key)
+
+    def _send_samples(self, path: Path, step: int, key: str) -> None:
+        with told_if_unwritten(f"{key} for the trackers"):
+            rows = read_predictions(path)[:SAMPLES]
+            if rows and "prediction" in rows[0]:
+                self._send("texts", list(map(as_text, rows)), step, key)
+
+    def finish(self, step: int, table: str | None = None) -> None:
+        """Send `curves.png` and the `table` of the metrics, and close every tracker, for each a minute at the most."""
+        curves = Path(self.args.output_dir, "curves.png")
+        if curves.is_file():
+            self._send("image", curves, step)
+        if table:
+            self._send("texts", [indent(table, "    ")], step, "eval/table")  # what Markdown shows as it is
+        waiting = [(worker, worker.put("finish", worker.tracker.finish)) for worker in self.workers]
+        for worker, done in waiting:
+            if not done.wait(PATIENCE + GRACE):
+                say(f"{worker.tracker.name} has not taken everything after {PATIENCE:.0f} seconds; the rest is dropped")
+        self.workers = []
+
+
+def _numbers(logs: Mapping[str, Any], step: int) -> tuple[dict[str, float], int]:
+    """The numbers of a log entry under the names that trackers group by (train/…, eval/…)."""
+    kept = {key: value for key, value in logs.items() if isinstance(value, int | float) and key != "step"}
+    return rewrite_logs(kept), step
+
+
+def _guard(callback: TrainerCallback) -> None:
+    """Have one of transformers' own trackers get no more calls after the first that fails."""
+    failed = False
+
+    def guarded(method: Callable) -> Callable:
+        def call(*args, **kwargs):
+            nonlocal failed
+            try:
+                return None if failed else method(*args, **kwargs)
+            except Exception as error:
+                failed = True
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                say(f"{type(callback).__name__} fails and is left out from here on ({reason})")
+
+        return call
+
+    for name in dir(TrainerCallback):
+        if name.startswith("on_"):
+            setattr(callback, name, guarded(getattr(callback, name)))
+
+
+def add_trackers(trainer, parser) -> TrackersCallback:
+    """Give `trainer` the trackers of its `report_to` in place of transformers' callbacks for them."""
+    for kind in (SwanLabCallback, WandbCallback, TensorBoardCallback):
+        trainer.remove_callback(kind)
+    for callback in trainer.callback_handler.callbacks:
+        if type(callback) in INTEGRATION_TO_CALLBACK.values():
+            _guard(callback)
+    trackers = TrackersCallback(trainer.args, parser.recorded(), bare=command_line_tells(parser.settings))
+    trainer.add_callback(trackers)
+    return trackers

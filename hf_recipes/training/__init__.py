@@ -1,1 +1,0 @@
-"""The training stages and the skeleton that they share."""

@@ -1,0 +1,277 @@
+"""The chat's page as people use it in Chromium, and what its server answers to those who do not use the page."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from browser import Browser, find_program
+from chatting import at_each_step
+from hf_recipes.apps.chat.engine import BASE
+from hf_recipes.apps.chat.launch import ChatArguments, open_page
+from hf_recipes.apps.ports import free_port
+from hf_recipes.core.settings import Parser
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.schemas.registry import Columns, find_schema
+
+pytest.importorskip("gradio")
+from hf_recipes.apps.chat.server import start
+
+pytest_plugins = ["chatting"]
+BOTS = "[...document.querySelectorAll('.chat')].map(c => [...c.querySelectorAll('[data-testid=bot]')].pop()?.innerText)"
+IDLE = "!!document.querySelector('#send')?.offsetParent"
+STEP = 0.03
+START = 10_000 + os.getpid() % 20_000  # tests run in several processes
+
+
+@pytest.fixture(scope="module")
+def serve(engine):
+    """``serve("--flag", …)`` → the address; the model takes its time over each token."""
+    pages = []
+
+    def run(*flags: str) -> str:
+        flags = ("--model_name_or_path", "M", "--temperature", "0", "--max_new_tokens", "30", *flags)
+        [arguments] = Parser([ChatArguments]).parse(flags)
+        pages.append(open_page(engine, arguments))
+        how = {"auth": arguments.auth, "most_waiting": arguments.max_waiting}
+        return start(pages[-1], port=free_port(START), **how).rstrip("/")
+
+    with at_each_step(engine, lambda: time.sleep(STEP)):
+        yield run
+    for page in pages:
+        page.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def address(serve) -> str:
+    return serve("--max_waiting", "1")
+
+
+@pytest.fixture
+def other(tmp_path):
+    program = find_program()
+    if not program:
+        pytest.skip("no Chromium or Chrome on the PATH")
+    running = Browser(program, tmp_path / "other")
+    yield running
+    running.close()
+
+
+def opened(browser: Browser, address: str) -> Browser:
+    browser.viewport(1280, 900)
+    browser.goto(address + "/")
+    browser.wait_for(script=IDLE)
+    browser.wait_for("Your question")
+    return browser
+
+
+def send(browser: Browser, question: str) -> None:
+    browser.type("#question textarea", question)
+    browser.click("#question textarea")
+    browser.press("Enter")
+    browser.wait_for(script="!!document.querySelector('#stop')?.offsetParent")
+
+
+def answers(browser: Browser) -> list[str]:
+    return [text for text in browser.evaluate(BOTS) if text is not None]
+
+
+def choose(browser: Browser, box: str, option: str) -> None:
+    browser.click(f"{box} input")
+    browser.click("[role=option]", option)
+    browser.wait_for(script=f"document.querySelector('{box} input').value == {json.dumps(option)}")
+
+
+def test_a_question_is_asked_streamed_stopped_tried_again_and_edited(browser, address, tmp_path):
+    opened(browser, address)
+    send(browser, "你好")
+    browser.wait_for(script=f"{BOTS}[0]?.length > 4")
+    before = answers(browser)[0]
+    browser.wait_for(script=f"{BOTS}[0].length > {len(before) + 3}")
+    browser.wait_for("30 written. Cut at the maximum length.")
+    assert "11 tokens read" in browser.text
+    [whole] = answers(browser)
+    assert whole.startswith(before.rstrip()[:4])
+    browser.screenshot(tmp_path / "answered.png")
+
+    browser.click("#retry")
+    browser.wait_for(script="!!document.querySelector('#stop')?.offsetParent")
+    browser.wait_for(script=f"{BOTS}[0]?.length > 4")
+    browser.click("#stop")
+    browser.wait_for("Stopped.", seconds=5)
+    assert answers(browser)[0] in whole and len(answers(browser)[0]) < len(whole)
+
+    send(browser, "年龄？")
+    browser.wait_for(script=f"{IDLE} && document.querySelectorAll('[data-testid=user]').length == 2")
+    browser.click("button[title='Edit']")  # of the first question
+    browser.wait_for(script="!!document.querySelector('.chat textarea')")
+    browser.type(".chat textarea", "天气")
+    browser.click("button[title='Submit']")
+    browser.wait_for(script=f"{IDLE} && document.querySelectorAll('[data-testid=user]').length == 1")
+    browser.wait_for("30 written.")
+    assert "天气" in browser.text and "年龄" not in browser.text
+
+    browser.click("#clear")
+    browser.wait_for(script="document.querySelectorAll('[data-testid=user]').length == 0")
+    assert local(browser, address)
+
+
+def local(browser: Browser, address: str) -> bool:
+    return all(url.startswith((f"{address}/", "data:", "blob:")) for url in browser.requests)
+
+
+def test_two_columns_languages_a_telephone_and_saving(browser, address, tmp_path):
+    opened(browser, address)
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    choose(browser, "#beside", "base model")
+    elsewhere = socket.create_server(("127.0.0.1", 0))
+    picture = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/seen.png"
+    picture = f"![x]({picture}) <img src={picture} onerror=window.ran=1>"
+    send(browser, f"你好 {picture}")
+    browser.wait_for(script=f"{IDLE} && {BOTS}.length == 2 && {BOTS}[1]?.length > 4")
+    left, right = answers(browser)
+    assert left != right and "one.1" in browser.text and "base model" in browser.text
+    browser.click("button", "What the model read")
+    shown = "[...document.querySelectorAll('textarea')].map(box => box.value).filter(v => v.includes('<|im_start|>'))"
+    browser.wait_for(script=f"{shown}.length == 2")
+    assert all(text.startswith("<|im_start|>user\n你好 ![x]") for text in browser.evaluate(shown))
+    assert browser.evaluate("typeof window.ran") == "undefined"
+
+    browser.click("#save")
+    end = time.monotonic() + 10
+    while not (files := list(tmp_path.glob("chat-*.jsonl"))):
+        assert time.monotonic() < end, "nothing was saved"
+        time.sleep(0.05)
+    [source] = find_sources([str(files[0])], "train")
+    rows = [record.value for record in read_records(source)]
+    schema, columns = find_schema(rows[0], Columns(), str(files[0]))
+    assert schema.name == "messages" and [row["answered_by"] for row in rows] == [["one.1"], [BASE]]
+    assert [m["role"] for m in schema.convert(rows[1], columns)["messages"]] == ["user", "assistant"]
+
+    browser.click("label", "中文")
+    browser.wait_for("你的问题")
+    browser.wait_for("写出 30 个")
+    assert "Your question" not in browser.text and "底座模型" in browser.text
+    browser.viewport(390, 800, mobile=True)
+    browser.wait_for(script="document.documentElement.scrollWidth <= 390")
+    browser.wait_for(script="[...document.querySelectorAll('.chat')].every(c => c.getBoundingClientRect().width > 330)")
+    browser.screenshot(tmp_path / "telephone.png")
+    elsewhere.settimeout(0.2)
+    with elsewhere, pytest.raises(TimeoutError):
+        elsewhere.accept()  # no picture was asked for
+
+
+def test_people_wait_in_line_and_see_nothing_of_each_other(browser, other, address):
+    opened(browser, address)
+    opened(other, address)
+    send(browser, "甲的秘密")
+    send(other, "乙的问题")
+    other.wait_for("Waiting: 1 before you.")
+    browser.wait_for(script=IDLE)
+    other.wait_for(script=IDLE)
+    assert "甲的秘密" in browser.text and "乙的问题" not in browser.text
+    assert "乙的问题" in other.text and "甲的秘密" not in other.text
+    assert answers(browser)[0] and answers(other)[0]
+
+
+def test_who_leaves_makes_room(browser, other, address):
+    opened(other, address)
+    other.type("#question textarea", "年龄？")
+    other.click("#question textarea")
+    other.press("Enter")
+    other.wait_for(script=f"{BOTS}[0]?.length > 2")
+    other.goto("about:blank")
+    opened(browser, address)
+    send(browser, "你好")
+    browser.wait_for("30 written.", seconds=10)
+
+
+def test_a_full_line_is_said(browser, other, address, serve, engine):
+    address = serve("--max_waiting", "0")
+    opened(browser, address)
+    opened(other, address)
+    send(browser, "你好")
+    other.type("#question textarea", "年龄？")
+    other.click("#send")
+    other.wait_for("Too many people are asking at the moment")
+    assert other.evaluate("document.querySelector('#question textarea').value") == "年龄？"
+    browser.wait_for(script=IDLE)
+
+
+def test_a_password_is_asked_for(browser, serve, capfd):
+    address = serve("--auth", "me:geheim:1")
+    browser.goto(address + "/")
+    browser.wait_for(script="document.querySelectorAll('input').length == 2")
+    assert "Your question" not in browser.text
+    for password in ("falsch", "geheim:1"):
+        browser.type("input[type=text], input:not([type])", "me")
+        browser.type("input[type=password]", password)
+        browser.click("button", "Login")
+        if password == "falsch":
+            browser.wait_for("Incorrect")
+            assert status(address, "/config") == 401
+    browser.wait_for("Your question")
+    out, err = capfd.readouterr()
+    assert "geheim" not in out + err and "Traceback" not in err
+
+
+def status(address: str, path: str, body: dict | None = None, **headers: str) -> int:
+    data = json.dumps(body).encode() if body is not None else None
+    headers = {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(address + path, data=data, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_only_the_page_is_open(address, tmp_path):
+    (tmp_path / "secret.txt").write_text("x")
+    assert status(address, "/") == 200
+    closed = [
+        "info",
+        "openapi.json",
+        f"file={tmp_path}/secret.txt",
+        "file=https://example.org",
+        "proxy=https://a.hf.space",
+    ]
+    closed += ["upload", "component_server", "call/on_ask", "api/on_ask", "run/on_ask", "runs", "process_recording"]
+    for path in closed:
+        assert status(address, f"/gradio_api/{path}") == 404, path
+        assert status(address, f"/gradio_api/{path}", {"data": []}) == 404, path
+    for path in ("/monitoring", "/monitoring/summary", "/docs", "/openapi.json", "/gradio_api/deep_link"):
+        assert status(address, path) == 404, path
+    with urllib.request.urlopen(address + "/config", timeout=10) as answer:
+        functions = json.load(answer)["dependencies"]
+        assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+    queued = [function["id"] for function in functions if function["queue"] and function["backend_fn"]]
+    assert len(queued) == 5  # the two ways to ask, retry, and an edit in each column
+    for index in queued:
+        body = {"data": [], "fn_index": index, "session_hash": "a"}
+        assert status(address, "/gradio_api/run/predict", body) == 404
+    assert {function["api_visibility"] for function in functions} == {"private"}
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+    connection.putrequest("POST", "/gradio_api/queue/join")
+    connection.putheader("Content-Length", "2000001")
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    assert status(address, "/", Host="rebound.example.org") == 400
+    assert status(address, "/", Host="localhost:1") == 200
+
+
+def test_the_script_serves_until_ctrl_c(forks, base):
+    port = free_port(START)
+    run = forks.start("--model_name_or_path", base, "--port", port, "--gpus", "cpu", script="scripts/chat.py")
+    run.wait_for(f"chat at http://127.0.0.1:{port}/ (Ctrl-C ends it)")
+    assert status(f"http://127.0.0.1:{port}", "/") == 200
+    run.signal(signal.SIGINT)
+    assert run.code == 0 and "Traceback" not in run.err
+    assert free_port(port) == port

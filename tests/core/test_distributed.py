@@ -1,0 +1,59 @@
+"""What a process does before it trains with others."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from hf_recipes.core.distributed import compile_kernels, own_shared_memory
+from hf_recipes.core.files import locked
+
+
+@pytest.fixture
+def locks(tmp_path, monkeypatch):
+    """Locks of torch's, as compilers have left them so many seconds ago."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    found = {}
+    for name, age in (("new", 0), ("recent", 60), ("old", 3600)):
+        (tmp_path / name).mkdir()
+        found[name] = tmp_path / name / "lock"
+        found[name].touch()
+        os.utime(found[name], (time.time() - age,) * 2)
+    return found
+
+
+def test_locks_of_other_programs_are_named_and_old_ones_removed(locks, capsys):
+    compile_kernels([])
+    assert [name for name, lock in locks.items() if lock.exists()] == ["new", "recent"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"waiting for a compiler that has {locks['recent']}; if none is running, delete that file"
+    ]
+
+
+def test_locks_of_a_run_that_was_killed_while_it_compiled_are_removed(locks, tmp_path, capsys):
+    (tmp_path / "hf_recipes.compiling").touch()
+    compile_kernels([])
+    assert not any(lock.exists() for lock in locks.values()) and capsys.readouterr().out == ""
+    assert not (tmp_path / "hf_recipes.compiling").exists()
+
+
+def test_kernels_are_compiled_by_one_process_at_a_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with locked(tmp_path / ".hf_recipes.lock", ""):
+        waits = threading.Thread(target=compile_kernels, args=([],))
+        waits.start()
+        waits.join(0.3)
+        assert waits.is_alive()
+    waits.join(60)
+    assert not waits.is_alive() and "waiting for another process" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_left_in_shared_memory_is_not_taken_for_ones_own(monkeypatch):
+    for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", f"test{os.getpid()}"), ("RANK", "3")):
+        monkeypatch.setenv(name, value)
+    path = f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_test{os.getpid()}_3"
+    with open(path, "w"):
+        pass
+    with own_shared_memory():
+        assert not os.path.exists(path)

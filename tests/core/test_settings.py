@@ -1,0 +1,147 @@
+import errno
+import os
+from dataclasses import dataclass
+
+import pytest
+import yaml
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.run import arguments
+from hf_recipes.run.arguments import DataArguments, ModelArguments, SFTArguments
+
+KINDS = [ModelArguments, DataArguments, SFTArguments]
+NEEDED = ["--model_name_or_path", "m", "--train_file", "t.json", "--output_dir", "o"]
+
+
+def parse(*flags):
+    return Parser(KINDS).parse([*NEEDED, *flags])
+
+
+def config_file(tmp_path, text) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_flags_win_over_the_file(tmp_path):
+    path = config_file(tmp_path, "learning_rate: 2e-4\nseed: 7\nuse_lora: false\nmax_train_samples: null\n")
+    model, data, args = parse("--config", path, "--seed", "8")
+    assert (args.learning_rate, args.seed, model.use_lora, data.max_train_samples) == (2e-4, 8, False, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "message"),
+    [
+        (["--learning_rat", "1"], "", r"unknown flag --learning_rat \(did you mean --learning_rate\?\)"),
+        (["--use_lora", "maybe"], "", "--use_lora"),
+        (["--seed", "x"], "", "argument --seed: invalid int value: 'x'"),
+        (["stray"], "", "stray"),
+        ([], "learning_rat: 1", r"unknown key 'learning_rat' \(did you mean learning_rate\?\)"),
+        ([], "seed: x", r"run.yaml: argument --seed: invalid int value"),
+        ([], "a: b: c", r"run.yaml:1: not valid YAML"),
+        ([], "- a", "expected 'key: value' lines"),
+        (["--max_target_length", "0"], "", "--max_target_length 0: expected at least 1"),
+        (["--per_device_train_batch_size", "0"], "", "expected at least 1"),
+        (["--num_train_epochs", "0"], "", "expected more than 0"),
+        (["--train_on", "first"], "", "--train_on"),
+        (["--max_drop_ratio", "2"], "", "expected a share"),
+        (["--assistant_only_loss", "True"], "", "--assistant_only_loss has no effect here; use --train_on"),
+        (["--overwrite_output_dir", "--resume_from_checkpoint", "true"], "", "contradict each other"),
+        (["--use_lora", "False", "--lora_config", "l.json"], "", "trains all weights"),
+        (["--validation_file", "d", "--validation_split_percentage", "5"], "", "give one of them"),
+        (["--report_to", "swanlabs"], "", r"no such tracker \(did you mean swanlab\?\)"),
+        (["--packing", "--packing_strategy", "wrapped"], "", "leak"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, flags, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse("--config", config_file(tmp_path, text), *flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--report_to wandb: not installed; pip install wandb"):
+        parse("--report_to", "wandb")
+
+
+def test_missing_config_file():
+    with pytest.raises(UserError, match=r"--config nowhere.yaml: no such file"):
+        parse("--config", "nowhere.yaml")
+
+
+def test_settings_survive_the_file_and_hold_no_secret(tmp_path):
+    first = Parser(KINDS)
+    flags = [
+        "--learning_rate",
+        "2e-4",
+        "--hub_token",
+        "hf_secret",
+        "--train_file",
+        "a.json",
+        "b.json",
+        "--max_length",
+        "99",
+    ]
+    before = first.parse([*NEEDED, *flags])
+    path = tmp_path / "run_config.yaml"
+    first.save_settings(path)
+    assert "hf_secret" not in path.read_text(encoding="utf-8")
+    second = Parser(KINDS)
+    after = second.parse(["--config", str(path)])
+    different = {key for key in first.settings if first.settings[key] != second.settings[key]}
+    assert different == {"hub_token"}
+    assert after[1] == before[1] and after[0] == before[0]
+    # Set to what it is by default (seed) is no change.
+    head = path.read_text(encoding="utf-8").split("# Defaults")[0]
+    assert set(yaml.safe_load(head)) == {
+        "model_name_or_path",
+        "train_file",
+        "output_dir",
+        "learning_rate",
+        "max_length",
+    }
+
+
+def test_launchers_local_rank_is_taken():
+    assert parse("--local_rank=0")[2].output_dir == "o"
+
+
+def test_defaults_suit_a_cpu():
+    args = parse()[2]
+    assert args.use_cpu and not args.gradient_checkpointing and args.report_to == ["swanlab"]
+    assert args.max_length == 1024
+    assert parse("--max_source_length", "512", "--max_target_length", "64")[2].max_length == 576
+    assert parse("--max_source_length", "2048")[2].max_length == 3072
+    assert parse("--max_target_length", "64")[2].max_length == 1088
+    assert parse("--eval_steps", "5")[2].eval_strategy == "steps"
+
+
+@dataclass
+class Small:
+    number: int = 1
+
+
+def test_any_dataclass_can_be_parsed():
+    assert Parser([Small]).parse(["--number", "3"])[0].number == 3
+
+
+def test_a_full_disk_is_one_sentence_wherever_it_is_met(capsys):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/out.json")
+
+    def full_for_torch():
+        try:
+            full()
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+
+    for main, why in ((full, "No space left on device: /data/out.json"), (full_for_torch, "unexpected pos 64 vs 0")):
+        with pytest.raises(SystemExit) as stop:
+            run_script(main)
+        err = capsys.readouterr().err
+        assert stop.value.code == 1 and err.count("\n") == 1 and why in err, err
+        assert err.startswith("error: a file cannot be read or written (")
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 / 0)

@@ -1,0 +1,192 @@
+import json
+
+import pytest
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.data.schemas.conversation import RowProblem
+from hf_recipes.data.schemas.registry import Columns, find_schema, metadata
+
+
+def convert(row, **columns):
+    schema, found = find_schema(row, Columns(**columns), "rows.json")
+    return schema.name, schema.convert(row, found)
+
+
+def turns(*texts, system=None):
+    roles = ["user", "assistant"] * len(texts)
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def sharegpt(*pairs):
+    return [{"from": role, "value": text} for role, text in pairs]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "name", "messages"),
+    [
+        ({"input": "问", "target": "答", "task_type": "cls"}, {}, "promptcblue", turns("问", "答")),
+        ({"input": "问", "target": "答"}, {}, "prompt_response", turns("问", "答")),
+        ({"context": "问", "target": "答"}, {}, "prompt_response", turns("问", "答")),
+        ({"user": "问", "assistant": "答"}, {}, "prompt_response", turns("问", "答")),
+        ({"q": "问", "a": "答", "x": 1}, {"prompt": "q", "response": "a"}, "prompt_response", turns("问", "答")),
+        (
+            {"q": "三", "a": "四", "h": [["一", "二"]]},
+            {"prompt": "q", "response": "a", "history": "h"},
+            "prompt_response",
+            turns("一", "二", "三", "四"),
+        ),
+        (
+            {"q": "问", "a": "答"},
+            {"prompt": "q", "response": "a", "system_prompt": "短"},
+            "prompt_response",
+            turns("问", "答", system="短"),
+        ),
+        ({"instruction": "问", "input": "", "output": "答"}, {}, "alpaca", turns("问", "答")),
+        ({"instruction": "问", "input": " \n", "output": "答", "system": " "}, {}, "alpaca", turns("问", "答")),
+        ({"instruction": "译", "input": "猫", "output": "cat"}, {}, "alpaca", turns("译\n猫", "cat")),
+        (
+            {"instruction": "三", "output": "四", "history": [["一", "二"]], "system": "短"},
+            {},
+            "alpaca",
+            turns("一", "二", "三", "四", system="短"),
+        ),
+        ({"conversations": sharegpt(("human", "问"), ("gpt", "答"))}, {}, "sharegpt", turns("问", "答")),
+        (
+            {"conversations": sharegpt(("system", "短"), ("user", "问"), ("assistant", "答"))},
+            {},
+            "sharegpt",
+            turns("问", "答", system="短"),
+        ),
+        ({"messages": turns("问", "答", system="短")}, {}, "messages", turns("问", "答", system="短")),
+        ({"dialog": turns("问", "答")}, {}, "messages", turns("问", "答")),
+        ({"conversation": turns("问", "答", "再问", "再答")}, {}, "messages", turns("问", "答", "再问", "再答")),
+        ({"conversations": turns("问", "答")}, {}, "messages", turns("问", "答")),
+    ],
+)
+def test_shapes_become_messages(row, columns, name, messages):
+    assert convert(row, **columns) == (name, {"messages": messages})
+
+
+def test_tool_calls():
+    row = {
+        "conversations": sharegpt(
+            ("human", "天气？"),
+            ("function_call", '{"name": "weather", "arguments": {"city": "北京"}}'),
+            ("observation", '{"temp": 3}'),
+            ("gpt", "三度"),
+        ),
+        "tools": '[{"name": "weather", "description": "", "parameters": {}}]',
+    }
+    name, example = convert(row)
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "北京"}}}
+    assert name == "sharegpt"
+    assert example["messages"][1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert example["messages"][2] == {"role": "tool", "content": '{"temp": 3}'}
+    assert example["tools"] == [
+        {"type": "function", "function": {"name": "weather", "description": "", "parameters": {}}}
+    ]
+
+
+def test_tool_calls_as_json_text_and_results_that_are_empty():
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    messages = [
+        *turns("问"),
+        {"role": "assistant", "content": None, "tool_calls": json.dumps([call])},
+        {"role": "tool", "content": ""},
+        {"role": "tool", "content": None},
+        {"role": "assistant", "content": "答"},
+    ]
+    _, example = convert({"messages": messages})
+    assert example["messages"][1:4] == [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": ""},
+        {"role": "tool", "content": ""},
+    ]
+
+
+def test_thoughts_are_kept_for_the_template():
+    answer = {"role": "assistant", "content": "答", "reasoning_content": "想一想"}
+    assert convert({"messages": [*turns("问"), answer]})[1] == {"messages": [*turns("问"), answer]}
+    without = {**answer, "reasoning_content": None}
+    assert convert({"messages": [*turns("问"), without]})[1] == {"messages": turns("问", "答")}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "问", "chosen": "好", "rejected": "坏"},
+        {"prompt": "问", "selected": "好", "rejected": "坏"},
+        {"chosen": turns("问", "好"), "rejected": turns("问", "坏")},
+        {
+            "conversations": sharegpt(("human", "问")),
+            "chosen": {"from": "gpt", "value": "好"},
+            "rejected": {"from": "gpt", "value": "坏"},
+        },
+    ],
+)
+def test_preferences(row):
+    name, example = convert(row)
+    assert name == "preference"
+    assert example == {
+        "prompt": turns("问"),
+        "chosen": [{"role": "assistant", "content": "好"}],
+        "rejected": [{"role": "assistant", "content": "坏"}],
+    }
+
+
+def test_the_tools_of_a_pair_are_kept():
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    assert convert({"prompt": "问", "chosen": "好", "rejected": "坏", "tools": tools})[1]["tools"] == tools
+
+
+def test_texts():
+    assert convert({"text": "一篇文章"}) == ("text", {"text": "一篇文章"})
+
+
+def test_metadata_is_kept_apart():
+    row = {"input": "问", "target": "甲", "type": "cls", "answer_choices": ["甲", "乙"], "sample_id": "7", "other": 1}
+    assert metadata(row) == {"answer_choices": ["甲", "乙"], "task_type": "cls", "sample_id": "7"}
+    assert "甲，乙" not in str(convert(row)[1]["messages"])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"input": "问", "target": None}, "no 'target'"),
+        ({"input": "问", "target": "  "}, "empty answer"),
+        ({"input": "", "target": "答"}, "empty prompt"),
+        ({"input": ["问"], "target": "答"}, "'input' is a list, not text"),
+        ({"conversations": sharegpt(("human", "问"), ("human", "问"), ("gpt", "答"))}, "two user turns in a row"),
+        ({"conversations": sharegpt(("human", "问"), ("gpt", "答"), ("human", "问"))}, "ends with the user"),
+        ({"conversations": sharegpt(("gpt", "答"), ("human", "问"), ("gpt", "答"))}, "begins with the assistant"),
+        ({"conversations": sharegpt(("human", "问"), ("bot", "答"))}, r"unknown role \('bot'\)"),
+        ({"conversations": sharegpt(("human", "问"), ("gpt", ""))}, "empty answer"),
+        ({"conversations": sharegpt(("human", "问"), ("system", "短"), ("gpt", "答"))}, "not the first"),
+        ({"conversations": sharegpt(("human", "问"), ("observation", "{}"), ("gpt", "答"))}, "without a call"),
+        ({"conversations": sharegpt(("human", "问"), ("function_call", "{"), ("gpt", "答"))}, "not JSON"),
+        ({"messages": [*turns("问"), {"role": "assistant", "tool_calls": "weather"}]}, "not a list of calls"),
+        ({"conversations": [*sharegpt(("human", "问")), {"from": "function_call", "tool_calls": [{}]}]}, "not JSON"),
+        (
+            {"messages": [*turns("问"), {"role": "assistant", "content": [1], "tool_calls": [{"name": "f"}]}]},
+            "is a list",
+        ),
+        ({"messages": [*turns("问"), {"role": "assistant", "content": ["答"]}]}, "the assistant's content is a list"),
+        ({"messages": [*turns("问"), {**turns("", "答")[1], "reasoning_content": ["想"]}]}, "is a list, not text"),
+        ({"conversations": [{"from": "human"}]}, "a turn without"),
+        ({"conversations": []}, "empty conversation"),
+        ({"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "答"}]}, "empty user turn"),
+        ({"prompt": "问", "chosen": "同", "rejected": "同"}, "the same"),
+        ({"instruction": "问", "output": "答", "history": "不是"}, "history"),
+    ],
+)
+def test_a_bad_row_says_why(row, reason):
+    with pytest.raises(RowProblem, match=reason):
+        convert(row)
+
+
+def test_unknown_columns_are_listed():
+    with pytest.raises(UserError, match=r"--response_column 'c' is not a column; there are a, b"):
+        find_schema({"a": 1, "b": 2}, Columns(prompt="a", response="c"), "rows.json")
+    with pytest.raises(UserError, match=r"no known schema in the columns a, b"):
+        find_schema({"a": 1, "b": 2}, Columns(), "rows.json")

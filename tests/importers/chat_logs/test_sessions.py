@@ -1,0 +1,122 @@
+"""Members, rules for messages, sessions and examples."""
+
+import pytest
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.importers.arguments import QQArguments
+from hf_recipes.importers.chat_logs.sessions import ME, SYSTEM, Members, Message, Rules, Run, cut, sessions
+
+
+def members() -> Members:
+    found = Members()
+    found.meet("12345", "小明", "明明")
+    found.meet("12346", "小红")
+    found.meet("12347", "小红")
+    found.meet("明明", "明明", has_number=False)
+    return found
+
+
+def test_me_is_a_number_or_a_nickname_and_every_name_of_it():
+    assert members().find(["12345"]) == members().find(["小明"]) == {"12345", "明明"}
+    assert members().find(["12346", "明明"]) == {"12346", "12345", "明明"}
+    assert members().find([]) == set()
+    with_wechat = members()
+    with_wechat.meet(ME)
+    assert with_wechat.find([]) == {ME}
+
+
+def test_me_is_one_person():
+    with pytest.raises(UserError, match="--me 小红: 2 people have this nickname; give one of 12346, 12347"):
+        members().find(["小红"])
+    with pytest.raises(
+        UserError, match="--me 小刚: nobody of this name or number writes here, but 小明, 小红, 小红, 明明 do"
+    ):
+        members().find(["小刚"])
+
+
+def judge(text: str, sender: str = "12345", **flags):
+    rules = Rules(QQArguments(input=["x"], output_dir="y", **flags), members())
+    return rules.judge(Message(1, 0, sender, text))
+
+
+MEDIA = "[图片], [表情], [语音] and the like"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "repairs", "reason"),
+    [
+        ("你好[表情]", "你好", 1, None),
+        ("[图片]\n山顶的云海！\n[图片]", "山顶的云海！", 1, None),
+        ("[图片][表情]", "", 0, f"nothing but {MEDIA}"),
+        ("[语音]", "", 0, f"nothing but {MEDIA}"),
+        ("[捂脸]好", "[捂脸]好", 0, None),
+        ("@小明 你好", "@小明 你好", 0, None),
+        ("", "", 0, "empty"),
+        ("小明撤回了一条消息", None, 0, "recalled"),
+        ("管理员 撤回了成员 小红 的一条消息", None, 0, "recalled"),
+        ("他刚才撤回了一条消息，你看到了吗", "他刚才撤回了一条消息，你看到了吗", 0, None),
+        ("[QQ红包]我发了一个红包，请使用新版手机QQ查收红包。", None, 0, "card"),
+        ("[视频]你的QQ暂不支持查看视频短片，请升级到最新版本后查看。", None, 0, "card"),
+        ("[群聊的聊天记录]", None, 0, "card"),
+        ('<?xml version="1.0"?><msg serviceID="1">', None, 0, "card"),
+        ('{"app":"com.tencent.miniapp"}', None, 0, "card"),
+        ("[分享]一首歌", None, 0, "card"),
+    ],
+)
+def test_what_of_a_message_is_said(text, said, repairs, reason):
+    found, changed, why = judge(text)
+    assert (why or "").startswith("a card" if reason == "card" else reason or "") and bool(why) == bool(reason)
+    assert len(changed) == repairs
+    if said is not None:
+        assert found == said
+
+
+def test_every_rule_has_a_flag():
+    assert judge("小明撤回了一条消息", recalled="keep")[2] is None
+    assert judge("甲加入本群", SYSTEM)[2] == "system notice"
+    assert judge("甲加入本群", SYSTEM, system_notices="keep")[2] is None
+    assert judge("[分享]一首歌", cards="keep") == ("[分享]一首歌", [], None)
+    assert judge("你好[表情]", media_marks="keep") == ("你好[表情]", [], None)
+    assert judge("@小明 @全体成员 你好@别人", mentions="strip") == ("你好@别人", ["@mentions taken out"], None)
+    assert judge("@小明", mentions="strip") == ("", ["@mentions taken out"], "empty")
+
+
+def test_silence_ends_a_session_and_runs_are_of_one_person():
+    said = [("a", 0), ("a", 60), ("me", 61), ("m2", 62), ("a", 62 + 3600), ("a", 63 + 7200), ("b", 64 + 7200)]
+    messages = [Message(n, time, sender, "x") for n, (sender, time) in enumerate(said)]
+    assert list(sessions(messages, range(len(said)), {"me", "m2"}, 60)) == [
+        [Run("a", [0, 1]), Run(ME, [2, 3]), Run("a", [4])],
+        [Run("a", [5]), Run("b", [6])],
+    ]
+    assert [len(runs) for runs in sessions(messages, [0, 4], set(), 60)] == [1, 1]
+
+
+def cut_up(senders: str, max_turns: int) -> tuple[list[str], dict[int, str]]:
+    """`senders` has m for me; examples come out as the places of their first and last run."""
+    runs = [Run(ME if sender == "m" else sender, [place]) for place, sender in enumerate(senders)]
+    dropped: dict[int, str] = {}
+    examples = [f"{example[0].places[0]}-{example[-1].places[0]}" for example in cut(runs, max_turns, dropped)]
+    return examples, dropped
+
+
+FIRST = "begins a session: there is nothing that it answers"
+LAST = "nothing of mine follows in its session"
+FAR = "more than --max_turns before my answer"
+
+
+@pytest.mark.parametrize(
+    ("senders", "max_turns", "examples", "dropped"),
+    [
+        ("amam", 20, ["0-3"], {}),
+        ("amamam", 4, ["0-3", "4-5"], {}),
+        ("amam", 3, ["0-1", "2-3"], {}),
+        ("mam", 20, ["1-2"], {0: FIRST}),
+        ("amab", 20, ["0-1"], {2: LAST, 3: LAST}),
+        ("abcabm", 3, ["3-5"], {0: FAR, 1: FAR, 2: FAR}),
+        ("abmcabm", 4, ["0-2", "3-6"], {}),
+        ("ab", 20, [], {0: LAST, 1: LAST}),
+        ("m", 20, [], {0: FIRST}),
+    ],
+)
+def test_examples_end_with_me(senders, max_turns, examples, dropped):
+    assert cut_up(senders, max_turns) == (examples, dropped)

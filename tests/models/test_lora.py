@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from conftest import ROOT, build_tokenizer, tiny_model
+from hf_recipes.core.errors import UserError
+from hf_recipes.models.loading import fit_embeddings, keeps_packed_rows_apart
+from hf_recipes.models.lora import attach_lora, linear_modules, load_adapter, read_lora_config
+
+
+def written(tmp_path, **settings) -> str:
+    path = tmp_path / "lora.json"
+    path.write_text(json.dumps(settings))
+    return str(path)
+
+
+FAMILIES = {
+    "llama": "llama",
+    "qwen": "qwen3",
+    "bloom": "bloom",
+    "pythia": "gpt_neox",
+    "falcon": "falcon",
+    "all_linear": "llama",
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), FAMILIES.items())
+def test_family_files_fit_their_family(name, kind):
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+        "intermediate_size": 64,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    path, linear = str(ROOT / "configs" / f"lora_{name}.json"), set(linear_modules(model))
+    adapted = attach_lora(model, read_lora_config(path), path, [])
+    trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+    covered = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trained}
+    assert covered == linear
+
+
+def test_both_spellings_and_any_key_of_peft(tmp_path):
+    ours = read_lora_config(written(tmp_path, lora_r=4, lora_target_modules="q_proj, v_proj", use_dora=True))
+    peft = read_lora_config(written(tmp_path, r=4, target_modules=["q_proj", "v_proj"], use_dora=True))
+    assert ours.to_dict() == peft.to_dict() and ours.use_dora and set(ours.target_modules) == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lora_rank": 8}, r"unknown key 'lora_rank' \(did you mean"),
+        ({"lora_r": 8, "r": 4}, "says again"),
+        ({"lora_r": 0, "target_modules": "all-linear"}, None),
+        ({"lora_r": "8"}, 'r is "8"; expected a number'),
+        ({"lora_alpha": None}, "lora_alpha is null; expected a number"),
+        ({"lora_target_modules": 5}, "target_modules is 5; expected a list"),
+        ({"lora_target_modules": "*("}, "nothing to repeat"),
+        ({"lora_target_modules": "all-linear", "inference_mode": True}, "nothing to train"),
+    ],
+)
+def test_bad_keys(tmp_path, settings, message):
+    path = written(tmp_path, **settings)
+    with pytest.raises(UserError, match=message):
+        attach_lora(tiny_model(64), read_lora_config(path), path, [])
+
+
+def test_modules_that_the_model_lacks(tmp_path):
+    path = written(tmp_path, lora_r=2, lora_target_modules=["query_key_value"])
+    with pytest.raises(
+        UserError, match=r"names 'query_key_value', which Qwen3ForCausalLM lacks; .*q_proj, up_proj, v_proj"
+    ):
+        attach_lora(tiny_model(64), read_lora_config(path), path, [])
+
+
+def test_not_json(tmp_path):
+    (tmp_path / "lora.json").write_text("{")
+    with pytest.raises(UserError, match=r"lora.json: not JSON"):
+        read_lora_config(str(tmp_path / "lora.json"))
+    with pytest.raises(UserError, match="no such file"):
+        read_lora_config(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_tokens_are_trained_saved_and_loaded(tmp_path, tied):
+    """A template's new tokens get embeddings that learn; base and adapter from disk give the trained model's logits."""
+    model = tiny_model(560)
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.02)
+    model.save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    tokenizer = build_tokenizer()
+    fresh = [f"<|new{i}|>" for i in range(560 - len(tokenizer) + 3)]
+    tokenizer.add_special_tokens({"additional_special_tokens": fresh})
+    fit_embeddings(model, tokenizer)
+    new = tokenizer.convert_tokens_to_ids(fresh)
+    assert model.get_input_embeddings().weight.shape[0] == 563
+    adapted = attach_lora(model, read_lora_config(None), None, new)
+    ids = torch.tensor([[5, new[0], 7, new[-1], 9]])
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=1.0)
+    before = adapted(ids).logits.detach()
+    for _ in range(2):
+        adapted(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = adapted(ids).logits.detach()
+    assert (after - before)[0, :, new[0]].abs().max() > 1e-3
+    adapted.save_pretrained(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    fit_embeddings(base, tokenizer)
+    loaded = load_adapter(base, str(tmp_path / "adapter"))
+    assert torch.allclose(loaded(ids).logits, after, atol=1e-5)
+
+
+def test_an_adapter_for_another_base(tmp_path):
+    adapted = attach_lora(tiny_model(64), read_lora_config(None), None, [])
+    adapted.save_pretrained(tmp_path / "adapter")
+    sizes = {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 64}
+    config = AutoConfig.for_model("qwen3", num_attention_heads=2, num_key_value_heads=1, **sizes)
+    other = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(
+        UserError, match=r"an adapter for another base: it has model.layers.0.*of size 32, where this base has 16"
+    ):
+        load_adapter(other, str(tmp_path / "adapter"))
+    shallow = tiny_model(64)
+    shallow.model.layers = shallow.model.layers[:1]
+    with pytest.raises(UserError, match=r"model.layers.1.*which this base lacks"):
+        load_adapter(shallow, str(tmp_path / "adapter"))
+
+
+def test_an_adapter_without_some_of_its_tensors(tmp_path):
+    adapted = attach_lora(tiny_model(64), read_lora_config(None), None, [])
+    adapted.save_pretrained(tmp_path)
+    assert load_adapter(tiny_model(64), str(tmp_path))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    half = {name: tensor for name, tensor in tensors.items() if "layers.0" in name}
+    save_file(half, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match=rf"lacks {len(tensors) - len(half)} of the {len(tensors)} tensors .*layers.1"):
+        load_adapter(tiny_model(64), str(tmp_path))
+
+
+def test_a_folder_that_is_no_adapter(tmp_path):
+    tiny_model(64).save_pretrained(tmp_path / "whole")
+    with pytest.raises(UserError, match="holds a whole model, not an adapter"):
+        load_adapter(tiny_model(64), str(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "apart"), [("llama", True), ("qwen3", True), ("gpt_neox", True), ("bloom", False), ("falcon", False)]
+)
+def test_packing_is_tried_on_the_model(kind, apart):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
+    extra = {"falcon": {"alibi": True}, "qwen3": {"num_key_value_heads": 2, "head_dim": 8}}.get(kind, {})
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **extra))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert keeps_packed_rows_apart(model.to(dtype)) is apart

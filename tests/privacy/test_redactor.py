@@ -1,0 +1,193 @@
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.privacy.redactor import PLACEHOLDERS, Redactor, Span, mentioned
+
+FOLDER = Path(__file__).parent
+ID_CARD = "110196199003071234"
+
+
+def read(name: str) -> list[dict]:
+    return [json.loads(line) for line in (FOLDER / name).read_text("utf-8").splitlines()]
+
+
+def planted_spans(row: dict) -> list[tuple[int, int, str]]:
+    spans, position = [], 0
+    for kind, value in row["spans"]:
+        start = row["text"].index(value, position)
+        position = start + len(value)
+        spans.append((start, position, kind))
+    return spans
+
+
+@pytest.fixture(scope="module")
+def redactor() -> Redactor:
+    return Redactor(json.loads((FOLDER / "people.json").read_text("utf-8")))
+
+
+# The country before a number and the like may belong to a span or not.
+MARGIN = 6
+
+
+def test_what_is_planted_is_found_and_little_else(redactor):
+    """Counted are spans; a found one is right if it covers planted ones of its kind and hardly more."""
+    rows, innocent = read("positive.jsonl"), read("innocent.jsonl")
+    planted, hit, found, right = Counter(), Counter(), Counter(), Counter()
+    wrong = []
+    for row in rows + innocent:
+        wanted, spans = planted_spans(row) if "spans" in row else [], redactor.find(row["text"])
+        for start, end, kind in wanted:
+            planted[kind] += 1
+            covered = any(span.kind == kind and span.start <= start and end <= span.end for span in spans)
+            hit[kind] += covered
+            wrong += [] if covered else [f"missed {kind}: {row['text']}"]
+        for span in spans:
+            found[span.kind] += 1
+            within = [(s, e) for s, e, kind in wanted if span.kind == kind and span.start <= s and e <= span.end]
+            is_right = bool(within) and span.end - span.start <= sum(e - s for s, e in within) + MARGIN
+            right[span.kind] += is_right
+            wrong += [] if is_right else [f"false {span.kind}: {row['text']}"]
+    table = "\n".join(f"{kind:10} {planted[kind]:4} {hit[kind]:4} {found[kind]:4} {right[kind]:4}" for kind in planted)
+    report = "\n".join(["kind    planted  hit found right", table, *wrong])
+    assert len(rows) >= 300 and len(innocent) >= 300
+    assert set(planted) == set(PLACEHOLDERS)
+    assert hit.total() / planted.total() >= 0.98, report
+    assert right.total() / found.total() >= 0.95, report
+    for kind, count in planted.items():
+        assert hit[kind] / count >= 0.95 and right[kind] / found[kind] >= 0.9, report
+
+
+def test_what_is_innocent_stays(redactor):
+    rows = read("innocent.jsonl")
+    wrong = [f"{span.kind}: {row['text']}" for row in rows for span in redactor.find(row["text"])]
+    assert len(wrong) <= 0.01 * len(rows), "\n".join(wrong)
+
+
+def test_redacting_twice_changes_nothing_more(redactor):
+    for row in read("positive.jsonl") + read("innocent.jsonl"):
+        once, counts = redactor.redact(row["text"])
+        assert redactor.redact(once) == (once, Counter()), row["text"]
+        assert counts == Counter(span.kind for span in redactor.find(row["text"]))
+
+
+def test_spans_are_in_the_texts_own_characters():
+    text = "我叫😀，电话１５４　１２３４　５６７８，或者1541234 5678。"
+    assert Redactor().find(text) == [Span(22, 34, "mobile")]
+    text = "😀电话：１５４１２３４５６７８，邮箱ａ.b＠example．com"
+    assert [(span.kind, text[span.start : span.end]) for span in Redactor().find(text)] == [
+        ("mobile", "１５４１２３４５６７８"),
+        ("email", "ａ.b＠example．com"),
+    ]
+
+
+def test_placeholders_say_what_stood_there():
+    text = "张三的号是154-1234-5678，邮箱zs@example.com，QQ：98765432，见https://example.com/?id=1&token=abc123"
+    redacted, counts = Redactor().redact(text)
+    assert redacted == "张三的号是<手机号>，邮箱<邮箱>，QQ：<QQ号>，见https://example.com/?id=1&token=<密钥>"
+    assert counts == Counter(mobile=1, email=1, qq=1, secret=1)
+
+
+def test_a_person_keeps_one_placeholder_under_all_names():
+    redactor = Redactor({"老桨": ["江远帆", "9000012345"], "阿树": ["林树生"]})
+    text = "阿树：江远帆在吗？@老桨 林树生找你，QQ9000012345"
+    assert redactor.redact(text)[0] == "用户2：用户1在吗？@用户1 用户2找你，QQ用户1"
+    assert redactor.redact("老桨")[0] == "用户1"
+
+
+def test_the_longest_name_wins_and_words_stay_whole():
+    redactor = Redactor(["Kevin", "Kevin Zhao", "阿树", "阿树的猫"])
+    assert redactor.redact("Kevin Zhao, Kevin and Kevins: 阿树的猫和阿树")[0] == "用户2, 用户1 and Kevins: 用户4和用户3"
+
+
+def test_names_that_are_words_are_replaced_only_where_someone_is_addressed():
+    redactor = Redactor(["明天", "我", "用户2"])
+    assert redactor.redact("明天我去，@明天 @我 来吗")[0] == "明天我去，@用户1 @用户2 来吗"
+    assert (
+        redactor.redact("明天：我不去\n我(20010017)\n明天，我们走")[0] == "用户1：我不去\n用户2(20010017)\n明天，我们走"
+    )
+    assert redactor.redact("用户2说")[0] == "用户2说"
+
+
+def test_short_forms_of_a_name_are_the_same_person():
+    redactor = Redactor({"ღ糖糖ღ": [], "Kevin_Zhao": ["赵凯文"], "真的吗？": []})
+    assert redactor.redact("糖糖来了，KEVIN_ZHAO和kevin_zhao也来")[0] == "用户1来了，用户2和用户2也来"
+    assert redactor.redact("凯文哥在吗，@凯文 凯文同学")[0] == "用户2哥在吗，@用户2 用户2同学"
+    assert redactor.redact("真的吗")[0] == "真的吗"
+
+
+def test_a_given_name_is_a_persons_where_it_is_called():
+    redactor = Redactor({"老桨": ["江远帆"]})
+    assert redactor.redact("远帆，你看\n远帆哥说\n@远帆 在吗")[0] == "用户1，你看\n用户1哥说\n@用户1 在吗"
+    assert redactor.redact("海上远帆点点")[0] == "海上远帆点点"
+
+
+def test_whom_a_parcel_names_goes_without_a_number():
+    redactor = Redactor(["老桨", "满晓棠"])
+    text = "收件人：何美珍，联系人 邓国平女士，户名：满晓棠，收件人：本人，联系人 王老师，姓名：高中"
+    assert redactor.redact(text)[0] == (
+        "收件人：用户，联系人 用户女士，户名：用户2，收件人：本人，联系人 王老师，姓名：高中"
+    )
+
+
+def test_mentions_end_at_a_space_and_mean_somebody():
+    assert mentioned("@甲乙 你好@丙丁\u2005@全体成员 发到a@example.com @戊己") == ["甲乙", "丙丁", "戊己"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        (f"{ID_CARD[:-1]}5", []),
+        (f"身份证{ID_CARD[:-1]}5", ["id_card"]),
+        ("1541234567890123", []),
+        ("订单号15412345678", []),
+        ("价格15400000000元", []),
+        ("6299991234567890128", []),
+        ("拨打10086或400-820-8820", []),
+        ("192.168.1.1和8.8.8.8", []),
+        ("v203.0.113.7", []),
+        ("快递单号SF1402938475610，圆通YT8839201746523", []),
+        ("伤害打了15412345678", []),
+        ("文件有15412345678 B", []),
+        ("look at example.com", []),
+        ("邮箱是bob at example.com", ["email"]),
+        ("bob(at)example(dot)com", ["email"]),
+        ("String#length.foo", []),
+        ("密码锁要换电池", []),
+        ("密码：8848a@b", ["secret"]),
+        ("max_new_tokens=4096", []),
+        ("卫星Sentinel-2", []),
+        ("卫星laozhang-pj01", ["wechat"]),
+        ("2013QQ音乐", []),
+        ("去江西路12号", ["address"]),
+        ("住在北京市朝阳区", []),
+        ("住在北京市朝阳区建国路88号", ["address"]),
+    ],
+)
+def test_what_a_checksum_or_a_word_decides(text, kinds):
+    assert [span.kind for span in Redactor().find(text)] == kinds
+
+
+def test_kinds_are_chosen_by_name():
+    text = "老桨，154-1234-5678，zs@example.com"
+    assert Redactor(["老桨"], kinds=["email"]).redact(text)[0] == "老桨，154-1234-5678，<邮箱>"
+    assert Redactor(["老桨"], kinds=["person"]).redact(text)[0] == "用户1，154-1234-5678，zs@example.com"
+    with pytest.raises(UserError, match=re.escape("unknown kind of personal data 'phone': choose of secret, email")):
+        Redactor(kinds=["phone"])
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("1", "号", "1-", "微信a", "&a", "a.", "a@", "地址市", "路1号", ":0", "京A1", "\n1 "),
+        *("微信搜", "a(at)", "a点", "密码a", "token=a", "镇甲", "3栋1", "QQ1 ", "收件人王", "路1号甲", "sk-", "@a "),
+    ],
+)
+def test_long_repetitions_are_read_in_time(piece):
+    """A pattern that backtracks would take minutes over any of these."""
+    text = piece * 20_000
+    assert Redactor().redact(text)[0].count("<") <= len(text)

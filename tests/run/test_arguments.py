@@ -1,0 +1,177 @@
+"""Every setting that a stage inherits acts, or is refused in a sentence before anything is read."""
+
+import dataclasses
+from itertools import chain
+
+import pytest
+from transformers import TrainingArguments
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import Parser
+from hf_recipes.run.arguments import (
+    DPOArguments,
+    GRPOArguments,
+    KTOArguments,
+    PretrainArguments,
+    RewardArguments,
+    SFTArguments,
+)
+
+
+def names(text: str) -> list[str]:
+    return text.split()
+
+
+# What acts in every stage: seen in transformers' Trainer (5.23) or in ours, which read it.
+ACTS = names("""
+    output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
+    lr_scheduler_kwargs warmup_steps optim weight_decay adam_beta1 adam_beta2 adam_epsilon gradient_accumulation_steps
+    max_grad_norm bf16 fp16 tf32 activation_checkpointing gradient_checkpointing torch_compile torch_compile_backend
+    torch_compile_mode torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node
+    logging_nan_inf_filter log_level log_level_replica disable_tqdm report_to run_name eval_strategy eval_steps
+    eval_delay per_device_eval_batch_size eval_on_start save_only_model save_strategy save_steps save_on_each_node
+    save_total_limit push_to_hub hub_token hub_private_repo hub_model_id hub_strategy load_best_model_at_end
+    metric_for_best_model full_determinism seed use_cpu dataloader_num_workers dataloader_pin_memory
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp
+    deepspeed debug skip_memory_metrics resume_from_checkpoint local_rank use_liger_kernel
+""")
+ROWS = names("data_seed dataloader_in_order train_sampling_strategy trust_remote_code")
+PAIRS = names("disable_dropout max_length pad_to_multiple_of activation_offloading")
+REFERENCE = names("precompute_ref_log_probs router_aux_loss_coef beta loss_type")
+STAGES = {
+    SFTArguments: (
+        SFTConfig,
+        ROWS,
+        names("""label_smoothing_factor average_tokens_across_devices neftune_noise_alpha router_aux_loss_coef
+        max_length packing padding_free pad_to_multiple_of loss_type activation_offloading"""),
+    ),
+    PretrainArguments: (TrainingArguments, names("average_tokens_across_devices neftune_noise_alpha")),
+    RewardArguments: (RewardConfig, ROWS, PAIRS, names("neftune_noise_alpha center_rewards_coefficient")),
+    DPOArguments: (
+        DPOConfig,
+        ROWS,
+        PAIRS,
+        REFERENCE,
+        names("loss_weights ld_alpha f_divergence_type use_weighting"),
+    ),
+    KTOArguments: (KTOConfig, ROWS, PAIRS, REFERENCE, names("desirable_weight undesirable_weight")),
+    GRPOArguments: (
+        GRPOConfig,
+        names("""data_seed dataloader_in_order trust_remote_code router_aux_loss_coef disable_dropout
+        cast_lm_head_to_fp32 num_generations max_completion_length ds3_gather_for_generation shuffle_dataset
+        pad_to_multiple_of generation_batch_size steps_per_generation temperature top_p top_k repetition_penalty
+        use_vllm beta num_iterations epsilon epsilon_high delta importance_sampling_level multi_objective_aggregation
+        scale_rewards
+        loss_type mask_truncated_completions top_entropy_quantile entropy_coef use_adaptive_entropy
+        off_policy_mask_threshold use_bias_correction_kl log_completions
+        use_transformers_continuous_batching use_transformers_paged"""),
+    ),
+}
+NUMBERS = {"per_device_train_batch_size": 8, "report_to": "none"}
+
+
+def other_than(value):
+    """A value of the same type, where it has one."""
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else "other"
+
+
+def shown(value) -> str:
+    return "-".join(value) if isinstance(value, dict) else ""
+
+
+def refusal(kind, **settings) -> str | None:
+    """The sentence that says why `kind` does not take these, if it is about them."""
+    try:
+        kind(output_dir="run", **{**NUMBERS, **settings})
+    except (ValueError, ImportError) as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", STAGES, ids=lambda kind: kind.__name__)
+def test_an_inherited_setting_acts_or_is_refused(kind):
+    config, *more = STAGES[kind]
+    defaults = {one.name: one for one in dataclasses.fields(kind)}
+    acts = {*ACTS, *chain(*more)}
+    inherited = {one.name for one in dataclasses.fields(config)}
+    assert acts <= inherited
+    refused = set()
+    for name in sorted(inherited - acts):
+        one = defaults[name]
+        default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+        said = refusal(kind, **{name: other_than(default)})
+        assert said and said.startswith(f"--{name} ") and len(said) < 250, f"{name}: {said}"
+        assert kind(output_dir="run", **{**NUMBERS, name: default})
+        refused.add(name)
+    assert {"do_train", "ignore_data_skip", "use_cache"} <= refused
+
+
+def test_rloo_refuses_what_only_grpo_has():
+    acts = {*ACTS, *STAGES[GRPOArguments][1]} - {one.name for one in dataclasses.fields(RLOOConfig)}
+    defaults = {one.name: one.default for one in dataclasses.fields(GRPOArguments)}
+    assert acts >= {"delta", "loss_type", "entropy_coef"}
+    for name in acts:
+        said = refusal(GRPOArguments, algorithm="rloo", **{name: other_than(defaults[name])})
+        assert said == f"--{name} has no effect with --algorithm rloo"
+
+
+ALLOWED = [
+    (DPOArguments, {"label_smoothing": 0.1, "loss_type": ["sigmoid", "robust"]}),
+    (DPOArguments, {"f_alpha_divergence_coef": 0.3, "f_divergence_type": "alpha_divergence"}),
+    (DPOArguments, {"discopop_tau": 0.1, "loss_type": ["discopop"]}),
+    (KTOArguments, {"precompute_ref_batch_size": 2, "precompute_ref_log_probs": True}),
+    (SFTArguments, {"label_smoothing_factor": 0.1}),
+    (SFTArguments, {"packing": True, "shuffle_dataset": True}),
+    (SFTArguments, {"greater_is_better": True, "metric_for_best_model": "rougeL"}),
+    (SFTArguments, {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}),
+    (SFTArguments, {"optim": "sgd", "optim_args": "momentum=0.9"}),
+    (SFTArguments, {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}),
+    (SFTArguments, {"include_num_input_tokens_seen": "false"}),
+    (GRPOArguments, {"loss_type": "sapo", "sapo_temperature_pos": 2.0}),
+    (GRPOArguments, {"use_adaptive_entropy": True, "entropy_target": 0.5}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), ALLOWED, ids=lambda value: "-".join(value) if type(value) is dict else ""
+)
+def test_what_it_needs_makes_a_setting_act(kind, settings):
+    assert refusal(kind, **settings) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        (SFTArguments, {"report_to": "none,swanlab"}, "--report_to none,swanlab: none stands alone"),
+        (DPOArguments, {"report_to": ["tensorboard", "all"]}, "--report_to tensorboard,all: all stands alone"),
+        (SFTArguments, {"loss_type": "nlll"}, "--loss_type nlll: no such loss; there are nll and dft"),
+        (SFTArguments, {"loss_type": "dft", "label_smoothing_factor": 0.1}, "no effect without --loss_type nll"),
+        (SFTArguments, {"use_liger_kernel": True}, "--use_liger_kernel: not installed"),
+        (RewardArguments, {"max_new_tokens": 4}, "--max_new_tokens has no effect here"),
+        (
+            SFTArguments,
+            {"gradient_checkpointing": True, "activation_checkpointing": False},
+            "--gradient_checkpointing and --activation_checkpointing contradict each other",
+        ),
+    ],
+    ids=shown,
+)
+def test_settings_that_contradict_each_other(kind, settings, said, monkeypatch):
+    monkeypatch.setattr("hf_recipes.run.arguments.find_spec", lambda name: None if "liger" in name else name)
+    assert said in (refusal(kind, **settings) or "nothing was said")
+
+
+@pytest.mark.parametrize("value", ["true", "all", "non_padding"])
+def test_tokens_are_counted_once_whatever_is_asked_for(value, tmp_path):
+    argv = ["--output_dir", str(tmp_path), "--report_to", "none", "--include_num_input_tokens_seen", value]
+    with pytest.raises(UserError, match="--include_num_input_tokens_seen has no effect here; tokens without padding"):
+        Parser([SFTArguments]).parse(argv)
+
+
+def test_a_mixtures_balance_is_for_mixtures(sft, model_dir, pairs, tmp_path):
+    argv = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", tmp_path / "run"]
+    code, _, err = sft(*argv, "--router_aux_loss_coef", 0.1, "--dry_run")
+    assert code == 1 and "--router_aux_loss_coef is for mixtures of experts; qwen3 is none" in err

@@ -1,0 +1,145 @@
+"""Learning from rewards: the order of the prompts, the reference, and the loss at any accumulation."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import same, tiny_model, weights, write_jsonl
+from hf_recipes.data.chat.prompts import PromptReader, read_prompts
+from hf_recipes.models.lora import attach_lora, load_adapter, read_lora_config
+from hf_recipes.rewards.weighted_sum import RewardArguments, Rewards
+from hf_recipes.run.arguments import GRPOArguments
+from hf_recipes.stages.grpo import GroupSampler, build_trainer
+
+LORA = "configs/lora_all_linear.json"
+
+
+def test_a_prompt_stands_in_a_group_and_a_batch_is_repeated():
+    sampler = GroupSampler(3, group=2, prompts=2, repeats=2, seed=0, shuffle=False)
+    assert list(sampler) == [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 0, 0, 2, 2, 0, 0] and len(sampler) == 16
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    sampler = GroupSampler(7, group=3, prompts=4, repeats=1, seed=5)
+    first = list(sampler)
+    assert list(sampler) == first and set(first) == set(range(7))
+    sampler.set_epoch(1)
+    assert list(sampler) != first and set(sampler) == set(range(7))
+    assert first == list(GroupSampler(7, group=3, prompts=4, repeats=1, seed=5))
+
+
+@pytest.fixture
+def prompts(tokenizer, tmp_path):
+    rows = [{"prompt": f"第{i}个问题？", "response": "好的，我们去公园散步吧！"} for i in range(4)]
+    reader = PromptReader([str(write_jsonl(tmp_path / "rows.jsonl", rows))], tokenizer)
+    return read_prompts(reader)[0]
+
+
+def made(tokenizer, prompts, folder, model=None, has_adapter=False, reference=None, **settings):
+    defaults = {"num_generations": 4, "max_completion_length": 8, "learning_rate": 1e-2, "logging_steps": 1}
+    defaults |= {"report_to": "none", "bf16": False, "max_steps": 2, "save_strategy": "no", "max_source_length": 64}
+    args = GRPOArguments(output_dir=str(folder), **{**defaults, **settings})
+    if model is None:
+        torch.manual_seed(0)
+        model = attach_lora(tiny_model(len(tokenizer)), read_lora_config(LORA), LORA, [])
+    rewards = Rewards(RewardArguments(["chinese", "length:2-4=0.5"]))
+    return build_trainer(model, args, prompts, tokenizer, rewards, reference=reference, goes_on=has_adapter)
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_the_loss_is_the_same_at_any_accumulation(tokenizer, prompts, tmp_path, algorithm):
+    found = []
+    for size, accumulated in ((8, 1), (1, 8)):
+        batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+        batch |= {"optim": "sgd", "learning_rate": 1.0}  # whose updates are as large as the gradients
+        trainer = made(tokenizer, prompts, tmp_path / f"{size}", algorithm=algorithm, **batch)
+        trainer.train()
+        trainer.save_model()
+        found.append((trainer, weights(tmp_path / f"{size}")))
+    (one, own), (other, theirs) = found
+    for key in ("reward", "rewards/chinese/mean", "num_tokens", "completions/mean_length"):
+        assert logged(one, key) == pytest.approx(logged(other, key), abs=1e-5)
+    assert all(torch.allclose(own[key], theirs[key], atol=1e-5) for key in own)
+    assert max(own[key].abs().max() for key in own if "lora_B" in key) > 1e-3
+
+
+@pytest.mark.parametrize("begins", [True, "pissa"])
+def test_a_new_adapter_is_compared_with_the_model_without_it(tokenizer, prompts, tmp_path, begins):
+    lora = read_lora_config(LORA)
+    lora.init_lora_weights = begins
+    model = attach_lora(tiny_model(len(tokenizer)), lora, LORA, [])
+    trainer = made(tokenizer, prompts, tmp_path, model, per_device_train_batch_size=8, beta=1.0)
+    assert list(trainer.model.peft_config) == ["default"]
+    assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == {
+        name for name, _ in trainer.model.named_parameters() if "lora_" in name
+    }
+    trainer.train()
+    kl = logged(trainer, "kl")
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-6
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_model_without_an_adapter_is_compared_with_its_twin(tokenizer, prompts, tmp_path, algorithm):
+    models = [tiny_model(len(tokenizer)) for _ in range(2)]
+    how = {"per_device_train_batch_size": 8, "beta": 0.5, "temperature": 0.6, "algorithm": algorithm}
+    trainer = made(tokenizer, prompts, tmp_path, models[0], reference=models[1].requires_grad_(False), **how)
+    trainer.train()
+    kl = logged(trainer, "kl")
+    assert kl[0] == pytest.approx(0, abs=1e-6) and abs(kl[1]) > 1e-6
+
+
+def test_a_trained_adapter_is_compared_with_itself_at_the_start(tokenizer, prompts, tmp_path):
+    torch.manual_seed(1)
+    trained = attach_lora(tiny_model(len(tokenizer)), read_lora_config(LORA), LORA, [])
+    for name, parameter in trained.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    trained.save_pretrained(tmp_path / "start")
+    start = weights(tmp_path / "start")
+    model = load_adapter(tiny_model(len(tokenizer)), str(tmp_path / "start"), is_trainable=True)
+    trainer = made(tokenizer, prompts, tmp_path / "run", model, True, per_device_train_batch_size=8, beta=1.0)
+    frozen = {name: p.clone() for name, p in trainer.model.named_parameters() if not p.requires_grad}
+    assert any(".ref." in name for name in frozen)
+    trainer.train()
+    kl = logged(trainer, "kl")
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[1] > 1e-6
+    assert all(torch.equal(p, frozen[name]) for name, p in trainer.model.named_parameters() if name in frozen)
+    trainer.save_model()
+    assert not (tmp_path / "run" / "ref").exists()
+    assert not same(start, weights(tmp_path / "run")) and start.keys() == weights(tmp_path / "run").keys()
+
+
+def test_answers_end_at_the_templates_end_of_turn(tokenizer, prompts, tmp_path):
+    trainer = made(tokenizer, prompts, tmp_path, per_device_train_batch_size=8)
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in trainer.eos_token_ids
+    assert trainer._tokenize_prompts([list(prompts[0].ids)])[0] == [prompts[0].ids.tolist()]
+    assert np.array_equal(trainer.train_dataset[0]["prompt"], prompts[0].ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"per_device_train_batch_size": 6}, r"--num_generations 4 does not divide the 6 answers .*; 3 does"),
+        ({"num_generations": 1}, "at least 2 answers"),
+        ({"algorithm": "rloo", "loss_type": "grpo"}, "--loss_type has no effect with --algorithm rloo"),
+        ({"reward_clip_range": [-1, 1]}, "are of --algorithm rloo"),
+        ({"beta": -1}, "--beta -1: expected at least 0"),
+        ({"temperature": 0}, "answers have to differ"),
+        ({"loss_type": "bnpo", "gradient_accumulation_steps": 4}, "bnpo divides by the tokens of each batch, .* has 4"),
+        ({"top_entropy_quantile": 0.2, "gradient_accumulation_steps": 2}, "--per_device_train_batch_size to 16"),
+        (
+            {"entropy_coef": 0.1, "gradient_accumulation_steps": 2, "steps_per_generation": 3},
+            "--steps_per_generation 3: --entropy_coef needs a multiple of --gradient_accumulation_steps 2",
+        ),
+        ({"reward_weights": [1.0]}, "use --rewards NAME=WEIGHT"),
+        ({"use_vllm": True}, "pip install vllm"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, settings, message):
+    defaults = {"num_generations": 4, "per_device_train_batch_size": 8, "report_to": "none"}
+    with pytest.raises(ValueError, match=message):
+        GRPOArguments(output_dir=str(tmp_path), **{**defaults, **settings})
