@@ -5,7 +5,8 @@ python scripts/chat.py --model_name_or_path MODEL --load_in_4bit --cli
 python scripts/chat.py --model_name_or_path MODEL --host 0.0.0.0 --auth user:password
 """
 
-from hf_recipes.apps.chat.launch import ChatArguments, check, choose_devices, load, run
+from hf_recipes.apps.chat.arguments import ChatArguments
+from hf_recipes.apps.chat.launch import check, choose_devices, load, run
 from hf_recipes.core.settings import Parser, run_script
 
 

@@ -10,8 +10,9 @@ from typing import Literal
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.settings import Parser, run_script
-from hf_recipes.hub.download import DEMO_MODEL, download
+from hf_recipes.hub.download import download
 from hf_recipes.hub.review_samples import download_reviews
+from hf_recipes.models.demo_model import DEMO_MODEL, download_demo
 
 
 @dataclass
@@ -37,7 +38,10 @@ def main() -> None:
         say(f"pairs in {folder}: --train_file {folder}/train.jsonl --validation_file {folder}/test.jsonl")
         return
     model = arguments.model or DEMO_MODEL
-    folder = download(model, arguments.source, arguments.revision, arguments.output_dir)
+    if arguments.source == "demo":
+        folder = download_demo(arguments.output_dir)
+    else:
+        folder = download(model, arguments.source, arguments.revision, arguments.output_dir)
     if (folder / "config.json").is_file():
         say(f"model in {folder}: --model_name_or_path {folder}")
     else:

@@ -5,7 +5,8 @@ python scripts/kto.py … --train_file comments.jsonl --label_column like_count 
 """
 
 from hf_recipes.core.settings import run_script
-from hf_recipes.run.arguments import KTOArguments, UnpairedArguments
+from hf_recipes.data.arguments import UnpairedArguments
+from hf_recipes.run.arguments import KTOArguments
 from hf_recipes.run.run import GO_ON, Run
 from hf_recipes.stages.preference import build_rated_trainer, other_evaluations, prepare_rated, rated_figures
 

@@ -18,9 +18,9 @@ from hf_recipes.evaluation.predict import (
     read_ledger,
     write_submission,
 )
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.decoding import Decoding
 from hf_recipes.models.for_inference import load_for_inference, open_for_inference
-from hf_recipes.models.loading import ModelArguments
 
 
 def main() -> None:

@@ -15,13 +15,14 @@ def main() -> None:
     for package in ("datatrove", "opencc"):
         if find_spec(package) is None:
             raise UserError(f"{package} is not installed: pip install -e '.[corpus]'")
-    from hf_recipes.corpus.pipeline import CorpusArguments, prepare_corpus
+    from hf_recipes.corpus.arguments import CorpusArguments
+    from hf_recipes.corpus.pipeline import prepare_corpus
 
     parser = Parser([CorpusArguments])
     [args] = parser.parse()
     tokenizer = None
     if args.tokenize:
-        from hf_recipes.models.loading import load_tokenizer
+        from hf_recipes.models.tokenizer import load_tokenizer
 
         options = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
         tokenizer, _ = load_tokenizer(args.model_name_or_path, needs_template=False, **options)

@@ -8,12 +8,13 @@ python scripts/pretrain.py --config_name configs/models/qwen3_30m.json --tokeniz
 from functools import partial
 
 from hf_recipes.core.settings import run_script
-from hf_recipes.data.pretraining.mixture_sources import prepare_mixture
+from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
-from hf_recipes.run.arguments import PretrainArguments, SourceArguments
+from hf_recipes.run.arguments import PretrainArguments
 from hf_recipes.run.evaluate_callback import build_evaluations, with_validation
 from hf_recipes.run.run import GO_ON, Run
 from hf_recipes.stages.pretrain import block_figures, build_trainer, leaks
+from hf_recipes.stages.pretrain_data import prepare_mixture
 
 
 def main() -> None:

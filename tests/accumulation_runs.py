@@ -13,16 +13,16 @@ import torch
 from transformers import set_seed
 
 from conftest import conversation, write_jsonl
+from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
-from hf_recipes.data.pretraining.mixture_sources import prepare_mixture
-from hf_recipes.models.loading import load_config, load_model, load_tokenizer
+from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.reward_head import load_reward_model
+from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.rewards.weighted_sum import RewardArguments as RewardSettings
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import (
     PAIR_LOSSES,
     SORTING_LOSSES,
-    DataArguments,
     DPOArguments,
     GRPOArguments,
     KTOArguments,
@@ -30,10 +30,9 @@ from hf_recipes.run.arguments import (
     PretrainArguments,
     RewardArguments,
     SFTArguments,
-    SourceArguments,
-    UnpairedArguments,
 )
 from hf_recipes.stages import grpo, preference, pretrain, reward, sft
+from hf_recipes.stages.pretrain_data import prepare_mixture
 
 UPDATE = 8
 COUNT = 12  # an update of eight rows, and one of four

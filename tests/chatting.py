@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from conftest import tiny_model
 from hf_recipes.apps.chat.engine import Engine, open_engine
-from hf_recipes.models.loading import ModelArguments
+from hf_recipes.models.arguments import ModelArguments
 
 
 @pytest.fixture(scope="module")

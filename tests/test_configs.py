@@ -12,13 +12,13 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_
 from conftest import ROOT, tiny_model
 from hf_recipes.apps.mixture.sizes import folder_sizes
 from hf_recipes.core.settings import Parser
+from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
 from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.from_config import PretrainModelArguments, read_model_config
 from hf_recipes.models.lora import read_lora_config
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.run.arguments import (
-    DataArguments,
     DPOArguments,
     GRPOArguments,
     KTOArguments,
@@ -26,8 +26,6 @@ from hf_recipes.run.arguments import (
     PretrainArguments,
     RewardArguments,
     SFTArguments,
-    SourceArguments,
-    UnpairedArguments,
 )
 
 CONFIGS = ROOT / "configs"

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import ROOT
-from hf_recipes.hub.download import DEMO_MODEL
+from hf_recipes.models.demo_model import DEMO_MODEL
 
 TITLES = {"README.md": "From a crawl to a published adapter", "README_zh.md": "从爬虫数据到发布的适配器"}
 BASE = ".cache/SmolLM2-135M-Instruct"

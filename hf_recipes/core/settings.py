@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """``" (did you mean X?)"`` for the known name closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def setting(text: str, default: Any = None) -> Any:
+    """A dataclass field with its help for ``--help``."""
+    return field(default=default, metadata={"help": text})
 
 
 class Parser(HfArgumentParser):

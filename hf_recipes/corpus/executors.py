@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,24 +24,21 @@ from datatrove.utils.logging import logger
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import disk_problem
+from hf_recipes.core.settings import setting
 
 POLL = 10.0  # seconds between two looks at what Slurm has done
-
-
-def _help(text: str, default=None):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class ExecutorArguments:
     """Where the work is done."""
 
-    workers: int = _help("Tasks at a time, of one core each.", 1)
-    executor: Literal["local", "slurm", "ray"] = _help("This machine, a Slurm cluster, or a Ray cluster.", "local")
-    slurm_partition: str | None = _help("Partition of the jobs.")
-    slurm_time: str = _help("Time limit of a job.", "24:00:00")
-    sbatch_args: list[str] | None = _help("More of sbatch's options, as account=me qos=high.")
-    memory_gb: int = _help("Memory that is asked of Slurm or Ray for a worker.", 2)
+    workers: int = setting("Tasks at a time, of one core each.", 1)
+    executor: Literal["local", "slurm", "ray"] = setting("This machine, a Slurm cluster, or a Ray cluster.", "local")
+    slurm_partition: str | None = setting("Partition of the jobs.")
+    slurm_time: str = setting("Time limit of a job.", "24:00:00")
+    sbatch_args: list[str] | None = setting("More of sbatch's options, as account=me qos=high.")
+    memory_gb: int = setting("Memory that is asked of Slurm or Ray for a worker.", 2)
 
     def __post_init__(self):
         if self.workers < 1:

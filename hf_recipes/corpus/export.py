@@ -14,9 +14,10 @@ from datatrove.pipeline.base import PipelineStep
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import new_folder, to_json
-from hf_recipes.corpus.steps import removals
+from hf_recipes.corpus.dedup import removals
 from hf_recipes.data.files.file_io import CHUNK
-from hf_recipes.data.pretraining.token_shards import DocumentEncoder, Shard, ShardWriter
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
+from hf_recipes.data.pretraining.token_shards import Shard, ShardWriter
 
 BATCH, BATCH_CHARACTERS = 512, 1 << 18  # documents tokenized at once, a few dozen MB
 

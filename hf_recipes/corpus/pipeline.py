@@ -11,9 +11,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from datatrove.pipeline.dedup.exact_dedup import ExactFindDedups
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
@@ -23,28 +22,18 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, writing
 from hf_recipes.core.ledger import LEDGER, PLACES, UNUSABLE, Entry, Ledger, write_ledgers
 from hf_recipes.corpus import tasks as corpus_tasks
-from hf_recipes.corpus.cleaning import MIN_CHINESE
-from hf_recipes.corpus.executors import ExecutorArguments, _help, run_stage
+from hf_recipes.corpus.arguments import CorpusArguments
+from hf_recipes.corpus.decontamination import Decontaminate, index_evaluation
+from hf_recipes.corpus.dedup import EXACT, KeepFirst, SignExactly, SignNearly
+from hf_recipes.corpus.executors import run_stage
 from hf_recipes.corpus.export import Export, plan_shards, save_tokenizer
 from hf_recipes.corpus.folder import clear, entered, once
-from hf_recipes.corpus.steps import (
-    EXACT,
-    Book,
-    Decontaminate,
-    Keep,
-    KeepFirst,
-    ReadDocuments,
-    Repair,
-    Rules,
-    SignExactly,
-    SignNearly,
-    index_evaluation,
-)
+from hf_recipes.corpus.steps import Book, Keep, ReadDocuments, Repair, Rules
 from hf_recipes.corpus.tasks import plan_tasks
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
-from hf_recipes.data.pretraining.token_shards import DocumentEncoder, Shard, write_manifest
-from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
+from hf_recipes.data.pretraining.token_shards import Shard, write_manifest
 from hf_recipes.data.schemas.registry import Columns
 
 if TYPE_CHECKING:
@@ -56,75 +45,6 @@ READ_WHOLE = 1 << 30  # bytes of input up to which digests are of the content, b
 FREE = {"workers", "executor", "slurm_partition", "slurm_time", "sbatch_args", "memory_gb", "overwrite_output_dir"}
 FREE |= {"output_dir", "cache_dir", "max_drop_ratio"}
 RESUME_HINT = "make room, or see to whose it is, and the same command goes on"
-
-
-@dataclass
-class CorpusArguments(ExecutorArguments):
-    """Which documents, what is done to them, and what comes out."""
-
-    input_files: list[str] = field(
-        default_factory=list, metadata={"help": "Files, globs, folders or Hub ids, or name=one of them; each a source."}
-    )
-    output_dir: str | None = _help("Folder of the corpus; a folder in it for each source.")
-    schema: str | None = _help(f"Shape of the rows ({', '.join(DOCUMENT_SCHEMAS)}); detected by default.")
-    prompt_column: str | None = _help("Column of the text, or of the question.")
-    response_column: str | None = _help("Column of the answer.")
-    txt_documents: Literal["lines", "blank", "entry"] | None = _help(
-        "Documents of a .txt file: lines, what blank lines part, or 词条： entries; detected by default."
-    )
-    control_characters: bool = _help("Take control characters out.", False)
-    nfkc: bool = _help("Normalize to NFKC, but not Chinese punctuation, nor in programs.", False)
-    simplify: bool = _help("Traditional → Simplified Chinese.", False)
-    min_chars: int | None = _help("Drop documents of fewer characters.")
-    max_chars: int | None = _help("Drop documents of more characters.")
-    quality: bool = _help("Drop what the rules of hf_recipes/data/cleaning.py say is no good Chinese prose.", False)
-    min_chinese: float = _help("With --quality: the least share of Chinese characters.", MIN_CHINESE)
-    exact_dedup: bool = _help("Drop documents that repeat an earlier one.", False)
-    near_dedup: bool = _help("Drop documents that are nearly an earlier one (MinHash).", False)
-    decontaminate: list[str] | None = _help("Evaluation files; documents that share text with them are dropped.")
-    decontamination_ngram: int = _help("So many words or Chinese characters in a row are shared text.", 20)
-    privacy: bool = _help("Take personal data out.", False)
-    privacy_names: list[str] | None = _help("With --privacy: names of people to take out.")
-    shard_size: int = _help("Documents in a shard.", 20_000)
-    tokenize: bool = _help("Write token shards in place of text.", False)
-    model_name_or_path: str | None = _help("With --tokenize: the model whose tokenizer it is.")
-    document_end_token: str | None = _help("With --tokenize: what ends a document; by default the eos token.")
-    trust_remote_code: bool = _help("Run code that comes with the tokenizer.", False)
-    max_drop_ratio: float = _help("Stop when more than this share of the rows cannot be used at all.", 0.01)
-    cache_dir: str | None = _help("Where downloads are cached.")
-    overwrite_output_dir: bool = _help("Start over in a folder that holds an earlier run.", False)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.input_files:
-            raise ValueError("--input_files is missing: the documents")
-        if not self.output_dir:
-            raise ValueError("--output_dir is missing: where the corpus goes")
-        if self.schema is not None and self.schema not in DOCUMENT_SCHEMAS:
-            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(DOCUMENT_SCHEMAS)}")
-        for name, least in (("min_chars", 0), ("max_chars", 1), ("shard_size", 1), ("decontamination_ngram", 5)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} {value}: expected at least {least}")
-        if not 0 <= self.min_chinese <= 1 or not 0 <= self.max_drop_ratio <= 1:
-            raise ValueError("--min_chinese and --max_drop_ratio: expected shares from 0 to 1")
-        if (self.min_chars or 0) > (self.max_chars or float("inf")):
-            raise ValueError(f"--min_chars {self.min_chars} is more than --max_chars {self.max_chars}")
-        if self.tokenize != bool(self.model_name_or_path):
-            raise ValueError("--tokenize and --model_name_or_path go together: name the model whose tokenizer it is")
-        if self.document_end_token and not self.tokenize:
-            raise ValueError("--document_end_token has no effect without --tokenize")
-        if self.privacy_names and not self.privacy:
-            raise ValueError("--privacy_names has no effect without --privacy")
-
-    @property
-    def repairs(self) -> list[str]:
-        wanted = {
-            "control characters": self.control_characters,
-            "NFKC": self.nfkc,
-            "traditional characters": self.simplify,
-        }
-        return [name for name, is_wanted in wanted.items() if is_wanted]
 
 
 def prepare_corpus(

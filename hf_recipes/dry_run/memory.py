@@ -19,11 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_recipes.core.heap import MAPPED
-from hf_recipes.dry_run.sharding import Sharding
-from hf_recipes.evaluation.method import ForwardPass
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.compute import ForwardPass
 from hf_recipes.models.forward import losses_at, takes
-from hf_recipes.models.loading import ModelArguments, weight_dtype
+from hf_recipes.models.loading import weight_dtype
 from hf_recipes.models.lora import attach_lora, read_adapter_config, read_lora_config
+from hf_recipes.trainer.sharding import Sharding
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hf_recipes.models.loading import has_accelerator
+from hf_recipes.models.devices import has_accelerator
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +15,18 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.dry_run.checks import check_trained
 from hf_recipes.dry_run.memory import Batch, Memory, estimate, skeleton
 from hf_recipes.dry_run.peak_memory import in_units
-from hf_recipes.evaluation.method import ForwardPass
-from hf_recipes.models.loading import has_accelerator, joins_rows, keeps_packed_rows_apart, without_deepspeed
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.compute import ForwardPass
+from hf_recipes.models.devices import has_accelerator
+from hf_recipes.models.loading import without_deepspeed
+from hf_recipes.models.packing_check import joins_rows, keeps_packed_rows_apart
 from hf_recipes.models.quantization import read_bnb_config
-from hf_recipes.run.arguments import ModelArguments, RunArguments, SFTArguments
-from hf_recipes.run.model import check_trained
+
+if TYPE_CHECKING:
+    from hf_recipes.run.arguments import RunArguments, SFTArguments
 
 # What a twin of a model is shrunk to; a family whose sizes hang together in another way has no twin.
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -139,7 +145,7 @@ def row_lengths(rows: Dataset, column: str = "labels") -> tuple[np.ndarray, np.n
     return np.concatenate(tokens), np.concatenate(learned)
 
 
-def largest_batch(tokens: np.ndarray, learned: np.ndarray, args: SFTArguments, joined: bool = False) -> Batch:
+def largest_batch(tokens: np.ndarray, learned: np.ndarray, args: "SFTArguments", joined: bool = False) -> Batch:
     """The batch of the longest rows, with logits wherever one of them has a label.
 
     Args:
@@ -152,7 +158,7 @@ def largest_batch(tokens: np.ndarray, learned: np.ndarray, args: SFTArguments, j
     return Batch(*shape, max(1, int(learned[longest].sum())), packed=packed, fused_head=not args.use_cpu)
 
 
-def row_figures(train: Dataset, ledger: Ledger, args: SFTArguments, attention: str | None = None) -> Figures:
+def row_figures(train: Dataset, ledger: Ledger, args: "SFTArguments", attention: str | None = None) -> Figures:
     """The figures of tokenized rows, packed or not, for this implementation of attention."""
     tokens, learned = own = row_lengths(train)
     blocks = None
@@ -176,7 +182,7 @@ def row_figures(train: Dataset, ledger: Ledger, args: SFTArguments, attention: s
 
 def make_plan(
     model_args: ModelArguments,
-    args: RunArguments,
+    args: "RunArguments",
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     added_tokens: list[str],
@@ -292,7 +298,7 @@ def _check_positions(plan: Plan, config: PretrainedConfig, model) -> None:
     plan.notes.append(f"{text}, which may cost quality; {flag.split()[0]} {limit} keeps to it")
 
 
-def _notes(plan: Plan, args: RunArguments) -> list[str]:
+def _notes(plan: Plan, args: "RunArguments") -> list[str]:
     notes = []
     rows = plan.figures.blocks or plan.figures.rows
     if rows < plan.global_batch:
@@ -324,7 +330,7 @@ def _free_bytes() -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def _lighter(memory: Memory, args: RunArguments, flag: str) -> str:
+def _lighter(memory: Memory, args: "RunArguments", flag: str) -> str:
     """The flags that would lower the largest parts, the most useful first."""
     found = memory.parts
     options = {}

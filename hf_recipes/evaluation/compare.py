@@ -3,7 +3,7 @@
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
-from hf_recipes.evaluation.method import Compute, Method, Record, run_method
-from hf_recipes.evaluation.methods.preference_accuracy import differences, draw_histogram
-from hf_recipes.evaluation.reports import tables as report
+from hf_recipes.evaluation.method import Method, Outcome, run_method, versions
+from hf_recipes.evaluation.methods.preference_accuracy import differences
+from hf_recipes.evaluation.reports import plots
+from hf_recipes.evaluation.reports.plots import draw_histogram
 from hf_recipes.metrics import text as metrics
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
+from hf_recipes.models.compute import Compute
 from hf_recipes.models.generate import not_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_recipes.evaluation.registry import EvaluationArguments
+    from hf_recipes.models.arguments import ModelArguments
     from hf_recipes.models.decoding import Decoding
-    from hf_recipes.models.loading import ModelArguments
 
 METRICS, REPORT = "metrics.json", "report.html"
 MAX_LABELS = 60  # of a confusion matrix that can be read
@@ -89,18 +91,6 @@ def check_results(folder: OutputFolder, evaluations: Iterable[str], models: Iter
     return claims
 
 
-@dataclass
-class Outcome:
-    """Records and metrics of one model by evaluation."""
-
-    records: dict[str, list[Record]]
-    metrics: dict[str, dict[str, float]]
-
-    @property
-    def flat(self) -> dict[str, float]:
-        return {f"{name}_{key}": value for name, found in self.metrics.items() for key, value in found.items()}
-
-
 def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size: int, what: str) -> Outcome:
     """Every method on the model; what it is doing is printed.
 
@@ -156,10 +146,10 @@ def pictures(folder: Path, methods: Mapping[str, Method], outcomes: Mapping[str,
                 matrix, labels = metrics.confusion(predictions, references)
                 if len(labels) <= MAX_LABELS:
                     paths.append(folder / f"{name}_{who}.png")
-                    report.draw_confusion(matrix, labels, paths[-1])
+                    plots.draw_confusion(matrix, labels, paths[-1])
         elif method.name == "single_choice":
             paths.append(folder / f"{name}.png")
-            report.draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, paths[-1])
+            plots.draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, paths[-1])
         found[name] = paths
     return found
 
@@ -189,16 +179,6 @@ def settings_of(
         "nll_prefix_token": evaluation.nll_prefix_token,
         "decoding": asdict(decoding),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of what decides a figure."""
-    import torch
-    import transformers
-
-    from hf_recipes import __version__
-
-    return {"hf_recipes": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
 
 
 def few_shot_of(path: str | None, count: int) -> dict[str, Any] | None:
@@ -239,11 +219,3 @@ def write_results(
         results["change"] = {name: change._asdict() for name, change in changes.items()}
         write_json(path / METRICS, {**results, "settings": settings})
         folder.settle()
-
-
-def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[float | None, list[Record]]]:
-    """Rows of records, one of each model, with the first model's value; the worst first where there are values."""
-    values = method.values(outcomes[0])
-    first = next(iter(values.values()), [None] * len(outcomes[0]))
-    rows = list(zip(first, map(list, zip(*outcomes, strict=True)), strict=True))
-    return sorted(rows, key=lambda row: (row[0] is None, row[0] or 0.0))

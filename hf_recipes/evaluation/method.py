@@ -1,40 +1,26 @@
 """What all ways of evaluating a model on a file have in common."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+
+from hf_recipes.models.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 Record = dict[str, Any]
-
-
-@dataclass
-class Compute:
-    """How a method may use the machine.
-
-    Args:
-        batch_size: sequences in a forward pass.
-        before_batch: called before each batch; may raise to end the evaluation.
-        synced: weights are parted over processes (ZeRO's stage 3, FSDP), so that all must run as many forward passes.
-    """
-
-    batch_size: int = 8
-    before_batch: Callable[[], None] = lambda: None
-    synced: bool = False
-
-
-@dataclass(frozen=True)
-class ForwardPass:
-    """The largest forward pass of an evaluation: `rows` × `length` tokens, and how many each row is continued by.
-
-    `new_tokens` is None where the tokens are scored alone, without a cache.
-    """
-
-    rows: int
-    length: int
-    new_tokens: int | None = None
 
 
 class Method(Protocol):
@@ -97,3 +83,33 @@ def run_method(
         found = dict(gather_object(list(zip(own, records, strict=True))))
         records = [found[unit] for unit in range(len(method))]
     return records, method.summarise(records)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a figure."""
+    import torch
+    import transformers
+
+    from hf_recipes import __version__
+
+    return {"hf_recipes": __version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[float | None, list[Record]]]:
+    """Rows of records, one of each model, with the first model's value; the worst first where there are values."""
+    values = method.values(outcomes[0])
+    first = next(iter(values.values()), [None] * len(outcomes[0]))
+    rows = list(zip(first, map(list, zip(*outcomes, strict=True)), strict=True))
+    return sorted(rows, key=lambda row: (row[0] is None, row[0] or 0.0))
+
+
+@dataclass
+class Outcome:
+    """Records and metrics of one model by evaluation."""
+
+    records: dict[str, list[Record]]
+    metrics: dict[str, dict[str, float]]
+
+    @property
+    def flat(self) -> dict[str, float]:
+        return {f"{name}_{key}": value for name, found in self.metrics.items() for key, value in found.items()}

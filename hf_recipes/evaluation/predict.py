@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.ledger import Ledger, shown
+from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.data.files.records import Record
 from hf_recipes.data.schemas.registry import SCHEMAS, Columns
 from hf_recipes.evaluation.resumable_output import Results, digest
 from hf_recipes.metrics.text import without_thoughts
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.decoding import Decoding
 from hf_recipes.models.for_inference import computes_bf16
 from hf_recipes.models.generate import continue_batches, not_numbers, plan_batches, stop_tokens
-from hf_recipes.models.loading import ModelArguments, own_generation_config, weight_dtype
+from hf_recipes.models.generation_settings import own_generation_config
+from hf_recipes.models.loading import weight_dtype
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,32 +34,30 @@ DRAWS = {"temperature", "top_p", "top_k"}  # settings that transformers warns of
 SUBMISSIONS = {"promptcblue": "test_predictions.json"}
 
 
-def _help(text: str, default=None):
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass
 class PredictArguments:
     """Which rows are answered, and where the answers go."""
 
     input_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
     output_file: str = field(metadata={"help": "A jsonl file: every row with its answer, in the order of the input."})
-    overwrite_output: bool = _help("Start over where the output file is there already.", False)
-    prediction_column: str = _help("Name of the answer.", "prediction")
-    batch_size: int = _help("Rows answered together.", 8)
-    max_source_length: int | None = _help("Tokens of a prompt at the most; by default what the model's context holds.")
-    submission: Literal["promptcblue"] | None = _help("Also write the file that a benchmark wants.")
-    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    schema: str | None = _help(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
-    prompt_column: str | None = _help("Column of the question.")
-    response_column: str | None = _help("Column of the answer, where there is one.")
-    history_column: str | None = _help("Column of earlier [question, answer] pairs.")
-    system_prompt: str | None = _help("System turn for rows that have none.")
-    text_as: Literal["continuation", "question"] = _help(
+    overwrite_output: bool = setting("Start over where the output file is there already.", False)
+    prediction_column: str = setting("Name of the answer.", "prediction")
+    batch_size: int = setting("Rows answered together.", 8)
+    max_source_length: int | None = setting(
+        "Tokens of a prompt at the most; by default what the model's context holds."
+    )
+    submission: Literal["promptcblue"] | None = setting("Also write the file that a benchmark wants.")
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    schema: str | None = setting(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
+    prompt_column: str | None = setting("Column of the question.")
+    response_column: str | None = setting("Column of the answer, where there is one.")
+    history_column: str | None = setting("Column of earlier [question, answer] pairs.")
+    system_prompt: str | None = setting("System turn for rows that have none.")
+    text_as: Literal["continuation", "question"] = setting(
         "Rows of bare text are continued, or asked as a user's question.", "continuation"
     )
-    trust_remote_code: bool = _help("Run code that comes with the model.", False)
-    cache_dir: str | None = _help("Where downloads are cached.")
+    trust_remote_code: bool = setting("Run code that comes with the model.", False)
+    cache_dir: str | None = setting("Where downloads are cached.")
 
     def __post_init__(self):
         if self.schema is not None and self.schema not in SCHEMAS:
@@ -159,7 +160,7 @@ def open_results(
 
 def settings_of_model(model_args: ModelArguments, config: "PretrainedConfig") -> tuple[dict[str, Any], dict[str, str]]:
     """What of a model decides what it gives, and the versions that it ran under."""
-    from hf_recipes.evaluation.compare import versions
+    from hf_recipes.evaluation.method import versions
     from hf_recipes.models.quantization import read_bnb_config
 
     bf16 = computes_bf16()

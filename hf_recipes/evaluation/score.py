@@ -7,10 +7,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import setting
 from hf_recipes.data.schemas.registry import SCHEMAS, SIDES, Columns
-from hf_recipes.evaluation.method import Compute
 from hf_recipes.evaluation.predict import WINDOW, append_ready, settings_of_model
 from hf_recipes.evaluation.resumable_output import Results
+from hf_recipes.models.compute import Compute
 from hf_recipes.models.generate import not_numbers
 
 if TYPE_CHECKING:
@@ -19,14 +20,10 @@ if TYPE_CHECKING:
 
     from hf_recipes.core.ledger import Ledger
     from hf_recipes.data.files.records import Record
-    from hf_recipes.models.loading import ModelArguments
+    from hf_recipes.models.arguments import ModelArguments
 
 ROWS = 256  # encoded at a time
 NAMES = ("score", *(f"score_{side}" for side in SIDES))
-
-
-def _help(text: str, default=None):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -35,17 +32,17 @@ class ScoreArguments:
 
     input_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
     output_file: str = field(metadata={"help": "A jsonl file: every row with its score, in the order of the input."})
-    overwrite_output: bool = _help("Start over where the output file is there already.", False)
-    batch_size: int = _help("Conversations scored together.", 16)
-    max_length: int | None = _help("Longer conversations get no score; by default what the model's context holds.")
-    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    schema: str | None = _help(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
-    prompt_column: str | None = _help("Column of the question.")
-    response_column: str | None = _help("Column of the answer.")
-    history_column: str | None = _help("Column of earlier [question, answer] pairs.")
-    system_prompt: str | None = _help("System turn for rows that have none.")
-    trust_remote_code: bool = _help("Run code that comes with the model.", False)
-    cache_dir: str | None = _help("Where downloads are cached.")
+    overwrite_output: bool = setting("Start over where the output file is there already.", False)
+    batch_size: int = setting("Conversations scored together.", 16)
+    max_length: int | None = setting("Longer conversations get no score; by default what the model's context holds.")
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    schema: str | None = setting(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
+    prompt_column: str | None = setting("Column of the question.")
+    response_column: str | None = setting("Column of the answer.")
+    history_column: str | None = setting("Column of earlier [question, answer] pairs.")
+    system_prompt: str | None = setting("System turn for rows that have none.")
+    trust_remote_code: bool = setting("Run code that comes with the model.", False)
+    cache_dir: str | None = setting("Where downloads are cached.")
 
     def __post_init__(self):
         if self.schema is not None and self.schema not in SCHEMAS:
@@ -177,8 +174,8 @@ def score_rows(model: "PreTrainedModel", reader: AnswerReader, results: Results,
 
     Batches are formed as in `predict`: after an interruption they are the same again.
     """
-    from hf_recipes.evaluation.methods.preference_accuracy import rewards
     from hf_recipes.models import forward
+    from hf_recipes.models.reward_head import rewards
 
     rows, start = iter(reader), 0
     with forward.evaluating(model):

@@ -23,9 +23,11 @@ from hf_recipes.export.parity import (
     default_tolerance,
     parity_prompts,
 )
+from hf_recipes.models import weight_files
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.for_inference import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.from_gguf import load_gguf_model, read_metadata
-from hf_recipes.models.loading import ModelArguments, stop_at_eos
+from hf_recipes.models.generation_settings import stop_at_eos
 from hf_recipes.models.pretokenizers import mixed_texts, named_like
 
 if TYPE_CHECKING:
@@ -93,8 +95,8 @@ def export(args: ExportArguments) -> Path:
     stop_at_eos(model, tokenizer)
     generation = model.generation_config
     del model
-    folder = merge_record.local_folder(name, args.model_revision, args.cache_dir)
-    stored = str(merge_record.commonest(merge_record.stored_dtypes(folder)) or config.dtype).removeprefix("torch.")
+    folder = weight_files.local_folder(name, args.model_revision, args.cache_dir)
+    stored = str(weight_files.commonest(weight_files.stored_dtypes(folder)) or config.dtype).removeprefix("torch.")
     outtype = args.outtype or OUTTYPES.get(stored, "f16")
     file_name = f"{merge_record.shown_name(name).rsplit('/', 1)[-1]}-{outtype}.gguf"
     with writing(f"--output_dir {target}", "make room or name another"), new_folder(target) as partial:

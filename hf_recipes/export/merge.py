@@ -20,8 +20,12 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import new_folder, write_text, writing
 from hf_recipes.export import merge_record
 from hf_recipes.export.parity import answer, compare, default_tolerance, parity_prompts
+from hf_recipes.models import weight_files
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.devices import has_accelerator
 from hf_recipes.models.for_inference import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.loading import ModelArguments, has_accelerator, load_config, make_savable, stop_at_eos
+from hf_recipes.models.generation_settings import make_savable, stop_at_eos
+from hf_recipes.models.loading import load_config
 from hf_recipes.models.lora import load_adapter, read_adapter_config
 
 if TYPE_CHECKING:
@@ -60,8 +64,8 @@ class MergeArguments:
     cache_dir: str | None = None
 
     def __post_init__(self):
-        if self.dtype not in ("auto", *merge_record.FLOATS.values()):
-            raise ValueError(f"--dtype {self.dtype}: expected auto, {', '.join(merge_record.FLOATS.values())}")
+        if self.dtype not in ("auto", *weight_files.FLOATS.values()):
+            raise ValueError(f"--dtype {self.dtype}: expected auto, {', '.join(weight_files.FLOATS.values())}")
         if self.weights is None:
             self.weights = [1.0] * len(self.peft_path)
         if len(self.weights) != len(self.peft_path):
@@ -190,7 +194,7 @@ def _open(args: MergeArguments, configs: Sequence["PeftConfig"]) -> Sources:
     trained = configs[0].trainable_token_indices or []
     trained = [index for indices in trained.values() for index in indices] if isinstance(trained, dict) else trained
     new = sorted({*trained, *range(config.get_text_config().vocab_size, len(tokenizer))})
-    folder = merge_record.local_folder(name, revision, args.cache_dir)
+    folder = weight_files.local_folder(name, revision, args.cache_dir)
     return Sources(base, config, folder, tokenizer, new, is_reward_model(config, args.peft_path[0]))
 
 
@@ -232,7 +236,7 @@ def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, A
     stop_at_eos(model, sources.tokenizer)
     make_savable(model)
     model.save_pretrained(
-        partial, max_shard_size=args.max_shard_size or merge_record.largest_shard(sources.folder) or WHOLE
+        partial, max_shard_size=args.max_shard_size or weight_files.largest_shard(sources.folder) or WHOLE
     )
     sources.tokenizer.save_pretrained(partial)
     del model
@@ -326,8 +330,8 @@ def _cast(model: "PreTrainedModel", sources: Sources, wanted: str) -> torch.dtyp
     if wanted != "auto":
         most = getattr(torch, wanted)
     else:
-        stored = merge_record.stored_dtypes(sources.folder)
-        most = merge_record.commonest(stored) or sources.config.dtype or torch.float32
+        stored = weight_files.stored_dtypes(sources.folder)
+        most = weight_files.commonest(stored) or sources.config.dtype or torch.float32
     heads = {name for name, module in model.named_modules() if isinstance(module, ScoreHead)}
     for name, weight in model.named_parameters():
         is_head = name.rpartition(".")[0] in heads

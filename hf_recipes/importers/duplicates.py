@@ -36,7 +36,7 @@ def near_duplicates(texts: Iterable[str], work: Path) -> Sequence[int]:
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
     from datatrove.utils.logging import logger
 
-    from hf_recipes.corpus.steps import KeepFirst, SignNearly
+    from hf_recipes.corpus.dedup import KeepFirst, SignNearly
 
     logger.remove()  # what datatrove writes to stderr
     signatures, pairs, found = (work / name for name in ("signatures", "pairs", "found"))

@@ -14,7 +14,6 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.chat.unpaired import UnpairedEncoder
 from hf_recipes.data.pretraining.mixture_policy import read_policy
-from hf_recipes.data.pretraining.mixture_sources import open_corpora, prepare_mixture
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.packed_rows import PackedConversations
 from hf_recipes.inspection.preference_rows import Answers, Pairs
@@ -26,6 +25,7 @@ from hf_recipes.run.data import read_rows, tokenize_rows
 from hf_recipes.stages import sft
 from hf_recipes.stages.grpo import read_prompt_sets
 from hf_recipes.stages.preference import weigh_labels
+from hf_recipes.stages.pretrain_data import open_corpora, prepare_mixture
 
 
 def read_sets(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rows], list[str]]:

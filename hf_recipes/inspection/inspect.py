@@ -13,7 +13,7 @@ from hf_recipes.inspection.report import Examples, Report, Section, Table, clip
 from hf_recipes.inspection.rows import Rows
 from hf_recipes.inspection.stages import Settings
 from hf_recipes.inspection.token_view import Pen
-from hf_recipes.models.loading import load_tokenizer
+from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.privacy.redactor import Redactor
 
 ON_PAGE = 10  # times as many rows as in the terminal

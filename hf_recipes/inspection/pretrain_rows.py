@@ -7,9 +7,9 @@ import numpy as np
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, Ledger
 from hf_recipes.data.pretraining.corpora import Reader
+from hf_recipes.data.pretraining.document_stream import Cursor, read_chunks
 from hf_recipes.data.pretraining.mixture import Blocks, Mixture
 from hf_recipes.data.pretraining.stored_blocks import StoredBlocks
-from hf_recipes.data.pretraining.streamed_blocks import Cursor, read_chunks
 from hf_recipes.inspection.checks import DOCUMENT, Texts
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.report import Example, Strip, Table, share

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import details_hidden
 from hf_recipes.core.settings import Parser
+from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
 from hf_recipes.data.chat.prompts import find_prompt_schema
 from hf_recipes.data.examples import find_plan
 from hf_recipes.data.files.sources import find_sources
@@ -17,7 +18,6 @@ from hf_recipes.data.schemas.registry import Columns, find_schema
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.from_config import PretrainModelArguments
 from hf_recipes.run.arguments import (
-    DataArguments,
     DPOArguments,
     GRPOArguments,
     KTOArguments,
@@ -26,8 +26,6 @@ from hf_recipes.run.arguments import (
     RewardArguments,
     RunArguments,
     SFTArguments,
-    SourceArguments,
-    UnpairedArguments,
 )
 from hf_recipes.run.data import columns_of
 

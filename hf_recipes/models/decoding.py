@@ -1,15 +1,13 @@
 """How the next token is chosen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from hf_recipes.core.settings import setting
 
 if TYPE_CHECKING:
     import torch
-
-
-def _help(text: str, default):
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -20,14 +18,16 @@ class Decoding:
         ValueError: a value outside its range, or one that has no effect beside the others.
     """
 
-    max_new_tokens: int = _help("Tokens to generate at the most.", 256)
-    do_sample: bool = _help("Draw each token instead of taking the likeliest.", False)
-    temperature: float = _help("Divides the logits before a token is drawn.", 1.0)
-    top_p: float = _help("Draw from the likeliest tokens that together have this probability.", 1.0)
-    top_k: int = _help("Draw from so many of the likeliest tokens; 0 for all.", 0)
-    repetition_penalty: float = _help("Over 1 makes tokens that were there before, the prompt's too, less likely.", 1.0)
-    num_beams: int = _help("Beams of a beam search; 1 for none.", 1)
-    seed: int = _help("Of the draws.", 42)
+    max_new_tokens: int = setting("Tokens to generate at the most.", 256)
+    do_sample: bool = setting("Draw each token instead of taking the likeliest.", False)
+    temperature: float = setting("Divides the logits before a token is drawn.", 1.0)
+    top_p: float = setting("Draw from the likeliest tokens that together have this probability.", 1.0)
+    top_k: int = setting("Draw from so many of the likeliest tokens; 0 for all.", 0)
+    repetition_penalty: float = setting(
+        "Over 1 makes tokens that were there before, the prompt's too, less likely.", 1.0
+    )
+    num_beams: int = setting("Beams of a beam search; 1 for none.", 1)
+    seed: int = setting("Of the draws.", 42)
 
     def __post_init__(self):
         for name, least in (("max_new_tokens", 1), ("num_beams", 1), ("top_k", 0), ("seed", 0)):

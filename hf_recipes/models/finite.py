@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from hf_recipes.models.loading import ModelArguments
+    from hf_recipes.models.arguments import ModelArguments
 
 MOST = 3.4028234663852886e38
 WHY = "holds NaN or infinite values, with which the model would give logits that are not numbers"
@@ -41,7 +41,7 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    from hf_recipes.export.merge_record import local_folder
+    from hf_recipes.models.weight_files import local_folder
 
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return

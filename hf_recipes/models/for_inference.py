@@ -3,17 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.loading import (
-    ModelArguments,
-    cpu_computes_bf16,
-    fit_embeddings,
-    has_accelerator,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
+from hf_recipes.models.loading import fit_embeddings, load_config, load_model
 from hf_recipes.models.lora import is_reward_adapter, load_adapter, read_adapter_config
 from hf_recipes.models.quantization import is_quantized
+from hf_recipes.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import nearest, read_json_object
-from hf_recipes.models.loading import ModelArguments, load_config, load_model
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.loading import load_config, load_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

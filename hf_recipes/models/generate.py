@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.chat.prompts import Prompt
-from hf_recipes.evaluation.method import Compute, ForwardPass, Record
-from hf_recipes.metrics.text import score
 from hf_recipes.models.decoding import Decoding
 from hf_recipes.models.for_inference import only_these
 
@@ -182,77 +179,3 @@ def generate(
         for index, continuation in zip(batch, found, strict=True):
             texts[index] = continuation.text.strip()
     return texts
-
-
-class Generation:
-    """Answers prompts and compares the answers with the references, where there are some.
-
-    Args:
-        prompts: as `read_prompts` or a `PromptReader` gives them.
-        stop_ids: tokens that end an answer, beside the model's and tokenizer's own (`PromptReader.stop_ids`).
-    """
-
-    name = "generation"
-
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        tokenizer: "PreTrainedTokenizerBase",
-        decoding: Decoding | None = None,
-        stop_ids: Sequence[int] = (),
-    ):
-        self.prompts, self.tokenizer, self.stop_ids = prompts, tokenizer, stop_ids
-        self.decoding = decoding or Decoding()
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`;
-        `is_finite` where it is False (see `Continuation`)."""
-        ids = [self.prompts[unit].ids for unit in units]
-        records: list[Record] = [{}] * len(units)
-        for batch, found in continue_batches(
-            model,
-            self.tokenizer,
-            ids,
-            plan_batches(ids, how.batch_size),
-            self.decoding,
-            stop_ids=self.stop_ids,
-            keys=units,
-            before_batch=how.before_batch,
-            synced=how.synced,
-        ):
-            for index, continuation in zip(batch, found, strict=True):
-                prompt = self.prompts[units[index]]
-                records[index] = {
-                    "place": prompt.place,
-                    "question": prompt.question,
-                    "reference": prompt.reference,
-                    "prediction": prompt.trim(continuation.text),
-                    "choices": (prompt.meta or {}).get("answer_choices"),
-                    "meta": prompt.meta,
-                    "tokens": continuation.tokens,
-                    "finished": continuation.finished,
-                }
-                if not continuation.is_finite:
-                    records[index]["is_finite"] = False
-        return records
-
-    def largest_pass(self, batch_size: int) -> ForwardPass:
-        rows = min(batch_size, len(self)) * self.decoding.num_beams
-        return ForwardPass(rows, max(len(prompt.ids) for prompt in self.prompts), self.decoding.max_new_tokens)
-
-    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
-        """The scores of the records with a reference; of all, their mean `new_tokens` and the share `finished`.
-
-        Finished are the texts that the model ended itself, before `max_new_tokens` did.
-        """
-        metrics: dict[str, float] = {}
-        compared = [record for record in records if record["reference"] is not None]
-        if compared:
-            metrics |= score(*([record[key] for record in compared] for key in ("prediction", "reference", "choices")))
-        if records:
-            for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
-                metrics[name] = sum(record[key] for record in records) / len(records)
-        return metrics

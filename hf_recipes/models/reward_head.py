@@ -8,10 +8,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.loading import ModelArguments, load_model
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.loading import load_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HEAD = "score"
 
@@ -93,3 +101,35 @@ def _draw(weight: torch.nn.Parameter, initializer_range: float) -> None:
             torch.nn.init.normal_(weight, std=initializer_range)
     else:
         torch.nn.init.normal_(weight, std=initializer_range)
+
+
+def _is_reward_model(model: "PreTrainedModel") -> bool:
+    """Whether `model` scores conversations; False where it predicts tokens."""
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not type(own).__name__.endswith("ForSequenceClassification"):
+        return False
+    if own.config.num_labels != 1:
+        raise UserError(f"the classifier has {own.config.num_labels} labels; a reward model has one (num_labels: 1)")
+    if own.config.get_text_config().pad_token_id is None:
+        raise UserError("the reward model's config.json names no pad_token_id, by which it finds the end of a text")
+    return True
+
+
+def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+    """The reward model's score of each of `rows` of token ids."""
+    from hf_recipes.models.forward import row_groups
+
+    groups = row_groups(len(rows), max(map(len, rows)))
+    return [score for group in groups for score in _rewards(model, rows[group])]
+
+
+def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+    import torch
+
+    from hf_recipes.models import forward
+
+    ids = forward.padded(rows, model.config.get_text_config().pad_token_id, model.device)
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+    mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+    uncached = {"use_cache": False} if forward.takes(model, "use_cache") else {}
+    return model(input_ids=ids, attention_mask=mask, **uncached).logits[:, 0].float().tolist()

@@ -30,8 +30,7 @@ from hf_recipes.publishing.redact import (
     public_values,
 )
 from hf_recipes.publishing.usage_code import addressed
-from hf_recipes.run.resume import BEGUN_WITH
-from hf_recipes.trainer.checkpoints import MANIFEST, write_manifest
+from hf_recipes.trainer.checkpoints import BEGUN_WITH, MANIFEST, write_manifest
 
 T = TypeVar("T")
 STAGING = ".publishing"

@@ -11,11 +11,11 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from hf_recipes.core.distributed import be_one_process, compile_kernels, meet_anew, own_shared_memory
-from hf_recipes.core.settings import nearest
-from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
-from hf_recipes.data.schemas.registry import SCHEMAS
+from hf_recipes.core.settings import nearest, setting
+from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
 from hf_recipes.hub.clients import Target, check_destination, keep_token
-from hf_recipes.models.loading import ModelArguments, cpu_computes_bf16, has_accelerator
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.run.inherited import INERT, Needs, refuse_unusable
 
 __all__ = [
@@ -32,74 +32,6 @@ __all__ = [
 ]
 
 
-def _help(text: str, default=None):
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass
-class SourceArguments:
-    """Which data, and of what shape."""
-
-    _schemas = DOCUMENT_SCHEMAS  # where text is learned
-
-    train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
-    validation_file: list[str] | None = _help("The same to evaluate on; of a Hub id, its validation split.")
-    schema: str | None = _help("Shape of the rows (see datasets/README.md); detected from the columns by default.")
-    prompt_column: str | None = _help("Column of the question, or of the text.")
-    max_drop_ratio: float = _help("Stop when more than this share of the rows cannot be used.", 0.01)
-    preprocessing_num_workers: int | None = _help("Processes that tokenize.")
-    cache_dir: str | None = _help("Where downloads and tokenized data are cached.")
-
-    def __post_init__(self):
-        if self.schema is not None and self.schema not in self._schemas:
-            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(self._schemas)}")
-        if not 0 <= self.max_drop_ratio <= 1:
-            raise ValueError(f"--max_drop_ratio {self.max_drop_ratio:g}: expected a share from 0 to 1")
-        if self.preprocessing_num_workers is not None and self.preprocessing_num_workers < 1:
-            raise ValueError(f"--preprocessing_num_workers {self.preprocessing_num_workers}: expected at least 1")
-
-
-@dataclass
-class DataArguments(SourceArguments):
-    """Which data, of what shape, and how much of it."""
-
-    _schemas = SCHEMAS
-
-    validation_split_percentage: float | None = _help("Without validation_file: hold out this share of the rows.")
-    response_column: str | None = _help("Column of the answer.")
-    history_column: str | None = _help("Column of earlier [question, answer] pairs.")
-    system_prompt: str | None = _help("System turn for rows that have none.")
-    max_train_samples: int | None = _help("Use the first so many training rows.")
-    max_eval_samples: int | None = _help("Use the first so many evaluation rows.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.validation_file and self.validation_split_percentage:
-            raise ValueError("--validation_file and --validation_split_percentage: give one of them")
-        if self.validation_split_percentage is not None and not 0 < self.validation_split_percentage < 100:
-            raise ValueError(f"--validation_split_percentage {self.validation_split_percentage:g}: expected 0 to 100")
-        for name in ("max_train_samples", "max_eval_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} {value}: expected at least 1")
-
-
-@dataclass
-class UnpairedArguments(DataArguments):
-    """Which of the answers are good ones."""
-
-    label_column: str = _help("Column that says it: true or false, or with label_threshold a number.", "label")
-    label_threshold: float | None = _help("From this number on an answer is good.")
-    label_low: float | None = _help("Below this number it is bad, and up to label_threshold left out; by default that.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.label_low is not None and self.label_threshold is None:
-            raise ValueError("--label_low has no effect without --label_threshold")
-        if self.label_low is not None and self.label_low > self.label_threshold:
-            raise ValueError(f"--label_low {self.label_low:g}: expected at most --label_threshold")
-
-
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
 
@@ -112,22 +44,24 @@ class RunArguments:
     # Of the stage, as `inherited` has them for all.
     unusable: ClassVar[dict[str, str]] = {}
     needs: ClassVar[Needs] = {}
+    # Whether the loss calls the output embeddings, so that an adapter on them is trained, or reads their weight.
+    calls_head: ClassVar[bool] = False
 
-    output_dir: str | None = _help("Folder of the run.")
-    dry_run: bool = _help("Print what the run would do and need, and stop before any weight is loaded.", False)
-    overwrite_output_dir: bool = _help("Start over in an earlier run's folder: what it wrote is deleted.", False)
-    bf16: bool | None = _help("Compute in bfloat16; by default where the device does.")
-    gradient_checkpointing: bool | None = _help("Recompute activations to save memory; by default not on a CPU.")
-    include_num_input_tokens_seen: str = _help("Has no effect: tokens are counted anyway, without padding.", "no")
-    max_nonfinite_steps: int = _help("Stop after so many updates in a row without a finite loss and gradient.", 3)
-    inexact_resume: bool = _help("Resume what another number of processes wrote: same rows, other dropout.", False)
-    trust_remote_code: bool = _help("Run the code that a model's repository brings.", False)
-    trust_checkpoint: bool = _help("Resume from files that can run code; only if you know who wrote them.", False)
-    max_new_tokens: int | None = _help("Tokens to generate in evaluations; by default max_target_length, or 256.")
-    eval_temperature: float | None = _help("Draw the answers of evaluations; by default the likeliest is taken.")
-    hub_target: Target = _help("Where --push_to_hub pushes to.", "hf")
-    hub_private_repo: bool | None = _help("Whether a repository that --push_to_hub creates is private.", True)
-    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = _help(
+    output_dir: str | None = setting("Folder of the run.")
+    dry_run: bool = setting("Print what the run would do and need, and stop before any weight is loaded.", False)
+    overwrite_output_dir: bool = setting("Start over in an earlier run's folder: what it wrote is deleted.", False)
+    bf16: bool | None = setting("Compute in bfloat16; by default where the device does.")
+    gradient_checkpointing: bool | None = setting("Recompute activations to save memory; by default not on a CPU.")
+    include_num_input_tokens_seen: str = setting("Has no effect: tokens are counted anyway, without padding.", "no")
+    max_nonfinite_steps: int = setting("Stop after so many updates in a row without a finite loss and gradient.", 3)
+    inexact_resume: bool = setting("Resume what another number of processes wrote: same rows, other dropout.", False)
+    trust_remote_code: bool = setting("Run the code that a model's repository brings.", False)
+    trust_checkpoint: bool = setting("Resume from files that can run code; only if you know who wrote them.", False)
+    max_new_tokens: int | None = setting("Tokens to generate in evaluations; by default max_target_length, or 256.")
+    eval_temperature: float | None = setting("Draw the answers of evaluations; by default the likeliest is taken.")
+    hub_target: Target = setting("Where --push_to_hub pushes to.", "hf")
+    hub_private_repo: bool | None = setting("Whether a repository that --push_to_hub creates is private.", True)
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = setting(
         "Push at the end, or at every save too, with the last or every checkpoint's optimizer state.", "end"
     )
     # In this order: HfArgumentParser understands no other.
@@ -135,7 +69,7 @@ class RunArguments:
         default="swanlab",
         metadata={"help": "Trackers, with commas between: swanlab (local files), tensorboard, wandb, none."},
     )
-    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = _help(
+    swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = setting(
         "Where swanlab's runs go; by default SWANLAB_MODE, or local files."
     )
 
@@ -233,12 +167,14 @@ class SFTArguments(RunArguments, SFTConfig):
         **dict.fromkeys(("packing_strategy", "shuffle_dataset"), ("--packing", lambda args: args.packing)),
     }
 
-    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    train_on: Literal["all", "last"] = _help("Assistant turns that carry loss.", "all")
-    max_source_length: int | None = _help("Tokens of the prompt at the most.")
-    max_target_length: int | None = _help("Tokens of the answer at the most.")
-    max_length: int | None = _help("Tokens in all; by default both budgets together (1024 for one not given) or 1024.")
-    truncation_side: Literal["left", "right"] = _help("Side on which an over-long question is cut.", "left")
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    train_on: Literal["all", "last"] = setting("Assistant turns that carry loss.", "all")
+    max_source_length: int | None = setting("Tokens of the prompt at the most.")
+    max_target_length: int | None = setting("Tokens of the answer at the most.")
+    max_length: int | None = setting(
+        "Tokens in all; by default both budgets together (1024 for one not given) or 1024."
+    )
+    truncation_side: Literal["left", "right"] = setting("Side on which an over-long question is cut.", "left")
 
     def __post_init__(self):
         self.refuse_unusable()
@@ -269,10 +205,10 @@ class RewardArguments(RunArguments, RewardConfig):
         "max_new_tokens": f"{INERT}a reward model writes nothing",
     }
 
-    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_length: int | None = _help("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
-    initializer_range: float = _help("Standard deviation of a new score head's first weights.", 0.01)
-    save_scores: bool = _help("Score the training pairs too at each evaluation: predictions/train.", False)
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: int | None = setting("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
+    initializer_range: float = setting("Standard deviation of a new score head's first weights.", 0.01)
+    save_scores: bool = setting("Score the training pairs too at each evaluation: predictions/train.", False)
 
     def __post_init__(self):
         self.refuse_unusable()
@@ -343,8 +279,8 @@ class DPOArguments(RunArguments, DPOConfig):
         ),
     }
 
-    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_length: int | None = _help("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: int | None = setting("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
 
     def __post_init__(self):
         _check_reference(self, PAIR_LOSSES)
@@ -379,8 +315,8 @@ class KTOArguments(RunArguments, KTOConfig):
     unusable: ClassVar = WITH_REFERENCE
     needs: ClassVar = PRECOMPUTES
 
-    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_length: int | None = _help("Tokens of a row; longer ones are left out, which is counted.", 1024)
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: int | None = setting("Tokens of a row; longer ones are left out, which is counted.", 1024)
 
     def __post_init__(self):
         _check_reference(self, UNPAIRED_LOSSES)
@@ -437,15 +373,15 @@ class GRPOArguments(RunArguments, GRPOConfig):
         "use_bias_correction_kl": ("--beta above 0", lambda args: args.beta),
     }
 
-    algorithm: Literal["grpo", "rloo"] = _help("How rewards become advantages; see the README.", "grpo")
-    chat_template: str | None = _help("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    text_as: Literal["continuation", "question"] = _help("What rows of bare text are.", "continuation")
-    max_source_length: int | None = _help("Tokens of a prompt at the most; the oldest turns go first.", 512)
-    beta: float = _help("Weight of the KL divergence from the start of the run; 0 for none.", 0.04)
-    use_vllm: bool | None = _help("Answer with vLLM; by default where it is installed and there is a GPU.")
-    num_generations_eval: int | None = _help("No effect: evaluations answer each prompt once.", 1)
-    normalize_advantages: bool = _help("Of rloo: to mean 0 and standard deviation 1 over a step's answers.", False)
-    reward_clip_range: list[float] | None = _help("Of rloo: the least and the largest reward.")
+    algorithm: Literal["grpo", "rloo"] = setting("How rewards become advantages; see the README.", "grpo")
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    text_as: Literal["continuation", "question"] = setting("What rows of bare text are.", "continuation")
+    max_source_length: int | None = setting("Tokens of a prompt at the most; the oldest turns go first.", 512)
+    beta: float = setting("Weight of the KL divergence from the start of the run; 0 for none.", 0.04)
+    use_vllm: bool | None = setting("Answer with vLLM; by default where it is installed and there is a GPU.")
+    num_generations_eval: int | None = setting("No effect: evaluations answer each prompt once.", 1)
+    normalize_advantages: bool = setting("Of rloo: to mean 0 and standard deviation 1 over a step's answers.", False)
+    reward_clip_range: list[float] | None = setting("Of rloo: the least and the largest reward.")
 
     def __post_init__(self):
         self.refuse_unusable()
@@ -525,6 +461,7 @@ FLOORS = {FLOORED: "min_lr_rate", "warmup_stable_decay": "min_lr_ratio"}
 class PretrainArguments(RunArguments, TrainingArguments):
     """transformers' `TrainingArguments` with how documents become blocks, and defaults for learning from text."""
 
+    calls_head: ClassVar = True
     unusable: ClassVar = {
         "data_seed": f"{INERT}use --seed",
         "dataloader_in_order": f"{INERT}blocks come in their order",
@@ -534,29 +471,29 @@ class PretrainArguments(RunArguments, TrainingArguments):
         "train_sampling_strategy": f"{INERT}use --shuffle",
     }
 
-    inexact_resume: bool = _help("Resume what another number of processes wrote: every document is seen once.", True)
-    block_size: int = _help("Tokens of a block, which is what a row of a batch is.", 2048)
-    document_end_token: str | None = _help("Token after each document; by default the tokenizer's end token.")
-    document_attention: bool = _help("Whether tokens attend within their document only.", True)
-    sequence_sample_mode: Literal["none", "truncate", "sample", "split"] = _help(
+    inexact_resume: bool = setting("Resume what another number of processes wrote: every document is seen once.", True)
+    block_size: int = setting("Tokens of a block, which is what a row of a batch is.", 2048)
+    document_end_token: str | None = setting("Token after each document; by default the tokenizer's end token.")
+    document_attention: bool = setting("Whether tokens attend within their document only.", True)
+    sequence_sample_mode: Literal["none", "truncate", "sample", "split"] = setting(
         "Documents longer than a block: run on into the next, keep the beginning, keep a random window, or part.",
         "none",
     )
-    drop_last: bool = _help("Leave out the last, shorter block of each source.", False)
-    mixture: str | None = _help("Policy file (configs/mixtures): the share of each source.")
-    streaming: bool = _help("Tokenize while training; nothing is written. Needs --max_steps.", False)
-    shuffle: bool = _help("Draw the order of the blocks anew in each epoch.", True)
-    train_only: Literal["embeddings"] | None = _help("Train input and output embeddings alone.")
-    freeze_layers: str | None = _help("Layers that stay as they are, counted from 0: 0-11, or 0,2,4.")
-    min_lr_ratio: float = _help("The learning rate's floor, as a share of --learning_rate.", 0.1)
-    decay_ratio: float = _help("Share of the steps in which warmup_stable_decay lowers the rate at the end.", 0.1)
-    learning_rate: float = _help("The highest learning rate.", 3e-4)
-    lr_scheduler_type: str = _help("cosine_with_min_lr, warmup_stable_decay, or any of transformers'.", FLOORED)
-    warmup_steps: float = _help("Steps in which the learning rate rises, or below 1 their share.", 0.01)
-    weight_decay: float = _help("Of matrices; norms and biases have none.", 0.1)
-    adam_beta2: float = _help("AdamW's second beta.", 0.95)
-    logging_steps: float = _help("Log every so many steps.", 10)
-    num_train_epochs: float = _help("How often the data is gone through.", 1.0)
+    drop_last: bool = setting("Leave out the last, shorter block of each source.", False)
+    mixture: str | None = setting("Policy file (configs/mixtures): the share of each source.")
+    streaming: bool = setting("Tokenize while training; nothing is written. Needs --max_steps.", False)
+    shuffle: bool = setting("Draw the order of the blocks anew in each epoch.", True)
+    train_only: Literal["embeddings"] | None = setting("Train input and output embeddings alone.")
+    freeze_layers: str | None = setting("Layers that stay as they are, counted from 0: 0-11, or 0,2,4.")
+    min_lr_ratio: float = setting("The learning rate's floor, as a share of --learning_rate.", 0.1)
+    decay_ratio: float = setting("Share of the steps in which warmup_stable_decay lowers the rate at the end.", 0.1)
+    learning_rate: float = setting("The highest learning rate.", 3e-4)
+    lr_scheduler_type: str = setting("cosine_with_min_lr, warmup_stable_decay, or any of transformers'.", FLOORED)
+    warmup_steps: float = setting("Steps in which the learning rate rises, or below 1 their share.", 0.01)
+    weight_decay: float = setting("Of matrices; norms and biases have none.", 0.1)
+    adam_beta2: float = setting("AdamW's second beta.", 0.95)
+    logging_steps: float = setting("Log every so many steps.", 10)
+    num_train_epochs: float = setting("How often the data is gone through.", 1.0)
 
     def __post_init__(self):
         self.refuse_unusable()

@@ -12,7 +12,8 @@ from hf_recipes.data.examples import fates, hold_out, load_examples, usable
 from hf_recipes.data.schemas.registry import Columns
 
 if TYPE_CHECKING:
-    from hf_recipes.run.arguments import DataArguments, RunArguments
+    from hf_recipes.data.arguments import DataArguments
+    from hf_recipes.run.arguments import RunArguments
 
 
 def prepare_rows(

@@ -16,12 +16,14 @@ from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.settings import nearest
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.data.pretraining.corpora import named_paths
-from hf_recipes.evaluation.compare import few_shot_of, versions
-from hf_recipes.evaluation.method import Compute, ForwardPass, Method, Record, run_method
+from hf_recipes.evaluation.compare import few_shot_of
+from hf_recipes.evaluation.method import Method, Record, run_method, versions
 from hf_recipes.evaluation.methods.generation import Answers
-from hf_recipes.evaluation.methods.preference_accuracy import differences, draw_histogram
+from hf_recipes.evaluation.methods.preference_accuracy import differences
 from hf_recipes.evaluation.registry import OF_ANSWERS, EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports import tables as report
+from hf_recipes.evaluation.reports.plots import draw_histogram
+from hf_recipes.models.compute import Compute, ForwardPass
 from hf_recipes.models.decoding import Decoding
 from hf_recipes.models.forward import scored_pass
 from hf_recipes.rewards.weighted_sum import Rewards
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from hf_recipes.run.arguments import RunArguments, SourceArguments
+    from hf_recipes.data.arguments import SourceArguments
+    from hf_recipes.run.arguments import RunArguments
 
 
 def with_validation(arguments: EvaluationArguments, files: Sequence[str] | None) -> EvaluationArguments:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from hf_recipes.models.loading import has_accelerator
+from hf_recipes.models.devices import has_accelerator
 
 Needs = dict[str, tuple[str, Callable[[Any], Any]]]
 

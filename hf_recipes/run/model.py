@@ -4,24 +4,17 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.models.loading import (
-    fit_embeddings,
-    joins_rows,
-    keeps_packed_rows_apart,
-    load_model,
-    make_savable,
-    stop_at_eos,
-)
+from hf_recipes.dry_run.checks import check_trained
+from hf_recipes.models.generation_settings import make_savable, stop_at_eos
+from hf_recipes.models.loading import fit_embeddings, load_model
 from hf_recipes.models.lora import attach_lora, load_adapter, read_adapter_config, read_lora_config
+from hf_recipes.models.packing_check import joins_rows, keeps_packed_rows_apart
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
-from hf_recipes.models.residual import has_begun_in_base
-from hf_recipes.models.saving import saved_names
-from hf_recipes.run.arguments import ModelArguments, PretrainArguments, RunArguments
+from hf_recipes.run.arguments import ModelArguments, RunArguments
 
 
 def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
@@ -54,38 +47,6 @@ def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
             f"--train_only {args.train_only} trains weights that no adapter holds: leave LoRA out, or train them with "
             'it by "modules_to_save": ["embed_tokens"] in --lora_config'
         )
-
-
-def check_trained(model: PreTrainedModel, args: RunArguments, is_quantized: bool) -> None:
-    """Refuse an adapter that would not be saved as it is trained, or whose base would not be the base.
-
-    Raises:
-        UserError: weights that are trained and not saved, or a way to begin or biases that do not go with the settings.
-    """
-    if not hasattr(model, "peft_config"):
-        return
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if lost := sorted(trained - saved_names(model).keys()):
-        raise UserError(
-            f"{len(lost)} of the trained tensors would not be saved with the adapter ({lost[0]}): name their modules "
-            "in modules_to_save of --lora_config, or leave them out of the training"
-        )
-    if isinstance(model.get_output_embeddings(), BaseTunerLayer) and not isinstance(args, PretrainArguments):
-        raise UserError(
-            "LoRA on the output embeddings (lm_head) would not be trained: this stage's loss reads their weight as it "
-            'is; take them out of target_modules, or, where they are one with embed_tokens, "ensure_weight_tying"'
-        )
-    on_fsdp = (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not args.use_cpu
-    splits = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None
-    begun = has_begun_in_base(model)
-    if begun and (splits or is_quantized):
-        raise UserError(
-            f"init_lora_weights pissa or olora takes whole float weights apart, which there are not with "
-            f"{splits or 'a quantized base'}: leave it out of --lora_config"
-        )
-    if model.peft_config["default"].bias != "none" and (splits or getattr(args, "beta", 0)):
-        why = splits or "a reference (--beta), which has the biases as they were,"
-        raise UserError(f'"bias" trains biases of the base, which does not go with {why}: set it to "none"')
 
 
 def balances_experts(args: RunArguments, config: PretrainedConfig) -> bool:
@@ -187,3 +148,21 @@ def build_model(
         total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
     say(f"training {trained:,} of {total:,} weights ({trained / total:.2%})")
     return model
+
+
+def build_reference(
+    model_args: ModelArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
+) -> PreTrainedModel | None:
+    """The frozen twin of a model all of whose weights are trained, new embeddings included; None with an adapter, or
+    where the reference is asked once, before the training.
+
+    Args:
+        kwargs: for `load_base`.
+
+    Raises:
+        UserError: as `load_base`.
+    """
+    if model_args.use_lora or getattr(args, "precompute_ref_log_probs", False):
+        return None
+    say("the reference is a second model with the same weights, which stay as they are")
+    return load_base(model_args, args, tokenizer, **kwargs).requires_grad_(False).eval()

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
 from hf_recipes.evaluation.resumable_output import digest
+from hf_recipes.trainer.checkpoints import BEGUN_WITH
 
 if TYPE_CHECKING:
     from hf_recipes.core.settings import Parser
     from hf_recipes.run.arguments import RunArguments
-
-BEGUN_WITH = "run.json"  # in a checkpoint
 
 
 def _names(*groups: str) -> set[str]:

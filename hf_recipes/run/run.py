@@ -1,8 +1,5 @@
 """A run of any stage: its settings, its model, its folder, the training itself, and the report."""
 
-import os
-import re
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,26 +9,27 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_recipes.core.distributed import leave_process_group
-from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import disk_problem, write_json, write_text, writing
+from hf_recipes.core.errors import say
+from hf_recipes.core.files import write_json, writing
 from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.core.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.core.settings import Parser, at_end
-from hf_recipes.dry_run.peak_memory import PeakMemory, describe
+from hf_recipes.data.arguments import DataArguments
+from hf_recipes.dry_run.peak_memory import PeakMemory
 from hf_recipes.dry_run.plan import Figures, make_plan
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
-from hf_recipes.evaluation.reports import tables as report
-from hf_recipes.models.loading import load_config, load_tokenizer
+from hf_recipes.models.loading import load_config
+from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import model_card
 from hf_recipes.publishing.push_callback import Publisher
 from hf_recipes.publishing.redact import NAMES, hub_names
-from hf_recipes.run.arguments import DataArguments, ModelArguments, RunArguments
+from hf_recipes.run.arguments import ModelArguments, RunArguments
 from hf_recipes.run.evaluate_callback import choose_best_by, evaluated_with, largest_passes
-from hf_recipes.run.model import balances_experts, build_model, check_settings
+from hf_recipes.run.finish import _best, finish
+from hf_recipes.run.model import balances_experts, build_model, build_reference, check_settings
 from hf_recipes.run.output_dir import (
     CARD,
-    END,
     ENDING,
     METRICS,
     SETTINGS,
@@ -44,11 +42,8 @@ from hf_recipes.run.output_dir import (
     open_folder,
 )
 from hf_recipes.run.resume import begun_with, compare_data, compare_settings, read_begun_with
-from hf_recipes.trainer.base import STAGING
-from hf_recipes.trainer.checkpoints import find_checkpoint, newest_whole
+from hf_recipes.trainer.checkpoints import find_checkpoint
 from hf_recipes.trainer.failures import Stopped
-from hf_recipes.trainer.progress import told_if_unwritten
-from hf_recipes.trainer.reference import build_reference
 from hf_recipes.trainer.trackers import add_trackers
 
 GO_ON = "go on with --resume_from_checkpoint true"
@@ -227,7 +222,7 @@ def _train_and_finish(
         if not trainer.stopped_by:
             with suppress(Stopped):
                 seconds = result.metrics["train_runtime"]
-                _finish_or_say(trainer, folder, card, ledgers, seconds, memory, trackers, settings)
+                finish(trainer, folder, card, ledgers, seconds, memory, trackers, settings)
     if trainer.stopped_by:
         again = "" if checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
@@ -252,153 +247,3 @@ def _write_first(output_dir: Path, parser: Parser, ledgers: dict[str, Ledger], n
         write_json(output_dir / NAMES, names)
         for name in (METRICS, CARD):  # of a run that goes on: they speak of its former end
             (output_dir / name).unlink(missing_ok=True)
-
-
-def _trained(trainer, seconds: float) -> dict:
-    """Say how the training went; its figures for metrics.json."""
-    state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
-    mean = "" if loss is None else f", mean training loss {loss:.4f}"
-    rewards = [entry["reward"] for entry in state.log_history if entry.get("reward") is not None]
-    if rewards:  # the loss is about 0 throughout
-        mean = f", mean reward {rewards[0]:.4f} at first and {rewards[-1]:.4f} at last"
-    if state.global_step > first:
-        minutes, rest = divmod(round(seconds), 60)
-        since = f" from step {first}" if first else ""
-        say(f"trained{since} to step {state.global_step} in {minutes}:{rest:02d}{mean}")
-    else:
-        say(f"all {state.global_step} steps were trained before{mean}")
-    figures = {"steps": state.global_step, "loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
-    return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.figures()}
-
-
-def _finish_or_say(trainer, folder: OutputFolder | None, *results) -> None:
-    saved = False
-    try:
-        _save_model(trainer, folder)
-        saved = True
-        _finish(trainer, *results)
-    except Exception as error:
-        problem = disk_problem(error)
-        if problem is None:
-            raise
-        output_dir, newest = Path(trainer.args.output_dir), newest_whole(trainer.args.output_dir)
-        weights = "The trained weights are whole; the figures are not. " if saved else ""
-        if newest is not None:
-            last = newest.name == f"checkpoint-{trainer.state.global_step}"
-            rest = "without training again" if last else "after training again from there"
-            then = f"{newest.name} is whole. Make room, then --resume_from_checkpoint true writes the rest {rest}"
-        elif saved:
-            then = "Keep them, make room, and scripts/evaluate.py measures them"
-        else:
-            then = "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"
-        raise UserError(f"{output_dir}: the results could not be written ({problem}). {weights}{then}") from None
-
-
-def _finish(
-    trainer,
-    card: Callable[[Path], str],
-    ledgers: dict[str, Ledger],
-    seconds: float,
-    memory: PeakMemory,
-    trackers,
-    settings: dict,
-) -> None:
-    """Of saved weights: the ledger, then the last evaluation, then metrics; what only shows them may fail."""
-    output_dir, state = Path(trainer.args.output_dir), trainer.state
-    if trainer.is_world_process_zero():
-        write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
-    train = _trained(trainer, seconds)
-    best = _best(trainer)
-    step = best["step"] if best else state.global_step
-    if best:
-        name, value = best["metric"], report.as_text(best["metric"], best["value"])
-        say(f"kept: the weights of step {step} of {state.global_step}, the best by {name} ({value})")
-    elif trainer.args.load_best_model_at_end:
-        say(f"kept: the last step's weights; no saved step has {trainer.args.metric_for_best_model}")
-    if trainer.eval_dataset is not None and step not in report.evaluations(state.log_history):
-        _evaluate(trainer)
-    taken = memory.read()  # the last evaluation counts
-    if line := describe(taken):
-        say(line)
-    if not trainer.is_world_process_zero():
-        return
-    by_step = report.evaluations(state.log_history)
-    before, after = by_step.get(0) if step else None, by_step.get(step)
-    metrics = {"steps": step, "best": best, "train": train, "memory": taken, "before": before, "after": after}
-    write_json(output_dir / METRICS, {**metrics, "settings": settings})
-    shows: dict[str, Callable[[], object]] = {
-        CARD: lambda: write_text(output_dir / CARD, card(output_dir)),
-        "curves.png": lambda: report.draw_curves(state.log_history, output_dir / "curves.png"),
-        "the trackers' last entries": lambda: trackers.finish(
-            state.global_step, report.comparison(before, after) if after else None
-        ),
-        "the report": lambda: _print_report(output_dir, step, before, after),
-    }
-    for what, show in shows.items():
-        with told_if_unwritten(what, "weights and metrics.json are whole"):
-            show()
-
-
-def _best(trainer) -> dict[str, Any] | None:
-    """The step whose weights were loaded at the end, and by what; None where they are the last step's."""
-    state, name = trainer.state, trainer.args.metric_for_best_model
-    if not (trainer.args.load_best_model_at_end and os.path.isdir(state.best_model_checkpoint or "")):
-        return None
-    step, name = int(state.best_model_checkpoint.rpartition("-")[2]), name.removeprefix("eval_")
-    value = report.evaluations(state.log_history).get(step, {}).get(name)
-    return {"step": step, "of": state.global_step, "metric": name, "value": value}
-
-
-def _evaluate(trainer) -> None:
-    try:
-        trainer.evaluate()
-    except Stopped:
-        raise
-    except Exception:
-        say(f"the weights are in {trainer.args.output_dir}; what failed is their last evaluation")
-        raise
-
-
-def _save_model(trainer, folder: OutputFolder | None) -> None:
-    """Save the model by way of an empty folder, so that its files are whole and their names are known."""
-    output_dir = Path(trainer.args.output_dir)
-    staging = output_dir / STAGING
-    if folder is not None:
-        shutil.rmtree(staging, ignore_errors=True)
-    trainer.save_model(str(staging))
-    if folder is None:
-        return
-    (staging / CARD).unlink(missing_ok=True)  # PEFT's own
-    names = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-    folder.claim((*END, *(re.escape(name.as_posix()) for name in names)))
-    for name in names:
-        (output_dir / name).parent.mkdir(exist_ok=True)
-        os.replace(staging / name, output_dir / name)
-    shutil.rmtree(staging)
-
-
-def _print_report(output_dir: Path, step: int, before: dict | None, after: dict | None) -> None:
-    if after:
-        say(f"\n{report.comparison(before, after)}\n")
-        for last in sorted((output_dir / "predictions").rglob(f"step-{step}.jsonl")):
-            answers, first = report.read_predictions(last), last.with_name("step-0.jsonl")
-            if answers and "prediction" in answers[0]:
-                say(report.samples(report.read_predictions(first) if before and first.is_file() else None, answers))
-                break
-    weights = "adapter" if (output_dir / "adapter_config.json").is_file() else "model"
-    say(f"In {output_dir}:")
-    for name, what in (
-        (".", f"the {weights} and the tokenizer"),
-        (SETTINGS, "the settings; --config with this file repeats the run"),
-        (LEDGER, "what became of every row"),
-        (METRICS, "all figures"),
-        ("curves.png", "loss and scores over the steps"),
-        ("predictions", "every answer or score of every evaluation; of pairs also a histogram"),
-        ("samples", "the newest answers at each log, with what they are worth"),
-        (CARD, "the model card"),
-        ("swanlog", "swanlab's runs; `swanlab watch` with this folder shows them"),
-        ("wandb", "wandb's runs; `wandb sync` uploads one"),
-        ("tensorboard", "event files; `tensorboard --logdir` with this folder shows them"),
-    ):
-        if (output_dir / name).exists():
-            say(f"  {name.ljust(17)} {what}")

@@ -22,6 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json, write_jsonl
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures
@@ -29,7 +30,7 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.models.decoding import Decoding
 from hf_recipes.models.generate import continue_batches
 from hf_recipes.rewards.weighted_sum import Rewards
-from hf_recipes.run.arguments import DataArguments, GRPOArguments
+from hf_recipes.run.arguments import GRPOArguments
 from hf_recipes.run.data import check_evaluation_rows, columns_of
 from hf_recipes.run.evaluate_callback import add_callbacks
 from hf_recipes.trainer.base import RunMixin

@@ -11,6 +11,7 @@ from trl import DPOTrainer, KTOTrainer
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.chat.unpaired import UnpairedEncoder
 from hf_recipes.data.schemas.registry import SIDES
@@ -18,7 +19,7 @@ from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures, row_lengths, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
-from hf_recipes.run.arguments import SORTING_LOSSES, DataArguments, DPOArguments, KTOArguments
+from hf_recipes.run.arguments import SORTING_LOSSES, DPOArguments, KTOArguments
 from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.trainer.preference_losses import Pairs, Rated, pair_losses, rated_losses

@@ -9,6 +9,7 @@ from trl import RewardTrainer
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
@@ -16,7 +17,7 @@ from hf_recipes.dry_run.plan import Figures, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.evaluation.registry import EvaluationArguments
-from hf_recipes.run.arguments import DataArguments, RewardArguments
+from hf_recipes.run.arguments import RewardArguments
 from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows, PairCollator, side_lengths

@@ -8,11 +8,12 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.forward import supervised_losses
-from hf_recipes.models.loading import joins_rows
-from hf_recipes.run.arguments import DataArguments, SFTArguments
+from hf_recipes.models.packing_check import joins_rows
+from hf_recipes.run.arguments import SFTArguments
 from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks
 from hf_recipes.trainer.base import RunMixin

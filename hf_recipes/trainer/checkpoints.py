@@ -9,9 +9,13 @@ import zipfile
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json
+
+if TYPE_CHECKING:
+    pass
 
 MANIFEST = "files.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")
@@ -281,3 +285,6 @@ def newest_whole(output_dir: str | os.PathLike, tell: Callable[[str], None] = la
             return path
         tell(f"{path} is left aside: {problem}")
     return None
+
+
+BEGUN_WITH = "run.json"  # in a checkpoint

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 import torch
 
-from hf_recipes.dry_run.sharding import Sharding
+from hf_recipes.trainer.sharding import Sharding
 
 if TYPE_CHECKING:
     from datasets import Dataset

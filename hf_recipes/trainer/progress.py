@@ -10,7 +10,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from hf_recipes.core.errors import say
-from hf_recipes.evaluation.reports.tables import draw_curves, shown
+from hf_recipes.evaluation.reports.plots import draw_curves
+from hf_recipes.evaluation.reports.tables import shown
 
 TOLD = ("accuracy", "reward", "rewards/accuracies", "rewards/margins", "kl")  # with the loss, where a stage logs them
 CURVES_EVERY = 20.0  # seconds between two drawings, which take about half a second

@@ -10,35 +10,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from hf_recipes.core.errors import say
-from hf_recipes.run.arguments import ModelArguments, RunArguments
-from hf_recipes.run.model import load_base
 
 REFERENCE = "ref"  # what TRL's trainers call the copy of an adapter
 _POLICY = re.compile(r"\.default(?=\.|$)")
-
-
-def build_reference(
-    model_args: ModelArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
-) -> PreTrainedModel | None:
-    """The frozen twin of a model all of whose weights are trained, new embeddings included; None with an adapter, or
-    where the reference is asked once, before the training.
-
-    Args:
-        kwargs: for `load_base`.
-
-    Raises:
-        UserError: as `load_base`.
-    """
-    if model_args.use_lora or getattr(args, "precompute_ref_log_probs", False):
-        return None
-    say("the reference is a second model with the same weights, which stay as they are")
-    return load_base(model_args, args, tokenizer, **kwargs).requires_grad_(False).eval()
 
 
 def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from hf_recipes.models.loading import has_accelerator
+from hf_recipes.models.devices import has_accelerator
 
 SIZE, REPEATS = 8192, 20  # of the matrices that are multiplied to measure the peak: 0.1 s on an H100
 

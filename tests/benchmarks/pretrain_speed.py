@@ -20,11 +20,12 @@ from statistics import median
 import torch
 from datasets import disable_progress_bars
 
-from hf_recipes.data.pretraining.mixture_sources import prepare_mixture
+from hf_recipes.data.arguments import SourceArguments
+from hf_recipes.models.devices import cpu_computes_bf16
 from hf_recipes.models.from_config import PretrainModelArguments, make_model, read_model_config
-from hf_recipes.models.loading import cpu_computes_bf16
-from hf_recipes.run.arguments import PretrainArguments, SourceArguments
+from hf_recipes.run.arguments import PretrainArguments
 from hf_recipes.stages.pretrain import build_trainer, collate, step_blocks
+from hf_recipes.stages.pretrain_data import prepare_mixture
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -27,8 +27,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
-from hf_recipes.models.loading import TEMPLATES
-from hf_recipes.run.arguments import DataArguments, SFTArguments
+from hf_recipes.data.arguments import DataArguments
+from hf_recipes.models.tokenizer import TEMPLATES
+from hf_recipes.run.arguments import SFTArguments
 from hf_recipes.stages.sft import build_trainer, prepare_data
 
 BLOCK, BATCH = 512, 4

@@ -7,8 +7,9 @@ import yaml
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.data.arguments import DataArguments
 from hf_recipes.run import arguments
-from hf_recipes.run.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.run.arguments import ModelArguments, SFTArguments
 
 KINDS = [ModelArguments, DataArguments, SFTArguments]
 NEEDED = ["--model_name_or_path", "m", "--train_file", "t.json", "--output_dir", "o"]

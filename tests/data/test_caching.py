@@ -10,11 +10,12 @@ from datasets.arrow_writer import ArrowWriter
 
 from conftest import conversation, write_jsonl
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
 from hf_recipes.data.examples import load_examples
 from hf_recipes.data.pretraining import token_shards
-from hf_recipes.data.pretraining.mixture_sources import prepare_mixture
-from hf_recipes.run.arguments import PretrainArguments, SourceArguments
+from hf_recipes.run.arguments import PretrainArguments
+from hf_recipes.stages.pretrain_data import prepare_mixture
 
 
 def fails(code):

@@ -563,7 +563,7 @@ def test_training_does_not_wait_for_a_push(hub, sft, training, tmp_path, monkeyp
         upload(*args, message=message, **kwargs)
 
     hub.add("me/reviews", {})
-    monkeypatch.setattr("hf_recipes.hub.clients.upload", slow)
+    monkeypatch.setattr("hf_recipes.hub.upload.upload", slow)
     flags = [*training, *PUSH, "--report_to", "none", "--save_steps", "1", "--hub_strategy", "every_save"]
     code, out, err = sft(*flags, "--hub_always_push", "True", "--save_total_limit", "1")
     assert code == 0 and "not pushed" not in out, out + err
@@ -605,14 +605,14 @@ def test_a_stopped_run_pushes_its_last_checkpoint(hub, stopped):
 def test_a_stopped_run_does_not_wait_for_ever(hub, stopped, script, tmp_path, monkeypatch):
     asked, upload = Event(), push_callback.hub.upload
     monkeypatch.setattr(push_callback, "PATIENCE", 0.3)
-    monkeypatch.setattr("hf_recipes.hub.clients.upload", lambda *args, **kwargs: asked.wait(20))
+    monkeypatch.setattr("hf_recipes.hub.upload.upload", lambda *args, **kwargs: asked.wait(20))
     out = stopped("--save_steps", "1", "--hub_strategy", "all_checkpoints")
     asked.set()
     checkpoint = tmp_path / "run" / "checkpoint-2"
     command = f"python scripts/push.py --folder {checkpoint} --hub_model_id me/reviews"
     assert out.splitlines()[-1] == f"checkpoint-2 is not pushed after 0.3 seconds. Push later: {command}"
 
-    monkeypatch.setattr("hf_recipes.hub.clients.upload", upload)
+    monkeypatch.setattr("hf_recipes.hub.upload.upload", upload)
     code, _, err = script("push.py", *shlex.split(command)[2:])
     assert code == 0, err
     files = hub.repos["me/reviews"]

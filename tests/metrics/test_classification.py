@@ -3,8 +3,8 @@ import pytest
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 
-from hf_recipes.evaluation.reports import tables as report
-from hf_recipes.evaluation.reports.tables import draw_confusion
+from hf_recipes.evaluation.reports import plots
+from hf_recipes.evaluation.reports.plots import draw_confusion
 from hf_recipes.metrics.text import confusion, macro_f1, per_class
 
 REFERENCES = ["年龄", "年龄", "年龄", "性别", "性别", "疾病"]
@@ -34,7 +34,7 @@ def test_per_class_by_hand():
 
 def texts_of(monkeypatch, draw) -> list[str]:
     """What a picture says, and that its fonts have every character of it."""
-    found, save = [], report.save_figure
+    found, save = [], plots.save_figure
 
     def look(figure, path):
         for text in figure.findobj(plt.Text):
@@ -44,7 +44,7 @@ def texts_of(monkeypatch, draw) -> list[str]:
                 found.append(text.get_text())
         save(figure, path)
 
-    monkeypatch.setattr(report, "save_figure", look)
+    monkeypatch.setattr(plots, "save_figure", look)
     draw()
     return found
 

@@ -4,7 +4,7 @@ import pytest
 
 from conftest import build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.loading import load_tokenizer
+from hf_recipes.models.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("named", [None, "Qwen2Tokenizer"])

@@ -12,7 +12,6 @@ from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.inspection.stages import STAGES
 from hf_recipes.run.resume import (
-    BEGUN_WITH,
     CONTENTS,
     EVALUATED,
     MAY_CHANGE,
@@ -22,6 +21,7 @@ from hf_recipes.run.resume import (
     compare_settings,
     read_begun_with,
 )
+from hf_recipes.trainer.checkpoints import BEGUN_WITH
 
 ONE = ("--model_name_or_path", "a/model", "--train_file", "a.json", "--output_dir", "run", "--report_to", "none")
 

@@ -15,8 +15,8 @@ SCRIPT = "scripts/pretrain.py"
 WATCH = """
 import json, os, signal
 from hf_recipes.stages import pretrain
-from hf_recipes.data.pretraining import streamed_blocks
-streamed_blocks.CHUNK_BYTES, streamed_blocks.WINDOW_TOKENS = 3000, 512
+from hf_recipes.data.pretraining import document_stream, streamed_blocks
+document_stream.CHUNK_BYTES, streamed_blocks.WINDOW_TOKENS = 3000, 512
 step = pretrain.PretrainTrainer.training_step
 def watched(self, model, inputs, *args, **kwargs):
     rows = [[int(s), i.tolist()] for s, i, t in zip(inputs["source"], inputs["input_ids"], inputs["tokens"]) if t]
@@ -148,9 +148,9 @@ def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
     """The first block after a resume takes as little work at the end of a long stream as at its beginning."""
     from hf_recipes.data.pretraining import streamed_blocks
     from hf_recipes.data.pretraining.corpora import find_corpora, open_reader
-    from hf_recipes.data.pretraining.stored_blocks import Blocking
-    from hf_recipes.data.pretraining.token_shards import DocumentEncoder
-    from hf_recipes.data.pretraining.tokenize_corpus import Tokenization
+    from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
+    from hf_recipes.data.pretraining.packing import Blocking
+    from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
 
     for part in range(20):
         write_jsonl(

@@ -101,7 +101,7 @@ def logits_of(folder, base) -> torch.Tensor:
 SHOW_LOGITS = """
 import json, torch
 from hf_recipes.run import run
-finish = run._finish
+finish = run.finish
 def shown(trainer, *args):
     trainer.model_wrapped.eval()
     with torch.no_grad():
@@ -109,7 +109,7 @@ def shown(trainer, *args):
     if trainer.args.process_index == 0:
         torch.save(logits, trainer.args.output_dir + "/logits.pt")
     finish(trainer, *args)
-run._finish = shown
+run.finish = shown
 """
 
 
@@ -146,7 +146,7 @@ def test_processes_that_were_started_differently_are_refused(forks, settings, tm
     rate = "import sys\nif rank: sys.argv[sys.argv.index('--learning_rate') + 1] = '1e-3'"
     run = forks.run(*argv, world=2, before=rate)
     assert run.codes == [1, 1] and "rank 0 has --learning_rate 0.01, rank 1 on " in run.err, run.err
-    other = "import sys\nfrom hf_recipes.training import folder\nfolder.SHARING = 1\n"
+    other = "import sys\nfrom hf_recipes.run import output_dir\noutput_dir.SHARING = 1\n"
     other += "if rank: sys.argv[sys.argv.index('--output_dir') + 1] += '-elsewhere'"
     run = forks.run(*argv, "--overwrite_output_dir", world=2, before=other)
     assert run.codes == [1, 1] and "not the same folder for rank 1 on " in run.err, run.err

@@ -16,6 +16,7 @@ import pytest
 from conftest import same, weights, write_pairs
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.run import finish as finish_module
 from hf_recipes.run import run as run_module
 from hf_recipes.trainer.checkpoints import find_checkpoint, what_is_missing
 
@@ -208,20 +209,24 @@ def test_row_29_what_is_left_where_the_results_cannot_be_written(tmp_path, monke
     saved = "The trained weights are whole; the figures are not. "
     for newest, where, then in (
         (None, "_save_model", "There is no checkpoint: once there is room, --overwrite_output_dir trains anew"),
-        (None, "_finish", saved + "Keep them, make room, and scripts/evaluate.py measures them"),
+        (None, "_write_results", saved + "Keep them, make room, and scripts/evaluate.py measures them"),
         ("checkpoint-8", "_save_model", "checkpoint-8 is whole. .* true writes the rest after training again from"),
-        ("checkpoint-9", "_finish", saved + "checkpoint-9 is whole. .* true writes the rest without training again"),
+        (
+            "checkpoint-9",
+            "_write_results",
+            saved + "checkpoint-9 is whole. .* true writes the rest without training again",
+        ),
     ):
-        monkeypatch.setattr(run_module, "_save_model", lambda *args: None)
-        monkeypatch.setattr(run_module, where, fails)
-        monkeypatch.setattr(run_module, "newest_whole", lambda folder, newest=newest: newest and tmp_path / newest)
+        monkeypatch.setattr(finish_module, "_save_model", lambda *args: None)
+        monkeypatch.setattr(finish_module, where, fails)
+        monkeypatch.setattr(finish_module, "newest_whole", lambda folder, newest=newest: newest and tmp_path / newest)
         with pytest.raises(UserError, match=rf"the results could not be written \(.*unexpected pos.*\)\. {then}"):
-            run_module._finish_or_say(trainer, None)
+            finish_module.finish(trainer, None)
 
 
 def test_row_02_a_disk_too_full_for_curves_and_answers(forks, settings, pairs, tmp_path):
     output = tmp_path / "full"
-    before = "import time\nfrom hf_recipes.training import callbacks\ncallbacks.CURVES_EVERY = 0\n"
+    before = "import time\nfrom hf_recipes.trainer import progress\nprogress.CURVES_EVERY = 0\n"
     before += NO_ROOM.format(module="matplotlib.figure", owner="Figure", method="savefig")
     before += "import os\nmake = os.makedirs\ndef makedirs(path, *args, **kwargs):\n"
     before += "    return fails() if str(path).endswith('predictions') else make(path, *args, **kwargs)\n"
@@ -282,7 +287,7 @@ def deadly(owner, name, nth, last=""):
         ("trainer.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
         ("trainer, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
         ("trainer.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
-        ("run, '_finish', 1", "checkpoint-14"),  # after the last checkpoint, before the results
+        ("run, '_write_results', 1", "checkpoint-14"),  # after the last checkpoint, before the results
     ],
     ids=["training", "a save", "before the rename", "before the results"],
 )
@@ -377,7 +382,7 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
     ("part", "error", "message"),
     [
         ("evaluate_callback.run_method", UserError("--rewards own: failed"), "--rewards own: failed"),
-        ("run.write_json", OSError(28, "No space left on device"), "the results could not be written"),
+        ("finish.write_json", OSError(28, "No space left on device"), "the results could not be written"),
     ],
     ids=["that fails", "whose figures find no room"],
 )

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from conftest import ROOT, json_files, same, weights, write_jsonl, write_pairs
-from hf_recipes.models.loading import load_tokenizer
-from hf_recipes.run.arguments import DataArguments, ModelArguments, SFTArguments
+from hf_recipes.data.arguments import DataArguments
+from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.run.arguments import ModelArguments, SFTArguments
 from hf_recipes.run.model import build_model
 from hf_recipes.stages.sft import build_trainer, prepare_data
 
@@ -15,7 +16,7 @@ from hf_recipes.stages.sft import build_trainer, prepare_data
 SPOIL = """
 import torch
 from hf_recipes.stages import sft
-from hf_recipes.models.loading import load_tokenizer
+from hf_recipes.models.tokenizer import load_tokenizer
 compute = sft.Trainer.compute_loss
 def spoiled(self, model, inputs, *args, **kwargs):
     loss = compute(self, model, inputs, *args, **kwargs)

@@ -18,7 +18,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.export import gguf, llama_cpp
 from hf_recipes.export.modelfile import Turns, modelfile, read_turns, render, stop_texts
 from hf_recipes.models.from_gguf import read_metadata
-from hf_recipes.models.loading import load_tokenizer
+from hf_recipes.models.tokenizer import load_tokenizer
 
 CONVERTER = ROOT / gguf.ExportArguments.llama_cpp / gguf.CONVERTER
 DEFAULT_SYSTEM = (

@@ -23,7 +23,8 @@ from hf_recipes.corpus import tasks as corpus_tasks
 from hf_recipes.corpus.export import TextShard
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
-from hf_recipes.data.pretraining.token_shards import DocumentEncoder, open_shards
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
+from hf_recipes.data.pretraining.token_shards import open_shards
 
 SCRIPT = "scripts/prepare_corpus.py"
 
@@ -314,7 +315,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(forks, tmp_path):
 
 def test_a_worker_that_is_killed_ends_the_run(forks, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": text(i, 200)} for i in range(60)])
-    own = "from hf_recipes.data import corpus_executors\ncorpus_executors._end_with_parent = os.abort\n"
+    own = "from hf_recipes.corpus import executors\nexecutors._end_with_parent = os.abort\n"
     before = KILLED.format(place=()) + own
     run = forks.run(
         *("--input_files", tmp_path / "a.jsonl", "--output_dir", tmp_path / "out", "--workers", 2),

@@ -137,8 +137,9 @@ def test_all_weights_are_trained_without_lora(sft, model_dir, pairs, tmp_path):
 
 
 def test_lora_moves_the_adapter_and_leaves_the_base(model_dir, pairs, tmp_path):
-    from hf_recipes.models.loading import load_tokenizer
-    from hf_recipes.run.arguments import DataArguments, ModelArguments, SFTArguments
+    from hf_recipes.data.arguments import DataArguments
+    from hf_recipes.models.tokenizer import load_tokenizer
+    from hf_recipes.run.arguments import ModelArguments, SFTArguments
     from hf_recipes.run.model import build_model
     from hf_recipes.stages.sft import build_trainer, prepare_data
 

@@ -8,8 +8,9 @@ import torch
 
 from conftest import conversation
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.arguments import UnpairedArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.run.arguments import DPOArguments, KTOArguments, UnpairedArguments
+from hf_recipes.run.arguments import DPOArguments, KTOArguments
 from hf_recipes.trainer.preference_losses import pair_losses, rated_losses
 from hf_recipes.trainer.row_mean_loss import FILLER, PairCollator, RatedCollator
 from preference_runs import ANSWERS, PAIRS, make_kto, make_pairs

@@ -10,11 +10,12 @@ from plain_loop import plain_loop
 from transformers import AutoModelForCausalLM
 
 from conftest import TEXT, tiny_model, write_jsonl
-from hf_recipes.data.pretraining.mixture_sources import prepare_mixture
+from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
-from hf_recipes.models.loading import load_tokenizer
-from hf_recipes.run.arguments import PretrainArguments, SourceArguments
+from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.run.arguments import PretrainArguments
 from hf_recipes.stages.pretrain import build_trainer, collate, step_blocks
+from hf_recipes.stages.pretrain_data import prepare_mixture
 from hf_recipes.trainer.throughput import flops_per_token
 
 

@@ -9,14 +9,16 @@ from transformers import AutoModelForSequenceClassification
 
 from conftest import build_tokenizer, conversation, write_jsonl
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.examples import load_examples
-from hf_recipes.evaluation.method import Compute
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
+from hf_recipes.models.compute import Compute
 from hf_recipes.models.for_inference import load_for_inference
-from hf_recipes.models.loading import load_config, load_tokenizer
+from hf_recipes.models.loading import load_config
 from hf_recipes.models.reward_head import load_reward_model
-from hf_recipes.run.arguments import DataArguments, ModelArguments, RewardArguments
+from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.run.arguments import ModelArguments, RewardArguments
 from hf_recipes.run.model import build_model
 from hf_recipes.stages.reward import build_trainer, prepare_data
 from hf_recipes.trainer.row_mean_loss import PairCollator

@@ -9,8 +9,8 @@ from html import escape
 import gradio as gr
 import torch
 
+from hf_recipes.apps.chat.arguments import decoding_of
 from hf_recipes.apps.chat.engine import BASE, Engine
-from hf_recipes.apps.chat.launch import decoding_of
 from hf_recipes.apps.chat.session import Exchange, Line, LineIsFull, Session, Settings
 from hf_recipes.apps.chat.style import DOWNLOAD
 from hf_recipes.apps.chat.texts import LANGUAGES, Texts

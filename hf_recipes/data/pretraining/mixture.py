@@ -8,7 +8,8 @@ import numpy as np
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.pretraining.mixture_policy import ENDLESS, Policy, Schedule, whole_numbers
-from hf_recipes.data.pretraining.stored_blocks import Blocking, StoredBlocks, example, permuted
+from hf_recipes.data.pretraining.packing import Blocking, example
+from hf_recipes.data.pretraining.stored_blocks import StoredBlocks, permuted
 from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 
 SAMPLED = 1 << 16  # values of an array that are taken at 64 places, or all of a shorter one

@@ -4,10 +4,8 @@
 ``part-00001.ends.npy`` is where each document ends, (documents,) of int64; ``manifest.json`` counts them.
 """
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,95 +16,13 @@ import numpy as np
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import new_file, write_json
 from hf_recipes.data.pretraining.corpora import SHARDS
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder, tokenizer_hash
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 VERSION = 1
-LONG = 1 << 18  # characters; a longer text is tokenized in parts, as a tokenizer needs a few hundred bytes for a token
-LINE_BEGIN = re.compile(r"(?<=\n)(?=\S)")  # where no pre-tokenizer's pieces reach across
 HEADER = 128  # bytes of a .npy file before its values
-# By what it does to these lines, beside its vocabulary, a tokenizer is told from another.
-PROBE = "春天的江南小镇，最让人难忘的是1,024条小河。\n\tdef f(x): return x ** 2  # Ünïcödé 漢字 １２３ 😀"
-
-
-def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase", size: int | None = None) -> str:
-    """Digest of the vocabulary and of what the tokenizer makes of a probe.
-
-    Of the tokens after the first `size` (by default none) special ones are left out: text has them as little as before.
-    """
-    later = (
-        set() if size is None else {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    )
-    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    known = [entry for entry in vocabulary if size is None or entry[0] < size or entry[0] not in later]
-    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    return hashlib.sha256(json.dumps([known, ids], ensure_ascii=False).encode()).hexdigest()[:32]
-
-
-class DocumentEncoder:
-    """Texts → token ids: what the tokenizer puts before a text (BOS), the text, and the end token.
-
-    Args:
-        end_token: by default the tokenizer's eos token.
-
-    Raises:
-        UserError: `end_token` is no token of the tokenizer, or there is none.
-    """
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", end_token: str | None = None):
-        from hf_recipes.data.chat.encoder import leading_ids
-
-        end_token = end_token or tokenizer.eos_token
-        if end_token is None:
-            raise UserError("the tokenizer has no end token; name one with --document_end_token")
-        end = tokenizer.get_vocab().get(end_token)
-        if end is None:
-            raise UserError(f"--document_end_token {end_token}: no token of this tokenizer")
-        self.tokenizer, self.end_token, self.end = tokenizer, end_token, end
-        self._backend = None
-        if tokenizer.is_fast:  # a copy: the run's other uses of the tokenizer keep their settings
-            self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-            self._backend.no_truncation()
-            self._backend.no_padding()
-            self._backend.encode_special_tokens = True
-        self.begin = leading_ids(tokenizer)
-        whole, *parts = (self._rows([text])[0] for text in ("山a\n水b", "山a\n", "水b"))
-        self._parts_at_lines = whole == parts[0] + parts[1]  # not where a tokenizer marks the beginning of a text
-        self.size = len(tokenizer)
-        self.dtype = np.dtype("<u2" if self.size <= 1 << 16 else "<u4")
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """(tokens,) ids of each text. Literal special tokens in a text are text."""
-        if self._parts_at_lines and max(map(len, texts), default=0) > LONG:
-            return [self._encode_long(text) for text in texts]
-        return [np.fromiter((*self.begin, *row, self.end), self.dtype) for row in self._rows(texts)]
-
-    def _encode_long(self, text: str) -> np.ndarray:
-        parts, start = [np.array(self.begin, self.dtype)], 0
-        while start < len(text):
-            found = LINE_BEGIN.search(text, start + LONG)
-            end = found.start() if found else len(text)
-            parts.append(np.array(self._rows([text[start:end]])[0], self.dtype))
-            start = end
-        return np.concatenate([*parts, np.array([self.end], self.dtype)])
-
-    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        if self._backend is not None:
-            return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What training compares with its own tokenizer."""
-        return {
-            "tokenizer": tokenizer_hash(self.tokenizer),
-            "vocabulary": self.size,
-            "begin": self.begin,
-            "end": self.end,
-            "end_token": self.end_token,
-            "dtype": self.dtype.str,
-        }
 
 
 @dataclass

@@ -6,9 +6,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.evaluation.method import Compute, ForwardPass, Record
+from hf_recipes.evaluation.method import Record
 from hf_recipes.evaluation.methods.questions import Question, read_question, read_rows
 from hf_recipes.metrics.intervals import wilson_interval
+from hf_recipes.models.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
     import numpy as np

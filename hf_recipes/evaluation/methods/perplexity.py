@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.evaluation.method import Compute, ForwardPass, Record
+from hf_recipes.evaluation.method import Record
+from hf_recipes.models.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
     import numpy as np

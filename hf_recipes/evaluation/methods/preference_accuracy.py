@@ -1,7 +1,6 @@
 """Pairs of a better and a worse answer: how often, and by how much, a model prefers the better one."""
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.evaluation.method import Compute, ForwardPass, Record
+from hf_recipes.evaluation.method import Record
 from hf_recipes.evaluation.methods.perplexity import source_of
-from hf_recipes.evaluation.reports.tables import save_figure
 from hf_recipes.metrics.intervals import wilson_interval
+from hf_recipes.models.compute import Compute, ForwardPass
+from hf_recipes.models.reward_head import _is_reward_model, rewards
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,35 +182,6 @@ def differences(records: Sequence[Record], per_token: bool = False) -> list[floa
     return [chosen - rejected for chosen, rejected in sides]
 
 
-def draw_histogram(
-    differences: Sequence[Sequence[float]], path: str | os.PathLike, labels: Sequence[str], bins: int = 40
-) -> None:
-    """One or two sets of differences in the same bins, as a PNG; written beside and renamed, so never half there.
-
-    Args:
-        differences: the sets; each is drawn as shares of its own pairs, so that sets of unlike size can be compared.
-        labels: one for each set.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import numpy as np
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import PercentFormatter
-
-    edges = np.histogram_bin_edges(np.concatenate([np.asarray(own, dtype=float) for own in differences]), bins)
-    figure, panel = plt.subplots(figsize=(7, 4), dpi=120)
-    for own, label in zip(differences, labels, strict=True):
-        right = f"{label}: {100 * _wins(own) / len(own):.1f} % right"
-        panel.hist(own, edges, weights=np.full(len(own), 1 / len(own)), alpha=0.55, label=right)
-    panel.axvline(0, color="black", linewidth=1)
-    panel.set(title="Preference for the chosen answer", xlabel="score of chosen - rejected", ylabel="share of pairs")
-    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    panel.legend()
-    panel.grid(alpha=0.3)
-    save_figure(figure, path)
-
-
 def _wins(found: Sequence[float]) -> float:
     return sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in found)
 
@@ -224,35 +195,3 @@ def _spread(found: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "std": std} | {
         f"q{share:02d}": value for share, value in zip(QUANTILES, quantiles, strict=True)
     }
-
-
-def _is_reward_model(model: "PreTrainedModel") -> bool:
-    """Whether `model` scores conversations; False where it predicts tokens."""
-    own = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not type(own).__name__.endswith("ForSequenceClassification"):
-        return False
-    if own.config.num_labels != 1:
-        raise UserError(f"the classifier has {own.config.num_labels} labels; a reward model has one (num_labels: 1)")
-    if own.config.get_text_config().pad_token_id is None:
-        raise UserError("the reward model's config.json names no pad_token_id, by which it finds the end of a text")
-    return True
-
-
-def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
-    """The reward model's score of each of `rows` of token ids."""
-    from hf_recipes.models.forward import row_groups
-
-    groups = row_groups(len(rows), max(map(len, rows)))
-    return [score for group in groups for score in _rewards(model, rows[group])]
-
-
-def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
-    import torch
-
-    from hf_recipes.models import forward
-
-    ids = forward.padded(rows, model.config.get_text_config().pad_token_id, model.device)
-    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
-    mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-    uncached = {"use_cache": False} if forward.takes(model, "use_cache") else {}
-    return model(input_ids=ids, attention_mask=mask, **uncached).logits[:, 0].float().tolist()

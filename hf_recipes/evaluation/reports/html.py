@@ -13,7 +13,7 @@ from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.metrics.intervals import Paired
 
 if TYPE_CHECKING:
-    from hf_recipes.evaluation.compare import Outcome
+    from hf_recipes.evaluation.method import Outcome
 
 ROWS = 50  # of records shown for each evaluation
 SHOWN = ("question", "reference", "answer", "prediction", "letters", "chosen", "rejected")
@@ -71,7 +71,7 @@ def write_report(
     pictures: Mapping[str, Sequence[Path]],
 ) -> None:
     """Write the page; see `evaluating.write_results`."""
-    from hf_recipes.evaluation.compare import worst_first
+    from hf_recipes.evaluation.method import worst_first
 
     names = list(reversed(outcomes))  # what it is compared with before it, as in the terminal
     model = settings["model"]

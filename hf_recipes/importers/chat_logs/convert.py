@@ -13,8 +13,9 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import LEDGER, UNUSABLE, Ledger, fate, write_ledgers
 from hf_recipes.data.files.file_io import COMPRESSED
 from hf_recipes.importers.arguments import QQArguments
+from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
 from hf_recipes.importers.chat_logs.qq_txt import read_qq
-from hf_recipes.importers.chat_logs.sessions import ME, SYSTEM, Chat, Members, Rules, Run, cut, sessions
+from hf_recipes.importers.chat_logs.sessions import Chat, Rules, Run, cut, sessions
 from hf_recipes.importers.chat_logs.wechat_csv import read_wechat
 from hf_recipes.importers.output import SIDES, Writer
 from hf_recipes.importers.train_test_split import HELD_OUT, NOT_DRAWN, TEST, draw

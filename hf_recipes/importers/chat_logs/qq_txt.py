@@ -14,7 +14,8 @@ from datetime import datetime
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.file_io import is_text, open_text
-from hf_recipes.importers.chat_logs.sessions import SYSTEM, Chat, Members, Message
+from hf_recipes.importers.chat_logs.members import SYSTEM, Members
+from hf_recipes.importers.chat_logs.sessions import Chat, Message
 
 _HEAD = re.compile(
     r"(?P<date>\d{4}[-/]\d{1,2}[-/]\d{1,2}) +(?:(?P<before>[AP]M|上午|下午) *)?(?P<time>\d{1,2}:\d{2}:\d{2})"

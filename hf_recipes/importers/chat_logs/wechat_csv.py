@@ -10,7 +10,8 @@ from pathlib import Path
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.file_io import is_text, open_text
-from hf_recipes.importers.chat_logs.sessions import ME, SYSTEM, Chat, Members, Message
+from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
+from hf_recipes.importers.chat_logs.sessions import Chat, Message
 
 _NEEDED = ("Type", "IsSender", "CreateTime", "StrContent")
 # What stands for a message that is not text, and is treated like QQ's marks.

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from chatting import at_each_step
 from conftest import CHATML, build_tokenizer, tiny_model
 from hf_recipes.apps.chat import engine as chat_engine
+from hf_recipes.apps.chat.arguments import ChatArguments, is_loopback
 from hf_recipes.apps.chat.engine import BASE, Engine, Voice, open_engine, voice_names
-from hf_recipes.apps.chat.launch import ChatArguments, is_loopback
 from hf_recipes.apps.chat.session import Exchange, Line, LineIsFull, Session, Settings
 from hf_recipes.apps.chat.terminal import Terminal
 from hf_recipes.apps.chat.texts import Texts
@@ -26,8 +26,8 @@ from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.registry import Columns, find_schema
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.loading import ModelArguments
 
 pytest_plugins = ["chatting"]
 GREEDY = Decoding(max_new_tokens=12)

@@ -9,7 +9,7 @@ from conftest import ROOT, build_tokenizer, conversation, learned_text, write_js
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
 from hf_recipes.data.examples import fates, load_examples
-from hf_recipes.models.loading import _bundled, load_tokenizer
+from hf_recipes.models.tokenizer import _bundled, load_tokenizer
 
 QUESTIONS = [
     ("你好", "你好，我是一个语言模型。"),

@@ -10,7 +10,7 @@ from hf_recipes.core.ledger import shown
 from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
 from hf_recipes.data.examples import load_examples
 from hf_recipes.metrics.text import score
-from hf_recipes.models.loading import load_tokenizer
+from hf_recipes.models.tokenizer import load_tokenizer
 
 # As Qwen3's: thoughts before the last question are left out, and the last answer has some, if empty.
 QWEN3 = """

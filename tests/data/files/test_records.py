@@ -243,7 +243,8 @@ def test_splits_of_a_hub_data_set(hub, tmp_path):
 
 
 def test_the_validation_split_is_evaluated_on(hub, tokenizer, tmp_path):
-    from hf_recipes.run.arguments import DataArguments, SFTArguments
+    from hf_recipes.data.arguments import DataArguments
+    from hf_recipes.run.arguments import SFTArguments
     from hf_recipes.stages.sft import prepare_data
 
     args = SFTArguments(output_dir=str(tmp_path), report_to="none")

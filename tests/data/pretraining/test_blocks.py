@@ -10,19 +10,23 @@ import pytest
 from conftest import write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.pretraining import streamed_blocks, tokenize_corpus
+from hf_recipes.data.pretraining import document_stream, streamed_blocks, tokenize_corpus
 from hf_recipes.data.pretraining.corpora import find_corpora, open_reader
-from hf_recipes.data.pretraining.stored_blocks import MODES, Block, Blocking, StoredBlocks, example, permuted
-from hf_recipes.data.pretraining.streamed_blocks import Cursor, StreamedBlocks, read_chunks
-from hf_recipes.data.pretraining.token_shards import DocumentEncoder, ShardWriter, open_shards, write_manifest
-from hf_recipes.data.pretraining.tokenize_corpus import Tokenization, store
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
+from hf_recipes.data.pretraining.document_stream import Cursor, read_chunks
+from hf_recipes.data.pretraining.packing import MODES, Block, Blocking, example
+from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
+from hf_recipes.data.pretraining.stored_blocks import StoredBlocks, permuted
+from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
+from hf_recipes.data.pretraining.token_shards import ShardWriter, open_shards, write_manifest
+from hf_recipes.data.pretraining.tokenize_corpus import store
 
 SIZE = 32
 
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(streamed_blocks, "CHUNK_BYTES", 1500)
+    monkeypatch.setattr(document_stream, "CHUNK_BYTES", 1500)
     monkeypatch.setattr(streamed_blocks, "WINDOW_TOKENS", 8 * SIZE)
     monkeypatch.setattr(tokenize_corpus, "SHARD_TOKENS", 2000)
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import TEXT, build_tokenizer
 from hf_recipes.data.pretraining import token_shards
-from hf_recipes.data.pretraining.token_shards import DocumentEncoder
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 
 # As Qwen's and Llama 3's.
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

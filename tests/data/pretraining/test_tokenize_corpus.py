@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_recipes.data.pretraining.streamed_blocks import Chunk, Cursor
-from hf_recipes.data.pretraining.token_shards import DocumentEncoder, open_shards
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
+from hf_recipes.data.pretraining.document_stream import Chunk, Cursor
+from hf_recipes.data.pretraining.token_shards import open_shards
 from hf_recipes.data.pretraining.tokenize_corpus import store
 
 

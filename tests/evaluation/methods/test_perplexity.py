@@ -9,8 +9,8 @@ from tokenizers import processors
 from conftest import TEXT, build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.examples import load_examples
-from hf_recipes.evaluation.method import Compute
 from hf_recipes.evaluation.methods.perplexity import NLL
+from hf_recipes.models.compute import Compute
 
 
 def texts(folder, rows, name="texts.jsonl"):

@@ -7,8 +7,9 @@ from transformers import Qwen3ForSequenceClassification
 from conftest import conversation, tiny_model, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.examples import load_examples
-from hf_recipes.evaluation.method import Compute
-from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy, differences, draw_histogram
+from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy, differences
+from hf_recipes.evaluation.reports.plots import draw_histogram
+from hf_recipes.models.compute import Compute
 
 TALK = conversation("请问这条标准属于哪一类？", "年龄", "为什么？")
 ROWS = [
@@ -161,7 +162,7 @@ def test_histograms_do_not_pile_up(tmp_path):
 
     from matplotlib.figure import Figure
 
-    from hf_recipes.evaluation.reports.tables import FIGURES_KEPT
+    from hf_recipes.evaluation.reports.plots import FIGURES_KEPT
 
     gc.disable()
     try:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.importers.chat_logs.members import SYSTEM, Members
 from hf_recipes.importers.chat_logs.qq_txt import read_qq
-from hf_recipes.importers.chat_logs.sessions import SYSTEM, Members
 
 RULE = "=" * 64
 HEADING = "消息记录（此消息记录为文本格式，不支持重新导入）\n\n"

@@ -4,7 +4,8 @@ import pytest
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.importers.arguments import QQArguments
-from hf_recipes.importers.chat_logs.sessions import ME, SYSTEM, Members, Message, Rules, Run, cut, sessions
+from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
+from hf_recipes.importers.chat_logs.sessions import Message, Rules, Run, cut, sessions
 
 
 def members() -> Members:

@@ -5,8 +5,8 @@ import csv
 import pytest
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
 from hf_recipes.importers.chat_logs.qq_txt import read_qq
-from hf_recipes.importers.chat_logs.sessions import ME, SYSTEM, Members
 from hf_recipes.importers.chat_logs.wechat_csv import read_wechat
 
 COLUMNS = [

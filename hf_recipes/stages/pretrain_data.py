@@ -13,20 +13,25 @@ import numpy as np
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, writing
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.examples import cache_root, fingerprint
 from hf_recipes.data.files import file_io, records, sources
 from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
+from hf_recipes.data.pretraining.document_stream import Cursor, read_chunks
 from hf_recipes.data.pretraining.mixture import Blocks, Mixture, chosen, quotas_of
 from hf_recipes.data.pretraining.mixture_policy import Policy, read_policy
-from hf_recipes.data.pretraining.stored_blocks import Blocking, StoredBlocks
-from hf_recipes.data.pretraining.streamed_blocks import Cursor, StreamedBlocks, read_chunks
-from hf_recipes.data.pretraining.token_shards import Damaged, DocumentEncoder, TokenShards, open_shards
-from hf_recipes.data.pretraining.tokenize_corpus import Tokenization, store
+from hf_recipes.data.pretraining.packing import Blocking
+from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
+from hf_recipes.data.pretraining.stored_blocks import StoredBlocks
+from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
+from hf_recipes.data.pretraining.token_shards import Damaged, TokenShards, open_shards
+from hf_recipes.data.pretraining.tokenize_corpus import store
 from hf_recipes.data.schemas import documents
 from hf_recipes.data.schemas import registry as schemas
 from hf_recipes.data.schemas.registry import Columns
-from hf_recipes.run.arguments import PretrainArguments, SourceArguments
+from hf_recipes.run.arguments import PretrainArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

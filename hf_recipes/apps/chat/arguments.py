@@ -1,0 +1,113 @@
+"""The settings of the chat."""
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from hf_recipes.core.settings import setting
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.decoding import Decoding
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass
+class ChatArguments:
+    """Which model answers, how it does at first, and who may ask."""
+
+    model_name_or_path: str = field(metadata={"help": "The base, or a whole model: a folder or a Hub id."})
+    peft_path: list[str] | None = field(
+        default=None, metadata={"help": "Adapters of this base (folders); each can be chosen while the chat runs."}
+    )
+    model_revision: str = setting("Branch, tag or commit of a Hub id.", "main")
+    dtype: str = setting("auto, float32, bfloat16 or float16.", "auto")
+    load_in_8bit: bool = setting("The base in eight bits.", False)
+    load_in_4bit: bool = setting("The base in four bits.", False)
+    bnb_config: str | None = setting("JSON with keys of BitsAndBytesConfig.")
+    gpus: str | None = setting("Numbers of GPUs with commas between (0,1), or cpu; by default the first GPU, if any.")
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_source_length: int | None = setting("Tokens of a prompt at the most; by default what the context holds.")
+    system_prompt: str = setting("System prompt at first.", "")
+    temperature: float = setting("At first; 0 takes always the likeliest token.", 0.7)
+    top_p: float = setting("At first.", 0.9)
+    max_new_tokens: int = setting("Tokens of an answer, at first.", 512)
+    repetition_penalty: float = setting("At first.", 1.0)
+    seed: int = setting("Of the draws: the same steps with the same settings give the same answers.", 42)
+    cli: bool = setting("Chat in the terminal; no page is served.", False)
+    language: Literal["zh", "en"] | None = setting("At first; by default the browser's or the terminal's.")
+    port: int = setting("Of the page.", 7860)
+    host: str = setting("Address that the page is served on; others than 127.0.0.1 need --auth.", "127.0.0.1")
+    share: bool = setting("Also serve it through Gradio's public tunnel; needs --auth.", False)
+    auth: str | None = setting("user:password that visitors must give.")
+    insecure: bool = setting("Let anybody in, where --host or --share ask for --auth.", False)
+    max_waiting: int = setting("People who may wait while one is answered.", 16)
+    trust_remote_code: bool = setting("Run code that comes with the model.", False)
+    cache_dir: str | None = setting("Where downloads are cached.")
+
+    def __post_init__(self):
+        self.model_arguments, self.decoding  # noqa: B018  raise what is wrong with them
+        if self.max_source_length is not None and self.max_source_length < 1:
+            raise ValueError(f"--max_source_length {self.max_source_length}: expected at least 1")
+        if not 1 <= self.repetition_penalty <= 2:
+            raise ValueError(f"--repetition_penalty {self.repetition_penalty:g}: expected 1 to 2")
+        if self.temperature > 2:
+            raise ValueError(f"--temperature {self.temperature:g}: expected 0 to 2")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"--port {self.port}: a port is a number from 1 to 65535")
+        if not 0 <= self.max_waiting <= 1000:
+            raise ValueError(f"--max_waiting {self.max_waiting}: expected 0 to 1000")
+        if self.gpus is not None and self.gpus != "cpu" and not re.fullmatch(r"\d+(,\d+)*", self.gpus):
+            raise ValueError(f"--gpus {self.gpus}: expected numbers with commas between, such as 0,1, or cpu")
+        if self.auth is not None and not all(self.auth.partition(":")):
+            raise ValueError("--auth: expected user:password")  # without what was given, which may be a password
+        if not self.auth and not self.insecure and not self.cli:
+            if self.share:
+                raise ValueError("--share lets anybody in; add --auth user:password, or --insecure to allow that")
+            if not is_loopback(self.host):
+                raise ValueError(
+                    f"--host {self.host} lets the network in; add --auth user:password, or --insecure to allow that"
+                )
+
+    @property
+    def model_arguments(self) -> ModelArguments:
+        names = ("model_name_or_path", "model_revision", "dtype", "load_in_4bit", "load_in_8bit", "bnb_config")
+        return ModelArguments(**{name: getattr(self, name) for name in names})
+
+    @property
+    def decoding(self) -> Decoding:
+        return decoding_of(self.temperature, self.top_p, self.max_new_tokens, self.repetition_penalty, self.seed)
+
+    @property
+    def device_map(self) -> str | None:
+        return None if self.gpus is None else "cpu" if self.gpus == "cpu" else "auto"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def decoding_of(
+    temperature: float | None,
+    top_p: float | None,
+    max_new_tokens: float | None,
+    repetition_penalty: float | None,
+    seed: int,
+) -> Decoding:
+    """`Decoding`, where a temperature of 0 takes always the likeliest token.
+
+    Raises:
+        ValueError: a number is missing or outside its range.
+    """
+    if None in (temperature, top_p, max_new_tokens, repetition_penalty):
+        raise ValueError("a number is missing")
+    if temperature < 0 or not 0 < top_p <= 1:
+        name, value = ("temperature", temperature) if temperature < 0 else ("top_p", top_p)
+        raise ValueError(f"--{name} {value:g}: expected {'at least 0' if temperature < 0 else '0 to 1'}")
+    draws = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)} if temperature else {}
+    how = {"max_new_tokens": int(max_new_tokens), "repetition_penalty": float(repetition_penalty), "seed": seed}
+    return Decoding(**draws, **how)

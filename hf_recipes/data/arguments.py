@@ -1,0 +1,73 @@
+"""Which data, and of what shape."""
+
+from dataclasses import dataclass, field
+
+from hf_recipes.core.settings import setting
+from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
+from hf_recipes.data.schemas.registry import SCHEMAS
+
+
+@dataclass
+class SourceArguments:
+    """Which data, and of what shape."""
+
+    _schemas = DOCUMENT_SCHEMAS  # where text is learned
+
+    train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
+    validation_file: list[str] | None = setting("The same to evaluate on; of a Hub id, its validation split.")
+    schema: str | None = setting("Shape of the rows (see datasets/README.md); detected from the columns by default.")
+    prompt_column: str | None = setting("Column of the question, or of the text.")
+    max_drop_ratio: float = setting("Stop when more than this share of the rows cannot be used.", 0.01)
+    preprocessing_num_workers: int | None = setting("Processes that tokenize.")
+    cache_dir: str | None = setting("Where downloads and tokenized data are cached.")
+
+    def __post_init__(self):
+        if self.schema is not None and self.schema not in self._schemas:
+            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(self._schemas)}")
+        if not 0 <= self.max_drop_ratio <= 1:
+            raise ValueError(f"--max_drop_ratio {self.max_drop_ratio:g}: expected a share from 0 to 1")
+        if self.preprocessing_num_workers is not None and self.preprocessing_num_workers < 1:
+            raise ValueError(f"--preprocessing_num_workers {self.preprocessing_num_workers}: expected at least 1")
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """Which data, of what shape, and how much of it."""
+
+    _schemas = SCHEMAS
+
+    validation_split_percentage: float | None = setting("Without validation_file: hold out this share of the rows.")
+    response_column: str | None = setting("Column of the answer.")
+    history_column: str | None = setting("Column of earlier [question, answer] pairs.")
+    system_prompt: str | None = setting("System turn for rows that have none.")
+    max_train_samples: int | None = setting("Use the first so many training rows.")
+    max_eval_samples: int | None = setting("Use the first so many evaluation rows.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.validation_file and self.validation_split_percentage:
+            raise ValueError("--validation_file and --validation_split_percentage: give one of them")
+        if self.validation_split_percentage is not None and not 0 < self.validation_split_percentage < 100:
+            raise ValueError(f"--validation_split_percentage {self.validation_split_percentage:g}: expected 0 to 100")
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: expected at least 1")
+
+
+@dataclass
+class UnpairedArguments(DataArguments):
+    """Which of the answers are good ones."""
+
+    label_column: str = setting("Column that says it: true or false, or with label_threshold a number.", "label")
+    label_threshold: float | None = setting("From this number on an answer is good.")
+    label_low: float | None = setting(
+        "Below this number it is bad, and up to label_threshold left out; by default that."
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_low is not None and self.label_threshold is None:
+            raise ValueError("--label_low has no effect without --label_threshold")
+        if self.label_low is not None and self.label_low > self.label_threshold:
+            raise ValueError(f"--label_low {self.label_low:g}: expected at most --label_threshold")

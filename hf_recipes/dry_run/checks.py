@@ -1,0 +1,47 @@
+"""What can be said of a run's settings from the model's shape alone."""
+
+import os
+from typing import TYPE_CHECKING
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.models.residual import has_begun_in_base
+from hf_recipes.models.saving import saved_names
+
+if TYPE_CHECKING:
+    from hf_recipes.run.arguments import RunArguments
+
+
+def check_trained(model: PreTrainedModel, args: "RunArguments", is_quantized: bool) -> None:
+    """Refuse an adapter that would not be saved as it is trained, or whose base would not be the base.
+
+    Raises:
+        UserError: weights that are trained and not saved, or a way to begin or biases that do not go with the settings.
+    """
+    if not hasattr(model, "peft_config"):
+        return
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if lost := sorted(trained - saved_names(model).keys()):
+        raise UserError(
+            f"{len(lost)} of the trained tensors would not be saved with the adapter ({lost[0]}): name their modules "
+            "in modules_to_save of --lora_config, or leave them out of the training"
+        )
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer) and not args.calls_head:
+        raise UserError(
+            "LoRA on the output embeddings (lm_head) would not be trained: this stage's loss reads their weight as it "
+            'is; take them out of target_modules, or, where they are one with embed_tokens, "ensure_weight_tying"'
+        )
+    on_fsdp = (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not args.use_cpu
+    splits = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None
+    begun = has_begun_in_base(model)
+    if begun and (splits or is_quantized):
+        raise UserError(
+            f"init_lora_weights pissa or olora takes whole float weights apart, which there are not with "
+            f"{splits or 'a quantized base'}: leave it out of --lora_config"
+        )
+    if model.peft_config["default"].bias != "none" and (splits or getattr(args, "beta", 0)):
+        why = splits or "a reference (--beta), which has the biases as they were,"
+        raise UserError(f'"bias" trains biases of the base, which does not go with {why}: set it to "none"')

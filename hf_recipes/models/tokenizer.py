@@ -1,0 +1,112 @@
+"""The tokenizer and its chat template."""
+
+import os
+import re
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from hf_recipes.core.errors import UserError, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+from hf_recipes.models.loading import _explain
+
+TEMPLATES = files("hf_recipes.models") / "templates"
+
+
+# What a template writes literally and a tokenizer should know as one token.
+_SPECIAL = re.compile(r"<\|[^|>\s']+\|>|\[gMASK\]|<sop>|<reserved_\d+>|<(?:start|end)_of_turn>")
+
+
+def load_tokenizer(
+    name: str,
+    chat_template: str | None = None,
+    *,
+    needs_template: bool = True,
+    or_plain: bool = False,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> tuple["PreTrainedTokenizerBase", list[str]]:
+    """A tokenizer that can render conversations and pad.
+
+    `chat_template` is a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's own;
+    without `needs_template` it may have none, and with `or_plain` one that has none gets the bundled plain text.
+    Where the tokenizer puts a BOS before every text and the template does not, the template gets one, so that
+    training and any later use of the saved tokenizer see exactly one.
+
+    Returns:
+        The tokenizer and the special tokens that were added to it because the chosen template writes them.
+
+    Raises:
+        UserError: nothing to load, a tokenizer without a vocabulary, no such template, one that fails, or none at all.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _explain(error, name) from None
+    # Without its files, transformers makes up an empty tokenizer of the model's kind.
+    if not set(tokenizer("a问", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
+        raise UserError(f"{name}: the tokenizer knows no text (its vocabulary files are missing); copy them there")
+    added: list[str] = []
+    if or_plain and chat_template is None and tokenizer.chat_template is None:
+        chat_template = "plain"
+        say(f"{name}: the tokenizer has no chat template; question and answer follow each other as plain text")
+    if chat_template is not None:
+        tokenizer.chat_template, own = _read_template(chat_template)
+        vocabulary = tokenizer.get_vocab()
+        added = [token for token in own if token not in vocabulary]
+        tokenizer.add_special_tokens({"additional_special_tokens": added}, replace_extra_special_tokens=False)
+        end = "<|im_end|>"
+        if end in own and tokenizer.eos_token != end:
+            tokenizer.eos_token = end  # what the model learns to end a turn with is what generation stops at
+            say(f"{name}: turns end with {end}; it becomes the tokenizer's eos token")
+        if added:
+            say(f"{name}: added the template's special tokens {' '.join(added)}; their embeddings are trained")
+    elif tokenizer.chat_template is None and needs_template:
+        raise UserError(
+            f"{name}: the tokenizer has no chat template; choose one with --chat_template {' | '.join(_bundled())} "
+            "or a jinja file"
+        )
+    try:
+        if tokenizer.chat_template is not None:
+            tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)
+    except Exception as error:  # a template computes what it likes
+        owner = f"{name}: its chat template" if chat_template is None else f"--chat_template {chat_template}: it"
+        raise UserError(f"{owner} cannot render a question ({type(error).__name__}: {error})") from None
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"{name}: the tokenizer has neither a pad nor an eos token")
+        tokenizer.pad_token = tokenizer.eos_token
+    _ensure_one_bos(tokenizer)
+    return tokenizer, added
+
+
+def _bundled() -> list[str]:
+    return sorted(path.name.removesuffix(".jinja") for path in TEMPLATES.iterdir() if path.name.endswith(".jinja"))
+
+
+def _read_template(name: str) -> tuple[str, list[str]]:
+    """The template's text and the special tokens that it writes."""
+    if name in _bundled():
+        text = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+        if name == "glm":  # built from the roles' names
+            return text, ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"]
+    elif os.path.isfile(name):
+        try:
+            with open(name, encoding="utf-8") as file:
+                text = file.read()
+        except UnicodeDecodeError:
+            raise UserError(f"--chat_template {name}: not UTF-8 text") from None
+    else:
+        raise UserError(f"--chat_template {name}: neither a file nor one of {', '.join(_bundled())}")
+    return text, list(dict.fromkeys(_SPECIAL.findall(text)))
+
+
+def _ensure_one_bos(tokenizer: "PreTrainedTokenizerBase") -> None:
+    ids = tokenizer("a")["input_ids"]
+    if tokenizer.chat_template is None or tokenizer.bos_token is None or not ids or ids[0] != tokenizer.bos_token_id:
+        return
+    if "bos_token" not in tokenizer.chat_template and tokenizer.bos_token not in tokenizer.chat_template:
+        tokenizer.chat_template = "{{- bos_token }}" + tokenizer.chat_template
