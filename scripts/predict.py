@@ -19,8 +19,8 @@ from hf_recipes.evaluation.predict import (
     write_submission,
 )
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.for_inference import load_for_inference, open_for_inference
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.opening import load_for_inference, open_for_inference
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.evaluation.score import AnswerReader, ScoreArguments, open_scores, read_score_ledger, score_rows
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.for_inference import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
 
 
 def main() -> None:

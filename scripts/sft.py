@@ -6,7 +6,7 @@ torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 
 from hf_recipes.core.settings import run_script
 from hf_recipes.dry_run.plan import row_figures
-from hf_recipes.models.packing_check import packing_leaks
+from hf_recipes.models.checks.packing import packing_leaks
 from hf_recipes.run.arguments import SFTArguments
 from hf_recipes.run.evaluate_callback import build_evaluations, prompts_of
 from hf_recipes.run.run import GO_ON, Run

@@ -17,15 +17,15 @@ from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports.plots import draw_histogram
 from hf_recipes.metrics import text as metrics
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
-from hf_recipes.models.compute import Compute
-from hf_recipes.models.generate import not_numbers
+from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.generate import not_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_recipes.evaluation.registry import EvaluationArguments
     from hf_recipes.models.arguments import ModelArguments
-    from hf_recipes.models.decoding import Decoding
+    from hf_recipes.models.inference.decoding import Decoding
 
 METRICS, REPORT = "metrics.json", "report.html"
 MAX_LABELS = 60  # of a confusion matrix that can be read

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hf_recipes.models.compute import Compute, ForwardPass
+from hf_recipes.models.inference.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,10 +19,10 @@ from hf_recipes.data.schemas.registry import SCHEMAS, Columns
 from hf_recipes.evaluation.resumable_output import Results, digest
 from hf_recipes.metrics.text import without_thoughts
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.for_inference import computes_bf16
-from hf_recipes.models.generate import continue_batches, not_numbers, plan_batches, stop_tokens
 from hf_recipes.models.generation_settings import own_generation_config
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import continue_batches, not_numbers, plan_batches, stop_tokens
+from hf_recipes.models.inference.opening import computes_bf16
 from hf_recipes.models.loading import weight_dtype
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hf_recipes.rewards.weighted_sum import RewardArguments, Rewards
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from hf_recipes.models.decoding import Decoding
+    from hf_recipes.models.inference.decoding import Decoding
 
 # What of generated answers each of these tells; one generation serves all that are asked for.
 OF_ANSWERS = ("rouge", "accuracy", "generation", "promptcblue")

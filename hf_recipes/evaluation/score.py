@@ -11,8 +11,8 @@ from hf_recipes.core.settings import setting
 from hf_recipes.data.schemas.registry import SCHEMAS, SIDES, Columns
 from hf_recipes.evaluation.predict import WINDOW, append_ready, settings_of_model
 from hf_recipes.evaluation.resumable_output import Results
-from hf_recipes.models.compute import Compute
-from hf_recipes.models.generate import not_numbers
+from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.generate import not_numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +174,7 @@ def score_rows(model: "PreTrainedModel", reader: AnswerReader, results: Results,
 
     Batches are formed as in `predict`: after an interruption they are the same again.
     """
-    from hf_recipes.models import forward
+    from hf_recipes.models.inference import forward
     from hf_recipes.models.reward_head import rewards
 
     rows, start = iter(reader), 0

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import nearest, read_json_object
-from hf_recipes.models.finite import check_file, not_finite
+from hf_recipes.models.checks.finite import check_file, not_finite
 from hf_recipes.models.residual import begin_in_base, begins_in_base, to_plain_lora
 
 if TYPE_CHECKING:

@@ -117,7 +117,7 @@ def _is_reward_model(model: "PreTrainedModel") -> bool:
 
 def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
     """The reward model's score of each of `rows` of token ids."""
-    from hf_recipes.models.forward import row_groups
+    from hf_recipes.models.inference.forward import row_groups
 
     groups = row_groups(len(rows), max(map(len, rows)))
     return [score for group in groups for score in _rewards(model, rows[group])]
@@ -126,7 +126,7 @@ def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[floa
 def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
     import torch
 
-    from hf_recipes.models import forward
+    from hf_recipes.models.inference import forward
 
     ids = forward.padded(rows, model.config.get_text_config().pad_token_id, model.device)
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)

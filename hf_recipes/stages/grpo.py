@@ -27,8 +27,8 @@ from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures
 from hf_recipes.evaluation.method import Method
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.generate import continue_batches
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import continue_batches
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import GRPOArguments
 from hf_recipes.run.data import check_evaluation_rows, columns_of

@@ -22,8 +22,8 @@ from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures
 from hf_recipes.evaluation.method import Method
-from hf_recipes.models.forward import takes
-from hf_recipes.models.packing_check import joins_rows, packing_leaks
+from hf_recipes.models.checks.packing import joins_rows, packing_leaks
+from hf_recipes.models.inference.forward import takes
 from hf_recipes.run.arguments import PretrainArguments
 from hf_recipes.run.evaluate_callback import add_callbacks
 from hf_recipes.run.resume import decay_settings

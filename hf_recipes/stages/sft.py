@@ -11,8 +11,8 @@ from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.evaluation.method import Method
-from hf_recipes.models.forward import supervised_losses
-from hf_recipes.models.packing_check import joins_rows
+from hf_recipes.models.checks.packing import joins_rows
+from hf_recipes.models.inference.forward import supervised_losses
 from hf_recipes.run.arguments import SFTArguments
 from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks

@@ -20,8 +20,8 @@ from transformers import TrainerCallback
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, share_weights, write_json
 from hf_recipes.evaluation.reports.tables import mean_loss
+from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.quantization import is_quantized
-from hf_recipes.models.saving import check_saved
 from hf_recipes.trainer.checkpoints import BEGUN_WITH, newest_whole, rotate, sync, write_manifest
 from hf_recipes.trainer.failures import (
     Stopped,

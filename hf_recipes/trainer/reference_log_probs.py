@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from trl.models.utils import disable_gradient_checkpointing
 
 from hf_recipes.data.chat.encoder import IGNORED
-from hf_recipes.models.forward import evaluating, supervised_losses
+from hf_recipes.models.inference.forward import evaluating, supervised_losses
 from hf_recipes.trainer.preference_losses import Pairs, Rated
 from hf_recipes.trainer.reference import as_reference, settle_reference
 from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows

@@ -15,9 +15,9 @@ from tokenize_speed import made_up_rows
 
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.for_inference import load_for_inference, open_for_inference
-from hf_recipes.models.generate import continue_batches, plan_batches
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import continue_batches, plan_batches
+from hf_recipes.models.inference.opening import load_for_inference, open_for_inference
 
 
 def main() -> None:

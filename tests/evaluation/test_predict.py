@@ -7,8 +7,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.evaluation import predict
 from hf_recipes.evaluation.resumable_output import Results
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.generate import Continuation
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import Continuation
 
 
 @pytest.mark.parametrize("done", [1, 7, 33, 40])

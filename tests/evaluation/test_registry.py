@@ -6,7 +6,7 @@ from conftest import ROOT, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.evaluation.registry import EvaluationArguments, build_methods, form_of
 from hf_recipes.evaluation.reports.tables import shown
-from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.inference.decoding import Decoding
 
 SAMPLES = ROOT / "datasets"
 FORMS = {

@@ -4,7 +4,7 @@ import torch
 from conftest import tiny_model
 from hf_recipes.evaluation.reports.tables import comparison, samples
 from hf_recipes.metrics.text import bleu4, choice_accuracy, rouge, score, words
-from hf_recipes.models.generate import generate
+from hf_recipes.models.inference.generate import generate
 
 
 def test_rouge_by_hand():

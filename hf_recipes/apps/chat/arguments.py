@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hf_recipes.core.settings import setting
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.inference.decoding import Decoding
 
 if TYPE_CHECKING:
     pass

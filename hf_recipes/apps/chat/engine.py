@@ -17,9 +17,9 @@ from hf_recipes.data.chat.prompts import ANSWER
 from hf_recipes.data.schemas.conversation import Message
 from hf_recipes.evaluation.predict import prompt_budget
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.for_inference import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.generate import Continuation, continue_batches, not_numbers
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import Continuation, continue_batches, not_numbers
+from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.lora import load_adapter
 
 if TYPE_CHECKING:

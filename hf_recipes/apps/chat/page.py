@@ -15,7 +15,7 @@ from hf_recipes.apps.chat.session import Exchange, Line, LineIsFull, Session, Se
 from hf_recipes.apps.chat.style import DOWNLOAD
 from hf_recipes.apps.chat.texts import LANGUAGES, Texts
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.inference.decoding import Decoding
 
 MOST_CHARACTERS = 100_000  # of a question or a system prompt
 SLIDERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")

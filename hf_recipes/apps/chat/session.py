@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from hf_recipes.apps.chat.engine import Answer, Engine
 from hf_recipes.core.files import to_json
 from hf_recipes.data.schemas.conversation import Message
-from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.inference.decoding import Decoding
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hf_recipes.apps.chat.engine import Answer, Engine
 from hf_recipes.apps.chat.session import Session, Settings
 from hf_recipes.apps.chat.texts import Texts
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.inference.decoding import Decoding
 
 NUMBERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")
 

@@ -7,8 +7,8 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.evaluation.method import Record
 from hf_recipes.metrics import text as metrics
-from hf_recipes.models.compute import Compute
-from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 
 if TYPE_CHECKING:
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 from typing import TYPE_CHECKING
 
 from hf_recipes.metrics.text import score
-from hf_recipes.models.compute import ForwardPass
+from hf_recipes.models.inference.compute import ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from hf_recipes.models.generate import continue_batches, plan_batches
+from hf_recipes.models.inference.generate import continue_batches, plan_batches
 
 
 class Generation:

@@ -9,7 +9,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.evaluation.method import Record
 from hf_recipes.evaluation.methods.questions import Question, read_question, read_rows
 from hf_recipes.metrics.intervals import wilson_interval
-from hf_recipes.models.compute import Compute, ForwardPass
+from hf_recipes.models.inference.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,7 +158,7 @@ class SingleChoice:
         model's state is keys and values alone. With `how.synced` this is done only where all prompts share that part,
         because each such part is a forward pass of its own.
         """
-        from hf_recipes.models import forward
+        from hf_recipes.models.inference import forward
 
         records: list[Record] = [{}] * len(units)
         groups = [self._groups[unit] for unit in units]
@@ -202,7 +202,7 @@ class SingleChoice:
         """Counted as if no part were shared: a shared one is kept for every row of the batch too."""
         from dataclasses import replace
 
-        from hf_recipes.models.forward import scored_pass
+        from hf_recipes.models.inference.forward import scored_pass
 
         found = scored_pass(min(batch_size, len(self)), max(map(len, self._contexts)))
         return replace(found, new_tokens=0 if any(map(len, self._prefixes.values())) else None)

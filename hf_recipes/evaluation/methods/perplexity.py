@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.evaluation.method import Record
-from hf_recipes.models.compute import Compute, ForwardPass
+from hf_recipes.models.inference.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,7 +127,7 @@ class NLL:
 
     def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
         """See `Method`; a record holds the sums of one window or row: nats, tokens, hits and characters."""
-        from hf_recipes.models import forward
+        from hf_recipes.models.inference import forward
 
         chosen = [self._units[unit] for unit in units]
         records: list[Record] = [{}] * len(chosen)
@@ -141,7 +141,7 @@ class NLL:
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
-        from hf_recipes.models.forward import scored_pass
+        from hf_recipes.models.inference.forward import scored_pass
 
         return scored_pass(min(batch_size, len(self)), max(unit.end - unit.begin for unit in self._units))
 

@@ -11,7 +11,7 @@ from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.evaluation.method import Record
 from hf_recipes.evaluation.methods.perplexity import source_of
 from hf_recipes.metrics.intervals import wilson_interval
-from hf_recipes.models.compute import Compute, ForwardPass
+from hf_recipes.models.inference.compute import Compute, ForwardPass
 from hf_recipes.models.reward_head import _is_reward_model, rewards
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class PairAccuracy:
         Raises:
             UserError: a classifier with several labels, or one whose configuration names no pad token.
         """
-        from hf_recipes.models import forward
+        from hf_recipes.models.inference import forward
 
         classifies = _is_reward_model(model)
         chosen = [self._pairs[unit] for unit in units]
@@ -138,7 +138,7 @@ class PairAccuracy:
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
-        from hf_recipes.models.forward import scored_pass
+        from hf_recipes.models.inference.forward import scored_pass
 
         pairs = min(max(1, batch_size // 2), len(self))
         return scored_pass(2 * pairs, max(pair.length for pair in self._pairs))

@@ -27,7 +27,7 @@ from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.registry import Columns, find_schema
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.decoding import Decoding
+from hf_recipes.models.inference.decoding import Decoding
 
 pytest_plugins = ["chatting"]
 GREEDY = Decoding(max_new_tokens=12)

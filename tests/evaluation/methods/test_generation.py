@@ -10,9 +10,9 @@ from transformers import GenerationConfig
 from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.evaluation.methods.generation import Generation
-from hf_recipes.models.compute import Compute
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.generate import continue_batches, generate, plan_batches
+from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import continue_batches, generate, plan_batches
 
 DECODINGS = {
     "greedy": Decoding(12),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from hf_recipes.models.compute import Compute, ForwardPass
+from hf_recipes.models.inference.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

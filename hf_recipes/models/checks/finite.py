@@ -41,7 +41,7 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    from hf_recipes.models.weight_files import local_folder
+    from hf_recipes.models.checks.weight_files import local_folder
 
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return

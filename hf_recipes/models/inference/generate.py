@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.for_inference import only_these
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.opening import only_these
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,9 @@ from conftest import build_tokenizer, json_files, tiny_model, write_jsonl
 from hf_recipes.apps.chat.engine import Engine, Voice
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.decoding import Decoding
-from hf_recipes.models.finite import check_weights
-from hf_recipes.models.for_inference import load_for_inference, open_for_inference
+from hf_recipes.models.checks.finite import check_weights
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.opening import load_for_inference, open_for_inference
 from hf_recipes.models.lora import read_adapter_config, read_lora_config
 
 UP = "model.layers.1.mlp.up_proj.weight"

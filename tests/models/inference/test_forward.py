@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from conftest import tiny_model
-from hf_recipes.models import forward
+from hf_recipes.models.inference import forward
 
 VOCABULARY = 600
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
