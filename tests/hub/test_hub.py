@@ -555,7 +555,7 @@ def wait_for(condition) -> None:
 
 
 def test_training_does_not_wait_for_a_push(hub, sft, training, tmp_path, monkeypatch):
-    upload = push_callback.hub.upload
+    upload = push_callback.upload
 
     def slow(*args, message, **kwargs):
         if message.startswith("Step"):
@@ -563,7 +563,7 @@ def test_training_does_not_wait_for_a_push(hub, sft, training, tmp_path, monkeyp
         upload(*args, message=message, **kwargs)
 
     hub.add("me/reviews", {})
-    monkeypatch.setattr("hf_recipes.hub.upload.upload", slow)
+    monkeypatch.setattr("hf_recipes.publishing.push_callback.upload", slow)
     flags = [*training, *PUSH, "--report_to", "none", "--save_steps", "1", "--hub_strategy", "every_save"]
     code, out, err = sft(*flags, "--hub_always_push", "True", "--save_total_limit", "1")
     assert code == 0 and "not pushed" not in out, out + err
@@ -603,16 +603,16 @@ def test_a_stopped_run_pushes_its_last_checkpoint(hub, stopped):
 
 
 def test_a_stopped_run_does_not_wait_for_ever(hub, stopped, script, tmp_path, monkeypatch):
-    asked, upload = Event(), push_callback.hub.upload
+    asked, upload = Event(), push_callback.upload
     monkeypatch.setattr(push_callback, "PATIENCE", 0.3)
-    monkeypatch.setattr("hf_recipes.hub.upload.upload", lambda *args, **kwargs: asked.wait(20))
+    monkeypatch.setattr("hf_recipes.publishing.push_callback.upload", lambda *args, **kwargs: asked.wait(20))
     out = stopped("--save_steps", "1", "--hub_strategy", "all_checkpoints")
     asked.set()
     checkpoint = tmp_path / "run" / "checkpoint-2"
     command = f"python scripts/push.py --folder {checkpoint} --hub_model_id me/reviews"
     assert out.splitlines()[-1] == f"checkpoint-2 is not pushed after 0.3 seconds. Push later: {command}"
 
-    monkeypatch.setattr("hf_recipes.hub.upload.upload", upload)
+    monkeypatch.setattr("hf_recipes.publishing.push_callback.upload", upload)
     code, _, err = script("push.py", *shlex.split(command)[2:])
     assert code == 0, err
     files = hub.repos["me/reviews"]
@@ -641,7 +641,7 @@ def test_what_an_earlier_push_left_is_deleted(hub, source, script, finished_run)
     with collect_files.staged(finished_run, collect_files.Address("me/x")) as folder:
         (folder / "last-checkpoint").mkdir()
         (folder / "last-checkpoint" / "a").write_text("new")
-        push_callback.hub.upload(folder, "me/x", source, replaces=push_callback.REPLACED, revision=None, message="x")
+        push_callback.upload(folder, "me/x", source, replaces=push_callback.REPLACED, revision=None, message="x")
     files = hub.repos["me/x"]
     assert not files.keys() & stale and kept <= files.keys() and files["last-checkpoint/a"] == b"new"
     assert files["model.safetensors"] == (finished_run / "model.safetensors").read_bytes()
@@ -711,7 +711,7 @@ def test_passwords_of_a_mirror_are_not_shown(hub, script, finished_run, monkeypa
     assert code == 1 and "500" in err and "s3cret" not in out + err
     hub.deny.clear()
     hub.add("me/x", {})
-    assert push_callback.hub.ensure_repository("me/x", "modelscope", private=True) == f"{hub.url}/models/me/x"
+    assert push_callback.ensure_repository("me/x", "modelscope", private=True) == f"{hub.url}/models/me/x"
     (finished_run / "README.md").write_text("HF_ENDPOINT had s3cret!pw")
     code, _, err = script(*flags)
     assert code == 1 and "a token or key stands in it" in err

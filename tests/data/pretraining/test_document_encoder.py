@@ -5,7 +5,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from conftest import TEXT, build_tokenizer
-from hf_recipes.data.pretraining import token_shards
+from hf_recipes.data.pretraining import document_encoder
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 
 # As Qwen's and Llama 3's.
@@ -42,7 +42,7 @@ def test_parts_of_a_long_document(build, monkeypatch):
     encoder = DocumentEncoder(build())
     whole = [ids.tolist() for ids in encoder.encode(texts)]
     seen = []
-    monkeypatch.setattr(token_shards, "LONG", 20)
+    monkeypatch.setattr(document_encoder, "LONG", 20)
     rows = encoder._rows
     monkeypatch.setattr(encoder, "_rows", lambda batch: (seen.extend(batch), rows(batch))[1])
     assert [ids.tolist() for ids in encoder.encode(texts)] == whole
