@@ -774,7 +774,8 @@ def test_ctrl_c(script, finished_run, monkeypatch, name, advice):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_recipes.hub.clients.hf_api", interrupt)
+    for module in ("clients", "upload"):
+        monkeypatch.setattr(f"hf_recipes.hub.{module}.hf_api", interrupt)
     flags = ["--model", "a/b"] if name == "download.py" else ["--folder", finished_run, "--hub_model_id", "me/x"]
     code, out, _ = script(name, *flags)
     assert code == 130 and out.splitlines()[-1] == f"interrupted; {advice}"
