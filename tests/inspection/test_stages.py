@@ -48,7 +48,7 @@ def test_each_recipe_is_of_its_stage(recipe, rows):
         if key in ("train_file", "validation_file") and value in rows:
             flags += [f"--{key}", str(rows[value])]
     settings = read_settings(flags)
-    assert settings.stage == RECIPES[recipe] and settings.reason.startswith("guessed from ")
+    assert settings.stage.name == RECIPES[recipe] and settings.reason.startswith("guessed from ")
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_each_recipe_is_of_its_stage(recipe, rows):
 def test_the_rows_or_the_settings_tell(row, flags, stage, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [row])
     settings = read_settings(["--train_file", str(path), "--model_name_or_path", "M", *flags])
-    assert settings.stage == stage
+    assert settings.stage.name == stage
     named = read_settings(["--train_file", str(path), "--model_name_or_path", "M", "--stage", stage, *flags])
-    assert (named.stage, named.reason) == (stage, "named by --stage")
+    assert (named.stage.name, named.reason) == (stage, "named by --stage")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_recipe_for_other_machines_can_be_looked_at(tmp_path):
     keys += ["report_to: wandb", "num_generations: 6", "per_device_train_batch_size: 1", "use_vllm: true"]
     recipe.write_text("\n".join([*keys, "train_file: datasets/promptcblue/dev.json"]), encoding="utf-8")
     settings = read_settings(["--config", str(recipe), "--model_name_or_path", "M"])
-    assert settings.stage == "grpo" and settings.args.deepspeed is None and not settings.args.push_to_hub
+    assert settings.stage.name == "grpo" and settings.args.deepspeed is None and not settings.args.push_to_hub
 
 
 def test_names_of_settings(tmp_path):

@@ -360,7 +360,7 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
     def fail(*args, **kwargs):
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr("hf_recipes.run.run.model_card", fail)
+    monkeypatch.setattr("hf_recipes.run.train.model_card", fail)
     monkeypatch.setattr("hf_recipes.trainer.trackers.TrackersCallback.finish", fail)
     monkeypatch.setattr("hf_recipes.trainer.trackers.read_predictions", fail)
     for name in ("draw_curves", "samples"):

@@ -106,15 +106,14 @@ def test_rows_are_shown_by_their_place(look, tmp_path):
 
 
 def test_packs_are_those_that_the_trainer_makes(look, tokenizer, tmp_path):
-    from hf_recipes.stages.sft import prepare_data
-
     rows = [{"input": f"问题{number}" * (number % 7 + 1), "target": f"回答{number}"} for number in range(40)]
     flags = ["--packing", "--max_length", 128, "--examples", 99]
     report = look(rows, *flags)
     path = tmp_path / "rows.jsonl"
     argv = ["--train_file", path, "--model_name_or_path", "M", *flags, "--stage", "sft"]
     settings = read_settings(list(map(str, argv)))
-    train, _, _ = prepare_data(settings.data, settings.args, tokenizer)
+    settings.tokenizer = tokenizer
+    train = settings.stage.read(settings).train
     packed = pack_dataset(Dataset.from_dict({name: train[name][:] for name in ("input_ids", "labels")}), 128, "bfd")
     shown = examples(report).rows
     assert len(shown) == len(packed) > 5
