@@ -53,6 +53,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "dpo ld_alpha": ("dpo", {"loss_type": ["sigmoid", "sft"], "ld_alpha": 0.3}),
     "dpo forward_kl": ("dpo", {"f_divergence_type": "forward_kl"}),
     "dpo three": ("dpo", {"loss_type": ["aot", "bco_pair", "sft"], "loss_weights": [0.5, 1.0, 2.0]}),
+    "orpo": ("orpo", {"beta": 0.5}),
     "kto": ("kto", {}),
     "kto weights": ("kto", {"desirable_weight": 1.5, "undesirable_weight": 0.5}),
     "kto apo_zero_unpaired": ("kto", {"loss_type": "apo_zero_unpaired"}),
@@ -107,7 +108,7 @@ def build(case: str, folder: Path, batch: int, accumulation: int):
         policy = model(load_reward_model, **how)
     else:
         policy = model()
-    if stage.has_reference:
+    if args.has_reference:
         reference["reference"] = model().requires_grad_(False)
     if name in ("dpo", "kto"):
         with torch.no_grad():

@@ -42,7 +42,7 @@ def check_trained(model: PreTrainedModel, args: "RunArguments", is_quantized: bo
             f"init_lora_weights pissa or olora takes whole float weights apart, which there are not with "
             f"{splits or 'a quantized base'}: leave it out of --lora_config"
         )
-    if model.peft_config["default"].bias != "none" and (splits or getattr(args, "beta", 0)):
+    if model.peft_config["default"].bias != "none" and (splits or args.has_reference):
         why = splits or "a reference (--beta), which has the biases as they were,"
         raise UserError(f'"bias" trains biases of the base, which does not go with {why}: set it to "none"')
 

@@ -73,6 +73,11 @@ class RunArguments:
         "Where swanlab's runs go; by default SWANLAB_MODE, or local files."
     )
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss is measured from the model as it was at the start."""
+        return bool(getattr(self, "beta", 0))
+
     def refuse_unusable(self) -> None:
         """See `inherited.refuse_unusable`; to be called before all else."""
         if str(self.include_num_input_tokens_seen).lower() == "false":

@@ -90,8 +90,7 @@ class Context:
     def keeps_start(self) -> bool:
         """Whether the trained weights are kept as they were at the start too; see `trainer.reference`."""
         before = getattr(self.args, "precompute_ref_log_probs", False)
-        measures = self.stage.has_reference and bool(self.args.beta)
-        return measures and (self.continues_adapter or not (self.model_args.use_lora or before))
+        return self.args.has_reference and (self.continues_adapter or not (self.model_args.use_lora or before))
 
 
 def read_examples(context: Context) -> Data:
@@ -127,7 +126,6 @@ class Stage:
     freeze: Callable[[Context], Callable[[PreTrainedModel], None]] = lambda context: lambda model: None
     # The error to raise where packed rows would see each other; None where none are.
     packing_error: Callable[[Context], UserError | None] = lambda context: None
-    has_reference: bool = False  # where its `beta` is not 0
 
     @property
     def data_form(self) -> str:
@@ -166,9 +164,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     loads = {"make": stage.load_model(context), "cache_dir": context.data_args.cache_dir}
     shared |= {"task_type": stage.task_type, **loads}
     model = build_model(model_args, args, context.tokenizer, context.added_tokens, **shared)
-    held = {}
-    if stage.has_reference:
-        held["reference"] = build_reference(model_args, args, context.tokenizer, **loads) if args.beta else None
+    held = {"reference": build_reference(model_args, args, context.tokenizer, **loads)} if args.has_reference else {}
     folder.enter(figures)
     args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(validation or methods)
     trainer = stage.trainer(context, data, model, methods, **held)

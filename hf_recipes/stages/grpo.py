@@ -390,7 +390,6 @@ STAGE = Stage(
     figures=answer_figures,
     evaluations=evaluations,
     trainer=build_trainer,
-    has_reference=True,
     card=CardWords("grpo", ("questions", "个问题")),
     legend="No token here carries loss: the model writes answers of its own to these, and they are scored.",
 )

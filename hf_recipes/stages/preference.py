@@ -370,7 +370,6 @@ def _stage(name: str, arguments: type, prepare: Callable, figures: Callable, bui
         figures=lambda context, data: figures(data.train, context.args),
         evaluations=evaluations,
         trainer=trainer,
-        has_reference=True,
         **more,
     )
 

@@ -259,6 +259,7 @@ SCRIPTS = {
     "pretrain": text_of,
     "reward": pairs_of,
     "dpo": pairs_of,
+    "orpo": pairs_of,
     "kto": rated_of,
     "grpo": prompts_of,
 }

@@ -165,13 +165,13 @@ def test_streams_and_mixtures(look, tmp_path):
     assert len(examples(report).rows) == 2
 
 
-@pytest.mark.parametrize("stage", ["dpo", "reward"])
+@pytest.mark.parametrize("stage", ["dpo", "orpo", "reward"])
 def test_pairs(look, tokenizer, stage):
     rows = [{"prompt": f"问{n}", "chosen": f"好的{n}", "rejected": "不"} for n in range(5)]
     rows.append({"prompt": "问", "chosen": "龘" * 30, "rejected": "不"})
     report = look(rows, "--stage", stage, "--max_length", 80, "--examples", 1, "--max_drop_ratio", 0.5)
     found = numbers(table(report, "Counts"))
-    name = "tokens that carry loss" if stage == "dpo" else "tokens of the answers"
+    name = "tokens that carry loss" if stage != "reward" else "tokens of the answers"
     answers = [text for row in rows[:5] for text in (row["chosen"], row["rejected"])]
     assert found[name] == sum(len(tokenizer(answer)["input_ids"]) + 1 for answer in answers)
     assert (found["rows that are learned from"], found["rows over a budget"], found["chosen is the longer one"]) == (
