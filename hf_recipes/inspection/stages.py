@@ -7,7 +7,7 @@ from typing import Literal
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import details_hidden
-from hf_recipes.core.settings import Parser
+from hf_recipes.core.settings import NonNegativeInt, Parser, check_limits, setting
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.prompts import find_prompt_schema
 from hf_recipes.data.examples import find_plan
@@ -43,18 +43,16 @@ LOOKING = {
 class InspectArguments:
     """What to look at."""
 
-    stage: Literal[tuple(STAGES)] | None = field(
-        default=None,
-        metadata={"help": "What is going to be trained; guessed from the settings and the rows by default."},
+    stage: Literal[tuple(STAGES)] | None = setting(
+        "What is going to be trained; guessed from the settings and the rows by default."
     )
-    html: str | None = field(default=None, metadata={"help": "Also write the report as a page, to this file."})
-    examples: int = field(default=5, metadata={"help": "Rows to draw token by token; on the page ten times as many."})
-    show: list[str] | None = field(default=None, metadata={"help": "Draw these rows instead, as file:line."})
-    privacy: bool = field(default=False, metadata={"help": "Mask personal data in the texts that are shown."})
+    html: str | None = setting("Also write the report as a page, to this file.")
+    examples: NonNegativeInt = setting("Rows to draw token by token; on the page ten times as many.", 5)
+    show: list[str] | None = setting("Draw these rows instead, as file:line.")
+    privacy: bool = setting("Mask personal data in the texts that are shown.", False)
 
     def __post_init__(self):
-        if self.examples < 0:
-            raise ValueError(f"--examples {self.examples}: expected at least 0")
+        check_limits(self)
         folder = os.path.dirname(self.html or "") or "."
         if not os.path.isdir(folder):
             raise ValueError(f"--html {self.html}: there is no folder {folder}")

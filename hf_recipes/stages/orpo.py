@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import transformers
 from transformers import PreTrainedModel
 
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import PositiveFloat, PositiveInt, setting
 from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.dry_run.plan import Figures
 from hf_recipes.evaluation.method import Method
@@ -35,19 +35,16 @@ class ORPOArguments(RunArguments, transformers.TrainingArguments):
     }
 
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_length: int | None = setting("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
-    pad_to_multiple_of: int | None = setting("Pad the sides to a multiple of so many tokens.")
-    beta: float = setting("Weight of the odds ratio beside the loss on the chosen answer.", 0.1)
+    max_length: PositiveInt | None = setting(
+        "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
+    )
+    pad_to_multiple_of: PositiveInt | None = setting("Pad the sides to a multiple of so many tokens.")
+    beta: PositiveFloat = setting("Weight of the odds ratio beside the loss on the chosen answer.", 0.1)
     learning_rate: float = setting("The highest learning rate.", 8e-6)
     logging_steps: float = setting("Log every so many steps.", 10)
 
     def __post_init__(self):
-        self.refuse_unusable()
-        for name in ("max_length", "pad_to_multiple_of"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
-        if not self.beta > 0:
-            raise ValueError(f"--beta {self.beta:g}: expected more than 0")
+        self.check_fields()
         super().__post_init__()
 
 
