@@ -10,6 +10,7 @@ from pathlib import Path
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.hub import clients as hub
+from hf_recipes.hub import upload as uploading
 from hf_recipes.publishing.collect_files import Address, base_without_name, staged
 from hf_recipes.publishing.push_callback import REPLACED
 
@@ -53,9 +54,9 @@ def main() -> None:
             return
         say(f"pushing {len(files)} files, {total}, to {hub.NAMES[target]}, {how}")
         try:
-            url = hub.ensure_repository(repo, target, private=arguments.private)
+            url = uploading.ensure_repository(repo, target, private=arguments.private)
             message = "Upload with hf_recipes"
-            hub.upload(folder, repo, target, replaces=REPLACED, revision=arguments.revision, message=message)
+            uploading.upload(folder, repo, target, replaces=REPLACED, revision=arguments.revision, message=message)
         except hub.client_errors(target) as error:
             raise UserError(f"{hub.explain(error, repo, target)}; the same command goes on") from None
     say(f"pushed: {url}")

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import remove_abandoned
 from hf_recipes.hub import clients as hub
+from hf_recipes.hub import upload as uploading
 from hf_recipes.publishing.collect_files import STAGING, Address, staged
 
 PATIENCE = 120.0  # seconds that a stopped run gives to the push of its last checkpoint
@@ -111,12 +112,12 @@ class Publisher(TrainerCallback):
             self._hand_on(push, checkpoint)
 
     def _ensure(self) -> str:
-        self._url = self._url or hub.ensure_repository(self.repo, self.target, private=self.private)
+        self._url = self._url or uploading.ensure_repository(self.repo, self.target, private=self.private)
         return self._url
 
     def _upload(self, folder: Path, message: str) -> str:
         url = self._ensure()
-        hub.upload(folder, self.repo, self.target, replaces=REPLACED, revision=self.revision, message=message)
+        uploading.upload(folder, self.repo, self.target, replaces=REPLACED, revision=self.revision, message=message)
         return url
 
     def _hand_on(self, job: Callable[[], object], folder: Path) -> None:

@@ -363,8 +363,8 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
     monkeypatch.setattr("hf_recipes.run.train.model_card", fail)
     monkeypatch.setattr("hf_recipes.trainer.trackers.TrackersCallback.finish", fail)
     monkeypatch.setattr("hf_recipes.trainer.trackers.read_predictions", fail)
-    for name in ("draw_curves", "samples"):
-        monkeypatch.setattr(f"hf_recipes.evaluation.reports.tables.{name}", fail)
+    for name in ("plots.draw_curves", "tables.samples"):
+        monkeypatch.setattr(f"hf_recipes.evaluation.reports.{name}", fail)
     monkeypatch.setattr("hf_recipes.trainer.progress.draw_curves", fail)
     output = tmp_path / "run"
     settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]
