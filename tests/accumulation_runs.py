@@ -10,29 +10,15 @@ import sys
 from pathlib import Path
 
 import torch
+from stage_runs import context_of
 from transformers import set_seed
 
 from conftest import conversation, write_jsonl
-from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
-from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.models.tokenizer import load_tokenizer
-from hf_recipes.rewards.weighted_sum import RewardArguments as RewardSettings
-from hf_recipes.rewards.weighted_sum import Rewards
-from hf_recipes.run.arguments import (
-    PAIR_LOSSES,
-    SORTING_LOSSES,
-    DPOArguments,
-    GRPOArguments,
-    KTOArguments,
-    ModelArguments,
-    PretrainArguments,
-    RewardArguments,
-    SFTArguments,
-)
-from hf_recipes.stages import grpo, preference, pretrain, reward, sft
-from hf_recipes.stages.pretrain_data import prepare_mixture
+from hf_recipes.run.arguments import PAIR_LOSSES, SORTING_LOSSES
+from hf_recipes.stages.table import STAGES
 
 UPDATE = 8
 COUNT = 12  # an update of eight rows, and one of four
@@ -67,6 +53,7 @@ CASES: dict[str, tuple[str, dict]] = {
     "dpo ld_alpha": ("dpo", {"loss_type": ["sigmoid", "sft"], "ld_alpha": 0.3}),
     "dpo forward_kl": ("dpo", {"f_divergence_type": "forward_kl"}),
     "dpo three": ("dpo", {"loss_type": ["aot", "bco_pair", "sft"], "loss_weights": [0.5, 1.0, 2.0]}),
+    "orpo": ("orpo", {"beta": 0.5}),
     "kto": ("kto", {}),
     "kto weights": ("kto", {"desirable_weight": 1.5, "undesirable_weight": 0.5}),
     "kto apo_zero_unpaired": ("kto", {"loss_type": "apo_zero_unpaired"}),
@@ -87,64 +74,52 @@ EXPERTS = {
 }
 CASES |= EXPERTS
 
-ARGUMENTS = {"sft": SFTArguments, "reward": RewardArguments, "dpo": DPOArguments, "kto": KTOArguments}
-ARGUMENTS |= {"grpo": GRPOArguments, "rloo": GRPOArguments, "pretrain": PretrainArguments}
+ROWS = {"sft": CONVERSATIONS, "pretrain": TEXTS, "kto": RATED}  # the others have pairs
 
 
 def build(case: str, folder: Path, batch: int, accumulation: int):
-    stage, settings = CASES[case]
+    name, settings = CASES[case]
     settings, lean = dict(settings), settings.get("lean", True)
     settings.pop("lean", None)
     defaults = {"report_to": "none", "bf16": False, "learning_rate": 0.05, "save_strategy": "no", "logging_steps": 1}
     defaults |= {"optim": "sgd", "max_grad_norm": 0.0, "num_train_epochs": 1, "per_device_train_batch_size": batch}
     defaults |= {"gradient_accumulation_steps": accumulation, "lr_scheduler_type": "constant", "warmup_steps": 0}
-    if stage == "pretrain":
+    if name == "pretrain":
         defaults |= {"block_size": 32, "max_steps": 2, "num_train_epochs": 1, "weight_decay": 0.0}
-    if stage in ("grpo", "rloo"):
-        defaults |= {"num_generations": 4, "max_completion_length": 12, "max_steps": 2, "algorithm": stage}
-    args = ARGUMENTS[stage](output_dir=str(folder / "run"), **{**defaults, **settings})
+    if name in ("grpo", "rloo"):
+        defaults |= {"num_generations": 4, "max_completion_length": 12, "max_steps": 2, "algorithm": name}
+    stage = STAGES["grpo" if name == "rloo" else name]
+    args = stage.arguments(output_dir=str(folder / "run"), **{**defaults, **settings})
     path = str(folder / "mixture" if case in EXPERTS else folder / "model")
-    model_args = ModelArguments(path)
     tokenizer, _ = load_tokenizer(path)
     rank = args.process_index
-
-    def file(rows) -> list[str]:
-        return [str(write_jsonl(folder / f"{stage}-{rank}.jsonl", rows))]
+    file = write_jsonl(folder / f"{name}-{rank}.jsonl", ROWS.get(name, PAIRS))
+    rewards = ["chinese", "length:2-40=0.5"] if name in ("grpo", "rloo") else None
+    data = stage.data(train_file=[str(file)], cache_dir=str(folder / f"cache{rank}"))
+    context = context_of(stage, args, data, tokenizer, path, rewards=rewards)
 
     def model(make=load_model, **more):
         set_seed(0)
-        return make(model_args, trains_all=True, bf16=False, trust_remote_code=False, **more)
+        return make(context.model_args, trains_all=True, bf16=False, trust_remote_code=False, **more)
 
-    if stage == "sft":
-        train, _, _ = sft.prepare_data(DataArguments(train_file=file(CONVERSATIONS)), args, tokenizer)
-        trainer = sft.build_trainer(model(), args, train, None, tokenizer)
-        trainer._lean = trainer._lean and lean
-        return trainer
-    if stage == "pretrain":
-        data = SourceArguments(train_file=file(TEXTS), cache_dir=str(folder / f"cache{rank}"))
-        mixture, ledger = prepare_mixture(data, args, tokenizer)
-        return pretrain.build_trainer(model(), args, mixture, ledger, 0.01, tokenizer)
-    if stage == "reward":
-        train, _, _ = reward.prepare_data(DataArguments(train_file=file(PAIRS)), args, tokenizer)
-        how = {"config": load_config(model_args, False), "initializer_range": 0.5, "tokenizer": tokenizer}
-        return reward.build_trainer(model(load_reward_model, **how), args, train, tokenizer)
-    if stage in ("dpo", "kto"):
-        prepare, make, data, rows = {
-            "dpo": (preference.prepare_pairs, preference.build_pair_trainer, DataArguments, PAIRS),
-            "kto": (preference.prepare_rated, preference.build_rated_trainer, UnpairedArguments, RATED),
-        }[stage]
-        train, _, _ = prepare(data(train_file=file(rows)), args, tokenizer)
-        policy, reference = model(), model().requires_grad_(False)
+    rows, reference = stage.read(context), {}
+    if name == "reward":
+        how = {"config": load_config(context.model_args, False), "initializer_range": 0.5, "tokenizer": tokenizer}
+        policy = model(load_reward_model, **how)
+    else:
+        policy = model()
+    if args.has_reference:
+        reference["reference"] = model().requires_grad_(False)
+    if name in ("dpo", "kto"):
         with torch.no_grad():
             for weight in policy.parameters():  # that is not the reference
                 weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-        return make(policy, args, train, None, tokenizer, reference=reference)
-    prompts = read_prompts(PromptReader(file(PAIRS), tokenizer))[0]
-    rewards = Rewards(RewardSettings(["chinese", "length:2-40=0.5"]))
-    stops = range(300)  # half of the vocabulary, so that answers have many lengths
-    return grpo.build_trainer(
-        model(), args, prompts, tokenizer, rewards, stops, reference=model().requires_grad_(False)
-    )
+    if name in ("grpo", "rloo"):
+        rows.stop_ids = list(range(300))  # half of the vocabulary, so that answers have many lengths
+    trainer = stage.trainer(context, rows, policy, {}, **reference)
+    if name == "sft":
+        trainer._lean = trainer._lean and lean
+    return trainer
 
 
 def learned(case: str, folder: Path, batch: int, accumulation: int) -> tuple[list[float], torch.Tensor]:

@@ -12,21 +12,13 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_
 from conftest import ROOT, tiny_model
 from hf_recipes.apps.mixture.sizes import folder_sizes
 from hf_recipes.core.settings import Parser
-from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
 from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.from_config import PretrainModelArguments, read_model_config
 from hf_recipes.models.lora import read_lora_config
 from hf_recipes.models.quantization import read_bnb_config
-from hf_recipes.run.arguments import (
-    DPOArguments,
-    GRPOArguments,
-    KTOArguments,
-    ModelArguments,
-    PretrainArguments,
-    RewardArguments,
-    SFTArguments,
-)
+from hf_recipes.run.arguments import SFTArguments
+from hf_recipes.stages.table import STAGES
 
 CONFIGS = ROOT / "configs"
 
@@ -40,22 +32,14 @@ def read_bnb(path):
     assert config.load_in_4bit is (path.stem == "bnb_nf4") and config.load_in_8bit is not config.load_in_4bit
 
 
-STAGES = {"reward": RewardArguments, "dpo": DPOArguments, "kto": KTOArguments, "grpo": GRPOArguments}
-
-
 def read_recipe(path):
+    stage = STAGES.get(path.stem.partition("_")[0], STAGES["sft"])
     flags = ["--config", str(path), "--output_dir", "O", "--report_to", "none"]
-    named = []
-    if path.stem.startswith("pretrain"):
-        kinds = [PretrainModelArguments, SourceArguments, PretrainArguments, EvaluationArguments]
-        _, data, *_ = Parser(kinds).parse([*flags, "--tokenizer_name", "M"])
-    else:
-        stage = STAGES.get(path.stem.partition("_")[0], SFTArguments)
-        kinds = [ModelArguments, UnpairedArguments if stage is KTOArguments else DataArguments, stage]
-        flags += ["--model_name_or_path", "M", "--reward_model", "R"]  # of demos, those that make names
-        *_, data, _, evaluation = Parser([*kinds, EvaluationArguments]).parse(flags)
-        named = evaluation.named_files().values()
-    files = [*data.train_file, *(data.validation_file or ()), *named]
+    flags += ["--tokenizer_name", "M"] if stage.name == "pretrain" else ["--model_name_or_path", "M"]
+    flags += [] if stage.name == "pretrain" else ["--reward_model", "R"]  # of demos, those that make names
+    kinds = [stage.model, stage.data, stage.arguments, EvaluationArguments]
+    _, data, _, evaluation = Parser(kinds).parse(flags)
+    files = [*data.train_file, *(data.validation_file or ()), *evaluation.named_files().values()]
     assert all((ROOT / name).exists() for name in files if not name.startswith(("runs/", ".cache/")))
 
 

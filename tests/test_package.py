@@ -116,7 +116,7 @@ def test_a_built_wheel_works_away_from_the_checkout(tmp_path):
         f"import sys; sys.path.insert(0, {str(installed)!r})\n"
         "import hf_recipes\n"
         "from hf_recipes.models.tokenizer import _bundled\n"
-        "from hf_recipes.stages.sft import build_trainer\n"
+        "from hf_recipes.stages.sft import STAGE\n"
         "print(hf_recipes.__file__, *_bundled())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 import json
+import operator
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import field
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -47,6 +49,53 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def setting(text: str, default: Any = None) -> Any:
     """A dataclass field with its help for ``--help``."""
     return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class at:
+    """Limits of a number, as in ``Annotated[int, at(ge=1)]``: at least, more than, at most, below."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    text: str | None = None  # what is expected, where the limits do not say it all; {} is the value
+
+    def __contains__(self, value: float) -> bool:
+        bounds = ((operator.ge, self.ge), (operator.gt, self.gt), (operator.le, self.le), (operator.lt, self.lt))
+        return all(holds(value, bound) for holds, bound in bounds if bound is not None)
+
+    def __str__(self) -> str:
+        lowest = self.gt if self.ge is None else self.ge
+        if self.text or (self.le is None and self.lt is None):
+            return self.text or f"{'more than' if self.ge is None else 'at least'} {lowest}"
+        return f"{lowest} to {f'below {self.lt}' if self.le is None else self.le}"
+
+
+PositiveInt = Annotated[int, at(ge=1)]
+NonNegativeInt = Annotated[int, at(ge=0)]
+PositiveFloat = Annotated[float, at(gt=0)]
+Share = Annotated[float, at(ge=0, le=1, text="a share from 0 to 1")]
+
+
+@cache
+def _limits(kind: type) -> dict[str, at]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = {name: (hint, *get_args(hint)) for name, hint in hints.items()}  # PositiveInt | None too
+    return {name: one.__metadata__[0] for name, parts in found.items() for one in parts if get_origin(one) is Annotated}
+
+
+def check_limits(arguments: Any, **inherited: at) -> None:
+    """Refuse a number that is not what its field is annotated with, or what is said of an inherited field.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, limits in (_limits(type(arguments)) | inherited).items():
+        value = getattr(arguments, name)
+        if value is not None and value not in limits:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ValueError(f"--{name} {shown}: expected {str(limits).format(shown)}")
 
 
 class Parser(HfArgumentParser):

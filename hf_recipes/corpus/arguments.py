@@ -1,15 +1,12 @@
 """The settings of a corpus."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Literal
 
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import NonNegativeInt, PositiveInt, Share, at, setting
 from hf_recipes.corpus.cleaning import MIN_CHINESE
 from hf_recipes.corpus.executors import ExecutorArguments
 from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -29,22 +26,24 @@ class CorpusArguments(ExecutorArguments):
     control_characters: bool = setting("Take control characters out.", False)
     nfkc: bool = setting("Normalize to NFKC, but not Chinese punctuation, nor in programs.", False)
     simplify: bool = setting("Traditional → Simplified Chinese.", False)
-    min_chars: int | None = setting("Drop documents of fewer characters.")
-    max_chars: int | None = setting("Drop documents of more characters.")
+    min_chars: NonNegativeInt | None = setting("Drop documents of fewer characters.")
+    max_chars: PositiveInt | None = setting("Drop documents of more characters.")
     quality: bool = setting("Drop what the rules of hf_recipes/data/cleaning.py say is no good Chinese prose.", False)
-    min_chinese: float = setting("With --quality: the least share of Chinese characters.", MIN_CHINESE)
+    min_chinese: Share = setting("With --quality: the least share of Chinese characters.", MIN_CHINESE)
     exact_dedup: bool = setting("Drop documents that repeat an earlier one.", False)
     near_dedup: bool = setting("Drop documents that are nearly an earlier one (MinHash).", False)
     decontaminate: list[str] | None = setting("Evaluation files; documents that share text with them are dropped.")
-    decontamination_ngram: int = setting("So many words or Chinese characters in a row are shared text.", 20)
+    decontamination_ngram: Annotated[int, at(ge=5)] = setting(
+        "So many words or Chinese characters in a row are shared text.", 20
+    )
     privacy: bool = setting("Take personal data out.", False)
     privacy_names: list[str] | None = setting("With --privacy: names of people to take out.")
-    shard_size: int = setting("Documents in a shard.", 20_000)
+    shard_size: PositiveInt = setting("Documents in a shard.", 20_000)
     tokenize: bool = setting("Write token shards in place of text.", False)
     model_name_or_path: str | None = setting("With --tokenize: the model whose tokenizer it is.")
     document_end_token: str | None = setting("With --tokenize: what ends a document; by default the eos token.")
     trust_remote_code: bool = setting("Run code that comes with the tokenizer.", False)
-    max_drop_ratio: float = setting("Stop when more than this share of the rows cannot be used at all.", 0.01)
+    max_drop_ratio: Share = setting("Stop when more than this share of the rows cannot be used at all.", 0.01)
     cache_dir: str | None = setting("Where downloads are cached.")
     overwrite_output_dir: bool = setting("Start over in a folder that holds an earlier run.", False)
 
@@ -56,12 +55,6 @@ class CorpusArguments(ExecutorArguments):
             raise ValueError("--output_dir is missing: where the corpus goes")
         if self.schema is not None and self.schema not in DOCUMENT_SCHEMAS:
             raise ValueError(f"--schema {self.schema}: expected one of {', '.join(DOCUMENT_SCHEMAS)}")
-        for name, least in (("min_chars", 0), ("max_chars", 1), ("shard_size", 1), ("decontamination_ngram", 5)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} {value}: expected at least {least}")
-        if not 0 <= self.min_chinese <= 1 or not 0 <= self.max_drop_ratio <= 1:
-            raise ValueError("--min_chinese and --max_drop_ratio: expected shares from 0 to 1")
         if (self.min_chars or 0) > (self.max_chars or float("inf")):
             raise ValueError(f"--min_chars {self.min_chars} is more than --max_chars {self.max_chars}")
         if self.tokenize != bool(self.model_name_or_path):

@@ -24,7 +24,7 @@ from datatrove.utils.logging import logger
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import disk_problem
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import PositiveInt, check_limits, setting
 
 POLL = 10.0  # seconds between two looks at what Slurm has done
 
@@ -33,7 +33,7 @@ POLL = 10.0  # seconds between two looks at what Slurm has done
 class ExecutorArguments:
     """Where the work is done."""
 
-    workers: int = setting("Tasks at a time, of one core each.", 1)
+    workers: PositiveInt = setting("Tasks at a time, of one core each.", 1)
     executor: Literal["local", "slurm", "ray"] = setting("This machine, a Slurm cluster, or a Ray cluster.", "local")
     slurm_partition: str | None = setting("Partition of the jobs.")
     slurm_time: str = setting("Time limit of a job.", "24:00:00")
@@ -41,8 +41,7 @@ class ExecutorArguments:
     memory_gb: int = setting("Memory that is asked of Slurm or Ray for a worker.", 2)
 
     def __post_init__(self):
-        if self.workers < 1:
-            raise ValueError(f"--workers {self.workers}: expected at least 1")
+        check_limits(self)
         if self.executor == "slurm" and not self.slurm_partition:
             raise ValueError("--executor slurm: name the partition with --slurm_partition")
         if self.executor == "ray" and find_spec("ray") is None:

@@ -1,8 +1,9 @@
 """Which data, and of what shape."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import PositiveInt, Share, at, check_limits, setting
 from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
 from hf_recipes.data.schemas.registry import SCHEMAS
 
@@ -17,17 +18,14 @@ class SourceArguments:
     validation_file: list[str] | None = setting("The same to evaluate on; of a Hub id, its validation split.")
     schema: str | None = setting("Shape of the rows (see datasets/README.md); detected from the columns by default.")
     prompt_column: str | None = setting("Column of the question, or of the text.")
-    max_drop_ratio: float = setting("Stop when more than this share of the rows cannot be used.", 0.01)
-    preprocessing_num_workers: int | None = setting("Processes that tokenize.")
+    max_drop_ratio: Share = setting("Stop when more than this share of the rows cannot be used.", 0.01)
+    preprocessing_num_workers: PositiveInt | None = setting("Processes that tokenize.")
     cache_dir: str | None = setting("Where downloads and tokenized data are cached.")
 
     def __post_init__(self):
         if self.schema is not None and self.schema not in self._schemas:
             raise ValueError(f"--schema {self.schema}: expected one of {', '.join(self._schemas)}")
-        if not 0 <= self.max_drop_ratio <= 1:
-            raise ValueError(f"--max_drop_ratio {self.max_drop_ratio:g}: expected a share from 0 to 1")
-        if self.preprocessing_num_workers is not None and self.preprocessing_num_workers < 1:
-            raise ValueError(f"--preprocessing_num_workers {self.preprocessing_num_workers}: expected at least 1")
+        check_limits(self)
 
 
 @dataclass
@@ -36,23 +34,19 @@ class DataArguments(SourceArguments):
 
     _schemas = SCHEMAS
 
-    validation_split_percentage: float | None = setting("Without validation_file: hold out this share of the rows.")
+    validation_split_percentage: Annotated[float | None, at(gt=0, lt=100, text="0 to 100")] = setting(
+        "Without validation_file: hold out this share of the rows."
+    )
     response_column: str | None = setting("Column of the answer.")
     history_column: str | None = setting("Column of earlier [question, answer] pairs.")
     system_prompt: str | None = setting("System turn for rows that have none.")
-    max_train_samples: int | None = setting("Use the first so many training rows.")
-    max_eval_samples: int | None = setting("Use the first so many evaluation rows.")
+    max_train_samples: PositiveInt | None = setting("Use the first so many training rows.")
+    max_eval_samples: PositiveInt | None = setting("Use the first so many evaluation rows.")
 
     def __post_init__(self):
         super().__post_init__()
         if self.validation_file and self.validation_split_percentage:
             raise ValueError("--validation_file and --validation_split_percentage: give one of them")
-        if self.validation_split_percentage is not None and not 0 < self.validation_split_percentage < 100:
-            raise ValueError(f"--validation_split_percentage {self.validation_split_percentage:g}: expected 0 to 100")
-        for name in ("max_train_samples", "max_eval_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} {value}: expected at least 1")
 
 
 @dataclass

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError
@@ -42,6 +42,21 @@ def check_trained(model: PreTrainedModel, args: "RunArguments", is_quantized: bo
             f"init_lora_weights pissa or olora takes whole float weights apart, which there are not with "
             f"{splits or 'a quantized base'}: leave it out of --lora_config"
         )
-    if model.peft_config["default"].bias != "none" and (splits or getattr(args, "beta", 0)):
+    if model.peft_config["default"].bias != "none" and (splits or args.has_reference):
         why = splits or "a reference (--beta), which has the biases as they were,"
         raise UserError(f'"bias" trains biases of the base, which does not go with {why}: set it to "none"')
+
+
+def balances_experts(args: "RunArguments", config: PretrainedConfig) -> bool:
+    """Whether the loss has a part for how evenly the experts are used, as it has in a mixture's, by default too.
+
+    Raises:
+        UserError: a weight for it, and a model that is no mixture.
+    """
+    if not hasattr(args, "router_aux_loss_coef"):
+        return False
+    text, coefficient = config.get_text_config(), args.router_aux_loss_coef
+    if coefficient and not hasattr(text, "output_router_logits"):
+        raise UserError(f"--router_aux_loss_coef is for mixtures of experts; {config.model_type} is none")
+    coefficient = getattr(text, "router_aux_loss_coef", 0) if coefficient is None else coefficient
+    return hasattr(text, "output_router_logits") and bool(coefficient)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.dry_run.checks import check_trained
+from hf_recipes.dry_run.checks import balances_experts, check_trained
 from hf_recipes.dry_run.memory import Batch, Memory, estimate, skeleton
 from hf_recipes.dry_run.peak_memory import in_units
 from hf_recipes.models.arguments import ModelArguments
@@ -204,6 +204,7 @@ def make_plan(
     Raises:
         UserError: settings that cannot work together, or that do not fit the model.
     """
+    experts = balances_experts(args, config)
     if packs is not None and _leaks(config, args.trust_remote_code):
         raise packs
     batches = -(-(figures.blocks or figures.rows) // (args.per_device_train_batch_size * args.world_size))
@@ -245,6 +246,11 @@ def make_plan(
     if model is not None:
         check_trained(model, args, model_args.quantizes or bool(getattr(config, "quantization_config", None)))
     plan.notes += _notes(plan, args)
+    if experts and (batches := plan.accumulation * plan.processes) > 1:
+        plan.notes.append(
+            "the use of a mixture's experts (--router_aux_loss_coef) is measured in each batch by itself: an "
+            f"update of {batches} batches weighs it otherwise than one batch of all its rows"
+        )
     return plan
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
+from hf_recipes.core.settings import PositiveInt, Share, check_limits, setting
 from hf_recipes.evaluation.method import Method, Outcome, run_method, versions
 from hf_recipes.evaluation.methods.preference_accuracy import differences
 from hf_recipes.evaluation.reports import plots
@@ -39,16 +40,15 @@ class EvaluateArguments:
     compare: str | None = field(
         default=None, metadata={"help": "base: the model without its adapter; or another model."}
     )
-    batch_size: int = field(default=8, metadata={"help": "Sequences in a forward pass."})
-    max_drop_ratio: float = field(default=0.01, metadata={"help": "Stop where more rows cannot be used."})
+    batch_size: PositiveInt = setting("Sequences in a forward pass.", 8)
+    max_drop_ratio: Share = setting("Stop where more rows cannot be used.", 0.01)
     chat_template: str | None = field(default=None, metadata={"help": "A bundled template or a jinja file."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write over an earlier evaluation's files."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are cached."})
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size {self.batch_size}: expected at least 1")
+        check_limits(self)
         path = Path(self.output_dir)
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output_dir {path}: this is a file")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.ledger import Ledger, shown
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import PositiveInt, check_limits, setting
 from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.data.files.records import Record
 from hf_recipes.data.schemas.registry import SCHEMAS, Columns
@@ -42,8 +42,8 @@ class PredictArguments:
     output_file: str = field(metadata={"help": "A jsonl file: every row with its answer, in the order of the input."})
     overwrite_output: bool = setting("Start over where the output file is there already.", False)
     prediction_column: str = setting("Name of the answer.", "prediction")
-    batch_size: int = setting("Rows answered together.", 8)
-    max_source_length: int | None = setting(
+    batch_size: PositiveInt = setting("Rows answered together.", 8)
+    max_source_length: PositiveInt | None = setting(
         "Tokens of a prompt at the most; by default what the model's context holds."
     )
     submission: Literal["promptcblue"] | None = setting("Also write the file that a benchmark wants.")
@@ -62,9 +62,7 @@ class PredictArguments:
     def __post_init__(self):
         if self.schema is not None and self.schema not in SCHEMAS:
             raise ValueError(f"--schema {self.schema}: expected one of {', '.join(SCHEMAS)}")
-        for name in ("batch_size", "max_source_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
+        check_limits(self)
         name = os.path.basename(self.output_file)
         if self.submission and name == SUBMISSIONS[self.submission]:
             raise ValueError(f"--output_file {name}: --submission writes this file beside it; choose another name")

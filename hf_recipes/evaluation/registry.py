@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import NonNegativeInt, check_limits, nearest, setting
 from hf_recipes.evaluation.method import Method
 from hf_recipes.rewards.weighted_sum import RewardArguments, Rewards
 
@@ -39,7 +40,7 @@ class EvaluationArguments(RewardArguments):
         default=None, metadata={"help": "name=path of files to evaluate on; the name is that of their metrics."}
     )
     few_shot_file: str | None = field(default=None, metadata={"help": "Examples shown before each choice question."})
-    few_shot: int = field(default=5, metadata={"help": "How many of them."})
+    few_shot: NonNegativeInt = setting("How many of them.", 5)
     nll_prefix_token: str | None = field(
         default=None,
         metadata={
@@ -49,14 +50,11 @@ class EvaluationArguments(RewardArguments):
     )
 
     def __post_init__(self):
-        from hf_recipes.core.settings import nearest
-
         super().__post_init__()
+        check_limits(self)
         for name in self.eval_methods or ():
             if name not in METHODS:
                 raise ValueError(f"--eval_methods {name}: no such method{nearest(name, METHODS)}")
-        if self.few_shot < 0:
-            raise ValueError(f"--few_shot {self.few_shot}: expected at least 0")
         self.named_files()
 
     def named_files(self) -> dict[str, str]:

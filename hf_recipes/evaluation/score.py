@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import PositiveInt, check_limits, setting
 from hf_recipes.data.schemas.registry import SCHEMAS, SIDES, Columns
 from hf_recipes.evaluation.predict import WINDOW, append_ready, settings_of_model
 from hf_recipes.evaluation.resumable_output import Results
@@ -33,8 +33,10 @@ class ScoreArguments:
     input_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
     output_file: str = field(metadata={"help": "A jsonl file: every row with its score, in the order of the input."})
     overwrite_output: bool = setting("Start over where the output file is there already.", False)
-    batch_size: int = setting("Conversations scored together.", 16)
-    max_length: int | None = setting("Longer conversations get no score; by default what the model's context holds.")
+    batch_size: PositiveInt = setting("Conversations scored together.", 16)
+    max_length: PositiveInt | None = setting(
+        "Longer conversations get no score; by default what the model's context holds."
+    )
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     schema: str | None = setting(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
     prompt_column: str | None = setting("Column of the question.")
@@ -47,9 +49,7 @@ class ScoreArguments:
     def __post_init__(self):
         if self.schema is not None and self.schema not in SCHEMAS:
             raise ValueError(f"--schema {self.schema}: expected one of {', '.join(SCHEMAS)}")
-        for name in ("batch_size", "max_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
+        check_limits(self)
 
     @property
     def columns(self) -> Columns:

@@ -1,9 +1,9 @@
 """What the importers let a user set."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import PositiveInt, Share, at, check_limits, setting
 from hf_recipes.importers.duplicates import check_near_duplicates
 
 KeepOrDrop = Literal["keep", "drop"]
@@ -15,25 +15,20 @@ class ImportArguments:
 
     output_dir: str | None = setting("Folder of train.jsonl, test.jsonl and data_ledger.json.")
     system_prompt: str | None = setting("System turn of every example; none if empty.")
-    max_turns: int = setting("At most so many turns in an example.", 20)
-    total: int | None = setting("At most so many examples, those to test on among them; all by default.")
+    max_turns: Annotated[int, at(ge=2)] = setting("At most so many turns in an example.", 20)
+    total: PositiveInt | None = setting("At most so many examples, those to test on among them; all by default.")
     test_size: float = setting("So many examples (or, below 1, this share) go to test.jsonl.", 0)
     seed: int = setting("Of the examples drawn for --total and --test_size.", 42)
     privacy: bool = setting("Take personal data and the names of members out.", False)
-    max_drop_ratio: float = setting("Stop when more than this share of the rows cannot be read at all.", 0.01)
+    max_drop_ratio: Share = setting("Stop when more than this share of the rows cannot be read at all.", 0.01)
     overwrite_output_dir: bool = setting("Replace what an earlier run wrote.", False)
 
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is missing: where train.jsonl goes")
-        for name, least in (("max_turns", 2), ("total", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} {value}: expected at least {least}")
+        check_limits(self)
         if self.test_size < 0 or (self.test_size >= 1 and self.test_size != int(self.test_size)):
             raise ValueError(f"--test_size {self.test_size:g}: expected a whole number, or a share below 1")
-        if not 0 <= self.max_drop_ratio <= 1:
-            raise ValueError(f"--max_drop_ratio {self.max_drop_ratio:g}: expected a share from 0 to 1")
 
 
 @dataclass
@@ -80,7 +75,9 @@ class QQArguments(ImportArguments):
         default_factory=list, metadata={"help": "QQ's or WeChatMsg's .txt, WeChatMsg's .csv, or folders of them."}
     )
     me: list[str] | None = setting("Your nickname or number (or several), the assistant in the examples.")
-    session_gap: float = setting("Minutes of silence that end a session.", 60)
+    session_gap: Annotated[float, at(gt=0, text="minutes above 0")] = setting(
+        "Minutes of silence that end a session.", 60
+    )
     speakers: Literal["auto", "always", "never"] = setting("Name： before what others say; auto: in groups.", "auto")
     system_notices: KeepOrDrop = setting("What the client itself says (系统消息).", "drop")
     recalled: KeepOrDrop = setting("…撤回了一条消息", "drop")
@@ -93,5 +90,3 @@ class QQArguments(ImportArguments):
         super().__post_init__()
         if not self.input:
             raise ValueError("--input is missing: the exported chats")
-        if self.session_gap <= 0:
-            raise ValueError(f"--session_gap {self.session_gap:g}: expected minutes above 0")

@@ -1,49 +1,44 @@
 """From settings to the data sets of their stage."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.chat.preference import PairEncoder
-from hf_recipes.data.chat.unpaired import UnpairedEncoder
 from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.packed_rows import PackedConversations
 from hf_recipes.inspection.preference_rows import Answers, Pairs
 from hf_recipes.inspection.pretrain_rows import MixtureRows
-from hf_recipes.inspection.rows import Conversations, PromptRows, Rows
+from hf_recipes.inspection.rows import Conversations, PromptRows, Rows, TokenizedRows
 from hf_recipes.inspection.stages import Settings
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.data import read_rows, tokenize_rows
-from hf_recipes.stages import sft
 from hf_recipes.stages.grpo import read_prompt_sets
 from hf_recipes.stages.preference import weigh_labels
 from hf_recipes.stages.pretrain_data import open_corpora, prepare_mixture
 
 
-def read_sets(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Rows], list[str]]:
+def read_sets(settings: Settings) -> tuple[list[Rows], list[str]]:
     """The data sets of a stage, the training rows first, and what to know before the run.
 
     Raises:
         UserError: data that cannot be read, or of which no row can be used.
     """
-    allowed = settings.data.max_drop_ratio
-    settings = replace(settings, data=replace(settings.data, max_drop_ratio=1.0))
-    sets = READERS[settings.stage](settings, tokenizer)
+    allowed, form = settings.data_args.max_drop_ratio, settings.stage.data_form
+    settings = replace(settings, data_args=replace(settings.data_args, max_drop_ratio=1.0))
+    sets = READERS.get(form, _read_rows)(settings)
     warnings = []
     for rows in sets:
         warnings += _problems(partial(rows.ledger.check, allowed))
-    if settings.stage == "kto":
+    if form == "unpaired":
         good = sets[0].good
         warnings += _problems(lambda: weigh_labels(good, len(sets[0].used) - good, settings.args))
-    if settings.stage == "grpo":
+    if form == "prompt":
         warnings += _problems(lambda: Rewards(settings.evaluation).check(sets[0].prompts))
     return sets, warnings
 
@@ -56,52 +51,31 @@ def _problems(check: Callable[[], str | None]) -> list[str]:
     return [note] if note else []
 
 
-def _read_sft(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
-    args = settings.args
-    limits = {"prompt": "max_source_length", "answer": "max_target_length", "whole": "max_length"}
-    budgets = {
-        name: Budget(f"--{flag}", getattr(args, flag), "cut") for name, flag in limits.items() if getattr(args, flag)
-    }
-    unlimited = ChatEncoder(tokenizer, train_on=args.train_on)
+def _read_rows(settings: Settings) -> list[Rows]:
+    """Rows as the stage's encoder makes them."""
+    args, data, stage, tokenizer = settings.args, settings.data_args, settings.stage, settings.tokenizer
+    kind, limits, effect = KINDS[stage.data_form]
+    lengths = {length: (flag, getattr(args, flag)) for length, flag in limits.items()}
+    budgets = {length: Budget(f"--{flag}", limit, effect) for length, (flag, limit) in lengths.items() if limit}
+    without = copy(args)
+    for flag in limits.values():
+        setattr(without, flag, None)
     found = []
-    for name, examples in read_rows(settings.data, args).items():
-        kind = PackedConversations if args.packing and name == "train" else Conversations
-        encoder = sft.encoder_for(tokenizer, args, keep_text=name == "validation")
-        rows = kind(name, examples, *tokenize_rows(examples, encoder, settings.data), budgets, unlimited)
+    for name, examples in read_rows(data, args, stage.data_form).items():
+        packs = getattr(args, "packing", False) and name == "train"
+        tokenized = tokenize_rows(examples, stage.encoder(tokenizer, args, name), data)
+        unlimited = stage.encoder(tokenizer, without, "train")
+        rows = (PackedConversations if packs else kind)(name, examples, *tokenized, budgets, unlimited)
         rows.args = args
+        if stage.task_type == "SEQ_CLS":
+            rows.labelled = "tokens of the answers"  # it is the whole that is scored
         found.append(rows)
     return found
 
 
-def _read_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
-    encoder, unlimited = (
-        PairEncoder(tokenizer, length, keep_labels=True) for length in (settings.args.max_length, None)
-    )
-    found = _left_out(settings, Pairs, "preference", encoder, unlimited, "longer side")
-    for rows in found if settings.stage == "reward" else ():
-        rows.labelled = "tokens of the answers"  # it is the whole that is scored
-    return found
-
-
-def _read_kto(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
-    encoder, unlimited = (UnpairedEncoder(tokenizer, length) for length in (settings.args.max_length, None))
-    return _left_out(settings, Answers, "unpaired", encoder, unlimited, "whole")
-
-
-def _left_out(settings: Settings, kind: type, form: str, encoder: Any, unlimited: Any, limited: str) -> list[Rows]:
-    """Rows that are left out where what is `limited` is longer than `max_length`."""
-    data, limit = settings.data, settings.args.max_length
-    budgets = {limited: Budget("--max_length", limit, "left out")} if limit else {}
-    sets = read_rows(data, settings.args, form)
-    return [
-        kind(name, examples, *tokenize_rows(examples, encoder, data), budgets, unlimited)
-        for name, examples in sets.items()
-    ]
-
-
-def _read_grpo(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
-    args = settings.args
-    sets, ledgers, _ = read_prompt_sets(settings.data, args, tokenizer)
+def _read_prompts(settings: Settings) -> list[Rows]:
+    args, tokenizer = settings.args, settings.tokenizer
+    sets, ledgers, _ = read_prompt_sets(settings.data_args, args, tokenizer)
     budgets = {"reference": Budget("--max_completion_length", args.max_completion_length, "longer than answers may be")}
     if args.max_source_length:
         budgets["prompt"] = Budget("--max_source_length", args.max_source_length, "cut")
@@ -114,18 +88,21 @@ def _read_grpo(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[R
     return found
 
 
-def _read_pretrain(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> list[Rows]:
-    data, args = settings.data, settings.args
-    mixture, ledger = prepare_mixture(data, args, tokenizer)
+def _read_documents(settings: Settings) -> list[Rows]:
+    data, args = settings.data_args, settings.args
+    mixture, ledger = prepare_mixture(data, args, settings.tokenizer)
     _, readers = open_corpora(data, args, read_policy(args.mixture) if args.mixture else None)
     return [MixtureRows(mixture, readers, ledger, args)]
 
 
-READERS = {
-    "sft": _read_sft,
-    "pretrain": _read_pretrain,
-    "reward": _read_pairs,
-    "dpo": _read_pairs,
-    "kto": _read_kto,
-    "grpo": _read_grpo,
+READERS = {"prompt": _read_prompts, "text": _read_documents}
+# By form: what the rows are, and the flags that limit their lengths, with what becomes of longer ones.
+KINDS: dict[str, tuple[type[TokenizedRows], dict[str, str], str]] = {
+    "messages": (
+        Conversations,
+        {"prompt": "max_source_length", "answer": "max_target_length", "whole": "max_length"},
+        "cut",
+    ),
+    "preference": (Pairs, {"longer side": "max_length"}, "left out"),
+    "unpaired": (Answers, {"whole": "max_length"}, "left out"),
 }

@@ -13,20 +13,9 @@ from hf_recipes.inspection.report import Examples, Report, Section, Table, clip
 from hf_recipes.inspection.rows import Rows
 from hf_recipes.inspection.stages import Settings
 from hf_recipes.inspection.token_view import Pen
-from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.privacy.redactor import Redactor
 
 ON_PAGE = 10  # times as many rows as in the terminal
-# What the tokens in colour mean in each stage.
-NOTES = {
-    "sft": "In colour: the tokens that carry loss, which the model learns to write (--train_on {train_on}).",
-    "pretrain": "In colour: the tokens that carry loss; the first of each document is given, not learned.",
-    "dpo": "In colour: the answers, of which the chosen one is made likelier than the rejected one.",
-    "kto": "In colour: the answer, which is made likelier where it is good, and less likely where it is bad.",
-    "reward": "In colour: the answers that are compared; each side's score is read at its end.",
-    "grpo": "No token here carries loss: the model writes answers of its own to these, and they are scored.",
-}
-
 RUN_ON = "In colour: the tokens that carry loss; documents are not kept apart, and a block is one text to the model."
 
 
@@ -34,7 +23,7 @@ def inspect(settings: Settings) -> Report:
     """Look at all that a stage is going to learn from.
 
     Raises:
-        UserError: as `load_tokenizer` and `read_sets`.
+        UserError: as `Context.load_tokenizer` and `read_sets`.
     """
     with details_hidden(settings.look.privacy):
         return _inspect(settings)
@@ -42,20 +31,21 @@ def inspect(settings: Settings) -> Report:
 
 def _inspect(settings: Settings) -> Report:
     look, stage = settings.look, settings.stage
-    tokenizer, _ = load_tokenizer(settings.model.tokenizer_source, **settings.tokenizer)
+    settings.load_tokenizer()
+    tokenizer = settings.tokenizer
     pen = Pen(tokenizer, Redactor() if look.privacy else None)
-    sets, warnings = read_sets(settings, tokenizer)
-    data, files = settings.data, ", ".join(settings.data.train_file)
+    sets, warnings = read_sets(settings)
+    data, files = settings.data_args, ", ".join(settings.data_args.train_file)
     held_out = getattr(data, "validation_split_percentage", None)
     facts = [
-        ("stage", f"{stage}, {settings.reason}"),
+        ("stage", f"{stage.name}, {settings.reason}"),
         ("training rows", files),
         ("validation rows", f"{held_out:g} % of them" if held_out else ", ".join(data.validation_file or ["–"])),
-        ("tokenizer", f"{settings.model.tokenizer_source}, {len(tokenizer):,} tokens"),
+        ("tokenizer", f"{settings.model_args.tokenizer_source}, {len(tokenizer):,} tokens"),
     ]
     report = Report(files, facts, warnings, _made(data.train_file, look.privacy))
     # A literal special token is text to pretraining, and a token of its own to every other stage.
-    special = [] if stage == "pretrain" else list(map(str, tokenizer.all_special_tokens))
+    special = [] if stage.data_form == "text" else list(map(str, tokenizer.all_special_tokens))
     keys = {}
     for rows in sets:
         say(f"looking at the {rows.name} rows")
@@ -73,7 +63,7 @@ def _inspect(settings: Settings) -> Report:
     if count or look.show:
         drawn = sets[0].draw(pen, count, settings.args.seed, look.show or ())
         alone = getattr(settings.args, "document_attention", True)
-        note = NOTES[stage].format(**vars(settings.args)) if alone else RUN_ON
+        note = stage.legend.format(**vars(settings.args)) if alone else RUN_ON
         report.sections.append(Section("Examples", [Examples("Drawn token by token", note, drawn)]))
     return report
 

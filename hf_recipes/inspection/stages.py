@@ -1,14 +1,14 @@
 """Which stage an inspection is for, and its settings as that stage's script reads them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import details_hidden
-from hf_recipes.core.settings import Parser
-from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
+from hf_recipes.core.settings import NonNegativeInt, Parser, check_limits, setting
+from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.prompts import find_prompt_schema
 from hf_recipes.data.examples import find_plan
 from hf_recipes.data.files.sources import find_sources
@@ -16,45 +16,11 @@ from hf_recipes.data.pretraining.corpora import SHARDS, named_paths
 from hf_recipes.data.schemas.documents import find_text_schema
 from hf_recipes.data.schemas.registry import Columns, find_schema
 from hf_recipes.evaluation.registry import EvaluationArguments
-from hf_recipes.models.from_config import PretrainModelArguments
-from hf_recipes.run.arguments import (
-    DPOArguments,
-    GRPOArguments,
-    KTOArguments,
-    ModelArguments,
-    PretrainArguments,
-    RewardArguments,
-    RunArguments,
-    SFTArguments,
-)
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.data import columns_of
+from hf_recipes.stages.base import Context
+from hf_recipes.stages.table import STAGES
 
-
-@dataclass(frozen=True)
-class Stage:
-    """A script's dataclasses, and how it loads its tokenizer (see `load_tokenizer`)."""
-
-    arguments: type[RunArguments]
-    data: type[SourceArguments] = DataArguments
-    model: type[ModelArguments] = ModelArguments
-    tokenizer: Mapping[str, bool] = field(default_factory=dict)
-
-
-STAGES = {
-    "sft": Stage(SFTArguments),
-    "pretrain": Stage(PretrainArguments, SourceArguments, PretrainModelArguments, {"needs_template": False}),
-    "reward": Stage(RewardArguments, tokenizer={"or_plain": True}),
-    "dpo": Stage(DPOArguments),
-    "kto": Stage(KTOArguments, UnpairedArguments),
-    "grpo": Stage(GRPOArguments, tokenizer={"needs_template": False}),
-}
-# The stages that learn from rows of a form, the likeliest first.
-LEARN_FROM = {
-    "messages": ("sft", "grpo", "pretrain"),
-    "preference": ("dpo", "reward", "grpo"),
-    "unpaired": ("kto", "grpo"),
-    "text": ("pretrain", "grpo"),
-}
 # What of a run's settings is about the machine that it is for, or what it leaves behind: for looking, these do.
 LOOKING = {
     "output_dir": "inspection",
@@ -77,18 +43,16 @@ LOOKING = {
 class InspectArguments:
     """What to look at."""
 
-    stage: Literal["sft", "pretrain", "reward", "dpo", "kto", "grpo"] | None = field(
-        default=None,
-        metadata={"help": "What is going to be trained; guessed from the settings and the rows by default."},
+    stage: Literal[tuple(STAGES)] | None = setting(
+        "What is going to be trained; guessed from the settings and the rows by default."
     )
-    html: str | None = field(default=None, metadata={"help": "Also write the report as a page, to this file."})
-    examples: int = field(default=5, metadata={"help": "Rows to draw token by token; on the page ten times as many."})
-    show: list[str] | None = field(default=None, metadata={"help": "Draw these rows instead, as file:line."})
-    privacy: bool = field(default=False, metadata={"help": "Mask personal data in the texts that are shown."})
+    html: str | None = setting("Also write the report as a page, to this file.")
+    examples: NonNegativeInt = setting("Rows to draw token by token; on the page ten times as many.", 5)
+    show: list[str] | None = setting("Draw these rows instead, as file:line.")
+    privacy: bool = setting("Mask personal data in the texts that are shown.", False)
 
     def __post_init__(self):
-        if self.examples < 0:
-            raise ValueError(f"--examples {self.examples}: expected at least 0")
+        check_limits(self)
         folder = os.path.dirname(self.html or "") or "."
         if not os.path.isdir(folder):
             raise ValueError(f"--html {self.html}: there is no folder {folder}")
@@ -97,27 +61,11 @@ class InspectArguments:
 
 
 @dataclass
-class Settings:
+class Settings(Context):
     """The settings of a stage, which was chosen for a `reason`."""
 
-    stage: str
-    reason: str
-    model: ModelArguments
-    data: SourceArguments
-    args: RunArguments
-    evaluation: EvaluationArguments
-    look: InspectArguments
-
-    @property
-    def tokenizer(self) -> dict[str, Any]:
-        """For `load_tokenizer`, beside its name."""
-        return {
-            "chat_template": getattr(self.args, "chat_template", None),
-            **STAGES[self.stage].tokenizer,
-            "trust_remote_code": self.args.trust_remote_code,
-            "revision": self.model.model_revision,
-            "cache_dir": self.data.cache_dir,
-        }
+    reason: str = ""
+    look: InspectArguments = field(default_factory=InspectArguments)
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
@@ -149,7 +97,8 @@ def _kinds(stage: str) -> list[type]:
 
 
 def _parse(stage: str, argv: Sequence[str], reason: str = "") -> Settings:
-    return Settings(stage, reason, *Parser(_kinds(stage)).parse(argv))
+    *settings, look = Parser(_kinds(stage)).parse(argv)
+    return Settings(STAGES[stage], *settings, reason=reason, look=look)
 
 
 def _parse_first(stages: Sequence[str], argv: Sequence[str]) -> Settings:
@@ -165,7 +114,7 @@ def _parse_first(stages: Sequence[str], argv: Sequence[str]) -> Settings:
 
 def _guess(settings: Settings, fitting: Sequence[str]) -> tuple[str, str]:
     """The stage among `fitting` that learns from rows such as the first ones, and the name of their schema."""
-    data = settings.data
+    data = settings.data_args
     _, path = next(named_paths(data.train_file[0]))
     if os.path.isfile(os.path.join(path, SHARDS)):
         return _among(("pretrain",), fitting, path, "token shards"), "token shards"
@@ -179,8 +128,14 @@ def _guess(settings: Settings, fitting: Sequence[str]) -> tuple[str, str]:
         except UserError as error:
             problem = problem or error
             continue
-        return _among(stages or LEARN_FROM[schema.form], fitting, path, f"schema {schema.name}"), schema.name
+        return _among(stages or _learn_from(schema.form), fitting, path, f"schema {schema.name}"), schema.name
     raise problem
+
+
+def _learn_from(form: str) -> list[str]:
+    """The stages that learn from rows of a form, those that are for it first."""
+    found = [stage for stage in STAGES.values() if form in stage.forms]
+    return [stage.name for stage in sorted(found, key=lambda stage: stage.forms[0] != form)]
 
 
 def _among(stages: Sequence[str], fitting: Sequence[str], path: str, what: str) -> str:

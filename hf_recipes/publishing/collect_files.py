@@ -18,7 +18,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import temporary_folder, to_json
 from hf_recipes.core.ledger import LEDGER
 from hf_recipes.hub import clients as hub
-from hf_recipes.publishing.model_card import merged_card, model_card, with_base, with_header
+from hf_recipes.publishing.model_card import CardWords, merged_card, model_card, with_base, with_header
 from hf_recipes.publishing.redact import (
     NAMES,
     hub_names,
@@ -152,7 +152,7 @@ def _fill(target: Path, folder: Path, run: Path, address: Address, state_as: str
     if run != folder:
         settings, ledgers = _read(run / SETTINGS, yaml.safe_load), _read(run / LEDGER, json.loads)
         history, step = _read(folder / "trainer_state.json", _history)
-        text = card(model_card(folder, settings, names, ledgers, history, step))
+        text = card(model_card(folder, settings, names, ledgers, history, step, _words(folder / BEGUN_WITH)))
         (target / "README.md").write_text(text, encoding="utf-8")
     if state_as:
         for path in folder.rglob("*"):
@@ -218,6 +218,11 @@ def _in_json(change: Callable[[dict], dict]) -> Callable[[str], str]:
 def _history(text: str) -> tuple[list[dict], int]:
     state = json.loads(text)
     return state["log_history"], state["global_step"]
+
+
+def _words(record: Path) -> CardWords:
+    """What the card of a checkpoint calls its rows, as its stage recorded it; of older ones not known."""
+    return CardWords(**_read(record, json.loads).get("card", {})) if record.is_file() else CardWords()
 
 
 def _read(path: Path, parse: Callable[[str], T]) -> T:

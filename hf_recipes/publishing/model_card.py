@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -15,11 +15,16 @@ from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.publishing.redact import public_ledger, public_name, public_settings
 from hf_recipes.publishing.usage_code import usage
 
-# A setting that no other stage has, and what the stage's models are tagged with; what it learns from.
-_STAGES = {"center_rewards_coefficient": "reward-model", "f_divergence_type": "dpo", "desirable_weight": "kto"}
-_PAIRS, _QUESTIONS = ("pairs", "对数据"), ("questions", "个问题")
-_ROWS = {"reward-model": _PAIRS, "dpo": _PAIRS, "kto": ("rated answers", "条带评价的回答")}
-_ROWS |= {"grpo": _QUESTIONS, "rloo": _QUESTIONS}
+
+@dataclass(frozen=True)
+class CardWords:
+    """What a stage's models are tagged with, the rows that they learned from in English and Chinese, and what they do:
+    answer, score, or continue a text.
+    """
+
+    tag: str = "sft"
+    rows: tuple[str, str] = ("rows", "条数据")
+    does: Literal["answers", "scores", "continues"] = "answers"
 
 
 def _ledger_table(ledgers: Mapping[str, Mapping]) -> list[str]:
@@ -60,40 +65,23 @@ def _chosen(best: Mapping[str, Any]) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What a run made of its base, in words: `what` it is and the `rows` it learned from, in English and Chinese."""
-
-    what: tuple[str, str]
-    rows: tuple[str, str]
-    tags: str
-    does: str
-    relation: str
-
-
-def _kind(settings: Mapping[str, Any], base: str | None, is_adapter: bool, names: Mapping[str, str]) -> _Kind:
-    learns_text, scores = "block_size" in settings, "center_rewards_coefficient" in settings
-    stage = settings.get("algorithm") or next((name for key, name in _STAGES.items() if key in settings), None)
-    tags = "lora" if is_adapter else "pretraining" if learns_text else "sft"
+def _what(
+    settings: Mapping[str, Any], base: str | None, is_adapter: bool, names: Mapping[str, str], does: str
+) -> tuple[str, str]:
+    """What a run made of its base, in English and Chinese."""
     if is_adapter:
         what = f"LoRA adapter of `{base}`", f"`{base}` 的 LoRA 适配器"
     elif not base:
         shape = public_name(settings["config_name"], names)
         what = f"Pretrained as a new model ({shape})", f"从头预训练的新模型（{shape}）"
-    elif learns_text:
+    elif does == "continues":
         what = f"Pretrained further from `{base}`", f"在 `{base}` 上继续预训练的模型"
     else:
         what = f"Fine-tuned from `{base}`", f"由 `{base}` 微调的模型"
-    if scores:
+    if does == "scores":
         one = what[0] if is_adapter else what[0][0].lower() + what[0][1:]
         what = f"Reward model: {one}", f"奖励模型：{what[1]}"
-    return _Kind(
-        what,
-        ("documents", "篇文档") if learns_text else _ROWS.get(stage, ("rows", "条数据")),
-        f"{stage}{', lora' * is_adapter}" if stage else tags,
-        "scores" if scores else "continues" if learns_text else "answers",
-        "adapter" if is_adapter else "finetune",
-    )
+    return what
 
 
 def model_card(
@@ -103,6 +91,7 @@ def model_card(
     ledgers: Mapping[str, Mapping],
     log_history: Sequence[Mapping],
     steps: int,
+    words: CardWords,
     best: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md in English and Chinese: base model, how to load it, data, metrics and settings, with nothing in it that
@@ -115,28 +104,31 @@ def model_card(
         ledgers: `Ledger.to_dict` by data set.
         log_history: the trainer's; the last evaluation is shown, against the one before training if there was one.
         steps: of the weights.
+        words: of the stage.
         best: `step`, `of` how many, and the `metric` whose `value` was the best, where these are not the last weights.
     """
     folder = Path(folder)
     home = folder if (folder / "run_config.yaml").is_file() else folder.parent
     base = settings["model_name_or_path"] and public_name(settings["model_name_or_path"], names)
     is_adapter = (folder / "adapter_config.json").is_file()
-    kind, public = _kind(settings, base, is_adapter, names), public_ledger(ledgers, names)
-    rows, count = kind.rows, public["train"]["total"].get("kept", 0)
+    what, public = _what(settings, base, is_adapter, names, words.does), public_ledger(ledgers, names)
+    rows, count = words.rows, public["train"]["total"].get("kept", 0)
     sources = list(public["train"]["sources"])
     template = settings.get("chat_template")
     code = usage(
         base=base if is_adapter else None,
-        does=kind.does,
+        does=words.does,
         grows=is_adapter and _trains_tokens(folder / "adapter_config.json"),
         ends_with_eos=is_adapter and template not in (None, "glm"),  # whose turns end with the next one's role
         system_prompt=settings.get("system_prompt"),
     )
+    library, relation = ("peft", "adapter") if is_adapter else ("transformers", "finetune")
+    tags = settings.get("algorithm", words.tag) + ", lora" * is_adapter
     lines = [
-        *_header("peft" if is_adapter else "transformers", base, kind.relation, kind.does, kind.tags),
+        *_header(library, base, relation, words.does, tags),
         f"\n# {home.resolve().name}\n",
-        f"{kind.what[0]}, trained with hf_recipes: {steps} steps on {count:,} {rows[0]} of {', '.join(sources)}.\n",
-        f"{kind.what[1]}，用 hf_recipes 训练 {steps} 步，数据为 {'、'.join(sources)} 的 {count:,} {rows[1]}。\n",
+        f"{what[0]}, trained with hf_recipes: {steps} steps on {count:,} {rows[0]} of {', '.join(sources)}.\n",
+        f"{what[1]}，用 hf_recipes 训练 {steps} 步，数据为 {'、'.join(sources)} 的 {count:,} {rows[1]}。\n",
         *(_chosen(best) if best else ()),
         "## How to load it · 使用\n",
         f"```python\n{code}\n```\n",

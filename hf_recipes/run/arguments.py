@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -11,7 +11,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 from hf_recipes.core.distributed import be_one_process, compile_kernels, meet_anew, own_shared_memory
-from hf_recipes.core.settings import nearest, setting
+from hf_recipes.core.settings import PositiveFloat, PositiveInt, Share, at, check_limits, nearest, setting
 from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
 from hf_recipes.hub.clients import Target, check_destination, keep_token
 from hf_recipes.models.arguments import ModelArguments
@@ -32,6 +32,14 @@ __all__ = [
 ]
 
 
+# Of numbers that all stages inherit.
+LIMITS = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), at(ge=1)
+    ),
+    "ddp_timeout": at(ge=1, text="at least 1 second"),
+    "seed": at(ge=0, le=2**32 - 1),
+}
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
 
@@ -44,6 +52,7 @@ class RunArguments:
     # Of the stage, as `inherited` has them for all.
     unusable: ClassVar[dict[str, str]] = {}
     needs: ClassVar[Needs] = {}
+    limits: ClassVar[dict[str, at]] = {}  # of inherited numbers
     # Whether the loss calls the output embeddings, so that an adapter on them is trained, or reads their weight.
     calls_head: ClassVar[bool] = False
 
@@ -53,12 +62,18 @@ class RunArguments:
     bf16: bool | None = setting("Compute in bfloat16; by default where the device does.")
     gradient_checkpointing: bool | None = setting("Recompute activations to save memory; by default not on a CPU.")
     include_num_input_tokens_seen: str = setting("Has no effect: tokens are counted anyway, without padding.", "no")
-    max_nonfinite_steps: int = setting("Stop after so many updates in a row without a finite loss and gradient.", 3)
+    max_nonfinite_steps: PositiveInt = setting(
+        "Stop after so many updates in a row without a finite loss and gradient.", 3
+    )
     inexact_resume: bool = setting("Resume what another number of processes wrote: same rows, other dropout.", False)
     trust_remote_code: bool = setting("Run the code that a model's repository brings.", False)
     trust_checkpoint: bool = setting("Resume from files that can run code; only if you know who wrote them.", False)
-    max_new_tokens: int | None = setting("Tokens to generate in evaluations; by default max_target_length, or 256.")
-    eval_temperature: float | None = setting("Draw the answers of evaluations; by default the likeliest is taken.")
+    max_new_tokens: PositiveInt | None = setting(
+        "Tokens to generate in evaluations; by default max_target_length, or 256."
+    )
+    eval_temperature: PositiveFloat | None = setting(
+        "Draw the answers of evaluations; by default the likeliest is taken."
+    )
     hub_target: Target = setting("Where --push_to_hub pushes to.", "hf")
     hub_private_repo: bool | None = setting("Whether a repository that --push_to_hub creates is private.", True)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = setting(
@@ -73,26 +88,23 @@ class RunArguments:
         "Where swanlab's runs go; by default SWANLAB_MODE, or local files."
     )
 
-    def refuse_unusable(self) -> None:
-        """See `inherited.refuse_unusable`; to be called before all else."""
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss is measured from the model as it was at the start."""
+        return bool(getattr(self, "beta", 0))
+
+    def check_fields(self) -> None:
+        """Refuse what one setting cannot be by itself; to be called before all else."""
         if str(self.include_num_input_tokens_seen).lower() == "false":
             self.include_num_input_tokens_seen = "no"
         refuse_unusable(self, self.unusable, self.needs)
         if self.use_liger_kernel and find_spec("liger_kernel") is None:
             raise ValueError("--use_liger_kernel: not installed; pip install liger-kernel, or leave it out")
+        check_limits(self, **LIMITS, **self.limits)
 
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is missing: where the run's results go")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens {self.max_new_tokens}: expected at least 1")
-        if self.eval_temperature is not None and not self.eval_temperature > 0:
-            raise ValueError(f"--eval_temperature {self.eval_temperature:g}: expected more than 0")
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
-        if self.max_nonfinite_steps < 1:
-            raise ValueError(f"--max_nonfinite_steps {self.max_nonfinite_steps}: expected at least 1")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0")
         if self.resume_from_checkpoint and self.resume_from_checkpoint.lower() == "false":
@@ -105,8 +117,6 @@ class RunArguments:
             raise ValueError("--hub_model_id has no effect without --push_to_hub")
         keep_token(self.hub_token, self.hub_target)
         self.hub_token = None  # else transformers pickles it into training_args.bin
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed {self.seed}: expected 0 to {2**32 - 1}")
         self.report_to = self.report_to or "none"
         if isinstance(self.report_to, str):
             self.report_to = [name.strip() for name in self.report_to.split(",")]
@@ -133,8 +143,6 @@ class RunArguments:
             self.gradient_checkpointing = self.activation_checkpointing
         if self.gradient_checkpointing is None:
             self.gradient_checkpointing = not self.use_cpu
-        if self.ddp_timeout < 1:
-            raise ValueError(f"--ddp_timeout {self.ddp_timeout}: expected at least 1 second")
         if self.deepspeed:
             if isinstance(self.deepspeed, str) and not os.path.isfile(self.deepspeed):
                 raise ValueError(f"--deepspeed {self.deepspeed}: no such file; see configs/deepspeed")
@@ -155,6 +163,7 @@ NO_SHIFTED_LABELS = f"{INERT}it is for losses over the vocabulary"
 NO_TOKEN_MEAN = f"{INERT}a loss is the mean over all rows of an update"
 NO_NOISE = "would be measured as a difference from the reference; leave it out"
 TOKEN_LOSSES = ("nll", "dft")
+TRAINED = at(ge=1, text="at least 1; with {} there is no token to learn from")
 
 
 @dataclass
@@ -169,21 +178,17 @@ class SFTArguments(RunArguments, SFTConfig):
 
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     train_on: Literal["all", "last"] = setting("Assistant turns that carry loss.", "all")
-    max_source_length: int | None = setting("Tokens of the prompt at the most.")
-    max_target_length: int | None = setting("Tokens of the answer at the most.")
-    max_length: int | None = setting(
+    max_source_length: Annotated[int | None, TRAINED] = setting("Tokens of the prompt at the most.")
+    max_target_length: Annotated[int | None, TRAINED] = setting("Tokens of the answer at the most.")
+    max_length: Annotated[int | None, TRAINED] = setting(
         "Tokens in all; by default both budgets together (1024 for one not given) or 1024."
     )
     truncation_side: Literal["left", "right"] = setting("Side on which an over-long question is cut.", "left")
 
     def __post_init__(self):
-        self.refuse_unusable()
+        self.check_fields()
         if self.loss_type not in TOKEN_LOSSES:
             raise ValueError(f"--loss_type {self.loss_type}: no such loss; there are {' and '.join(TOKEN_LOSSES)}")
-        for name in ("max_source_length", "max_target_length", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} {value}: expected at least 1; with {value} there is no token to learn from")
         if self.max_length is None:
             budgets = (self.max_source_length, self.max_target_length)
             self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
@@ -198,6 +203,7 @@ class SFTArguments(RunArguments, SFTConfig):
 class RewardArguments(RunArguments, RewardConfig):
     """TRL's `RewardConfig` with the head's first weights, and scores kept for looking at the data."""
 
+    limits: ClassVar = {"center_rewards_coefficient": at(ge=0)}
     unusable: ClassVar = {
         "average_tokens_across_devices": NO_TOKEN_MEAN,
         "eval_temperature": f"{INERT}a reward model writes nothing",
@@ -206,18 +212,14 @@ class RewardArguments(RunArguments, RewardConfig):
     }
 
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_length: int | None = setting("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
-    initializer_range: float = setting("Standard deviation of a new score head's first weights.", 0.01)
+    max_length: PositiveInt | None = setting(
+        "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
+    )
+    initializer_range: PositiveFloat = setting("Standard deviation of a new score head's first weights.", 0.01)
     save_scores: bool = setting("Score the training pairs too at each evaluation: predictions/train.", False)
 
     def __post_init__(self):
-        self.refuse_unusable()
-        if self.max_length is not None and self.max_length < 1:
-            raise ValueError(f"--max_length {self.max_length}: expected at least 1")
-        if not self.initializer_range > 0:
-            raise ValueError(f"--initializer_range {self.initializer_range:g}: expected more than 0")
-        if self.center_rewards_coefficient is not None and self.center_rewards_coefficient < 0:
-            raise ValueError(f"--center_rewards_coefficient {self.center_rewards_coefficient:g}: expected at least 0")
+        self.check_fields()
         super().__post_init__()
 
 
@@ -246,11 +248,7 @@ REFERENCE_METRICS = {
 
 
 def _check_reference(args: "DPOArguments | KTOArguments", losses: tuple[str, ...]) -> None:
-    args.refuse_unusable()
-    if args.max_length is not None and args.max_length < 1:
-        raise ValueError(f"--max_length {args.max_length}: expected at least 1")
-    if not args.beta > 0:
-        raise ValueError(f"--beta {args.beta:g}: expected more than 0")
+    args.check_fields()
     for name in [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type:
         if name not in losses:
             raise ValueError(f"--loss_type {name}: no such loss{nearest(name, losses)}; there are {', '.join(losses)}")
@@ -266,6 +264,7 @@ class DPOArguments(RunArguments, DPOConfig):
         "padding_free": f"{INERT}TRL's DPO pads",
         "truncation_mode": f"{INERT}use --max_length",
     }
+    limits: ClassVar = {"beta": at(gt=0), "label_smoothing": at(ge=0, lt=0.5), "ld_alpha": at(ge=0, le=1)}
     needs: ClassVar = {
         **PRECOMPUTES,
         "discopop_tau": ("--loss_type discopop", lambda args: "discopop" in args.loss_type),
@@ -280,7 +279,9 @@ class DPOArguments(RunArguments, DPOConfig):
     }
 
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_length: int | None = setting("Tokens of a side; pairs with a longer one are left out, which is counted.", 1024)
+    max_length: PositiveInt | None = setting(
+        "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
+    )
 
     def __post_init__(self):
         _check_reference(self, PAIR_LOSSES)
@@ -298,12 +299,8 @@ class DPOArguments(RunArguments, DPOConfig):
             )
         if self.use_weighting and (sorts := [name for name in self.loss_type if name in SORTING_LOSSES]):
             raise ValueError(f"--use_weighting does not go with --loss_type {sorts[0]}, which sorts the pairs")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"--label_smoothing {self.label_smoothing:g}: expected 0 to below 0.5")
         if "exo_pair" in self.loss_type and not self.label_smoothing:
             raise ValueError("--loss_type exo_pair needs --label_smoothing above 0; its paper (2402.00856) takes 1e-3")
-        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
-            raise ValueError(f"--ld_alpha {self.ld_alpha:g}: expected 0 to 1")
         super().__post_init__()
 
 
@@ -314,15 +311,13 @@ class KTOArguments(RunArguments, KTOConfig):
     validation_metrics: ClassVar[dict[str, bool]] = {**REFERENCE_METRICS, "kl": False}
     unusable: ClassVar = WITH_REFERENCE
     needs: ClassVar = PRECOMPUTES
+    limits: ClassVar = {"beta": at(gt=0), "desirable_weight": at(ge=0), "undesirable_weight": at(ge=0)}
 
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_length: int | None = setting("Tokens of a row; longer ones are left out, which is counted.", 1024)
+    max_length: PositiveInt | None = setting("Tokens of a row; longer ones are left out, which is counted.", 1024)
 
     def __post_init__(self):
         _check_reference(self, UNPAIRED_LOSSES)
-        for name in ("desirable_weight", "undesirable_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name):g}: expected at least 0")
         if self.loss_type != "apo_zero_unpaired":
             if self.per_device_train_batch_size == 1:
                 raise ValueError(
@@ -373,18 +368,25 @@ class GRPOArguments(RunArguments, GRPOConfig):
         "use_bias_correction_kl": ("--beta above 0", lambda args: args.beta),
     }
 
+    limits: ClassVar = {
+        **dict.fromkeys(("max_completion_length", "num_iterations"), at(ge=1)),
+        "temperature": at(gt=0, text="more than 0; answers have to differ"),
+    }
+
     algorithm: Literal["grpo", "rloo"] = setting("How rewards become advantages; see the README.", "grpo")
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     text_as: Literal["continuation", "question"] = setting("What rows of bare text are.", "continuation")
-    max_source_length: int | None = setting("Tokens of a prompt at the most; the oldest turns go first.", 512)
-    beta: float = setting("Weight of the KL divergence from the start of the run; 0 for none.", 0.04)
+    max_source_length: PositiveInt | None = setting("Tokens of a prompt at the most; the oldest turns go first.", 512)
+    beta: Annotated[float, at(ge=0)] = setting(
+        "Weight of the KL divergence from the start of the run; 0 for none.", 0.04
+    )
     use_vllm: bool | None = setting("Answer with vLLM; by default where it is installed and there is a GPU.")
     num_generations_eval: int | None = setting("No effect: evaluations answer each prompt once.", 1)
     normalize_advantages: bool = setting("Of rloo: to mean 0 and standard deviation 1 over a step's answers.", False)
     reward_clip_range: list[float] | None = setting("Of rloo: the least and the largest reward.")
 
     def __post_init__(self):
-        self.refuse_unusable()
+        self.check_fields()
         if self.algorithm == "rloo":
             own = {f.name for f in fields(RLOOConfig)}
             for other in fields(GRPOConfig):
@@ -394,13 +396,6 @@ class GRPOArguments(RunArguments, GRPOConfig):
             raise ValueError("--normalize_advantages and --reward_clip_range are of --algorithm rloo")
         if self.reward_clip_range and len(self.reward_clip_range) != 2:
             raise ValueError("--reward_clip_range: expected the least and the largest reward")
-        for name in ("max_source_length", "max_completion_length", "num_iterations"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least 1")
-        if not self.beta >= 0:
-            raise ValueError(f"--beta {self.beta:g}: expected at least 0")
-        if not self.temperature > 0:
-            raise ValueError(f"--temperature {self.temperature:g}: expected more than 0; answers have to differ")
         self._check_groups()
         if self.use_vllm is None:
             self.use_vllm = find_spec("vllm") is not None and has_accelerator() and not self.use_cpu
@@ -472,7 +467,7 @@ class PretrainArguments(RunArguments, TrainingArguments):
     }
 
     inexact_resume: bool = setting("Resume what another number of processes wrote: every document is seen once.", True)
-    block_size: int = setting("Tokens of a block, which is what a row of a batch is.", 2048)
+    block_size: Annotated[int, at(ge=2)] = setting("Tokens of a block, which is what a row of a batch is.", 2048)
     document_end_token: str | None = setting("Token after each document; by default the tokenizer's end token.")
     document_attention: bool = setting("Whether tokens attend within their document only.", True)
     sequence_sample_mode: Literal["none", "truncate", "sample", "split"] = setting(
@@ -485,8 +480,8 @@ class PretrainArguments(RunArguments, TrainingArguments):
     shuffle: bool = setting("Draw the order of the blocks anew in each epoch.", True)
     train_only: Literal["embeddings"] | None = setting("Train input and output embeddings alone.")
     freeze_layers: str | None = setting("Layers that stay as they are, counted from 0: 0-11, or 0,2,4.")
-    min_lr_ratio: float = setting("The learning rate's floor, as a share of --learning_rate.", 0.1)
-    decay_ratio: float = setting("Share of the steps in which warmup_stable_decay lowers the rate at the end.", 0.1)
+    min_lr_ratio: Share = setting("The learning rate's floor, as a share of --learning_rate.", 0.1)
+    decay_ratio: Share = setting("Share of the steps in which warmup_stable_decay lowers the rate at the end.", 0.1)
     learning_rate: float = setting("The highest learning rate.", 3e-4)
     lr_scheduler_type: str = setting("cosine_with_min_lr, warmup_stable_decay, or any of transformers'.", FLOORED)
     warmup_steps: float = setting("Steps in which the learning rate rises, or below 1 their share.", 0.01)
@@ -496,14 +491,9 @@ class PretrainArguments(RunArguments, TrainingArguments):
     num_train_epochs: float = setting("How often the data is gone through.", 1.0)
 
     def __post_init__(self):
-        self.refuse_unusable()
-        if self.block_size < 2:
-            raise ValueError(f"--block_size {self.block_size}: expected at least 2")
+        self.check_fields()
         if self.streaming and self.max_steps <= 0:
             raise ValueError("--streaming needs --max_steps: how long a stream is is known only at its end")
-        for name in ("min_lr_ratio", "decay_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} {getattr(self, name):g}: expected a share from 0 to 1")
         if self.train_only and self.freeze_layers:
             raise ValueError("--train_only embeddings freezes all layers; leave --freeze_layers out")
         floor = FLOORS.get(str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)))

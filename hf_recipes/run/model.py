@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError, say
@@ -47,21 +47,6 @@ def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
             f"--train_only {args.train_only} trains weights that no adapter holds: leave LoRA out, or train them with "
             'it by "modules_to_save": ["embed_tokens"] in --lora_config'
         )
-
-
-def balances_experts(args: RunArguments, config: PretrainedConfig) -> bool:
-    """Whether the loss has a part for how evenly the experts are used, as it has in a mixture's, by default too.
-
-    Raises:
-        UserError: a weight for it, and a model that is no mixture.
-    """
-    if not hasattr(args, "router_aux_loss_coef"):
-        return False
-    text, coefficient = config.get_text_config(), args.router_aux_loss_coef
-    if coefficient and not hasattr(text, "output_router_logits"):
-        raise UserError(f"--router_aux_loss_coef is for mixtures of experts; {config.model_type} is none")
-    coefficient = getattr(text, "router_aux_loss_coef", 0) if coefficient is None else coefficient
-    return hasattr(text, "output_router_logits") and bool(coefficient)
 
 
 def load_base(

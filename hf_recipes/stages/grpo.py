@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from hf_recipes.dry_run.plan import Figures
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches
+from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import GRPOArguments
 from hf_recipes.run.data import check_evaluation_rows, columns_of
-from hf_recipes.run.evaluate_callback import add_callbacks
+from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.progress import told_if_unwritten
 from hf_recipes.trainer.reference import settle_reference
@@ -262,22 +265,29 @@ def _in_calculate_rewards(**columns):
     raise AssertionError("rewards are computed in _calculate_rewards")
 
 
-def prepare_prompts(
-    data: DataArguments, args: GRPOArguments, tokenizer: PreTrainedTokenizerBase, rewards: Rewards, evaluates: bool
-) -> tuple[list[Prompt], list[Prompt] | None, dict[str, Ledger], list[int]]:
-    """Prompts to train on, those to evaluate on or None, what became of every row, and the tokens that end an answer.
+@dataclass
+class PromptData(Data):
+    """Prompts, what scores the answers to them, and the tokens that end one."""
 
-    Args:
-        evaluates: there are files to evaluate on beside `data`'s.
+    rewards: Rewards
+    stop_ids: list[int]
+
+
+def prepare_prompts(context: Context) -> PromptData:
+    """Read prompts that the rewards can be given for.
 
     Raises:
-        UserError: data that cannot be read, more rows lost than `max_drop_ratio` allows, or rows that a reward cannot
-            be given for.
+        UserError: no reward, data that cannot be read, more rows lost than `max_drop_ratio` allows, or rows that a
+            reward cannot be given for.
     """
-    check_evaluation_rows(data, args, evaluates)
-    found, ledgers, stop_ids = read_prompt_sets(data, args, tokenizer)
+    if not context.evaluation.specs:
+        raise UserError("nothing says what an answer is worth: give --rewards (see the README) or --reward_model")
+    data, args = context.data_args, context.args
+    rewards = Rewards(context.evaluation, args.trust_remote_code, data.cache_dir)
+    check_evaluation_rows(data, args, context.evaluates_files)
+    found, ledgers, stop_ids = read_prompt_sets(data, args, context.tokenizer)
     rewards.check(found["train"])
-    return found["train"], found.get("validation"), ledgers, stop_ids
+    return PromptData(found["train"], found.get("validation"), ledgers, rewards, stop_ids)
 
 
 def read_prompt_sets(
@@ -309,8 +319,15 @@ def read_prompt_sets(
     return found, ledgers, sorted(stop_ids)
 
 
-def answer_figures(prompts: Sequence[Prompt], args: GRPOArguments) -> Figures:
+def evaluations(context: Context, data: PromptData) -> dict[str, Method]:
+    """The validation prompts are answered, and the answers rewarded."""
+    settings = context.evaluation, context.args, context.data_args, context.config, context.tokenizer
+    return build_evaluations(*settings, data.validation, data.stop_ids, data.rewards)
+
+
+def answer_figures(context: Context, data: PromptData) -> Figures:
     """The figures of the answers of an epoch, each as long as it may be."""
+    prompts, args = data.train, context.args
     answers = args.num_generations * args.num_iterations
     lengths = np.array([len(prompt.ids) for prompt in prompts])
     longest = int(lengths.max()) + args.max_completion_length
@@ -338,37 +355,41 @@ def _prompts_digest(prompts: Sequence[Prompt]) -> str:
 
 
 def build_trainer(
+    context: Context,
+    data: PromptData,
     model: PreTrainedModel,
-    args: GRPOArguments,
-    prompts: Sequence[Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    rewards: Rewards,
-    stop_ids: Sequence[int] = (),
-    methods: Mapping[str, Method] | None = None,
-    *,
+    methods: Mapping[str, Method],
     reference: PreTrainedModel | None = None,
-    goes_on: bool = False,
 ) -> RewardedMixin:
-    """The trainer with its callbacks; `methods` are used at each evaluation.
-
-    Args:
-        stop_ids: tokens that end an answer, beside the model's and the tokenizer's own.
-        reference, goes_on: see `RewardedMixin`.
-    """
-    own = model.generation_config.eos_token_id
-    model.generation_config.eos_token_id = sorted({*stop_ids, *(own if isinstance(own, list) else [own])} - {None})
+    own, prompts = model.generation_config.eos_token_id, data.train
+    own = own if isinstance(own, list) else [own]
+    model.generation_config.eos_token_id = sorted({*data.stop_ids, *own} - {None})
     rows = {"prompt": [prompt.ids.tolist() for prompt in prompts], "row": list(range(len(prompts)))}
-    kind = RLOO if args.algorithm == "rloo" else GRPO
+    kind = RLOO if context.args.algorithm == "rloo" else GRPO
     trainer = kind(
         model=model,
-        args=args,
+        args=context.args,
         train_dataset=Dataset.from_dict(rows),
         eval_dataset={} if methods else None,
-        processing_class=tokenizer,
+        processing_class=context.tokenizer,
         prompts=prompts,
-        rewards=rewards,
+        rewards=data.rewards,
         reference=reference,
-        goes_on=goes_on,
+        goes_on=context.continues_adapter,
     )
     add_callbacks(trainer, methods)
     return trainer
+
+
+STAGE = Stage(
+    "grpo",
+    GRPOArguments,
+    forms=("prompt", "messages", "preference", "unpaired", "text"),
+    tokenizer={"needs_template": False},
+    read=prepare_prompts,
+    figures=answer_figures,
+    evaluations=evaluations,
+    trainer=build_trainer,
+    card=CardWords("grpo", ("questions", "个问题")),
+    legend="No token here carries loss: the model writes answers of its own to these, and they are scored.",
+)

@@ -1,7 +1,8 @@
 """DPO and KTO: TRL's trainers over our pairs and rows, losses, references and checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from trl import DPOTrainer, KTOTrainer
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.arguments import DataArguments
+from hf_recipes.data.arguments import DataArguments, UnpairedArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.chat.unpaired import UnpairedEncoder
 from hf_recipes.data.schemas.registry import SIDES
@@ -19,9 +20,11 @@ from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures, row_lengths, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import SORTING_LOSSES, DPOArguments, KTOArguments
 from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.preference_losses import Pairs, Rated, pair_losses, rated_losses
 from hf_recipes.trainer.reference_log_probs import Referred
 from hf_recipes.trainer.row_mean_loss import FILLER, MIXED, PairCollator, RatedCollator, side_lengths
@@ -342,3 +345,55 @@ def build_rated_trainer(
     trainer.data_rows = train
     add_callbacks(trainer, methods)
     return trainer
+
+
+def _stage(name: str, arguments: type, prepare: Callable, figures: Callable, build: Callable, **more: Any) -> Stage:
+    """A `Stage` that learns against a reference, from functions that take what they need of a `Context`."""
+
+    def read(context: Context) -> Data:
+        evaluates = context.evaluates_files
+        return Data(*prepare(context.data_args, context.args, context.tokenizer, evaluates=evaluates))
+
+    def evaluations(context: Context, data: Data) -> dict[str, Method]:
+        settings = context.evaluation, context.args, context.data_args, context.config, context.tokenizer
+        return other_evaluations(*settings)
+
+    def trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method], reference=None):
+        rows = data.train, data.validation
+        held = {"reference": reference, "goes_on": context.continues_adapter}
+        return build(model, context.args, *rows, context.tokenizer, methods, **held)
+
+    return Stage(
+        name,
+        arguments,
+        read=read,
+        figures=lambda context, data: figures(data.train, context.args),
+        evaluations=evaluations,
+        trainer=trainer,
+        **more,
+    )
+
+
+DPO = _stage(
+    "dpo",
+    DPOArguments,
+    prepare_pairs,
+    pair_figures,
+    build_pair_trainer,
+    forms=("preference",),
+    encoder=lambda tokenizer, args, name: PairEncoder(tokenizer, args.max_length, keep_labels=True),
+    card=CardWords("dpo", ("pairs", "对数据")),
+    legend="In colour: the answers, of which the chosen one is made likelier than the rejected one.",
+)
+KTO = _stage(
+    "kto",
+    KTOArguments,
+    prepare_rated,
+    rated_figures,
+    build_rated_trainer,
+    forms=("unpaired",),
+    data=UnpairedArguments,
+    encoder=lambda tokenizer, args, name: UnpairedEncoder(tokenizer, args.max_length),
+    card=CardWords("kto", ("rated answers", "条带评价的回答")),
+    legend="In colour: the answer, which is made likelier where it is good, and less likely where it is bad.",
+)

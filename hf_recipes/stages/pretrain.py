@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,26 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json, write_json
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.pretraining.mixture import Blocks, Mixture
 from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
+from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
 from hf_recipes.models.inference.forward import takes
+from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import PretrainArguments
-from hf_recipes.run.evaluate_callback import add_callbacks
+from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations, with_validation
 from hf_recipes.run.resume import decay_settings
+from hf_recipes.stages.base import Context, Data, Stage
+from hf_recipes.stages.pretrain_data import prepare_mixture
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.failures import leave_signals_to_the_run
 from hf_recipes.trainer.throughput import flops_per_token, peak_flops
@@ -322,8 +328,22 @@ def _table(sources: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join("".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
 
 
-def block_figures(mixture: Mixture, args: PretrainArguments) -> Figures:
+def read_mixture(context: Context) -> Data:
+    mixture, ledger = prepare_mixture(context.data_args, context.args, context.tokenizer)
+    return Data(mixture, None, {"train": ledger})
+
+
+def evaluations(context: Context, data: Data) -> dict[str, Method]:
+    """Of the validation files too, each under its own name."""
+    files, tokenizer = context.data_args, context.tokenizer
+    evaluation = with_validation(context.evaluation, files.validation_file)
+    stop_ids = [tokenizer.eos_token_id]
+    return build_evaluations(evaluation, context.args, files, context.config, tokenizer, None, stop_ids)
+
+
+def block_figures(context: Context, data: Data) -> Figures:
     """The figures of the blocks of an epoch, or of the whole run where they are streamed."""
+    mixture, args = data.train, context.args
     size, rows = mixture.blocking.size, mixture.blocks or args.max_steps * step_blocks(args)
     tokens = rows * size
     if mixture.blocks:
@@ -335,30 +355,44 @@ def block_figures(mixture: Mixture, args: PretrainArguments) -> Figures:
     return Figures(rows, tokens, tokens, size, batch, digest, what="blocks", lengthen="--block_size")
 
 
-def leaks(args: PretrainArguments, model_type: str) -> UserError | None:
-    """The error for a model in which tokens would attend beyond their document; None where that is wanted."""
+def packing_error(context: Context) -> UserError | None:
+    """Tokens would attend beyond their document, and shall not."""
     instead = "give --document_attention false, which lets them"
-    return packing_leaks(model_type, "--document_attention", instead) if args.document_attention else None
+    apart = context.args.document_attention
+    return packing_leaks(context.config.model_type, "--document_attention", instead) if apart else None
 
 
 def build_trainer(
-    model: PreTrainedModel,
-    args: PretrainArguments,
-    mixture: Mixture,
-    ledger: Ledger,
-    max_drop_ratio: float,
-    tokenizer: PreTrainedTokenizerBase,
-    methods: Mapping[str, Method] | None = None,
+    context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]
 ) -> PretrainTrainer:
-    """The trainer with its callbacks; `methods` are used at each evaluation."""
     trainer = PretrainTrainer(
-        mixture,
-        ledger,
-        max_drop_ratio=max_drop_ratio,
+        data.train,
+        data.ledgers["train"],
+        max_drop_ratio=context.data_args.max_drop_ratio,
         model=model,
-        args=args,
+        args=context.args,
         eval_dataset={} if methods else None,
-        processing_class=tokenizer,
+        processing_class=context.tokenizer,
     )
     add_callbacks(trainer, methods)
     return trainer
+
+
+STAGE = Stage(
+    "pretrain",
+    PretrainArguments,
+    forms=("text", "messages"),
+    data=SourceArguments,
+    model=PretrainModelArguments,
+    tokenizer={"needs_template": False},
+    read_config=read_model_config,
+    read=read_mixture,
+    figures=block_figures,
+    evaluations=evaluations,
+    load_model=lambda context: partial(make_model, config=context.config),
+    freeze=lambda context: partial(freeze, train_only=context.args.train_only, layers=context.args.freeze_layers),
+    packing_error=packing_error,
+    trainer=build_trainer,
+    card=CardWords("pretraining", ("documents", "篇文档"), "continues"),
+    legend="In colour: the tokens that carry loss; the first of each document is given, not learned.",
+)

@@ -1,25 +1,24 @@
 """Reward modelling: TRL's `RewardTrainer` over our pairs, losses and checkpoints."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch.nn.functional as F
-from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardTrainer
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
-from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.models.reward_head import load_reward_model
+from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RewardArguments
-from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows, PairCollator, side_lengths
 
 
@@ -48,48 +47,38 @@ class Trainer(NumberedRows, RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def prepare_data(
-    data: DataArguments, args: RewardArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
-) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
-    """Pairs as `chosen_ids`, `rejected_ids` and `place`; see `prepare_rows`."""
-    encoder = PairEncoder(tokenizer, args.max_length)
-    return prepare_rows(data, args, lambda name: encoder, form="preference", evaluates=evaluates)
+def encoder(tokenizer: PreTrainedTokenizerBase, args: RewardArguments, name: str) -> PairEncoder:
+    return PairEncoder(tokenizer, args.max_length, keep_labels=True)  # which an inspection shows
 
 
-def pair_evaluations(
-    evaluation: EvaluationArguments,
-    args: RewardArguments,
-    data: DataArguments,
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    train: Dataset,
-    validation: Dataset | None,
-) -> dict[str, Method]:
-    """The pairs that are scored at each evaluation, by name: that of the validation rows is empty.
+def pair_evaluations(context: Context, data: Data) -> dict[str, Method]:
+    """The pairs that are scored at each evaluation.
 
     Raises:
         UserError: as `build_evaluations`, or a file that has no pairs.
     """
+    evaluation, args = context.evaluation, context.args
     for name in evaluation.eval_methods or ():
         if name != PairAccuracy.name:
             raise UserError(f"--eval_methods {name} is of a model that writes; a reward model has {PairAccuracy.name}")
-    methods = {} if validation is None else {"": PairAccuracy.of_rows(validation)}
+    methods = {} if data.validation is None else {"": PairAccuracy.of_rows(data.validation)}
     if evaluation.eval_files:
-        methods |= build_evaluations(evaluation, args, data, config, tokenizer, None, [])
+        methods |= build_evaluations(evaluation, args, context.data_args, context.config, context.tokenizer, None, [])
     for name, method in methods.items():
         if method.name != PairAccuracy.name:
             raise UserError(f"--eval_files {name}: {method.name} is of a model that writes, not of one that scores")
     if args.save_scores:
         if "train" in methods:
             raise UserError("--save_scores: train is the name of its pairs; give the one in --eval_files another")
-        methods["train"] = PairAccuracy.of_rows(train)
+        methods["train"] = PairAccuracy.of_rows(data.train)
     return methods
 
 
-def pair_figures(train: Dataset, args: RewardArguments) -> Figures:
+def pair_figures(context: Context, data: Data) -> Figures:
     """The figures of tokenized pairs."""
+    train = data.train
     lengths = side_lengths(train)
-    size = min(args.per_device_train_batch_size, len(train))
+    size = min(context.args.per_device_train_batch_size, len(train))
     longest = int(lengths.max())
     batch = Batch(2 * size, longest, positions=1, scores=True)
     flags = {"what": "pairs", "lengthen": "--max_length"}
@@ -97,14 +86,8 @@ def pair_figures(train: Dataset, args: RewardArguments) -> Figures:
     return Figures(len(train), int(lengths.sum()), None, longest, batch, digest, **flags)
 
 
-def build_trainer(
-    model: PreTrainedModel,
-    args: RewardArguments,
-    train: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    methods: Mapping[str, Method] | None = None,
-) -> Trainer:
-    """The trainer with its callbacks; `methods` are used at each evaluation."""
+def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]) -> Trainer:
+    args, train, pad = context.args, data.train, context.tokenizer.pad_token_id
     args.max_length = None  # every pair is within the budget already
     rows = train.select_columns([f"{side}_ids" for side in SIDES]).add_column("row", list(range(len(train))))
     rows = rows.add_column(args.length_column_name, side_lengths(train).max(0).tolist())  # for group_by_length
@@ -113,9 +96,30 @@ def build_trainer(
         args=args,
         train_dataset=rows,
         eval_dataset={} if methods else None,
-        processing_class=tokenizer,
-        data_collator=PairCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
+        processing_class=context.tokenizer,
+        data_collator=PairCollator(pad, args.pad_to_multiple_of),
     )
     trainer.data_rows = train
     add_callbacks(trainer, methods)
     return trainer
+
+
+STAGE = Stage(
+    "reward",
+    RewardArguments,
+    forms=("preference",),
+    tokenizer={"or_plain": True},
+    encoder=encoder,
+    figures=pair_figures,
+    evaluations=pair_evaluations,
+    load_model=lambda context: partial(
+        load_reward_model,
+        config=context.config,
+        tokenizer=context.tokenizer,
+        initializer_range=context.args.initializer_range,
+    ),
+    task_type="SEQ_CLS",
+    trainer=build_trainer,
+    card=CardWords("reward-model", ("pairs", "对数据"), "scores"),
+    legend="In colour: the answers that are compared; each side's score is read at its end.",
+)

@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping
 
-from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.arguments import DataArguments
+from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.dry_run.plan import row_figures
 from hf_recipes.evaluation.method import Method
-from hf_recipes.models.checks.packing import joins_rows
+from hf_recipes.models.checks.packing import joins_rows, packing_leaks
 from hf_recipes.models.inference.forward import supervised_losses
+from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import SFTArguments
-from hf_recipes.run.data import prepare_rows
-from hf_recipes.run.evaluate_callback import add_callbacks
+from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations, prompts_of
+from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
 
 
@@ -101,7 +101,8 @@ class Trainer(RunMixin, SFTTrainer):
         super().log(logs, start_time)
 
 
-def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, keep_text: bool = False) -> ChatEncoder:
+def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: str = "train") -> ChatEncoder:
+    """Of the rows called `name`; those to evaluate on keep their texts."""
     return ChatEncoder(
         tokenizer,
         train_on=args.train_on,
@@ -109,38 +110,27 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, keep_tex
         max_target_length=args.max_target_length,
         max_length=args.max_length,
         truncation_side=args.truncation_side,
-        keep_text=keep_text,
+        keep_text=name == "validation",
     )
 
 
-def prepare_data(
-    data: DataArguments, args: SFTArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
-) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
-    """Training rows, evaluation rows (with their texts) or None, and what became of every row read.
-
-    Args:
-        evaluates: there are files to evaluate on beside `data`'s.
-
-    Raises:
-        UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
-    """
-    return prepare_rows(
-        data,
-        args,
-        lambda name: encoder_for(tokenizer, args, keep_text=name == "validation"),
-        evaluates=evaluates,
+def evaluations(context: Context, data: Data) -> dict[str, Method]:
+    """The validation rows are answered too."""
+    tokenizer, args = context.tokenizer, context.args
+    end_of_turn = tokenizer.convert_tokens_to_ids(encoder_for(tokenizer, args).end_of_turn)
+    prompts = prompts_of(data.validation)
+    return build_evaluations(
+        context.evaluation, args, context.data_args, context.config, tokenizer, prompts, [end_of_turn]
     )
 
 
-def build_trainer(
-    model: PreTrainedModel,
-    args: SFTArguments,
-    train: Dataset,
-    validation: Dataset | None,
-    tokenizer: PreTrainedTokenizerBase,
-    methods: Mapping[str, Method] | None = None,
-) -> Trainer:
-    """The trainer with its callbacks; `methods` are used at each evaluation, after the loss of the validation rows."""
+def packing_error(context: Context) -> UserError | None:
+    joined = context.args.packing or context.args.padding_free
+    return packing_leaks(context.config.model_type) if joined else None
+
+
+def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]) -> Trainer:
+    args, validation = context.args, data.validation
     if not args.packing:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.max_length = None  # every row is within the budgets already
@@ -149,10 +139,26 @@ def build_trainer(
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=train.select_columns(columns),
+        train_dataset=data.train.select_columns(columns),
         eval_dataset=validation.select_columns(columns) if validation is not None else {} if methods else None,
-        processing_class=tokenizer,
+        processing_class=context.tokenizer,
     )
-    trainer.data_rows = train
+    trainer.data_rows = data.train
     add_callbacks(trainer, methods)
     return trainer
+
+
+STAGE = Stage(
+    "sft",
+    SFTArguments,
+    forms=("messages",),
+    encoder=encoder_for,
+    figures=lambda context, data: row_figures(
+        data.train, data.ledgers["train"], context.args, context.model_args.attn_implementation
+    ),
+    evaluations=evaluations,
+    trainer=build_trainer,
+    packing_error=packing_error,
+    card=CardWords("sft"),
+    legend="In colour: the tokens that carry loss, which the model learns to write (--train_on {train_on}).",
+)

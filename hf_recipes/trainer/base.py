@@ -184,7 +184,7 @@ class RunMixin:
         """Nothing leaves the machine that the user did not ask for."""
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """TRL's callers expect this; ours is written once, by `Run.train`."""
+        """TRL's callers expect this; ours is written once, by `run.train`."""
 
     def init_hf_repo(self, *args, **kwargs) -> None:
         """`Publisher` pushes: transformers' own would end the run where the Hub cannot be reached."""

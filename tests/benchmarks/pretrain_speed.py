@@ -19,12 +19,13 @@ from statistics import median
 
 import torch
 from datasets import disable_progress_bars
+from stage_runs import trainer_of
 
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.models.devices import cpu_computes_bf16
 from hf_recipes.models.from_config import PretrainModelArguments, make_model, read_model_config
 from hf_recipes.run.arguments import PretrainArguments
-from hf_recipes.stages.pretrain import build_trainer, collate, step_blocks
+from hf_recipes.stages.pretrain import STAGE, collate, step_blocks
 from hf_recipes.stages.pretrain_data import prepare_mixture
 
 ROOT = Path(__file__).parents[2]
@@ -70,8 +71,7 @@ def main() -> None:
                 dataloader_num_workers=2,
             )
             sources = SourceArguments(train_file=[str(data)], cache_dir=f"{folder}/cache")
-            mixture, ledger = prepare_mixture(sources, args, tokenizer)
-            trainer = build_trainer(copy.deepcopy(first), args, mixture, ledger, 1.0, tokenizer)
+            trainer, _ = trainer_of(STAGE, args, sources, tokenizer, copy.deepcopy(first))
             trainer.train()
             [entry] = [entry for entry in trainer.state.log_history if "loss" in entry]
             return entry["tokens_per_second"], entry["data_wait"]

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
+from stage_runs import trainer_of
 from tokenize_speed import made_up_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
@@ -30,7 +31,7 @@ from trl import SFTConfig, SFTTrainer
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.models.tokenizer import TEMPLATES
 from hf_recipes.run.arguments import SFTArguments
-from hf_recipes.stages.sft import build_trainer, prepare_data
+from hf_recipes.stages.sft import STAGE
 
 BLOCK, BATCH = 512, 4
 
@@ -163,8 +164,7 @@ def main() -> None:
                 **common,
             )
             data = DataArguments(train_file=[str(path)], cache_dir=folder)
-            train, _, _ = prepare_data(data, args, tokenizer)
-            trainer = build_trainer(model(), args, train, None, tokenizer)
+            trainer, _ = trainer_of(STAGE, args, data, tokenizer, model())
             packs[:] = [trainer.train_dataset[i] for i in range(min(len(trainer.train_dataset), BATCH * options.steps))]
             return speed(trainer, options.warm_up)
 

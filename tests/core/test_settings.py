@@ -1,12 +1,14 @@
+import dataclasses
 import errno
 import os
 from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
 import yaml
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.settings import Parser, PositiveInt, Share, at, check_limits, run_script, setting
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.run import arguments
 from hf_recipes.run.arguments import ModelArguments, SFTArguments
@@ -146,3 +148,31 @@ def test_a_full_disk_is_one_sentence_wherever_it_is_met(capsys):
         assert err.startswith("error: a file cannot be read or written (")
     with pytest.raises(ZeroDivisionError):
         run_script(lambda: 1 / 0)
+
+
+@dataclasses.dataclass
+class Limited:
+    share: Share = setting("A share.", 0.5)
+    count: PositiveInt | None = setting("How many.")
+    low: Annotated[float, at(gt=0, lt=0.5)] = setting("Below a half.", 0.25)
+    rest: int = 0
+
+    def __post_init__(self):
+        check_limits(self, rest=at(ge=0, le=9))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--share", "1.5"], "--share 1.5: expected a share from 0 to 1"),
+        (["--share", "nan"], "--share nan: expected a share from 0 to 1"),
+        (["--count", "0"], "--count 0: expected at least 1"),
+        (["--low", "0.5"], "--low 0.5: expected 0 to below 0.5"),
+        (["--rest", "10"], "--rest 10: expected 0 to 9"),
+    ],
+)
+def test_numbers_stay_within_their_limits(argv, message):
+    assert Parser([Limited]).parse([])[0] == Limited()
+    with pytest.raises(UserError) as raised:
+        Parser([Limited]).parse(argv)
+    assert str(raised.value) == message

@@ -17,6 +17,7 @@ from hf_recipes.run.arguments import (
     RewardArguments,
     SFTArguments,
 )
+from hf_recipes.stages.orpo import ORPOArguments
 
 
 def names(text: str) -> list[str]:
@@ -56,6 +57,10 @@ STAGES = {
         names("loss_weights ld_alpha f_divergence_type use_weighting"),
     ),
     KTOArguments: (KTOConfig, ROWS, PAIRS, REFERENCE, names("desirable_weight undesirable_weight")),
+    ORPOArguments: (
+        TrainingArguments,
+        names("data_seed dataloader_in_order train_sampling_strategy neftune_noise_alpha"),
+    ),
     GRPOArguments: (
         GRPOConfig,
         names("""data_seed dataloader_in_order trust_remote_code router_aux_loss_coef disable_dropout

@@ -10,7 +10,6 @@ from conftest import write_jsonl, write_pairs
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.registry import EvaluationArguments
-from hf_recipes.inspection.stages import STAGES
 from hf_recipes.run.resume import (
     CONTENTS,
     EVALUATED,
@@ -21,6 +20,7 @@ from hf_recipes.run.resume import (
     compare_settings,
     read_begun_with,
 )
+from hf_recipes.stages.table import STAGES
 from hf_recipes.trainer.checkpoints import BEGUN_WITH
 
 ONE = ("--model_name_or_path", "a/model", "--train_file", "a.json", "--output_dir", "run", "--report_to", "none")
@@ -259,6 +259,7 @@ SCRIPTS = {
     "pretrain": text_of,
     "reward": pairs_of,
     "dpo": pairs_of,
+    "orpo": pairs_of,
     "kto": rated_of,
     "grpo": prompts_of,
 }

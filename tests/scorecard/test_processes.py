@@ -100,8 +100,8 @@ def logits_of(folder, base) -> torch.Tensor:
 # Prints the logits that the model has at the end of training, before anything of it is saved.
 SHOW_LOGITS = """
 import json, torch
-from hf_recipes.run import run
-finish = run.finish
+from hf_recipes.run import train
+finish = train.finish
 def shown(trainer, *args):
     trainer.model_wrapped.eval()
     with torch.no_grad():
@@ -109,7 +109,7 @@ def shown(trainer, *args):
     if trainer.args.process_index == 0:
         torch.save(logits, trainer.args.output_dir + "/logits.pt")
     finish(trainer, *args)
-run.finish = shown
+train.finish = shown
 """
 
 

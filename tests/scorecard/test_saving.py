@@ -17,7 +17,7 @@ from conftest import same, weights, write_pairs
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.run import finish as finish_module
-from hf_recipes.run import run as run_module
+from hf_recipes.run.train import _write_first
 from hf_recipes.trainer.checkpoints import find_checkpoint, what_is_missing
 
 LORA = '{"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}'
@@ -194,7 +194,7 @@ def test_row_29_the_first_files_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "write_text", fails)
     parser = SimpleNamespace(save_settings=lambda path: None)
     with pytest.raises(UserError, match=rf"--output_dir {tmp_path}: cannot be written \(No space left on device\)"):
-        run_module._write_first(tmp_path, parser, {"train": Ledger()}, {})
+        _write_first(tmp_path, parser, {"train": Ledger()}, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -267,7 +267,7 @@ def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_pat
 
 KILL_AT = """
 import importlib, os, signal
-from hf_recipes.run import run
+from hf_recipes.run import finish
 from hf_recipes.trainer import base as trainer
 def deadly(owner, name, nth, last=""):
     original, calls = getattr(owner, name), 0
@@ -287,7 +287,7 @@ def deadly(owner, name, nth, last=""):
         ("trainer.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
         ("trainer, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
         ("trainer.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
-        ("run, '_write_results', 1", "checkpoint-14"),  # after the last checkpoint, before the results
+        ("finish, '_write_results', 1", "checkpoint-14"),  # after the last checkpoint, before the results
     ],
     ids=["training", "a save", "before the rename", "before the results"],
 )
@@ -360,11 +360,11 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
     def fail(*args, **kwargs):
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr("hf_recipes.run.run.model_card", fail)
+    monkeypatch.setattr("hf_recipes.run.train.model_card", fail)
     monkeypatch.setattr("hf_recipes.trainer.trackers.TrackersCallback.finish", fail)
     monkeypatch.setattr("hf_recipes.trainer.trackers.read_predictions", fail)
-    for name in ("draw_curves", "samples"):
-        monkeypatch.setattr(f"hf_recipes.evaluation.reports.tables.{name}", fail)
+    for name in ("plots.draw_curves", "tables.samples"):
+        monkeypatch.setattr(f"hf_recipes.evaluation.reports.{name}", fail)
     monkeypatch.setattr("hf_recipes.trainer.progress.draw_curves", fail)
     output = tmp_path / "run"
     settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from stage_runs import trainer_of
 
 from conftest import ROOT, json_files, same, weights, write_jsonl, write_pairs
-from hf_recipes.data.arguments import DataArguments
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.run.arguments import ModelArguments, SFTArguments
 from hf_recipes.run.model import build_model
-from hf_recipes.stages.sft import build_trainer, prepare_data
+from hf_recipes.stages.sft import STAGE as SFT
 
 # Makes the loss of every batch with `word` in it not finite, through its gradient as well.
 SPOIL = """
@@ -221,14 +221,13 @@ def test_row_11_packed_and_separate_rows(model_dir, pairs, tmp_path):
             per_device_train_batch_size=40,
         )
         tokenizer, added = load_tokenizer(model_dir)
-        train, _, _ = prepare_data(DataArguments(train_file=[str(pairs / "train.json")]), args, tokenizer)
         model = build_model(ModelArguments(model_dir, dtype="float32"), args, tokenizer, added)
-        trainer = build_trainer(model, args, train, None, tokenizer)
+        trainer, data = trainer_of(SFT, args, pairs / "train.json", tokenizer, model)
         assert (len(trainer.train_dataset) < 40) is packing
         [batch] = list(trainer.get_train_dataloader())
         assert ("attention_mask" in batch) is not packing
         assert batch["input_ids"].shape[0] == len(trainer.train_dataset) and batch["input_ids"].shape[1] <= 96
-        assert trainer.tokens_in(batch) == sum(map(len, train["input_ids"]))
+        assert trainer.tokens_in(batch) == sum(map(len, data.train["input_ids"]))
         assert len(trainer.places_in([batch])) == 40
         model.train()
         torch.manual_seed(0)

@@ -106,15 +106,14 @@ def test_rows_are_shown_by_their_place(look, tmp_path):
 
 
 def test_packs_are_those_that_the_trainer_makes(look, tokenizer, tmp_path):
-    from hf_recipes.stages.sft import prepare_data
-
     rows = [{"input": f"问题{number}" * (number % 7 + 1), "target": f"回答{number}"} for number in range(40)]
     flags = ["--packing", "--max_length", 128, "--examples", 99]
     report = look(rows, *flags)
     path = tmp_path / "rows.jsonl"
     argv = ["--train_file", path, "--model_name_or_path", "M", *flags, "--stage", "sft"]
     settings = read_settings(list(map(str, argv)))
-    train, _, _ = prepare_data(settings.data, settings.args, tokenizer)
+    settings.tokenizer = tokenizer
+    train = settings.stage.read(settings).train
     packed = pack_dataset(Dataset.from_dict({name: train[name][:] for name in ("input_ids", "labels")}), 128, "bfd")
     shown = examples(report).rows
     assert len(shown) == len(packed) > 5
@@ -166,13 +165,13 @@ def test_streams_and_mixtures(look, tmp_path):
     assert len(examples(report).rows) == 2
 
 
-@pytest.mark.parametrize("stage", ["dpo", "reward"])
+@pytest.mark.parametrize("stage", ["dpo", "orpo", "reward"])
 def test_pairs(look, tokenizer, stage):
     rows = [{"prompt": f"问{n}", "chosen": f"好的{n}", "rejected": "不"} for n in range(5)]
     rows.append({"prompt": "问", "chosen": "龘" * 30, "rejected": "不"})
     report = look(rows, "--stage", stage, "--max_length", 80, "--examples", 1, "--max_drop_ratio", 0.5)
     found = numbers(table(report, "Counts"))
-    name = "tokens that carry loss" if stage == "dpo" else "tokens of the answers"
+    name = "tokens that carry loss" if stage != "reward" else "tokens of the answers"
     answers = [text for row in rows[:5] for text in (row["chosen"], row["rejected"])]
     assert found[name] == sum(len(tokenizer(answer)["input_ids"]) + 1 for answer in answers)
     assert (found["rows that are learned from"], found["rows over a budget"], found["chosen is the longer one"]) == (

@@ -137,18 +137,18 @@ def test_all_weights_are_trained_without_lora(sft, model_dir, pairs, tmp_path):
 
 
 def test_lora_moves_the_adapter_and_leaves_the_base(model_dir, pairs, tmp_path):
-    from hf_recipes.data.arguments import DataArguments
+    from stage_runs import trainer_of
+
     from hf_recipes.models.tokenizer import load_tokenizer
     from hf_recipes.run.arguments import ModelArguments, SFTArguments
     from hf_recipes.run.model import build_model
-    from hf_recipes.stages.sft import build_trainer, prepare_data
+    from hf_recipes.stages.sft import STAGE
 
     args = SFTArguments(output_dir=str(tmp_path), report_to="none", max_steps=2, learning_rate=1e-2, save_strategy="no")
     tokenizer, added = load_tokenizer(model_dir)
-    train, _, _ = prepare_data(DataArguments(train_file=[str(pairs / "train.json")]), args, tokenizer)
     model = build_model(ModelArguments(model_dir), args, tokenizer, added)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    build_trainer(model, args, train, None, tokenizer).train()
+    trainer_of(STAGE, args, pairs / "train.json", tokenizer, model)[0].train()
     for name, weight in model.named_parameters():
         assert torch.equal(before[name], weight) is ("lora_" not in name), name
 

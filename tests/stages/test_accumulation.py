@@ -8,7 +8,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from conftest import build_tokenizer, tiny_model
 
 # Losses over the tokens of all pairs, over sorted pairs, and over the tokens of all answers.
-COMPARING = ["dpo sigmoid sft", "dpo weighted", "dpo aot", "dpo three", "dpo aot_unpaired", "grpo entropy"]
+COMPARING = ["dpo sigmoid sft", "dpo weighted", "dpo aot", "dpo three", "dpo aot_unpaired", "grpo entropy", "orpo"]
 SCRIPT = {"script": "tests/accumulation_runs.py"}
 
 
@@ -40,7 +40,7 @@ def test_an_update_is_the_same_in_one_batch_and_in_four(folder, case):
 
 
 def test_an_update_is_the_same_in_two_processes(forks, folder):
-    run = forks.run(folder, 2, 2, "dpo three", "grpo entropy", world=2, **SCRIPT)
+    run = forks.run(folder, 2, 2, "dpo three", "grpo entropy", "orpo", world=2, **SCRIPT)
     assert run.codes == [0, 0], run.err
     found = torch.load(folder / "2-2-2.pt")
     for case, one in found.items():

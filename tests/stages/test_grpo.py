@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from stage_runs import context_of
 
 from conftest import same, tiny_model, weights, write_jsonl
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.models.lora import attach_lora, load_adapter, read_lora_config
 from hf_recipes.rewards.weighted_sum import RewardArguments, Rewards
-from hf_recipes.run.arguments import GRPOArguments
-from hf_recipes.stages.grpo import GroupSampler, build_trainer
+from hf_recipes.run.arguments import GRPOArguments, ModelArguments
+from hf_recipes.stages.grpo import STAGE, GroupSampler, PromptData
 
 LORA = "configs/lora_all_linear.json"
 
@@ -43,7 +44,9 @@ def made(tokenizer, prompts, folder, model=None, has_adapter=False, reference=No
         torch.manual_seed(0)
         model = attach_lora(tiny_model(len(tokenizer)), read_lora_config(LORA), LORA, [])
     rewards = Rewards(RewardArguments(["chinese", "length:2-4=0.5"]))
-    return build_trainer(model, args, prompts, tokenizer, rewards, reference=reference, goes_on=has_adapter)
+    model_args = ModelArguments("M", peft_path="P" if has_adapter else None)
+    context = context_of(STAGE, args, "asked.jsonl", tokenizer, model_args)
+    return STAGE.trainer(context, PromptData(prompts, None, {}, rewards, []), model, {}, reference)
 
 
 def logged(trainer, key):

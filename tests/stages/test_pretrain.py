@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from plain_loop import plain_loop
+from stage_runs import trainer_of
 from transformers import AutoModelForCausalLM
 
 from conftest import TEXT, tiny_model, write_jsonl
@@ -14,8 +15,7 @@ from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.run.arguments import PretrainArguments
-from hf_recipes.stages.pretrain import build_trainer, collate, step_blocks
-from hf_recipes.stages.pretrain_data import prepare_mixture
+from hf_recipes.stages.pretrain import STAGE, collate, step_blocks
 from hf_recipes.trainer.throughput import flops_per_token
 
 
@@ -32,8 +32,8 @@ def built(model, tokenizer, files, tmp_path, **more):
     values = {"block_size": 64, "logging_steps": 1, "report_to": "none", "bf16": False, "save_strategy": "no"}
     args = PretrainArguments(output_dir=str(tmp_path / "run"), **{**values, **more})
     data = SourceArguments(train_file=files, cache_dir=str(tmp_path / "cache"))
-    mixture, ledger = prepare_mixture(data, args, tokenizer)
-    return build_trainer(model, args, mixture, ledger, 0.01, tokenizer), mixture, args
+    trainer, found = trainer_of(STAGE, args, data, tokenizer, model)
+    return trainer, found.train, args
 
 
 def batches_of(mixture, args):

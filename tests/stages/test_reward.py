@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from stage_runs import trainer_of
 from transformers import AutoModelForSequenceClassification
 
 from conftest import build_tokenizer, conversation, write_jsonl
@@ -20,7 +21,7 @@ from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.run.arguments import ModelArguments, RewardArguments
 from hf_recipes.run.model import build_model
-from hf_recipes.stages.reward import build_trainer, prepare_data
+from hf_recipes.stages.reward import STAGE
 from hf_recipes.trainer.row_mean_loss import PairCollator
 
 ROWS = [
@@ -35,14 +36,14 @@ def make(model_dir, tmp_path, rows=ROWS, model=(), data=(), **settings):
     args = RewardArguments(output_dir=str(tmp_path / "run"), **settings)
     model_args = ModelArguments(model_dir, **dict(model))
     tokenizer, added = load_tokenizer(model_dir, or_plain=True)
-    train, _, ledgers = prepare_data(DataArguments(train_file=[str(path)], **dict(data)), args, tokenizer)
 
     def load(*values, **kwargs):
         how = {"config": load_config(model_args, False), "initializer_range": args.initializer_range}
         return load_reward_model(*values, tokenizer=tokenizer, **how, **kwargs)
 
     built = build_model(model_args, args, tokenizer, added, make=load, task_type="SEQ_CLS")
-    return build_trainer(built, args, train, tokenizer), train, ledgers["train"]
+    trainer, found = trainer_of(STAGE, args, DataArguments(train_file=[str(path)], **dict(data)), tokenizer, built)
+    return trainer, found.train, found.ledgers["train"]
 
 
 def test_pairs_are_the_conversations_of_the_template(tokenizer, tmp_path):

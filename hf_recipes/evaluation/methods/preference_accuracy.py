@@ -90,15 +90,17 @@ class PairAccuracy:
 
     @classmethod
     def of_rows(cls, rows: "Dataset") -> "PairAccuracy":
-        """Of pairs with `chosen_ids`, `rejected_ids` and `place`, for a reward model: nothing in them is labelled."""
+        """Of pairs with `chosen_ids`, `rejected_ids` and `place`, and with their labels where the model writes."""
         from hf_recipes.core.ledger import KEPT, Ledger
 
         method = cls.__new__(cls)
         places = rows["place"][:]
-        sides = zip(*(rows[f"{side}_ids"][:] for side in SIDES), strict=True)
+        ids, labels = ([f"{side}_{name}" for side in SIDES] for name in ("ids", "labels"))
+        labels = labels if set(labels) <= set(rows.column_names) else ids
+        columns = (zip(rows[one][:], rows[other][:], strict=True) for one, other in zip(ids, labels, strict=True))
         method._pairs = [
-            _Pair(place, source_of({"place": place, "meta": None}), [(ids, ids) for ids in both])
-            for place, both in zip(places, sides, strict=True)
+            _Pair(place, source_of({"place": place, "meta": None}), list(sides))
+            for place, sides in zip(places, zip(*columns, strict=True), strict=True)
         ]
         method.ledger = Ledger().add_all(places, [KEPT] * len(places))
         return method

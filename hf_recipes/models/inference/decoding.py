@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits, setting
 
 if TYPE_CHECKING:
     import torch
@@ -18,26 +18,23 @@ class Decoding:
         ValueError: a value outside its range, or one that has no effect beside the others.
     """
 
-    max_new_tokens: int = setting("Tokens to generate at the most.", 256)
+    max_new_tokens: PositiveInt = setting("Tokens to generate at the most.", 256)
     do_sample: bool = setting("Draw each token instead of taking the likeliest.", False)
-    temperature: float = setting("Divides the logits before a token is drawn.", 1.0)
-    top_p: float = setting("Draw from the likeliest tokens that together have this probability.", 1.0)
-    top_k: int = setting("Draw from so many of the likeliest tokens; 0 for all.", 0)
-    repetition_penalty: float = setting(
+    temperature: Annotated[float, at(gt=0, text="more than 0; leave --do_sample out for the likeliest token")] = (
+        setting("Divides the logits before a token is drawn.", 1.0)
+    )
+    top_p: Annotated[float, at(gt=0, le=1)] = setting(
+        "Draw from the likeliest tokens that together have this probability.", 1.0
+    )
+    top_k: NonNegativeInt = setting("Draw from so many of the likeliest tokens; 0 for all.", 0)
+    repetition_penalty: PositiveFloat = setting(
         "Over 1 makes tokens that were there before, the prompt's too, less likely.", 1.0
     )
-    num_beams: int = setting("Beams of a beam search; 1 for none.", 1)
-    seed: int = setting("Of the draws.", 42)
+    num_beams: PositiveInt = setting("Beams of a beam search; 1 for none.", 1)
+    seed: NonNegativeInt = setting("Of the draws.", 42)
 
     def __post_init__(self):
-        for name, least in (("max_new_tokens", 1), ("num_beams", 1), ("top_k", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least {least}")
-        for name in ("temperature", "repetition_penalty", "top_p"):
-            if not getattr(self, name) > 0 or (name == "top_p" and self.top_p > 1):
-                expected = "0 to 1" if name == "top_p" else "more than 0"
-                hint = "; leave --do_sample out for the likeliest token" if name == "temperature" else ""
-                raise ValueError(f"--{name} {getattr(self, name):g}: expected {expected}{hint}")
+        check_limits(self)
         if self.do_sample and self.num_beams > 1:
             raise ValueError("--do_sample and --num_beams: choose one")
         for name, default in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):

@@ -243,18 +243,20 @@ def test_splits_of_a_hub_data_set(hub, tmp_path):
 
 
 def test_the_validation_split_is_evaluated_on(hub, tokenizer, tmp_path):
+    from stage_runs import rows_of
+
     from hf_recipes.data.arguments import DataArguments
     from hf_recipes.run.arguments import SFTArguments
-    from hf_recipes.stages.sft import prepare_data
+    from hf_recipes.stages.sft import STAGE
 
     args = SFTArguments(output_dir=str(tmp_path), report_to="none")
     data = DataArguments(["some-owner/data.v2"], ["some-owner/data.v2:test"], cache_dir=str(tmp_path))
-    _, validation, ledgers = prepare_data(data, args, tokenizer)
-    assert validation["question"][:] == ["test"]
-    assert list(ledgers["train"].sources) == ["some-owner/data.v2/train"]
+    found = rows_of(STAGE, args, data, tokenizer)
+    assert found.validation["question"][:] == ["test"]
+    assert list(found.ledgers["train"].sources) == ["some-owner/data.v2/train"]
     assert all(call["cache_dir"] == str(tmp_path) for call in hub)
     with pytest.raises(UserError, match="no split 'validation'"):
-        prepare_data(DataArguments(["some-owner/data.v2"], ["some-owner/data.v2"]), args, tokenizer)
+        rows_of(STAGE, args, DataArguments(["some-owner/data.v2"], ["some-owner/data.v2"]), tokenizer)
 
 
 PASSAGES = "﻿第一段\n　　续\n\n \n第二段\n\n第三段"

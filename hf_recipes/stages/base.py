@@ -1,0 +1,171 @@
+"""A stage is what it does in its own way, as one `Stage`; a run is what all of them do alike, as `run`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import Ledger
+from hf_recipes.core.settings import Parser
+from hf_recipes.data.arguments import DataArguments, SourceArguments
+from hf_recipes.dry_run.peak_memory import PeakMemory
+from hf_recipes.dry_run.plan import Figures, make_plan
+from hf_recipes.evaluation.method import Method
+from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.loading import load_config, load_model
+from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.publishing.model_card import CardWords
+from hf_recipes.run.arguments import RunArguments
+from hf_recipes.run.data import prepare_rows
+from hf_recipes.run.evaluate_callback import choose_best_by, largest_passes
+from hf_recipes.run.model import build_model, build_reference, check_settings
+from hf_recipes.run.run_folder import RunFolder
+from hf_recipes.run.train import train
+from hf_recipes.trainer.base import RunMixin
+
+RESUME_HINT = "go on with --resume_from_checkpoint true"
+
+
+@dataclass
+class Data:
+    """What a run trains and evaluates on: rows, prompts, or a mixture of documents; and what became of every row."""
+
+    train: Any
+    validation: Any
+    ledgers: dict[str, Ledger]
+
+
+@dataclass
+class Context:
+    """A run before its weights are read: settings, configuration and tokenizer."""
+
+    stage: "Stage"
+    model_args: ModelArguments
+    data_args: SourceArguments
+    args: RunArguments
+    evaluation: EvaluationArguments
+    tokenizer: PreTrainedTokenizerBase | None = None
+    added_tokens: Sequence[str] = ()
+    config: PretrainedConfig | None = None
+
+    def open(self) -> None:
+        """Read the configuration and the tokenizer.
+
+        Raises:
+            UserError: as `load_config` and `load_tokenizer`.
+        """
+        args, read_config = self.args, self.stage.read_config
+        source = {"trust_remote_code": args.trust_remote_code, "cache_dir": self.data_args.cache_dir}
+        if read_config is None:
+            self.config = load_config(self.model_args, **source)
+        self.load_tokenizer()
+        if read_config is not None:
+            self.config = read_config(self.model_args, self.tokenizer, **source)
+
+    def load_tokenizer(self) -> None:
+        self.tokenizer, self.added_tokens = load_tokenizer(
+            self.model_args.tokenizer_source,
+            getattr(self.args, "chat_template", None),
+            **self.stage.tokenizer,
+            revision=self.model_args.model_revision,
+            trust_remote_code=self.args.trust_remote_code,
+            cache_dir=self.data_args.cache_dir,
+        )
+
+    @property
+    def evaluates_files(self) -> bool:
+        """Whether there are files to evaluate on beside the validation rows."""
+        return bool(self.evaluation.eval_files)
+
+    @property
+    def continues_adapter(self) -> bool:
+        """Whether the model's adapter was trained before."""
+        return self.model_args.peft_path is not None
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the trained weights are kept as they were at the start too; see `trainer.reference`."""
+        before = getattr(self.args, "precompute_ref_log_probs", False)
+        return self.args.has_reference and (self.continues_adapter or not (self.model_args.use_lora or before))
+
+
+def read_examples(context: Context) -> Data:
+    """Examples of the stage's form, encoded; see `prepare_rows`."""
+    stage, args = context.stage, context.args
+    encoder = partial(stage.encoder, context.tokenizer, args)
+    evaluates = context.evaluates_files
+    return Data(*prepare_rows(context.data_args, args, encoder, form=stage.data_form, evaluates=evaluates))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage does in its own way; the functions take the run's `Context`, its `Data` where there are any, and
+    raise UserError for what cannot be, before a weight is read.
+    """
+
+    name: str  # of its script, and how its recipes begin
+    arguments: type[RunArguments]
+    forms: tuple[str, ...]  # of the rows that it learns from; the first is what it is for
+    figures: Callable[[Context, Data], Figures]  # sizes, and the largest batch, for the dry run
+    evaluations: Callable[[Context, Data], dict[str, Method]]  # by name; that of the validation rows is empty
+    trainer: Callable[..., RunMixin]  # of context, data, model, evaluations, and the reference where it has one
+    card: CardWords
+    legend: str  # of the tokens in an inspection; {} are settings
+    encoder: Callable[..., Any] | None = None  # of tokenizer, arguments and the rows' name; see `tokenize_dataset`
+    read: Callable[[Context], Data] = read_examples
+    data: type[SourceArguments] = DataArguments
+    model: type[ModelArguments] = ModelArguments
+    tokenizer: Mapping[str, bool] = field(default_factory=dict)  # for `load_tokenizer`
+    read_config: Callable[..., PretrainedConfig] | None = None  # where it needs the tokenizer
+    load_model: Callable[[Context], Callable[..., PreTrainedModel]] = lambda context: load_model
+    task_type: str = "CAUSAL_LM"  # PEFT's; SEQ_CLS for a model that scores
+    freeze: Callable[[Context], Callable[[PreTrainedModel], None]] = lambda context: lambda model: None
+    # The error to raise where packed rows would see each other; None where none are.
+    packing_error: Callable[[Context], UserError | None] = lambda context: None
+
+    @property
+    def data_form(self) -> str:
+        return self.forms[0]
+
+
+def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
+    """A whole run of `stage`, from its command line to a folder with the trained weights and all that tells of them."""
+    parser = Parser([stage.model, stage.data, stage.arguments, EvaluationArguments])
+    context = Context(stage, *parser.parse(argv))
+    model_args, args = context.model_args, context.args
+    check_settings(model_args, args)
+    folder = RunFolder(parser, model_args, args)
+    context.open()
+
+    data = stage.read(context)
+    methods = stage.evaluations(context, data)
+    validation = data.validation if args.validation_metrics else None  # the rows that the trainer evaluates itself
+    metrics = {} if validation is None else args.validation_metrics
+    choose_best_by(args, parser.settings["greater_is_better"], methods, metrics)
+    figures = stage.figures(context, data)
+    shared = {"packs": stage.packing_error(context), "freeze": stage.freeze(context)}
+    plan = make_plan(
+        *(model_args, args, context.config, context.tokenizer, context.added_tokens, figures),
+        **shared,
+        is_reward=stage.task_type == "SEQ_CLS",
+        keeps_start=context.keeps_start,
+        passes=largest_passes(args, validation, methods),
+    )
+    folder.compare_data(figures, plan.steps)
+    plan.show(whole=args.dry_run)
+    if args.dry_run:
+        return
+
+    memory = PeakMemory(plan.memory and plan.memory.peak)
+    loads = {"make": stage.load_model(context), "cache_dir": context.data_args.cache_dir}
+    shared |= {"task_type": stage.task_type, **loads}
+    model = build_model(model_args, args, context.tokenizer, context.added_tokens, **shared)
+    held = {"reference": build_reference(model_args, args, context.tokenizer, **loads)} if args.has_reference else {}
+    folder.enter(figures)
+    args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(validation or methods)
+    trainer = stage.trainer(context, data, model, methods, **held)
+    train(trainer, folder, data.ledgers, memory, stage.card)

@@ -1,0 +1,123 @@
+"""ORPO: a model that answers, and prefers the better of two answers, without a reference (arXiv 2403.07691)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import PreTrainedModel
+
+from hf_recipes.core.settings import PositiveFloat, PositiveInt, setting
+from hf_recipes.data.chat.encoder import IGNORED
+from hf_recipes.dry_run.plan import Figures
+from hf_recipes.evaluation.method import Method
+from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
+from hf_recipes.models.inference.forward import supervised_losses
+from hf_recipes.publishing.model_card import CardWords
+from hf_recipes.run.arguments import NO_SHIFTED_LABELS, NO_TOKEN_MEAN, RunArguments
+from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.stages.base import Context, Data, Stage
+from hf_recipes.stages.preference import DPO
+from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows, PairCollator, side_lengths
+
+
+@dataclass
+class ORPOArguments(RunArguments, transformers.TrainingArguments):
+    """transformers' `TrainingArguments` with the weight of the preference."""
+
+    calls_head: ClassVar = True
+    has_reference: ClassVar = False
+    unusable: ClassVar = {
+        "average_tokens_across_devices": NO_TOKEN_MEAN,
+        "label_smoothing_factor": NO_SHIFTED_LABELS,
+    }
+
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: PositiveInt | None = setting(
+        "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
+    )
+    pad_to_multiple_of: PositiveInt | None = setting("Pad the sides to a multiple of so many tokens.")
+    beta: PositiveFloat = setting("Weight of the odds ratio beside the loss on the chosen answer.", 0.1)
+    learning_rate: float = setting("The highest learning rate.", 8e-6)
+    logging_steps: float = setting("Log every so many steps.", 10)
+
+    def __post_init__(self):
+        self.check_fields()
+        super().__post_init__()
+
+
+def odds_ratio_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> torch.Tensor:
+    """Each pair's loss in nats, from the mean log-probability of the tokens of its sides, all (N,).
+
+    -log p(chosen) - beta · log sigmoid(log odds(chosen) - log odds(rejected)), where odds(p) = p / (1 - p).
+    """
+
+    def log_odds(log_prob: torch.Tensor) -> torch.Tensor:
+        log_prob = log_prob.clamp(max=-torch.finfo(log_prob.dtype).eps)  # of a certain answer the odds are infinite
+        return log_prob - torch.log(-torch.expm1(log_prob))
+
+    return -chosen - beta * F.logsigmoid(log_odds(chosen) - log_odds(rejected))
+
+
+class Trainer(NumberedRows, transformers.Trainer):
+    """transformers' Trainer on pairs that are ids and labels of both sides; the loss is `odds_ratio_losses`' mean.
+
+    Logged with it, over the pairs since the last log: `rewards/accuracies`, how often the chosen side is the likelier
+    one by token, and the mean log-probabilities of the tokens, `logps/chosen` and `logps/rejected`.
+    """
+
+    columns = ("chosen_ids", "chosen_labels", "rejected_ids", "rejected_labels")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
+        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
+        losses, tokens, _ = supervised_losses(model, batch)
+        log_probs = (-losses / tokens.clamp(min=1)).view(2, -1)
+        chosen, rejected = log_probs[:, inputs["row"] != FILLER]
+        self.note(
+            **{"rewards/accuracies": (chosen > rejected).float(), "logps/chosen": chosen, "logps/rejected": rejected}
+        )
+        return self.mean_over_update(odds_ratio_losses(chosen, rejected, self.args.beta), num_items_in_batch)
+
+
+def evaluations(context: Context, data: Data) -> dict[str, Method]:
+    """Of the validation pairs, how often the chosen side is the likelier one."""
+    methods = {} if data.validation is None else {"": PairAccuracy.of_rows(data.validation)}
+    settings = context.evaluation, context.args, context.data_args, context.config, context.tokenizer
+    return methods | build_evaluations(*settings, None, [])
+
+
+def figures(context: Context, data: Data) -> Figures:
+    found = DPO.figures(context, data)
+    return replace(found, batch=replace(found.batch, fused_head=False))
+
+
+def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]) -> Trainer:
+    args, train = context.args, data.train
+    rows = train.select_columns(list(Trainer.columns)).add_column("row", list(range(len(train))))
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows.add_column(args.length_column_name, side_lengths(train).max(0).tolist()),
+        eval_dataset={} if methods else None,
+        processing_class=context.tokenizer,
+        data_collator=PairCollator(context.tokenizer.pad_token_id, args.pad_to_multiple_of),
+    )
+    trainer.data_rows = train
+    add_callbacks(trainer, methods)
+    return trainer
+
+
+STAGE = Stage(
+    "orpo",
+    ORPOArguments,
+    forms=("preference",),
+    encoder=DPO.encoder,
+    figures=figures,
+    evaluations=evaluations,
+    trainer=build_trainer,
+    card=CardWords("orpo", ("pairs", "对数据")),
+    legend=DPO.legend,
+)

@@ -1,0 +1,13 @@
+"""Odds ratio preference optimization: a model that answers, and prefers the better answer, without a reference.
+
+python scripts/orpo.py --model_name_or_path MODEL --train_file pairs.jsonl --output_dir runs/orpo
+"""
+
+from functools import partial
+
+from hf_recipes.core.settings import run_script
+from hf_recipes.stages.base import RESUME_HINT, run
+from hf_recipes.stages.orpo import STAGE
+
+if __name__ == "__main__":
+    run_script(partial(run, STAGE), RESUME_HINT)
