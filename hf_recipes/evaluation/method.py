@@ -1,24 +1,13 @@
 """What all ways of evaluating a model on a file have in common."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_recipes.models.inference.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 Record = dict[str, Any]
 

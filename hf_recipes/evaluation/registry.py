@@ -173,7 +173,7 @@ def _build(
 ) -> Method:
     from hf_recipes.data.chat.prompts import PromptReader, read_prompts
     from hf_recipes.data.examples import load_examples
-    from hf_recipes.evaluation.methods.generation import Answers
+    from hf_recipes.evaluation.methods.generation import GenerationMethod
     from hf_recipes.evaluation.methods.multiple_choice import SingleChoice
     from hf_recipes.evaluation.methods.perplexity import NLL
     from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
@@ -191,7 +191,7 @@ def _build(
         scores = methods if arguments.eval_methods else None
         if rewards:
             rewards.check(prompts)
-        return Answers(prompts, tokenizer, decoding, reader.stop_ids, scores=scores, rewards=rewards)
+        return GenerationMethod(prompts, tokenizer, decoding, reader.stop_ids, scores=scores, rewards=rewards)
     form = "preference" if methods[0] == "pair_accuracy" else "text" if form_of(path) == "text" else "messages"
     examples = load_examples([path], form=form, cache_dir=cache_dir, split="test")
     length = min(max_length or 2048, 2048) if form == "text" else max_length
