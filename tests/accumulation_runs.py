@@ -18,7 +18,7 @@ from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.models.tokenizer import load_tokenizer
-from hf_recipes.rewards.weighted_sum import RewardArguments as RewardSettings
+from hf_recipes.rewards.settings import RewardArguments as RewardSettings
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import (
     PAIR_LOSSES,

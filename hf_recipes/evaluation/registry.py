@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.evaluation.method import Method
-from hf_recipes.rewards.weighted_sum import RewardArguments, Rewards
+from hf_recipes.rewards.settings import RewardArguments
+from hf_recipes.rewards.weighted_sum import Rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

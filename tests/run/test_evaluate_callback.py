@@ -10,7 +10,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.perplexity import NLL
-from hf_recipes.rewards.weighted_sum import RewardArguments, Rewards
+from hf_recipes.rewards.settings import RewardArguments
+from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import KTOArguments
 from hf_recipes.run.evaluate_callback import choose_best_by
 from preference_runs import make_pairs
