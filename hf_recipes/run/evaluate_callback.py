@@ -20,7 +20,7 @@ from hf_recipes.evaluation.compare import few_shot_of
 from hf_recipes.evaluation.method import Method, Record, run_method, versions
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.preference_accuracy import differences
-from hf_recipes.evaluation.registry import OF_ANSWERS, EvaluationArguments, build_methods
+from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.evaluation.reports.plots import draw_histogram
 from hf_recipes.models.inference.compute import Compute, ForwardPass
@@ -90,7 +90,7 @@ def build_evaluations(
     if made := rewards is None and bool(evaluation.specs):
         rewards = Rewards(evaluation, args.trust_remote_code, data.cache_dir)
     methods: dict[str, Method] = {}
-    scores = [name for name in asked if name in OF_ANSWERS] if asked else None
+    scores = [name for name in asked if name in GenerationMethod.forms["messages"]] if asked else None
     if validation is not None and scores != []:
         if rewards:
             rewards.check(validation)

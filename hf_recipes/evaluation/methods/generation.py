@@ -1,11 +1,13 @@
 """Generated answers and all that is said of them against references."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.data.chat.prompts import Prompt
-from hf_recipes.evaluation.method import Record
+from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
+from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
+from hf_recipes.evaluation.reports.plots import draw_confusion
 from hf_recipes.metrics import text as metrics
 from hf_recipes.metrics.text import without_thoughts
 from hf_recipes.models.inference.compute import Compute, ForwardPass
@@ -16,8 +18,10 @@ from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+MAX_LABELS = 60  # of a confusion matrix that can be read
 
-class GenerationMethod:
+
+class GenerationMethod(Method):
     """Answers prompts and compares the answers with the references, where there are some.
 
     Args:
@@ -33,7 +37,14 @@ class GenerationMethod:
         UserError: no row has what a score compares with: references, choices with the reference among them, a task.
     """
 
-    name = "generation"
+    name, suffix = "generation", "answers"
+    forms: ClassVar = {
+        "messages": ("rouge", "accuracy", "generation", "promptcblue"),
+        "unpaired": ("generation",),
+        "content": ("generation",),
+        "preference": ("rouge", "generation"),
+        "text": ("generation",),
+    }
 
     def __init__(
         self,
@@ -69,6 +80,19 @@ class GenerationMethod:
                 say(f"accuracy leaves out {len(outside)} rows whose reference is not a choice (first {outside[0]})")
         if "promptcblue" in scores and not all((prompt.meta or {}).get("task_dataset") for prompt in compared):
             raise UserError(f"promptcblue of {prompts[0].place.rpartition(':')[0]}: rows without task_dataset")
+
+    @classmethod
+    def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "GenerationMethod":
+        answer = context.decoding.max_new_tokens
+        budget = context.max_length - answer if context.max_length else None
+        if budget is not None and budget < 1:
+            raise UserError(f"--max_new_tokens {answer}: the model's context is {context.max_length:,} tokens")
+        reader = PromptReader([path], context.tokenizer, max_source_length=budget, cache_dir=context.cache_dir)
+        prompts, _ = read_prompts(reader, context.max_drop_ratio)
+        if context.rewards:
+            context.rewards.check(prompts)
+        more = {"scores": names, "rewards": context.rewards}
+        return cls(prompts, context.tokenizer, context.decoding, reader.stop_ids, **more)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -178,6 +202,16 @@ class GenerationMethod:
             pairs = metrics.rouge_pairs(predictions, references)
             found |= {name: [pair[name] for pair in pairs] for name in ("rougeL", "rouge1", "rouge2")}
         return found
+
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+        paths = []
+        for who, outcome in outcomes.items() if "accuracy" in self.scores else ():
+            rows = [r for r in outcome.records[name] if r["reference"] is not None and r["choices"]]
+            matrix, labels = metrics.confusion(*texts_of(rows))
+            if len(labels) <= MAX_LABELS:
+                paths.append(folder / f"{name}_{who}.png")
+                draw_confusion(matrix, labels, paths[-1])
+        return paths
 
 
 def choices_of(meta: dict | None) -> list[str] | None:
