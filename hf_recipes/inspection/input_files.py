@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.chat.preference import PairEncoder
-from hf_recipes.data.chat.unpaired import UnpairedEncoder
+from hf_recipes.data.chat.preference import PairEncoder, UnpairedEncoder
 from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.packed_rows import PackedConversations
