@@ -49,7 +49,7 @@ def main() -> None:
         if is_reward and args.compare == "base":
             raise UserError("--compare base: without its adapter the base has no head that scores; name another model")
         for method in methods.values() if is_reward else ():
-            if method.name != "pair_accuracy":
+            if not method.scores_reward_models:
                 raise UserError(f"{model_args.model_name_or_path}: a reward model, which gives no {method.name}")
         return tokenizer, methods, {**source, "is_reward": is_reward}
 

@@ -15,7 +15,7 @@ from hf_recipes.apps.ports import free_port
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, run_script
 
-PAGE = os.path.join(hf_recipes.__path__[0], "apps", "mixture_viewer.py")
+PAGE = os.path.join(hf_recipes.__path__[0], "apps", "mixture", "viewer.py")
 SETTINGS = {
     "server.address": "127.0.0.1",
     "server.headless": "true",

@@ -5,19 +5,13 @@ python scripts/predict.py --model_name_or_path MODEL --peft_path runs/first \
 """
 
 import os
-import sys
+from functools import partial
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.data.chat.prompts import PromptReader
-from hf_recipes.evaluation.predict import (
-    PredictArguments,
-    open_results,
-    predict,
-    prompt_budget,
-    read_ledger,
-    write_submission,
-)
+from hf_recipes.evaluation.over_file import run_over_file
+from hf_recipes.evaluation.predict import Predict, PredictArguments, predict_settings, prompt_budget, write_submission
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.opening import load_for_inference, open_for_inference
@@ -42,20 +36,9 @@ def main() -> None:
         max_source_length=min(filter(None, (budget, args.max_source_length)), default=None),
         cache_dir=args.cache_dir,
     )
-    ledger = read_ledger(reader, args.prediction_column)
-
-    total = ledger.totals["read"]
-    with open_results(args, model_args, decoding, reader, ledger, config) as results:
-        if results.count:
-            say(f"{results.path}: {results.count:,} of {total:,} rows are there")
-        if results.count < total:
-            model = load_for_inference(model_args, tokenizer, **source)
-            try:
-                predict(model, tokenizer, reader, results, decoding, args.batch_size, args.prediction_column, total)
-            except KeyboardInterrupt:
-                say(f"\ninterrupted after {results.count:,} of {total:,} rows; the same command goes on")
-                sys.exit(130)
-    say(f"{total:,} rows in {args.output_file}, their settings in {results.sidecar}")
+    step = Predict(reader, decoding, args.batch_size, args.prediction_column)
+    settings = predict_settings(args, model_args, decoding, reader, config)
+    run_over_file(args, reader, step, settings, partial(load_for_inference, model_args, tokenizer, **source))
     if args.submission:
         say(f"submission in {write_submission(args.output_file, args.prediction_column)}")
 

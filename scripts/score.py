@@ -5,11 +5,12 @@ python scripts/score.py --model_name_or_path MODEL --peft_path runs/reward --inp
 """
 
 import os
-import sys
+from functools import partial
 
-from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser, run_script
-from hf_recipes.evaluation.score import AnswerReader, ScoreArguments, open_scores, read_score_ledger, score_rows
+from hf_recipes.evaluation.over_file import run_over_file, settings_of_model
+from hf_recipes.evaluation.score import AnswerReader, Score, ScoreArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
 
@@ -25,21 +26,15 @@ def main() -> None:
             f"{model_args.peft_path or model_args.model_name_or_path}: not a reward model; scripts/reward.py trains one"
         )
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    reader = AnswerReader(args, tokenizer, min(filter(None, (limit, args.max_length)), default=None))
-    ledger = read_score_ledger(reader)
-
-    total = ledger.totals["read"]
-    with open_scores(args, model_args, reader, ledger, config, tokenizer.chat_template) as results:
-        if results.count:
-            say(f"{results.path}: {results.count:,} of {total:,} rows are there")
-        if results.count < total:
-            model = load_for_inference(model_args, tokenizer, is_reward=True, **source)
-            try:
-                score_rows(model, reader, results, args.batch_size, total)
-            except KeyboardInterrupt:
-                say(f"\ninterrupted after {results.count:,} of {total:,} rows; the same command goes on")
-                sys.exit(130)
-    say(f"{total:,} rows in {args.output_file}, their settings in {results.sidecar}")
+    max_length = min(filter(None, (limit, args.max_length)), default=None)
+    settings = {
+        **settings_of_model(model_args, config),
+        "chat_template": tokenizer.chat_template,
+        "max_length": max_length,
+        "method": "score",
+    }
+    open_model = partial(load_for_inference, model_args, tokenizer, is_reward=True, **source)
+    run_over_file(args, AnswerReader(args, tokenizer, max_length), Score(args.batch_size), settings, open_model)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,6 @@ from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
 from hf_recipes.core.settings import PositiveInt, Share, check_limits, setting
 from hf_recipes.evaluation.method import Method, Outcome, run_method, versions
-from hf_recipes.evaluation.methods.preference_accuracy import differences
-from hf_recipes.evaluation.reports import plots
-from hf_recipes.evaluation.reports.plots import draw_histogram
-from hf_recipes.metrics import text as metrics
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
 from hf_recipes.models.inference.compute import Compute
 from hf_recipes.models.inference.generate import not_numbers
@@ -29,7 +25,6 @@ if TYPE_CHECKING:
     from hf_recipes.models.inference.decoding import Decoding
 
 METRICS, REPORT = "metrics.json", "report.html"
-MAX_LABELS = 60  # of a confusion matrix that can be read
 
 
 @dataclass
@@ -128,32 +123,6 @@ def compare(methods: Mapping[str, Method], one: Outcome, other: Outcome) -> dict
     return found
 
 
-def pictures(folder: Path, methods: Mapping[str, Method], outcomes: Mapping[str, Outcome]) -> dict[str, list[Path]]:
-    """Draw what each method shows best into `folder`: paths by evaluation."""
-    found: dict[str, list[Path]] = {}
-    for name, method in methods.items():
-        paths = []
-        if method.name == "pair_accuracy":
-            paths.append(folder / f"{name}.png")
-            sets = [differences(outcome.records[name]) for outcome in outcomes.values()]
-            draw_histogram(sets, paths[-1], list(outcomes))
-        elif "accuracy" in getattr(method, "scores", ()):
-            for who, outcome in outcomes.items():
-                rows = [r for r in outcome.records[name] if r["reference"] is not None and r["choices"]]
-                predictions, references = (
-                    [metrics.without_thoughts(r[k]) for r in rows] for k in ("prediction", "reference")
-                )
-                matrix, labels = metrics.confusion(predictions, references)
-                if len(labels) <= MAX_LABELS:
-                    paths.append(folder / f"{name}_{who}.png")
-                    plots.draw_confusion(matrix, labels, paths[-1])
-        elif method.name == "single_choice":
-            paths.append(folder / f"{name}.png")
-            plots.draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, paths[-1])
-        found[name] = paths
-    return found
-
-
 def settings_of(
     model_args: "ModelArguments",
     args: EvaluateArguments,
@@ -213,7 +182,7 @@ def write_results(
         for who, outcome in outcomes.items():
             for name, records in outcome.records.items():
                 write_jsonl(path / f"{name}_{who}.jsonl", records)
-        drawn = pictures(path, methods, outcomes)
+        drawn = {name: method.draw(path, name, outcomes) for name, method in methods.items()}
         write_report(path / REPORT, settings, methods, outcomes, changes, drawn)
         results = {who: outcome.metrics for who, outcome in outcomes.items()}
         results["change"] = {name: change._asdict() for name, change in changes.items()}

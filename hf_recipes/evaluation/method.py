@@ -1,26 +1,50 @@
 """What all ways of evaluating a model on a file have in common."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hf_recipes.models.inference.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from hf_recipes.evaluation.registry import EvaluationArguments
+    from hf_recipes.models.inference.decoding import Decoding
+    from hf_recipes.rewards.weighted_sum import Rewards
 
 Record = dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """Records and metrics of one model by evaluation."""
+
+    records: dict[str, list[Record]]
+    metrics: dict[str, dict[str, float]]
+
+    @property
+    def flat(self) -> dict[str, float]:
+        return {f"{name}_{key}": value for name, found in self.metrics.items() for key, value in found.items()}
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """What a method is made with, beside a file.
+
+    Attributes:
+        max_length: tokens that the model was made for.
+        rewards: what generated answers are worth, beside the methods' scores.
+    """
+
+    arguments: "EvaluationArguments"
+    tokenizer: "PreTrainedTokenizerBase"
+    decoding: "Decoding"
+    max_length: int | None = None
+    max_drop_ratio: float = 0.01
+    cache_dir: str | None = None
+    rewards: "Rewards | None" = None
 
 
 class Method(Protocol):
@@ -29,7 +53,25 @@ class Method(Protocol):
     It is built from rows and tokenizer before any model is loaded, and raises `UserError` then for rows that it cannot
     use, with file and line. Its work comes in units (a row, a pair, a window of a long text), each of which takes part
     in exactly one batch, so that processes with as many units run as many forward passes.
+
+    Attributes:
+        forms: of rows that it can be used on (`registry.form_of`), those that it is made for first, each with the names
+            by which --eval_methods asks for it.
+        suffix: of the names of its metrics where a file has several methods.
+        note: what its figures count, in words.
+        scores_reward_models: whether it is of a reward model, too.
     """
+
+    name: ClassVar[str]
+    forms: ClassVar[dict[str, tuple[str, ...]]]
+    suffix: str
+    note: str | None = None
+    scores_reward_models: bool = False
+
+    @classmethod
+    def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "Method":
+        """The method on the rows of a file of a form; `names` are those that were asked for, if any."""
+        ...
 
     def __len__(self) -> int:
         """Number of units."""
@@ -64,6 +106,10 @@ class Method(Protocol):
         Larger is better. Metrics that no single record has are left out.
         """
         ...
+
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+        """Pictures, in `folder`, of the evaluation called `name` of one or two models; their paths."""
+        return []
 
 
 def run_method(
@@ -101,15 +147,3 @@ def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[
     first = next(iter(values.values()), [None] * len(outcomes[0]))
     rows = list(zip(first, map(list, zip(*outcomes, strict=True)), strict=True))
     return sorted(rows, key=lambda row: (row[0] is None, row[0] or 0.0))
-
-
-@dataclass
-class Outcome:
-    """Records and metrics of one model by evaluation."""
-
-    records: dict[str, list[Record]]
-    metrics: dict[str, dict[str, float]]
-
-    @property
-    def flat(self) -> dict[str, float]:
-        return {f"{name}_{key}": value for name, found in self.metrics.items() for key, value in found.items()}

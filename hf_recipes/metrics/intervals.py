@@ -39,16 +39,6 @@ def _means(values: Sequence[float], samples: int, seed: int) -> np.ndarray:
     return np.concatenate([values[draw.integers(values.size, size=(n, values.size))].mean(axis=1) for n in sizes])
 
 
-def bootstrap_interval(values: Sequence[float], samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % percentiles of the mean of resampled `values` (one for each row or pair).
-
-    Raises:
-        ValueError: there are no values.
-    """
-    low, high = np.percentile(_means(values, samples, seed), (2.5, 97.5))
-    return float(low), float(high)
-
-
 def paired_bootstrap(differences: Sequence[float], samples: int = 10_000, seed: int = 0) -> Paired:
     """Whether one system beats another on the same rows, from the row-wise `differences` of their scores.
 

@@ -95,28 +95,19 @@ def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
     return BLEU(tokenize="zh").corpus_score(list(predictions), [list(references)]).score / 100
 
 
-def _chrf():
+def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
+    """chrF of the corpus: F2 (recall weighs twice) over n-grams of 1 to 6 characters, no words, white space left out.
+
+    N-grams are counted over all pairs, as sacrebleu does, without smoothing: an order that all texts are too short for
+    is left out of the mean.
+    """
     from sacrebleu.metrics import CHRF
 
-    return CHRF(char_order=6, word_order=0, beta=2)
-
-
-def chrf_pairs(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """chrF of each pair: F2 (recall weighs twice) over n-grams of 1 to 6 characters, no words, white space left out.
-
-    sacrebleu's values, without smoothing: an order that one of the texts is too short for is left out of the mean, an
-    empty prediction or reference scores 0.
-    """
-    metric, pairs = _chrf(), zip(predictions, references, strict=True)
-    return [metric.sentence_score(ours, [theirs]).score / 100 for ours, theirs in pairs]
-
-
-def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """chrF of the corpus with the parameters of `chrf_pairs`: n-grams are counted over all pairs, as sacrebleu does."""
     _check(predictions, references)
     if not predictions:
         return 0.0
-    return _chrf().corpus_score(list(predictions), [list(references)]).score / 100
+    metric = CHRF(char_order=6, word_order=0, beta=2)
+    return metric.corpus_score(list(predictions), [list(references)]).score / 100
 
 
 def exact_matches(predictions: Sequence[str], references: Sequence[str]) -> list[bool]:
@@ -225,16 +216,3 @@ def per_class(predictions: Sequence[str], references: Sequence[str]) -> dict[str
 def macro_f1(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Mean F1 of `per_class`: each label of the references weighs the same."""
     return _mean([row["f1"] for row in per_class(predictions, references).values()])
-
-
-def score(
-    predictions: Sequence[str], references: Sequence[str], choices: Sequence[Sequence[str] | None]
-) -> dict[str, float]:
-    """Every metric that fits the rows: `accuracy` where they have choices, ROUGE and BLEU-4 always.
-
-    Scored are the answers: thoughts are taken off predictions and references alike.
-    """
-    predictions, references = ([without_thoughts(text) for text in texts] for texts in (predictions, references))
-    found = choice_accuracy(predictions, references, choices)
-    scores = {"accuracy": found[0]} if found else {}
-    return scores | rouge(predictions, references) | {"bleu4": bleu4(predictions, references)}

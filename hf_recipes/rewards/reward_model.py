@@ -14,6 +14,7 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.prompts import ANSWER, Prompt
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference import forward
+from hf_recipes.models.inference.compute import Compute
 from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config, without_deepspeed
 from hf_recipes.models.reward_head import rewards
@@ -53,16 +54,15 @@ class ScoringModel:
             network = load_for_inference(self._arguments, self._tokenizer, is_reward=True, **self._source)
         return network.requires_grad_(False)
 
-    def score(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
         """The score of each answer in its conversation, as a finished turn; of an empty one, that of ending at once."""
         rows = self._encode(prompts, answers)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        found: dict[int, float] = {}
+        scores = [0.0] * len(rows)
         with forward.evaluating(self.network):
-            for start in range(0, len(order), BATCH_SIZE):
-                chosen = order[start : start + BATCH_SIZE]
-                found.update(zip(chosen, rewards(self.network, [rows[index] for index in chosen]), strict=True))
-        return [found[index] for index in range(len(rows))]
+            for batch in forward.batches([-len(ids) for ids in rows], BATCH_SIZE, Compute()):
+                for index, score in zip(batch, rewards(self.network, [rows[index] for index in batch]), strict=True):
+                    scores[index] = score
+        return scores
 
     def _encode(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[np.ndarray]:
         talks = []

@@ -18,9 +18,9 @@ from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.data.pretraining.corpora import named_paths
 from hf_recipes.evaluation.compare import few_shot_of
 from hf_recipes.evaluation.method import Method, Record, run_method, versions
-from hf_recipes.evaluation.methods.generation import Answers
+from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.preference_accuracy import differences
-from hf_recipes.evaluation.registry import OF_ANSWERS, EvaluationArguments, build_methods
+from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.evaluation.reports.plots import draw_histogram
 from hf_recipes.models.inference.compute import Compute, ForwardPass
@@ -90,11 +90,11 @@ def build_evaluations(
     if made := rewards is None and bool(evaluation.specs):
         rewards = Rewards(evaluation, args.trust_remote_code, data.cache_dir)
     methods: dict[str, Method] = {}
-    scores = [name for name in asked if name in OF_ANSWERS] if asked else None
+    scores = [name for name in asked if name in GenerationMethod.forms["messages"]] if asked else None
     if validation is not None and scores != []:
         if rewards:
             rewards.check(validation)
-        methods[""] = Answers(validation, tokenizer, decoding, stop_ids, scores=scores, rewards=rewards)
+        methods[""] = GenerationMethod(validation, tokenizer, decoding, stop_ids, scores=scores, rewards=rewards)
     with args.main_process_first(local=True, desc="evaluation data"):
         more = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
         methods |= build_methods(
@@ -105,7 +105,7 @@ def build_evaluations(
             rewards=rewards,
             **more,
         )
-    if made and not any(isinstance(method, Answers) for method in methods.values()):
+    if made and not any(isinstance(method, GenerationMethod) for method in methods.values()):
         raise UserError("--rewards and --reward_model without answers to score: give --eval_files with prompts")
     return methods
 

@@ -13,8 +13,7 @@ from trl import DPOTrainer, KTOTrainer
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import DataArguments, UnpairedArguments
-from hf_recipes.data.chat.preference import PairEncoder
-from hf_recipes.data.chat.unpaired import UnpairedEncoder
+from hf_recipes.data.chat.preference import PairEncoder, UnpairedEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures, row_lengths, rows_digest

@@ -5,7 +5,7 @@ import pytest
 from conftest import write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.prompts import PromptReader
-from hf_recipes.evaluation import predict
+from hf_recipes.evaluation import over_file, predict
 from hf_recipes.evaluation.resumable_output import Results
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import Continuation
@@ -26,12 +26,12 @@ def test_what_is_left_is_computed_in_the_batches_of_a_whole_run(tokenizer, tmp_p
             yield batch, [Continuation(f" {keys[place]} ", 1, True, []) for place in batch]
 
     monkeypatch.setattr(predict, "continue_batches", answer)
-    monkeypatch.setattr(predict, "WINDOW", 4)
+    monkeypatch.setattr(over_file, "WINDOW", 4)
 
     def run(path) -> list[list[int]]:
         formed.clear()
         with Results(path, {}, {}) as results:
-            predict.predict(None, tokenizer, reader, results, Decoding(), 4, "said", 50)
+            over_file.write_rows(None, reader, predict.Predict(reader, Decoding(), 4, "said"), results, 4, 50)
             assert results.count == 50
         return list(formed)
 

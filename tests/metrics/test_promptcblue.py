@@ -6,7 +6,7 @@ import pytest
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.metrics.promptcblue import official
-from hf_recipes.metrics.promptcblue.score import TASKS, parse, score_rows, submission
+from hf_recipes.metrics.promptcblue.score import TASKS, parse, score_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared" / "data" / "promptcblue"
@@ -438,33 +438,6 @@ def test_errors_name_the_row():
         score_rows([row("KUAKE-IR", "相关", None, sample_id="dev-4")])
     with pytest.raises(UserError, match="no rows"):
         score_rows([])
-    with pytest.raises(UserError, match=r"row 1 \(KUAKE-IR\): a submission needs the sample_id"):
-        submission([row("KUAKE-IR", "相关", "相关")])
-
-
-def test_submission_has_the_benchmarks_structure():
-    rows = [
-        row("CMeEE-V2", "", "疾病实体：流感", ["疾病"], sample_id="test-1"),
-        row("CMeEE-V2", "", "不知道", ["疾病"], sample_id="test-2"),
-        row("CHIP-CDN", "", "足癣", ["足癣", "手癣"], sample_id="test-3"),
-        row("KUAKE-IR", "", "可能相关 ", ["相关", "不相关"], sample_id="test-4"),
-        row("IMCS-V2-MRG", "", "上述问诊对话的诊疗报告如下：\n诊断：贫血", sample_id="test-5"),
-        row("IMCS-V2-MRG", "", "贫血", sample_id="test-6"),
-        row("MedDG", "", "多喝水", sample_id="test-7"),
-    ]
-    results = submission(rows)
-    assert list(results) == list(TASKS)
-    assert {name: answers for name, answers in results.items() if answers} == {
-        "CMeEE-V2": [
-            {"sample_id": "test-1", "answer": [{"entity": "流感", "type": "疾病"}]},
-            {"sample_id": "test-2", "answer": []},
-        ],
-        "CHIP-CDN": [{"sample_id": "test-3", "answer": [{"entity": "足癣", "type": "normalization"}]}],
-        "KUAKE-IR": [{"sample_id": "test-4", "answer": "可能相关"}],
-        "IMCS-V2-MRG": [{"sample_id": "test-5", "answer": {"诊断": "贫血"}}, {"sample_id": "test-6", "answer": {}}],
-        "MedDG": [{"sample_id": "test-7", "answer": "多喝水"}],
-    }
-    assert json.loads(json.dumps(results)) == results
 
 
 def read(path):

@@ -13,7 +13,8 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.metrics.text import rouge_pairs
 from hf_recipes.rewards.reward_model import ScoringModel
-from hf_recipes.rewards.weighted_sum import RewardArguments, Rewards, Spec, read_spec, summarise_rewards
+from hf_recipes.rewards.settings import RewardArguments, Spec, read_spec
+from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 
 
 def asked(reference=None, place="rows.jsonl:1", question="问？", **columns) -> Prompt:
@@ -206,7 +207,7 @@ def test_a_reward_model_scores_the_conversation_in_its_own_words(judge):
     scorer = ScoringModel(str(judge))
     prompts = [asked(question="今天天气怎么样？"), asked(question="请问？")]
     answers = ["天气很好，我们去公园散步吧！", " "]
-    found = scorer.score(prompts, answers)
+    found = scorer(prompts, answers)
     tokenizer = AutoTokenizer.from_pretrained(judge)
     model = AutoModelForSequenceClassification.from_pretrained(judge).eval()
     talk = [*prompts[0].messages, {"role": "assistant", "content": answers[0]}]
@@ -243,4 +244,4 @@ def test_a_reward_model_with_another_vocabulary_is_named(judge, tmp_path):
     tokenizer.add_tokens(["新词一", "新词二"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match=r"the tokenizer has 546 tokens and the reward model was trained with 544"):
-        ScoringModel(str(folder)).score([asked()], ["好"])
+        ScoringModel(str(folder))([asked()], ["好"])

@@ -8,9 +8,10 @@ from datasets import Dataset
 from conftest import ROOT, TEXT, same, weights, write_pairs
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.prompts import Prompt
-from hf_recipes.evaluation.methods.generation import Answers
+from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.perplexity import NLL
-from hf_recipes.rewards.weighted_sum import RewardArguments, Rewards
+from hf_recipes.rewards.settings import RewardArguments
+from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import KTOArguments
 from hf_recipes.run.evaluate_callback import choose_best_by
 from preference_runs import make_pairs
@@ -127,7 +128,7 @@ SCORED = {"": ["rouge", "accuracy"], "my_loss": ["accuracy", "generation"]}
 def scored(tokenizer) -> dict:
     """The validation rows, and files called wiki, exam, pairs, eval and, misleadingly, my_loss."""
     prompts = [Prompt("a:1", [1], "问", "年龄", {"answer_choices": ["年龄", "性别"]}, is_chat=True)]
-    found = {name: Answers(prompts, tokenizer, scores=scores) for name, scores in SCORED.items()}
+    found = {name: GenerationMethod(prompts, tokenizer, scores=scores) for name, scores in SCORED.items()}
     found[""].rewards = Rewards(RewardArguments(["chinese", "repetition=-1"]))
     rows = [{"text": text, "place": f"a:{n}", "meta": None, "fate": "kept"} for n, text in enumerate(TEXT)]
     found |= dict.fromkeys(("wiki", "eval"), NLL(Dataset.from_list(rows), tokenizer, max_length=64))

@@ -56,8 +56,8 @@ class ChatArguments:
             raise ValueError(f"--temperature {self.temperature:g}: expected 0 to 2")
         if not 0 < self.port < 65536:
             raise ValueError(f"--port {self.port}: a port is a number from 1 to 65535")
-        if not 0 <= self.max_waiting <= 1000:
-            raise ValueError(f"--max_waiting {self.max_waiting}: expected 0 to 1000")
+        if not 1 <= self.max_waiting <= 1000:
+            raise ValueError(f"--max_waiting {self.max_waiting}: expected 1 to 1000")
         if self.gpus is not None and self.gpus != "cpu" and not re.fullmatch(r"\d+(,\d+)*", self.gpus):
             raise ValueError(f"--gpus {self.gpus}: expected numbers with commas between, such as 0,1, or cpu")
         if self.auth is not None and not all(self.auth.partition(":")):

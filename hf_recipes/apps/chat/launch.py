@@ -63,10 +63,8 @@ def load(arguments: ChatArguments) -> "Engine":
 def open_page(engine: "Engine", arguments: ChatArguments):
     """The page of `engine`, which `chat_server` serves."""
     from hf_recipes.apps.chat.page import Page
-    from hf_recipes.apps.chat.session import Line
 
-    line = Line(arguments.max_waiting)
-    return Page(engine, arguments.decoding, line, arguments.language, arguments.system_prompt)
+    return Page(engine, arguments.decoding, arguments.language, arguments.system_prompt)
 
 
 def run(engine: "Engine", arguments: ChatArguments) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from hf_recipes.apps.chat.arguments import decoding_of
 from hf_recipes.apps.chat.engine import BASE, Engine
-from hf_recipes.apps.chat.session import Exchange, Line, LineIsFull, Session, Settings
+from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.style import DOWNLOAD
 from hf_recipes.apps.chat.texts import LANGUAGES, Texts
 from hf_recipes.core.errors import UserError
@@ -25,8 +25,8 @@ PERIOD = 0.05  # seconds between two looks of the page at an answer that grows
 class Page:
     """The page's components, in the order in which they are laid out, and what happens when they are used."""
 
-    def __init__(self, engine: Engine, decoding: Decoding, line: Line, language: str | None, system: str = ""):
-        self.engine, self.line, self.language, self.seed = engine, line, language, decoding.seed
+    def __init__(self, engine: Engine, decoding: Decoding, language: str | None, system: str = ""):
+        self.engine, self.language, self.seed = engine, language, decoding.seed
         self.labels: list[tuple[gr.blocks.Block, dict[str, str]]] = []
         self.blocks = gr.Blocks(title="对话 · Chat", fill_width=True, analytics_enabled=False)
         with self.blocks:
@@ -112,10 +112,11 @@ class Page:
         shown = [*self.chats, self.notes, self.question, self.send, self.stop, self.retry, self.clear, *self.read]
         hidden = {"api_visibility": "private", "show_progress": "hidden"}
         at_once = {**hidden, "queue": False}
-        # Whoever comes gets a place in the line or is told that it is full; until then an event needs a thread.
-        answering = {**hidden, "concurrency_id": "answers", "concurrency_limit": None}
-        for event in (self.question.submit, self.send.click):
-            event(self.on_ask, [self.session, self.question, *settings], shown, **answering)
+        # One answer at a time; who waits sees the place in Gradio's queue where the notes will be.
+        answering = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": self.notes}
+        answering |= {"concurrency_id": "answers", "trigger_mode": "once"}
+        asking = [self.question.submit, self.send.click]
+        gr.on(asking, self.on_ask, [self.session, self.question, *settings], shown, **answering)
         self.retry.click(self.on_retry, [self.session, *settings], shown, **answering)
         for chat in self.chats:
             chat.edit(self.on_edit, [self.session, *settings], shown, **answering)
@@ -210,13 +211,11 @@ class Page:
         at: int | None = None,
         is_new: bool = False,
     ) -> Iterator[dict]:
-        """What the page shows while one question waits and is answered."""
+        """What the page shows while one question is answered."""
         texts = Texts(language)
         refusal, longest = None, max(len(question), len(system))
         if longest > MOST_CHARACTERS:
             refusal = texts("too long", count=longest, most=MOST_CHARACTERS)
-        elif session.is_busy:
-            refusal = texts("busy")
         try:
             settings = Settings((voice, beside) if beside else (voice,), decoding_of(*values, self.seed), system)
         except ValueError as error:
@@ -225,17 +224,10 @@ class Page:
             gr.Warning(refusal)
             yield {self.notes: gr.skip()}
             return
-        session.is_busy, session.is_stopped, place = True, False, None
+        session.is_busy, session.is_stopped = True, False
         try:
-            place = self.line.join()
             yield self._buttons(True) | {self.notes: ""}
-            while (ahead := place.ahead) and not session.is_stopped:
-                yield {self.notes: texts("waiting", ahead=ahead)}
-                time.sleep(0.2)
-            if not session.is_stopped:
-                yield from self._answers(session, question, settings, texts, at, is_new)
-        except LineIsFull:
-            gr.Warning(texts("line is full"))
+            yield from self._answers(session, question, settings, texts, at, is_new)
         except UserError as error:
             gr.Warning(texts("cannot be shown", reason=escape(str(error))))
         except torch.OutOfMemoryError:
@@ -245,8 +237,6 @@ class Page:
             gr.Warning(texts("failed"))
         finally:
             session.is_busy = False
-            if place:
-                place.leave()
         yield self._buttons(False)
 
     def _answers(

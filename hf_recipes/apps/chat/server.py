@@ -90,7 +90,7 @@ def start(
     middleware = [Middleware(Guard)]
     if host in LOCAL and not share:  # else a page elsewhere could reach it by a name that it makes point here
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL))
-    page.blocks.queue(max_size=4 * (most_waiting + 1), default_concurrency_limit=1, api_open=False)
+    page.blocks.queue(max_size=most_waiting, default_concurrency_limit=1, api_open=False)
     _, address, public = page.blocks.launch(
         server_name=host,
         server_port=port,
@@ -99,7 +99,6 @@ def start(
         theme=gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "Consolas", "monospace")),
         head=STYLE,
         app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
-        max_threads=most_waiting + 24,
         state_session_capacity=1000,
         footer_links=[],
         run_history=False,

@@ -1,6 +1,5 @@
-"""One person's conversation, in one column or with the answers of two models beside each other; and who is next."""
+"""One person's conversation, in one column or with the answers of two models beside each other."""
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -101,46 +100,3 @@ def _messages(exchanges: list[Exchange], system: str, question: str | None = Non
             messages.append({"role": "user", "content": exchange.question})
             messages.append({"role": "assistant", "content": exchange.answer})
     return messages + ([{"role": "user", "content": question}] if question is not None else [])
-
-
-class LineIsFull(Exception):
-    """As many wait already as may."""
-
-
-class Line:
-    """First come, first served.
-
-    Args:
-        most: how many may wait behind the one whose turn it is.
-    """
-
-    def __init__(self, most: int):
-        self._most, self._places, self._lock = most, [], threading.Lock()
-
-    def join(self) -> "Place":
-        """
-        Raises:
-            LineIsFull: `most` wait already.
-        """
-        with self._lock:
-            if len(self._places) > self._most:
-                raise LineIsFull
-            self._places.append(place := Place(self))
-        return place
-
-
-class Place:
-    """A place in a `Line`, which who has it must leave."""
-
-    def __init__(self, line: Line):
-        self._line = line
-
-    @property
-    def ahead(self) -> int:
-        """How many come before."""
-        with self._line._lock:
-            return self._line._places.index(self)
-
-    def leave(self) -> None:
-        with self._line._lock:
-            self._line._places.remove(self)

@@ -35,12 +35,6 @@ _TEXTS = {
     "read": ("What the model read and wrote, with special tokens", "模型实际读到和写出的内容（含特殊词元）"),
     "first": ("First column", "第一列"),
     "second": ("Second column", "第二列"),
-    "waiting": ("Waiting: {ahead} before you.", "排队中：前面还有 {ahead} 人。"),
-    "line is full": (
-        "Too many people are asking at the moment; try again in a minute.",
-        "当前提问的人太多，请稍后再试。",
-    ),
-    "busy": ("The last question is still being answered.", "上一个问题还在回答中。"),
     "nothing": ("There is nothing to answer again.", "没有可以重新回答的问题。"),
     "nothing to save": ("There is no answer to save yet.", "还没有可保存的回答。"),
     "too long": (

@@ -4,11 +4,10 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import NamedTuple
 
-from hf_recipes.apps.mixture.sizes import NUMBER, SIZE, Amount, Remark, Sizes
+from hf_recipes.apps.mixture.sizes import NUMBER, SIZE, Sizes, parse_size, unit_of
 from hf_recipes.data.files.sources import source_name
 
 LONGEST_LINE = 1000  # characters; matching takes time that grows faster than the length
@@ -26,26 +25,25 @@ _LS = re.compile(
     rf"(?P<kind>[-dlbcps])[-rwxst]{{9}}[.+@]?\s+\d+\s(?:.*?\s)?(?P<size>{NUMBER}[KMGTP]?B?)\s+{_DATE}\s+(?P<name>\S.*)",
     _FLAGS,
 )
-_HEADING = re.compile(r"(?P<folder>[^\s,=]+|'[^']+'):")
 _SUMS = ("total", "总用量", "总计", "總用量", "總計", "合计")
 _NAMES = ("name", "source", "file", "filename", "path", "dataset", "名称", "名字", "来源", "文件", "文件名", "数据集")
-# Columns and keys that hold a size, the preferred ones first; None is a size in the unit of the whole.
-_AMOUNTS = {"tokens": "tokens", "token": "tokens", "词元": "tokens", "size": None, "大小": None, "bytes": "bytes"}
-_AMOUNTS |= {"字节": "bytes", "documents": "documents", "docs": "documents", "rows": "documents", "条数": "documents"}
+# Columns and keys that hold a size, the preferred ones first, and the unit that they say.
+_SIZES = {"tokens": "tokens", "token": "tokens", "词元": "tokens", "size": "", "大小": "", "bytes": "bytes"}
+_SIZES |= {"字节": "bytes", "documents": "documents", "docs": "documents", "rows": "documents", "条数": "documents"}
 
 
-@dataclass
-class _Entry:
+class _Entry(NamedTuple):
     line: int
     text: str
     name: str
-    amount: Amount
-    path: str | None = None  # where the size comes first, as du has it
-    tabbed: bool = False
+    size: str
+    path: str = ""  # where the size comes first, as du has it
 
 
-class _Pairs(list):
-    """A JSON object with all its pairs, the repeated ones too."""
+class _NotCounted(NamedTuple):
+    line: int
+    text: str
+    reason: str
 
 
 def parse_sizes(text: str, unit: str | None = None) -> Sizes:
@@ -58,165 +56,137 @@ def parse_sizes(text: str, unit: str | None = None) -> Sizes:
     Args:
         unit: that of the sizes; if None, what the text says (``tokens``, ``GB``, a header), or else bytes.
     """
-    sizes = Sizes()
-    entries = _without_nested(list(_read(text.removeprefix("\ufeff"), sizes)), sizes)
-    sizes.unit = unit or next((entry.amount.unit for entry in entries if entry.amount.unit), "bytes")
-    listed = [entry for entry in entries if entry.tabbed]
-    if sizes.unit == "bytes" and listed and not any(entry.amount.scale for entry in listed):
-        sizes.notes.append(Remark(listed[0].line, listed[0].text, "KiB"))
-        for entry in listed:
-            entry.amount.scale = "k"
+    parsed = list(_read(text.removeprefix("\ufeff")))
+    entries = [item for item in parsed if isinstance(item, _Entry)]
+    sizes = Sizes(unit=unit or next(filter(None, (unit_of(entry.size) for entry in entries)), "bytes"))
+    for item in parsed:
+        if isinstance(item, _NotCounted):
+            sizes.remark(*item)
+    paths = {PurePosixPath(entry.path) for entry in entries if entry.path}
+    roots = {path for path in paths if len(paths) > 1 and all(path in other.parents for other in paths - {path})}
+    # du without -h counts blocks of 1,024 bytes.
+    listed = [entry for entry in entries if entry.path and "\t" in entry.text]
+    blocks = sizes.unit == "bytes" and all(entry.size.isdigit() for entry in listed)
+    if blocks and listed:
+        sizes.remark(listed[0].line, listed[0].text, "KiB")
     for entry in entries:
-        count = entry.amount.count(sizes.unit)
-        if entry.amount.unit not in (None, sizes.unit):
-            sizes.problems.append(Remark(entry.line, entry.text, "unit"))
-        elif count is None:
-            sizes.problems.append(
-                Remark(entry.line, entry.text, "billions" if entry.amount.scale == "b" else "no size")
-            )
-        else:
+        size = f"{entry.size}K" if blocks and entry in listed else entry.size
+        count = parse_size(size, sizes.unit)
+        path = PurePosixPath(entry.path)
+        if entry.path and path in roots:
+            sizes.remark(entry.line, entry.text, "sum")
+        elif entry.path and (paths - roots).intersection(path.parents):
+            sizes.remark(entry.line, entry.text, "inside")
+        elif count is not None:
             sizes.add(entry.line, entry.text, entry.name, count)
-    sizes.problems.sort(key=lambda remark: remark.line)
-    sizes.notes.sort(key=lambda remark: remark.line)
+        elif unit_of(size) not in (None, sizes.unit):
+            sizes.remark(entry.line, entry.text, "another unit")
+        else:
+            sizes.remark(entry.line, entry.text, "billions" if size[-1:] in ("b", "B") else "no size")
+    sizes.remarks.sort(key=lambda remark: remark[0])
     return sizes
 
 
-def _read(text: str, sizes: Sizes) -> Iterator[_Entry]:
+def _read(text: str) -> Iterator[_Entry | _NotCounted]:
     lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
-    filled = [line for line in lines if line]
-    if filled and filled[0][0] in "{[":
+    first = next(filter(None, lines), "")[:LONGEST_LINE]
+    if first[:1] in ("{", "["):
         try:
-            value = json.loads(text, object_pairs_hook=_Pairs)
-        except (ValueError, RecursionError) as error:
-            if not all(line[0] == "{" and line.rstrip(",")[-1] == "}" for line in filled):
-                line = getattr(error, "lineno", 1)
-                sizes.problems.append(Remark(line, text.split("\n")[line - 1][:LONGEST_LINE], "broken json"))
-                return
-        else:
-            yield from _json_entries(value, text, sizes)
+            yield from _json_entries(json.loads(text, object_pairs_hook=tuple), text)
             return
-    header = _header(filled[0][:LONGEST_LINE]) if filled else None
-    folder, folders, heading = "", set(), None
+        except (ValueError, RecursionError) as error:
+            if not all(line[0] == "{" and line.rstrip(",")[-1] == "}" for line in filter(None, lines)):
+                line = getattr(error, "lineno", 1)
+                yield _NotCounted(line, text.split("\n")[line - 1][:LONGEST_LINE], "broken json")
+                return
+    header, folder = _header(first), ""
     for number, line in enumerate(lines, 1):
-        if not line or (header and line is filled[0]):
+        if not line or (header and line == first):
             continue
-        listed = len(line) <= LONGEST_LINE and _LS.fullmatch(line)
-        if heading and not listed and not line.startswith(_SUMS):
-            sizes.problems.append(heading)
-        heading = None
         if len(line) > LONGEST_LINE:
-            sizes.problems.append(Remark(number, f"{line[:60]}…", "no size"))
+            yield _NotCounted(number, f"{line[:60]}…", "no size")
         elif line[0] == "{":
-            yield from _json_line(number, line, sizes)
+            yield from _json_line(number, line)
         elif header:
-            yield from _csv_entry(number, line, header, sizes)
-        elif listed:
-            yield from _ls_entry(number, line, listed, folder, sizes)
-        elif match := _HEADING.fullmatch(line):
-            folder, heading = PurePosixPath(_unquoted(match["folder"])).name, Remark(number, line, "no size")
-            folders.add(folder)
+            yield _csv_entry(number, line, *header)
+        elif match := _LS.fullmatch(line):
+            name = folder or source_name(_unquoted(match["name"]))
+            is_file = match["kind"] == "-"
+            yield _Entry(number, line, name, match["size"]) if is_file else _NotCounted(number, line, "no file")
+        elif line[-1] == ":" and any(map(_LS.fullmatch, lines[number : number + 2])):
+            folder = PurePosixPath(_unquoted(line[:-1])).name
         else:
-            yield from _pair(number, line.rstrip(",;，； "), sizes)
-    if heading:
-        sizes.problems.append(heading)
-    # A folder that ls goes on to list by itself is not missing.
-    sizes.problems[:] = [p for p in sizes.problems if p.reason != "folder" or _listed_name(p.text) not in folders]
+            yield _pair(number, line.rstrip(",;，； "))
 
 
-def _json_entries(value: list, text: str, sizes: Sizes) -> Iterator[_Entry]:
-    items: list[tuple[str | None, Any]] = [(None, part) for part in value]
-    if isinstance(value, _Pairs):
-        items = [(None, value)] if _record_name(value) is not None else list(value)
-    for number, (name, part) in enumerate(items, 1):
-        if name is None and isinstance(part, _Pairs):
-            name = _record_name(part)
-        elif name is None and isinstance(part, list) and len(part) == 2 and isinstance(part[0], str):
-            name, part = part
-        place = -1 if name is None else text.find(json.dumps(name, ensure_ascii=False))
-        yield from _json_entry(text.count("\n", 0, place) + 1 if place >= 0 else number, name, part, sizes)
-
-
-def _record_name(pairs: _Pairs) -> str | None:
-    """The name in ``{"name": "news", "size": 5}``; of ``{"news": 5}`` None, whose keys are names."""
-    own = dict(pairs)
-    names = [own[key] for key in _NAMES if isinstance(own.get(key), str)]
-    return names[0] if names and any(key in own for key in _AMOUNTS) else None
-
-
-def _json_entry(line: int, name: str | None, value: Any, sizes: Sizes) -> Iterator[_Entry]:
-    unit = None
-    if isinstance(value, _Pairs):
-        own = dict(value)
-        key = next((key for key in _AMOUNTS if key in own), None)
-        unit, value = _AMOUNTS.get(key), own.get(key, own)
-    text = json.dumps(value if name is None else {name: value}, ensure_ascii=False)[:LONGEST_LINE]
-    if name is None:
-        sizes.problems.append(Remark(line, text, "no name"))
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e30:
-        yield _Entry(line, text, name, Amount(float(value), unit=unit))
-    elif isinstance(value, str) and (match := SIZE.fullmatch(value.strip())):
-        yield _Entry(line, text, name, _with_unit(Amount.of(match), unit))
-    else:
-        sizes.problems.append(Remark(line, text, "no size"))
-
-
-def _with_unit(amount: Amount, unit: str | None) -> Amount:
-    return Amount(amount.number, amount.scale, amount.unit or unit)
-
-
-def _json_line(number: int, line: str, sizes: Sizes) -> Iterator[_Entry]:
+def _json_line(number: int, line: str) -> Iterator[_Entry | _NotCounted]:
     try:
-        value = json.loads(line.rstrip(","), object_pairs_hook=_Pairs)
+        items = list(_json_entries(json.loads(line.rstrip(","), object_pairs_hook=tuple), line))
     except (ValueError, RecursionError):
-        sizes.problems.append(Remark(number, line, "broken json"))
-        return
-    found = Sizes()
-    for entry in _json_entries(value, line, found):
-        entry.line = number
-        yield entry
-    sizes.problems += [Remark(number, line, problem.reason) for problem in found.problems]
+        items = [_NotCounted(number, line, "broken json")]
+    for item in items:
+        yield item._replace(line=number)
+
+
+def _json_entries(value: tuple | list, text: str) -> Iterator[_Entry | _NotCounted]:
+    """Entries of a JSON value whose objects are tuples of all their pairs, the repeated ones too."""
+    for number, (name, item) in enumerate(_named(value), 1):
+        position = text.find(json.dumps(name, ensure_ascii=False)) if name else -1
+        line = number if position < 0 else text.count("\n", 0, position) + 1
+        shown = json.dumps({name: item} if name else item, ensure_ascii=False)[:LONGEST_LINE]
+        shown = shown.encode(errors="replace").decode()  # half a surrogate pair is in no file's name
+        if name and name == name.encode(errors="replace").decode():
+            yield _Entry(line, shown, name, _json_size(item))
+        else:
+            yield _NotCounted(line, shown, "no name")
+
+
+def _named(value: tuple | list) -> list[tuple[str, object]]:
+    """Names and what stands for their sizes, in ``{"news": 5}``, ``{"name": "news", "size": 5}`` or lists of either."""
+    if isinstance(value, tuple):
+        record = dict(value)
+        if not any(key in record for key in _SIZES):
+            return list(value)
+        return [(next((record[key] for key in _NAMES if isinstance(record.get(key), str)), ""), value)]
+    pairs = []
+    for item in value:
+        is_pair = isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
+        pairs += _named(item) if isinstance(item, tuple) else [tuple(item) if is_pair else ("", item)]
+    return pairs
+
+
+def _json_size(value: object) -> str:
+    if isinstance(value, tuple):
+        record = dict(value)
+        key = next((key for key in _SIZES if key in record), None)
+        return _with_unit(_json_size(record[key]), _SIZES[key]) if key else ""
+    return str(value).strip() if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
+
+
+def _with_unit(size: str, unit: str) -> str:
+    return size if unit_of(size) else f"{size} {unit}".strip()
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
     return [part.strip() for part in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
 
 
-def _header(line: str) -> tuple[str, int, int, str | None, int] | None:
-    """Delimiter, columns of the name and of the size, its unit, and how many columns, if the line is a header."""
+def _header(line: str) -> tuple[str, list[str], str, str] | None:
+    """Delimiter, all titles, and those of the name and of the size, if the line is a header."""
     for delimiter in ",\t;，":
         titles = [title.lower() for title in _fields(line, delimiter)]
-        names = [title for title in _NAMES if title in titles]
-        amounts = [title for title in _AMOUNTS if title in titles]
-        if names and amounts:
-            columns = titles.index(names[0]), titles.index(amounts[0])
-            return delimiter, *columns, _AMOUNTS[amounts[0]], len(titles)
+        name, size = (next((key for key in keys if key in titles), "") for keys in (_NAMES, _SIZES))
+        if name and size:
+            return delimiter, titles, name, size
     return None
 
 
-def _csv_entry(number: int, line: str, header: tuple, sizes: Sizes) -> Iterator[_Entry]:
-    delimiter, name, size, unit, columns = header
+def _csv_entry(number: int, line: str, delimiter: str, titles: list[str], name: str, size: str) -> _Entry | _NotCounted:
     fields = _fields(line, delimiter)
-    if len(fields) != columns:
-        sizes.problems.append(Remark(number, line, "columns"))
-    elif match := SIZE.fullmatch(fields[size]):
-        yield _Entry(number, line, fields[name], _with_unit(Amount.of(match), unit))
-    else:
-        sizes.problems.append(Remark(number, line, "no size"))
-
-
-def _ls_entry(number: int, line: str, match: re.Match, folder: str, sizes: Sizes) -> Iterator[_Entry]:
-    if match["name"] in (".", ".."):
-        sizes.notes.append(Remark(number, line, "dots"))
-    elif match["kind"] != "-":
-        kind = {"d": "folder", "l": "link"}.get(match["kind"], "no file")
-        sizes.problems.append(Remark(number, line, kind))
-    else:
-        name = folder or source_name(_unquoted(match["name"]))
-        yield _Entry(number, line, name, Amount.of(SIZE.fullmatch(match["size"])))
-
-
-def _listed_name(line: str) -> str:
-    return PurePosixPath(_unquoted(_LS.fullmatch(line)["name"])).name
+    if len(fields) != len(titles):
+        return _NotCounted(number, line, "columns")
+    row = dict(zip(titles, fields, strict=True))
+    return _Entry(number, line, row[name], _with_unit(row[size], _SIZES[size]))
 
 
 def _unquoted(name: str) -> str:
@@ -224,47 +194,23 @@ def _unquoted(name: str) -> str:
     return name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"`" else name
 
 
-def _pair(number: int, line: str, sizes: Sizes) -> Iterator[_Entry]:
-    if '"' in line:
-        for delimiter in ",\t;，":
-            fields = _fields(line, delimiter)
-            if len(fields) == 2 and (match := SIZE.fullmatch(fields[1])):
-                yield _Entry(number, line, fields[0], Amount.of(match))
-                return
+def _pair(number: int, line: str) -> _Entry | _NotCounted:
     first, last = _SIZE_FIRST.fullmatch(line), _NAME_FIRST.fullmatch(line)
-    if first and last:  # a name that begins or ends with a number
-        says = [bool(match["scale"] or match["word"]) for match in (first, last)]
-        if "\t" in line:
-            says = ["\t" in match["between"] for match in (first, last)]
-        if says[0] == says[1]:
-            sizes.problems.append(Remark(number, line, "two readings"))
-            return
-        first, last = (first, None) if says[0] else (None, last)
+    if first and last:  # a name that begins or ends with a number: a tab, or else the unit, marks the size
+        key = "between" if "\t" in line else "size"
+        marked = ["\t" in match[key] if "\t" in line else not match[key][-1].isdigit() for match in (first, last)]
+        if marked[0] == marked[1]:
+            return _NotCounted(number, line, "two readings")
+        first, last = (first, None) if marked[0] else (None, last)
     match = first or last
     if not match:
-        sizes.problems.append(Remark(number, line, "columns" if len(_fields(line, ",")) > 2 else "no size"))
-    elif match["name"].strip().lower() in _SUMS:
-        sizes.notes.append(Remark(number, line, "sum"))
-    elif first:
-        path, tabbed = _unquoted(first["name"]), "\t" in first["between"]
-        yield _Entry(number, line, source_name(path), Amount.of(first), path, tabbed)
-    elif (mark := last["between"].strip()) and mark in ",，;；" and mark in last["name"] + last["size"]:
-        sizes.problems.append(Remark(number, line, "columns"))  # news,120,350: one number, or two columns?
-    else:
-        yield _Entry(number, line, _unquoted(last["name"]), Amount.of(last))
-
-
-def _without_nested(entries: list[_Entry], sizes: Sizes) -> list[_Entry]:
-    """Entries without what du counts twice: the folder above all others, and what is inside another."""
-    paths = {PurePosixPath(entry.path) for entry in entries if entry.path}
-    roots = {path for path in paths if len(paths) > 1 and all(path in other.parents for other in paths - {path})}
-    kept = []
-    for entry in entries:
-        path = PurePosixPath(entry.path) if entry.path else None
-        if path in roots:
-            sizes.notes.append(Remark(entry.line, entry.text, "sum"))
-        elif path and (paths - roots).intersection(path.parents):
-            sizes.notes.append(Remark(entry.line, entry.text, "inside"))
-        else:
-            kept.append(entry)
-    return kept
+        return _NotCounted(number, line, "columns" if len(_fields(line, ",")) > 2 else "no size")
+    if match["name"].strip().lower() in _SUMS:
+        return _NotCounted(number, line, "sum")
+    if first:
+        path = _unquoted(first["name"])
+        return _Entry(number, line, source_name(path), first["size"], path)
+    mark = last["between"].strip()
+    if mark in (",", "，", ";", "；") and mark in last["name"] + last["size"] and '"' not in line:
+        return _NotCounted(number, line, "columns")  # news,120,350: one number, or two columns?
+    return _Entry(number, line, _unquoted(last["name"]), last["size"])

@@ -24,25 +24,16 @@ _TEXTS = {
     ),
     "no folder": ("There is no such folder.", "没有这个文件夹。"),
     "unreadable": ("The folder cannot be read.", "这个文件夹无法读取。"),
-    "no sources": ("No source with a size has been found yet.", "还没有找到带大小的来源。"),
-    "too many": (
-        "{count} sources are more than the {most} that this page can show: let each be a sub-folder, "
-        "or one line of du -s.",
-        "共 {count} 个来源，超过本页能显示的 {most} 个：请让每个来源是一个子文件夹，或 du -s 的一行。",
-    ),
-    "nothing yet": ("Paste names and sizes, or name a folder.", "请粘贴名称与大小，或填写文件夹。"),
+    "no sources": ("Paste names and sizes, or name a folder.", "请粘贴名称与大小，或填写文件夹。"),
     "unit": ("Sizes in", "大小的单位"),
     "auto": ("as they say", "按内容判断"),
     "bytes": ("bytes", "字节"),
     "tokens": ("tokens", "词元"),
     "documents": ("documents", "文档"),
-    "not counted": ("Not counted", "未计入"),
-    "notes": ("How some lines were taken ({count})", "部分内容的处理方式（{count}）"),
-    "line": ("line {line}", "第 {line} 行"),
-    "shares": ("Shares", "占比"),
-    "sliders": ("Sliders", "滑块"),
-    "numbers": ("Numbers", "数字"),
-    "share of": ("Share of {name} in %", "{name} 的占比（%）"),
+    "remarks": ("Not counted, or not as it stands:", "未计入，或处理方式有变："),
+    "line": ("Line", "行"),
+    "item": ("What", "内容"),
+    "reason": ("Why", "原因"),
     "budget": ("To train on, in {unit}", "训练总量（{unit}）"),
     "budget help": (
         "such as 1.2G, 300M or 3亿; empty: the total of all sizes",
@@ -61,8 +52,6 @@ _TEXTS = {
     "normalise": ("Normalise to 100 %", "归一到 100 %"),
     "left": ("Left to give out", "尚可分配"),
     "over": ("Given out beyond 100 %", "超出 100 %"),
-    "total": ("To train on", "训练总量"),
-    "all sizes": ("All sources", "全部来源"),
     "not one": (
         "The shares sum to {sum:.4g} %. pretrain.py normalises them, and says so; the figures here are those of the "
         "shares as they are.",
@@ -80,13 +69,12 @@ _TEXTS = {
     "source": ("Source", "来源"),
     "size": ("Size", "大小"),
     "natural share": ("Of all", "原占比"),
+    "share %": ("Share in %", "占比（%）"),
     "share": ("Share", "占比"),
     "sampled": ("Sampled", "采样量"),
     "epochs": ("Epochs", "遍数"),
     "policy": ("Policy", "配比文件"),
     "write as": ("Write", "写成"),
-    "write shares": ("Shares", "占比"),
-    "write epochs": ("Epochs", "遍数"),
     "file": ("File", "文件名"),
     "overwrite": ("Overwrite it if it is there", "若已存在则覆盖"),
     "save": ("Save", "保存"),
@@ -98,8 +86,8 @@ _TEXTS = {
     "not saved": ("{path} cannot be written ({reason}).", "{path} 无法写入（{reason}）。"),
 }
 
-# Of lines, items and files: keys of `mixture_sizes.Remark.reason`.
-_REASONS = {
+# Why lines, items and files are not counted, or not as they stand: the reasons of `sizes.Sizes.remarks`.
+REASONS = {
     "no size": ("no name and size to be found", "找不到名称和大小"),
     "no name": ("no name", "没有名称"),
     "empty": ("its size is 0", "大小为 0"),
@@ -108,15 +96,15 @@ _REASONS = {
         "哪个数字是大小？请用逗号隔开名称和大小",
     ),
     "columns": ("more columns than a name and a size; add a header, or quotes", "多于名称和大小两列；请加表头或引号"),
-    "folder": ("ls does not say how much a folder holds; du -sh does", "ls 不显示文件夹里有多少内容；请用 du -sh"),
-    "link": ("the size of a link is not that of its file; ls -lL has it", "链接的大小不是文件的大小；请用 ls -lL"),
-    "no file": ("not a file", "不是文件"),
-    "unit": ("a size in another unit than the others", "单位与其他大小不同"),
+    "no file": (
+        "no file: ls does not say how much a folder or link holds; its files do, and du -sh",
+        "不是文件：ls 不显示文件夹或链接里有多少内容；请列出其中的文件，或用 du -sh",
+    ),
+    "another unit": ("a size in another unit than the others", "单位与其他大小不同"),
     "billions": ("bytes, or billions? Choose the unit above", "B 是字节还是十亿？请在上面选择单位"),
     "broken json": ("broken JSON", "JSON 有误"),
     "sum": ("a sum of others, left out", "是其他各项之和，未计入"),
     "inside": ("part of another line, left out", "已包含在另一行中，未计入"),
-    "dots": ("a folder itself, left out", "是文件夹本身，未计入"),
     "added": ("added to the source of the same name", "已加到同名来源上"),
     "KiB": ("numbers from du without a unit are taken as KiB", "du 的数字没有单位，按 KiB 计"),
     "compressed": ("compressed: its size is not that of its text", "压缩文件：大小不等于文本的大小"),
@@ -131,31 +119,13 @@ _REASONS = {
     "no data": ("no data file, left out", "没有数据文件，未计入"),
 }
 
-_SCALES = {
-    "bytes": ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")),
-    "zh": ((1e12, "万亿"), (1e8, "亿"), (1e4, "万")),
-    "en": ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")),
-}
-
 
 class Texts:
     """`texts("key", name=…)` in one language."""
 
     def __init__(self, language: str):
-        self.language, self._column = language, 0 if language == "en" else 1
+        self.language = language
 
     def __call__(self, key: str, **values) -> str:
-        text = _TEXTS[key][self._column]
+        text = (_TEXTS | REASONS)[key][self.language != "en"]
         return text.format(**values) if values else text
-
-    def reason(self, key: str) -> str:
-        return _REASONS[key][self._column]
-
-    def amount(self, value: float, unit: str) -> str:
-        """A size to read: ``1.21 GiB``, ``1.3B``, ``13 亿``."""
-        scales = _SCALES["bytes" if unit == "bytes" else self.language]
-        for scale, name in scales:
-            if value >= scale:
-                figure = f"{value / scale:.3g}" if value < 100 * scale else f"{value / scale:,.0f}"
-                return f"{figure}{'' if name in 'TBMK' else ' '}{name}"
-        return f"{value:,.0f}{' B' if unit == 'bytes' else ''}"

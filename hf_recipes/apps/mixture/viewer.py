@@ -2,245 +2,192 @@
 
 import argparse
 import json
-from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 
-from hf_recipes.apps.mixture.charts import STYLE, code, dotted, left_cell, left_over, show_figures, show_pies
 from hf_recipes.apps.mixture.pasted_sizes import parse_sizes
-from hf_recipes.apps.mixture.sizes import Part, Sizes, folder_sizes, parse_size, plan, tempered_shares
+from hf_recipes.apps.mixture.sizes import Sizes, folder_sizes, parse_size, tempered_shares
 from hf_recipes.apps.mixture.texts import LANGUAGES, Texts
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.pretraining.mixture_policy import Policy
 
-MOST_SOURCES = 200  # a slider each is as much as a browser bears
+MOST_EPOCHS = 4  # Muennighoff et al. 2023, arXiv:2305.16264
 EXAMPLE = '-rw-r--r-- 1 me me 253K Nov 21 16:18 news.jsonl\nwiki, 1.2G\n{"name": "qa", "size": 3400000}'
+state = st.session_state
 
 
-def set_defaults(folder: str, language: str) -> None:
-    """Give every field its first value, and keep what was put into those that are not on the page just now."""
-    defaults = {"kind": "folder" if folder else "paste", "folder": folder, "text": "", "unit": "auto", "budget": ""}
-    defaults |= {"language": language or ("zh" if (st.context.locale or "").lower().startswith("zh") else "en")}
-    defaults |= {"way": "sliders", "alpha": 1.0, "write as": "write shares", "file": "mixture.json", "overwrite": False}
-    for key, value in defaults.items():
-        st.session_state[key] = st.session_state.get(key, value)
+def code(text: str) -> str:
+    """`text` as Markdown that shows it and nothing else: neither HTML nor links nor Streamlit's directives."""
+    fence = "`" * (max(map(len, "".join(c if c == "`" else " " for c in text).split()), default=0) + 1)
+    return f"{fence} {' '.join(text.split())} {fence}"
 
 
-def choose_language() -> Texts:
-    texts = Texts(st.session_state.language)
-    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="bottom"):
-        st.title(texts("title"), width="content")
-        st.radio(
-            "语言 / Language",
-            list(LANGUAGES),
-            format_func=LANGUAGES.get,
-            horizontal=True,
-            key="language",
-            label_visibility="collapsed",
-            width="content",
-        )
-    st.caption(texts("about"))
-    return texts
+def radio(texts: Texts, key: str, options: list[str]) -> str:
+    return st.radio(texts(key), options, format_func=texts, horizontal=True, key=key)
 
 
 @st.cache_data(ttl=30, show_spinner=False)
 def cached_folder_sizes(path: str) -> Sizes:
-    """Not anew for each move of a slider: a corpus can have a million files."""
+    """Not anew for each edit: a corpus can have a million files."""
     return folder_sizes(path)
 
 
-def read_sources(texts: Texts) -> Sizes | None:
-    """The input's part of the page; None as long as there are no sizes."""
-    st.subheader(texts("sources"))
-    kind = st.radio(
-        texts("sources"),
-        ["paste", "folder"],
-        format_func=texts,
-        horizontal=True,
-        key="kind",
-        label_visibility="collapsed",
-    )
-    if kind == "folder":
+def read_sources(texts: Texts) -> Sizes:
+    sizes = Sizes()
+    if radio(texts, "sources", ["paste", "folder"]) == "folder":
         path = st.text_input(texts("path"), key="folder", help=texts("path help")).strip()
-        if not path:
-            return None
         try:
-            sizes = cached_folder_sizes(path)
+            sizes = cached_folder_sizes(path) if path else sizes
         except UserError:
             st.error(texts("unreadable" if Path(path).expanduser().is_dir() else "no folder"))
-            return None
     else:
         text = st.text_area(
             texts("names and sizes"), key="text", height=150, placeholder=EXAMPLE, help=texts("paste help")
         )
-        units = ["auto", "bytes", "tokens", "documents"]
-        unit = st.radio(texts("unit"), units, format_func=texts, horizontal=True, key="unit")
-        if not text.strip():
-            return None
+        unit = radio(texts, "unit", ["auto", "bytes", "tokens", "documents"])
         sizes = parse_sizes(text, None if unit == "auto" else unit)
-    show_remarks(texts, sizes)
-    if len(sizes.amounts) > MOST_SOURCES:
-        st.error(texts("too many", count=len(sizes.amounts), most=MOST_SOURCES))
-        return None
-    return sizes if sizes.amounts else None
+    if sizes.remarks:
+        st.warning(texts("remarks"))
+        rows = [(line, text, texts(reason)) for line, text, reason in sizes.remarks]
+        st.dataframe(pd.DataFrame(rows, columns=[texts("line"), texts("item"), texts("reason")]), hide_index=True)
+    return sizes
 
 
-def show_remarks(texts: Texts, sizes: Sizes) -> None:
-    def listed(remarks) -> str:
-        where = [texts("line", line=remark.line) + " " if remark.line else "" for remark in remarks]
-        return "\n".join(
-            f"- {place}{code(remark.text)}: {texts.reason(remark.reason)}"
-            for place, remark in zip(where, remarks, strict=True)
-        )
-
-    if sizes.problems:
-        st.error(f"{texts('not counted')}\n{listed(sizes.problems)}")
-    if sizes.notes:
-        with st.expander(texts("notes", count=len(sizes.notes))):
-            st.markdown(listed(sizes.notes))
-    if not sizes.amounts:
-        st.info(texts("no sources"))
-
-
-def keep_shares(amounts: dict[str, float]) -> dict[str, float]:
-    """The shares in force: those that were set by hand, or else those that size and temperature give."""
-    state = st.session_state
-    if state.get("edited") and set(state.shares) & set(amounts):
-        state.shares = {name: state.shares.get(name, 0.0) for name in amounts}
-    else:
-        state.edited, state.shares = False, tempered_shares(amounts, state.alpha)
-    return state.shares
-
-
-def set_share(name: str, key: str) -> None:
-    st.session_state.shares[name] = st.session_state[key] / 100
-    st.session_state.edited = True
+def begin_anew(shares: pd.Series | None) -> None:
+    """Let the editor begin with `shares`; None: with those that size and temperature give."""
+    state.shares, state.edited, state.version = shares, None, state.version + 1
 
 
 def set_natural() -> None:
-    st.session_state.alpha, st.session_state.edited = 1.0, False
+    state.alpha = 1.0
+    begin_anew(None)
 
 
-def set_tempered() -> None:
-    st.session_state.edited = False
-
-
-def normalise() -> None:
-    total = sum(st.session_state.shares.values())
-    st.session_state.shares = {name: share / total for name, share in st.session_state.shares.items()}
-    st.session_state.edited = True
-
-
-def set_budget(texts: Texts, sizes: Sizes) -> float:
-    total, unit = sum(sizes.amounts.values()), texts(sizes.unit)
-    text = st.text_input(
-        texts("budget", unit=unit), key="budget", placeholder=texts.amount(total, sizes.unit), help=texts("budget help")
+def edit_shares(texts: Texts, sizes: pd.Series) -> pd.Series:
+    """The shares in force: those that the editor began with, or what they were edited to."""
+    shown = texts.language, sizes.to_dict()
+    if state.shown != shown:  # an editor of another table is a new one, without the edits
+        kept = state.shares if state.edited is None else state.edited
+        kept = None if kept is None else kept.reindex(sizes.index)
+        begin_anew(None if kept is None or kept.isna().all() else kept.fillna(0))
+        state.shown = shown
+    st.slider(
+        texts("alpha"), 0.0, 1.0, step=0.05, key="alpha", help=texts("alpha help"), on_change=begin_anew, args=[None]
     )
-    budget = parse_size(text, sizes.unit) if text.strip() else total
+    shares = tempered_shares(sizes, state.alpha) if state.shares is None else state.shares
+    config = {"_index": texts("source"), "size": st.column_config.NumberColumn(texts("size"), format="localized")}
+    config |= {"share": st.column_config.NumberColumn(texts("share %"), min_value=0, format="%.2f", required=True)}
+    table = pd.DataFrame({"size": sizes, "share": 100 * shares})
+    edited = st.data_editor(
+        table, column_config=config, disabled=["_index", "size"], width="stretch", key=f"shares {state.version}"
+    )
+    if not edited.equals(table):
+        shares = state.edited = edited["share"].fillna(0) / 100
+    total = shares.sum()
+    left, right = st.columns(2)
+    left.button(texts("natural"), on_click=set_natural, width="stretch")
+    right.button(texts("normalise"), on_click=begin_anew, args=[shares / total], disabled=not total, width="stretch")
+    return shares
+
+
+def choose_budget(texts: Texts, total: float, unit: str) -> float:
+    help_text, placeholder = texts("budget help"), f"{total:,.0f}"
+    text = st.text_input(texts("budget", unit=texts(unit)), key="budget", placeholder=placeholder, help=help_text)
+    budget = parse_size(text, unit) if text.strip() else total
     if not budget:
-        st.error(texts("bad budget", unit=unit))
+        st.error(texts("bad budget", unit=texts(unit)))
     return budget or total
 
 
-def edit_shares(texts: Texts, parts: Sequence[Part], unit: str, budget: float) -> None:
-    st.subheader(texts("shares"))
-    way = st.radio(
-        texts("shares"),
-        ["sliders", "numbers"],
-        format_func=texts,
+def show_plan(texts: Texts, sizes: pd.Series, shares: pd.Series, budget: float, unit: str) -> None:
+    """What the shares of `budget` (in the unit of the sizes) come to."""
+    natural = sizes / sizes.sum()
+    st.bar_chart(
+        pd.DataFrame({texts("before"): 100 * natural, texts("after"): 100 * shares}),
         horizontal=True,
-        key="way",
-        label_visibility="collapsed",
+        stack=False,
+        sort=False,
+        x_label=texts("share %"),
+        y_label="",
     )
-    for number, part in enumerate(parts):
-        key = f"{way} {part.name}"
-        st.session_state[key] = part.share * 100
-        settings = {"key": key, "on_change": set_share, "args": (part.name, key), "label_visibility": "collapsed"}
-        label = texts("share of", name=code(part.name))
-        with st.container(gap=None):
-            size = escape(texts.amount(part.size, unit))
-            st.html(f'<div class="mix-row mix-{way}"><b>{dotted(number, part.name)}</b><span>{size}</span></div>')
-            if way == "sliders":
-                st.slider(label, 0.0, max(100.0, part.share * 100), step=0.5, format="%.1f %%", **settings)
-            else:
-                st.number_input(label, 0.0, step=1.0, format="%.2f", **settings)
-    rest = left_over(parts)
-    name, value = left_cell(texts, rest, unit, budget)
-    mark = ' class="mix-off"' if rest else ""
-    st.html(f'<div class="mix-row"><b>{escape(name)}</b><span{mark}>{escape(value)}</span></div>')
-    st.slider(texts("alpha"), 0.0, 1.0, step=0.05, key="alpha", on_change=set_tempered, help=texts("alpha help"))
-    left, right = st.columns(2)
-    left.button(texts("natural"), on_click=set_natural, width="stretch")
-    right.button(texts("normalise"), on_click=normalise, width="stretch", disabled=rest in (0, 1))
+    rest = 1 - shares.sum()
+    st.metric(texts("left" if rest > -1e-9 else "over"), f"{abs(rest):.2%}")
+    sampled = shares * budget
+    table = pd.DataFrame(
+        {"size": sizes, "natural share": natural, "share": shares, "sampled": sampled, "epochs": sampled / sizes}
+    )
+    written = "bytes" if unit == "bytes" else "compact"
+    formats = {"size": written, "natural share": "percent", "share": "percent", "sampled": written, "epochs": "%.3g"}
+    config = {key: st.column_config.NumberColumn(texts(key), format=format) for key, format in formats.items()}
+    repeated = table.index[table["epochs"] > MOST_EPOCHS * (1 + 1e-9)]
+    if len(repeated):
+        st.warning(texts("repeated", names=", ".join(map(code, repeated))))
+    st.dataframe(table, column_config={"_index": texts("source"), **config})
 
 
-def eight_digits(value: float) -> float:
+def eight_digits(values: pd.Series) -> dict[str, float]:
     """To be read, and near enough that the shares still sum to one for who reads the file."""
-    return float(f"{value:.8g}")
+    return {name: float(f"{value:.8g}") for name, value in values.items()}
 
 
-def write_policy(texts: Texts, parts: Sequence[Part], unit: str) -> None:
+def write_policy(texts: Texts, shares: pd.Series, epochs: pd.Series, unit: str) -> None:
     st.subheader(texts("policy"))
-    rest = left_over(parts)
-    if rest == 1:
+    total = shares.sum()
+    if not total:
         st.error(texts("no share"))
         return
-    by = st.radio(
-        texts("write as"), ["write shares", "write epochs"], format_func=texts, horizontal=True, key="write as"
-    )
-    if by == "write epochs":
-        policy = Policy({part.name: eight_digits(part.epochs) for part in parts}, "epochs")
+    if radio(texts, "write as", ["share", "epochs"]) == "epochs":
+        policy = Policy(eight_digits(epochs), "epochs")
     else:
-        policy = Policy({part.name: eight_digits(part.share) for part in parts}, unit)
-        if rest:
-            st.info(texts("not one", sum=(1 - rest) * 100))
+        policy = Policy(eight_digits(shares), unit)
+        if abs(total - 1) > 1e-9:
+            st.info(texts("not one", sum=100 * total))
     st.code(json.dumps(policy.to_dict(), ensure_ascii=False, indent=2), language="json")
-    file = st.text_input(texts("file"), key="file").strip()
-    tick, button = st.columns([3, 1], vertical_alignment="center")
-    overwrite = tick.checkbox(texts("overwrite"), key="overwrite")
-    if button.button(texts("save"), type="primary", width="stretch"):
-        save(texts, policy, Path(file).expanduser().absolute(), overwrite)
-
-
-def save(texts: Texts, policy: Policy, path: Path, overwrite: bool) -> None:
-    shown = code(str(path))
+    path = Path(st.text_input(texts("file"), key="file").strip()).expanduser().absolute()
+    overwrite = st.checkbox(texts("overwrite"), key="overwrite")
+    if not st.button(texts("save"), type="primary"):
+        return
     if path.is_file() and not overwrite:
-        st.error(texts("exists", path=shown))
+        st.error(texts("exists", path=code(str(path))))
         return
     try:
         policy.save(path)
+        st.success(texts("saved", path=code(str(path))))
     except (OSError, ValueError) as error:
-        st.error(texts("not saved", path=shown, reason=getattr(error, "strerror", None) or error))
-    else:
-        st.success(texts("saved", path=shown))
+        reason = getattr(error, "strerror", None) or error
+        st.error(texts("not saved", path=code(str(path)), reason=reason))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", default="")
-    parser.add_argument("--lang", default="")
+    parser.add_argument("--lang", default="zh" if (st.context.locale or "").lower().startswith("zh") else "en")
     arguments = parser.parse_args()
     st.set_page_config(page_title="数据配比 · Mixture", layout="wide")
-    st.html(STYLE)
-    set_defaults(arguments.folder, arguments.lang)
-    texts = choose_language()
+    defaults = {"language": arguments.lang, "folder": arguments.folder, "text": "", "unit": "auto", "budget": ""}
+    defaults |= {"sources": "folder" if arguments.folder else "paste", "alpha": 1.0, "write as": "share"}
+    defaults |= {"file": "mixture.json", "overwrite": False}
+    defaults |= {"shares": None, "edited": None, "version": 0, "shown": None}
+    for key, value in defaults.items():
+        state[key] = state.get(key, value)  # set anew, a field that is not on the page just now keeps its value
+    texts = Texts(state.language)
+    st.title(texts("title"))
+    st.radio("语言 / Language", list(LANGUAGES), format_func=LANGUAGES.get, horizontal=True, key="language")
+    st.caption(texts("about"))
     left, right = st.columns([5, 7], gap="large")
     with left:
-        sizes = read_sources(texts)
-    if not sizes:
-        right.info(texts("nothing yet"))
-        return
-    with left:
-        shares = keep_shares(sizes.amounts)
-        budget = set_budget(texts, sizes)
-        parts = plan(sizes.amounts, shares, budget)
-        edit_shares(texts, parts, sizes.unit, budget)
+        found = read_sources(texts)
+        if not found.amounts:
+            st.info(texts("no sources"))
+            return
+        sizes = pd.Series(found.amounts, dtype=float)
+        budget = choose_budget(texts, sizes.sum(), found.unit)
+        shares = edit_shares(texts, sizes)
     with right:
-        show_pies(texts, parts)
-        show_figures(texts, parts, sizes.unit, budget)
-        write_policy(texts, parts, sizes.unit)
+        show_plan(texts, sizes, shares, budget, found.unit)
+        write_policy(texts, shares, shares * budget / sizes, found.unit)
 
 
 if __name__ == "__main__":

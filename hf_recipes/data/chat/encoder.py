@@ -215,8 +215,8 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     """Encode every row of `examples` (those of `load_examples`), cached by content.
 
     Args:
-        encoder: a `ChatEncoder` for the form messages, a `pairs.PairEncoder` for the form preference, an
-            `unpaired.UnpairedEncoder` for the form unpaired.
+        encoder: a `ChatEncoder` for the form messages, a `preference.PairEncoder` for the form preference, an
+            `preference.UnpairedEncoder` for the form unpaired.
     """
     if len(examples) == 0:
         raise UserError("there is no row left to train on")

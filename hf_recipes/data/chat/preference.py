@@ -1,10 +1,10 @@
-"""Pairs of a better and a worse answer → `chosen_ids` and `rejected_ids`, for training as for scoring."""
+"""Better and worse answers, in pairs or one by one → ids, and labels on the answer, for training as for scoring."""
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +12,56 @@ from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.ledger import KEPT, fate, is_dropped
-from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, list_array
+from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, Encoded, list_array
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.registry import SIDES
+
+Example = Mapping[str, Any]
+
+
+class AnswerEncoder:
+    """Encodes a prompt with each of its answers.
+
+    Args:
+        max_length: tokens of a prompt and answer. A longer row is dropped, because a cut answer is another answer.
+
+    Raises:
+        UserError: as `ChatEncoder`.
+    """
+
+    answers: ClassVar[tuple[str, ...]]  # columns of messages
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
+        self.encoder, self.max_length = ChatEncoder(tokenizer), max_length
+
+    def encode_answers(self, examples: Sequence[Example]) -> Iterator[list[Encoded]]:
+        """For each row, `prompt` (messages, with `tools`) and each answer, labelled on the answer alone."""
+        texts = [row["prompt"] + row[answer] for row in examples for answer in self.answers]
+        tools = [row.get("tools") for row in examples for _ in self.answers]
+        encoded = iter(self.encoder.encode(texts, tools) if texts else ())
+        for row in examples:
+            sides = [next(encoded) for _ in self.answers]
+            for answer, side in zip(self.answers, sides, strict=True):
+                if not is_dropped(side.fate):
+                    side.labels = last_turns(
+                        side.labels, sum(message["role"] == "assistant" for message in row[answer])
+                    )
+            yield sides
+
+    def is_too_long(self, sides: Sequence[Encoded]) -> bool:
+        return self.max_length is not None and max(len(side.input_ids) for side in sides) > self.max_length
+
+    def read(self, table: pa.Table) -> list[Example]:
+        """Rows of an Arrow table with the columns of `load_examples`."""
+        names = ("prompt", *self.answers, "tools")
+        columns = [[json.loads(text) if text else None for text in table[name].to_pylist()] for name in names]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            self.encoder.fingerprint, self.max_length, type(self).__name__, code=(sys.modules[__name__],)
+        )
 
 
 @dataclass
@@ -26,59 +73,43 @@ class EncodedPair:
     fate: str = KEPT
 
 
-class PairEncoder:
+class PairEncoder(AnswerEncoder):
     """Encodes the examples of `load_examples` of the form preference.
 
     Args:
-        max_length: tokens of a side. A pair with a longer one is dropped, because a cut answer is another answer.
         keep_labels: also return, for training on the answers, the columns `chosen_labels` and `rejected_labels`.
-
-    Raises:
-        UserError: as `ChatEncoder`.
     """
 
+    answers = SIDES
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None, *, keep_labels: bool = False):
-        self.encoder, self.max_length = ChatEncoder(tokenizer), max_length
+        super().__init__(tokenizer, max_length)
         self.columns = {"ids": "input_ids"} | ({"labels": "labels"} if keep_labels else {})
 
-    def encode(self, examples: Sequence[Mapping[str, Any]]) -> list[EncodedPair]:
+    def encode(self, examples: Sequence[Example]) -> list[EncodedPair]:
         """Encode rows with `prompt`, `chosen` and `rejected` (messages) and maybe `tools`; a bad `fate` is kept."""
-        usable = [row for row in examples if not is_dropped(row.get("fate", KEPT))]
-        talks = [(row["prompt"] + row[side], row.get("tools")) for row in usable for side in SIDES]
-        encoded = iter(self.encoder.encode(*map(list, zip(*talks, strict=True)))) if talks else iter(())
+        fates = [row.get("fate", KEPT) for row in examples]
+        usable = [row for row, own in zip(examples, fates, strict=True) if not is_dropped(own)]
+        encoded = self.encode_answers(usable)
         pairs = []
-        for row in examples:
-            if is_dropped(row.get("fate", KEPT)):
-                pairs.append(EncodedPair(None, None, row["fate"]))
-                continue
-            sides = [next(encoded) for _ in SIDES]
-            found = self._fate(sides)
-            if is_dropped(found):
-                pairs.append(EncodedPair(None, None, found))
-                continue
-            for side, one in zip(SIDES, sides, strict=True):
-                turns = sum(message["role"] == "assistant" for message in row[side])
-                one.labels = last_turns(one.labels, turns)
-            pairs.append(EncodedPair(*sides, found))
+        for own in fates:
+            sides = None if is_dropped(own) else next(encoded)
+            found = self._fate(sides) if sides else own
+            pairs.append(EncodedPair(None, None, found) if is_dropped(found) else EncodedPair(*sides, found))
         return pairs
 
     def _fate(self, sides: Sequence[Encoded]) -> str:
-        for side in sides:
-            if is_dropped(side.fate):
-                return side.fate
-        chosen, rejected = (side.input_ids for side in sides)
-        if self.max_length is not None and max(len(chosen), len(rejected)) > self.max_length:
+        if dropped := [side.fate for side in sides if is_dropped(side.fate)]:
+            return dropped[0]
+        if self.is_too_long(sides):
             return fate("dropped", f"a side is longer than {self.max_length} tokens")
-        if np.array_equal(chosen, rejected):
+        if np.array_equal(*(side.input_ids for side in sides)):
             return fate("dropped", "chosen and rejected are the same tokens")
         return next((side.fate for side in sides if side.fate != KEPT), KEPT)
 
     def map_batch(self, table: pa.Table) -> pa.Table:
         """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
-        names = ("prompt", *SIDES, "tools")
-        columns = [[json.loads(text) if text else None for text in table[name].to_pylist()] for name in names]
-        rows = [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
-        pairs = self.encode(rows)
+        pairs = self.encode(self.read(table))
         none = np.empty(0, np.int32)
         found = {
             f"{side}_{name}": list_array(
@@ -97,13 +128,51 @@ class PairEncoder:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.encoder.fingerprint, self.max_length, list(self.columns), code=(sys.modules[__name__],))
+        return fingerprint(super().fingerprint, list(self.columns))
+
+
+class UnpairedEncoder(AnswerEncoder):
+    """Encodes the examples of `load_examples` of the form unpaired: an answer is good or bad, as `label` says."""
+
+    answers = ("completion",)
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode rows with `prompt`, `completion` (messages) and `tools`; the answer begins at `prompt_length`."""
+        rows = [row for [row] in self.encode_answers(examples)]
+        for row in rows:
+            if is_dropped(row.fate):
+                continue
+            if self.is_too_long([row]):
+                row.fate = fate("dropped", f"longer than {self.max_length} tokens")
+            else:
+                row.prompt_length = int(np.argmax(row.labels != IGNORED))
+        return rows
+
+    def map_batch(self, table: pa.Table) -> pa.Table:
+        """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
+        rows = self.encode(self.read(table))
+        return pa.table(
+            {
+                "input_ids": list_array([row.input_ids for row in rows]),
+                "labels": list_array([row.labels for row in rows]),
+                "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
+                "label": table["label"],
+                "fate": pa.array([row.fate for row in rows], pa.string()),
+                "place": table["place"],
+            }
+        )
+
+    @property
+    def features(self) -> Features:
+        lists = {name: List(Value("int32")) for name in ("input_ids", "labels")}
+        rest = {"prompt_length": "int32", "label": "bool", "fate": "string", "place": "string"}
+        return Features({**lists, **{name: Value(kind) for name, kind in rest.items()}})
 
 
 def last_turns(labels: np.ndarray, turns: int) -> np.ndarray:
     """`labels` of the last `turns` runs of labelled tokens, which are the assistant's turns."""
-    labelled = labels != -100
+    labelled = labels != IGNORED
     starts = np.flatnonzero(labelled & ~np.r_[False, labelled[:-1]])
     kept = labels.copy()
-    kept[: starts[-turns]] = -100
+    kept[: starts[-turns]] = IGNORED
     return kept

@@ -6,9 +6,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-MODES = ("none", "truncate", "sample", "split")
-
-
 Mode = Literal["none", "truncate", "sample", "split"]
 
 

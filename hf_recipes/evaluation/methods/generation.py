@@ -1,38 +1,50 @@
 """Generated answers and all that is said of them against references."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.data.chat.prompts import Prompt
-from hf_recipes.evaluation.method import Record
+from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
+from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
+from hf_recipes.evaluation.reports.plots import draw_confusion
 from hf_recipes.metrics import text as metrics
-from hf_recipes.models.inference.compute import Compute
+from hf_recipes.metrics.text import without_thoughts
+from hf_recipes.models.inference.compute import Compute, ForwardPass
 from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import continue_batches, plan_batches
 from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from typing import TYPE_CHECKING
-
-from hf_recipes.metrics.text import score
-from hf_recipes.models.inference.compute import ForwardPass
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from hf_recipes.models.inference.generate import continue_batches, plan_batches
+MAX_LABELS = 60  # of a confusion matrix that can be read
 
 
-class Generation:
+class GenerationMethod(Method):
     """Answers prompts and compares the answers with the references, where there are some.
 
     Args:
         prompts: as `read_prompts` or a `PromptReader` gives them.
         stop_ids: tokens that end an answer, beside the model's and tokenizer's own (`PromptReader.stop_ids`).
+        scores: ``rouge`` (ROUGE-1/2/L, BLEU-4, chrF, exact match, distinct-1/2, length ratio), ``accuracy`` (over the
+            rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task, and a lenient
+            one), ``generation``
+            (length and share of finished answers, and ROUGE where there are references); by default those that fit.
+        rewards: what the answers are worth, beside the scores.
+
+    Raises:
+        UserError: no row has what a score compares with: references, choices with the reference among them, a task.
     """
 
-    name = "generation"
+    name, suffix = "generation", "answers"
+    forms: ClassVar = {
+        "messages": ("rouge", "accuracy", "generation", "promptcblue"),
+        "unpaired": ("generation",),
+        "content": ("generation",),
+        "preference": ("rouge", "generation"),
+        "text": ("generation",),
+    }
 
     def __init__(
         self,
@@ -40,16 +52,54 @@ class Generation:
         tokenizer: "PreTrainedTokenizerBase",
         decoding: Decoding | None = None,
         stop_ids: Sequence[int] = (),
+        *,
+        scores: Sequence[str] | None = None,
+        rewards: Rewards | None = None,
     ):
         self.prompts, self.tokenizer, self.stop_ids = prompts, tokenizer, stop_ids
-        self.decoding = decoding or Decoding()
+        self.decoding, self.rewards = decoding or Decoding(), rewards
+        if not prompts:
+            raise UserError("there is no prompt to answer")
+        compared = [prompt for prompt in prompts if prompt.reference is not None]
+        if scores is None:
+            chosen = any(among(p.reference, choices_of(p.meta)) for p in compared if choices_of(p.meta))
+            scores = ("rouge",) + ("accuracy",) * chosen if compared else ("generation",)
+        self.scores = tuple(scores)
+        if not compared and set(scores) != {"generation"}:
+            raise UserError(f"{prompts[0].place}: no reference to compare answers with, which {scores[0]} needs")
+        if len(compared) < len(prompts) and compared:
+            say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
+        if "accuracy" in scores:
+            chosen = [prompt for prompt in compared if choices_of(prompt.meta)]
+            outside = [p.place for p in chosen if not among(p.reference, choices_of(p.meta))]
+            if len(outside) == len(chosen):
+                where = outside[0] if outside else prompts[0].place
+                what = "the reference is not among the answer_choices" if outside else "no answer_choices"
+                raise UserError(f"{where}: {what}, over which accuracy is counted; no row can be used")
+            if outside:
+                say(f"accuracy leaves out {len(outside)} rows whose reference is not a choice (first {outside[0]})")
+        if "promptcblue" in scores and not all((prompt.meta or {}).get("task_dataset") for prompt in compared):
+            raise UserError(f"promptcblue of {prompts[0].place.rpartition(':')[0]}: rows without task_dataset")
+
+    @classmethod
+    def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "GenerationMethod":
+        answer = context.decoding.max_new_tokens
+        budget = context.max_length - answer if context.max_length else None
+        if budget is not None and budget < 1:
+            raise UserError(f"--max_new_tokens {answer}: the model's context is {context.max_length:,} tokens")
+        reader = PromptReader([path], context.tokenizer, max_source_length=budget, cache_dir=context.cache_dir)
+        prompts, _ = read_prompts(reader, context.max_drop_ratio)
+        if context.rewards:
+            context.rewards.check(prompts)
+        more = {"scores": names, "rewards": context.rewards}
+        return cls(prompts, context.tokenizer, context.decoding, reader.stop_ids, **more)
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
         """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`;
-        `is_finite` where it is False (see `Continuation`)."""
+        `is_finite` where it is False (see `Continuation`); with rewards `rewards`, by name, and their sum `reward`."""
         ids = [self.prompts[unit].ids for unit in units]
         records: list[Record] = [{}] * len(units)
         for batch, found in continue_batches(
@@ -77,6 +127,12 @@ class Generation:
                 }
                 if not continuation.is_finite:
                     records[index]["is_finite"] = False
+        if self.rewards:
+            answers = [record["prediction"] for record in records]
+            values = self.rewards([self.prompts[unit] for unit in units], answers)
+            for record, row in zip(records, zip(*values, strict=True), strict=True):
+                record["rewards"] = dict(zip(self.rewards.names, row, strict=True))
+                record["reward"] = self.rewards.total(row)
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
@@ -84,92 +140,13 @@ class Generation:
         return ForwardPass(rows, max(len(prompt.ids) for prompt in self.prompts), self.decoding.max_new_tokens)
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
-        """The scores of the records with a reference; of all, their mean `new_tokens` and the share `finished`.
-
-        Finished are the texts that the model ended itself, before `max_new_tokens` did.
-        """
-        metrics: dict[str, float] = {}
-        compared = [record for record in records if record["reference"] is not None]
-        if compared:
-            metrics |= score(*([record[key] for record in compared] for key in ("prediction", "reference", "choices")))
-        if records:
-            for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
-                metrics[name] = sum(record[key] for record in records) / len(records)
-        return metrics
-
-
-class Answers(Generation):
-    """`Generation` with the scores that were asked for.
-
-    Args:
-        scores: ``rouge`` (ROUGE-1/2/L, BLEU-4, chrF, exact match, distinct-1/2, length ratio), ``accuracy`` (over the
-            rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task, and a lenient
-            one), ``generation``
-            (length and share of finished answers, and ROUGE where there are references); by default those that fit.
-        rewards: what the answers are worth, beside the scores.
-
-    Raises:
-        UserError: no row has what a score compares with: references, choices with the reference among them, a task.
-    """
-
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        tokenizer: "PreTrainedTokenizerBase",
-        decoding: Decoding | None = None,
-        stop_ids: Sequence[int] = (),
-        *,
-        scores: Sequence[str] | None = None,
-        rewards: Rewards | None = None,
-    ):
-        super().__init__(prompts, tokenizer, decoding, stop_ids)
-        self.rewards = rewards
-        if not prompts:
-            raise UserError("there is no prompt to answer")
-        compared = [prompt for prompt in prompts if prompt.reference is not None]
-        if scores is None:
-            chosen = any(among(p.reference, choices_of(p.meta)) for p in compared if choices_of(p.meta))
-            scores = ("rouge",) + ("accuracy",) * chosen if compared else ("generation",)
-        self.scores = tuple(scores)
-        if not compared and set(scores) != {"generation"}:
-            raise UserError(f"{prompts[0].place}: no reference to compare answers with, which {scores[0]} needs")
-        if len(compared) < len(prompts) and compared:
-            say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
-        if "accuracy" in scores:
-            chosen = [prompt for prompt in compared if choices_of(prompt.meta)]
-            outside = [p.place for p in chosen if not among(p.reference, choices_of(p.meta))]
-            if len(outside) == len(chosen):
-                where = outside[0] if outside else prompts[0].place
-                what = "the reference is not among the answer_choices" if outside else "no answer_choices"
-                raise UserError(f"{where}: {what}, over which accuracy is counted; no row can be used")
-            if outside:
-                say(f"accuracy leaves out {len(outside)} rows whose reference is not a choice (first {outside[0]})")
-        if "promptcblue" in scores and not all((prompt.meta or {}).get("task_dataset") for prompt in compared):
-            raise UserError(f"promptcblue of {prompts[0].place.rpartition(':')[0]}: rows without task_dataset")
-
-    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """Records of `Generation`; with rewards also `rewards`, by name, and their sum `reward`."""
-        records = super().compute(model, units, how)
-        if self.rewards:
-            answers = [record["prediction"] for record in records]
-            values = self.rewards([self.prompts[unit] for unit in units], answers)
-            for record, own in zip(records, zip(*values, strict=True), strict=True):
-                record |= {
-                    "rewards": dict(zip(self.rewards.names, own, strict=True)),
-                    "reward": self.rewards.total(own),
-                }
-        return records
-
-    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         compared = [record for record in records if record["reference"] is not None]
         predictions, references = texts_of(compared)
         found: dict[str, float] = {}
         if "accuracy" in self.scores:
-            choices = [record["choices"] for record in compared]
-            accuracy = metrics.choice_accuracy(predictions, references, choices)
-            if accuracy:
-                found["accuracy"] = accuracy[0]
-                found["macro_f1"] = metrics.macro_f1(*texts_of(with_choices(compared)))
+            chosen = texts_of(with_choices(compared))
+            if chosen[0]:
+                found |= {"accuracy": metrics.exact_match(*chosen), "macro_f1": metrics.macro_f1(*chosen)}
         if compared and {"rouge", "generation"} & set(self.scores):
             found |= metrics.rouge(predictions, references) | {"bleu4": metrics.bleu4(predictions, references)}
         if "rouge" in self.scores:
@@ -226,19 +203,25 @@ class Answers(Generation):
             found |= {name: [pair[name] for pair in pairs] for name in ("rougeL", "rouge1", "rouge2")}
         return found
 
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+        paths = []
+        for who, outcome in outcomes.items() if "accuracy" in self.scores else ():
+            rows = [r for r in outcome.records[name] if r["reference"] is not None and r["choices"]]
+            matrix, labels = metrics.confusion(*texts_of(rows))
+            if len(labels) <= MAX_LABELS:
+                paths.append(folder / f"{name}_{who}.png")
+                draw_confusion(matrix, labels, paths[-1])
+        return paths
+
 
 def choices_of(meta: dict | None) -> list[str] | None:
     """The answer choices of a row's `schemas.metadata`; None where it has none."""
     return (meta or {}).get("answer_choices") or None
 
 
-def _answer(text: str) -> str:
-    return metrics.without_thoughts(text)
-
-
 def among(reference: str | None, choices: Sequence[str]) -> bool:
     """Whether a reference, without its thoughts, is one of the choices as accuracy compares them."""
-    return metrics.normalize_answer(_answer(reference or "")) in map(metrics.normalize_answer, choices)
+    return metrics.normalize_answer(without_thoughts(reference or "")) in map(metrics.normalize_answer, choices)
 
 
 def with_choices(records: Sequence[Record]) -> list[Record]:
@@ -248,4 +231,4 @@ def with_choices(records: Sequence[Record]) -> list[Record]:
 
 def texts_of(records: Sequence[Record]) -> tuple[list[str], list[str]]:
     """Predictions and references as they are scored, without thoughts."""
-    return [_answer(r["prediction"]) for r in records], [_answer(r["reference"]) for r in records]
+    return [without_thoughts(r["prediction"]) for r in records], [without_thoughts(r["reference"]) for r in records]

@@ -3,11 +3,13 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.evaluation.method import Record
+from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.methods.questions import Question, read_question, read_rows
+from hf_recipes.evaluation.reports.plots import draw_letters
 from hf_recipes.metrics.intervals import wilson_interval
 from hf_recipes.models.inference.compute import Compute, ForwardPass
 
@@ -19,7 +21,7 @@ CHUNK = 64  # questions tokenized together
 MIN_SHARED = 16  # tokens; for fewer, a forward pass of their own costs more than it saves
 
 
-class SingleChoice:
+class SingleChoice(Method):
     """Accuracy of the most probable option letter after a few-shot prompt.
 
     The prompt is plain text: the examples with their answers, an empty line after each, and the question. The letters
@@ -44,7 +46,8 @@ class SingleChoice:
             tokenizer with which a letter is not one token, or two letters are the same.
     """
 
-    name = "single_choice"
+    name = suffix = "single_choice"
+    forms: ClassVar = {"choice": ("single_choice",)}
 
     def __init__(
         self,
@@ -79,6 +82,11 @@ class SingleChoice:
             reason = f"they would be longer than {max_length} tokens, or an example is the question itself"
             say(f"{self.shortened} of {len(self)} prompts have fewer than {count} examples: {reason}")
         self._prefixes = self._common_prefixes()
+
+    @classmethod
+    def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "SingleChoice":
+        shown = {"few_shot_file": context.arguments.few_shot_file, "few_shot": context.arguments.few_shot}
+        return cls(read_rows([path]), context.tokenizer, **shown, max_length=context.max_length)
 
     def _examples(self, file: str | None, count: int) -> dict[str, list[Question]]:
         """The examples that may be shown, by source of the question."""
@@ -242,6 +250,11 @@ class SingleChoice:
 
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         return {"accuracy": [float(record["prediction"] == record["answer"]) for record in records]}
+
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+        path = folder / f"{name}.png"
+        draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, path)
+        return [path]
 
 
 def _common(one: "np.ndarray", other: "np.ndarray") -> int:

@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from hf_recipes.core.errors import UserError
-from hf_recipes.evaluation.method import Record
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.evaluation.method import EvalContext, Method, Record
 from hf_recipes.models.inference.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Unit:
         return ids, labels
 
 
-class NLL:
+class NLL(Method):
     """Loss, perplexity and bits per character, all from sums over the tokens of all units.
 
     Texts (examples of the form text) are tokenized with the special tokens that the tokenizer puts before a text (BOS),
@@ -82,7 +82,8 @@ class NLL:
             none that can.
     """
 
-    name = "nll"
+    name = suffix = "nll"
+    forms: ClassVar = {"text": ("nll",), "messages": ("nll",)}
 
     def __init__(
         self,
@@ -121,6 +122,21 @@ class NLL:
         self.ledger.check(max_drop_ratio)
         if not self._units:
             raise UserError("there is no text to score")
+
+    @classmethod
+    def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "NLL":
+        from hf_recipes.data.examples import load_examples
+
+        length = context.max_length
+        method = cls(
+            load_examples([path], form=form, cache_dir=context.cache_dir, split="test"),
+            context.tokenizer,
+            max_length=min(length or 2048, 2048) if form == "text" else length,
+            max_drop_ratio=context.max_drop_ratio,
+            prefix_token=context.arguments.nll_prefix_token,
+        )
+        say(method.ledger.table())
+        return method
 
     def __len__(self) -> int:
         return len(self._units)

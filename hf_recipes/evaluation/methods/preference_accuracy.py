@@ -2,14 +2,16 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.evaluation.method import Record
+from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.methods.perplexity import source_of
+from hf_recipes.evaluation.reports.plots import draw_histogram
 from hf_recipes.metrics.intervals import wilson_interval
 from hf_recipes.models.inference.compute import Compute, ForwardPass
 from hf_recipes.models.reward_head import _is_reward_model, rewards
@@ -36,7 +38,7 @@ class _Pair:
         return max(len(ids) for ids, _ in self.sides)
 
 
-class PairAccuracy:
+class PairAccuracy(Method):
     """Share of pairs whose chosen side scores higher than the rejected one; equal scores count half.
 
     The score of a side is
@@ -61,7 +63,9 @@ class PairAccuracy:
         UserError: too many rows that cannot be used, or none that can.
     """
 
-    name = "pair_accuracy"
+    name = suffix = "pair_accuracy"
+    forms: ClassVar = {"preference": ("pair_accuracy",)}
+    scores_reward_models = True
 
     def __init__(
         self,
@@ -87,6 +91,16 @@ class PairAccuracy:
         self.ledger.check(max_drop_ratio)
         if not self._pairs:
             raise UserError("there is no pair to compare")
+
+    @classmethod
+    def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "PairAccuracy":
+        from hf_recipes.data.examples import load_examples
+
+        examples = load_examples([path], form=form, cache_dir=context.cache_dir, split="test")
+        lengths = {"max_length": context.max_length, "max_drop_ratio": context.max_drop_ratio}
+        method = cls(examples, context.tokenizer, **lengths)
+        say(method.ledger.table())
+        return method
 
     @classmethod
     def of_rows(cls, rows: "Dataset") -> "PairAccuracy":
@@ -176,6 +190,11 @@ class PairAccuracy:
 
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         return {"accuracy": [_wins([difference]) for difference in differences(records)]}
+
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+        path = folder / f"{name}.png"
+        draw_histogram([differences(outcome.records[name]) for outcome in outcomes.values()], path, list(outcomes))
+        return [path]
 
 
 def differences(records: Sequence[Record], per_token: bool = False) -> list[float]:

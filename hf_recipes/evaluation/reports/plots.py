@@ -8,17 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.files import new_file
-
-if TYPE_CHECKING:
-    import numpy as np
-
-from typing import TYPE_CHECKING
-
 from hf_recipes.evaluation.reports.tables import GAINS, PLAIN, _ordered, evaluations, shown, title
 
 if TYPE_CHECKING:
     import numpy as np
-from hf_recipes.evaluation.methods.preference_accuracy import _wins
 
 FIGURES_KEPT = 10
 
@@ -211,7 +204,7 @@ def draw_histogram(
     edges = np.histogram_bin_edges(np.concatenate([np.asarray(own, dtype=float) for own in differences]), bins)
     figure, panel = plt.subplots(figsize=(7, 4), dpi=120)
     for own, label in zip(differences, labels, strict=True):
-        right = f"{label}: {100 * _wins(own) / len(own):.1f} % right"
+        right = f"{label}: {50 * (1 + np.sign(own).mean()):.1f} % right"  # equal scores count half
         panel.hist(own, edges, weights=np.full(len(own), 1 / len(own)), alpha=0.55, label=right)
     panel.axvline(0, color="black", linewidth=1)
     panel.set(title="Preference for the chosen answer", xlabel="score of chosen - rejected", ylabel="share of pairs")

@@ -37,7 +37,7 @@ from hf_recipes.metrics.promptcblue import official
 from hf_recipes.metrics.promptcblue.parsers import TASKS, Answer, find_task, parse, read_choices
 from hf_recipes.metrics.text import without_thoughts
 
-__all__ = ["TASKS", "PromptCBLUEResult", "TaskScore", "parse", "score_rows", "submission"]
+__all__ = ["TASKS", "PromptCBLUEResult", "TaskScore", "parse", "score_rows"]
 
 
 @dataclass
@@ -153,21 +153,3 @@ def score_rows(rows: Sequence[Mapping[str, Any]]) -> PromptCBLUEResult:
         )
     means = (sum(getattr(task, key) for task in scores.values()) / len(scores) for key in ("score", "lenient"))
     return PromptCBLUEResult(scores, *means)
-
-
-def submission(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """What the benchmark's results.json holds: for each task, in the order of `rows`, `sample_id` and `answer`.
-
-    Rows have `task_dataset`, `sample_id` and `prediction`.
-
-    Raises:
-        UserError: a task is unknown, or a row has no `sample_id` or no prediction.
-    """
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in TASKS}
-    for index, row in enumerate(rows):
-        place = _place(row, index)
-        answer, _ = _read(row, "prediction", place)
-        if row.get("sample_id") is None:
-            raise UserError(f"{place} ({row['task_dataset']}): a submission needs the sample_id of every row")
-        results[row["task_dataset"]].append({"sample_id": row["sample_id"], "answer": answer})
-    return results

@@ -1,4 +1,4 @@
-"""Batched generation from token ids, and the evaluation of a model by its answers."""
+"""Batched generation from token ids."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -158,24 +158,3 @@ def not_numbers(what: str) -> UserError:
         f"{what}: the model's logits are not numbers (NaN or infinite) although its weights are; --dtype float32 or "
         "bfloat16 holds larger numbers than float16, else base and adapter do not go together"
     )
-
-
-def generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    stop_ids: Sequence[int] = (),
-    before_batch: Callable[[], None] = lambda: None,
-    synced: bool = False,
-) -> list[str]:
-    """The greedy answers to `prompts`, in their order, without white space around them; see `continue_batches`."""
-    texts = [""] * len(prompts)
-    batches, decoding = plan_batches(prompts, batch_size), Decoding(max_new_tokens=max_new_tokens)
-    more = {"stop_ids": stop_ids, "before_batch": before_batch, "synced": synced}
-    for batch, found in continue_batches(model, tokenizer, prompts, batches, decoding, **more):
-        for index, continuation in zip(batch, found, strict=True):
-            texts[index] = continuation.text.strip()
-    return texts

@@ -17,7 +17,7 @@ from conftest import CHATML, build_tokenizer, tiny_model
 from hf_recipes.apps.chat import engine as chat_engine
 from hf_recipes.apps.chat.arguments import ChatArguments, is_loopback
 from hf_recipes.apps.chat.engine import BASE, Engine, Voice, open_engine, voice_names
-from hf_recipes.apps.chat.session import Exchange, Line, LineIsFull, Session, Settings
+from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.terminal import Terminal
 from hf_recipes.apps.chat.texts import Texts
 from hf_recipes.core.errors import UserError
@@ -196,16 +196,6 @@ def test_an_empty_answer_is_neither_saved_nor_read():
     assert [exchange.answer for exchange in session.columns[0]] == ["", ""]
     assert session.rows() == []
     assert "一" not in engine.voices[BASE].read(session.answers[0])
-
-
-def test_a_line_is_served_in_order_and_has_an_end():
-    line = Line(1)
-    first, second = line.join(), line.join()
-    assert (first.ahead, second.ahead) == (0, 1)
-    with pytest.raises(LineIsFull):
-        line.join()
-    first.leave()
-    assert second.ahead == 0 and line.join().ahead == 1
 
 
 def test_names_tell_adapters_apart():

@@ -2,9 +2,11 @@
 
 import json
 
+import pandas as pd
 import pytest
 
-from hf_recipes.apps.mixture.sizes import folder_sizes, plan, tempered_shares
+from hf_recipes.apps.mixture.sizes import folder_sizes, tempered_shares
+from hf_recipes.apps.mixture.texts import REASONS
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.sources import source_name
 from hf_recipes.data.pretraining.corpora import named_paths
@@ -20,8 +22,9 @@ def write_shards(path, **manifest):
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-def remarks(found):
-    return [(remark.text, remark.reason) for remark in found]
+def remarks(sizes):
+    assert {reason for _, _, reason in sizes.remarks} <= set(REASONS)
+    return [(text, reason) for _, text, reason in sizes.remarks]
 
 
 def test_a_sub_folder_is_a_source_and_so_is_a_loose_file(tmp_path):
@@ -35,8 +38,7 @@ def test_a_sub_folder_is_a_source_and_so_is_a_loose_file(tmp_path):
     write(tmp_path / "empty.txt", 0)
     sizes = folder_sizes(str(tmp_path))
     assert (sizes.unit, sizes.amounts) == ("bytes", {"my wiki.v2": 7, "news": 42})
-    assert remarks(sizes.notes) == [("README.md", "no data"), ("none", "no data")]
-    assert remarks(sizes.problems) == [("empty.txt", "empty")]
+    assert remarks(sizes) == [("README.md", "no data"), ("empty.txt", "empty"), ("none", "no data")]
 
 
 def test_sources_are_named_as_for_pretraining(tmp_path):
@@ -52,7 +54,7 @@ def test_a_folder_of_files_alone_is_given_to_pretraining_file_by_file(tmp_path):
     write(tmp_path / "wiki.txt", 10)
     sizes = folder_sizes(str(tmp_path))
     assert sizes.amounts == {"news": 30, "wiki": 10}
-    assert remarks(sizes.notes) == [(str(tmp_path), "files only")]
+    assert remarks(sizes) == [(str(tmp_path), "files only")]
 
 
 def test_files_and_a_folder_of_one_name_are_one_source(tmp_path):
@@ -60,7 +62,7 @@ def test_files_and_a_folder_of_one_name_are_one_source(tmp_path):
         write(tmp_path / name, 10)
     sizes = folder_sizes(str(tmp_path))
     assert sizes.amounts == {"news": 30}
-    assert remarks(sizes.notes) == [
+    assert remarks(sizes) == [
         ("news.json", "added"),
         ("news.jsonl.zst", "compressed"),
         ("news.jsonl.zst", "added"),
@@ -76,7 +78,7 @@ def test_token_shards_have_their_tokens(tmp_path):
     write(tmp_path / "qa.jsonl", 50)
     sizes = folder_sizes(str(tmp_path))
     assert (sizes.unit, sizes.amounts) == ("bytes", {"a": 2000, "qa": 50, "wiki": 900})
-    assert remarks(sizes.notes) == [("a", "bytes of shards"), ("wiki", "bytes of shards")]
+    assert remarks(sizes) == [("a", "bytes of shards"), ("wiki", "bytes of shards")]
 
 
 def test_another_manifest_is_no_measure(tmp_path):
@@ -109,13 +111,7 @@ def test_the_name_of_a_source(path, name):
 
 
 def test_temperature():
-    amounts = {"large": 9e12, "small": 1e12}
-    assert tempered_shares(amounts) == pytest.approx({"large": 0.9, "small": 0.1})
-    assert tempered_shares(amounts, 0.5) == pytest.approx({"large": 0.75, "small": 0.25})
-    assert tempered_shares(amounts, 0) == {"large": 0.5, "small": 0.5}
-
-
-def test_what_shares_come_to():
-    news, wiki = plan({"news": 300, "wiki": 100}, {"news": 0.2, "wiki": 0.7}, 1000)
-    assert (news.natural, news.sampled, news.epochs) == (0.75, 200, pytest.approx(2 / 3))
-    assert (wiki.natural, wiki.sampled, wiki.epochs) == (0.25, 700, 7)
+    sizes = pd.Series({"large": 9e12, "small": 1e12})
+    assert tempered_shares(sizes).to_dict() == pytest.approx({"large": 0.9, "small": 0.1})
+    assert tempered_shares(sizes, 0.5).to_dict() == pytest.approx({"large": 0.75, "small": 0.25})
+    assert tempered_shares(sizes, 0).to_dict() == {"large": 0.5, "small": 0.5}

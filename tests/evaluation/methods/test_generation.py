@@ -9,10 +9,10 @@ from transformers import GenerationConfig
 
 from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
-from hf_recipes.evaluation.methods.generation import Generation
+from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.models.inference.compute import Compute
 from hf_recipes.models.inference.decoding import Decoding
-from hf_recipes.models.inference.generate import continue_batches, generate, plan_batches
+from hf_recipes.models.inference.generate import continue_batches, plan_batches
 
 DECODINGS = {
     "greedy": Decoding(12),
@@ -40,7 +40,7 @@ def test_greedy_is_greedy_whatever_the_models_own_settings(tokenizer, settings, 
     prompts = [tokenizer(text)["input_ids"] for text in ("你好年龄性别", "药物")]
 
     def answers():
-        return generate(model, tokenizer, prompts, max_new_tokens=20, batch_size=2)
+        return [text.text for text in continued(model, tokenizer, prompts, Decoding(20), 2)]
 
     plain = answers()
     assert all(plain)
@@ -166,7 +166,7 @@ def test_evaluation_by_generation(tokenizer, model, tmp_path):
     reader = PromptReader([str(path)], tokenizer)
     prompts, _ = read_prompts(reader)
     for decoding in (Decoding(8), Decoding(8, do_sample=True)):
-        method = Generation(prompts, tokenizer, decoding, reader.stop_ids)
+        method = GenerationMethod(prompts, tokenizer, decoding, reader.stop_ids)
         assert len(method) == 6 and method.name == "generation"
         records = method.compute(model, range(6), Compute(batch_size=4))
         assert json.loads(json.dumps(records)) == records
@@ -177,14 +177,16 @@ def test_evaluation_by_generation(tokenizer, model, tmp_path):
         assert method.compute(model, [4, 1], Compute(batch_size=1)) == [records[4], records[1]]
 
 
-def test_the_summary_of_an_evaluation(tokenizer):
+def test_the_summary_of_an_evaluation(tokenizer, tmp_path):
+    rows = [{"messages": conversation("问", answer), "answer_choices": ["年龄", "性别"]} for answer in ("年龄", "性别")]
+    prompts, _ = read_prompts(PromptReader([str(write_jsonl(tmp_path / "rows.jsonl", rows))], tokenizer))
     base = {"question": "", "place": "", "meta": None}
     records = [
         {**base, "prediction": "年龄", "reference": "年龄", "choices": ["年龄", "性别"], "tokens": 2, "finished": True},
         {**base, "prediction": "年龄", "reference": "性别", "choices": ["年龄", "性别"], "tokens": 4, "finished": True},
         {**base, "prediction": "甲乙", "reference": None, "choices": None, "tokens": 9, "finished": False},
     ]
-    method = Generation([], tokenizer)
+    method = GenerationMethod(prompts, tokenizer, scores=["accuracy", "generation"])
     metrics = method.summarise(records)
     assert metrics["accuracy"] == 0.5 and metrics["rougeL"] == pytest.approx(0.5)
     assert metrics["new_tokens"] == 5 and metrics["finished"] == pytest.approx(2 / 3)

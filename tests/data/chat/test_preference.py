@@ -7,7 +7,7 @@ from conftest import conversation, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import ASKED, Ledger, shown
 from hf_recipes.data.chat.encoder import tokenize_dataset
-from hf_recipes.data.chat.unpaired import UnpairedEncoder
+from hf_recipes.data.chat.preference import UnpairedEncoder
 from hf_recipes.data.examples import fates, load_examples
 from hf_recipes.data.schemas.registry import Columns
 

@@ -1,0 +1,191 @@
+"""A step over every row of a file: its results are written as they come, and an interrupted run is resumed."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.ledger import Ledger, is_dropped
+from hf_recipes.core.settings import PositiveInt, check_limits, setting
+from hf_recipes.data.files.records import Record
+from hf_recipes.data.schemas.registry import SCHEMAS, Columns
+from hf_recipes.evaluation.method import versions
+from hf_recipes.evaluation.resumable_output import Results, digest
+from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.inference.opening import computes_bf16
+from hf_recipes.models.loading import weight_dtype
+from hf_recipes.models.quantization import read_bnb_config
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+WINDOW = 16  # batches of rows that are sorted by length together
+SAY_EVERY = 10.0  # seconds
+
+
+@dataclass
+class FileArguments:
+    """Which rows are read, and where the results go."""
+
+    input_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
+    output_file: str = field(metadata={"help": "A jsonl file: every row with its result, in the order of the input."})
+    overwrite_output: bool = setting("Start over where the output file is there already.", False)
+    batch_size: PositiveInt = setting("Conversations in a forward pass.", 8)
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    schema: str | None = setting(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
+    prompt_column: str | None = setting("Column of the question.")
+    response_column: str | None = setting("Column of the answer.")
+    history_column: str | None = setting("Column of earlier [question, answer] pairs.")
+    system_prompt: str | None = setting("System turn for rows that have none.")
+    trust_remote_code: bool = setting("Run code that comes with the model.", False)
+    cache_dir: str | None = setting("Where downloads are cached.")
+
+    def __post_init__(self):
+        if self.schema is not None and self.schema not in SCHEMAS:
+            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(SCHEMAS)}")
+        check_limits(self)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.schema, self.prompt_column, self.response_column, self.history_column, self.system_prompt)
+
+
+class Step(Protocol):
+    """What is computed for the rows. It adds `columns`; `rename` says what to do where a row has one of them already,
+    `of_dropped` what a row that cannot be used has in them."""
+
+    columns: tuple[str, ...]
+    rename: str
+    of_dropped: str
+
+    def result_of_dropped(self, record: Record, item: Any, row_fate: str) -> dict[str, Any]: ...
+
+    def __call__(
+        self, model: "PreTrainedModel", items: Mapping[int, Any], written: int
+    ) -> Iterator[dict[int, dict[str, Any]]]:
+        """After each batch, the columns of the rows that are done then, by number.
+
+        Args:
+            items: of the reader, by the row's number, which are put in batches together, always the same ones.
+            written: rows below this number are in the file; a batch of only such ones is left out.
+        """
+        ...
+
+
+def run_over_file(
+    args: FileArguments,
+    reader: Iterable,
+    step: Step,
+    settings: Mapping[str, Any],
+    open_model: Callable[[], "PreTrainedModel"],
+) -> Results:
+    """Write each row of `reader` with the result of `step`, after those that an interrupted run has written.
+
+    The batch size is a note of the file, no setting: it changes a result by no more than rounding in bfloat16 does.
+
+    Args:
+        reader: gives each row as it was read, what the step takes of it, and its fate, the same each time that it is
+            iterated; `planned` are its sources, their schemas and columns.
+        settings: what else decides the rows of the file.
+
+    Raises:
+        UserError: as `read_ledger` and `Results`.
+    """
+    ledger = read_ledger(reader, step)
+    total = ledger.totals["read"]
+    settings = {
+        **settings,
+        "input_file": {source.path: source.digest for source, _, _ in reader.planned},
+        "rows_are": [[schema.name, asdict(columns)] for _, schema, columns in reader.planned],
+    }
+    notes = {"batch_size": args.batch_size, "versions": versions(), "ledger": ledger.to_dict()}
+    with Results(args.output_file, settings, notes, args.overwrite_output) as results:
+        if results.count:
+            say(f"{results.path}: {results.count:,} of {total:,} rows are there")
+        if results.count < total:
+            model = open_model()
+            try:
+                write_rows(model, reader, step, results, args.batch_size, total)
+            except KeyboardInterrupt:
+                say(f"\ninterrupted after {results.count:,} of {total:,} rows; the same command goes on")
+                sys.exit(130)
+    say(f"{total:,} rows in {args.output_file}, their settings in {results.sidecar}")
+    return results
+
+
+def read_ledger(reader: Iterable, step: Step) -> Ledger:
+    """What becomes of every row, which is printed.
+
+    Raises:
+        UserError: no row can be used, or one has a column that the output adds.
+    """
+    ledger = Ledger()
+    for record, _, row_fate in reader:
+        if taken := next((name for name in step.columns if name in (record.value or ())), None):
+            raise UserError(f"{record.place}: there is a column {taken!r} already; {step.rename}")
+        ledger.add(record.place, row_fate)
+    say(ledger.table())
+    ledger.check(max_drop_ratio=1)
+    if dropped := ledger.totals["dropped"]:
+        say(f"the {dropped:,} dropped rows are kept in the output, with {step.of_dropped}")
+    return ledger
+
+
+def write_rows(
+    model: "PreTrainedModel", reader: Iterable, step: Step, results: Results, batch_size: int, total: int
+) -> None:
+    """Append to `results` each row of `reader` that is not there yet.
+
+    Rows are sorted by length within windows of `WINDOW` batches, counted from the first row, and each batch writes the
+    rows that are then done without a gap. What goes on after an interruption forms the same batches again and leaves
+    out those that are written, so that the results are those of a run without one, to the last bit.
+    """
+    rows, first, done = enumerate(reader), results.count, 0
+    began = said = time.monotonic()
+    while window := dict(islice(rows, WINDOW * batch_size)):
+        records = {number: record for number, (record, _, _) in window.items()}
+        items = {number: item for number, (_, item, row_fate) in window.items() if not is_dropped(row_fate)}
+        ready = {number: step.result_of_dropped(*row) for number, row in window.items() if number not in items}
+        _append_ready(results, records, ready)
+        for found in step(model, items, results.count):
+            ready |= found
+            _append_ready(results, records, ready)
+            done += len(found)
+            if time.monotonic() - said > SAY_EVERY and done:
+                said = time.monotonic()
+                rate = done / (said - began)
+                left = max(0, total - first - done) / rate
+                say(f"{first + done:,} of {total:,} rows, {rate:.2f} a second, {left / 60:.0f} minutes left")
+
+
+def _append_ready(results: Results, records: Mapping[int, Record], ready: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write the rows from the first unwritten one up to the first that is not ready."""
+    rows: list[dict[str, Any]] = []
+    while (number := results.count + len(rows)) in ready:
+        rows.append({**(records[number].value or {}), **ready[number]})
+    if rows:
+        results.append(rows)
+
+
+def settings_of_model(model_args: ModelArguments, config: "PretrainedConfig") -> dict[str, Any]:
+    """What of a model decides what it gives."""
+    bf16 = computes_bf16()
+    quantization = read_bnb_config(
+        model_args.bnb_config,
+        load_in_4bit=model_args.load_in_4bit,
+        load_in_8bit=model_args.load_in_8bit,
+        compute_dtype="bfloat16" if bf16 else "float32",
+    )
+    return {
+        "model_name_or_path": model_args.model_name_or_path,
+        "model_revision": model_args.model_revision,
+        "model_commit": getattr(config, "_commit_hash", None),
+        "model_digest": digest(model_args.model_name_or_path),
+        "peft_path": model_args.peft_path,
+        "peft_digest": digest(model_args.peft_path) if model_args.peft_path else None,
+        "dtype": str(weight_dtype(model_args, trains_all=False, bf16=bf16)).removeprefix("torch."),
+        "quantization": quantization.to_dict() if quantization else None,
+    }

@@ -1,0 +1,79 @@
+"""Which rewards an answer gets, and with which weights, as the user gives them."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_recipes.core.settings import nearest, setting
+from hf_recipes.rewards.rules import RULES, SETTINGS
+
+MODEL = "model"
+
+
+@dataclass
+class RewardArguments:
+    """What answers are worth."""
+
+    rewards: list[str] | None = setting(
+        "NAME, NAME:SETTING or NAME=WEIGHT, each added to the sum: choice, rouge, length:MIN-MAX, format:REGEX, "
+        "repetition, chinese, model, or file.py:function."
+    )
+    reward_model: str | None = setting("A model or adapter of scripts/reward.py, whose score is the reward `model`.")
+    reward_base: str | None = setting("The reward adapter's base, where it is no longer where it was trained.")
+
+    def __post_init__(self):
+        specs = [read_spec(text) for text in self.rewards or ()]
+        for spec in specs:
+            if [other.name for other in specs].count(spec.name) > 1:
+                raise ValueError(f"--rewards {spec.name}: given twice")
+        if any(spec.name == MODEL for spec in specs) and not self.reward_model:
+            raise ValueError("--rewards model: which one? Name it with --reward_model")
+        if self.reward_base and not self.reward_model:
+            raise ValueError("--reward_base has no effect without --reward_model")
+
+    @property
+    def specs(self) -> "list[Spec]":
+        found = [read_spec(text) for text in self.rewards or ()]
+        named = any(spec.name == MODEL for spec in found)
+        return found if named or not self.reward_model else [Spec(MODEL, MODEL), *found]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One part of the sum: `name` as it is logged, `kind` and `setting` as they were given."""
+
+    name: str
+    kind: str
+    setting: str = ""
+    weight: float = 1.0
+
+
+def read_spec(text: str) -> Spec:
+    """``NAME[:SETTING][=WEIGHT]`` as a `Spec`.
+
+    Raises:
+        ValueError: an unknown name, a setting that does not fit it, or a weight that is no number or 0.
+    """
+    body, sign, last = text.rpartition("=")
+    try:
+        weight = float(last) if sign else 1.0
+    except ValueError:
+        body, weight = text, 1.0
+    body = body if sign and body else text
+    if not math.isfinite(weight) or weight == 0:
+        raise ValueError(f"--rewards {text}: expected a weight other than 0")
+    kind, _, value = body.partition(":")
+    if kind.endswith(".py"):
+        return Spec(value or Path(kind).stem, kind, value or "reward", weight)
+    if kind != MODEL and kind not in RULES:
+        known = [*RULES, MODEL, "file.py:function"]
+        raise ValueError(f"--rewards {text}: expected one of {', '.join(known)}{nearest(kind, known)}")
+    if kind not in SETTINGS and value:
+        raise ValueError(f"--rewards {text}: {kind} takes no setting")
+    if kind in SETTINGS:
+        try:
+            RULES[kind](value)
+        except (ValueError, re.error) as error:
+            raise ValueError(f"--rewards {text}: {SETTINGS[kind]} ({error})") from None
+    return Spec(kind, kind, value, weight)

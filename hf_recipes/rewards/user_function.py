@@ -1,0 +1,51 @@
+"""A function of the user's own as a reward."""
+
+import importlib.util
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.data.chat.prompts import Prompt
+from hf_recipes.rewards.interface import Reward
+
+
+def user_function(file: str, name: str, columns: Collection[str]) -> Reward:
+    """The function of a python file, called as TRL calls reward functions.
+
+    It gets, one of each for each answer: `prompts` (lists of messages, or texts), `completions` (texts), `reference`
+    and `place`, and all other `columns` of the rows (None where a row does not have it).
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--rewards {file}: no such file")
+    module_spec = importlib.util.spec_from_file_location(f"rewards_of_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        line = _line_in(error, path)
+        raise UserError(f"--rewards {path}{line}: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"--rewards {file}: no function {name} in it; name one as {file}:name")
+
+    def call(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
+        given = {column: [(prompt.row or {}).get(column) for prompt in prompts] for column in sorted(columns)}
+        given["prompts"] = [prompt.messages if prompt.is_chat else prompt.question for prompt in prompts]
+        given["completions"] = list(answers)
+        given |= {"reference": [p.reference for p in prompts], "place": [p.place for p in prompts]}
+        return function(**given)
+
+    return call
+
+
+def _line_in(error: Exception, path: Path) -> str:
+    """``:line`` of `path` where `error` came from."""
+    if isinstance(error, SyntaxError):
+        return f":{error.lineno}"
+    trace, line = error.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = f":{trace.tb_lineno}"
+        trace = trace.tb_next
+    return line
