@@ -3,6 +3,7 @@
 import json
 import random
 from itertools import chain
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hf_recipes.data.pretraining import document_stream, streamed_blocks, tokeni
 from hf_recipes.data.pretraining.corpora import find_corpora, open_reader
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 from hf_recipes.data.pretraining.document_stream import Cursor, read_chunks
-from hf_recipes.data.pretraining.packing import MODES, Block, Blocking, example
+from hf_recipes.data.pretraining.packing import Block, Blocking, Mode, example
 from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
 from hf_recipes.data.pretraining.stored_blocks import StoredBlocks, permuted
 from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
@@ -129,7 +130,7 @@ def test_what_the_model_takes():
     assert middle["position_ids"].tolist() == [0, 1, 2, 0] and middle["labels"].tolist() == [-100, 6, 7, -100]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", get_args(Mode))
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_stream_has_the_blocks_of_the_shards(shards, readers, encoder, mode, drop_last):
     blocking = Blocking(SIZE, mode, drop_last)
