@@ -3,6 +3,7 @@
 import ast
 import configparser
 import graphlib
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,15 @@ def test_imports_run_one_way_and_in_no_circle():
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
         raise AssertionError(f"a circle of imports: {' -> '.join(error.args[1])}") from None
+
+
+def test_what_contributing_names_is_there():
+    text = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`((?:hf_recipes|tests|configs|\w+)/[\w./]*)`", text))
+    missing = [name for name in names if not ((ROOT / name).exists() or (PACKAGE / name).exists())]
+    assert len(names) > 20 and not missing
+    rooms = [room for row in re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE) for room in re.findall(r"`(\w+)`", row)]
+    assert sorted(rooms) == sorted(ROOMS)
 
 
 def test_a_folder_can_be_taken_in_at_a_glance():
