@@ -10,6 +10,8 @@ footer { display: none !important; }
 #language { flex: none; width: auto; min-width: 0 !important; }
 #notes { color: var(--body-text-color-subdued); font-size: var(--text-sm); min-height: 1.5em; }
 #notes * { padding: 0 !important; }
+#notes .wrap { min-height: 1.5em; }
+#notes .progress-text { transform: none; }
 #buttons { gap: 8px; }
 #buttons button { min-width: 72px; }
 .chat { height: max(320px, calc(100dvh - 300px)) !important; }

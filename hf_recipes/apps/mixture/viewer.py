@@ -109,8 +109,8 @@ def show_plan(texts: Texts, sizes: pd.Series, shares: pd.Series, budget: float, 
         horizontal=True,
         stack=False,
         sort=False,
-        x_label=texts("share %"),
-        y_label="",
+        x_label="",
+        y_label=texts("share %"),
     )
     rest = 1 - shares.sum()
     st.metric(texts("left" if rest > -1e-9 else "over"), f"{abs(rest):.2%}")

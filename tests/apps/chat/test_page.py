@@ -176,6 +176,9 @@ def test_people_wait_in_line_and_see_nothing_of_each_other(browser, other, addre
     other.type("#question textarea", "乙的问题")
     other.click("#send")
     other.wait_for("queue: 1/1")
+    wrap = "document.querySelector('#notes .wrap').getBoundingClientRect()"
+    seen = f"(box => box.height > 15 && box.bottom <= {wrap}.bottom + 1)"  # not cut off
+    other.wait_for(script=f"{seen}(document.querySelector('#notes .progress-text').getBoundingClientRect())")
     other.wait_for("written.")
     assert "甲的秘密" in browser.text and "乙的问题" not in browser.text
     assert "乙的问题" in other.text and "甲的秘密" not in other.text
