@@ -57,7 +57,6 @@ CASES: dict[str, tuple[str, dict]] = {
     "sft nll": ("sft", {}),
     "sft dft": ("sft", {"loss_type": "dft"}),
     "sft label smoothing": ("sft", {"label_smoothing_factor": 0.1}),
-    "sft without a CPU's head": ("sft", {"lean": False}),
     "pretrain": ("pretrain", {}),
     "reward": ("reward", {}),
     "reward centred": ("reward", {"center_rewards_coefficient": 0.1}),
@@ -93,8 +92,6 @@ ARGUMENTS |= {"grpo": GRPOArguments, "rloo": GRPOArguments, "pretrain": Pretrain
 
 def build(case: str, folder: Path, batch: int, accumulation: int):
     stage, settings = CASES[case]
-    settings, lean = dict(settings), settings.get("lean", True)
-    settings.pop("lean", None)
     defaults = {"report_to": "none", "bf16": False, "learning_rate": 0.05, "save_strategy": "no", "logging_steps": 1}
     defaults |= {"optim": "sgd", "max_grad_norm": 0.0, "num_train_epochs": 1, "per_device_train_batch_size": batch}
     defaults |= {"gradient_accumulation_steps": accumulation, "lr_scheduler_type": "constant", "warmup_steps": 0}
@@ -117,9 +114,7 @@ def build(case: str, folder: Path, batch: int, accumulation: int):
 
     if stage == "sft":
         train, _, _ = sft.prepare_data(DataArguments(train_file=file(CONVERSATIONS)), args, tokenizer)
-        trainer = sft.build_trainer(model(), args, train, None, tokenizer)
-        trainer._lean = trainer._lean and lean
-        return trainer
+        return sft.build_trainer(model(), args, train, None, tokenizer)
     if stage == "pretrain":
         data = SourceArguments(train_file=file(TEXTS), cache_dir=str(folder / f"cache{rank}"))
         mixture, ledger = prepare_mixture(data, args, tokenizer)

@@ -40,10 +40,6 @@ class PairTrainer(Referred, DPOTrainer):
     columns = tuple(f"{side}_{name}" for side in SIDES for name in ("ids", "labels"))
     columns += ("ref_chosen_logps", "ref_rejected_logps")
 
-    @property
-    def _is_lean(self):
-        return super()._is_lean and self.args.ld_alpha is None and not self.args.use_weighting
-
     def summed(self, log_probs, learned):
         if self.args.ld_alpha is None:
             return log_probs.sum(1)
@@ -84,7 +80,7 @@ class PairTrainer(Referred, DPOTrainer):
         return self.finish_loss(pairs, inputs, outputs, num_items_in_batch)
 
     def _pairs(self, model, inputs):
-        """The pairs of a batch, and what TRL's head told of them, if it did."""
+        """The pairs of a batch, and what TRL's head told of them."""
         if self.precompute_ref_logps:
             reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:

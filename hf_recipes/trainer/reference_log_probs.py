@@ -9,7 +9,8 @@ from accelerate.utils import is_peft_model
 from trl.models.utils import disable_gradient_checkpointing
 
 from hf_recipes.data.chat.encoder import IGNORED
-from hf_recipes.models.inference.forward import evaluating, supervised_losses
+from hf_recipes.models.inference.forward import evaluating
+from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
 from hf_recipes.trainer.preference_losses import Pairs, Rated
 from hf_recipes.trainer.reference import as_reference, settle_reference
 from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows
@@ -18,8 +19,7 @@ from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows
 class Referred(NumberedRows):
     """What the trainers of DPO and KTO share: log-probabilities of the policy and of the reference.
 
-    The reference is computed before the policy, whose activations then have the memory to themselves. On a CPU the
-    logits are made only where a token is learned; TRL's fused head is made for Triton.
+    The reference is computed before the policy, whose activations then have the memory to themselves.
 
     Args:
         goes_on: the model's adapter was trained before; see `settle_reference`.
@@ -31,7 +31,15 @@ class Referred(NumberedRows):
         self._goes_on = goes_on
         self._evaluated: list[torch.Tensor] = []
         super().__init__(*args, **kwargs)
-        settle_reference(self.model, goes_on)
+        self._prepare_models()
+
+    def _prepare_models(self) -> None:
+        settle_reference(self.model, self._goes_on)
+        if self.args.use_cpu:
+            more = ("log_sum_sq_probs",) if getattr(self.args, "use_weighting", False) else ()
+            add_cpu_lm_head(self.model, ("log_probs", "entropy", "mean_logits", "is_top1", *more))
+            if self.ref_model is not None:
+                add_cpu_lm_head(self.ref_model)
 
     def _prepare_dataset(self, dataset, *args):
         return dataset
@@ -42,24 +50,19 @@ class Referred(NumberedRows):
         return super()._prepare_input(data)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        settle_reference(self.model, self._goes_on)
+        self._prepare_models()
         # TRL keeps them in a file whose name has to tell all that they depend on.
         how = (getattr(self.args, "ld_alpha", None), self.args.bf16, self.args.fp16)
         self._precompute_model_hash = f"{self._precompute_model_hash} {how}"
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
-    @property
-    def _is_lean(self) -> bool:
-        return self.args.use_cpu and not self.aux_loss_enabled
-
     def log_probs(self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], prefix: str = "", **kwargs: Any):
-        """Log-probability of each row's learned tokens in nats, (B,), and what TRL's head told of them, if it did."""
+        """Log-probability of each row's learned tokens in nats, (B,), and what TRL's head told of them."""
         ids, mask, learned = (inputs[prefix + name] for name in ("input_ids", "attention_mask", "completion_mask"))
         labels = ids.masked_fill(learned == 0, IGNORED)
-        found = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        if self._is_lean:
-            return -supervised_losses(model, found)[0], None
-        outputs = model(**found, **kwargs, use_cache=False, fused_lm_head=True)
+        outputs = model(
+            input_ids=ids, attention_mask=mask, labels=labels, **kwargs, use_cache=False, fused_lm_head=True
+        )
         return self.summed(outputs.log_probs, learned[:, 1:]), outputs
 
     def summed(self, log_probs: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,6 @@ WAYS = {
     "all weights, asked before": {"model": {"use_lora": False}, "precompute_ref_log_probs": True},
     "QLoRA": {"model": {"load_in_4bit": True}},
     "bfloat16": {"bf16": True},
-    "TRL's head": {"ld_alpha": 1.0},
 }
 
 
