@@ -43,7 +43,6 @@ CASES: dict[str, tuple[str, dict]] = {
     "sft nll": ("sft", {}),
     "sft dft": ("sft", {"loss_type": "dft"}),
     "sft label smoothing": ("sft", {"label_smoothing_factor": 0.1}),
-    "sft without a CPU's head": ("sft", {"lean": False}),
     "pretrain": ("pretrain", {}),
     "reward": ("reward", {}),
     "reward centred": ("reward", {"center_rewards_coefficient": 0.1}),
@@ -79,8 +78,6 @@ ROWS = {"sft": CONVERSATIONS, "pretrain": TEXTS, "kto": RATED}  # the others hav
 
 def build(case: str, folder: Path, batch: int, accumulation: int):
     name, settings = CASES[case]
-    settings, lean = dict(settings), settings.get("lean", True)
-    settings.pop("lean", None)
     defaults = {"report_to": "none", "bf16": False, "learning_rate": 0.05, "save_strategy": "no", "logging_steps": 1}
     defaults |= {"optim": "sgd", "max_grad_norm": 0.0, "num_train_epochs": 1, "per_device_train_batch_size": batch}
     defaults |= {"gradient_accumulation_steps": accumulation, "lr_scheduler_type": "constant", "warmup_steps": 0}
@@ -116,10 +113,7 @@ def build(case: str, folder: Path, batch: int, accumulation: int):
                 weight += 0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     if name in ("grpo", "rloo"):
         rows.stop_ids = list(range(300))  # half of the vocabulary, so that answers have many lengths
-    trainer = stage.trainer(context, rows, policy, {}, **reference)
-    if name == "sft":
-        trainer._lean = trainer._lean and lean
-    return trainer
+    return stage.trainer(context, rows, policy, {}, **reference)
 
 
 def learned(case: str, folder: Path, batch: int, accumulation: int) -> tuple[list[float], torch.Tensor]:

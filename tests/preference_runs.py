@@ -1,5 +1,7 @@
 """Trainers of DPO and KTO on a dozen rows, built as the scripts build them."""
 
+import torch
+
 from conftest import write_jsonl
 from hf_recipes.data.arguments import DataArguments, UnpairedArguments
 from hf_recipes.models.tokenizer import load_tokenizer
@@ -44,3 +46,12 @@ def make_kto(model_dir, tmp_path, rows=ANSWERS, model=(), data=(), template=None
     """KTO's trainer, training rows and ledger of a run on `rows`."""
     stage = UnpairedArguments, KTOArguments, prepare_rated, build_rated_trainer
     return _make(*stage, rows, model_dir, tmp_path, model, data, template, settings)
+
+
+def stirred(trainer):
+    """The trainer, with a policy that is not the reference."""
+    torch.manual_seed(1)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    return trainer

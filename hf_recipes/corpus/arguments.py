@@ -28,7 +28,7 @@ class CorpusArguments(ExecutorArguments):
     simplify: bool = setting("Traditional → Simplified Chinese.", False)
     min_chars: NonNegativeInt | None = setting("Drop documents of fewer characters.")
     max_chars: PositiveInt | None = setting("Drop documents of more characters.")
-    quality: bool = setting("Drop what the rules of hf_recipes/data/cleaning.py say is no good Chinese prose.", False)
+    quality: bool = setting("Drop what the rules of hf_recipes/corpus/cleaning.py say is no good Chinese prose.", False)
     min_chinese: Share = setting("With --quality: the least share of Chinese characters.", MIN_CHINESE)
     exact_dedup: bool = setting("Drop documents that repeat an earlier one.", False)
     near_dedup: bool = setting("Drop documents that are nearly an earlier one (MinHash).", False)

@@ -1,7 +1,6 @@
 """DPO and KTO: TRL's trainers over our pairs and rows, losses, references and checkpoints."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -24,27 +23,36 @@ from hf_recipes.run.arguments import SORTING_LOSSES, DPOArguments, KTOArguments
 from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.trainer.preference_losses import Pairs, Rated, pair_losses, rated_losses
+from hf_recipes.trainer.preference_losses import sorted_losses
 from hf_recipes.trainer.reference_log_probs import Referred
 from hf_recipes.trainer.row_mean_loss import FILLER, MIXED, PairCollator, RatedCollator, side_lengths
+
+COMPARING_LOSSES = ("sft", *SORTING_LOSSES)
+PAIR_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+PAIR_METRICS += ("logps/chosen", "logps/rejected")
+ROW_METRICS = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
 
 
 class PairTrainer(Referred, DPOTrainer):
     """TRL's `DPOTrainer` on pairs that are already ids and labels of both sides.
 
     The loss of an update is the mean over all its pairs, and so are the rewards that are logged with it; those of an
-    evaluation are over all its pairs. Losses that compare pairs with each other (see `pair_losses`) do so over the
-    update; where those sort and it has several batches, this takes a second forward pass.
+    evaluation are over all its pairs. Losses that sort pairs (aot, aot_unpaired) or are a mean over tokens (sft)
+    compare all pairs of the update; where those sort and it has several batches, this takes a second forward pass.
     """
 
-    rows = Pairs
-    _update: tuple[Pairs, torch.Tensor] | None = None  # all its pairs and their `row`, where a loss compares them
     columns = tuple(f"{side}_{name}" for side in SIDES for name in ("ids", "labels"))
     columns += ("ref_chosen_logps", "ref_rejected_logps")
+    # Where losses compare the pairs of an update: its pairs as `_compared` has them, and their `row`.
+    _update: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    @property
-    def _is_lean(self):
-        return super()._is_lean and self.args.ld_alpha is None and not self.args.use_weighting
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        losses = list(zip(self.loss_types, self.loss_weights, strict=True))
+        self._comparing = [(name, weight) for name, weight in losses if name in COMPARING_LOSSES]
+        self._sorts = any(name in SORTING_LOSSES for name, _ in self._comparing)
+        self.loss_types = [name for name, _ in losses if name not in COMPARING_LOSSES]
+        self.loss_weights = [weight for name, weight in losses if name not in COMPARING_LOSSES]
 
     def summed(self, log_probs, learned):
         if self.args.ld_alpha is None:
@@ -56,55 +64,72 @@ class PairTrainer(Referred, DPOTrainer):
     def compute_ref_log_probs(self, model, inputs):
         return self.reference_log_probs(inputs, model=model).chunk(2)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        compares = {"sft", *SORTING_LOSSES} & set(self.args.loss_type)
-        several = len(batches) * self.args.world_size > 1
-        self._update = self._pairs_of_update(batches) if compares and several else None
-        return batches, count
+    def _with_reference(self, inputs):
+        if "ref_chosen_logps" in inputs:
+            return inputs
+        chosen, rejected = self.reference_log_probs(inputs).chunk(2)
+        return {**inputs, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
 
-    @torch.no_grad()
-    def _pairs_of_update(self, batches) -> tuple[Pairs, torch.Tensor]:
-        """The pairs of `batches` of all processes; without losses that sort, nothing but their tokens is filled in."""
-        self.model.eval()  # training_step sets it back
-        numbers, values = [], []
+    def get_batch_samples(self, *args):
+        self._update = None
+        return super().get_batch_samples(*args)
+
+    def look_ahead(self, batches):
+        alone = isinstance(batches, list) and len(batches) * self.args.world_size == 1
+        if not self._comparing or alone:
+            return
+        pairs, rows = [], []
         for inputs in map(self._prepare_inputs, batches):
-            if set(SORTING_LOSSES) & set(self.args.loss_type):
-                with self.compute_loss_context_manager():
-                    pairs = self._pairs(self.model, inputs)[0].stacked()
-            else:
-                tokens = inputs["completion_mask"][:, 1:].sum(1).float().view(2, -1)
-                pairs = torch.zeros(tokens.shape[1], len(fields(Pairs)), device=tokens.device)
-                pairs[:, 4:6] = tokens.T
-            numbers.append(inputs["row"])
-            values.append(pairs)
-        numbers, values = (self.accelerator.gather(torch.cat(parts)) for parts in (numbers, values))
-        return Pairs.unstacked(values[numbers != FILLER]), numbers[numbers != FILLER]
+            if self._sorts:
+                inputs = self._with_reference(inputs)
+                policy = self.log_probs(self.model, inputs)
+            else:  # tokens are all that count
+                policy = torch.zeros(2 * len(inputs["row"]), device=self.args.device)
+                inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = policy.chunk(2)
+            pairs.append(self._compared(policy, inputs))
+            rows.append(inputs["row"])
+        pairs, rows = (self.accelerator.gather(torch.cat(parts)) for parts in (pairs, rows))
+        self._update = pairs[rows != FILLER], rows[rows != FILLER]
+
+    def _compared(self, policy: torch.Tensor, inputs) -> torch.Tensor:
+        """What losses that compare know of each pair, (B, 5): as of `sorted_losses`, and tokens of the chosen side."""
+        tokens = inputs["completion_mask"][:, 1:].sum(1).chunk(2)[0].float()
+        return torch.stack([*policy.chunk(2), inputs["ref_chosen_logps"], inputs["ref_rejected_logps"], tokens], 1)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        pairs, outputs = self._pairs(model, inputs)
-        return self.finish_loss(pairs, inputs, outputs, num_items_in_batch)
+        batch, rows = self.real_rows(inputs)
+        batch = self._with_reference(batch)
+        outputs = []
 
-    def _pairs(self, model, inputs):
-        """The pairs of a batch, and what TRL's head told of them, if it did."""
-        if self.precompute_ref_logps:
-            reference = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        else:
-            reference = self.reference_log_probs(inputs).chunk(2)
-        policy, outputs = self.policy_log_probs(model, inputs)
-        tokens = inputs["completion_mask"][:, 1:].sum(1)
-        weight = torch.ones_like(policy)
-        if self.args.use_weighting:  # WPO (arXiv 2406.11827), equation 2
-            learned = inputs["completion_mask"][:, 1:]
-            aligned = ((outputs.log_probs - outputs.log_sum_sq_probs) * learned).sum(1).detach()
-            weight = (aligned / tokens.clamp(min=1)).exp()
-        return Pairs(*policy.chunk(2), *reference, *tokens.chunk(2), weight.view(2, -1).prod(0)), outputs
+        def recorded(**kwargs):
+            outputs.append(model(**kwargs))
+            return outputs[0]
 
-    def losses(self, rows, numbers=None):
-        if numbers is None or self._update is None or not self.model.training:
-            return pair_losses(rows, self.args)
-        update, all_numbers = self._update
-        return pair_losses(rows, self.args, update, (all_numbers == numbers[:, None]).int().argmax(1))
+        loss, means = self.upstream_loss(recorded, batch)
+        self.note_means(means, dict.fromkeys(PAIR_METRICS, len(rows)))
+        losses = loss + self._comparing_losses(outputs[0], batch)
+        return self.finish_loss(losses[: len(rows)], num_items_in_batch)
+
+    def _comparing_losses(self, outputs, batch) -> torch.Tensor:
+        """The weighted sum of the losses that compare pairs, of each pair, (B,)."""
+        learned = batch["completion_mask"][:, 1:]
+        pairs = self._compared(self.summed(outputs.log_probs, learned), batch)
+        update, index = pairs.detach(), torch.arange(len(pairs), device=pairs.device)
+        if self._update is not None:
+            update, numbers = self._update
+            index = (numbers == batch["row"][:, None]).int().argmax(1)
+        total = torch.zeros_like(pairs[:, 0])
+        for name, weight in self._comparing:
+            if name == "sft":
+                each = -outputs.log_probs.chunk(2)[0].sum(1) / update[:, 4].mean().clamp(min=1 / len(update))
+                if self.args.use_weighting:  # WPO (arXiv 2406.11827), equation 2
+                    aligned = ((outputs.log_probs.detach() - outputs.log_sum_sq_probs) * learned).sum(1)
+                    each = each * (aligned / learned.sum(1).clamp(min=1)).exp().view(2, -1).prod(0)
+            else:
+                how = (self.args.beta, self.args.label_smoothing)
+                each = sorted_losses(name, pairs[:, :4], update[:, :4], index, *how)
+            total = total + weight * each
+        return total
 
 
 class RatedTrainer(Referred, KTOTrainer):
@@ -115,53 +140,47 @@ class RatedTrainer(Referred, KTOTrainer):
     batch by itself.
     """
 
-    rows = Rated
     columns = ("input_ids", "labels", "prompt_length", f"{MIXED}input_ids", f"{MIXED}labels", f"{MIXED}prompt_length")
     columns += ("label", "ref_logps", f"ref_{MIXED}logps")
-    _divergence: torch.Tensor | float = 0.0  # of the update
+    _divergence: torch.Tensor | None = None  # of the update, or of the evaluation
 
     def compute_ref_log_probs(self, model, inputs):
         mixed = self.reference_log_probs(inputs, MIXED, model) if self.calculate_KL else None
         return self.reference_log_probs(inputs, model=model), mixed
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.calculate_KL and batches:
-            self.model.eval()  # training_step sets it back
-            with self.compute_loss_context_manager():
-                found = [self._mismatched(batch)[batch["row"] != FILLER].sum() for batch in batches]
-            total = self.accelerator.reduce(torch.stack(found).sum(), "sum")
-            self._divergence = (total / count).clamp(min=0)
-        return batches, count
+    def look_ahead(self, batches):
+        if not self.calculate_KL:
+            return
+        parts = []
+        for inputs in map(self._prepare_inputs, batches):
+            values = self._mismatched(inputs)[inputs["row"] != FILLER]
+            parts.append(torch.stack([values.sum(), values.new_tensor(len(values))]))
+        total, count = self.accelerator.reduce(sum(parts), "sum")
+        self._divergence = (total / count.clamp(min=1)).clamp(min=0)
 
+    @torch.no_grad()
     def _mismatched(self, inputs) -> torch.Tensor:
         """Log-probability of another row's answer less that of the reference, (B,)."""
-        inputs = self._prepare_inputs(inputs)
         known = inputs.get(f"ref_{MIXED}logps")
         reference = self.reference_log_probs(inputs, MIXED) if known is None else known
-        with torch.no_grad():
-            return self.log_probs(self.model, inputs, MIXED)[0] - reference
+        return self.log_probs(self.model, inputs, MIXED) - reference
+
+    def _compute_kl_logps(self, model, batch):
+        return self._divergence  # of which TRL takes the reference's mean, that is 0 in `compute_loss`
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        reference = inputs["ref_logps"] if self.precompute_ref_logps else self.reference_log_probs(inputs)
-        evaluated = self.calculate_KL and not self.model.training
-        mismatched = self._mismatched(inputs) if evaluated else torch.zeros_like(reference)
-        policy, outputs = self.policy_log_probs(model, inputs)
-        rated = Rated(policy, reference, inputs["label"], mismatched)
-        return self.finish_loss(rated, inputs, outputs, num_items_in_batch)
+        batch, rows = self.real_rows(inputs)
+        if "ref_logps" not in batch:
+            batch["ref_logps"] = self.reference_log_probs(batch)
+        batch[f"ref_{MIXED}logps"] = torch.zeros_like(batch["ref_logps"])
+        loss, means = self.upstream_loss(model, batch)
+        good = int(batch["label"][: len(rows)].sum())
+        counts = {name: good if name.endswith("chosen") else len(rows) - good for name in ROW_METRICS}
+        self.note_means(means, counts | ({"kl": len(rows)} if self.calculate_KL else {}))
+        return self.finish_loss(loss.expand(len(rows)), num_items_in_batch)
 
-    def losses(self, rows, numbers=None):
-        return rated_losses(rows, self._divergence if self.model.training else rows.divergence(), self.args)
-
-    def also_noted(self, rows):
-        return {"kl": self._divergence.expand(len(rows))} if self.calculate_KL else {}
-
-    def noted(self):
-        return _with_margin(super().noted())
-
-    def summarise(self, rows):
-        kl = {"kl": rows.divergence().item()} if self.calculate_KL else {}
-        return _with_margin(super().summarise(rows)) | kl
+    def noted(self, mode):
+        return _with_margin(super().noted(mode))
 
 
 def _with_margin(found: dict[str, float]) -> dict[str, float]:

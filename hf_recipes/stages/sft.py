@@ -17,6 +17,7 @@ from hf_recipes.run.arguments import SFTArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations, prompts_of
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
+from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
 
 
 class PackCollator(DataCollatorForLanguageModeling):
@@ -39,18 +40,17 @@ class PackCollator(DataCollatorForLanguageModeling):
 class Trainer(RunMixin, SFTTrainer):
     """TRL's trainer on rows that are already `input_ids` and `labels`.
 
-    On a CPU the training loss is `supervised_losses`; TRL's fused head is made for Triton and takes two to three times
-    as long there. The evaluation loss is the mean over all labelled tokens of the set, whatever the batches were.
+    The evaluation loss is the mean over all labelled tokens of the set, whatever the batches were.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.aux_loss_enabled:  # TRL's `compute_loss` asks for them itself; generation fails with them
             self.model.config.get_text_config().output_router_logits = False
-        # compute_loss below divides by num_items_in_batch for every architecture.
+        # TRL's compute_loss divides by num_items_in_batch for every architecture.
         self.model_accepts_loss_kwargs = True
-        self._lean = self.args.use_cpu and self.args.loss_type == "nll" and not self.args.label_smoothing_factor
-        self._lean = self._lean and not self.aux_loss_enabled
+        if self.args.use_cpu:
+            add_cpu_lm_head(self.model, ("log_probs", "entropy", "is_top1"))
         self._eval_sums: list = []
         # Evaluation rows stay rows (never flattened into one), so that each is counted once over several processes.
         self._eval_collator = DataCollatorForLanguageModeling(self.processing_class.pad_token_id)
@@ -60,17 +60,6 @@ class Trainer(RunMixin, SFTTrainer):
                 return_position_ids=True,
                 pad_to_multiple_of=self.args.pad_to_multiple_of,
             )
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not self._lean or return_outputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        losses, counts, hits = (part.sum() for part in supervised_losses(model, inputs))
-        self._metrics["train"]["mean_token_accuracy"].append((hits / counts.clamp(min=1)).item())
-        if num_items_in_batch is None:
-            return losses / counts.clamp(min=1)
-        loss = losses / num_items_in_batch
-        # num_items_in_batch counts every process's tokens, and DDP averages the gradients.
-        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
 
     def get_eval_dataloader(self, eval_dataset=None):
         collator, self.data_collator = self.data_collator, self._eval_collator

@@ -7,8 +7,6 @@
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -37,18 +35,3 @@ def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:
             twin.data = weight.data.clone()
             twin.requires_grad_(False)
     model.save_pretrained = partial(model.save_pretrained, selected_adapters=adapters)
-
-
-@contextmanager
-def as_reference(model: torch.nn.Module) -> Iterator[None]:
-    """While this lasts, `model` (with an adapter, unwrapped) is as it was when the training began."""
-    if REFERENCE not in model.peft_config:
-        with model.disable_adapter():
-            yield
-        return
-    policy = model.active_adapter
-    model.set_adapter(REFERENCE, inference_mode=True)
-    try:
-        yield
-    finally:
-        model.set_adapter(policy)

@@ -11,20 +11,10 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.arguments import UnpairedArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.run.arguments import DPOArguments, KTOArguments
-from hf_recipes.trainer.preference_losses import pair_losses, rated_losses
 from hf_recipes.trainer.row_mean_loss import FILLER, PairCollator, RatedCollator
-from preference_runs import ANSWERS, PAIRS, make_kto, make_pairs
+from preference_runs import ANSWERS, PAIRS, make_kto, make_pairs, stirred
 
 MAKE = {"dpo": make_pairs, "kto": make_kto}
-
-
-def stirred(trainer):
-    """The trainer, with a policy that is not the reference."""
-    torch.manual_seed(1)
-    for name, weight in trainer.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
-    return trainer
 
 
 def batch_of(trainer, rows, fillers: int = 0):
@@ -100,18 +90,15 @@ def test_the_loss_is_the_mean_over_real_rows(model_dir, tmp_path, stage):
 
 
 @pytest.mark.parametrize("stage", MAKE)
-def test_what_is_logged_and_evaluated_are_means_over_all_rows(model_dir, tmp_path, monkeypatch, stage):
+def test_what_is_logged_and_evaluated_are_means_over_all_rows(model_dir, tmp_path, stage):
     """Twelve rows in batches of five, five and two; the policy stays as it is."""
     found = {}
+    loss_type = ["sigmoid", "aot", "sft"] if stage == "dpo" else "kto"
     for size in (2, 5, 12):
         settings = {"per_device_train_batch_size": 5, "per_device_eval_batch_size": size, "num_train_epochs": 1}
-        trainer, _, _ = MAKE[stage](model_dir, tmp_path, learning_rate=0.0, logging_steps=99, **settings)
+        settings |= {"learning_rate": 0.0, "logging_steps": 99, "loss_type": loss_type}
+        trainer, _, _ = MAKE[stage](model_dir, tmp_path, **settings)
         stirred(trainer).eval_dataset = trainer.train_dataset
-        with torch.no_grad(), monkeypatch.context() as alone:
-            alone.setattr(trainer.accelerator, "gather_for_metrics", lambda rows: rows)  # there is no data loader
-            trainer.model.eval()
-            trainer.compute_loss(trainer.model, batch_of(trainer, range(12)))
-        [rows] = trainer._evaluated
         found[size] = trainer.evaluate()
         trainer.train()
         logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
@@ -121,15 +108,20 @@ def test_what_is_logged_and_evaluated_are_means_over_all_rows(model_dir, tmp_pat
         for name in names - {"kl"}:
             assert logged[name] == pytest.approx(found[size][f"eval_{name}"], abs=1e-4), name
             assert found[size][f"eval_{name}"] == pytest.approx(found[2][f"eval_{name}"], abs=1e-4)
-        assert found[size]["eval_loss"] == pytest.approx(found[2]["eval_loss"], abs=1e-6)
-    whole = trainer.rows.unstacked(rows)
-    if stage == "dpo":
-        expected = pair_losses(whole, trainer.args).mean()
+        assert found[size]["eval_loss"] == pytest.approx(found[2]["eval_loss"], abs=1e-5)
+    batch = batch_of(trainer, range(12))
+    ahead = trainer.log_probs(trainer.model.eval(), batch).detach() - trainer.reference_log_probs(batch)
+    if stage == "kto":
+        kl = trainer._mismatched(batch).mean().clamp(min=0)
+        worth = torch.sigmoid(0.1 * torch.where(batch["label"], ahead - kl, kl - ahead))
+        assert found[2]["eval_kl"] == pytest.approx(kl.item(), abs=1e-5)
+        assert found[2]["eval_loss"] == pytest.approx(1 - worth.mean().item(), abs=1e-5)
+        chosen, rejected = ahead[batch["label"]], ahead[~batch["label"]]
     else:
-        expected = rated_losses(whole, whole.mismatched.mean().clamp(min=0), trainer.args).mean()
-    assert found[2]["eval_loss"] == pytest.approx(expected.item(), abs=1e-5)
-    margins = whole.rewards(0.1)
-    margin = margins["rewards/chosen"].mean() - margins["rewards/rejected"].mean()
+        chosen, rejected = ahead.chunk(2)
+    for name, value in (("chosen", chosen.mean()), ("rejected", rejected.mean())):
+        assert found[2][f"eval_rewards/{name}"] == pytest.approx(0.1 * value.item(), abs=1e-5)
+    margin = 0.1 * (chosen.mean() - rejected.mean())
     assert found[2]["eval_rewards/margins"] == pytest.approx(margin.item(), abs=1e-5)
 
 
@@ -166,7 +158,7 @@ def test_the_reference_has_no_dropout(model_dir, tmp_path, stage):
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.5
     trainer.model.train()
-    assert not torch.allclose(trainer.policy_log_probs(trainer.model, batch)[0], expected)
+    assert not torch.allclose(trainer.log_probs(trainer.model, batch), expected)
     assert torch.equal(trainer.reference_log_probs(batch), expected) and trainer.model.training
 
 

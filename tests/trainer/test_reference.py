@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import same, weights
-from hf_recipes.trainer.reference import REFERENCE, as_reference
+from hf_recipes.trainer.reference import REFERENCE
 from preference_runs import make_kto, make_pairs
 
 MAKE = {"dpo": make_pairs, "kto": make_kto}
@@ -41,9 +41,6 @@ def test_of_a_new_adapter_it_is_the_base(model_dir, tmp_path, stage):
     with model.disable_adapter(), torch.no_grad():
         base = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     learn(trainer)
-    with as_reference(model), torch.no_grad():
-        found = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    assert torch.equal(base, found)
     log_probs = base[:, :-1].log_softmax(-1).gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
     expected = (log_probs * batch["completion_mask"][:, 1:]).sum(1)
     assert trainer.reference_log_probs(batch).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
@@ -80,7 +77,6 @@ WAYS = {
     "all weights, asked before": {"model": {"use_lora": False}, "precompute_ref_log_probs": True},
     "QLoRA": {"model": {"load_in_4bit": True}},
     "bfloat16": {"bf16": True},
-    "TRL's head": {"ld_alpha": 1.0},
 }
 
 
