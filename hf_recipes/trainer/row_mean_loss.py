@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from trl.trainer.reward_trainer import DataCollatorForPreference
+from trl.trainer.utils import pad
 
 from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.data.schemas.registry import SIDES
@@ -16,29 +18,17 @@ FILLER = -1  # the `row` of a row that is in no loss
 MIXED = "KL_"  # what TRL puts before the names of a prompt with another row's answer
 
 
-class Padding:
-    """Lists of any lengths as one tensor, filled up on the right to a multiple of `multiple`."""
-
-    def __init__(self, multiple: int | None = None):
-        self.multiple = multiple or 1
-
-    def __call__(self, rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-        """int64 (B, T)."""
-        length = -(-max(map(len, rows)) // self.multiple) * self.multiple
-        padded = torch.full((len(rows), length), value)
-        for index, row in enumerate(rows):
-            padded[index, : len(row)] = torch.as_tensor(row)
-        return padded
-
-    def masks(self, ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]] | None) -> dict[str, torch.Tensor]:
-        """int64 (B, T): `attention_mask`, and with `labels` also `completion_mask`, 1 where a token is learned."""
-        masks = {"attention_mask": self([[1] * len(row) for row in ids], 0)}
-        if labels is not None:
-            masks["completion_mask"] = self([[int(label != IGNORED) for label in row] for row in labels], 0)
-        return masks
+def padded(rows: Sequence[Sequence[int]], value: int, multiple: int | None) -> torch.Tensor:
+    """int64 (B, T): `rows` of any lengths, filled up on the right to a multiple of `multiple`."""
+    return pad([torch.as_tensor(row) for row in rows], value, pad_to_multiple_of=multiple)
 
 
-class PairCollator:
+def learned(labels: Sequence[int]) -> list[int]:
+    """1 where a token is learned."""
+    return [int(label != IGNORED) for label in labels]
+
+
+class PairCollator(DataCollatorForPreference):
     """Pairs as a batch, the chosen sides first.
 
     Returns:
@@ -46,15 +36,11 @@ class PairCollator:
         (B,); and `ref_chosen_logps` and `ref_rejected_logps`, float32 (B,), where they were computed before.
     """
 
-    def __init__(self, pad_token_id: int, pad_to_multiple_of: int | None = None):
-        self.pad_token_id, self.pad = pad_token_id, Padding(pad_to_multiple_of)
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        ids = [example[f"{side}_ids"] for side in SIDES for example in examples]
-        labels = None
+    def torch_call(self, examples):
+        batch = super().torch_call(examples)
         if "chosen_labels" in examples[0]:
-            labels = [example[f"{side}_labels"] for side in SIDES for example in examples]
-        batch = {"input_ids": self.pad(ids, self.pad_token_id), **self.pad.masks(ids, labels)}
+            masks = [learned(example[f"{side}_labels"]) for side in SIDES for example in examples]
+            batch["completion_mask"] = padded(masks, 0, self.pad_to_multiple_of)
         before = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in examples[0]]
         return batch | {name: torch.tensor([example[name] for example in examples]) for name in ("row", *before)}
 
@@ -69,7 +55,7 @@ class RatedCollator:
     """
 
     def __init__(self, pad_token_id: int, pad_to_multiple_of: int | None = None, max_length: int | None = None):
-        self.pad_token_id, self.pad, self.max_length = pad_token_id, Padding(pad_to_multiple_of), max_length
+        self.pad_token_id, self.multiple, self.max_length = pad_token_id, pad_to_multiple_of, max_length
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
@@ -87,8 +73,11 @@ class RatedCollator:
         return ids[: self.max_length], labels[: self.max_length]
 
     def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-        ids, labels = zip(*rows, strict=True)
-        return {"input_ids": self.pad(ids, self.pad_token_id), **self.pad.masks(ids, labels)}
+        return {
+            "input_ids": padded([ids for ids, _ in rows], self.pad_token_id, self.multiple),
+            "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0, self.multiple),
+            "completion_mask": padded([learned(labels) for _, labels in rows], 0, self.multiple),
+        }
 
 
 def side_lengths(rows: Dataset) -> np.ndarray:
