@@ -7,7 +7,7 @@ from functools import partial
 
 from hf_recipes.core.settings import run_script
 from hf_recipes.stages.base import RESUME_HINT, run
-from hf_recipes.stages.preference import DPO
+from hf_recipes.stages.dpo import STAGE
 
 if __name__ == "__main__":
-    run_script(partial(run, DPO), RESUME_HINT)
+    run_script(partial(run, STAGE), RESUME_HINT)

@@ -21,7 +21,7 @@ HANGS = 240.0  # seconds after which a run that has not ended is taken to hang
 SERVER = """
 import faulthandler, json, os, runpy, sys, traceback
 import hf_recipes.stages.sft, hf_recipes.stages.pretrain, hf_recipes.stages.reward, hf_recipes.stages.grpo
-import hf_recipes.stages.preference
+import hf_recipes.stages.dpo, hf_recipes.stages.kto
 import deepspeed, bitsandbytes
 
 def child(job, rank):

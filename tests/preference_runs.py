@@ -7,12 +7,8 @@ from hf_recipes.data.arguments import DataArguments, UnpairedArguments
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.run.arguments import DPOArguments, KTOArguments, ModelArguments
 from hf_recipes.run.model import build_model, build_reference
-from hf_recipes.stages.preference import (
-    build_pair_trainer,
-    build_rated_trainer,
-    prepare_pairs,
-    prepare_rated,
-)
+from hf_recipes.stages.dpo import build_pair_trainer, prepare_pairs
+from hf_recipes.stages.kto import build_rated_trainer, prepare_rated
 
 PAIRS = [
     {"prompt": f"标准{i}：", "chosen": "年龄" * (i % 3 + 1), "rejected": "药物，睡眠" * (i % 2 + 1)} for i in range(12)

@@ -19,7 +19,7 @@ from hf_recipes.inspection.stages import Settings
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.data import read_rows, tokenize_rows
 from hf_recipes.stages.grpo import read_prompt_sets
-from hf_recipes.stages.preference import weigh_labels
+from hf_recipes.stages.kto import weigh_labels
 from hf_recipes.stages.pretrain_data import open_corpora, prepare_mixture
 
 

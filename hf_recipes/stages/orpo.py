@@ -18,8 +18,8 @@ from hf_recipes.models.inference.forward import supervised_losses
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import NO_SHIFTED_LABELS, NO_TOKEN_MEAN, RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.stages import dpo
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.stages.preference import DPO
 from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows, PairCollator, side_lengths
 
 
@@ -90,7 +90,7 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
 
 
 def figures(context: Context, data: Data) -> Figures:
-    found = DPO.figures(context, data)
+    found = dpo.STAGE.figures(context, data)
     return replace(found, batch=replace(found.batch, fused_head=False))
 
 
@@ -114,10 +114,10 @@ STAGE = Stage(
     "orpo",
     ORPOArguments,
     forms=("preference",),
-    encoder=DPO.encoder,
+    encoder=dpo.STAGE.encoder,
     figures=figures,
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("orpo", ("pairs", "对数据")),
-    legend=DPO.legend,
+    legend=dpo.STAGE.legend,
 )

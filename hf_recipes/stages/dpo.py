@@ -1,18 +1,18 @@
-"""DPO and KTO: TRL's trainers over our pairs and rows, losses, references and checkpoints."""
+"""DPO: TRL's trainer and losses over our pairs, with means over an update."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOTrainer
 
-from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.arguments import DataArguments, UnpairedArguments
-from hf_recipes.data.chat.preference import PairEncoder, UnpairedEncoder
+from hf_recipes.data.arguments import DataArguments
+from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import Figures, row_lengths, rows_digest
@@ -25,12 +25,16 @@ from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.preference_losses import sorted_losses
 from hf_recipes.trainer.reference_log_probs import Referred
-from hf_recipes.trainer.row_mean_loss import FILLER, MIXED, PairCollator, RatedCollator, side_lengths
+from hf_recipes.trainer.row_mean_loss import FILLER, PairCollator, side_lengths
 
 COMPARING_LOSSES = ("sft", *SORTING_LOSSES)
-PAIR_METRICS = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
-PAIR_METRICS += ("logps/chosen", "logps/rejected")
-ROW_METRICS = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
+
+
+PAIR_METRICS = (
+    *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
+    "logps/chosen",
+    "logps/rejected",
+)
 
 
 class PairTrainer(Referred, DPOTrainer):
@@ -132,62 +136,6 @@ class PairTrainer(Referred, DPOTrainer):
         return total
 
 
-class RatedTrainer(Referred, KTOTrainer):
-    """TRL's `KTOTrainer` on single answers that are already ids and labels.
-
-    The loss of an update is the mean over all its rows. Its KL divergence, from which the loss takes what an answer is
-    worth, is estimated over all rows of the update too, and that of an evaluation over all its rows; TRL's is of each
-    batch by itself.
-    """
-
-    columns = ("input_ids", "labels", "prompt_length", f"{MIXED}input_ids", f"{MIXED}labels", f"{MIXED}prompt_length")
-    columns += ("label", "ref_logps", f"ref_{MIXED}logps")
-    _divergence: torch.Tensor | None = None  # of the update, or of the evaluation
-
-    def compute_ref_log_probs(self, model, inputs):
-        mixed = self.reference_log_probs(inputs, MIXED, model) if self.calculate_KL else None
-        return self.reference_log_probs(inputs, model=model), mixed
-
-    def look_ahead(self, batches):
-        if not self.calculate_KL:
-            return
-        parts = []
-        for inputs in map(self._prepare_inputs, batches):
-            values = self._mismatched(inputs)[inputs["row"] != FILLER]
-            parts.append(torch.stack([values.sum(), values.new_tensor(len(values))]))
-        total, count = self.accelerator.reduce(sum(parts), "sum")
-        self._divergence = (total / count.clamp(min=1)).clamp(min=0)
-
-    @torch.no_grad()
-    def _mismatched(self, inputs) -> torch.Tensor:
-        """Log-probability of another row's answer less that of the reference, (B,)."""
-        known = inputs.get(f"ref_{MIXED}logps")
-        reference = self.reference_log_probs(inputs, MIXED) if known is None else known
-        return self.log_probs(self.model, inputs, MIXED) - reference
-
-    def _compute_kl_logps(self, model, batch):
-        return self._divergence  # of which TRL takes the reference's mean, that is 0 in `compute_loss`
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch, rows = self.real_rows(inputs)
-        if "ref_logps" not in batch:
-            batch["ref_logps"] = self.reference_log_probs(batch)
-        batch[f"ref_{MIXED}logps"] = torch.zeros_like(batch["ref_logps"])
-        loss, means = self.upstream_loss(model, batch)
-        good = int(batch["label"][: len(rows)].sum())
-        counts = {name: good if name.endswith("chosen") else len(rows) - good for name in ROW_METRICS}
-        self.note_means(means, counts | ({"kl": len(rows)} if self.calculate_KL else {}))
-        return self.finish_loss(loss.expand(len(rows)), num_items_in_batch)
-
-    def noted(self, mode):
-        return _with_margin(super().noted(mode))
-
-
-def _with_margin(found: dict[str, float]) -> dict[str, float]:
-    good, bad = (found.get(f"rewards/{side}") for side in SIDES)
-    return found if good is None or bad is None else found | {"rewards/margins": good - bad}
-
-
 Prepared = tuple[Dataset, Dataset | None, dict[str, Ledger]]
 
 
@@ -197,43 +145,6 @@ def prepare_pairs(
     """Pairs as `chosen_ids`, `chosen_labels`, `rejected_ids`, `rejected_labels` and `place`; see `prepare_rows`."""
     encoder = PairEncoder(tokenizer, args.max_length, keep_labels=True)
     return prepare_rows(data, args, lambda name: encoder, form="preference", evaluates=evaluates)
-
-
-def prepare_rated(
-    data: DataArguments, args: KTOArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
-) -> Prepared:
-    """Single answers as `input_ids`, `labels`, `prompt_length`, `label` and `place`; see `prepare_rows`.
-
-    Raises:
-        UserError: as `prepare_rows`, or training rows of which all are good or none is.
-    """
-    encoder = UnpairedEncoder(tokenizer, args.max_length)
-    train, validation, ledgers = prepare_rows(data, args, lambda name: encoder, form="unpaired", evaluates=evaluates)
-    good = sum(train["label"])
-    say(f"{good:,} good answers and {len(train) - good:,} bad ones")
-    if note := weigh_labels(good, len(train) - good, args):
-        say(note)
-    return train, validation, ledgers
-
-
-def weigh_labels(good: int, bad: int, args: KTOArguments) -> str | None:
-    """What would make as many good and bad answers weigh the same; None where they do.
-
-    Raises:
-        UserError: there is none of one kind.
-    """
-    if not good or not bad:
-        which = "bad" if good else "good"
-        raise UserError(
-            f"none of the {good + bad:,} answers is a {which} one; see --label_column and --label_threshold"
-        )
-    balance = args.desirable_weight * good / max(args.undesirable_weight * bad, 1e-9)
-    if 1 <= balance <= 4 / 3:  # arXiv 2402.01306, equation 8
-        return None
-    fair = f"--undesirable_weight {args.desirable_weight * good / bad:.2g}"
-    if good < bad:
-        fair = f"--desirable_weight {args.undesirable_weight * bad / good:.2g}"
-    return f"note: the good ones weigh {balance:.2g} times as much as the bad ones; {fair} makes them equal"
 
 
 def other_evaluations(
@@ -267,32 +178,8 @@ def pair_figures(train: Dataset, args: DPOArguments) -> Figures:
     return Figures(len(train), int(lengths.sum()), learned, longest, batch, digest, **flags)
 
 
-def rated_figures(train: Dataset, args: KTOArguments) -> Figures:
-    """The figures of tokenized single answers."""
-    lengths, learned = row_lengths(train)
-    size = min(args.per_device_train_batch_size, len(train))
-    longest = int(lengths.max())
-    positions = int(learned[np.argsort(lengths, kind="stable")[-size:]].sum())
-    batch = Batch(size, longest, positions, fused_head=not args.use_cpu)
-    digest = rows_digest(train, "input_ids", "labels", "prompt_length", "label")
-    return Figures(len(train), int(lengths.sum()), int(learned.sum()), longest, batch, digest, lengthen="--max_length")
-
-
 def _pair_rows(rows: Dataset) -> Dataset:
     return rows.remove_columns(["fate", "place"]).add_column("row", list(range(len(rows))))
-
-
-def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool, length: str) -> Dataset:
-    """As `_pair_rows`, in this order, and where it `mixes`, each with the row before it, whose answer its prompt gets.
-
-    So the answers of a batch are, but for one, those that its prompts get, whatever the number of processes.
-    """
-    found = [rows.select(order).select_columns(["input_ids", "labels", "prompt_length", "label"])]
-    if mixes:
-        before = rows.select(np.roll(order, 1)).select_columns(["input_ids", "labels", "prompt_length"])
-        found.append(before.rename_columns({name: MIXED + name for name in before.column_names}))
-    numbered = concatenate_datasets(found, axis=1).add_column("row", order.tolist())
-    return numbered.add_column(length, row_lengths(numbered)[0].tolist())
 
 
 def build_pair_trainer(
@@ -332,40 +219,9 @@ def build_pair_trainer(
     return trainer
 
 
-def build_rated_trainer(
-    model: PreTrainedModel,
-    args: KTOArguments,
-    train: Dataset,
-    validation: Dataset | None,
-    tokenizer: PreTrainedTokenizerBase,
-    methods: Mapping[str, Method] | None = None,
-    *,
-    reference: PreTrainedModel | None = None,
-    goes_on: bool = False,
-) -> RatedTrainer:
-    """KTO's trainer, as `build_pair_trainer`; the training rows are shuffled once."""
-    collator = RatedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
-    args.max_length = None
-    how = {"mixes": args.loss_type != "apo_zero_unpaired", "length": args.length_column_name}
-    seed = args.seed if args.data_seed is None else args.data_seed
-    order = np.random.default_rng(seed).permutation(len(train))
-    held_out = None if validation is None else _rated_rows(validation, np.arange(len(validation)), **how)
-    trainer = RatedTrainer(
-        model=model,
-        ref_model=reference,
-        args=args,
-        train_dataset=_rated_rows(train, order, **how),
-        eval_dataset=held_out if held_out is not None else {} if methods else None,
-        processing_class=tokenizer,
-        data_collator=collator,
-        goes_on=goes_on,
-    )
-    trainer.data_rows = train
-    add_callbacks(trainer, methods)
-    return trainer
-
-
-def _stage(name: str, arguments: type, prepare: Callable, figures: Callable, build: Callable, **more: Any) -> Stage:
+def stage_with_reference(
+    name: str, arguments: type, prepare: Callable, figures: Callable, build: Callable, **more: Any
+) -> Stage:
     """A `Stage` that learns against a reference, from functions that take what they need of a `Context`."""
 
     def read(context: Context) -> Data:
@@ -392,7 +248,7 @@ def _stage(name: str, arguments: type, prepare: Callable, figures: Callable, bui
     )
 
 
-DPO = _stage(
+STAGE = stage_with_reference(
     "dpo",
     DPOArguments,
     prepare_pairs,
@@ -402,16 +258,4 @@ DPO = _stage(
     encoder=lambda tokenizer, args, name: PairEncoder(tokenizer, args.max_length, keep_labels=True),
     card=CardWords("dpo", ("pairs", "对数据")),
     legend="In colour: the answers, of which the chosen one is made likelier than the rejected one.",
-)
-KTO = _stage(
-    "kto",
-    KTOArguments,
-    prepare_rated,
-    rated_figures,
-    build_rated_trainer,
-    forms=("unpaired",),
-    data=UnpairedArguments,
-    encoder=lambda tokenizer, args, name: UnpairedEncoder(tokenizer, args.max_length),
-    card=CardWords("kto", ("rated answers", "条带评价的回答")),
-    legend="In colour: the answer, which is made likelier where it is good, and less likely where it is bad.",
 )
