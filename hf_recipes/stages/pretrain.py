@@ -121,7 +121,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         self._recent = torch.zeros(size, 4, device=self.args.device)
         self._totals = np.zeros((size, 4))
         self._batches: _Batches | None = None
-        self._train_seconds = self._waited = self._logged_wait = 0.0
+        self._train_seconds = self._waited = 0.0
         own = self.accelerator.unwrap_model(self.model)
         self._positions = takes(own, "position_ids")
         self._flattens = joins_rows(own.config._attn_implementation)
