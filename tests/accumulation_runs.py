@@ -117,7 +117,7 @@ def build(case: str, folder: Path, batch: int, accumulation: int):
     return stage.trainer(context, rows, policy, {}, **reference)
 
 
-def learned(case: str, folder: Path, batch: int, accumulation: int) -> tuple[list[float], torch.Tensor]:
+def labelled(case: str, folder: Path, batch: int, accumulation: int) -> tuple[list[float], torch.Tensor]:
     trainer = build(case, folder, batch, accumulation)
     before = torch.cat([weight.detach().flatten().clone() for weight in trainer.model.parameters()])
     trainer.train()
@@ -130,7 +130,7 @@ def main() -> None:
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     found = {}
     for case in sys.argv[4:] or CASES:
-        found[case] = learned(case, folder, batch, accumulation)
+        found[case] = labelled(case, folder, batch, accumulation)
     if rank == 0:
         torch.save(found, folder / f"{batch}-{accumulation}-{world}.pt")
 

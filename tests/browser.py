@@ -123,12 +123,12 @@ class Browser:
             "const top = document.elementFromPoint(x, y);"
             "return before.x == box.x && before.y == box.y && element.contains(top) ? {x, y} : null; })()"
         )
-        places = []
+        locations = []
         self._until(
-            lambda: places.append(self.evaluate(at_rest)) or places[-1], 20, f"{selector} {text} is not to be had"
+            lambda: locations.append(self.evaluate(at_rest)) or locations[-1], 20, f"{selector} {text} is not to be had"
         )
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **places[-1])
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **locations[-1])
 
     def type(self, selector: str, text: str) -> None:
         """Put `text` in place of what a field has, and leave it."""

@@ -28,7 +28,7 @@ def _make(arguments, kind, prepare, build, rows, model_dir, tmp_path, model, dat
     train, validation, ledgers = prepare(data, args, tokenizer)
     policy = build_model(model_args, args, tokenizer, added)
     reference = build_reference(model_args, args, tokenizer)
-    how = {"reference": reference, "goes_on": model_args.peft_path is not None}
+    how = {"reference": reference, "continues_adapter": model_args.peft_path is not None}
     return build(policy, args, train, validation, tokenizer, **how), train, ledgers["train"]
 
 

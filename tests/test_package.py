@@ -130,8 +130,8 @@ def test_a_built_wheel_works_away_from_the_checkout(tmp_path):
         "print(hf_recipes.__file__, *_bundled())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    place, *templates = done.stdout.split()
-    assert Path(place).is_relative_to(installed)
+    location, *templates = done.stdout.split()
+    assert Path(location).is_relative_to(installed)
     assert templates == ["alpaca", "baichuan", "chatml", "glm", "llama2", "plain", "vicuna"]
 
 

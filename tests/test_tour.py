@@ -31,7 +31,7 @@ def test_both_readmes_have_the_same_tour():
 
 
 @pytest.fixture
-def place(tokenizer, tmp_path, monkeypatch):
+def location(tokenizer, tmp_path, monkeypatch):
     """A folder that looks like the project's, whose base is a tiny model of as many layers as the demo's."""
     for name in ("configs", "datasets", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -47,7 +47,7 @@ def place(tokenizer, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_tour(hub, script, place, monkeypatch):
+def test_the_tour(hub, script, location, monkeypatch):
     said = {}
     for line in commands("README.md"):
         *echo, command = line.split(" | ")
@@ -58,7 +58,7 @@ def test_the_tour(hub, script, place, monkeypatch):
         code, out, err = script(path.removeprefix("scripts/"), *flags)
         assert code == 0, f"{line}\n{err}"
         said[line] = out
-    runs = place / "runs"
+    runs = location / "runs"
     assert len((runs / "bilibili-data" / "train.jsonl").read_text().splitlines()) == 42
     assert "runs/bilibili-data/train.jsonl:42" in (runs / "bilibili-data" / "report.html").read_text()
     [chat] = [out for line, out in said.items() if "chat.py" in line]
@@ -68,7 +68,7 @@ def test_the_tour(hub, script, place, monkeypatch):
     for row, found in zip(*(map(json.loads, path.read_text().splitlines()) for path in (given, answered)), strict=True):
         assert list(found) == [*row, "prediction"] and isinstance(found["prediction"], str)
 
-    base = AutoModelForCausalLM.from_pretrained(place / BASE, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(location / BASE, dtype=torch.float32)
     adapted = PeftModel.from_pretrained(base, runs / "bilibili").eval()
     merged = AutoModelForCausalLM.from_pretrained(runs / "bilibili-merged", dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
@@ -84,6 +84,6 @@ def test_the_tour(hub, script, place, monkeypatch):
         files = hub.repos[repo]
         card = files["README.md"].decode()
         assert content in files and f"base_model: {DEMO_MODEL}" in card and "tokenizer.apply_chat_template(" in card
-        assert not any(str(place).encode() in data for data in files.values())
+        assert not any(str(location).encode() in data for data in files.values())
     adapter = (runs / "bilibili" / "adapter_model.safetensors").read_bytes()
     assert hub.repos["me/bilibili-lora"]["adapter_model.safetensors"] == adapter

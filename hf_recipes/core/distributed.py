@@ -61,18 +61,18 @@ def compile_kernels(names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def own_shared_memory() -> Iterator[None]:
+def private_shared_memory() -> Iterator[None]:
     """Around the start of DeepSpeed's communication, whose buffers of shared memory would outlive the processes.
 
     Each is 66 MB, has a name that is made of the run's address, and is opened by that name at the start alone. One that
     a killed run has left under the same name would be taken for another process's.
     """
-    place = Path("/dev/shm")
-    if not place.is_dir():
+    location = Path("/dev/shm")
+    if not location.is_dir():
         yield
         return
     address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
-    buffer = place / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    buffer = location / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
     buffer.unlink(missing_ok=True)
     yield
     if buffer.exists():
@@ -82,7 +82,7 @@ def own_shared_memory() -> Iterator[None]:
         buffer.unlink(missing_ok=True)
 
 
-def meet_anew(timeout: float) -> None:
+def rendezvous_after_restart(timeout: float) -> None:
     """Under torchrun, agree on a store that no earlier attempt of this launch has written to.
 
     torchrun keeps one store over its restarts, in which processes find the addresses of the dead and fail to connect

@@ -13,12 +13,12 @@ from hf_recipes.core.files import write_json
 
 LEDGER = "data_ledger.json"  # in the folder of what was made
 KEPT = "kept"
-ASKED = "dropped as asked"  # by the settings, which no limit on dropped rows counts
-PLACES, SHOWN = 10, 3  # the first places of each reason are remembered, and the details of so many are shown
+FILTERED = "dropped by settings"  # by the settings, which no limit on dropped rows counts
+MAX_LOCATIONS, SHOWN = 10, 3  # the first places of each reason are remembered, and the details of so many are shown
 UNUSABLE = "unusable row: "  # begins the reason of what could not be read, as opposed to what a rule dropped
 
 
-def fate(action: str, reason: str) -> str:
+def row_status(action: str, reason: str) -> str:
     """One row's fate as the string that data sets carry in their `fate` column (`KEPT` for an untouched row)."""
     return f"{action}: {reason}"
 
@@ -62,8 +62,8 @@ def details_hidden(hidden: bool = True) -> Iterator[None]:
         _hidden.reset(before)
 
 
-def is_dropped(row_fate: str) -> bool:
-    return row_fate.startswith("dropped")
+def is_dropped(status: str) -> bool:
+    return status.startswith("dropped")
 
 
 @dataclass
@@ -74,11 +74,11 @@ class Entry:
     """
 
     count: int = 0
-    places: list[str] = field(default_factory=list)
+    locations: list[str] = field(default_factory=list)
     details: dict[str, str] = field(default_factory=dict)
 
-    def shown(self, reason: str, place: str) -> str:
-        return shown(with_detail(reason, self.details[place]) if place in self.details else reason)
+    def shown(self, reason: str, location: str) -> str:
+        return shown(with_detail(reason, self.details[location]) if location in self.details else reason)
 
 
 @dataclass
@@ -92,41 +92,41 @@ class Ledger:
     sources: dict[str, Counter] = field(default_factory=dict)
     reasons: dict[tuple[str, str], Entry] = field(default_factory=dict)
 
-    def add(self, place: str, *row_fates: str) -> None:
+    def add(self, location: str, *statuses: str) -> None:
         """Count one row; `place` is ``file:line``. Several fates are for one that was repaired in several ways."""
-        source = place.rpartition(":")[0]
+        source = location.rpartition(":")[0]
         counts = self.sources.setdefault(source, Counter())
         counts["read"] += 1
-        counts["dropped" if any(map(is_dropped, row_fates)) else "kept"] += 1
-        row_fates = [row_fate for row_fate in row_fates if row_fate != KEPT]
-        for action in {row_fate.split(":", 1)[0] for row_fate in row_fates} - {"dropped"}:
+        counts["dropped" if any(map(is_dropped, statuses)) else "kept"] += 1
+        statuses = [status for status in statuses if status != KEPT]
+        for action in {status.split(":", 1)[0] for status in statuses} - {"dropped"}:
             counts[action] += 1
-        for row_fate in row_fates:
-            reason, _, detail = row_fate.partition(_DETAIL)
+        for status in statuses:
+            reason, _, detail = status.partition(_DETAIL)
             entry = self.reasons.setdefault((source, reason), Entry())
             entry.count += 1
-            if len(entry.places) < PLACES:
-                entry.places.append(place)
+            if len(entry.locations) < MAX_LOCATIONS:
+                entry.locations.append(location)
                 if detail:
-                    entry.details[place] = detail
+                    entry.details[location] = detail
 
-    def drop(self, place: str, row_fates: Iterable[str], reason: str) -> None:
+    def drop(self, location: str, statuses: Iterable[str], reason: str) -> None:
         """Drop a row after all that was counted, with `row_fates`, as kept."""
-        source = place.rpartition(":")[0]
+        source = location.rpartition(":")[0]
         counts = self.sources[source]
-        counts.subtract(["read", "kept", *{row_fate.split(":", 1)[0] for row_fate in row_fates}])
-        for row_fate in map(without_detail, row_fates):
-            entry = self.reasons[source, row_fate]
+        counts.subtract(["read", "kept", *{status.split(":", 1)[0] for status in statuses}])
+        for status in map(without_detail, statuses):
+            entry = self.reasons[source, status]
             entry.count -= 1
-            if place in entry.places:
-                entry.places.remove(place)
+            if location in entry.locations:
+                entry.locations.remove(location)
             if not entry.count:
-                del self.reasons[source, row_fate]
-        self.add(place, fate("dropped", reason))
+                del self.reasons[source, status]
+        self.add(location, row_status("dropped", reason))
 
-    def add_all(self, places: Iterable[str], fates: Iterable[str]) -> "Ledger":
-        for place, row_fate in zip(places, fates, strict=True):
-            self.add(place, row_fate)
+    def add_all(self, locations: Iterable[str], statuses: Iterable[str]) -> "Ledger":
+        for location, status in zip(locations, statuses, strict=True):
+            self.add(location, status)
         return self
 
     def merge(self, other: "Ledger") -> "Ledger":
@@ -136,8 +136,10 @@ class Ledger:
         for key, found in other.reasons.items():
             entry = self.reasons.setdefault(key, Entry())
             entry.count += found.count
-            entry.places += found.places[: PLACES - len(entry.places)]
-            entry.details |= {place: found.details[place] for place in entry.places if place in found.details}
+            entry.locations += found.locations[: MAX_LOCATIONS - len(entry.locations)]
+            entry.details |= {
+                location: found.details[location] for location in entry.locations if location in found.details
+            }
         return self
 
     @property
@@ -150,20 +152,20 @@ class Ledger:
         Counted are drops whose reason begins with `reasons`; rows that were dropped as `ASKED` are left out.
         """
         entries = [
-            (row_fate, e) for (_, row_fate), e in self.reasons.items() if row_fate.startswith(fate("dropped", reasons))
+            (status, e) for (_, status), e in self.reasons.items() if status.startswith(row_status("dropped", reasons))
         ]
-        dropped, read = sum(entry.count for _, entry in entries), self.totals["read"] - self.totals[ASKED]
+        dropped, read = sum(entry.count for _, entry in entries), self.totals["read"] - self.totals[FILTERED]
         if not dropped or (dropped <= max_drop_ratio * read and dropped < read):
             return
         first = [
-            f"  {place}: {entry.shown(row_fate.split(': ', 1)[1], place)}"
-            for row_fate, entry in entries
-            for place in entry.places
+            f"  {location}: {entry.shown(status.split(': ', 1)[1], location)}"
+            for status, entry in entries
+            for location in entry.locations
         ]
         head = f"{dropped} of {read} rows cannot be used"
         if dropped < read:
             head += f", more than --max_drop_ratio {max_drop_ratio:g} allows; mend them or raise it"
-        raise UserError("\n".join([f"{head}:", *first[:PLACES]]))
+        raise UserError("\n".join([f"{head}:", *first[:MAX_LOCATIONS]]))
 
     def table(self) -> str:
         """The counts as a table, a line a source, with the reasons below each."""
@@ -175,11 +177,11 @@ class Ledger:
         lines = ["source".ljust(width) + "".join(name.rjust(11) for name in columns)]
         for source, counts in self.sources.items():
             lines.append(source.ljust(width) + "".join(f"{counts[name]:,}".rjust(11) for name in columns))
-            for (owner, row_fate), entry in self.reasons.items():
+            for (owner, status), entry in self.reasons.items():
                 if owner == source:
-                    file, _, line = entry.places[0].rpartition(":") if entry.places else ("", "", "")
+                    file, _, line = entry.locations[0].rpartition(":") if entry.locations else ("", "", "")
                     first = f" (first at {f'line {line}' if file == owner else entry.places[0]})" if file else ""
-                    lines.append(f"  {entry.count:,} {row_fate}{first}")
+                    lines.append(f"  {entry.count:,} {status}{first}")
                     if not _hidden.get():
                         lines += [f"    {where}: {what}" for where, what in list(entry.details.items())[:SHOWN]]
         return "\n".join(lines)
@@ -189,16 +191,19 @@ class Ledger:
             "total": dict(self.totals),
             "sources": {source: dict(counts) for source, counts in self.sources.items()},
             "reasons": [
-                {"source": source, "fate": row_fate, "count": entry.count, "first": entry.places}
-                for (source, row_fate), entry in self.reasons.items()
+                {"source": source, "status": status, "count": entry.count, "first": entry.locations}
+                for (source, status), entry in self.reasons.items()
             ],
         }
 
     @classmethod
     def from_dict(cls, value: dict) -> "Ledger":
-        """The ledger that `to_dict` told."""
+        """The ledger of a `to_dict`, and of the files of earlier versions, whose key was "fate"."""
         sources = {source: Counter(counts) for source, counts in value["sources"].items()}
-        reasons = {(r["source"], r["fate"]): Entry(r["count"], list(r["first"])) for r in value["reasons"]}
+        reasons = {
+            (entry["source"], entry.get("status") or entry["fate"]): Entry(entry["count"], list(entry["first"]))
+            for entry in value["reasons"]
+        }
         return cls(sources, reasons)
 
 

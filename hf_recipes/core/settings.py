@@ -242,8 +242,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else path
-        raise UserError(f"{place}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        location = f"{path}:{mark.line + 1}" if mark else path
+        raise UserError(f"{location}: not valid YAML ({getattr(error, 'problem', error)})") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

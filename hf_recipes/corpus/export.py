@@ -153,7 +153,7 @@ class Export(PipelineStep):
                         continue
                     row = json.loads(line)
                     if number in gone:
-                        dropped.append([row["place"], row["fates"], gone[number]])
+                        dropped.append([row["location"], row["statuses"], gone[number]])
                     else:
                         yield row
 

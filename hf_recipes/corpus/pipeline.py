@@ -20,7 +20,7 @@ from datatrove.utils.logging import logger
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, writing
-from hf_recipes.core.ledger import LEDGER, PLACES, UNUSABLE, Entry, Ledger, write_ledgers
+from hf_recipes.core.ledger import LEDGER, MAX_LOCATIONS, UNUSABLE, Entry, Ledger, write_ledgers
 from hf_recipes.corpus import tasks as corpus_tasks
 from hf_recipes.corpus.arguments import CorpusArguments
 from hf_recipes.corpus.decontamination import Decontaminate, index_evaluation
@@ -95,8 +95,8 @@ def prepare_corpus(
         shards: dict[str, list[Shard]] = {corpus.name: [] for corpus in corpora}
         for group in range(len(groups)):
             done = json.loads((work / "write" / f"{group:05d}.json").read_text(encoding="utf-8"))
-            for place, fates, reason in done["dropped"]:
-                ledger.drop(place, fates, reason)
+            for location, statuses, reason in done["dropped"]:
+                ledger.drop(location, statuses, reason)
             for corpus, figures in done["shards"]:
                 shards[corpus].append(Shard(**figures))
         _finish(out, work, _by_source(corpora, ledger), shards, encoder)
@@ -106,7 +106,7 @@ def prepare_corpus(
 
 def _find(args: CorpusArguments) -> list[Corpus]:
     options = {"cache_dir": args.cache_dir, "txt": args.txt_documents}
-    corpora = find_corpora(args.input_files, glance=True, **options)
+    corpora = find_corpora(args.input_files, sniff=True, **options)
     sizes = [os.path.getsize(source.path) for corpus in corpora for source in corpus.files if source.split is None]
     if sum(sizes) <= READ_WHOLE:
         corpora = find_corpora(args.input_files, **options)
@@ -162,10 +162,10 @@ def _by_source(corpora: Sequence[Corpus], ledger: Ledger) -> Ledger:
     found = Ledger()
     for file, counts in ledger.sources.items():
         found.sources.setdefault(names[file], Counter()).update(counts)
-    for (file, row_fate), entry in ledger.reasons.items():
-        own = found.reasons.setdefault((names[file], row_fate), Entry())
+    for (file, status), entry in ledger.reasons.items():
+        own = found.reasons.setdefault((names[file], status), Entry())
         own.count += entry.count
-        own.places += entry.places[: PLACES - len(own.places)]
+        own.locations += entry.locations[: MAX_LOCATIONS - len(own.locations)]
     return found
 
 

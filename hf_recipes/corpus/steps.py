@@ -14,7 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.ledger import UNUSABLE, Ledger, fate
+from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
 from hf_recipes.corpus.cleaning import nfkc, quality_problem, simplify, strip_controls
 from hf_recipes.data.files.sources import Source
 from hf_recipes.data.pretraining.corpora import Reader
@@ -40,7 +40,7 @@ class Book:
         pass
 
     def write(self, document: Document, rank: int = 0) -> None:
-        self.ledger.add(document.metadata["place"], fate("dropped", document.metadata["filter_reason"]))
+        self.ledger.add(document.metadata["location"], row_status("dropped", document.metadata["filter_reason"]))
 
 
 class ReadDocuments(PipelineStep):
@@ -64,10 +64,10 @@ class ReadDocuments(PipelineStep):
                 if stop is not None and found.after[0] > stop[0]:
                     break
                 if found.problem is not None:
-                    self.book.ledger.add(found.place, fate("dropped", UNUSABLE + found.problem))
+                    self.book.ledger.add(found.location, row_status("dropped", UNUSABLE + found.problem))
                 else:
-                    own = {"place": found.place, "is_code": found.kind == "code", "fates": [], "rank": rank}
-                    yield Document(found.text, found.id or os.path.basename(found.place), metadata=own)
+                    own = {"location": found.location, "is_code": found.kind == "code", "statuses": [], "rank": rank}
+                    yield Document(found.text, found.id or os.path.basename(found.location), metadata=own)
 
 
 class Repair(PipelineStep):
@@ -91,17 +91,17 @@ class Repair(PipelineStep):
 
             redactor = Redactor(self.people)
         for document in data:
-            fates = document.metadata["fates"]
+            statuses = document.metadata["statuses"]
             for name in self.names:
                 if document.metadata["is_code"] and name != "control characters":
                     continue
                 text = REPAIRS[name](document.text)
                 if text != document.text:
                     document.text = text
-                    fates.append(fate("repaired", name))
+                    statuses.append(row_status("repaired", name))
             if redactor is not None:
                 document.text, kinds = redactor.redact(document.text)
-                fates += [fate("repaired", f"personal data ({kind})") for kind in sorted(kinds)]
+                statuses += [row_status("repaired", f"personal data ({kind})") for kind in sorted(kinds)]
             yield document
 
 
@@ -145,8 +145,13 @@ class Keep(PipelineStep):
         with zstandard.open(self.folder / f"{rank:05d}.jsonl.zst", "wb", zstandard.ZstdCompressor(1)) as file:
             for document in data:
                 own = document.metadata
-                self.book.ledger.add(own["place"], *own["fates"])
-                row = {"id": document.id, "place": own["place"], "fates": own["fates"], "text": document.text}
+                self.book.ledger.add(own["location"], *own["statuses"])
+                row = {
+                    "id": document.id,
+                    "location": own["location"],
+                    "statuses": own["statuses"],
+                    "text": document.text,
+                }
                 row |= {"kind": "code"} if own["is_code"] else {}
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 documents, size = documents + 1, size + len(document.text)

@@ -51,8 +51,8 @@ def find_marks(source: Source, slices: int) -> list[tuple[int, int]]:
     slices = min(slices, SLICES)
     if is_line:
         return list(_line_marks(source, slices))
-    places = [record.after for record in islice(read_records(source), 9, None, 10)]
-    return [places[len(places) * part // slices] for part in range(1, slices)] if len(places) > slices else []
+    locations = [record.after for record in islice(read_records(source), 9, None, 10)]
+    return [locations[len(locations) * part // slices] for part in range(1, slices)] if len(locations) > slices else []
 
 
 def _line_marks(source: Source, slices: int) -> Iterator[tuple[int, int]]:

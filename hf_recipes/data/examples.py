@@ -16,7 +16,7 @@ from datasets.table import MemoryMappedTable
 from hf_recipes.core import ledger as ledger_module
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
-from hf_recipes.core.ledger import ASKED, KEPT, fate, is_dropped
+from hf_recipes.core.ledger import FILTERED, KEPT, is_dropped, row_status
 from hf_recipes.data.files import file_io, records, sources
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import Source, find_sources
@@ -32,7 +32,7 @@ FEATURES = {
     "text": Features({"text": Value("string")}),
 }
 PLANNED = 100  # rows that decide a file's schema
-COMMON = Features({"meta": Json(), "place": Value("string"), "fate": Value("string")})
+COMMON = Features({"meta": Json(), "location": Value("string"), "status": Value("string")})
 
 
 def fingerprint(*parts, code: Sequence = ()) -> str:
@@ -125,12 +125,12 @@ def find_plan(source: Source, columns: Columns, find: Callable = find_schema) ->
     problems, shown = [], {}
     for record in islice(read_records(source), PLANNED):
         if record.value is None:
-            problems.append(f"{record.place}: {ledger_module.shown(record.problem)}")
+            problems.append(f"{record.location}: {ledger_module.shown(record.problem)}")
         else:
             shown |= {name: value for name, value in record.value.items() if not shown.get(name)}
     if shown:
         return find(shown, columns, source.path)
-    raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[: ledger_module.PLACES]]))
+    raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[: ledger_module.MAX_LOCATIONS]]))
 
 
 def _generate(planned: list[tuple[Source, str, Columns]], form: str) -> Iterator[dict]:
@@ -138,29 +138,29 @@ def _generate(planned: list[tuple[Source, str, Columns]], form: str) -> Iterator
     for source, schema, columns in planned:
         convert = SCHEMAS[schema].convert
         for record in read_records(source):
-            row = {**empty, "place": record.place, "fate": KEPT}
+            row = {**empty, "location": record.location, "status": KEPT}
             problem, action = record.problem, "dropped"
             if problem is None:
                 try:
                     row.update(convert(record.value, columns))
                     row["meta"] = metadata(record.value) or None
                 except RowProblem as error:
-                    problem, action = error.reason, ASKED if isinstance(error, NotAsked) else "dropped"
+                    problem, action = error.reason, FILTERED if isinstance(error, NotAsked) else "dropped"
             if problem is not None:
-                row["fate"] = fate(action, problem)
+                row["status"] = row_status(action, problem)
             yield row
 
 
-def fates(dataset: Dataset) -> tuple[list[str], list[str]]:
+def row_statuses(dataset: Dataset) -> tuple[list[str], list[str]]:
     """The columns `place` and `fate` as lists."""
-    table = dataset.select_columns(["place", "fate"]).with_format("arrow")[:]
-    return table["place"].to_pylist(), table["fate"].to_pylist()
+    table = dataset.select_columns(["location", "status"]).with_format("arrow")[:]
+    return table["location"].to_pylist(), table["status"].to_pylist()
 
 
 def usable(dataset: Dataset) -> Dataset:
     """The rows that were not dropped."""
-    _, row_fates = fates(dataset)
-    kept = [index for index, row_fate in enumerate(row_fates) if not is_dropped(row_fate)]
+    _, statuses = row_statuses(dataset)
+    kept = [index for index, status in enumerate(statuses) if not is_dropped(status)]
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
 
 

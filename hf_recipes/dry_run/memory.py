@@ -311,7 +311,7 @@ def estimate(
     *,
     linear_bits: float | None = None,
     tokenizer_bytes: int = 0,
-    keeps_start: bool = False,
+    keeps_reference: bool = False,
     passes: Sequence[ForwardPass] = (),
 ) -> Memory:
     """What training `model` (from `skeleton`) under `args` needs, or if that is more, an evaluation between its steps.
@@ -364,7 +364,7 @@ def estimate(
     )
     if linear_bits and linear:  # one layer at a time is widened to compute
         found["activations"] += max(2 * p.numel() for p in linear.values())
-    weights = quantized + frozen + kept * (1 + keeps_start) + sum(_size(b) for b in model.buffers())
+    weights = quantized + frozen + kept * (1 + keeps_reference) + sum(_size(b) for b in model.buffers())
     layers = max(1, getattr(model.config.get_text_config(), "num_hidden_layers", 1))
     shares = sharding.processes
     parts = {

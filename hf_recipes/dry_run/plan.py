@@ -33,12 +33,12 @@ TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "
 
 
 @dataclass
-class Figures:
+class DataStats:
     """What a stage's rows are: their number and that of packed blocks of them, tokens, and the largest batch."""
 
     rows: int
     tokens: int
-    learned: int | None  # tokens that carry loss; None where rows are scored as a whole
+    labelled: int | None  # tokens that carry loss; None where rows are scored as a whole
     longest: int
     batch: Batch
     digest: str  # of what is trained on, wherever it lies
@@ -52,7 +52,7 @@ class Figures:
 class Plan:
     """Figures of the training rows, of the steps, and of one device; `notes` are worth reading before starting."""
 
-    figures: Figures
+    figures: DataStats
     per_device: int
     accumulation: int
     processes: int
@@ -84,7 +84,7 @@ class Plan:
             ),
             (
                 "tokens an epoch",
-                f"{found.tokens:,}" + (f", {found.learned:,} of them learned" if found.learned else ""),
+                f"{found.tokens:,}" + (f", {found.labelled:,} of them learned" if found.labelled else ""),
             ),
             (f"longest {found.what.removesuffix('s')}", f"{found.longest:,} tokens"),
         ]
@@ -133,7 +133,7 @@ def rows_digest(rows: Dataset, *columns: str) -> str:
 
 def row_lengths(rows: Dataset, column: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each row, and those of them that are learned, by the labels in `column`: two (N,) arrays."""
-    tokens, learned = [], []
+    tokens, labelled = [], []
     for table in rows.select_columns([column]).with_format("arrow").iter(10_000):
         labels: pa.Array = table[column].combine_chunks()
         sizes = pc.list_value_length(labels).to_numpy()
@@ -141,11 +141,11 @@ def row_lengths(rows: Dataset, column: str = "labels") -> tuple[np.ndarray, np.n
         ends = np.cumsum(sizes)
         counts = np.concatenate([[0], np.cumsum(values)])
         tokens.append(sizes)
-        learned.append(counts[ends] - counts[ends - sizes])
-    return np.concatenate(tokens), np.concatenate(learned)
+        labelled.append(counts[ends] - counts[ends - sizes])
+    return np.concatenate(tokens), np.concatenate(labelled)
 
 
-def largest_batch(tokens: np.ndarray, learned: np.ndarray, args: "SFTArguments", joined: bool = False) -> Batch:
+def largest_batch(tokens: np.ndarray, labelled: np.ndarray, args: "SFTArguments", joined: bool = False) -> Batch:
     """The batch of the longest rows, with logits wherever one of them has a label.
 
     Args:
@@ -155,12 +155,12 @@ def largest_batch(tokens: np.ndarray, learned: np.ndarray, args: "SFTArguments",
     longest = np.argsort(tokens, kind="stable")[-args.per_device_train_batch_size :]
     shape = (1, int(tokens[longest].sum())) if joined else (len(longest), int(tokens[longest].max()))
     packed = args.packing or args.padding_free
-    return Batch(*shape, max(1, int(learned[longest].sum())), packed=packed, fused_head=not args.use_cpu)
+    return Batch(*shape, max(1, int(labelled[longest].sum())), packed=packed, fused_head=not args.use_cpu)
 
 
-def row_figures(train: Dataset, ledger: Ledger, args: "SFTArguments", attention: str | None = None) -> Figures:
+def row_stats(train: Dataset, ledger: Ledger, args: "SFTArguments", attention: str | None = None) -> DataStats:
     """The figures of tokenized rows, packed or not, for this implementation of attention."""
-    tokens, learned = own = row_lengths(train)
+    tokens, labelled = own = row_lengths(train)
     blocks = None
     if args.packing:
         from trl import pack_dataset
@@ -168,10 +168,10 @@ def row_figures(train: Dataset, ledger: Ledger, args: "SFTArguments", attention:
         packs = pack_dataset(train.select_columns(["input_ids", "labels"]), args.max_length, "bfd")
         blocks, own = len(packs), row_lengths(packs)
     read = ledger.totals["read"]
-    return Figures(
+    return DataStats(
         rows=len(train),
         tokens=int(tokens.sum()),
-        learned=int(learned.sum()),
+        labelled=int(labelled.sum()),
         longest=int(tokens.max()),
         batch=largest_batch(*own, args, joined=(args.packing or args.padding_free) and joins_rows(attention)),
         digest=rows_digest(train, "input_ids", "labels"),
@@ -186,11 +186,11 @@ def make_plan(
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     added_tokens: list[str],
-    figures: Figures,
+    figures: DataStats,
     packs: UserError | None = None,
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
     is_reward: bool = False,
-    keeps_start: bool = False,
+    keeps_reference: bool = False,
     passes: Sequence[ForwardPass] = (),
 ) -> Plan:
     """The plan of a run over rows of these `figures`, whose weights have not been loaded.
@@ -238,7 +238,7 @@ def make_plan(
                     args,
                     linear_bits=_linear_bits(model_args),
                     tokenizer_bytes=_tokenizer_bytes(tokenizer),
-                    keeps_start=keeps_start,
+                    keeps_reference=keeps_reference,
                     passes=passes,
                 )
             except Exception as error:

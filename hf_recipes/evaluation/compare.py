@@ -99,7 +99,7 @@ def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size
         for record in found.records[name]:
             numbers = [value for value in record.values() if isinstance(value, float)]
             if not all(map(math.isfinite, numbers)) or not record.get("is_finite", True):
-                raise not_numbers(record["place"])
+                raise not_numbers(record["location"])
     return found
 
 
@@ -108,13 +108,13 @@ def compare(methods: Mapping[str, Method], one: Outcome, other: Outcome) -> dict
     it for."""
     found = {}
     for name, method in methods.items():
-        places = [[record["place"] for record in outcome.records[name]] for outcome in (one, other)]
-        if places[0] != places[1]:
+        locations = [[record["location"] for record in outcome.records[name]] for outcome in (one, other)]
+        if locations[0] != locations[1]:
             say(f"{name}: the two models could not use the same rows, so there are no intervals")
             continue
         ours, theirs = method.values(one.records[name]), method.values(other.records[name])
         for key in dict.fromkeys([*ours, *theirs]):
-            pairs = list(zip(*(own.get(key, [None] * len(places[0])) for own in (ours, theirs)), strict=True))
+            pairs = list(zip(*(own.get(key, [None] * len(locations[0])) for own in (ours, theirs)), strict=True))
             changes = [a - b for a, b in pairs if a is not None and b is not None]
             if len(changes) < len(pairs):
                 say(f"{name} {key}: {len(changes):,} of {len(pairs):,} rows have a value for both models")

@@ -61,7 +61,7 @@ class Step(Protocol):
     rename: str
     of_dropped: str
 
-    def result_of_dropped(self, record: Record, item: Any, row_fate: str) -> dict[str, Any]: ...
+    def result_of_dropped(self, record: Record, item: Any, status: str) -> dict[str, Any]: ...
 
     def __call__(
         self, model: "PreTrainedModel", items: Mapping[int, Any], written: int
@@ -123,10 +123,10 @@ def read_ledger(reader: Iterable, step: Step) -> Ledger:
         UserError: no row can be used, or one has a column that the output adds.
     """
     ledger = Ledger()
-    for record, _, row_fate in reader:
+    for record, _, status in reader:
         if taken := next((name for name in step.columns if name in (record.value or ())), None):
-            raise UserError(f"{record.place}: there is a column {taken!r} already; {step.rename}")
-        ledger.add(record.place, row_fate)
+            raise UserError(f"{record.location}: there is a column {taken!r} already; {step.rename}")
+        ledger.add(record.location, status)
     say(ledger.table())
     ledger.check(max_drop_ratio=1)
     if dropped := ledger.totals["dropped"]:
@@ -147,7 +147,7 @@ def write_rows(
     began = said = time.monotonic()
     while window := dict(islice(rows, WINDOW * batch_size)):
         records = {number: record for number, (record, _, _) in window.items()}
-        items = {number: item for number, (_, item, row_fate) in window.items() if not is_dropped(row_fate)}
+        items = {number: item for number, (_, item, status) in window.items() if not is_dropped(status)}
         ready = {number: step.result_of_dropped(*row) for number, row in window.items() if number not in items}
         _append_ready(results, records, ready)
         for found in step(model, items, results.count):

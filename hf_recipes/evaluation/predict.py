@@ -78,8 +78,8 @@ class Predict:
         self.columns = (column, problem_column(column))
         self.of_dropped = f"{column} null and the reason as {problem_column(column)}"
 
-    def result_of_dropped(self, record: Record, prompt: None, row_fate: str) -> dict[str, Any]:
-        reason = f"{record.place}: {shown(row_fate).removeprefix('dropped: ')}"
+    def result_of_dropped(self, record: Record, prompt: None, status: str) -> dict[str, Any]:
+        reason = f"{record.location}: {shown(status).removeprefix('dropped: ')}"
         return {self.column: None, problem_column(self.column): reason}
 
     def __call__(
@@ -98,7 +98,7 @@ class Predict:
             for index, continuation in zip(batch, continuations, strict=True):
                 prompt = prompts[numbers[index]]
                 if not continuation.is_finite:
-                    raise not_numbers(prompt.place)
+                    raise not_numbers(prompt.location)
                 answers[numbers[index]] = {self.column: prompt.trim(continuation.text)}
             yield answers
 

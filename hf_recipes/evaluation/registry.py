@@ -90,7 +90,7 @@ def form_of(path: str) -> str:
     first = next((r for r in islice(read_records(source), 100) if r.value is not None), None)
     if first is not None and {name.lower() for name in first.value} >= {"question", "answer"}:
         try:
-            read_question({**first.value, "place": first.place})
+            read_question({**first.value, "location": first.location})
             return "choice"
         except UserError as error:
             letter = str(first.value.get("answer", first.value.get("Answer", ""))).strip()

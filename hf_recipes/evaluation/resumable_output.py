@@ -124,7 +124,7 @@ def digest(path: str | os.PathLike) -> str:
             size = file.stat().st_size
             found.update(f"{file.name} {size}".encode())
             with open(file, "rb") as stream:
-                for place in range(0, size, max(1 << 16, size // 64)):
-                    stream.seek(place)
+                for index in range(0, size, max(1 << 16, size // 64)):
+                    stream.seek(index)
                     found.update(stream.read(1 << 16))
     return found.hexdigest()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.ledger import KEPT, fate, is_dropped
+from hf_recipes.core.ledger import KEPT, is_dropped, row_status
 from hf_recipes.core.settings import PositiveInt, setting
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import find_plan
@@ -43,7 +43,7 @@ class ScoreArguments(FileArguments):
 class Answers(NamedTuple):
     """What of a row is scored: the ids of conversations (None where it cannot be used) by the name of their score."""
 
-    place: str
+    location: str
     ids: dict[str, np.ndarray | None]
 
 
@@ -81,7 +81,7 @@ class AnswerReader:
                     raise RowProblem(record.problem)
                 row = schema.convert(record.value, columns)
             except RowProblem as problem:
-                problems.append(fate("dropped", problem.reason))
+                problems.append(row_status("dropped", problem.reason))
                 continue
             problems.append(None)
             conversations += [row["prompt"] + row[side] for side in SIDES] if len(names) > 1 else [row["messages"]]
@@ -89,12 +89,12 @@ class AnswerReader:
         encoded = iter(self._encoder.encode(conversations, tools) if conversations else ())
         for record, problem in zip(records, problems, strict=True):
             sides = {} if problem else {name: next(encoded) for name in names}
-            row_fate = problem or next((side.fate for side in sides.values() if is_dropped(side.fate)), KEPT)
+            status = problem or next((side.status for side in sides.values() if is_dropped(side.status)), KEPT)
             if self.max_length and any(len(side.input_ids) > self.max_length for side in sides.values()):
-                row_fate = fate("dropped", f"longer than {self.max_length} tokens")
-            is_usable = not is_dropped(row_fate)
+                status = row_status("dropped", f"longer than {self.max_length} tokens")
+            is_usable = not is_dropped(status)
             ids = {name: sides[name].input_ids if is_usable else None for name in names}
-            yield record, Answers(record.place, ids), row_fate
+            yield record, Answers(record.location, ids), status
 
 
 class Score:
@@ -105,7 +105,7 @@ class Score:
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
 
-    def result_of_dropped(self, record: Record, answers: Answers, row_fate: str) -> dict[str, Any]:
+    def result_of_dropped(self, record: Record, answers: Answers, status: str) -> dict[str, Any]:
         return dict.fromkeys(answers.ids)
 
     def __call__(
@@ -121,7 +121,7 @@ class Score:
                 scores = rewards(model, [rows[number].ids[name] for number, name in chosen])
                 for (number, name), score in zip(chosen, scores, strict=True):
                     if not math.isfinite(score):
-                        raise not_numbers(rows[number].place)
+                        raise not_numbers(rows[number].location)
                     partial.setdefault(number, {})[name] = score
                 numbers = dict.fromkeys(number for number, _ in chosen)
                 done = [number for number in numbers if len(partial[number]) == len(rows[number].ids)]

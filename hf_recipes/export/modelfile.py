@@ -100,7 +100,7 @@ def _common_start(texts: Sequence[str]) -> str:
 
 def _pieces(tokenizer: "PreTrainedTokenizerBase", roles: Sequence[str]) -> list[str] | None:
     """What stands before, between and after the contents of a conversation; None where not each stands there once."""
-    marks = [f"⟦{place}⟧" for place in range(len(roles))]
+    marks = [f"⟦{index}⟧" for index in range(len(roles))]
     chat = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     text = _render_jinja(tokenizer, chat)
     if text is None or MARK.findall(text) != marks:
@@ -147,8 +147,8 @@ def render(template: str, messages: Messages) -> str:
 
     def run(section: Sequence[str], message: Mapping[str, str] | None) -> str:
         text, shown, decided = "", True, False
-        for place, part in enumerate(section):
-            if place % 2 == 0:
+        for index, part in enumerate(section):
+            if index % 2 == 0:
                 text += part if shown else ""
             elif test := re.fullmatch(r'(?:else )?if (?:eq \.Role "(\w+)"|not \.System)', part):
                 matches = not has_system if message is None else message["role"] == test[1]

@@ -12,10 +12,10 @@ def exact_duplicates(texts: Iterable[str]) -> Iterator[int]:
     import xxhash
 
     seen: set[int] = set()
-    for place, text in enumerate(texts):
+    for index, text in enumerate(texts):
         digest = xxhash.xxh3_64_intdigest("".join(text.split()).encode())
         if digest in seen:
-            yield place
+            yield index
         seen.add(digest)
 
 
@@ -40,7 +40,7 @@ def near_duplicates(texts: Iterable[str], work: Path) -> Sequence[int]:
 
     logger.remove()  # what datatrove writes to stderr
     signatures, pairs, found = (work / name for name in ("signatures", "pairs", "found"))
-    SignNearly(signatures).run(Document(text, str(place)) for place, text in enumerate(texts))
+    SignNearly(signatures).run(Document(text, str(index)) for index, text in enumerate(texts))
     buckets = MinhashConfig().num_buckets
     for bucket in range(buckets):
         step = MinhashDedupBuckets(str(signatures), str(pairs), lines_to_buffer=1024)

@@ -43,7 +43,7 @@ def draw(groups: Sequence[int], total: int | None, test_size: float, seed: int, 
             )
     sides = bytearray(HELD_OUT if group in tested else NOT_DRAWN for group in groups)
     for side, pool, wanted in ((TEST, HELD_OUT, held), (TRAIN, NOT_DRAWN, count - held)):
-        members = [place for place, own in enumerate(sides) if own == pool]
-        for place in draws.sample(members, min(wanted, len(members))):
-            sides[place] = side
+        members = [index for index, own in enumerate(sides) if own == pool]
+        for index in draws.sample(members, min(wanted, len(members))):
+            sides[index] = side
     return sides

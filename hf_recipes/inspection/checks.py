@@ -14,7 +14,7 @@ from hf_recipes.evaluation.methods.generation import among
 from hf_recipes.inspection.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.inspection.report import Table, clip, counted, share
 
-PLACES = 10  # rows of each kind that are shown
+MAX_LOCATIONS = 10  # rows of each kind that are shown
 MOST = 15  # answers that are shown
 MAIN = 0.8  # of the answers in one script, from which on the others look wrong
 DOCUMENT = "document"
@@ -49,7 +49,7 @@ class Texts:
     an answer may be chosen from.
     """
 
-    places: list[str]
+    locations: list[str]
     contexts: list[str]
     questions: list[str]
     answers: dict[str, list[str]]
@@ -87,8 +87,8 @@ class Checks:
         self._special = re.compile("|".join(map(re.escape, tokens)))
 
     def add(self, texts: Texts) -> None:
-        self.rows += len(texts.places)
-        for row in range(len(texts.places)):
+        self.rows += len(texts.locations)
+        for row in range(len(texts.locations)):
             whole = texts.whole(row)
             for keys, text in zip(self._keys, (whole, letters(whole), texts.contexts[row]), strict=True):
                 keys.append(xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")))
@@ -102,35 +102,35 @@ class Checks:
             for row in np.flatnonzero(scripts).tolist():
                 if not SPEAKS_OF_LANGUAGE.search(texts.questions[row]):
                     found = self._foreign.setdefault((side, int(scripts[row])), Suspicion())
-                    self._count(found, texts.places[row], answers[row])
+                    self._count(found, texts.locations[row], answers[row])
 
     def _look(self, texts: Texts, row: int, whole: str) -> None:
-        place, question = texts.places[row], texts.questions[row].strip()
+        location, question = texts.locations[row], texts.questions[row].strip()
         for side, answers in texts.answers.items():
             answer = answers[row].strip()
             if question and answer == question:
-                self._suspect(f"the {side} is the question", place, answer)
+                self._suspect(f"the {side} is the question", location, answer)
             if texts.choices[row] and answer and not among(answer, texts.choices[row]):
                 said = f"{answer} (choices: {', '.join(map(str, texts.choices[row]))})"
-                self._suspect(f"the {side} is none of the choices", place, said)
+                self._suspect(f"the {side} is none of the choices", location, said)
         if found := MOJIBAKE.search(whole):
-            self._suspect("mojibake", place, whole, found.start())
+            self._suspect("mojibake", location, whole, found.start())
         if ("<" in whole or "&" in whole) and (found := HTML.search(whole)):
             prose = INLINE_CODE.sub("", whole) if "`" in whole else whole
             if not SPEAKS_OF_HTML.search(question) and (found := HTML.search(prose)):
-                self._suspect("leftover HTML", place, prose, found.start())
+                self._suspect("leftover HTML", location, prose, found.start())
         if any(begin in whole for begin in self._begins) and (found := self._special.search(whole)):
-            self._suspect("a special token in the text", place, whole, found.start())
+            self._suspect("a special token in the text", location, whole, found.start())
 
-    def _suspect(self, what: str, place: str, text: str, at: int = 0) -> None:
-        self._count(self.suspicions.setdefault(what, Suspicion()), place, text, at)
+    def _suspect(self, what: str, location: str, text: str, at: int = 0) -> None:
+        self._count(self.suspicions.setdefault(what, Suspicion()), location, text, at)
 
-    def _count(self, suspicion: Suspicion, place: str, text: str, at: int = 0) -> None:
+    def _count(self, suspicion: Suspicion, location: str, text: str, at: int = 0) -> None:
         suspicion.count += 1
-        if len(suspicion.rows) < PLACES:
+        if len(suspicion.rows) < MAX_LOCATIONS:
             before = self.mask(text[:at])
             around = ("…" if len(before) > BEFORE else "") + before[-BEFORE:] + self.mask(text[at : at + 4 * AFTER])
-            suspicion.rows.append((place, clip(around, BEFORE + AFTER)))
+            suspicion.rows.append((location, clip(around, BEFORE + AFTER)))
 
     @property
     def keys(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -148,7 +148,7 @@ class Checks:
                     if owner == side and script != main:
                         known = self.suspicions.setdefault(f"the {side} is not in {SCRIPTS[main]}", Suspicion())
                         known.count += found.count
-                        known.rows = (known.rows + found.rows)[:PLACES]
+                        known.rows = (known.rows + found.rows)[:MAX_LOCATIONS]
             rows += [
                 [side, SCRIPTS[script], int(counts[script]), share(int(counts[script]), int(counts.sum()))]
                 for script in np.argsort(-counts, kind="stable").tolist()
@@ -161,7 +161,7 @@ class Checks:
         tables = [counted("Rows that look wrong", "what", counts, self.rows)]
         rows = [[what, *row] for what, found in self.suspicions.items() for row in found.rows]
         if rows:
-            note = f"The first {PLACES} of each."
+            note = f"The first {MAX_LOCATIONS} of each."
             tables.append(Table("Where they are", ["what", "where", "text"], rows, note))
         return tables
 
@@ -206,7 +206,9 @@ def duplicate_tables(keys: tuple[np.ndarray, np.ndarray, np.ndarray], fetch: Fet
         counts["the same prompt with another answer"] = int(np.isin(context, asked[times > 1]).sum())
     tables = [counted("Duplicates", "rows that are", counts, size)]
     values, times = np.unique(near, return_counts=True)
-    groups = [np.flatnonzero(near == values[g]) for g in np.argsort(-times, kind="stable")[:PLACES] if times[g] > 1]
+    groups = [
+        np.flatnonzero(near == values[g]) for g in np.argsort(-times, kind="stable")[:MAX_LOCATIONS] if times[g] > 1
+    ]
     wanted = sorted({int(row) for group in groups for row in group[:3]})
     found = dict(zip(wanted, fetch(wanted), strict=True)) if wanted else {}
     rows = [
@@ -223,7 +225,7 @@ def duplicate_tables(keys: tuple[np.ndarray, np.ndarray, np.ndarray], fetch: Fet
 
 
 def overlap_table(
-    train: tuple[np.ndarray, ...], held_out: tuple[np.ndarray, ...], places: Sequence[str], has_answers: bool
+    train: tuple[np.ndarray, ...], held_out: tuple[np.ndarray, ...], locations: Sequence[str], has_answers: bool
 ) -> Table:
     """How many rows to evaluate on are among those to train on, and the first of them."""
     names = ["the row, exactly", "the row, but for case, width, spaces and punctuation"]
@@ -231,6 +233,6 @@ def overlap_table(
     rows = []
     for name, own, other in zip(names, held_out, train, strict=False):
         found = np.flatnonzero(np.isin(own, other))
-        first = ", ".join(places[row] for row in found[:3]) + "…" * (len(found) > 3)
+        first = ", ".join(locations[row] for row in found[:3]) + "…" * (len(found) > 3)
         rows.append([name, len(found), share(len(found), len(own)), first])
     return Table("In the training rows too", ["what", "rows", "share", "first"], rows)

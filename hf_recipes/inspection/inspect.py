@@ -50,14 +50,14 @@ def _inspect(settings: Settings) -> Report:
     for rows in sets:
         say(f"looking at the {rows.name} rows")
         checks = Checks(special, pen.mask)
-        places: list[str] = []
+        locations: list[str] = []
         for texts in rows.texts():
             checks.add(texts)
-            places += texts.places if rows.name != "train" else []
+            locations += texts.locations if rows.name != "train" else []
         keys[rows.name] = checks.keys
         section = _section(rows, checks, pen)
         if rows.name != "train":
-            section.blocks.append(overlap_table(keys["train"], keys[rows.name], places, rows.has_answers))
+            section.blocks.append(overlap_table(keys["train"], keys[rows.name], locations, rows.has_answers))
         report.sections.append(section)
     count = look.examples * (ON_PAGE if look.html else 1)
     if count or look.show:
@@ -77,7 +77,7 @@ def _section(rows: Rows, checks: Checks, pen: Pen) -> Section:
         blocks.append(checks.language_table())
 
         def find(numbers):
-            return [(place, clip(pen.mask(text))) for place, text in rows.find(numbers)]
+            return [(location, clip(pen.mask(text))) for location, text in rows.find(numbers)]
 
         blocks += checks.suspicion_tables()
         blocks += duplicate_tables(checks.keys, find, rows.has_answers)
@@ -115,10 +115,10 @@ def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = st
     reasons = [
         [
             entry.count,
-            mask(row_fate),
-            ", ".join(entry.shown(place, place) for place in entry.places[:3]) + "…" * (entry.count > 3),
+            mask(status),
+            ", ".join(entry.shown(location, location) for location in entry.locations[:3]) + "…" * (entry.count > 3),
         ]
-        for (_, row_fate), entry in ledger.reasons.items()
+        for (_, status), entry in ledger.reasons.items()
     ]
     if reasons:
         tables.append(Table(f"Reasons{of}", ["rows", "what became of them", "first"], reasons))

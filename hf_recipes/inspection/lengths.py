@@ -37,13 +37,13 @@ def label_spans(labels: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.nda
     array = labels.combine_chunks()
     sizes = pc.list_value_length(array).to_numpy().astype(np.int64)
     ends = np.cumsum(sizes)
-    places = np.flatnonzero(array.flatten().to_numpy() != IGNORED)
-    first, last, learned = (np.zeros(len(sizes), np.int64) for _ in range(3))
-    rows, index, counts = np.unique(np.searchsorted(ends, places, "right"), return_index=True, return_counts=True)
+    locations = np.flatnonzero(array.flatten().to_numpy() != IGNORED)
+    first, last, labelled = (np.zeros(len(sizes), np.int64) for _ in range(3))
+    rows, index, counts = np.unique(np.searchsorted(ends, locations, "right"), return_index=True, return_counts=True)
     starts = (ends - sizes)[rows]
-    first[rows], last[rows] = places[index] - starts, places[index + counts - 1] - starts + 1
-    learned[rows] = counts
-    return sizes, first, last, learned
+    first[rows], last[rows] = locations[index] - starts, locations[index + counts - 1] - starts + 1
+    labelled[rows] = counts
+    return sizes, first, last, labelled
 
 
 def length_tables(lengths: Mapping[str, np.ndarray], budgets: Mapping[str, Budget], title: str) -> list[Table]:

@@ -49,9 +49,9 @@ class PackedConversations(Conversations):
         counts.rows += [["packs", len(packs), ""], ["tokens that fill them", tokens, share(tokens, room)]]
         return [counts]
 
-    def draw(self, pen, count, seed, places):
-        packs, chosen = self.packs(), self.choose(count, seed, places)
-        if not places:
+    def draw(self, pen, count, seed, locations):
+        packs, chosen = self.packs(), self.choose(count, seed, locations)
+        if not locations:
             numbers = np.random.default_rng(seed).choice(len(packs), min(count, len(packs)), replace=False).tolist()
             return [self._pack(pen, number) for number in sorted(numbers)]
         pack_of = {int(row): number for number, rows in enumerate(packs) for row in rows}
@@ -60,7 +60,7 @@ class PackedConversations(Conversations):
     def _pack(self, pen: Pen, number: int) -> Example:
         rows = self.packs()[number].tolist()
         found = [self.tokenized[row] for row in rows]
-        segments = [pen.draw(row["input_ids"], row["labels"], row["place"]) for row in found]
+        segments = [pen.draw(row["input_ids"], row["labels"], row["location"]) for row in found]
         tokens = sum(len(row["input_ids"]) for row in found)
         facts = [f"{len(rows)} rows, {tokens:,} of {self.args.max_length:,} tokens"]
         return Example(f"pack {number + 1:,} of {len(self.packs()):,}", KEPT, facts, [Strip("", segments)])

@@ -109,16 +109,16 @@ def _examples(examples: Examples) -> Iterator[str]:
 
 
 def _example(example: Example) -> Iterator[str]:
-    yield f"<p><strong>{escape(example.place)}</strong> ({escape(example.fate)})</p>"
+    yield f"<p><strong>{escape(example.location)}</strong> ({escape(example.status)})</p>"
     yield from (f'<p class="fact">{escape(fact)}</p>' for fact in example.facts)
     for strip in example.strips:
         if strip.name:
             yield f"<h4>{escape(strip.name)}</h4>"
         for number, segment in enumerate(strip.segments):
-            if number or (segment.place and len(strip.segments) > 1):
-                yield f'<p class="boundary">{escape(segment.place) or "&nbsp;"}</p>'
+            if number or (segment.location and len(strip.segments) > 1):
+                yield f'<p class="boundary">{escape(segment.location) or "&nbsp;"}</p>'
             yield '<p class="tokens">'
             for piece in segment.pieces:
-                tag = "u" if piece.learned is None else "b" if piece.learned else "i"
+                tag = "u" if piece.labelled is None else "b" if piece.labelled else "i"
                 yield f"<{tag}>{escape(piece.text).replace(chr(10), '↵' + chr(10))}</{tag}>"
             yield "</p>"

@@ -17,17 +17,17 @@ class Pairs(TokenizedRows):
     columns = ("prompt", *SIDES)
     strips: ClassVar = {side: (f"{side}_ids", f"{side}_labels") for side in SIDES}
 
-    def texts_of(self, values, places, choices):
+    def texts_of(self, values, locations, choices):
         answers = {side: list(map(joined, values[side])) for side in SIDES}
-        return Texts(places, *_asked(values), answers, choices)
+        return Texts(locations, *_asked(values), answers, choices)
 
     def lengths_of(self, table):
         spans = {side: label_spans(table[f"{side}_labels"]) for side in SIDES}
         found = {"prompt": spans["chosen"][1]}
         found |= {side: last - first for side, (_, first, last, _) in spans.items()}
         sizes = np.stack([tokens for tokens, *_ in spans.values()])
-        learned = sum(learned for *_, learned in spans.values())
-        return found | {"longer side": sizes.max(0), "tokens": sizes.sum(0), "learned": learned}
+        labelled = sum(labelled for *_, labelled in spans.values())
+        return found | {"longer side": sizes.max(0), "tokens": sizes.sum(0), "labelled": labelled}
 
     def tables(self):
         [counts] = super().tables()
@@ -43,12 +43,12 @@ class Answers(TokenizedRows):
     columns = ("prompt", "completion")
     strips: ClassVar = {"": ("input_ids", "labels")}
 
-    def texts_of(self, values, places, choices):
-        return Texts(places, *_asked(values), {"answer": list(map(joined, values["completion"]))}, choices)
+    def texts_of(self, values, locations, choices):
+        return Texts(locations, *_asked(values), {"answer": list(map(joined, values["completion"]))}, choices)
 
     def lengths_of(self, table):
-        tokens, first, last, learned = label_spans(table["labels"])
-        return {"prompt": first, "answer": last - first, "whole": tokens, "tokens": tokens, "learned": learned}
+        tokens, first, last, labelled = label_spans(table["labels"])
+        return {"prompt": first, "answer": last - first, "whole": tokens, "tokens": tokens, "labelled": labelled}
 
     @property
     def good(self) -> int:

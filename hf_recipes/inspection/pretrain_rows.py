@@ -49,22 +49,22 @@ class MixtureRows(Rows):
         """Places and texts of the documents of an epoch; of a stream, of the first `SAMPLED`."""
         left = None if isinstance(source, StoredBlocks) else SAMPLED
         for chunk in read_chunks(readers, Cursor()):
-            places = [place for place, row_fate in chunk.fates if row_fate == KEPT]
-            yield places[:left], chunk.texts[:left]
-            left = None if left is None else left - len(places)
+            locations = [location for location, status in chunk.statuses if status == KEPT]
+            yield locations[:left], chunk.texts[:left]
+            left = None if left is None else left - len(locations)
             if chunk.ends_epoch or (left is not None and left <= 0):
                 return
 
     def texts(self, rows=None):
         wanted, before = None if rows is None else np.asarray(rows), 0
         for source, readers in zip(self.mixture.sources, self.readers, strict=True):
-            for places, texts in self._batches(source, readers) if readers else ():
+            for locations, texts in self._batches(source, readers) if readers else ():
                 if wanted is not None:
-                    own = wanted[(wanted >= before) & (wanted < before + len(places))] - before
-                    before += len(places)
-                    places, texts = [places[row] for row in own], [texts[row] for row in own]
-                none = [""] * len(places)
-                yield Texts(places, none, none, {DOCUMENT: texts}, [None] * len(places))
+                    own = wanted[(wanted >= before) & (wanted < before + len(locations))] - before
+                    before += len(locations)
+                    locations, texts = [locations[row] for row in own], [texts[row] for row in own]
+                none = [""] * len(locations)
+                yield Texts(locations, none, none, {DOCUMENT: texts}, [None] * len(locations))
 
     def lengths(self):
         found = {}
@@ -90,9 +90,11 @@ class MixtureRows(Rows):
         note = f"{', '.join(shards)}: token shards, whose texts are not looked at." if shards else ""
         return [Table("Counts", head, rows, note)]
 
-    def draw(self, pen, count, seed, places):
-        if places:
-            raise UserError(f"--show {places[0]}: what pretraining learns from are blocks, not rows; leave --show out")
+    def draw(self, pen, count, seed, locations):
+        if locations:
+            raise UserError(
+                f"--show {locations[0]}: what pretraining learns from are blocks, not rows; leave --show out"
+            )
         blocks, numbers = self.mixture.blocks, range(count)
         if blocks is not None and not self.mixture.streams:
             numbers = sorted(np.random.default_rng(seed).choice(blocks, min(count, blocks), replace=False).tolist())
@@ -102,7 +104,7 @@ class MixtureRows(Rows):
             ids, labels, positions = (
                 block[name][: block["tokens"]] for name in ("input_ids", "labels", "position_ids")
             )
-            segments = pen.draw_apart(ids, labels, positions, block["place"])
+            segments = pen.draw_apart(ids, labels, positions, block["location"])
             facts = [f"{self.mixture.names[block['source']]}, {block['tokens']:,} of {self.args.block_size:,} tokens"]
             drawn.append(Example(f"block {number + 1:,}", KEPT, facts, [Strip("", segments)]))
         return drawn

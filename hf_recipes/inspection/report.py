@@ -35,14 +35,14 @@ class Piece:
 
     text: str
     tokens: int
-    learned: bool | None
+    labelled: bool | None
 
 
 @dataclass
 class Segment:
     """Tokens that see each other; the next ones in the same strip do not see these."""
 
-    place: str
+    location: str
     pieces: list[Piece]
 
 
@@ -58,8 +58,8 @@ class Strip:
 class Example:
     """One row, pack or block, its `fate` in the ledger, and what else there is to say of it."""
 
-    place: str
-    fate: str
+    location: str
+    status: str
     facts: list[str]
     strips: list[Strip]
 

@@ -13,7 +13,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, shown
 from hf_recipes.data.chat.encoder import tokenize_dataset
 from hf_recipes.data.chat.prompts import Prompt
-from hf_recipes.data.examples import fates
+from hf_recipes.data.examples import row_statuses
 from hf_recipes.data.schemas.conversation import Message
 from hf_recipes.evaluation.methods.generation import choices_of
 from hf_recipes.inspection.checks import Texts
@@ -47,7 +47,7 @@ class Rows(ABC):
         """Tokens of each row by the name of what is counted, before any budget."""
 
     @abstractmethod
-    def draw(self, pen: Pen, count: int, seed: int, places: Sequence[str]) -> list[Example]:
+    def draw(self, pen: Pen, count: int, seed: int, locations: Sequence[str]) -> list[Example]:
         """The rows of `places`, or without them `count` of those that are learned, drawn by `seed`.
 
         Raises:
@@ -62,7 +62,7 @@ class Rows(ABC):
         """Place and text of rows, by their numbers in ascending order."""
         found: list[tuple[str, str]] = []
         for texts in self.texts(rows):
-            found += [(place, texts.whole(row)) for row, place in enumerate(texts.places)]
+            found += [(location, texts.whole(row)) for row, location in enumerate(texts.locations)]
         return found
 
 
@@ -91,20 +91,20 @@ class TokenizedRows(Rows):
     ):
         self.name, self.ledger, self.budgets = name, ledger, budgets
         self.examples, self.readable, self.tokenized, self._unlimited = examples, readable, tokenized, unlimited
-        self.places, self.fates = fates(tokenized)
-        self.used = np.flatnonzero([not is_dropped(row_fate) for row_fate in self.fates])
+        self.locations, self.statuses = row_statuses(tokenized)
+        self.used = np.flatnonzero([not is_dropped(status) for status in self.statuses])
         self._counts = self._lengths = None
 
     def texts(self, rows=None):
         chosen = self.readable if rows is None else self.readable.select(rows)
-        columns = [*self.columns, "meta", "place"]
+        columns = [*self.columns, "meta", "location"]
         for table in chosen.select_columns(columns).with_format("arrow").iter(BATCH):
             values = {name: [_parsed(text) for text in table[name].to_pylist()] for name in columns[:-1]}
             choices = [choices_of(meta) for meta in values.pop("meta")]
-            yield self.texts_of(values, table["place"].to_pylist(), choices)
+            yield self.texts_of(values, table["location"].to_pylist(), choices)
 
     @abstractmethod
-    def texts_of(self, values: dict[str, list], places: list[str], choices: list) -> Texts:
+    def texts_of(self, values: dict[str, list], locations: list[str], choices: list) -> Texts:
         """The texts of rows, from their parsed `columns`."""
 
     @abstractmethod
@@ -117,8 +117,8 @@ class TokenizedRows(Rows):
 
     def _measure(self) -> None:
         own = self._measured(self.tokenized)
-        self._counts = {name: own.pop(name) for name in ("tokens", "learned")}
-        changed = np.flatnonzero([row_fate != KEPT for row_fate in self.fates])
+        self._counts = {name: own.pop(name) for name in ("tokens", "labelled")}
+        changed = np.flatnonzero([status != KEPT for status in self.statuses])
         if len(changed):  # what was cut or left out is encoded again without the budgets
             whole = self._measured(tokenize_dataset(self.readable.select(changed), self._unlimited))
             for name, values in own.items():
@@ -133,38 +133,40 @@ class TokenizedRows(Rows):
 
     def tables(self):
         lengths = self.lengths()
-        tokens, learned = (int(self._counts[name][self.used].sum()) for name in ("tokens", "learned"))
+        tokens, labelled = (int(self._counts[name][self.used].sum()) for name in ("tokens", "labelled"))
         rows = [
             ["rows that are learned from", len(self.used), ""],
             ["tokens of an epoch", tokens, ""],
-            [self.labelled, learned, share(learned, tokens)],
+            [self.labelled, labelled, share(labelled, tokens)],
         ]
         if self.budgets:
             over = int(over_any(lengths, self.budgets).sum())
             rows.append(["rows over a budget", over, share(over, len(next(iter(lengths.values()))))])
         return [Table("Counts", ["what", "number", "share"], rows)]
 
-    def choose(self, count: int, seed: int, places: Sequence[str]) -> list[int | str]:
+    def choose(self, count: int, seed: int, locations: Sequence[str]) -> list[int | str]:
         """Numbers of rows; the place of one that was dropped before it was tokenized."""
-        if not places:
+        if not locations:
             chosen = np.random.default_rng(seed).choice(self.used, min(count, len(self.used)), replace=False)
             return sorted(chosen.tolist())
-        known = dict(reversed([(place, row) for row, place in enumerate(self.places)]))  # the first of a place counts
-        dropped = set(self.examples["place"][:]) - known.keys()
-        return [place if place in dropped else _found(known, place) for place in places]
+        known = dict(
+            reversed([(location, row) for row, location in enumerate(self.locations)])
+        )  # the first of a place counts
+        dropped = set(self.examples["location"][:]) - known.keys()
+        return [location if location in dropped else _found(known, location) for location in locations]
 
-    def draw(self, pen, count, seed, places):
-        return [self.example(pen, row) for row in self.choose(count, seed, places)]
+    def draw(self, pen, count, seed, locations):
+        return [self.example(pen, row) for row in self.choose(count, seed, locations)]
 
     def example(self, pen: Pen, row: int | str) -> Example:
         if isinstance(row, str):
-            return Example(row, shown(dict(zip(*fates(self.examples), strict=True))[row]), [], [])
+            return Example(row, shown(dict(zip(*row_statuses(self.examples), strict=True))[row]), [], [])
         found = self.tokenized[row]
         strips = []
-        if not is_dropped(self.fates[row]):
+        if not is_dropped(self.statuses[row]):
             for name, (ids, labels) in self.strips.items():
                 strips.append(Strip(name, [pen.draw(found[ids], found[labels])]))
-        return Example(self.places[row], shown(self.fates[row]), self.facts_of(found), strips)
+        return Example(self.locations[row], shown(self.statuses[row]), self.facts_of(found), strips)
 
     def facts_of(self, row: dict[str, Any]) -> list[str]:
         return []
@@ -176,17 +178,17 @@ class Conversations(TokenizedRows):
     columns = ("messages",)
     strips: ClassVar = {"": ("input_ids", "labels")}
 
-    def texts_of(self, values, places, choices):
+    def texts_of(self, values, locations, choices):
         conversations = values["messages"]
         contexts = [joined(messages[:-1]) for messages in conversations]
         answers = [joined(messages[-1:]) for messages in conversations]
-        return Texts(places, contexts, list(map(last_question, conversations)), {"answer": answers}, choices)
+        return Texts(locations, contexts, list(map(last_question, conversations)), {"answer": answers}, choices)
 
     def lengths_of(self, table):
-        tokens, _, last, learned = label_spans(table["labels"])
+        tokens, _, last, labelled = label_spans(table["labels"])
         prompt = table["prompt_length"].to_numpy().astype(np.int64)
         # The last answer ends with its end of turn; what a template writes after it counts for no budget.
-        return {"prompt": prompt, "answer": last - prompt, "whole": last, "tokens": tokens, "learned": learned}
+        return {"prompt": prompt, "answer": last - prompt, "whole": last, "tokens": tokens, "labelled": labelled}
 
 
 class PromptRows(Rows):
@@ -210,7 +212,9 @@ class PromptRows(Rows):
             contexts = [joined(p.messages) if p.is_chat else p.question for p in prompts]
             questions = [p.question if p.is_chat else "" for p in prompts]
             answers = {"reference": [p.reference or "" for p in prompts]} if self.has_answers else {}
-            yield Texts([p.place for p in prompts], contexts, questions, answers, [choices_of(p.meta) for p in prompts])
+            yield Texts(
+                [p.location for p in prompts], contexts, questions, answers, [choices_of(p.meta) for p in prompts]
+            )
 
     def lengths(self):
         found = {"prompt": np.array([prompt.length for prompt in self.prompts])}
@@ -222,17 +226,17 @@ class PromptRows(Rows):
         rows = [["prompts", len(self.prompts)], ["tokens of them", tokens], ["with a reference", answered]]
         return [Table("Counts", ["what", "number"], rows)]
 
-    def draw(self, pen, count, seed, places):
-        if places:
-            known = dict(reversed([(prompt.place, prompt) for prompt in self.prompts]))
-            chosen = [_found(known, place) for place in places]
+    def draw(self, pen, count, seed, locations):
+        if locations:
+            known = dict(reversed([(prompt.location, prompt) for prompt in self.prompts]))
+            chosen = [_found(known, location) for location in locations]
         else:
             size = len(self.prompts)
             rows = np.random.default_rng(seed).choice(size, min(count, size), replace=False)
             chosen = [self.prompts[row] for row in sorted(rows.tolist())]
         return [
             Example(
-                prompt.place,
+                prompt.location,
                 KEPT if prompt.length == len(prompt.ids) else f"cut from {prompt.length:,} tokens",
                 [] if prompt.reference is None else [f"reference: {pen.mask(prompt.reference)}"],
                 [Strip("", [pen.draw(prompt.ids, np.full(len(prompt.ids), -100))])],
@@ -241,10 +245,10 @@ class PromptRows(Rows):
         ]
 
 
-def _found(known: Mapping[str, Any], place: str) -> Any:
-    if place not in known:
-        raise UserError(f"--show {place}: there is no such training row; the first is {next(iter(known))}")
-    return known[place]
+def _found(known: Mapping[str, Any], location: str) -> Any:
+    if location not in known:
+        raise UserError(f"--show {location}: there is no such training row; the first is {next(iter(known))}")
+    return known[location]
 
 
 def _parsed(text: str | None) -> Any:

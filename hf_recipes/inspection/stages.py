@@ -121,7 +121,7 @@ def _guess(settings: Settings, fitting: Sequence[str]) -> tuple[str, str]:
     columns = Columns(schema=data.schema, prompt=data.prompt_column)
     if isinstance(data, DataArguments):
         columns = columns_of(data)
-    source, problem = find_sources([path], cache_dir=data.cache_dir, glance=True)[0], None
+    source, problem = find_sources([path], cache_dir=data.cache_dir, sniff=True)[0], None
     for find, stages in ((find_schema, None), (find_text_schema, ("pretrain",)), (find_prompt_schema, ("grpo",))):
         try:
             schema, _ = find_plan(source, columns, find)

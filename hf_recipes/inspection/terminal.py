@@ -77,15 +77,15 @@ def _print_examples(examples: Examples, console: Console, count: int | None) -> 
 
 
 def _print_example(example: Example, console: Console) -> None:
-    console.print(Text(f"{example.place}  ", "bold") + Text(f"({example.fate})", "dim"))
+    console.print(Text(f"{example.location}  ", "bold") + Text(f"({example.status})", "dim"))
     for fact in example.facts:
         console.print(Text(fact, "dim"))
     for strip in example.strips:
         if strip.name:
             console.print(Text(strip.name, "bold underline"))
         for number, segment in enumerate(strip.segments):
-            if number or (segment.place and len(strip.segments) > 1):
-                console.print(Rule(Text(segment.place), style="cyan", characters="┄", align="left"))
+            if number or (segment.location and len(strip.segments) > 1):
+                console.print(Rule(Text(segment.location), style="cyan", characters="┄", align="left"))
             console.print(drawn(segment.pieces, in_colour=console.color_system is not None))
 
 
@@ -93,9 +93,9 @@ def drawn(pieces: list[Piece], in_colour: bool) -> Text:
     """Tokens in the colours of what is learned, or with what is learned in brackets."""
     text, before = Text(), False
     for number, piece in enumerate(pieces):
-        if not in_colour and bool(piece.learned) is not before:
+        if not in_colour and bool(piece.labelled) is not before:
             text.append(CLOSE if before else OPEN)
-        before = bool(piece.learned)
-        style = LEFT_OUT if piece.learned is None else (LEARNED if piece.learned else GIVEN)[number % 2]
+        before = bool(piece.labelled)
+        style = LEFT_OUT if piece.labelled is None else (LEARNED if piece.labelled else GIVEN)[number % 2]
         text.append(piece.text.replace("\n", "↵\n"), style if in_colour else "")
     return text.append(CLOSE) if before and not in_colour else text

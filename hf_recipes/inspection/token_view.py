@@ -28,19 +28,19 @@ class Pen:
     def mask(self, text: str) -> str:
         return self.redactor.redact(text)[0] if self.redactor else text
 
-    def draw(self, ids: Sequence[int], labels: Sequence[int], place: str = "") -> Segment:
+    def draw(self, ids: Sequence[int], labels: Sequence[int], location: str = "") -> Segment:
         """One segment; what is learned is what has a label, but for the first token, which nothing predicts.
 
         Args:
             ids, labels: of one length; labels are -100 where nothing is learned.
         """
-        ids, learned = np.asarray(ids).tolist(), (np.asarray(labels) != -100).tolist()
-        learned[:1] = [False] * len(learned[:1])
-        parts = [(ids, learned)]
+        ids, labelled = np.asarray(ids).tolist(), (np.asarray(labels) != -100).tolist()
+        labelled[:1] = [False] * len(labelled[:1])
+        parts = [(ids, labelled)]
         left_out = len(ids) - SHOWN
         if left_out > 0:
             half = SHOWN // 2
-            parts = [(ids[:half], learned[:half]), (ids[-half:], learned[-half:])]
+            parts = [(ids[:half], labelled[:half]), (ids[-half:], labelled[-half:])]
         drawn = [list(self._pieces(*part)) for part in parts]
         if self.redactor:
             for part in drawn:
@@ -49,28 +49,28 @@ class Pen:
             piece.text = visible(piece.text)
         if left_out > 0:
             drawn.insert(1, [Piece(f"… {left_out:,} tokens …", left_out, None)])
-        return Segment(place, [piece for part in drawn for piece in part])
+        return Segment(location, [piece for part in drawn for piece in part])
 
-    def draw_apart(self, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, place: str) -> list[Segment]:
+    def draw_apart(self, ids: np.ndarray, labels: np.ndarray, positions: np.ndarray, location: str) -> list[Segment]:
         """A segment for each run of positions that begins with 0."""
         starts = np.flatnonzero(positions == 0).tolist()
         ends = [*starts[1:], len(ids)]
         return [
-            self.draw(ids[a:b], labels[a:b], place if not number else "")
+            self.draw(ids[a:b], labels[a:b], location if not number else "")
             for number, (a, b) in enumerate(zip(starts, ends, strict=True))
         ]
 
-    def _pieces(self, ids: list[int], learned: list[bool]) -> Iterator[Piece]:
+    def _pieces(self, ids: list[int], labelled: list[bool]) -> Iterator[Piece]:
         before: list[int] = []
         text_before, start = "", 0
         for end in range(1, len(ids) + 1):
             # Behind the token before, because some tokenizers take away the space that a text begins with.
             text = self._decode(before + ids[start:end])
             text = text[len(text_before) :] if text.startswith(text_before) else self._decode(ids[start:end])
-            goes_on = end < len(ids) and learned[end] == learned[start] and end - start < CHARACTER
-            if text.endswith("\ufffd") and goes_on:
+            continues_adapter = end < len(ids) and labelled[end] == labelled[start] and end - start < CHARACTER
+            if text.endswith("\ufffd") and continues_adapter:
                 continue
-            yield Piece(text, end - start, learned[start])
+            yield Piece(text, end - start, labelled[start])
             before, start = ids[start:end], end
             text_before = self._decode(before)
 

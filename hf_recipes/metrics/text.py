@@ -186,12 +186,12 @@ def confusion(
     _check(predictions, references)
     predictions, references = ([normalize_answer(text) for text in texts] for texts in (predictions, references))
     labels = sorted(set(references)) if labels is None else list(dict.fromkeys(map(normalize_answer, labels)))
-    place = {label: index for index, label in enumerate(labels)}
-    if unknown := sorted(set(references) - set(place)):
+    location = {label: index for index, label in enumerate(labels)}
+    if unknown := sorted(set(references) - set(location)):
         raise ValueError(f"the reference {unknown[0]!r} is none of the labels")
     matrix = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     for ours, theirs in zip(predictions, references, strict=True):
-        matrix[place[theirs], place.get(ours, len(labels)) if ours else len(labels)] += 1
+        matrix[location[theirs], location.get(ours, len(labels)) if ours else len(labels)] += 1
     return matrix, labels
 
 

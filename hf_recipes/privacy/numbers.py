@@ -56,7 +56,7 @@ def id_cards(text: str) -> Iterator[Span]:
     for match in overlapping(_ID_CARD, text):
         number = re.sub("[ -]", "", match[0]).upper()
         if _is_of_a_person(number, number[6:10], number[10:14]):
-            total = sum(int(digit) * 2 ** (17 - place) for place, digit in enumerate(number[:17]))
+            total = sum(int(digit) * 2 ** (17 - index) for index, digit in enumerate(number[:17]))
             if number[17] == "10X98765432"[total % 11] or _ID_WORD.search(before(text, match.start(), 15)):
                 yield Span(*match.span(), "id_card")
     for match in _OLD_ID_CARD.finditer(text):

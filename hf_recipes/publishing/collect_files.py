@@ -78,13 +78,13 @@ def staged(folder: Path, address: Address, *, state_as: str | None = None) -> It
     is_checkpoint = (folder / "trainer_state.json").is_file() and (parent / SETTINGS).is_file()
     run = parent if is_checkpoint else folder
     _check_model(folder)
-    place = run if os.access(run, os.W_OK) else Path(tempfile.gettempdir())
+    location = run if os.access(run, os.W_OK) else Path(tempfile.gettempdir())
     with ExitStack() as stack:
         try:
-            target = stack.enter_context(temporary_folder(place / STAGING))
+            target = stack.enter_context(temporary_folder(location / STAGING))
             _fill(target, folder, run, address, state_as)
         except OSError as error:
-            raise UserError(f"{error.filename or place}: {error.strerror}, so nothing is published") from None
+            raise UserError(f"{error.filename or location}: {error.strerror}, so nothing is published") from None
         yield target
 
 

@@ -34,7 +34,7 @@ def _ledger_table(ledgers: Mapping[str, Mapping]) -> list[str]:
     for name, ledger in ledgers.items():
         for label, counts in ((f"**{name}**", ledger["total"]), *ledger["sources"].items()):
             lines.append(f"| {label} | {' | '.join(f'{counts.get(c, 0):,}' for c in columns)} |")
-    reasons = [f"- {name}: {r['count']:,} {r['fate']}" for name, part in ledgers.items() for r in part["reasons"]]
+    reasons = [f"- {name}: {r['count']:,} {r['status']}" for name, part in ledgers.items() for r in part["reasons"]]
     return [*lines, "", *reasons, ""] if reasons else [*lines, ""]
 
 

@@ -128,11 +128,11 @@ def public_ledger(ledgers: Mapping[str, Mapping], names: Mapping[str, str]) -> d
             sources.setdefault(public_name(source, names), Counter()).update(counts)
         reasons: Counter = Counter()
         for entry in ledger["reasons"]:
-            reasons[public_name(entry["source"], names), without_values(entry["fate"])] += entry["count"]
+            reasons[public_name(entry["source"], names), without_values(entry["status"])] += entry["count"]
         public[name] = {
             "total": dict(ledger["total"]),
             "sources": {source: dict(counts) for source, counts in sources.items()},
-            "reasons": [{"source": s, "fate": fate, "count": count} for (s, fate), count in reasons.items()],
+            "reasons": [{"source": s, "status": status, "count": count} for (s, status), count in reasons.items()],
         }
     return public
 

@@ -73,7 +73,9 @@ class ScoringModel:
         for prompt, answer, row in zip(prompts, answers, self._encoder.encode(talks), strict=True):
             ids = row.input_ids
             if not len(ids):
-                raise UserError(f"{prompt.place}: the reward model cannot take this conversation ({shown(row.fate)})")
+                raise UserError(
+                    f"{prompt.location}: the reward model cannot take this conversation ({shown(row.status)})"
+                )
             rows.append(ids if answer.strip() else np.r_[ids[: row.prompt_length], ids[row.labels != -100][-1:]])
         return rows
 

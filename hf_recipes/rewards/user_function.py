@@ -33,7 +33,7 @@ def user_function(file: str, name: str, columns: Collection[str]) -> Reward:
         given = {column: [(prompt.row or {}).get(column) for prompt in prompts] for column in sorted(columns)}
         given["prompts"] = [prompt.messages if prompt.is_chat else prompt.question for prompt in prompts]
         given["completions"] = list(answers)
-        given |= {"reference": [p.reference for p in prompts], "place": [p.place for p in prompts]}
+        given |= {"reference": [p.reference for p in prompts], "location": [p.location for p in prompts]}
         return function(**given)
 
     return call

@@ -42,7 +42,7 @@ class Rewards:
         """
         self._columns.update(*(prompt.row for prompt in prompts if prompt.row))
         for kind in sorted({spec.kind for spec in self.specs} & {*NEEDS_REFERENCE}):
-            lacking = [prompt.place for prompt in prompts if prompt.reference is None]
+            lacking = [prompt.location for prompt in prompts if prompt.reference is None]
             if lacking and len(lacking) == len(prompts):
                 raise UserError(f"--rewards {kind}: {lacking[0]} has no answer to compare with, nor has any other row")
             if lacking:
@@ -132,4 +132,4 @@ def summarise_rewards(names: Sequence[str], records: Sequence[dict[str, Any]]) -
 
 def _failed(spec: Spec, prompt: Prompt, answer: str, why: str) -> UserError:
     shown = answer if len(answer) <= 60 else answer[:60] + "…"
-    return UserError(f"--rewards {spec.name}: failed on {prompt.place} ({why}); the answer was {shown!r}")
+    return UserError(f"--rewards {spec.name}: failed on {prompt.location} ({why}); the answer was {shown!r}")

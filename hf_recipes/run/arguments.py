@@ -10,7 +10,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
-from hf_recipes.core.distributed import be_one_process, compile_kernels, meet_anew, own_shared_memory
+from hf_recipes.core.distributed import be_one_process, compile_kernels, private_shared_memory, rendezvous_after_restart
 from hf_recipes.core.settings import PositiveFloat, PositiveInt, Share, at, check_limits, nearest, setting
 from hf_recipes.data.arguments import DataArguments, SourceArguments, UnpairedArguments
 from hf_recipes.hub.clients import Target, check_destination, keep_token
@@ -149,12 +149,12 @@ class RunArguments:
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
             be_one_process()
-        meet_anew(self.ddp_timeout)
+        rendezvous_after_restart(self.ddp_timeout)
         if not self.deepspeed and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
             super().__post_init__()
             return
         compile_kernels(["ShareMemCommBuilder"])
-        with own_shared_memory():
+        with private_shared_memory():
             super().__post_init__()
             _ready_deepspeed(self)
 

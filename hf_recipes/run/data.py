@@ -8,7 +8,7 @@ from datasets import Dataset
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
 from hf_recipes.data.chat.encoder import tokenize_dataset
-from hf_recipes.data.examples import fates, hold_out, load_examples, usable
+from hf_recipes.data.examples import hold_out, load_examples, row_statuses, usable
 from hf_recipes.data.schemas.registry import Columns
 
 if TYPE_CHECKING:
@@ -92,11 +92,11 @@ def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Da
         UserError: no example can be read.
     """
     ledger = Ledger()
-    for place, row_fate in zip(*fates(examples), strict=True):
-        if is_dropped(row_fate):
-            ledger.add(place, row_fate)
+    for location, status in zip(*row_statuses(examples), strict=True):
+        if is_dropped(status):
+            ledger.add(location, status)
     readable = usable(examples)
     if not len(readable):
         ledger.check(data.max_drop_ratio)
     tokenized = tokenize_dataset(readable, encoder, data.preprocessing_num_workers)
-    return readable, tokenized, ledger.add_all(*fates(tokenized))
+    return readable, tokenized, ledger.add_all(*row_statuses(tokenized))

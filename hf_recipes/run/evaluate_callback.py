@@ -27,7 +27,7 @@ from hf_recipes.models.inference.compute import Compute, ForwardPass
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.forward import scored_pass
 from hf_recipes.rewards.weighted_sum import Rewards
-from hf_recipes.trainer.progress import CurvesCallback, RunProgress, prediction_path, told_if_unwritten
+from hf_recipes.trainer.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +51,7 @@ def prompts_of(rows: "Dataset | None") -> list[Prompt] | None:
         return None
     return [
         Prompt(
-            row["place"],
+            row["location"],
             row["input_ids"][: row["prompt_length"]],
             row["question"],
             row["reference"],
@@ -212,14 +212,14 @@ class Evaluations(TrainerCallback):
         self.trainer.log(dict(scores))
 
     def _write(self, path: str, records: Sequence[Record]) -> None:
-        with told_if_unwritten(path):
+        with warn_on_write_error(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             write_jsonl(path, records)
 
 
 def draw_change(path: Path, records: Sequence[Record]) -> None:
     """`differences.png` beside the records at `path`: their differences, and those of the run's first evaluation."""
-    with told_if_unwritten("differences.png"):
+    with warn_on_write_error("differences.png"):
         steps = sorted(path.parent.glob("step-*.jsonl"), key=lambda found: int(found.stem.split("-")[1]))
         sets, labels = [differences(records)], [path.stem.replace("-", " ")]
         if steps and steps[0] != path:

@@ -23,7 +23,7 @@ from hf_recipes.run.output_dir import (
 from hf_recipes.trainer.base import STAGING
 from hf_recipes.trainer.checkpoints import newest_whole
 from hf_recipes.trainer.failures import Stopped
-from hf_recipes.trainer.progress import told_if_unwritten
+from hf_recipes.trainer.progress import warn_on_write_error
 
 
 def _trained(trainer, seconds: float) -> dict:
@@ -107,7 +107,7 @@ def _write_results(
         "the report": lambda: _print_report(output_dir, step, before, after),
     }
     for what, show in shows.items():
-        with told_if_unwritten(what, "weights and metrics.json are whole"):
+        with warn_on_write_error(what, "weights and metrics.json are whole"):
             show()
 
 

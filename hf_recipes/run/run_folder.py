@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.core.settings import Parser, at_end
-from hf_recipes.dry_run.plan import Figures
+from hf_recipes.dry_run.plan import DataStats
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.output_dir import (
@@ -58,17 +58,17 @@ class RunFolder:
             compare_settings(checkpoint, self._former, self.begun_with, args)
         return checkpoint
 
-    def compare_data(self, figures: Figures, steps: int) -> None:
+    def compare_data(self, figures: DataStats, steps: int) -> None:
         """Refuse to resume on other rows."""
         on_main_process(self.args, self._compare_data, figures, steps)
 
-    def _compare_data(self, found: Figures, steps: int) -> None:
+    def _compare_data(self, found: DataStats, steps: int) -> None:
         data = {"what": found.what, "rows": found.rows, "tokens": found.tokens, "digest": found.digest}
         self.begun_with |= {"data": data, "steps": steps}
         if self._former:
             compare_data(self.checkpoint, self._former, self.begun_with, self.args)
 
-    def enter(self, found: Figures) -> None:
+    def enter(self, found: DataStats) -> None:
         """Claim what the run is going to write; all processes agree on settings and data."""
         on_main_process(self.args, self._enter)
         check_agreement(self.args, self.parser, **{found.what: found.rows, "tokens": found.tokens})

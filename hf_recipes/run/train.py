@@ -39,7 +39,7 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
         trainer.add_callback(publisher)
     trackers = add_trackers(trainer, parser)
     settings = evaluated_with(trainer, parser.settings)
-    with trainer.attended():
+    with trainer.with_watchdog():
         memory.start()
         result = trainer.train(resume_from_checkpoint=folder.checkpoint)
         if not trainer.stopped_by:
@@ -48,9 +48,9 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
                 finish(trainer, folder.folder, card, ledgers, seconds, memory, trackers, settings)
     if trainer.stopped_by:
         again = "" if folder.checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
-        place = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
+        location = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
         say(
-            f"stopped by {trainer.stopped_by} {place}; go on with the same command and --resume_from_checkpoint "
+            f"stopped by {trainer.stopped_by} {location}; go on with the same command and --resume_from_checkpoint "
             f"true{again}"
         )
     if publisher and trainer.is_world_process_zero():

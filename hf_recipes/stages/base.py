@@ -12,7 +12,7 @@ from hf_recipes.core.ledger import Ledger
 from hf_recipes.core.settings import Parser
 from hf_recipes.data.arguments import DataArguments, SourceArguments
 from hf_recipes.dry_run.peak_memory import PeakMemory
-from hf_recipes.dry_run.plan import Figures, make_plan
+from hf_recipes.dry_run.plan import DataStats, make_plan
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments
@@ -87,7 +87,7 @@ class Context:
         return self.model_args.peft_path is not None
 
     @property
-    def keeps_start(self) -> bool:
+    def keeps_reference(self) -> bool:
         """Whether the trained weights are kept as they were at the start too; see `trainer.reference`."""
         before = getattr(self.args, "precompute_ref_log_probs", False)
         return self.args.has_reference and (self.continues_adapter or not (self.model_args.use_lora or before))
@@ -110,7 +110,7 @@ class Stage:
     name: str  # of its script, and how its recipes begin
     arguments: type[RunArguments]
     forms: tuple[str, ...]  # of the rows that it learns from; the first is what it is for
-    figures: Callable[[Context, Data], Figures]  # sizes, and the largest batch, for the dry run
+    figures: Callable[[Context, Data], DataStats]  # sizes, and the largest batch, for the dry run
     evaluations: Callable[[Context, Data], dict[str, Method]]  # by name; that of the validation rows is empty
     trainer: Callable[..., RunMixin]  # of context, data, model, evaluations, and the reference where it has one
     card: CardWords
@@ -152,7 +152,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         *(model_args, args, context.config, context.tokenizer, context.added_tokens, figures),
         **shared,
         is_reward=stage.task_type == "SEQ_CLS",
-        keeps_start=context.keeps_start,
+        keeps_reference=context.keeps_reference,
         passes=largest_passes(args, validation, methods),
     )
     folder.compare_data(figures, plan.steps)

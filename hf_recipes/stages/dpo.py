@@ -15,7 +15,7 @@ from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import Figures, row_lengths, rows_digest
+from hf_recipes.dry_run.plan import DataStats, row_lengths, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.publishing.model_card import CardWords
@@ -24,8 +24,8 @@ from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.preference_losses import sorted_losses
-from hf_recipes.trainer.reference_log_probs import Referred
-from hf_recipes.trainer.row_mean_loss import FILLER, PairCollator, side_lengths
+from hf_recipes.trainer.reference_log_probs import ReferenceLogProbs
+from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, side_lengths
 
 COMPARING_LOSSES = ("sft", *SORTING_LOSSES)
 
@@ -37,7 +37,7 @@ PAIR_METRICS = (
 )
 
 
-class PairTrainer(Referred, DPOTrainer):
+class PairTrainer(ReferenceLogProbs, DPOTrainer):
     """TRL's `DPOTrainer` on pairs that are already ids and labels of both sides.
 
     The loss of an update is the mean over all its pairs, and so are the rewards that are logged with it; those of an
@@ -58,12 +58,12 @@ class PairTrainer(Referred, DPOTrainer):
         self.loss_types = [name for name, _ in losses if name not in COMPARING_LOSSES]
         self.loss_weights = [weight for name, weight in losses if name not in COMPARING_LOSSES]
 
-    def summed(self, log_probs, learned):
+    def summed(self, log_probs, labelled):
         if self.args.ld_alpha is None:
             return log_probs.sum(1)
-        places = learned.cumsum(1)  # LD-DPO (arXiv 2409.06411): less of what the longer side has beyond the shorter
-        shared = places[:, -1].view(2, -1).min(0).values.repeat(2)
-        return torch.where(places <= shared[:, None], log_probs, self.args.ld_alpha * log_probs).sum(1)
+        locations = labelled.cumsum(1)  # LD-DPO (arXiv 2409.06411): less of what the longer side has beyond the shorter
+        shared = locations[:, -1].view(2, -1).min(0).values.repeat(2)
+        return torch.where(locations <= shared[:, None], log_probs, self.args.ld_alpha * log_probs).sum(1)
 
     def compute_ref_log_probs(self, model, inputs):
         return self.reference_log_probs(inputs, model=model).chunk(2)
@@ -93,7 +93,7 @@ class PairTrainer(Referred, DPOTrainer):
             pairs.append(self._compared(policy, inputs))
             rows.append(inputs["row"])
         pairs, rows = (self.accelerator.gather(torch.cat(parts)) for parts in (pairs, rows))
-        self._update = pairs[rows != FILLER], rows[rows != FILLER]
+        self._update = pairs[rows != PADDING_ROW], rows[rows != PADDING_ROW]
 
     def _compared(self, policy: torch.Tensor, inputs) -> torch.Tensor:
         """What losses that compare know of each pair, (B, 5): as of `sorted_losses`, and tokens of the chosen side."""
@@ -116,8 +116,8 @@ class PairTrainer(Referred, DPOTrainer):
 
     def _comparing_losses(self, outputs, batch) -> torch.Tensor:
         """The weighted sum of the losses that compare pairs, of each pair, (B,)."""
-        learned = batch["completion_mask"][:, 1:]
-        pairs = self._compared(self.summed(outputs.log_probs, learned), batch)
+        labelled = batch["completion_mask"][:, 1:]
+        pairs = self._compared(self.summed(outputs.log_probs, labelled), batch)
         update, index = pairs.detach(), torch.arange(len(pairs), device=pairs.device)
         if self._update is not None:
             update, numbers = self._update
@@ -127,8 +127,8 @@ class PairTrainer(Referred, DPOTrainer):
             if name == "sft":
                 each = -outputs.log_probs.chunk(2)[0].sum(1) / update[:, 4].mean().clamp(min=1 / len(update))
                 if self.args.use_weighting:  # WPO (arXiv 2406.11827), equation 2
-                    aligned = ((outputs.log_probs.detach() - outputs.log_sum_sq_probs) * learned).sum(1)
-                    each = each * (aligned / learned.sum(1).clamp(min=1)).exp().view(2, -1).prod(0)
+                    aligned = ((outputs.log_probs.detach() - outputs.log_sum_sq_probs) * labelled).sum(1)
+                    each = each * (aligned / labelled.sum(1).clamp(min=1)).exp().view(2, -1).prod(0)
             else:
                 how = (self.args.beta, self.args.label_smoothing)
                 each = sorted_losses(name, pairs[:, :4], update[:, :4], index, *how)
@@ -164,10 +164,10 @@ def other_evaluations(
     return build_evaluations(evaluation, args, data, config, tokenizer, None, [])
 
 
-def pair_figures(train: Dataset, args: DPOArguments) -> Figures:
+def pair_figures(train: Dataset, args: DPOArguments) -> DataStats:
     """The figures of tokenized pairs."""
     lengths = side_lengths(train)
-    learned = sum(int(row_lengths(train, f"{side}_labels")[1].sum()) for side in SIDES)
+    labelled = sum(int(row_lengths(train, f"{side}_labels")[1].sum()) for side in SIDES)
     size = min(args.per_device_train_batch_size, len(train))
     largest = train.select(np.argsort(lengths.max(0), kind="stable")[-size:])
     longest = int(lengths.max())
@@ -175,11 +175,11 @@ def pair_figures(train: Dataset, args: DPOArguments) -> Figures:
     batch = Batch(2 * size, longest, positions, fused_head=not args.use_cpu)
     flags = {"what": "pairs", "lengthen": "--max_length"}
     digest = rows_digest(train, *(f"{side}_{name}" for side in SIDES for name in ("ids", "labels")))
-    return Figures(len(train), int(lengths.sum()), learned, longest, batch, digest, **flags)
+    return DataStats(len(train), int(lengths.sum()), labelled, longest, batch, digest, **flags)
 
 
 def _pair_rows(rows: Dataset) -> Dataset:
-    return rows.remove_columns(["fate", "place"]).add_column("row", list(range(len(rows))))
+    return rows.remove_columns(["status", "location"]).add_column("row", list(range(len(rows))))
 
 
 def build_pair_trainer(
@@ -191,7 +191,7 @@ def build_pair_trainer(
     methods: Mapping[str, Method] | None = None,
     *,
     reference: PreTrainedModel | None = None,
-    goes_on: bool = False,
+    continues_adapter: bool = False,
 ) -> PairTrainer:
     """DPO's trainer with its callbacks; `methods` are used at each evaluation, after the loss of the validation rows.
 
@@ -212,7 +212,7 @@ def build_pair_trainer(
         eval_dataset=_pair_rows(validation) if validation is not None else {} if methods else None,
         processing_class=tokenizer,
         data_collator=PairCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
-        goes_on=goes_on,
+        continues_adapter=continues_adapter,
     )
     trainer.data_rows = train
     add_callbacks(trainer, methods)
@@ -234,7 +234,7 @@ def stage_with_reference(
 
     def trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method], reference=None):
         rows = data.train, data.validation
-        held = {"reference": reference, "goes_on": context.continues_adapter}
+        held = {"reference": reference, "continues_adapter": context.continues_adapter}
         return build(model, context.args, *rows, context.tokenizer, methods, **held)
 
     return Stage(

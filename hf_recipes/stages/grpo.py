@@ -26,7 +26,7 @@ from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import Figures
+from hf_recipes.dry_run.plan import DataStats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches
@@ -37,7 +37,7 @@ from hf_recipes.run.data import check_evaluation_rows, columns_of
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
-from hf_recipes.trainer.progress import told_if_unwritten
+from hf_recipes.trainer.progress import warn_on_write_error
 from hf_recipes.trainer.reference import settle_reference
 
 SAMPLES = "samples"  # folder of answers with their rewards
@@ -93,7 +93,7 @@ class RewardedMixin(RunMixin):
         prompts: Sequence[Prompt],
         rewards: Rewards,
         reference: PreTrainedModel | None = None,
-        goes_on: bool = False,
+        continues_adapter: bool = False,
         **kwargs,
     ):
         self.prompts, self.rewards = prompts, rewards
@@ -103,7 +103,7 @@ class RewardedMixin(RunMixin):
         args.reward_weights = rewards.weights
         super().__init__(args=args, reward_funcs=[_in_calculate_rewards] * len(rewards.names), **kwargs)
         self.reward_func_names = rewards.names
-        settle_reference(self.model, goes_on)
+        settle_reference(self.model, continues_adapter)
         if reference is not None:
             args.beta = self.beta = beta
             add_fused_lm_head(reference, temperature=self.temperature)
@@ -127,8 +127,8 @@ class RewardedMixin(RunMixin):
     def tokens_in(self, inputs):
         return 0  # counted when they are written
 
-    def places_in(self, batches):
-        return sorted({self.prompts[example["row"]].place for batch in batches for example in batch})
+    def locations_of(self, batches):
+        return sorted({self.prompts[example["row"]].location for batch in batches for example in batch})
 
     def _tokenize_prompts(self, prompts):
         return prompts, None, {}
@@ -189,7 +189,7 @@ class RewardedMixin(RunMixin):
         own = [
             {
                 "step": self.state.global_step + 1,
-                "place": prompt.place,
+                "location": prompt.location,
                 "question": prompt.question,
                 "reference": prompt.reference,
                 "prediction": answer,
@@ -217,7 +217,7 @@ class RewardedMixin(RunMixin):
         if not self.is_world_process_zero() or not self._samples:
             return
         path = Path(self.args.output_dir, SAMPLES, f"step-{self.state.global_step}.jsonl")
-        with told_if_unwritten(str(path)):
+        with warn_on_write_error(str(path)):
             path.parent.mkdir(exist_ok=True)
             write_jsonl(path, self._samples)
 
@@ -325,7 +325,7 @@ def evaluations(context: Context, data: PromptData) -> dict[str, Method]:
     return build_evaluations(*settings, data.validation, data.stop_ids, data.rewards)
 
 
-def answer_figures(context: Context, data: PromptData) -> Figures:
+def answer_figures(context: Context, data: PromptData) -> DataStats:
     """The figures of the answers of an epoch, each as long as it may be."""
     prompts, args = data.train, context.args
     answers = args.num_generations * args.num_iterations
@@ -342,7 +342,7 @@ def answer_figures(context: Context, data: PromptData) -> Figures:
         seed=0,
     )
     flags = {"what": "answers", "lengthen": "--max_completion_length"}
-    return Figures(len(count), tokens, None, longest, batch, _prompts_digest(prompts), **flags)
+    return DataStats(len(count), tokens, None, longest, batch, _prompts_digest(prompts), **flags)
 
 
 def _prompts_digest(prompts: Sequence[Prompt]) -> str:
@@ -375,7 +375,7 @@ def build_trainer(
         prompts=prompts,
         rewards=data.rewards,
         reference=reference,
-        goes_on=context.continues_adapter,
+        continues_adapter=context.continues_adapter,
     )
     add_callbacks(trainer, methods)
     return trainer

@@ -13,20 +13,20 @@ from hf_recipes.data.arguments import DataArguments, UnpairedArguments
 from hf_recipes.data.chat.preference import UnpairedEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import Figures, row_lengths, rows_digest
+from hf_recipes.dry_run.plan import DataStats, row_lengths, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import KTOArguments
 from hf_recipes.run.data import prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks
 from hf_recipes.stages.dpo import Prepared, stage_with_reference
-from hf_recipes.trainer.reference_log_probs import Referred
-from hf_recipes.trainer.row_mean_loss import FILLER, MIXED, RatedCollator
+from hf_recipes.trainer.reference_log_probs import ReferenceLogProbs
+from hf_recipes.trainer.row_mean_loss import KL_PREFIX, PADDING_ROW, UnpairedCollator
 
 ROW_METRICS = ("rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected")
 
 
-class RatedTrainer(Referred, KTOTrainer):
+class RatedTrainer(ReferenceLogProbs, KTOTrainer):
     """TRL's `KTOTrainer` on single answers that are already ids and labels.
 
     The loss of an update is the mean over all its rows. Its KL divergence, from which the loss takes what an answer is
@@ -34,12 +34,19 @@ class RatedTrainer(Referred, KTOTrainer):
     batch by itself.
     """
 
-    columns = ("input_ids", "labels", "prompt_length", f"{MIXED}input_ids", f"{MIXED}labels", f"{MIXED}prompt_length")
-    columns += ("label", "ref_logps", f"ref_{MIXED}logps")
+    columns = (
+        "input_ids",
+        "labels",
+        "prompt_length",
+        f"{KL_PREFIX}input_ids",
+        f"{KL_PREFIX}labels",
+        f"{KL_PREFIX}prompt_length",
+    )
+    columns += ("label", "ref_logps", f"ref_{KL_PREFIX}logps")
     _divergence: torch.Tensor | None = None  # of the update, or of the evaluation
 
     def compute_ref_log_probs(self, model, inputs):
-        mixed = self.reference_log_probs(inputs, MIXED, model) if self.calculate_KL else None
+        mixed = self.reference_log_probs(inputs, KL_PREFIX, model) if self.calculate_KL else None
         return self.reference_log_probs(inputs, model=model), mixed
 
     def look_ahead(self, batches):
@@ -47,7 +54,7 @@ class RatedTrainer(Referred, KTOTrainer):
             return
         parts = []
         for inputs in map(self._prepare_inputs, batches):
-            values = self._mismatched(inputs)[inputs["row"] != FILLER]
+            values = self._mismatched(inputs)[inputs["row"] != PADDING_ROW]
             parts.append(torch.stack([values.sum(), values.new_tensor(len(values))]))
         total, count = self.accelerator.reduce(sum(parts), "sum")
         self._divergence = (total / count.clamp(min=1)).clamp(min=0)
@@ -55,9 +62,9 @@ class RatedTrainer(Referred, KTOTrainer):
     @torch.no_grad()
     def _mismatched(self, inputs) -> torch.Tensor:
         """Log-probability of another row's answer less that of the reference, (B,)."""
-        known = inputs.get(f"ref_{MIXED}logps")
-        reference = self.reference_log_probs(inputs, MIXED) if known is None else known
-        return self.log_probs(self.model, inputs, MIXED) - reference
+        known = inputs.get(f"ref_{KL_PREFIX}logps")
+        reference = self.reference_log_probs(inputs, KL_PREFIX) if known is None else known
+        return self.log_probs(self.model, inputs, KL_PREFIX) - reference
 
     def _compute_kl_logps(self, model, batch):
         return self._divergence  # of which TRL takes the reference's mean, that is 0 in `compute_loss`
@@ -66,7 +73,7 @@ class RatedTrainer(Referred, KTOTrainer):
         batch, rows = self.real_rows(inputs)
         if "ref_logps" not in batch:
             batch["ref_logps"] = self.reference_log_probs(batch)
-        batch[f"ref_{MIXED}logps"] = torch.zeros_like(batch["ref_logps"])
+        batch[f"ref_{KL_PREFIX}logps"] = torch.zeros_like(batch["ref_logps"])
         loss, means = self.upstream_loss(model, batch)
         good = int(batch["label"][: len(rows)].sum())
         counts = {name: good if name.endswith("chosen") else len(rows) - good for name in ROW_METRICS}
@@ -119,15 +126,17 @@ def weigh_labels(good: int, bad: int, args: KTOArguments) -> str | None:
     return f"note: the good ones weigh {balance:.2g} times as much as the bad ones; {fair} makes them equal"
 
 
-def rated_figures(train: Dataset, args: KTOArguments) -> Figures:
+def rated_figures(train: Dataset, args: KTOArguments) -> DataStats:
     """The figures of tokenized single answers."""
-    lengths, learned = row_lengths(train)
+    lengths, labelled = row_lengths(train)
     size = min(args.per_device_train_batch_size, len(train))
     longest = int(lengths.max())
-    positions = int(learned[np.argsort(lengths, kind="stable")[-size:]].sum())
+    positions = int(labelled[np.argsort(lengths, kind="stable")[-size:]].sum())
     batch = Batch(size, longest, positions, fused_head=not args.use_cpu)
     digest = rows_digest(train, "input_ids", "labels", "prompt_length", "label")
-    return Figures(len(train), int(lengths.sum()), int(learned.sum()), longest, batch, digest, lengthen="--max_length")
+    return DataStats(
+        len(train), int(lengths.sum()), int(labelled.sum()), longest, batch, digest, lengthen="--max_length"
+    )
 
 
 def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool, length: str) -> Dataset:
@@ -138,7 +147,7 @@ def _rated_rows(rows: Dataset, order: np.ndarray, mixes: bool, length: str) -> D
     found = [rows.select(order).select_columns(["input_ids", "labels", "prompt_length", "label"])]
     if mixes:
         before = rows.select(np.roll(order, 1)).select_columns(["input_ids", "labels", "prompt_length"])
-        found.append(before.rename_columns({name: MIXED + name for name in before.column_names}))
+        found.append(before.rename_columns({name: KL_PREFIX + name for name in before.column_names}))
     numbered = concatenate_datasets(found, axis=1).add_column("row", order.tolist())
     return numbered.add_column(length, row_lengths(numbered)[0].tolist())
 
@@ -152,10 +161,10 @@ def build_rated_trainer(
     methods: Mapping[str, Method] | None = None,
     *,
     reference: PreTrainedModel | None = None,
-    goes_on: bool = False,
+    continues_adapter: bool = False,
 ) -> RatedTrainer:
     """KTO's trainer, as `build_pair_trainer`; the training rows are shuffled once."""
-    collator = RatedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
+    collator = UnpairedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, args.max_length)
     args.max_length = None
     how = {"mixes": args.loss_type != "apo_zero_unpaired", "length": args.length_column_name}
     seed = args.seed if args.data_seed is None else args.data_seed
@@ -169,7 +178,7 @@ def build_rated_trainer(
         eval_dataset=held_out if held_out is not None else {} if methods else None,
         processing_class=tokenizer,
         data_collator=collator,
-        goes_on=goes_on,
+        continues_adapter=continues_adapter,
     )
     trainer.data_rows = train
     add_callbacks(trainer, methods)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_recipes.core.settings import PositiveFloat, PositiveInt, setting
 from hf_recipes.data.chat.encoder import IGNORED
-from hf_recipes.dry_run.plan import Figures
+from hf_recipes.dry_run.plan import DataStats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.inference.forward import supervised_losses
@@ -20,7 +20,7 @@ from hf_recipes.run.arguments import NO_SHIFTED_LABELS, NO_TOKEN_MEAN, RunArgume
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.stages import dpo
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows, PairCollator, side_lengths
+from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss, side_lengths
 
 
 @dataclass
@@ -61,7 +61,7 @@ def odds_ratio_losses(chosen: torch.Tensor, rejected: torch.Tensor, beta: float)
     return -chosen - beta * F.logsigmoid(log_odds(chosen) - log_odds(rejected))
 
 
-class Trainer(NumberedRows, transformers.Trainer):
+class Trainer(RowMeanLoss, transformers.Trainer):
     """transformers' Trainer on pairs that are ids and labels of both sides; the loss is `odds_ratio_losses`' mean.
 
     Logged with it, over the pairs since the last log: `rewards/accuracies`, how often the chosen side is the likelier
@@ -75,7 +75,7 @@ class Trainer(NumberedRows, transformers.Trainer):
         batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
         losses, tokens, _ = supervised_losses(model, batch)
         log_probs = (-losses / tokens.clamp(min=1)).view(2, -1)
-        chosen, rejected = log_probs[:, inputs["row"] != FILLER]
+        chosen, rejected = log_probs[:, inputs["row"] != PADDING_ROW]
         self.note(
             **{"rewards/accuracies": (chosen > rejected).float(), "logps/chosen": chosen, "logps/rejected": rejected}
         )
@@ -89,7 +89,7 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return methods | build_evaluations(*settings, None, [])
 
 
-def figures(context: Context, data: Data) -> Figures:
+def figures(context: Context, data: Data) -> DataStats:
     found = dpo.STAGE.figures(context, data)
     return replace(found, batch=replace(found.batch, fused_head=False))
 

@@ -22,7 +22,7 @@ from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.pretraining.mixture import Blocks, Mixture
 from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import Figures
+from hf_recipes.dry_run.plan import DataStats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
@@ -49,7 +49,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     for name in ("source", "tokens", "documents"):
         batch[name] = torch.tensor([row[name] for row in rows])
-    return {**batch, "place": [row["place"] for row in rows]}
+    return {**batch, "location": [row["location"] for row in rows]}
 
 
 class _Batches:
@@ -72,11 +72,11 @@ class _Batches:
 class _Own:
     """The batch sampler of `Mixture.own`."""
 
-    def __init__(self, mixture: Mixture, *place: int):
-        self.mixture, self.place = mixture, place
+    def __init__(self, mixture: Mixture, *location: int):
+        self.mixture, self.location = mixture, location
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self.mixture.own(*self.place)
+        return self.mixture.own(*self.location)
 
 
 class _Epochs(TrainerCallback):
@@ -196,13 +196,19 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         self._last_block = self._start + max(0, args.max_steps - self._begun_at) * step_blocks(args)
         if self._by_epochs:
             self._last_block = round(args.num_train_epochs * self.mixture.blocks)
-        place = (self._start, self._last_block, args.per_device_train_batch_size, args.process_index, args.world_size)
+        location = (
+            self._start,
+            self._last_block,
+            args.per_device_train_batch_size,
+            args.process_index,
+            args.world_size,
+        )
         if self.mixture.streams:
-            self._batches = _Batches(map(collate, self.mixture.stream(*place, step_blocks(args))))
+            self._batches = _Batches(map(collate, self.mixture.stream(*location, step_blocks(args))))
             return self._batches
         loader = DataLoader(
             self.mixture,
-            batch_sampler=_Own(self.mixture, *place, step_blocks(args)),
+            batch_sampler=_Own(self.mixture, *location, step_blocks(args)),
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             collate_fn=collate,
@@ -217,8 +223,8 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
     def tokens_in(self, inputs):
         return int(inputs["tokens"].sum())
 
-    def places_in(self, batches):
-        return [place for inputs in batches for place in inputs["place"]]
+    def locations_of(self, batches):
+        return [location for inputs in batches for location in inputs["location"]]
 
     # Steps
 
@@ -341,7 +347,7 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return build_evaluations(evaluation, context.args, files, context.config, tokenizer, None, stop_ids)
 
 
-def block_figures(context: Context, data: Data) -> Figures:
+def block_figures(context: Context, data: Data) -> DataStats:
     """The figures of the blocks of an epoch, or of the whole run where they are streamed."""
     mixture, args = data.train, context.args
     size, rows = mixture.blocking.size, mixture.blocks or args.max_steps * step_blocks(args)
@@ -352,7 +358,7 @@ def block_figures(context: Context, data: Data) -> Figures:
     a_batch = min(args.per_device_train_batch_size, rows)
     batch = Batch(a_batch, size, a_batch * size, packed=mixture.apart)
     digest = hashlib.sha256(to_json([mixture.identity(), mixture.sampled()]).encode()).hexdigest()
-    return Figures(rows, tokens, tokens, size, batch, digest, what="blocks", lengthen="--block_size")
+    return DataStats(rows, tokens, tokens, size, batch, digest, what="blocks", lengthen="--block_size")
 
 
 def packing_error(context: Context) -> UserError | None:

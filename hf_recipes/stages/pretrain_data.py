@@ -97,7 +97,7 @@ def open_corpora(
     data: SourceArguments, args: PretrainArguments, policy: Policy | None = None
 ) -> tuple[list[Corpus], list[list[Reader]]]:
     """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
-    found = find_corpora(data.train_file, data.cache_dir, glance=args.streaming)
+    found = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming)
     names = chosen(policy, [corpus.name for corpus in found], f"--mixture {args.mixture}")
     found = [corpus for corpus in found if corpus.name in names]
     columns = Columns(schema=data.schema, prompt=data.prompt_column)

@@ -11,7 +11,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import Figures, rows_digest
+from hf_recipes.dry_run.plan import DataStats, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.reward_head import load_reward_model
@@ -19,10 +19,10 @@ from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RewardArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows, PairCollator, side_lengths
+from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss, side_lengths
 
 
-class Trainer(NumberedRows, RewardTrainer):
+class Trainer(RowMeanLoss, RewardTrainer):
     """TRL's trainer on pairs that are already `chosen_ids` and `rejected_ids`, with the number of their `row`.
 
     The loss of an update is the mean of -log sigmoid(chosen - rejected) over all its pairs, however they are spread
@@ -33,7 +33,7 @@ class Trainer(NumberedRows, RewardTrainer):
     columns = ("chosen_ids", "rejected_ids")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        real = inputs["row"] != FILLER
+        real = inputs["row"] != PADDING_ROW
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         chosen, rejected = outputs.logits[:, 0].float().chunk(2)
         chosen, rejected = chosen[real], rejected[real]
@@ -74,7 +74,7 @@ def pair_evaluations(context: Context, data: Data) -> dict[str, Method]:
     return methods
 
 
-def pair_figures(context: Context, data: Data) -> Figures:
+def pair_figures(context: Context, data: Data) -> DataStats:
     """The figures of tokenized pairs."""
     train = data.train
     lengths = side_lengths(train)
@@ -83,7 +83,7 @@ def pair_figures(context: Context, data: Data) -> Figures:
     batch = Batch(2 * size, longest, positions=1, scores=True)
     flags = {"what": "pairs", "lengthen": "--max_length"}
     digest = rows_digest(train, *(f"{side}_ids" for side in SIDES))
-    return Figures(len(train), int(lengths.sum()), None, longest, batch, digest, **flags)
+    return DataStats(len(train), int(lengths.sum()), None, longest, batch, digest, **flags)
 
 
 def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]) -> Trainer:

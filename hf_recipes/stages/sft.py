@@ -8,7 +8,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.dry_run.plan import row_figures
+from hf_recipes.dry_run.plan import row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
 from hf_recipes.models.inference.forward import supervised_losses
@@ -142,7 +142,7 @@ STAGE = Stage(
     SFTArguments,
     forms=("messages",),
     encoder=encoder_for,
-    figures=lambda context, data: row_figures(
+    figures=lambda context, data: row_stats(
         data.train, data.ledgers["train"], context.args, context.model_args.attn_implementation
     ),
     evaluations=evaluations,

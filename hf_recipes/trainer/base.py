@@ -52,7 +52,7 @@ class _StepEnd(TrainerCallback):
             self.trainer._ready_engine()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.trainer._beat()
+        self.trainer._heartbeat()
         self.trainer._catch_up()
         # So that the log has every step, also of a run that goes on from this checkpoint: see `mean_loss`.
         control.should_log |= control.should_save or state.global_step >= state.max_steps
@@ -105,7 +105,7 @@ class RunMixin:
         self.add_callback(_StepEnd(self))
 
     @contextmanager
-    def attended(self) -> Iterator[None]:
+    def with_watchdog(self) -> Iterator[None]:
         """While this lasts, a signal is a request to stop and a process in which nothing moves any more ends."""
         self._watchdog = Watchdog(self.args.ddp_timeout) if self.args.world_size > 1 else None
         with self._signal, self._watchdog or nullcontext():
@@ -160,11 +160,11 @@ class RunMixin:
     def note_work(self, what: str) -> None:
         """Say what comes next, for the message of a run that runs out of memory in it."""
         self._doing = what
-        self._beat()
+        self._heartbeat()
 
-    def _beat(self) -> None:
+    def _heartbeat(self) -> None:
         if self._watchdog is not None:
-            self._watchdog.beat()
+            self._watchdog.heartbeat()
 
     def _agree(self, *flags: bool) -> list[bool]:
         """Whether any process has each flag; the same answer on all of them."""
@@ -175,7 +175,7 @@ class RunMixin:
 
     def check_stop(self) -> None:
         """Between two batches of an evaluation, on all processes alike: raise `Stopped` where a signal came."""
-        self._beat()
+        self._heartbeat()
         [self._stop_agreed] = self._agree(self._signal.name is not None)
         if self._stop_agreed:
             raise Stopped
@@ -193,7 +193,7 @@ class RunMixin:
 
     # Data
 
-    def filler_row(self, row: dict) -> dict:
+    def padding_row(self, row: dict) -> dict:
         """A row of the training set's columns that is in no loss: it evens out the processes' last batches."""
         ids = row["input_ids"][:2]
         values = {"input_ids": ids, "labels": [-100] * len(ids), "seq_lengths": [len(ids)]}
@@ -206,8 +206,8 @@ class RunMixin:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         order = WholeEpochSampler(inner, processes, batch_size, count, seed)
         if processes > 1:
-            filler = Dataset.from_list([self.filler_row(dataset[0])], features=dataset.features)
-            dataset = concatenate_datasets([dataset, filler])
+            padding_row = Dataset.from_list([self.padding_row(dataset[0])], features=dataset.features)
+            dataset = concatenate_datasets([dataset, padding_row])
         return dataset, order
 
     def _get_eval_sampler(self, eval_dataset):
@@ -264,7 +264,7 @@ class RunMixin:
         documents = (inputs["position_ids"] == 0).flatten().cumsum(0)
         return int(torch.isin(documents, documents[labelled.flatten()]).sum())
 
-    def places_in(self, batches: list[dict]) -> list[str]:
+    def locations_of(self, batches: list[dict]) -> list[str]:
         """Where the rows of `batches` come from."""
         if self.data_rows is None:
             return []
@@ -334,9 +334,9 @@ class RunMixin:
         """The rows of `batches` of all processes."""
         from accelerate.utils import gather_object
 
-        places = gather_object(self.places_in(batches))
-        more = f" and {len(places) - MAX_NAMED} more" if len(places) > MAX_NAMED else ""
-        return ", ".join(places[:MAX_NAMED]) + more
+        locations = gather_object(self.locations_of(batches))
+        more = f" and {len(locations) - MAX_NAMED} more" if len(locations) > MAX_NAMED else ""
+        return ", ".join(locations[:MAX_NAMED]) + more
 
     def _leave_out(self, batches: list[tuple[dict, torch.Tensor]], losses: torch.Tensor) -> None:
         from accelerate.utils import gather_object
@@ -469,7 +469,7 @@ class RunMixin:
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self._beat()
+        self._heartbeat()
         self._paused += time.monotonic() - start
 
     def _write_checkpoint(self, model, trial, folder: Path) -> str | None:

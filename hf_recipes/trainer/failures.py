@@ -69,11 +69,11 @@ class Watchdog:
     def __init__(self, seconds: float) -> None:
         self._seconds, self._last, self._done = seconds, time.monotonic(), threading.Event()
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         self._last = time.monotonic()
 
     def __enter__(self) -> "Watchdog":
-        self.beat()
+        self.heartbeat()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
         return self
 
@@ -142,11 +142,11 @@ def sequences(inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
 
 def places_of(rows: "Dataset", wanted: Iterable[Sequence[int]]) -> list[str]:
     """The `place` (file:line) of the rows of `rows` whose `input_ids` are among `wanted`, in the order of the data."""
-    columns = rows.select_columns(["input_ids", "place"]).with_format("arrow")[:]
+    columns = rows.select_columns(["input_ids", "location"]).with_format("arrow")[:]
     lengths = pc.list_value_length(columns["input_ids"])
     found: set[int] = set()
     for ids in wanted:
         for index in pc.indices_nonzero(pc.equal(lengths, len(ids))).to_pylist():
             if columns["input_ids"][index].as_py() == list(ids):
                 found.add(index)
-    return [columns["place"][index].as_py() for index in sorted(found)]
+    return [columns["location"][index].as_py() for index in sorted(found)]

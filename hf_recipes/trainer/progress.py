@@ -22,7 +22,7 @@ def prediction_path(output_dir: str, step: int, name: str = "") -> str:
 
 
 @contextmanager
-def told_if_unwritten(what: str, then: str = "training goes on") -> Iterator[None]:
+def warn_on_write_error(what: str, then: str = "training goes on") -> Iterator[None]:
     """What only shows the results costs a line where it fails, whatever the reason, and not the training."""
     try:
         yield
@@ -83,7 +83,7 @@ class CurvesCallback(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero and time.monotonic() - self._drawn > CURVES_EVERY:
-            with told_if_unwritten("curves.png"):
+            with warn_on_write_error("curves.png"):
                 draw_curves(state.log_history, os.path.join(args.output_dir, "curves.png"))
             self._drawn = time.monotonic()
 

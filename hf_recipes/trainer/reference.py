@@ -15,7 +15,7 @@ REFERENCE = "ref"  # what TRL's trainers call the copy of an adapter
 _POLICY = re.compile(r"\.default(?=\.|$)")
 
 
-def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:
+def settle_reference(model: torch.nn.Module, continues_adapter: bool) -> None:
     """Settle the adapter `REFERENCE` once a trainer of TRL was made, which gives one to every model with an adapter.
 
     Args:
@@ -25,7 +25,7 @@ def settle_reference(model: torch.nn.Module, goes_on: bool) -> None:
     if REFERENCE not in getattr(model, "peft_config", {}):
         return
     adapters = [name for name in model.peft_config if name != REFERENCE]
-    if not goes_on and model.peft_config[adapters[0]].init_lora_weights is not False:
+    if not continues_adapter and model.peft_config[adapters[0]].init_lora_weights is not False:
         model.delete_adapter(REFERENCE)
         return
     weights = dict(model.named_parameters())

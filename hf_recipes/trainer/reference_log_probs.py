@@ -13,12 +13,12 @@ from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.models.inference.forward import evaluating
 from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
 from hf_recipes.trainer.reference import REFERENCE, settle_reference
-from hf_recipes.trainer.row_mean_loss import FILLER, NumberedRows
+from hf_recipes.trainer.row_mean_loss import PADDING_ROW, RowMeanLoss
 
 Batch = dict[str, torch.Tensor]
 
 
-class Referred(NumberedRows):
+class ReferenceLogProbs(RowMeanLoss):
     """Before TRL's `DPOTrainer` or `KTOTrainer` in the bases: its loss, a mean over a batch, as one over an update.
 
     The reference is computed before the policy, whose activations then have the memory to themselves.
@@ -27,8 +27,8 @@ class Referred(NumberedRows):
         goes_on: the model's adapter was trained before; see `settle_reference`.
     """
 
-    def __init__(self, *args, goes_on: bool = False, **kwargs):
-        self._goes_on = goes_on
+    def __init__(self, *args, continues_adapter: bool = False, **kwargs):
+        self._goes_on = continues_adapter
         super().__init__(*args, **kwargs)
         self._prepare_models()
         self.precompute_ref_logps = True  # whether or not they were, `compute_loss` has them in the batch
@@ -58,12 +58,12 @@ class Referred(NumberedRows):
 
     def log_probs(self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], prefix: str = "") -> torch.Tensor:
         """Log-probability of each row's learned tokens in nats, (B,)."""
-        ids, mask, learned = (inputs[prefix + name] for name in ("input_ids", "attention_mask", "completion_mask"))
-        labels = ids.masked_fill(learned == 0, IGNORED)
+        ids, mask, labelled = (inputs[prefix + name] for name in ("input_ids", "attention_mask", "completion_mask"))
+        labels = ids.masked_fill(labelled == 0, IGNORED)
         outputs = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False, fused_lm_head=True)
-        return self.summed(outputs.log_probs, learned[:, 1:])
+        return self.summed(outputs.log_probs, labelled[:, 1:])
 
-    def summed(self, log_probs: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    def summed(self, log_probs: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
         """(B, T - 1), zero where nothing is learned → (B,)."""
         return log_probs.sum(1)
 
@@ -105,7 +105,7 @@ class Referred(NumberedRows):
         One that has no others keeps them, as each process has to run its forward passes; then there are no numbers.
         """
         row = inputs["row"]
-        real = row != FILLER
+        real = row != PADDING_ROW
         kept = real if real.any() else ~real
         return {name: value[kept.repeat(len(value) // len(row))] for name, value in inputs.items()}, row[real]
 

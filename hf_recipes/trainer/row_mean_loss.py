@@ -14,8 +14,8 @@ from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.trainer.base import RunMixin
 
-FILLER = -1  # the `row` of a row that is in no loss
-MIXED = "KL_"  # what TRL puts before the names of a prompt with another row's answer
+PADDING_ROW = -1  # the `row` of a row that is in no loss
+KL_PREFIX = "KL_"  # what TRL puts before the names of a prompt with another row's answer
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, multiple: int | None) -> torch.Tensor:
@@ -23,7 +23,7 @@ def padded(rows: Sequence[Sequence[int]], value: int, multiple: int | None) -> t
     return pad([torch.as_tensor(row) for row in rows], value, pad_to_multiple_of=multiple)
 
 
-def learned(labels: Sequence[int]) -> list[int]:
+def labelled(labels: Sequence[int]) -> list[int]:
     """1 where a token is learned."""
     return [int(label != IGNORED) for label in labels]
 
@@ -39,13 +39,13 @@ class PairCollator(DataCollatorForPreference):
     def torch_call(self, examples):
         batch = super().torch_call(examples)
         if "chosen_labels" in examples[0]:
-            masks = [learned(example[f"{side}_labels"]) for side in SIDES for example in examples]
+            masks = [labelled(example[f"{side}_labels"]) for side in SIDES for example in examples]
             batch["completion_mask"] = padded(masks, 0, self.pad_to_multiple_of)
         before = [name for name in ("ref_chosen_logps", "ref_rejected_logps") if name in examples[0]]
         return batch | {name: torch.tensor([example[name] for example in examples]) for name in ("row", *before)}
 
 
-class RatedCollator:
+class UnpairedCollator:
     """Single answers as a batch.
 
     Returns:
@@ -59,24 +59,24 @@ class RatedCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
-        if f"{MIXED}input_ids" in examples[0]:
+        if f"{KL_PREFIX}input_ids" in examples[0]:
             mixed = self._padded([self._mixed(example) for example in examples])
-            batch |= {MIXED + name: value for name, value in mixed.items()}
-        before = [name for name in ("ref_logps", f"ref_{MIXED}logps") if name in examples[0]]
+            batch |= {KL_PREFIX + name: value for name, value in mixed.items()}
+        before = [name for name in ("ref_logps", f"ref_{KL_PREFIX}logps") if name in examples[0]]
         names = ("row", "label", *before)
         return batch | {name: torch.tensor([example[name] for example in examples]) for name in names}
 
     def _mixed(self, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-        end, start = example["prompt_length"], example[f"{MIXED}prompt_length"]
-        ids = example["input_ids"][:end] + example[f"{MIXED}input_ids"][start:]
-        labels = [IGNORED] * len(example["input_ids"][:end]) + example[f"{MIXED}labels"][start:]
+        end, start = example["prompt_length"], example[f"{KL_PREFIX}prompt_length"]
+        ids = example["input_ids"][:end] + example[f"{KL_PREFIX}input_ids"][start:]
+        labels = [IGNORED] * len(example["input_ids"][:end]) + example[f"{KL_PREFIX}labels"][start:]
         return ids[: self.max_length], labels[: self.max_length]
 
     def _padded(self, rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
         return {
             "input_ids": padded([ids for ids, _ in rows], self.pad_token_id, self.multiple),
             "attention_mask": padded([[1] * len(ids) for ids, _ in rows], 0, self.multiple),
-            "completion_mask": padded([learned(labels) for _, labels in rows], 0, self.multiple),
+            "completion_mask": padded([labelled(labels) for _, labels in rows], 0, self.multiple),
         }
 
 
@@ -86,7 +86,7 @@ def side_lengths(rows: Dataset) -> np.ndarray:
     return np.stack([pc.list_value_length(column).to_numpy() for column in table.columns])
 
 
-class NumberedRows(RunMixin):
+class RowMeanLoss(RunMixin):
     """`RunMixin` for batches of rows, or of pairs of rows, whose numbers in `data_rows` are their `row`.
 
     The loss of an update is the mean over its real rows, and what `note` was told is logged as the mean over those
@@ -103,20 +103,20 @@ class NumberedRows(RunMixin):
     def _set_signature_columns_if_needed(self):
         self._signature_columns = [*self.columns, "row"]
 
-    def filler_row(self, row):
+    def padding_row(self, row):
         cut = {key: value[:2] if isinstance(value, list) else value for key, value in row.items()}
-        return cut | {"row": FILLER}
+        return cut | {"row": PADDING_ROW}
 
     def tokens_in(self, inputs):
         mask, row = inputs["attention_mask"], inputs["row"]
-        return int(mask[(row != FILLER).repeat(len(mask) // len(row))].sum())
+        return int(mask[(row != PADDING_ROW).repeat(len(mask) // len(row))].sum())
 
-    def places_in(self, batches):
-        rows = {row for inputs in batches for row in inputs["row"].tolist()} - {FILLER}
-        return [self.data_rows[row]["place"] for row in sorted(rows)] if self.data_rows is not None else []
+    def locations_of(self, batches):
+        rows = {row for inputs in batches for row in inputs["row"].tolist()} - {PADDING_ROW}
+        return [self.data_rows[row]["location"] for row in sorted(rows)] if self.data_rows is not None else []
 
     def _get_num_items_in_batch(self, batch_samples, device):
-        rows = sum((batch["row"] != FILLER).sum() for batch in batch_samples).to(device)
+        rows = sum((batch["row"] != PADDING_ROW).sum() for batch in batch_samples).to(device)
         return self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
 
     def mean_over_update(self, losses: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> torch.Tensor:
@@ -151,7 +151,7 @@ class NumberedRows(RunMixin):
         row = inputs["row"]
         index = self.accelerator.process_index * len(row) + torch.arange(len(row), device=row.device)
         repeated = ~torch.isin(index, self.accelerator.gather_for_metrics(index))
-        return inputs | {"row": row.masked_fill(repeated, FILLER)}
+        return inputs | {"row": row.masked_fill(repeated, PADDING_ROW)}
 
     def log(self, logs, start_time=None):
         if "loss" in logs:

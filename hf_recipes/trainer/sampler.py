@@ -20,8 +20,8 @@ class WholeEpochSampler(Sampler[int]):
         9 · · ·, where · is the filler.
     """
 
-    def __init__(self, inner: Sampler[int], processes: int, batch_size: int, filler: int, seed: int):
-        self.inner, self.processes, self.batch_size, self.filler = inner, processes, batch_size, filler
+    def __init__(self, inner: Sampler[int], processes: int, batch_size: int, padding_row: int, seed: int):
+        self.inner, self.processes, self.batch_size, self.padding_row = inner, processes, batch_size, padding_row
         self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -39,4 +39,4 @@ class WholeEpochSampler(Sampler[int]):
         yield from rows[:whole]
         for process in range(self.processes if whole < len(rows) else 0):
             own = rows[whole + process :: self.processes]
-            yield from own + [self.filler] * (self.batch_size - len(own))
+            yield from own + [self.padding_row] * (self.batch_size - len(own))

@@ -30,7 +30,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_json
 from hf_recipes.evaluation.reports.tables import read_predictions
 from hf_recipes.hub.clients import SECRET_VARIABLES
-from hf_recipes.trainer.progress import told_if_unwritten
+from hf_recipes.trainer.progress import warn_on_write_error
 
 STATE = "trackers.json"  # which runs of which trackers belong to the output folder
 PATIENCE = 60.0  # seconds to wait for a tracker to start, and again to finish
@@ -59,7 +59,7 @@ class SwanLab:
     def __init__(self, args):
         mode = getattr(args, "swanlab_mode", None) or os.environ.get("SWANLAB_MODE") or "local"
         self.mode = "cloud" if mode == "online" else mode
-        self.goes_on = self.mode == "cloud"
+        self.continues_adapter = self.mode == "cloud"
         self.folder = os.path.join(args.output_dir, "swanlog")
 
     def start(self, run_name: str, config: dict, kept: str | None, step: int, bare: bool) -> str:
@@ -103,7 +103,7 @@ class Wandb:
 
     def __init__(self, args):
         self.mode = os.environ.get("WANDB_MODE") or "offline"
-        self.goes_on = self.mode == "online"
+        self.continues_adapter = self.mode == "online"
         self.folder = args.output_dir
 
     def start(self, run_name: str, config: dict, kept: str | None, step: int, bare: bool) -> str:
@@ -156,7 +156,7 @@ class Wandb:
 class TensorBoard:
     """Event files; a resumed run goes on in the same folder, and replaces what came after its checkpoint."""
 
-    name, mode, goes_on = "tensorboard", "files", True
+    name, mode, continues_adapter = "tensorboard", "files", True
 
     def __init__(self, args):
         self.folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or os.path.join(args.output_dir, "tensorboard")
@@ -249,10 +249,10 @@ class TrackersCallback(TrainerCallback):
 
     def _start(self, worker: Worker, former: dict | None, run_name: str, state, started: dict[str, dict]) -> None:
         tracker, history = worker.tracker, []
-        kept = former["id"] if former and tracker.goes_on and former["mode"] == tracker.mode else None
+        kept = former["id"] if former and tracker.continues_adapter and former["mode"] == tracker.mode else None
         if state.global_step and not kept and tracker.mode != "disabled":
             history = [dict(entry) for entry in state.log_history]
-            why = "the run before has no id here" if tracker.goes_on else "its files cannot be opened again"
+            why = "the run before has no id here" if tracker.continues_adapter else "its files cannot be opened again"
             say(f"{tracker.name} ({tracker.mode}): {why}; a new run begins with the curves up to the checkpoint")
 
         def start() -> None:
@@ -284,7 +284,7 @@ class TrackersCallback(TrainerCallback):
             self._send_samples(path, state.global_step, key)
 
     def _send_samples(self, path: Path, step: int, key: str) -> None:
-        with told_if_unwritten(f"{key} for the trackers"):
+        with warn_on_write_error(f"{key} for the trackers"):
             rows = read_predictions(path)[:SAMPLES]
             if rows and "prediction" in rows[0]:
                 self._send("texts", list(map(as_text, rows)), step, key)

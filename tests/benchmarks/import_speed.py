@@ -53,8 +53,8 @@ def write_crawl(folder: Path, count: int, seed: int = 0) -> None:
                 text = f"回复 @{nickname} :{text}"
             if draw.random() < 0.02:
                 text = draw.choice(copied)
-                place = draw.randrange(len(text))
-                text = text[:place] + draw.choice(characters) + text[place + 1 :]
+                location = draw.randrange(len(text))
+                text = text[:location] + draw.choice(characters) + text[location + 1 :]
             row = {
                 "comment_id": str(25 * 10**10 + number),
                 "parent_comment_id": str(parent),

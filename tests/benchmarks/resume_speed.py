@@ -42,20 +42,20 @@ def main() -> None:
         for streaming in (False, True):
             found = {}
             for steps in (NEAR, options.steps):
-                place = steps * STEP
+                location = steps * STEP
                 if streaming:  # what a run would have saved there; only the stream's own place counts
                     whole = mixture(True)
-                    for index in range(min(place, 4000)):
+                    for index in range(min(location, 4000)):
                         whole[index]
                     state = whole.state()
                     cursor = state["all"]["cursor"]
-                    state["all"]["cursor"] = {**cursor, "epoch": cursor["epoch"] + place // 4000}
+                    state["all"]["cursor"] = {**cursor, "epoch": cursor["epoch"] + location // 4000}
                 else:
                     state = {}
                 fresh = mixture(streaming)
                 start = time.perf_counter()
                 fresh.begin(state)
-                batches = fresh.stream(place, place + STEP, STEP, 0, 1, STEP)
+                batches = fresh.stream(location, location + STEP, STEP, 0, 1, STEP)
                 next(batches)
                 found[steps] = time.perf_counter() - start
             way = "streamed" if streaming else "shards"

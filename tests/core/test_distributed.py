@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hf_recipes.core.distributed import compile_kernels, own_shared_memory
+from hf_recipes.core.distributed import compile_kernels, private_shared_memory
 from hf_recipes.core.files import locked
 
 
@@ -55,5 +55,5 @@ def test_what_a_killed_run_left_in_shared_memory_is_not_taken_for_ones_own(monke
     path = f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_test{os.getpid()}_3"
     with open(path, "w"):
         pass
-    with own_shared_memory():
+    with private_shared_memory():
         assert not os.path.exists(path)

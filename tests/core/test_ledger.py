@@ -1,15 +1,15 @@
 import pytest
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import KEPT, Ledger, details_hidden, fate, shown, with_detail, write_ledgers
+from hf_recipes.core.ledger import KEPT, Ledger, details_hidden, row_status, shown, with_detail, write_ledgers
 
 
 def ledger(dropped, kept):
     book = Ledger()
     for line in range(dropped):
-        book.add(f"a.json:{line + 1}", fate("dropped", "empty answer"))
+        book.add(f"a.json:{line + 1}", row_status("dropped", "empty answer"))
     for line in range(kept):
-        book.add(f"b.json:{line + 1}", fate("truncated", "prompt cut") if line < 2 else KEPT)
+        book.add(f"b.json:{line + 1}", row_status("truncated", "prompt cut") if line < 2 else KEPT)
     return book
 
 
@@ -20,7 +20,7 @@ def test_kept_and_dropped_equal_read():
     assert book.totals["truncated"] == 2
     assert book.to_dict()["reasons"][0] == {
         "source": "a.json",
-        "fate": "dropped: empty answer",
+        "status": "dropped: empty answer",
         "count": 3,
         "first": ["a.json:1", "a.json:2", "a.json:3"],
     }
@@ -43,7 +43,7 @@ def test_what_a_row_holds_is_shown_where_it_is_and_written_nowhere(tmp_path):
     book = Ledger()
     for line in range(2000):
         reason = with_detail("'label' is neither true nor false", repr(f"客户{line} 13812340000" + "。" * 99))
-        book.add(f"a.json:{line + 1}", fate("dropped", reason))
+        book.add(f"a.json:{line + 1}", row_status("dropped", reason))
     whole = Ledger().merge(book)
     assert list(whole.reasons) == [("a.json", "dropped: 'label' is neither true nor false")]
     lines = whole.table().splitlines()
@@ -55,7 +55,7 @@ def test_what_a_row_holds_is_shown_where_it_is_and_written_nowhere(tmp_path):
         whole.check(0.5)
     with details_hidden():
         assert whole.table().splitlines() == lines[:3]
-        assert shown(fate("dropped", reason)) == "dropped: 'label' is neither true nor false"
+        assert shown(row_status("dropped", reason)) == "dropped: 'label' is neither true nor false"
         with pytest.raises(UserError) as caught:
             whole.check(0.5)
         assert "客户" not in str(caught.value)
@@ -77,15 +77,15 @@ def test_a_detail_cannot_steer_a_terminal():
 def test_parts_of_a_ledger_and_rows_that_are_dropped_later():
     one, other, whole = Ledger(), Ledger(), Ledger()
     for line in range(12):
-        fates = [fate("repaired", "NFKC"), fate("repaired", "control characters")][: line % 3]
+        statuses = [row_status("repaired", "NFKC"), row_status("repaired", "control characters")][: line % 3]
         for book in (one if line < 6 else other, whole):
-            book.add(f"a.json:{line + 1}", *fates)
+            book.add(f"a.json:{line + 1}", *statuses)
     one.merge(Ledger.from_dict(other.to_dict()))
     assert one.to_dict() == whole.to_dict()
     assert one.sources["a.json"] == {"read": 12, "kept": 12, "repaired": 8}
-    one.drop("a.json:3", [fate("repaired", "NFKC"), fate("repaired", "control characters")], "duplicate")
+    one.drop("a.json:3", [row_status("repaired", "NFKC"), row_status("repaired", "control characters")], "duplicate")
     assert one.sources["a.json"] == {"read": 12, "kept": 11, "repaired": 7, "dropped": 1}
-    assert {row_fate: entry.count for (_, row_fate), entry in one.reasons.items()} == {
+    assert {status: entry.count for (_, status), entry in one.reasons.items()} == {
         "repaired: NFKC": 7,
         "repaired: control characters": 3,
         "dropped: duplicate": 1,

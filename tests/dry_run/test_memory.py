@@ -22,11 +22,11 @@ from hf_recipes.trainer.sharding import Sharding
 def make(tokenizer, tmp_path):
     """The estimate for the tiny model under some flags; `model=` are fields of ModelArguments."""
 
-    def build(batch=None, model=None, keeps_start=False, passes=(), **flags):
+    def build(batch=None, model=None, keeps_reference=False, passes=(), **flags):
         args = SFTArguments(output_dir=str(tmp_path / "run"), report_to="none", **{"bf16": False, **flags})
         model_args = ModelArguments("tiny", dtype="float32", **(model or {}))
         bare = skeleton(model_args, tiny_model(len(tokenizer)).config, tokenizer, [], bf16=bool(args.bf16))
-        return estimate(bare, batch or Batch(2, 16, 4), args, keeps_start=keeps_start, passes=passes)
+        return estimate(bare, batch or Batch(2, 16, 4), args, keeps_reference=keeps_reference, passes=passes)
 
     return build
 
@@ -49,7 +49,7 @@ def test_weights_gradients_and_states_are_counted_by_tensor(make, tokenizer):
 
 def test_a_reference_is_a_copy_of_what_is_trained(make, tokenizer):
     for model in ({"use_lora": False}, {}):
-        alone, held = (make(model=model, keeps_start=keeps) for keeps in (False, True))
+        alone, held = (make(model=model, keeps_reference=keeps) for keeps in (False, True))
         assert held.parts["weights"] - alone.parts["weights"] == alone.trained * 4
         assert held.parts["optimizer"] == alone.parts["optimizer"] and held.checkpoint == alone.checkpoint
 

@@ -21,9 +21,9 @@ def test_what_is_left_is_computed_in_the_batches_of_a_whole_run(tokenizer, tmp_p
 
     def answer(model, tokenizer, prompts, batches, decoding, *, stop_ids, keys):
         for batch in batches:
-            assert all(len(prompts[place]) > len(rows[keys[place]]["input"]) for place in batch)
-            formed.append([keys[place] for place in batch])
-            yield batch, [Continuation(f" {keys[place]} ", 1, True, []) for place in batch]
+            assert all(len(prompts[location]) > len(rows[keys[location]]["input"]) for location in batch)
+            formed.append([keys[location] for location in batch])
+            yield batch, [Continuation(f" {keys[location]} ", 1, True, []) for location in batch]
 
     monkeypatch.setattr(predict, "continue_batches", answer)
     monkeypatch.setattr(over_file, "WINDOW", 4)

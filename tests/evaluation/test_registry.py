@@ -49,7 +49,7 @@ def test_each_method_is_used_on_the_files_that_it_fits(tokenizer):
 def test_the_benchmarks_score_and_the_lenient_one_are_reported(tokenizer):
     [method] = build(tokenizer, {"dev": SAMPLES / "promptcblue" / "dev.json"}, ["promptcblue"]).values()
     records = [
-        {"place": p.place, "prediction": p.reference, "reference": p.reference, "choices": None, "meta": p.meta}
+        {"location": p.location, "prediction": p.reference, "reference": p.reference, "choices": None, "meta": p.meta}
         for p in method.prompts
     ]
     for record in records:

@@ -312,7 +312,7 @@ def test_a_template_in_a_configuration_stays():
 def test_a_ledger_loses_places_and_what_rows_say():
     counts = {"read": 3, "kept": 1, "dropped": 2}
     reasons = [
-        {"source": "/home/me/a.json", "fate": f"dropped: unknown role '{role}'", "count": 1, "first": ["a.json:1"]}
+        {"source": "/home/me/a.json", "status": f"dropped: unknown role '{role}'", "count": 1, "first": ["a.json:1"]}
         for role in ("张三", "李四")
     ]
     ledger = {"train": {"total": counts, "sources": {"/home/me/a.json": counts}, "reasons": reasons}}
@@ -320,7 +320,7 @@ def test_a_ledger_loses_places_and_what_rows_say():
         "train": {
             "total": counts,
             "sources": {"a.json": counts},
-            "reasons": [{"source": "a.json", "fate": "dropped: unknown role …", "count": 2}],
+            "reasons": [{"source": "a.json", "status": "dropped: unknown role …", "count": 2}],
         }
     }
 
@@ -338,9 +338,9 @@ def test_a_ledger_loses_places_and_what_rows_say():
     ],
 )
 def test_a_reason_keeps_nothing_of_a_row(said, shown):
-    reason = {"source": "x", "fate": f"dropped: {said}", "count": 1, "first": []}
+    reason = {"source": "x", "status": f"dropped: {said}", "count": 1, "first": []}
     [public] = public_ledger({"train": {"total": {}, "sources": {}, "reasons": [reason]}}, {})["train"]["reasons"]
-    assert public["fate"] == f"dropped: {shown}"
+    assert public["status"] == f"dropped: {shown}"
 
 
 # Publishing
@@ -734,12 +734,12 @@ def test_a_folder_that_cannot_be_used_is_named(hub, source, script, tmp_path, mo
     hub.add("a/b", {"config.json": b"{}", "model.safetensors": b"xx"})
     (tmp_path / "file").write_text("x")
     (tmp_path / "models" / "other").mkdir(parents=True)
-    for place, message in {
+    for location, message in {
         "file": "file: this is a file; name a folder with --output_dir",
         "file/x": "file); name another place",
         "models": "models: the folder is not empty; name another with --output_dir",
     }.items():
-        code, _, err = script("download.py", "--model", "a/b", "--source", source, "--output_dir", tmp_path / place)
+        code, _, err = script("download.py", "--model", "a/b", "--source", source, "--output_dir", tmp_path / location)
         assert code == 1 and message in err and "no connection" not in err and "delete" not in err, err
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")

@@ -14,10 +14,10 @@ def test_each_review_is_once_in_a_file_and_never_on_both_sides():
     for prefix in ("", "long_"):
         train, test = files[f"{prefix}train"], files[f"{prefix}test"]
         for side, texts in (("chosen", good), ("rejected", bad)):
-            learned, held_out = ([row[side] for row in rows] for rows in (train, test))
-            assert len(learned + held_out) == len(set(learned + held_out))
-            assert set(learned + held_out) <= set(texts) - unfit
-            assert all((len(text) > 40) == bool(prefix) for text in learned + held_out)
+            labelled, held_out = ([row[side] for row in rows] for rows in (train, test))
+            assert len(labelled + held_out) == len(set(labelled + held_out))
+            assert set(labelled + held_out) <= set(texts) - unfit
+            assert all((len(text) > 40) == bool(prefix) for text in labelled + held_out)
         assert all(row["prompt"] == PROMPT for row in train + test)
     assert (len(files["long_train"]), len(files["long_test"])) == (27, 9)
     sides = {name: {row[s] for row in files[name] for s in ("chosen", "rejected")} for name in ("train", "long_train")}

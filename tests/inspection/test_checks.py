@@ -14,15 +14,15 @@ def checked(*rows, mask=str, special=()) -> Checks:
     """Rows of question, answer and maybe choices, as r.jsonl:1, …"""
     rows = [(*row, None)[:3] for row in rows]
     questions, answers, choices = map(list, zip(*rows, strict=True))
-    places = [f"r.jsonl:{number}" for number in range(1, len(rows) + 1)]
+    locations = [f"r.jsonl:{number}" for number in range(1, len(rows) + 1)]
     checks = Checks(special, mask)
-    checks.add(Texts(places, questions, questions, {"answer": answers}, choices))
+    checks.add(Texts(locations, questions, questions, {"answer": answers}, choices))
     return checks
 
 
 def suspected(checks: Checks) -> dict[str, list[str]]:
     checks.language_table()
-    return {what: [place for place, _ in found.rows] for what, found in checks.suspicions.items()}
+    return {what: [location for location, _ in found.rows] for what, found in checks.suspicions.items()}
 
 
 def test_rows_that_look_wrong_are_named_with_their_place():
@@ -122,10 +122,10 @@ def test_duplicates_are_counted_by_kind():
         ("问一", "答"),
     ]
     checks = checked(*rows)
-    places = [f"r.jsonl:{number}" for number in range(1, 7)]
+    locations = [f"r.jsonl:{number}" for number in range(1, 7)]
 
     def find(numbers):
-        return [(places[number], rows[number][1]) for number in numbers]
+        return [(locations[number], rows[number][1]) for number in numbers]
 
     counts, groups = duplicate_tables(checks.keys, find, has_answers=True)
     assert counts.rows == [

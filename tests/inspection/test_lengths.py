@@ -9,10 +9,10 @@ from hf_recipes.inspection.terminal import histogram_line
 
 def test_spans_of_labels():
     lists = pa.chunked_array([[[-100, -100, 7, 8, -100], []], [[-100], [5, -100, 6]]])
-    sizes, first, last, learned = label_spans(lists)
+    sizes, first, last, labelled = label_spans(lists)
     assert sizes.tolist() == [5, 0, 1, 3]
     assert first.tolist() == [2, 0, 0, 0] and last.tolist() == [4, 0, 0, 3]
-    assert learned.tolist() == [2, 0, 0, 2]
+    assert labelled.tolist() == [2, 0, 0, 2]
 
 
 def test_the_table_has_lengths_that_occur_and_what_is_over_the_budget():

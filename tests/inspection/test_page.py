@@ -47,9 +47,9 @@ def test_the_page_shows_what_the_terminal_shows(browser, inspected):
     assert browser.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 200)")
 
     drawn = out[out.index("In colour") :]
-    learned = "".join(re.findall("⟦(.*?)⟧", drawn, re.DOTALL))
+    labelled = "".join(re.findall("⟦(.*?)⟧", drawn, re.DOTALL))
     first = "document.querySelector('article')"
-    assert browser.evaluate(f"[...{first}.querySelectorAll('b')].map(b => b.textContent).join('')") == learned
+    assert browser.evaluate(f"[...{first}.querySelectorAll('b')].map(b => b.textContent).join('')") == labelled
     colours = browser.evaluate(
         f"['b', 'i'].map(tag => getComputedStyle({first}.querySelector(tag + ':nth-child(even)')).backgroundColor)"
     )

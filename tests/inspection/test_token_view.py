@@ -16,11 +16,11 @@ from hf_recipes.privacy.redactor import Redactor
 
 def learned_of(segment: Segment) -> list[bool]:
     """One value a token."""
-    return [piece.learned for piece in segment.pieces for _ in range(piece.tokens)]
+    return [piece.labelled for piece in segment.pieces for _ in range(piece.tokens)]
 
 
 def learned_runs(segment: Segment) -> list[str]:
-    runs = groupby(segment.pieces, key=lambda piece: piece.learned)
+    runs = groupby(segment.pieces, key=lambda piece: piece.labelled)
     return ["".join(piece.text for piece in run) for is_learned, run in runs if is_learned]
 
 
@@ -56,7 +56,7 @@ def test_a_long_row_keeps_its_beginning_and_its_end(tokenizer):
     ids = tokenizer("ab" * SHOWN, add_special_tokens=False)["input_ids"]
     assert len(ids) > SHOWN
     segment = Pen(tokenizer).draw(ids, ids)
-    [gap] = [piece for piece in segment.pieces if piece.learned is None]
+    [gap] = [piece for piece in segment.pieces if piece.labelled is None]
     assert gap.tokens == len(ids) - SHOWN and gap.text == f"… {gap.tokens:,} tokens …"
     assert sum(piece.tokens for piece in segment.pieces) == len(ids)
 

@@ -17,9 +17,9 @@ from hf_recipes.rewards.settings import RewardArguments, Spec, read_spec
 from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 
 
-def asked(reference=None, place="rows.jsonl:1", question="问？", **columns) -> Prompt:
+def asked(reference=None, location="rows.jsonl:1", question="问？", **columns) -> Prompt:
     messages = conversation(question)
-    return Prompt(place, np.arange(3), question, reference, None, is_chat=True, messages=messages, row=columns)
+    return Prompt(location, np.arange(3), question, reference, None, is_chat=True, messages=messages, row=columns)
 
 
 def worth(spec: str, answer: str, reference=None) -> float | None:
@@ -109,7 +109,7 @@ def test_the_sum_leaves_out_what_has_no_value():
 
 def test_rows_without_references_are_said(capsys):
     rewards = Rewards(RewardArguments(["rouge", "choice"]))
-    rewards.check([asked("一"), asked(place="rows.jsonl:2")])
+    rewards.check([asked("一"), asked(location="rows.jsonl:2")])
     assert "rouge says nothing of 1 rows without an answer to compare with (rows.jsonl:2 …)" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--rewards choice: rows.jsonl:1 has no answer to compare with"):
         rewards.check([asked()])
@@ -146,7 +146,7 @@ def infinite(completions, **rest):
 def test_functions_of_the_users_own(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(OWN, encoding="utf-8")
-    prompts = [asked(place="rows.jsonl:1", answer_choices=["甲", "乙"]), asked(place="rows.jsonl:2")]
+    prompts = [asked(location="rows.jsonl:1", answer_choices=["甲", "乙"]), asked(location="rows.jsonl:2")]
     rewards = Rewards(RewardArguments([f"{path}"]))
     rewards.check(prompts)
     assert rewards.names == ["own"] and rewards(prompts, ["甲", "甲"]) == [[1.0, None]]

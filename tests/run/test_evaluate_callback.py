@@ -60,7 +60,7 @@ def test_every_method_leaves_its_metrics_and_records(evaluated):
         for name, count in counts.items():
             path = evaluated / "predictions" / name / f"step-{step}.jsonl"
             records = [json.loads(line) for line in path.read_text().splitlines()]
-            assert len({record["place"] for record in records}) == len(records) == count, name
+            assert len({record["location"] for record in records}) == len(records) == count, name
     assert (evaluated / "curves.png").exists()
     settings = json.loads((evaluated / "metrics.json").read_text())["settings"]
     assert settings["decoding"]["max_new_tokens"] == 4 and settings["versions"].keys() >= {"torch", "transformers"}
@@ -130,7 +130,7 @@ def scored(tokenizer) -> dict:
     prompts = [Prompt("a:1", [1], "问", "年龄", {"answer_choices": ["年龄", "性别"]}, is_chat=True)]
     found = {name: GenerationMethod(prompts, tokenizer, scores=scores) for name, scores in SCORED.items()}
     found[""].rewards = Rewards(RewardArguments(["chinese", "repetition=-1"]))
-    rows = [{"text": text, "place": f"a:{n}", "meta": None, "fate": "kept"} for n, text in enumerate(TEXT)]
+    rows = [{"text": text, "location": f"a:{n}", "meta": None, "status": "kept"} for n, text in enumerate(TEXT)]
     found |= dict.fromkeys(("wiki", "eval"), NLL(Dataset.from_list(rows), tokenizer, max_length=64))
     return found
 

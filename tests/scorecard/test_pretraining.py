@@ -110,7 +110,7 @@ def test_row_05_killed_and_resumed_in_a_later_epoch(forks, dropout_model, corpus
     assert figures[0]["sources"]["wiki"]["epochs"] > 2
 
 
-def learned(log, until=None) -> list:
+def labelled(log, until=None) -> list:
     """The blocks that were learned from in the steps before `until`, in order."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [row for step, rows in lines if until is None or step < until for row in rows]
@@ -139,9 +139,9 @@ def test_row_06_the_same_documents_at_another_width(forks, model_dir, corpus, tm
     assert run.code == 0, run.err
     assert f"{before} processes wrote checkpoint-5, and there are {after}" in run.out
     assert "not be equal bit for bit" in run.out
-    found = learned(tmp_path / "cut.log", until=5) + learned(tmp_path / "rest")
-    assert len(found) == 5 * 4 * before + 7 * 4 * after if way == "streamed" else len(learned(tmp_path / "whole"))
-    assert sorted(found) == sorted(learned(tmp_path / "whole")[: len(found)])
+    found = labelled(tmp_path / "cut.log", until=5) + labelled(tmp_path / "rest")
+    assert len(found) == 5 * 4 * before + 7 * 4 * after if way == "streamed" else len(labelled(tmp_path / "whole"))
+    assert sorted(found) == sorted(labelled(tmp_path / "whole")[: len(found)])
 
 
 def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
@@ -156,7 +156,7 @@ def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
         write_jsonl(
             tmp_path / f"part-{part:02d}.jsonl", [{"text": f"{part} {n} 今天天气很好。" * 9} for n in range(200)]
         )
-    [corpus] = find_corpora([f"all={tmp_path}"], glance=True)
+    [corpus] = find_corpora([f"all={tmp_path}"], sniff=True)
     readers = [open_reader(file) for file in corpus.files]
     encoder = DocumentEncoder(tokenizer)
 

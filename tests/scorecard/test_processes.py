@@ -51,9 +51,9 @@ def rows_by_step(run) -> dict[int, list[str]]:
     found: dict[int, list[str]] = {}
     for line in run.out.splitlines():
         if line.startswith("rows "):
-            _, step, places = line.split(" ", 2)
-            found.setdefault(int(step), []).extend(json.loads(places.replace("'", '"')))
-    return {step: sorted(places) for step, places in found.items()}
+            _, step, locations = line.split(" ", 2)
+            found.setdefault(int(step), []).extend(json.loads(locations.replace("'", '"')))
+    return {step: sorted(locations) for step, locations in found.items()}
 
 
 def last_metrics(output) -> dict:
@@ -71,7 +71,7 @@ def test_the_same_result_at_any_width(forks, settings, alone, tmp_path, width):
     assert run.code == 0, run.err
     folder, one = alone["True"]
     assert rows_by_step(run) == rows_by_step(one)
-    epoch = [place for step, places in rows_by_step(run).items() if step < 5 for place in places]
+    epoch = [location for step, locations in rows_by_step(run).items() if step < 5 for location in locations]
     assert len(epoch) == len(set(epoch)) == 38
     assert run.losses() == pytest.approx(one.losses(), abs=1e-4)
     own, expected = weights(tmp_path / "run"), weights(folder)
@@ -81,8 +81,8 @@ def test_the_same_result_at_any_width(forks, settings, alone, tmp_path, width):
     for name in ("loss", "mean_token_accuracy", "rougeL"):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-4)
     answers = [
-        [json.loads(line) for line in (place / "predictions" / "step-10.jsonl").read_text().splitlines()]
-        for place in (tmp_path / "run", folder)
+        [json.loads(line) for line in (location / "predictions" / "step-10.jsonl").read_text().splitlines()]
+        for location in (tmp_path / "run", folder)
     ]
     assert answers[0] == answers[1] and len(answers[0]) == 7
 

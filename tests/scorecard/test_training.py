@@ -228,7 +228,7 @@ def test_row_11_packed_and_separate_rows(model_dir, pairs, tmp_path):
         assert ("attention_mask" in batch) is not packing
         assert batch["input_ids"].shape[0] == len(trainer.train_dataset) and batch["input_ids"].shape[1] <= 96
         assert trainer.tokens_in(batch) == sum(map(len, data.train["input_ids"]))
-        assert len(trainer.places_in([batch])) == 40
+        assert len(trainer.locations_of([batch])) == 40
         model.train()
         torch.manual_seed(0)
         loss = trainer.compute_loss(model, batch, num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())

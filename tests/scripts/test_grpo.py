@@ -59,8 +59,8 @@ def test_a_run_leaves_the_whole_folder_and_can_be_repeated(grpo, script, asked, 
     for step in range(1, 5):
         rows = [json.loads(line) for line in (run / "samples" / f"step-{step}.jsonl").read_text().splitlines()]
         assert len(rows) == 8 and {row["step"] for row in rows} == {step}
-        for place in {row["place"] for row in rows}:  # an answer is better or worse than the others of its prompt
-            group = [row for row in rows if row["place"] == place]
+        for location in {row["location"] for row in rows}:  # an answer is better or worse than the others of its prompt
+            group = [row for row in rows if row["location"] == location]
             assert len(group) == 4 and sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-4)
             assert max(group, key=lambda row: row["reward"])["advantage"] == max(row["advantage"] for row in group)
     logged = json.loads((run / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]

@@ -44,9 +44,9 @@ def examples(report: Report) -> Examples:
     return found
 
 
-def learned(strip) -> list[list[bool]]:
+def labelled(strip) -> list[list[bool]]:
     """Of each segment, one value a token."""
-    return [[piece.learned for piece in segment.pieces for _ in range(piece.tokens)] for segment in strip.segments]
+    return [[piece.labelled for piece in segment.pieces for _ in range(piece.tokens)] for segment in strip.segments]
 
 
 def text(segment) -> str:
@@ -88,11 +88,11 @@ def test_sft_shows_the_labels_that_training_has(look, tokenizer):
         shown = examples(report)
         assert len(shown.rows) == 2 and f"--train_on {train_on}" in shown.note
         [segment] = shown.rows[0].strips[0].segments
-        runs = re.findall("1+", "".join("01"[bool(piece.learned)] for piece in segment.pieces))
+        runs = re.findall("1+", "".join("01"[bool(piece.labelled)] for piece in segment.pieces))
         assert len(runs) == len(wanted)
-        assert "".join(piece.text for piece in segment.pieces if piece.learned) == "".join(wanted)
+        assert "".join(piece.text for piece in segment.pieces if piece.labelled) == "".join(wanted)
         count = sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in wanted)
-        assert sum(map(sum, learned(shown.rows[0].strips[0]))) == count
+        assert sum(map(sum, labelled(shown.rows[0].strips[0]))) == count
         assert numbers(table(report, "Counts"))["tokens that carry loss"] == 3 * count
 
 
@@ -101,8 +101,8 @@ def test_rows_are_shown_by_their_place(look, tmp_path):
     path = tmp_path / "rows.jsonl"
     report = look(rows, "--show", f"{path}:4", f"{path}:6", "--max_drop_ratio", 1)
     fourth, dropped = examples(report).rows
-    assert "问3" in text(fourth.strips[0].segments[0]) and fourth.fate == "kept"
-    assert (dropped.fate, dropped.strips) == ("dropped: empty answer", [])
+    assert "问3" in text(fourth.strips[0].segments[0]) and fourth.status == "kept"
+    assert (dropped.status, dropped.strips) == ("dropped: empty answer", [])
 
 
 def test_packs_are_those_that_the_trainer_makes(look, tokenizer, tmp_path):
@@ -119,15 +119,15 @@ def test_packs_are_those_that_the_trainer_makes(look, tokenizer, tmp_path):
     assert len(shown) == len(packed) > 5
     for example, row in zip(shown, packed, strict=True):
         [strip] = example.strips
-        assert [len(segment) for segment in learned(strip)] == row["seq_lengths"]
-        assert [one for segment in learned(strip) for one in segment] == [label != -100 for label in row["labels"]]
+        assert [len(segment) for segment in labelled(strip)] == row["seq_lengths"]
+        assert [one for segment in labelled(strip) for one in segment] == [label != -100 for label in row["labels"]]
         assert "".join(map(text, strip.segments)) == tokenizer.decode(row["input_ids"])
     found = table(report, "Counts")
     assert numbers(found)["packs"] == len(packed)
     fill = sum(map(len, packed["input_ids"][:])) / (128 * len(packed))
     assert numbers(found, 2)["tokens that fill them"] == f"{fill:.1%}".replace("%", " %")
     [one] = examples(look(rows, *flags, "--show", f"{path}:7")).rows
-    assert f"{path}:7" in [segment.place for segment in one.strips[0].segments]
+    assert f"{path}:7" in [segment.location for segment in one.strips[0].segments]
 
 
 def test_blocks_of_pretraining_have_their_boundaries(look, tokenizer, tmp_path):
@@ -142,10 +142,10 @@ def test_blocks_of_pretraining_have_their_boundaries(look, tokenizer, tmp_path):
     for example in examples(report).rows:
         [strip] = example.strips
         assert len(strip.segments) > 1
-        for found in learned(strip):
+        for found in labelled(strip):
             assert found == [False] + [True] * (len(found) - 1)
         assert all(text(segment).endswith("<|im_end|>") for segment in strip.segments[:-1])
-        assert sum(map(len, learned(strip))) <= 64
+        assert sum(map(len, labelled(strip))) <= 64
     [one] = examples(look(tmp_path / "corpus", *flags, "--document_attention", "false", named="--tokenizer_name")).rows[
         :1
     ]
@@ -182,7 +182,7 @@ def test_pairs(look, tokenizer, stage):
     assert table(report, "Budgets").rows[-1][-3:] == [1, "16.7 %", "left out"]
     [example] = examples(report).rows
     assert [strip.name for strip in example.strips] == ["chosen", "rejected"]
-    shown = ["".join(p.text for p in strip.segments[0].pieces if p.learned) for strip in example.strips]
+    shown = ["".join(p.text for p in strip.segments[0].pieces if p.labelled) for strip in example.strips]
     assert re.fullmatch(r"好的\d<\|im_end\|>", shown[0]) and shown[1] == "不<|im_end|>"
 
 
@@ -208,8 +208,8 @@ def test_prompts_of_rewards(look):
     assert budgets["reference"][:3] == ["--max_completion_length", 16, 6]
     assert numbers(table(report, "Rows that look wrong")) == {"the reference is none of the choices": 6}
     shown = examples(report)
-    assert not any(map(any, learned(shown.rows[0].strips[0]))) and shown.rows[0].facts == [f"reference: {'答' * 30}"]
-    assert [example.fate != "kept" for example in shown.rows].count(True) == counts[3]
+    assert not any(map(any, labelled(shown.rows[0].strips[0]))) and shown.rows[0].facts == [f"reference: {'答' * 30}"]
+    assert [example.status != "kept" for example in shown.rows].count(True) == counts[3]
     [warning] = look([{"prompt": "问"}], "--rewards", "choice", "--stage", "grpo").warnings
     assert "choice" in warning
 
@@ -250,7 +250,7 @@ def test_personal_data_in_rows_that_cannot_be_used_is_in_no_report(script, token
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     ledger = {"label": {"total": {"read": 1, "dropped": 1}, "sources": {"a": {"read": 1, "dropped": 1}}}}
     ledger["label"]["reasons"] = [
-        {"source": "a", "fate": "dropped: 'label' is '客户0 13812340000', neither", "count": 1, "first": ["a:1"]}
+        {"source": "a", "status": "dropped: 'label' is '客户0 13812340000', neither", "count": 1, "first": ["a:1"]}
     ]
     (tmp_path / "data_ledger.json").write_text(json.dumps(ledger))  # of an earlier version
     flags = ["--train_file", path, "--model_name_or_path", tokens_only, "--html", tmp_path / "r.html", "--show"]

@@ -78,7 +78,7 @@ def test_likes_are_labels(script, model_dir, tmp_path):
     where = ["--model_name_or_path", model_dir, *LEAN, DATA["kto"], "--output_dir", tmp_path / "run"]
     code, out, err = script("kto.py", *where, *LIKES, "--max_steps", 1)
     assert code == 0, err
-    assert "30 good answers and 15 bad ones" in out and "15 dropped as asked: like_count from 3 to below 10" in out
+    assert "30 good answers and 15 bad ones" in out and "15 dropped by settings: like_count from 3 to below 10" in out
     ledger = json.loads((tmp_path / "run" / "data_ledger.json").read_text())["train"]["total"]
     assert (ledger["read"], ledger["kept"], ledger["dropped"]) == (60, 45, 15)
 

@@ -62,10 +62,10 @@ def ledger(folder: Path) -> dict:
     return found
 
 
-def fates(folder: Path) -> dict[str, int]:
+def row_statuses(folder: Path) -> dict[str, int]:
     counts = {}
     for row in ledger(folder)["reasons"]:
-        counts[row["fate"]] = counts.get(row["fate"], 0) + row["count"]
+        counts[row["status"]] = counts.get(row["status"], 0) + row["count"]
     return counts
 
 
@@ -142,7 +142,7 @@ def test_a_chain_breaks_where_a_comment_is_dropped_and_at_max_turns(prepare, cra
     code, _, err = prepare(crawl(chain), "--thread", "--max_turns", 2)
     assert code == 0, err
     assert [turns(row)[1:] for row in rows(tmp_path)] == [[prompt(), "一"], [prompt(parent="四"), "五"]]
-    assert fates(tmp_path) == {
+    assert row_statuses(tmp_path) == {
         "dropped: nothing but emoji": 1,
         "dropped: earlier in its chain than --max_turns": 1,
     }
@@ -179,11 +179,11 @@ def test_every_rule_has_a_reason_and_a_flag(prepare, crawl, tmp_path, comments, 
     code, _, err = prepare(folder)
     assert code == 0, err
     count = len(comments) if "loop" in reason else 1
-    assert fates(tmp_path) == {reason: count}
+    assert row_statuses(tmp_path) == {reason: count}
     if flags:
         code, _, err = prepare(folder, "--overwrite_output_dir", *flags)
         assert code == 0, err
-        assert reason not in fates(tmp_path)
+        assert reason not in row_statuses(tmp_path)
 
 
 def test_punctuation_and_numbers_are_no_emoji(prepare, crawl, tmp_path):
@@ -207,7 +207,7 @@ def test_a_comment_that_was_crawled_twice(prepare, crawl, tmp_path, flags, kept,
     assert code == 0, err
     assert answers(tmp_path) == [kept, "别的"]
     [reason] = ledger(tmp_path)["reasons"]
-    assert reason["fate"] == "dropped: its comment_id is there twice"
+    assert reason["status"] == "dropped: its comment_id is there twice"
     assert reason["first"][0].endswith(
         "search_comments_2025.json:2" if kept == "新" else f"z_comments.jsonl:{line + 1}"
     )
@@ -229,7 +229,9 @@ def test_copies_with_a_character_changed(prepare, crawl, tmp_path):
     ]
     code, _, err = prepare(crawl(comments), "--near_dedup")
     assert code == 0, err
-    assert answers(tmp_path) == [long, comments[1]["content"]] and fates(tmp_path) == {"dropped: near duplicate": 1}
+    assert answers(tmp_path) == [long, comments[1]["content"]] and row_statuses(tmp_path) == {
+        "dropped: near duplicate": 1
+    }
 
 
 def test_prefixes_are_kept_or_anonymised(prepare, crawl, tmp_path):
@@ -244,7 +246,7 @@ def test_prefixes_are_kept_or_anonymised(prepare, crawl, tmp_path):
     assert prepare(folder, "--reply_prefix", "anonymise", "--overwrite_output_dir")[0] == 0
     assert answers(tmp_path) == ["甲", "回复 @用户2 :乙", "回复 @用户5 :回复 @用户3 :丙"]
     assert turns(rows(tmp_path)[2])[1] == prompt(parent="回复 @用户2 :乙")
-    assert fates(tmp_path) == {"repaired: 回复 @name : anonymised": 2}
+    assert row_statuses(tmp_path) == {"repaired: 回复 @name : anonymised": 2}
 
 
 def test_personal_data(prepare, crawl, tmp_path):
@@ -254,10 +256,10 @@ def test_personal_data(prepare, crawl, tmp_path):
     assert code == 0, err
     question = prompt(description="合作请加<邮箱>，我是用户1", parent="打<手机号>找我")
     assert turns(rows(tmp_path)[1])[1:] == [question, "回复 @用户2 :用户2你好，@用户4 也好"]
-    assert fates(tmp_path) == {"repaired: personal data (mobile)": 1, "repaired: personal data (person)": 1}
+    assert row_statuses(tmp_path) == {"repaired: personal data (mobile)": 1, "repaired: personal data (person)": 1}
     written = "".join(path.read_text("utf-8") for path in (tmp_path / "out").iterdir())
     videos = json.loads((tmp_path / "out" / "data_ledger.json").read_text())["videos"]["reasons"]
-    assert {row["fate"] for row in videos} == {f"repaired: personal data ({kind})" for kind in ("email", "person")}
+    assert {row["status"] for row in videos} == {f"repaired: personal data ({kind})" for kind in ("email", "person")}
     for secret in ("13912345678", "zhao@", "网友", "灶台", "路过", '"comment_id"'):
         assert secret not in out + written
 
@@ -271,7 +273,7 @@ def test_the_split_is_by_video(prepare, crawl, tmp_path):
     first = {side: rows(tmp_path, side) for side in ("train", "test")}
     assert (len(first["train"]), len(first["test"])) == (14, 6)
     assert not {row["video_id"] for row in first["train"]} & {row["video_id"] for row in first["test"]}
-    assert fates(tmp_path) == {
+    assert row_statuses(tmp_path) == {
         "dropped: not drawn for --total": 16,
         "dropped: its video is one to test on, and --test_size is reached": 4,
     }
@@ -348,7 +350,7 @@ def test_rows_that_are_none_are_in_the_ledger(prepare, crawl, tmp_path):
     assert not (tmp_path / "out").exists()
     code, _, err = prepare(folder, "--max_drop_ratio", 0.9)
     assert code == 0, err
-    assert set(fates(tmp_path)) == {
+    assert set(row_statuses(tmp_path)) == {
         "dropped: unusable row: no 'comment_id', or one that is no whole number",
         "dropped: unusable row: no 'video_id'",
         "dropped: unusable row: 'content' is a list, not text",

@@ -74,8 +74,8 @@ def ledger(out: Path) -> dict:
     return found
 
 
-def fates(out: Path) -> dict[str, list[str]]:
-    return {row["fate"]: [Path(place).name for place in row["first"]] for row in ledger(out)["reasons"]}
+def row_statuses(out: Path) -> dict[str, list[str]]:
+    return {row["status"]: [Path(location).name for location in row["first"]] for row in ledger(out)["reasons"]}
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -150,7 +150,7 @@ def test_every_step_has_its_fates(prepare, tmp_path):
         *("--min_chars", 10, "--max_chars", 2000, "--decontaminate", tmp_path / "exam.jsonl"),
     )
     assert code == 0, err
-    assert fates(tmp_path / "out") == {
+    assert row_statuses(tmp_path / "out") == {
         "repaired: control characters": ["rows.jsonl:5"],
         "repaired: NFKC": ["rows.jsonl:5"],
         "repaired: traditional characters": ["rows.jsonl:10"],
@@ -189,7 +189,7 @@ def test_personal_data(prepare, tmp_path):
     assert code == 0, err
     kept = [row["text"] for row in lines(tmp_path / "out" / "chat")]
     assert kept[0] == text(1) and "13912345678" not in kept[1] and "王小明" not in kept[1] and "谢谢" in kept[1]
-    assert fates(tmp_path / "out") == {
+    assert row_statuses(tmp_path / "out") == {
         "repaired: personal data (mobile)": ["chat.jsonl:2"],
         "repaired: personal data (person)": ["chat.jsonl:2"],
     }
@@ -200,15 +200,15 @@ def test_the_first_of_duplicates_stays_wherever_it_is(prepare, tmp_path, small_t
     """Over sources, files and tasks, also where the later ones are joined by a chain."""
     base = text(0, 600)
     variants = [base, base[:300] + "一" + base[301:], base[:100] + "二" + base[101:300] + "一" + base[301:]]
-    filler = [{"text": text(100 + i, 300)} for i in range(20)]
-    write_jsonl(tmp_path / "a.jsonl", [*filler[:10], {"text": variants[1]}, {"text": "同一篇。"}])
+    padding_row = [{"text": text(100 + i, 300)} for i in range(20)]
+    write_jsonl(tmp_path / "a.jsonl", [*padding_row[:10], {"text": variants[1]}, {"text": "同一篇。"}])
     write_jsonl(
-        tmp_path / "b.jsonl", [{"text": variants[0]}, *filler[10:], {"text": variants[2]}, {"text": "同一篇。"}]
+        tmp_path / "b.jsonl", [{"text": variants[0]}, *padding_row[10:], {"text": variants[2]}, {"text": "同一篇。"}]
     )
     options = ("--exact_dedup", "--near_dedup", "--output_dir", tmp_path / "out")
     code, _, err = prepare("--input_files", tmp_path / "b.jsonl", tmp_path / "a.jsonl", *options)
     assert code == 0, err
-    assert fates(tmp_path / "out") == {
+    assert row_statuses(tmp_path / "out") == {
         "dropped: near duplicate": ["b.jsonl:1", "b.jsonl:12"],
         "dropped: exact duplicate": ["b.jsonl:13"],
     }
@@ -229,7 +229,7 @@ def test_parts_of_a_file_are_the_whole_file(tmp_path, name):
         content = zstandard.compress(content) if name.endswith("zst") else content
     (tmp_path / name).write_bytes(content)
     [source] = find_sources([str(tmp_path / name)], txt=None)
-    whole = [record.place for record in read_records(source)]
+    whole = [record.location for record in read_records(source)]
     marks = corpus_tasks.find_marks(source, 4)
     assert len(marks) >= 3 or name.endswith("zst")
     from hf_recipes.corpus.steps import Book, ReadDocuments
@@ -238,9 +238,9 @@ def test_parts_of_a_file_are_the_whole_file(tmp_path, name):
     reader = open_reader(source)
     parts = [[0, start, stop] for start, stop in zip([(0, 0), *marks], [*marks, None], strict=True)]
     step = ReadDocuments([(source, reader.schema.name, reader.columns)], [{"parts": [part]} for part in parts], Book())
-    found = [[document.metadata["place"] for document in step.run(rank=rank)] for rank in range(len(parts))]
+    found = [[document.metadata["location"] for document in step.run(rank=rank)] for rank in range(len(parts))]
     assert sum(map(bool, found)) >= 3 or name.endswith("zst")
-    assert [place for part in found for place in part] == whole
+    assert [location for part in found for location in part] == whole
 
 
 def test_token_shards(prepare, tmp_path, model_dir, tokenizer, small_tasks):
@@ -301,13 +301,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(forks, tmp_path):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text(seed, 200)} for seed in seeds])
     options = ("--input_files", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--shard_size", 7, "--nfkc", "--quality")
     options += ("--exact_dedup", "--near_dedup", "--min_chinese", 0.1)
-    whole = forks.run(*options, "--output_dir", tmp_path / "whole", script=SCRIPT, before=KILLED.format(place=()))
+    whole = forks.run(*options, "--output_dir", tmp_path / "whole", script=SCRIPT, before=KILLED.format(location=()))
     assert whole.code == 0, whole.err
     out = tmp_path / "killed"
     stages = [("read", 4), ("find_exact", 3), ("find_near", 6), ("write", 2)]
-    for place in (*stages, ("part-00005.jsonl.zst",), ("b",), ()):
-        killed = forks.run(*options, "--output_dir", out, script=SCRIPT, before=KILLED.format(place=place))
-        assert killed.code == (-9 if place else 0), (place, killed.err)
+    for location in (*stages, ("part-00005.jsonl.zst",), ("b",), ()):
+        killed = forks.run(*options, "--output_dir", out, script=SCRIPT, before=KILLED.format(location=location))
+        assert killed.code == (-9 if location else 0), (location, killed.err)
         for name in {path.name for path in out.iterdir()} & {"a", "b"}:
             assert tree(out / name) == tree(tmp_path / "whole" / name)
     assert tree(tmp_path / "killed") == tree(tmp_path / "whole")
@@ -316,7 +316,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(forks, tmp_path):
 def test_a_worker_that_is_killed_ends_the_run(forks, tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": text(i, 200)} for i in range(60)])
     own = "from hf_recipes.corpus import executors\nexecutors._end_with_parent = os.abort\n"
-    before = KILLED.format(place=()) + own
+    before = KILLED.format(location=()) + own
     run = forks.run(
         *("--input_files", tmp_path / "a.jsonl", "--output_dir", tmp_path / "out", "--workers", 2),
         script=SCRIPT,

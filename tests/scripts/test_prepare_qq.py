@@ -56,8 +56,8 @@ def ledger(folder: Path) -> dict:
     return found
 
 
-def fates(folder: Path) -> dict[str, int]:
-    return {row["fate"]: row["count"] for row in ledger(folder)["reasons"]}
+def row_statuses(folder: Path) -> dict[str, int]:
+    return {row["status"]: row["count"] for row in ledger(folder)["reasons"]}
 
 
 PRIVATE = export("09:00 小满(20010088)|早呀", "09:01 小满(20010088)|腿还酸吗", "09:02 阿豆(20010042)|酸")
@@ -146,7 +146,7 @@ def test_everything_that_is_no_talk_is_in_the_ledger(prepare, tmp_path):
     code, _, err = prepare(text, "--me", "20010042")
     assert code == 0, err
     assert conversations(tmp_path) == [["看这个", "谢谢"]]
-    assert fates(tmp_path) == {
+    assert row_statuses(tmp_path) == {
         "dropped: begins a session: there is nothing that it answers": 1,
         f"dropped: nothing but {MEDIA}": 1,
         f"repaired: {MEDIA} taken out": 1,
@@ -178,7 +178,7 @@ def test_personal_data_goes_unless_it_is_asked_for(prepare, tmp_path):
     assert conversations(tmp_path) == [
         ["加我微信<微信号>，电话<手机号>，用户1写用户1，QQ用户1", "好的用户1，我是用户2"]
     ]
-    assert fates(tmp_path) == {
+    assert row_statuses(tmp_path) == {
         "repaired: personal data (mobile)": 1,
         "repaired: personal data (person)": 2,
         "repaired: personal data (wechat)": 1,
@@ -187,7 +187,7 @@ def test_personal_data_goes_unless_it_is_asked_for(prepare, tmp_path):
     for secret in ("13912345678", "zhao_", "小满满", "备注名字", "20010088"):
         assert secret not in out + written
     assert prepare(text, "--me", "阿豆豆", "--privacy", "False", "--overwrite_output_dir")[0] == 0
-    assert "13912345678" in conversations(tmp_path)[0][0] and fates(tmp_path) == {}
+    assert "13912345678" in conversations(tmp_path)[0][0] and row_statuses(tmp_path) == {}
 
 
 def test_the_split_is_by_session(prepare, tmp_path):
@@ -201,7 +201,7 @@ def test_the_split_is_by_session(prepare, tmp_path):
     assert code == 0, err
     train, test = ([turns[0].split(".")[0] for turns in conversations(tmp_path, side)] for side in ("train", "test"))
     assert (len(train), len(test)) == (14, 6) and not set(train) & set(test)
-    assert fates(tmp_path) == {
+    assert row_statuses(tmp_path) == {
         "dropped: not drawn for --total": 36,
         "dropped: of a session to test on, and --test_size is reached": 4,
     }

@@ -90,7 +90,7 @@ def test_a_tokenizer_without_a_template_gets_plain_text(reward, model_dir, tmp_p
 def test_dry_run_and_what_cannot_be_used(reward, tmp_path):
     code, out, err = reward("--dry_run", "--use_lora", "False")
     assert code == 0 and not (tmp_path / "run").exists(), err
-    assert "pairs             40" in out and "activations" in out and "learned" not in out
+    assert "pairs             40" in out and "activations" in out and "labelled" not in out
     choices = ROOT / "datasets" / "eval" / "single_choice.jsonl"
     code, _, err = reward("--eval_files", f"exam={choices}")
     assert code == 1 and "--eval_files exam: single_choice is of a model that writes" in err

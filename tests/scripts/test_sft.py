@@ -71,7 +71,7 @@ def test_a_run_leaves_the_whole_folder_and_can_be_repeated(sft, model_dir, pairs
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
     assert sorted(path.name for path in (output / "predictions").iterdir()) == [f"step-{n}.jsonl" for n in (0, 3, 6)]
     rows = [json.loads(line) for line in (output / "predictions" / "step-6.jsonl").read_text().splitlines()]
-    assert len(rows) == 8 and rows[0].keys() >= {"place", "question", "reference", "prediction"}
+    assert len(rows) == 8 and rows[0].keys() >= {"location", "question", "reference", "prediction"}
 
     ledger = json.loads((output / "data_ledger.json").read_text())
     assert ledger["train"]["total"] == {"read": 40, "kept": 40} and ledger["validation"]["total"]["kept"] == 8

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from accumulation_runs import CASES, learned
+from accumulation_runs import CASES, labelled
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from conftest import build_tokenizer, tiny_model
@@ -36,7 +36,7 @@ def check_same(one, other) -> None:
 
 @pytest.mark.parametrize("case", COMPARING)
 def test_an_update_is_the_same_in_one_batch_and_in_four(folder, case):
-    check_same(learned(case, folder, 8, 1), learned(case, folder, 2, 4))
+    check_same(labelled(case, folder, 8, 1), labelled(case, folder, 2, 4))
 
 
 def test_an_update_is_the_same_in_two_processes(forks, folder):
@@ -44,7 +44,7 @@ def test_an_update_is_the_same_in_two_processes(forks, folder):
     assert run.codes == [0, 0], run.err
     found = torch.load(folder / "2-2-2.pt")
     for case, one in found.items():
-        check_same(learned(case, folder, 8, 1), one)
+        check_same(labelled(case, folder, 8, 1), one)
 
 
 @pytest.mark.slow

@@ -31,8 +31,8 @@ def test_the_loss_is_that_of_the_paper(tokenizer, tmp_path):
         for side in ("chosen", "rejected"):
             ids, labels = torch.tensor(row[f"{side}_ids"]), torch.tensor(row[f"{side}_labels"])
             log_probs = model(ids[None]).logits[0, :-1].log_softmax(-1)
-            learned = labels[1:] != -100
-            mean[side] = log_probs[learned, labels[1:][learned]].mean().item()
+            labelled = labels[1:] != -100
+            mean[side] = log_probs[labelled, labels[1:][labelled]].mean().item()
         odds = {side: math.exp(value) / (1 - math.exp(value)) for side, value in mean.items()}
         ratio = odds["chosen"] / odds["rejected"]
         found.append(-mean["chosen"] - 0.3 * math.log(1 / (1 + math.exp(-math.log(ratio)))))

@@ -11,7 +11,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.arguments import UnpairedArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.run.arguments import DPOArguments, KTOArguments
-from hf_recipes.trainer.row_mean_loss import FILLER, PairCollator, RatedCollator
+from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, UnpairedCollator
 from preference_runs import ANSWERS, PAIRS, make_kto, make_pairs, stirred
 
 MAKE = {"dpo": make_pairs, "kto": make_kto}
@@ -19,7 +19,7 @@ MAKE = {"dpo": make_pairs, "kto": make_kto}
 
 def batch_of(trainer, rows, fillers: int = 0):
     examples = [trainer.train_dataset[row] for row in rows]
-    return trainer.data_collator(examples + [trainer.filler_row(examples[0])] * fillers)
+    return trainer.data_collator(examples + [trainer.padding_row(examples[0])] * fillers)
 
 
 def test_a_batch_of_pairs():
@@ -43,7 +43,7 @@ def test_a_batch_of_single_answers_has_their_prompts_with_other_answers():
         {**row, **{f"KL_{key}": value for key, value in rows[number - 1].items()}, "row": number, "label": number == 0}
         for number, row in enumerate(rows)
     ]
-    batch = RatedCollator(0, max_length=4)(rows)
+    batch = UnpairedCollator(0, max_length=4)(rows)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 0], [4, 5, 6, 7]]
     assert batch["completion_mask"].tolist() == [[0, 0, 1, 0], [0, 1, 1, 0]]
     assert batch["KL_input_ids"].tolist() == [[1, 2, 5, 6], [4, 3, 0, 0]]  # 7 is beyond four tokens
@@ -70,7 +70,7 @@ def test_the_loss_is_the_mean_over_real_rows(model_dir, tmp_path, stage):
     trainer = stirred(MAKE[stage](model_dir, tmp_path)[0])
     rows = [0, 1, 4]
     plain, filled = batch_of(trainer, rows), batch_of(trainer, rows, fillers=2)
-    assert filled["row"].tolist()[3:] == [FILLER] * 2
+    assert filled["row"].tolist()[3:] == [PADDING_ROW] * 2
     device = torch.device("cpu")
     [_, _], count = trainer.get_batch_samples(iter([filled, filled]), 2, device)
     assert count == 6
@@ -79,14 +79,14 @@ def test_the_loss_is_the_mean_over_real_rows(model_dir, tmp_path, stage):
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     half = trainer.compute_loss(trainer.model, filled, num_items_in_batch=count)
     assert half.item() == pytest.approx(losses[0] / 2, abs=1e-6)
-    empty = trainer.data_collator([trainer.filler_row(trainer.train_dataset[0])] * 2)
+    empty = trainer.data_collator([trainer.padding_row(trainer.train_dataset[0])] * 2)
     nothing = trainer.compute_loss(trainer.model, empty, num_items_in_batch=count)
     nothing.backward()
     assert nothing.item() == 0
     assert all(not weight.grad.any() for weight in trainer.model.parameters() if weight.grad is not None)
     assert trainer.tokens_in(filled) == trainer.tokens_in(plain) == int(plain["attention_mask"].sum())
-    named = sorted(trainer.data_rows[row]["place"] for row in plain["row"].tolist())
-    assert sorted(trainer.places_in([filled])) == named
+    named = sorted(trainer.data_rows[row]["location"] for row in plain["row"].tolist())
+    assert sorted(trainer.locations_of([filled])) == named
 
 
 @pytest.mark.parametrize("stage", MAKE)
@@ -196,7 +196,7 @@ def test_pairs_that_cannot_be_used_are_in_the_ledger(model_dir, tmp_path):
     ]
     _, train, ledger = make_pairs(model_dir, tmp_path, [*PAIRS, *bad], max_length=64, data={"max_drop_ratio": 0.5})
     assert len(train) == 12 and ledger.totals == {"read": 15, "kept": 12, "dropped": 3}
-    found = {fate.removeprefix("dropped: "): entry.places[0][-2:] for (_, fate), entry in ledger.reasons.items()}
+    found = {status.removeprefix("dropped: "): entry.locations[0][-2:] for (_, status), entry in ledger.reasons.items()}
     assert found == {
         "chosen and rejected are the same": "13",
         "no 'rejected'": "14",

@@ -37,8 +37,8 @@ def built(model, tokenizer, files, tmp_path, **more):
 
 
 def batches_of(mixture, args):
-    place = (0, args.max_steps * step_blocks(args), args.per_device_train_batch_size, 0, 1, step_blocks(args))
-    return [collate([mixture[index] for index in own]) for own in mixture.own(*place)]
+    location = (0, args.max_steps * step_blocks(args), args.per_device_train_batch_size, 0, 1, step_blocks(args))
+    return [collate([mixture[index] for index in own]) for own in mixture.own(*location)]
 
 
 def test_the_loss_is_that_of_a_plain_loop(tokenizer, files, tmp_path):

@@ -92,8 +92,8 @@ def test_what_cannot_be_a_pair_is_in_the_ledger(model_dir, tmp_path):
     ]
     _, train, ledger = make(model_dir, tmp_path, [*ROWS, *bad], max_length=64, data={"max_drop_ratio": 0.5})
     assert len(train) == 12 and ledger.totals == {"read": 17, "kept": 12, "dropped": 5}
-    reasons = {fate: entry.places[0].rpartition(":")[2] for (_, fate), entry in ledger.reasons.items()}
-    found = {fate.removeprefix("dropped: "): line for fate, line in reasons.items()}
+    reasons = {status: entry.locations[0].rpartition(":")[2] for (_, status), entry in ledger.reasons.items()}
+    found = {status.removeprefix("dropped: "): line for status, line in reasons.items()}
     assert found == {
         "chosen and rejected are the same": "13",
         "empty answer": "14",
@@ -124,7 +124,7 @@ def test_a_batch_has_the_chosen_sides_first():
 def test_the_loss_is_the_mean_over_real_pairs(model_dir, tmp_path):
     trainer, _, _ = make(model_dir, tmp_path, center_rewards_coefficient=0.5, initializer_range=0.5)
     rows = [trainer.train_dataset[index] for index in (0, 1, 4)]
-    batch = trainer.data_collator([*rows, trainer.filler_row(rows[0])])
+    batch = trainer.data_collator([*rows, trainer.padding_row(rows[0])])
     scores = []
     for row in rows:
         sides = [trainer.model(torch.tensor([row[f"{side}_ids"]])).logits.item() for side in ("chosen", "rejected")]
@@ -137,7 +137,7 @@ def test_the_loss_is_the_mean_over_real_pairs(model_dir, tmp_path):
     assert half.item() == pytest.approx(expected.item() / 2, abs=1e-5)
     real = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
     assert trainer.tokens_in(batch) == real
-    assert [place.rpartition(":")[2] for place in trainer.places_in([batch])] == ["1", "2", "5"]
+    assert [location.rpartition(":")[2] for location in trainer.locations_of([batch])] == ["1", "2", "5"]
 
 
 def test_the_adapter_and_the_head_are_trained_and_nothing_else(model_dir, tmp_path):

@@ -77,10 +77,10 @@ class Voice:
         encoder = copy.copy(self._encoder)
         encoder.max_source_length = budget or encoder.max_source_length
         [row] = encoder.encode([[*messages, {"role": "assistant", "content": ANSWER}]])
-        if is_dropped(row.fate):
-            raise UserError(row.fate.removeprefix("dropped: "))
+        if is_dropped(row.status):
+            raise UserError(row.status.removeprefix("dropped: "))
         ids = row.input_ids[: row.prompt_length]
-        return Prompt(ids, row.whole_prompt, "oldest turns left out" in row.fate, "prompt cut" in row.fate)
+        return Prompt(ids, row.full_prompt_length, "oldest turns left out" in row.status, "prompt cut" in row.status)
 
     def read(self, answer: Answer) -> str:
         """The prompt and the answer as the model had and wrote them, with their special tokens."""

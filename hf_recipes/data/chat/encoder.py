@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, writing
-from hf_recipes.core.ledger import KEPT, fate
+from hf_recipes.core.ledger import KEPT, row_status
 from hf_recipes.data.chat import template, token_offsets
 from hf_recipes.data.chat.template import ChatTemplate, Rendered
 from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
@@ -42,9 +42,9 @@ class Encoded:
     input_ids: np.ndarray
     labels: np.ndarray
     prompt_length: int
-    fate: str = KEPT
+    status: str = KEPT
     reference: str | None = None
-    whole_prompt: int = 0
+    full_prompt_length: int = 0
 
 
 class ChatEncoder:
@@ -127,13 +127,13 @@ class ChatEncoder:
 
     def _finish(self, row: Rendered, aligned: Aligned, messages: list[Message], tools: list | None) -> Encoded:
         """Label the learned tokens and cut what is over the budgets."""
-        notes, whole_prompt = [], 0
+        notes, full_prompt_length = [], 0
         while True:
             if row.problem:
                 return _dropped(row.problem)
-            spans = [aligned.tokens(*characters) for characters in row.learned]
+            spans = [aligned.tokens(*characters) for characters in row.labelled]
             start, end = spans[-1]
-            whole_prompt = whole_prompt or start
+            full_prompt_length = full_prompt_length or start
             source, target = self._budgets(start, end - start)
             shorter = _without_oldest(messages, row, aligned, start - source) if start > source else None
             if shorter is None:
@@ -166,8 +166,8 @@ class ChatEncoder:
             keep = np.r_[: removed[0], removed[1] : stop, end - 1]
             ids, labels = ids[keep], labels[keep]
         notes = [row.note, *notes] if row.note else notes
-        row_fate = fate("truncated", ", ".join(notes)) if notes else KEPT
-        return Encoded(ids, labels, prompt_length, row_fate, reference, whole_prompt)
+        status = row_status("truncated", ", ".join(notes)) if notes else KEPT
+        return Encoded(ids, labels, prompt_length, status, reference, full_prompt_length)
 
     def _budgets(self, prompt: int, answer: int) -> tuple[int, int]:
         """How many of `prompt` and of `answer` tokens may stay."""
@@ -181,7 +181,7 @@ class ChatEncoder:
     def _reference(self, row: Rendered, ids: np.ndarray, answer: Message) -> str:
         if answer.get("tool_calls"):  # as a prediction is decoded: without special tokens
             return self.tokenizer.decode(ids[:-1], skip_special_tokens=True).strip()
-        start, end = row.learned[-1]
+        start, end = row.labelled[-1]
         return row.text[start:end].removesuffix(self.end_of_turn).strip()
 
     def map_batch(self, table: pa.Table) -> pa.Table:
@@ -193,8 +193,8 @@ class ChatEncoder:
             "input_ids": list_array([row.input_ids for row in rows]),
             "labels": list_array([row.labels for row in rows]),
             "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
-            "fate": pa.array([row.fate for row in rows], pa.string()),
-            "place": table["place"],
+            "status": pa.array([row.status for row in rows], pa.string()),
+            "location": table["location"],
         }
         if self.keep_text:
             columns["question"] = pa.array([last_question(messages) for messages in conversations], pa.string())
@@ -205,7 +205,7 @@ class ChatEncoder:
     @property
     def features(self) -> Features:
         features = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "prompt_length": Value("int32")}
-        features |= {"fate": Value("string"), "place": Value("string")}
+        features |= {"status": Value("string"), "location": Value("string")}
         if self.keep_text:
             features |= {"question": Value("string"), "reference": Value("string"), "messages": Json(), "meta": Json()}
         return Features(features)
@@ -264,16 +264,16 @@ def _without_oldest(messages: list[Message], row: Rendered, aligned: Aligned, ov
     if len(users) == 1:
         return None
 
-    def place(index: int) -> int:
+    def location(index: int) -> int:
         return aligned.tokens(row.turns[index].start, row.turns[index].end)[0]
 
-    first = bisect_left(users, place(users[0]) + over, lo=1, hi=len(users) - 1, key=place)
+    first = bisect_left(users, location(users[0]) + over, lo=1, hi=len(users) - 1, key=location)
     return messages[: users[0]] + messages[users[first] :]
 
 
 def _dropped(reason: str) -> Encoded:
     nothing = np.empty(0, np.int32)
-    return Encoded(nothing, nothing, 0, fate("dropped", reason))
+    return Encoded(nothing, nothing, 0, row_status("dropped", reason))
 
 
 def last_question(messages: list[Message]) -> str:

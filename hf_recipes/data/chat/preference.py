@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_recipes.core.ledger import KEPT, fate, is_dropped
+from hf_recipes.core.ledger import KEPT, is_dropped, row_status
 from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, Encoded, list_array
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.registry import SIDES
@@ -42,7 +42,7 @@ class AnswerEncoder:
         for row in examples:
             sides = [next(encoded) for _ in self.answers]
             for answer, side in zip(self.answers, sides, strict=True):
-                if not is_dropped(side.fate):
+                if not is_dropped(side.status):
                     side.labels = last_turns(
                         side.labels, sum(message["role"] == "assistant" for message in row[answer])
                     )
@@ -70,7 +70,7 @@ class EncodedPair:
 
     chosen: Encoded | None
     rejected: Encoded | None
-    fate: str = KEPT
+    status: str = KEPT
 
 
 class PairEncoder(AnswerEncoder):
@@ -88,24 +88,24 @@ class PairEncoder(AnswerEncoder):
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedPair]:
         """Encode rows with `prompt`, `chosen` and `rejected` (messages) and maybe `tools`; a bad `fate` is kept."""
-        fates = [row.get("fate", KEPT) for row in examples]
-        usable = [row for row, own in zip(examples, fates, strict=True) if not is_dropped(own)]
+        statuses = [row.get("status", KEPT) for row in examples]
+        usable = [row for row, own in zip(examples, statuses, strict=True) if not is_dropped(own)]
         encoded = self.encode_answers(usable)
         pairs = []
-        for own in fates:
+        for own in statuses:
             sides = None if is_dropped(own) else next(encoded)
             found = self._fate(sides) if sides else own
             pairs.append(EncodedPair(None, None, found) if is_dropped(found) else EncodedPair(*sides, found))
         return pairs
 
     def _fate(self, sides: Sequence[Encoded]) -> str:
-        if dropped := [side.fate for side in sides if is_dropped(side.fate)]:
+        if dropped := [side.status for side in sides if is_dropped(side.status)]:
             return dropped[0]
         if self.is_too_long(sides):
-            return fate("dropped", f"a side is longer than {self.max_length} tokens")
+            return row_status("dropped", f"a side is longer than {self.max_length} tokens")
         if np.array_equal(*(side.input_ids for side in sides)):
-            return fate("dropped", "chosen and rejected are the same tokens")
-        return next((side.fate for side in sides if side.fate != KEPT), KEPT)
+            return row_status("dropped", "chosen and rejected are the same tokens")
+        return next((side.status for side in sides if side.status != KEPT), KEPT)
 
     def map_batch(self, table: pa.Table) -> pa.Table:
         """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
@@ -113,18 +113,18 @@ class PairEncoder(AnswerEncoder):
         none = np.empty(0, np.int32)
         found = {
             f"{side}_{name}": list_array(
-                [none if is_dropped(pair.fate) else getattr(getattr(pair, side), own) for pair in pairs]
+                [none if is_dropped(pair.status) else getattr(getattr(pair, side), own) for pair in pairs]
             )
             for side in SIDES
             for name, own in self.columns.items()
         }
-        fates = pa.array([pair.fate for pair in pairs], pa.string())
-        return pa.table({**found, "fate": fates, "place": table["place"]})
+        statuses = pa.array([pair.status for pair in pairs], pa.string())
+        return pa.table({**found, "status": statuses, "location": table["location"]})
 
     @property
     def features(self) -> Features:
         lists = {f"{side}_{name}": List(Value("int32")) for side in SIDES for name in self.columns}
-        return Features({**lists, "fate": Value("string"), "place": Value("string")})
+        return Features({**lists, "status": Value("string"), "location": Value("string")})
 
     @property
     def fingerprint(self) -> str:
@@ -140,10 +140,10 @@ class UnpairedEncoder(AnswerEncoder):
         """Encode rows with `prompt`, `completion` (messages) and `tools`; the answer begins at `prompt_length`."""
         rows = [row for [row] in self.encode_answers(examples)]
         for row in rows:
-            if is_dropped(row.fate):
+            if is_dropped(row.status):
                 continue
             if self.is_too_long([row]):
-                row.fate = fate("dropped", f"longer than {self.max_length} tokens")
+                row.status = row_status("dropped", f"longer than {self.max_length} tokens")
             else:
                 row.prompt_length = int(np.argmax(row.labels != IGNORED))
         return rows
@@ -157,15 +157,15 @@ class UnpairedEncoder(AnswerEncoder):
                 "labels": list_array([row.labels for row in rows]),
                 "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
                 "label": table["label"],
-                "fate": pa.array([row.fate for row in rows], pa.string()),
-                "place": table["place"],
+                "status": pa.array([row.status for row in rows], pa.string()),
+                "location": table["location"],
             }
         )
 
     @property
     def features(self) -> Features:
         lists = {name: List(Value("int32")) for name in ("input_ids", "labels")}
-        rest = {"prompt_length": "int32", "label": "bool", "fate": "string", "place": "string"}
+        rest = {"prompt_length": "int32", "label": "bool", "status": "string", "location": "string"}
         return Features({**lists, **{name: Value(kind) for name, kind in rest.items()}})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.ledger import KEPT, Ledger, fate, is_dropped
+from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder, last_question
 from hf_recipes.data.examples import find_plan
 from hf_recipes.data.files.records import Record, read_records
@@ -38,7 +38,7 @@ class Prompt:
     `messages` are, of a conversation, all turns before the answer; `row` is what was read.
     """
 
-    place: str
+    location: str
     ids: np.ndarray
     question: str
     reference: str | None
@@ -117,7 +117,7 @@ class PromptReader:
         self, records: Sequence[Record], schema: Schema, columns: Columns
     ) -> tuple[list[Prompt | None], list[str]]:
         prompts: list[Prompt | None] = [None] * len(records)
-        fates = [KEPT] * len(records)
+        statuses = [KEPT] * len(records)
         asked: dict[int, tuple[list[Message], list | None, bool]] = {}
         for index, record in enumerate(records):
             try:
@@ -133,22 +133,24 @@ class PromptReader:
                     system = [{"role": "system", "content": columns.system_prompt}] if columns.system_prompt else []
                     asked[index] = [*system, _turn("user", example["text"]), _turn("assistant", ANSWER)], None, False
                 else:
-                    ids, fates[index], length = self._encode_text(example["text"])
+                    ids, statuses[index], length = self._encode_text(example["text"])
                     meta = metadata(record.value) or None
                     text, row = example["text"], record.value
-                    prompts[index] = Prompt(record.place, ids, text, None, meta, is_chat=False, row=row, length=length)
+                    prompts[index] = Prompt(
+                        record.location, ids, text, None, meta, is_chat=False, row=row, length=length
+                    )
             except RowProblem as problem:
-                fates[index] = fate("dropped", problem.reason)
+                statuses[index] = row_status("dropped", problem.reason)
         if asked:
             conversations, tools, answered = zip(*asked.values(), strict=True)
             encoded = self._encoder.encode(list(conversations), tools)
             for index, row, messages, is_answered in zip(asked, encoded, conversations, answered, strict=True):
-                fates[index], record = row.fate, records[index]
-                if not is_dropped(row.fate):
+                statuses[index], record = row.status, records[index]
+                if not is_dropped(row.status):
                     ids, reference = row.input_ids[: row.prompt_length], row.reference if is_answered else None
                     meta = metadata(record.value) or None
                     prompts[index] = Prompt(
-                        record.place,
+                        record.location,
                         ids,
                         last_question(messages),
                         reference,
@@ -156,9 +158,9 @@ class PromptReader:
                         is_chat=True,
                         messages=messages[:-1],
                         row=record.value,
-                        length=row.whole_prompt,
+                        length=row.full_prompt_length,
                     )
-        return prompts, fates
+        return prompts, statuses
 
     def _encode_text(self, text: str) -> tuple[np.ndarray, str, int]:
         tokenizer = self.tokenizer
@@ -173,7 +175,7 @@ class PromptReader:
         ids = ids[len(bos) + over :]
         while len(ids) > 1 and tokenizer.decode(ids[:4]).startswith("\ufffd"):
             ids = ids[1:]  # the rest of a character
-        return np.array(bos + ids, np.int32), fate("truncated", "prompt cut"), length
+        return np.array(bos + ids, np.int32), row_status("truncated", "prompt cut"), length
 
 
 def read_prompts(reader: PromptReader, max_drop_ratio: float = 0.01) -> tuple[list[Prompt], Ledger]:
@@ -183,8 +185,8 @@ def read_prompts(reader: PromptReader, max_drop_ratio: float = 0.01) -> tuple[li
         UserError: more rows than `max_drop_ratio` allows cannot be used; the first are named.
     """
     prompts, ledger = [], Ledger()
-    for record, prompt, row_fate in reader:
-        ledger.add(record.place, row_fate)
+    for record, prompt, status in reader:
+        ledger.add(record.location, status)
         prompts += [prompt] if prompt is not None else []
     say(ledger.table())
     ledger.check(max_drop_ratio)

@@ -40,7 +40,7 @@ class Rendered:
 
     text: str
     turns: list[Turn] = field(default_factory=list)
-    learned: list[tuple[int, int]] = field(default_factory=list)
+    labelled: list[tuple[int, int]] = field(default_factory=list)
     note: str | None = None
     problem: str | None = None
 
@@ -171,7 +171,7 @@ class ChatTemplate:
                 if start < 0 or end < 0:
                     what = "start of an answer" if start < 0 else "end of a tool call"
                     return Rendered(text, problem=f"the {what} is not to be found in the rendered text")
-                row.learned.append((start, end))
+                row.labelled.append((start, end))
             before = turn.end
         return row if self._tail is None else self._with_ends(row)
 
@@ -206,7 +206,7 @@ class ChatTemplate:
         answers = [turn for turn in row.turns if turn.is_assistant]
         gaps = [
             end
-            for answer, (_, end) in zip(answers, row.learned, strict=True)
+            for answer, (_, end) in zip(answers, row.labelled, strict=True)
             if not row.text.endswith(self.end_of_turn, answer.end, end)
         ]
         size = len(self.end_of_turn)
@@ -220,8 +220,8 @@ class ChatTemplate:
         text = self.end_of_turn.join(row.text[a:b] for a, b in pairwise([0, *gaps, len(row.text)]))
         turns = [Turn(turn.is_assistant, begin(turn.start), end(turn.end)) for turn in row.turns]
         # A learned part begins before its own gap and ends after it.
-        learned = [(begin(first), begin(last)) for first, last in row.learned]
-        return Rendered(text, turns, learned, row.note)
+        labelled = [(begin(first), begin(last)) for first, last in row.labelled]
+        return Rendered(text, turns, labelled, row.note)
 
 
 def _mark(message: Message) -> Message:

@@ -37,7 +37,7 @@ def skip(stream: io.BufferedReader, count: int) -> None:
         count -= len(chunk)
 
 
-def glance_at(path: str) -> tuple[str, str]:
+def sniff_file(path: str) -> tuple[str, str]:
     """As `digest_and_encoding`, of size, modification time and first MiB: for files too large to be read before use.
 
     The digest is ``size-nanoseconds-hash``; that of a file that was written again or touched is another one.

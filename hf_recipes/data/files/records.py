@@ -29,7 +29,7 @@ class Record:
     `after` is where the next row begins, as `read_records` takes it.
     """
 
-    place: str
+    location: str
     value: dict[str, Any] | None = None
     problem: str | None = None
     after: tuple[int, int] = BEGIN
@@ -86,19 +86,19 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates)
 
 
-def _row(place: str, value: Any, text: str) -> Record:
+def _row(location: str, value: Any, text: str) -> Record:
     if not isinstance(value, dict):
-        return Record(place, problem="not a JSON object")
+        return Record(location, problem="not a JSON object")
     if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            return Record(place, problem="half a surrogate pair (\\ud800 to \\udfff)")
-    return Record(place, value)
+            return Record(location, problem="half a surrogate pair (\\ud800 to \\udfff)")
+    return Record(location, value)
 
 
-def _too_long(place: str) -> UserError:
-    return UserError(f"{place}: this row is longer than {MAX_ROW_BYTES >> 20} MiB; split it or take it out")
+def _too_long(location: str) -> UserError:
+    return UserError(f"{location}: this row is longer than {MAX_ROW_BYTES >> 20} MiB; split it or take it out")
 
 
 def _read_lines(
@@ -108,23 +108,23 @@ def _read_lines(
     skip(stream, offset)
     while raw := stream.readline(MAX_ROW_BYTES + 1):
         number, offset = number + 1, offset + len(raw)
-        place = f"{source.path}:{number}"
+        location = f"{source.path}:{number}"
         if len(raw) > MAX_ROW_BYTES:
-            raise _too_long(place)
+            raise _too_long(location)
         try:
             text = raw.decode("utf-8-sig" if number == 1 and source.encoding == "utf-8" else source.encoding).strip()
         except UnicodeDecodeError:
-            yield Record(place, problem=f"not {source.encoding.upper()} text", after=(number, offset))
+            yield Record(location, problem=f"not {source.encoding.upper()} text", after=(number, offset))
             continue
         if not text:
             continue
         try:
-            row = _row(place, parse(text), text)
+            row = _row(location, parse(text), text)
         except RecursionError:
-            row = Record(place, problem="nested too deeply")
+            row = Record(location, problem="nested too deeply")
         except ValueError as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            row = Record(place, problem=with_detail("broken JSON", message))
+            row = Record(location, problem=with_detail("broken JSON", message))
         row.after = (number, offset)
         yield row
 
@@ -136,13 +136,13 @@ def _read_passages(
     number, offset = start
     skip(stream, offset)
     lines: list[str] = []
-    place, size, problem = "", 0, None
+    location, size, problem = "", 0, None
 
     def passage() -> Record:
         # Blank lines inside an entry stay, those around it go; `after` is where the line begins that ended it.
         text = "\n".join(lines).strip("\n")
         value = None if problem else parse(text)
-        return Record(place, value, problem, after=(number, offset))
+        return Record(location, value, problem, after=(number, offset))
 
     while raw := stream.readline(MAX_ROW_BYTES + 1):
         try:
@@ -156,12 +156,12 @@ def _read_passages(
             lines, size, problem = [], 0, None
         number, offset, size = number + 1, offset + len(raw), size + len(raw)
         if line and not lines:
-            place, size = f"{source.path}:{number}", len(raw)
+            location, size = f"{source.path}:{number}", len(raw)
         if line or lines:
             lines.append(line)
         problem = problem or bad
         if size > MAX_ROW_BYTES:
-            raise _too_long(place)
+            raise _too_long(location)
     if lines:
         yield passage()
 
@@ -188,9 +188,9 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
     text, position, ended = "", 0, False
     line, counted = 1, 0  # `line` is that of the character at `counted`
 
-    def line_at(place: int) -> int:
+    def line_at(location: int) -> int:
         nonlocal line, counted
-        line, counted = line + text.count("\n", counted, place), place
+        line, counted = line + text.count("\n", counted, location), location
         return line
 
     def more(size: int = CHUNK) -> None:
@@ -217,16 +217,16 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
             continue
         if position == len(text) and not in_array:
             return
-        place = f"{path}:{line_at(position)}"
+        location = f"{path}:{line_at(position)}"
         if position == len(text):
-            raise UserError(f"{place}: the JSON array is cut short (no closing bracket); fetch or export it again")
+            raise UserError(f"{location}: the JSON array is cut short (no closing bracket); fetch or export it again")
         if in_array and text[position] == "]":
             rest = text[position + 1 :]
             if rest.strip():
-                raise UserError(f"{place}: there is more after the end of the JSON array")
+                raise UserError(f"{location}: there is more after the end of the JSON array")
             return
         if in_array and commas != expected:
-            raise UserError(f"{place}: broken JSON (expected one comma between two rows); mend this line")
+            raise UserError(f"{location}: broken JSON (expected one comma between two rows); mend this line")
         commas, expected = 0, 1
         size = CHUNK
         while True:
@@ -242,12 +242,12 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
                     size *= 2
                     continue
                 if is_open and not ended:
-                    raise _too_long(place) from None
+                    raise _too_long(location) from None
                 where = f"{path}:{line_at(at)}"
                 if is_open:
                     raise UserError(f"{where}: cut short in the middle of a row; fetch it again") from None
                 raise UserError(f"{where}: broken JSON ({message}); mend this line") from None
-        yield _row(place, value, text[position:end])
+        yield _row(location, value, text[position:end])
         position = end
         if position > CHUNK and not ended:
             more()
@@ -265,12 +265,12 @@ def _read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Iter
             raise UserError(f"{path}:1: the header has an empty or a repeated column name: {', '.join(header)}")
         end = reader.line_num
         for fields in reader:
-            place, end = f"{path}:{end + 1}", reader.line_num  # a quoted field can span lines
+            location, end = f"{path}:{end + 1}", reader.line_num  # a quoted field can span lines
             if len(fields) == len(header):
-                yield Record(place, dict(zip(header, fields, strict=True)))
+                yield Record(location, dict(zip(header, fields, strict=True)))
             elif fields:
                 more = "more" if len(fields) > len(header) else "fewer"
-                yield Record(place, problem=f"{more} fields than the header's {len(header)}")
+                yield Record(location, problem=f"{more} fields than the header's {len(header)}")
     except UnicodeDecodeError:
         raise UserError(f"{path}:{reader.line_num + 1}: not {encoding.upper()} text; convert the file") from None
     except csv.Error as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import disk_problem
 from hf_recipes.core.ledger import LEDGER
-from hf_recipes.data.files.file_io import CHUNK, COMPRESSED, TEXT_SUFFIXES, digest_and_encoding, glance_at, open_binary
+from hf_recipes.data.files.file_io import CHUNK, COMPRESSED, TEXT_SUFFIXES, digest_and_encoding, open_binary, sniff_file
 
 SUFFIXES = (*TEXT_SUFFIXES, *(s + z for s in TEXT_SUFFIXES for z in COMPRESSED), ".parquet")
 ENDINGS = ("json", "jsonl", "csv", "tsv", "txt", "parquet", "gz", "zst", "zip", "xlsx")  # of paths, not of Hub ids
@@ -33,7 +33,7 @@ def find_sources(
     specs: Sequence[str],
     split: str = "train",
     cache_dir: str | None = None,
-    glance: bool = False,
+    sniff: bool = False,
     txt: str | None = "lines",
 ) -> list[Source]:
     """Expand files, globs, folders (recursively, in sorted order) and Hub ids.
@@ -60,7 +60,7 @@ def find_sources(
             if not _names_hub_data(spec):
                 raise UserError(f"{spec}: no such file, folder or glob")
             sources.append(_hub_source(spec, split, cache_dir))
-        sources += [_file_source(path, glance, txt) for path in paths]
+        sources += [_file_source(path, sniff, txt) for path in paths]
     return sources
 
 
@@ -105,12 +105,12 @@ def load_hub(name: str, split: str, cache_dir: str | None):
     raise UserError(f"{name}: it has no split {split!r}; there are {', '.join(splits)}: name one as {name}:{splits[0]}")
 
 
-def _file_source(path: str, glance: bool, txt: str | None) -> Source:
+def _file_source(path: str, sniff: bool, txt: str | None) -> Source:
     if not path.endswith(SUFFIXES):
         raise UserError(f"{path}: unknown file type; known are {', '.join(SUFFIXES)}")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path}: the file is empty")
-    found = glance_at(path) if glance else digest_and_encoding(path)
+    found = sniff_file(path) if sniff else digest_and_encoding(path)
     return Source(path, *found, txt=txt or _documents_in(path, found[1]))
 
 

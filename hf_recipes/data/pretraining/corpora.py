@@ -32,7 +32,7 @@ class Document:
     `after` is where the next row begins, `kind` is ``code`` where it is known to be code.
     """
 
-    place: str
+    location: str
     text: str | None
     problem: str | None
     after: tuple[int, int]
@@ -61,7 +61,9 @@ class Reader:
                     found = self.schema.convert(record.value, self.columns)
                 except RowProblem as error:
                     problem = error.reason
-            yield Document(record.place, found.get("text"), problem, record.after, found.get("id"), found.get("kind"))
+            yield Document(
+                record.location, found.get("text"), problem, record.after, found.get("id"), found.get("kind")
+            )
 
 
 def open_reader(source: Source, columns: Columns | None = None) -> Reader:
@@ -75,7 +77,7 @@ def open_reader(source: Source, columns: Columns | None = None) -> Reader:
 
 
 def find_corpora(
-    specs: Sequence[str], cache_dir: str | None = None, glance: bool = False, txt: str | None = None
+    specs: Sequence[str], cache_dir: str | None = None, sniff: bool = False, txt: str | None = None
 ) -> list[Corpus]:
     """The sources that `specs` name, sorted by name.
 
@@ -94,7 +96,7 @@ def find_corpora(
             if os.path.isfile(os.path.join(path, SHARDS)):
                 found[name] = Corpus(name, shards=path)
             else:
-                found[name] = Corpus(name, tuple(find_sources([path], cache_dir=cache_dir, glance=glance, txt=txt)))
+                found[name] = Corpus(name, tuple(find_sources([path], cache_dir=cache_dir, sniff=sniff, txt=txt)))
     return [found[name] for name in sorted(found)]
 
 
@@ -104,7 +106,7 @@ def named_paths(spec: str) -> Iterator[tuple[str, str]]:
     if sign and not os.path.exists(spec):
         yield name, path
     elif not os.path.isdir(spec) or os.path.isfile(os.path.join(spec, SHARDS)):
-        paths = [spec] if os.path.exists(spec) else [source.path for source in find_sources([spec], glance=True)]
+        paths = [spec] if os.path.exists(spec) else [source.path for source in find_sources([spec], sniff=True)]
         for path in paths:
             yield source_name(path), path
     else:

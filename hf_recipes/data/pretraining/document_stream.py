@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import KEPT, fate
+from hf_recipes.core.ledger import KEPT, row_status
 from hf_recipes.data.files.records import BEGIN
 from hf_recipes.data.pretraining.corpora import Reader
 
@@ -34,7 +34,7 @@ class Chunk:
     start: Cursor
     after: Cursor
     texts: list[str] = field(default_factory=list)
-    fates: list[tuple[str, str]] = field(default_factory=list)
+    statuses: list[tuple[str, str]] = field(default_factory=list)
     ends_epoch: bool = False
 
 
@@ -57,13 +57,13 @@ def read_chunks(readers: Sequence[Reader], cursor: Cursor, seed: int | None = No
             begin = (cursor.lines, cursor.offset) if number == cursor.file else BEGIN
             for document in readers[order[number]].read(begin):
                 if document.text is None:
-                    chunk.fates.append((document.place, fate("dropped", document.problem)))
+                    chunk.statuses.append((document.location, row_status("dropped", document.problem)))
                 else:
-                    chunk.fates.append((document.place, KEPT))
+                    chunk.statuses.append((document.location, KEPT))
                     chunk.texts.append(document.text)
                     documents += 1
                     size += len(document.text.encode())
-                if size >= CHUNK_BYTES or len(chunk.fates) >= CHUNK_DOCUMENTS:
+                if size >= CHUNK_BYTES or len(chunk.statuses) >= CHUNK_DOCUMENTS:
                     chunk.after = Cursor(cursor.epoch, number, *document.after, documents)
                     yield chunk
                     chunk, size = Chunk(chunk.after, chunk.after), 0

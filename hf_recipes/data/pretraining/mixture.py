@@ -105,24 +105,29 @@ class Mixture:
         Of a streamed source each block must be taken, in order, by all processes. A negative index is a block without
         labels, which evens out the last batches.
         """
-        return self.filler() if index < 0 else self._example(*self.schedule[index])
+        return self.padding_row() if index < 0 else self._example(*self.schedule[index])
 
-    def filler(self) -> dict[str, Any]:
+    def padding_row(self) -> dict[str, Any]:
         size = self.blocking.size
         row = {"input_ids": np.full(size, self.pad), "position_ids": np.arange(size), "labels": np.full(size, -100)}
-        return {**row, "source": 0, "tokens": 0, "documents": 0, "place": "no row"}
+        return {**row, "source": 0, "tokens": 0, "documents": 0, "location": "no row"}
 
     def _example(self, number: int, ordinal: int) -> dict[str, Any]:
         source = self.sources[number]
         if isinstance(source, StreamedBlocks):
             block = source.next()
         else:
-            epoch, place = divmod(ordinal, len(source))
+            epoch, location = divmod(ordinal, len(source))
             if self.shuffle:
-                place = permuted(place, len(source), self.blocking.seed, 1, number, epoch)
-            block = source.read(place, epoch)
+                location = permuted(location, len(source), self.blocking.seed, 1, number, epoch)
+            block = source.read(location, epoch)
         row = example(block, self.blocking.size, self.apart, self.pad)
-        counts = {"source": number, "tokens": len(block.ids), "documents": len(block.starts), "place": block.place}
+        counts = {
+            "source": number,
+            "tokens": len(block.ids),
+            "documents": len(block.starts),
+            "location": block.location,
+        }
         return {**row, **counts}
 
     def own(self, start: int, stop: int, batch: int, rank: int, world: int, step: int) -> Iterator[list[int]]:
@@ -143,7 +148,7 @@ class Mixture:
                 source, ordinal = self.schedule[index]
                 if index in own or isinstance(self.sources[source], StreamedBlocks):
                     rows[index] = self._example(source, ordinal)
-            yield [rows[index] if index >= 0 else self.filler() for index in own]
+            yield [rows[index] if index >= 0 else self.padding_row() for index in own]
 
     def state(self) -> dict[str, Any]:
         """Where each stream stands."""

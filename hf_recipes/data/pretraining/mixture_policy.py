@@ -127,16 +127,16 @@ class Schedule:
 
     def __getitem__(self, block: int) -> tuple[int, int]:
         """The source of a block of the run, and how many blocks of this source came before it."""
-        epoch, place = divmod(block, self.epoch_blocks)
-        sources, ordinals = self._arranged(epoch, place // self._cycle)
-        at = place % self._cycle
+        epoch, location = divmod(block, self.epoch_blocks)
+        sources, ordinals = self._arranged(epoch, location // self._cycle)
+        at = location % self._cycle
         return int(sources[at]), int(ordinals[at])
 
     def drawn(self, blocks: int) -> np.ndarray:
         """(S,) blocks of each source among the first `blocks` of the run."""
-        epoch, place = divmod(blocks, self.epoch_blocks)
-        counts = epoch * self.quotas + self._counts(place // self._cycle * self._cycle)
-        if place % self._cycle:
-            sources, _ = self._arranged(epoch, place // self._cycle)
-            counts = counts + np.bincount(sources[: place % self._cycle], minlength=len(self.quotas))
+        epoch, location = divmod(blocks, self.epoch_blocks)
+        counts = epoch * self.quotas + self._counts(location // self._cycle * self._cycle)
+        if location % self._cycle:
+            sources, _ = self._arranged(epoch, location // self._cycle)
+            counts = counts + np.bincount(sources[: location % self._cycle], minlength=len(self.quotas))
         return counts

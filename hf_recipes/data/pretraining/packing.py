@@ -14,7 +14,7 @@ class Block(NamedTuple):
 
     ids: np.ndarray
     starts: list[int]
-    place: str
+    location: str
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Blocking:
         return int(draw.integers(length - self.size + 1))
 
 
-def fill(parts: Sequence[tuple[np.ndarray, int]], blocking: Blocking, place: str) -> Block:
+def fill(parts: Sequence[tuple[np.ndarray, int]], blocking: Blocking, location: str) -> Block:
     """One block of consecutive parts of documents.
 
     Args:
@@ -61,7 +61,7 @@ def fill(parts: Sequence[tuple[np.ndarray, int]], blocking: Blocking, place: str
             starts.append(at)
         at += len(ids)
     ids = np.concatenate([part for part, _ in parts]) if parts else np.empty(0, np.int64)
-    return Block(ids, starts, place)
+    return Block(ids, starts, location)
 
 
 def example(block: Block, size: int, apart: bool, pad: int) -> dict[str, np.ndarray]:

@@ -50,12 +50,12 @@ class StoredBlocks:
         parts = []
         shard = int(np.searchsorted(self.first, low, "right")) - 1
         one = int(np.searchsorted(self.kept[shard], low - self.first[shard], "right")) + 1
-        place = f"{self.shards.folder}/{self.shards.manifest['shards'][shard]['file']}: from document {one} on"
+        location = f"{self.shards.folder}/{self.shards.manifest['shards'][shard]['file']}: from document {one} on"
         while low < high:
             begin, end = low - self.first[shard], min(high, self.first[shard + 1]) - self.first[shard]
             parts += self._parts(shard, int(begin), int(end), epoch)
             low, shard = int(self.first[shard + 1]), shard + 1
-        return fill(parts, self.blocking, place)
+        return fill(parts, self.blocking, location)
 
     def _parts(self, shard: int, begin: int, end: int, epoch: int) -> list[tuple[np.ndarray, int]]:
         kept, ends, tokens = self.kept[shard], self.shards.ends[shard], self.shards.tokens[shard]
@@ -66,8 +66,8 @@ class StoredBlocks:
             stop = min(end, int(kept[document]))
             number = int(self.documents[shard]) + document
             skipped = self.blocking.skipped(int(ends[document]) - own_start, epoch, number)
-            place = own_start + skipped + begin - start
-            parts.append((tokens[place : place + stop - begin], begin - start))
+            location = own_start + skipped + begin - start
+            parts.append((tokens[location : location + stop - begin], begin - start))
             begin, document = stop, document + 1
         return parts
 

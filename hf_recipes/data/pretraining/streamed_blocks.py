@@ -32,7 +32,7 @@ class _Head:
 
     start: Cursor
     after: Cursor
-    places: list[str]
+    locations: list[str]
     ids: list[np.ndarray]
     ends: np.ndarray  # where each document ends among the chunk's kept tokens
     ends_epoch: bool
@@ -58,7 +58,7 @@ class StreamedBlocks:
         blocking: Blocking,
         tokenization: Tokenization,
         seed: int | None = None,
-        tell: Callable[[str, str], None] = lambda place, row_fate: None,
+        tell: Callable[[str, str], None] = lambda location, status: None,
     ):
         self.name, self.readers, self.blocking = name, list(readers), blocking
         self.tokenization, self.seed, self.tell = tokenization, seed, tell
@@ -122,8 +122,8 @@ class StreamedBlocks:
     def _open_window(self) -> None:
         """Make the next blocks that are shuffled among each other, never beyond the end of an epoch."""
         head = self._head()
-        place = {"cursor": asdict(head.start), "used": head.used, "window": self._windows}
-        self._window_state = {**place, "left_out": self._left_out}
+        location = {"cursor": asdict(head.start), "used": head.used, "window": self._windows}
+        self._window_state = {**location, "left_out": self._left_out}
         begin = self._progress(head)
         blocks: list[Block] = []
         epochs = 0
@@ -156,7 +156,7 @@ class StreamedBlocks:
 
     def _cut(self) -> tuple[Block | None, bool]:
         """The next block of the epoch, None where nothing is left of it, and whether the epoch ends with it."""
-        parts, wanted, ends_epoch, place = [], self.blocking.size, False, ""
+        parts, wanted, ends_epoch, location = [], self.blocking.size, False, ""
         while wanted and not ends_epoch:
             head = self._head()
             while wanted and head.left:
@@ -166,7 +166,7 @@ class StreamedBlocks:
                 number, ids = head.start.documents + index, head.ids[index]
                 at = self.blocking.skipped(len(ids), head.start.epoch, number) + head.used - begin
                 parts.append((ids[at : at + stop - head.used], head.used - begin))
-                place = place or f"from {head.places[index]} on"
+                location = location or f"from {head.locations[index]} on"
                 wanted -= stop - head.used
                 head.used = stop
                 if stop == head.ends[index]:
@@ -174,7 +174,7 @@ class StreamedBlocks:
             if not head.left and head.ends_epoch:
                 self._heads.popleft()
                 ends_epoch, self._epochs_done = True, head.start.epoch + 1
-        block = fill(parts, self.blocking, place)
+        block = fill(parts, self.blocking, location)
         if wanted and self.blocking.drop_last:
             self._left_out += len(block.ids)
             return None, ends_epoch
@@ -193,14 +193,14 @@ class StreamedBlocks:
         ids = self.tokenization.result(pending, self._taken)
         self._taken += 1
         if chunk.start.epoch == 0 and _order(chunk.start) >= _order(self._told):
-            for place, row_fate in chunk.fates:
-                self.tell(place, row_fate)
+            for location, status in chunk.statuses:
+                self.tell(location, status)
             self._told = chunk.after
         lengths = np.array([len(row) for row in ids], np.int64)
         if self.blocking.shortens:
             lengths = np.minimum(lengths, self.blocking.size)
-        places = [place for place, row_fate in chunk.fates if row_fate == KEPT]
-        return _Head(chunk.start, chunk.after, places, ids, np.cumsum(lengths), chunk.ends_epoch)
+        locations = [location for location, status in chunk.statuses if status == KEPT]
+        return _Head(chunk.start, chunk.after, locations, ids, np.cumsum(lengths), chunk.ends_epoch)
 
 
 def _order(cursor: Cursor) -> tuple[int, ...]:

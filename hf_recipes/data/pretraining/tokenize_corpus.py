@@ -45,8 +45,8 @@ def store(
                 pending.append((chunk, tokenization.submit(chunk.texts, 0)))
                 done = chunk.ends_epoch
             chunk, ids = pending.popleft()
-            for place, row_fate in chunk.fates:
-                tell(place, row_fate)
+            for location, status in chunk.statuses:
+                tell(location, status)
             writer = writer or ShardWriter(building / f"part-{len(shards) + 1:05d}.npy", encoder.dtype)
             writer.add(tokenization.result(ids, 0), chunk.texts)
             if writer.shard.tokens >= SHARD_TOKENS or (done and not pending):

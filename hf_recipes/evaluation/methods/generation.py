@@ -66,20 +66,20 @@ class GenerationMethod(Method):
             scores = ("rouge",) + ("accuracy",) * chosen if compared else ("generation",)
         self.scores = tuple(scores)
         if not compared and set(scores) != {"generation"}:
-            raise UserError(f"{prompts[0].place}: no reference to compare answers with, which {scores[0]} needs")
+            raise UserError(f"{prompts[0].location}: no reference to compare answers with, which {scores[0]} needs")
         if len(compared) < len(prompts) and compared:
             say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
         if "accuracy" in scores:
             chosen = [prompt for prompt in compared if choices_of(prompt.meta)]
-            outside = [p.place for p in chosen if not among(p.reference, choices_of(p.meta))]
+            outside = [p.location for p in chosen if not among(p.reference, choices_of(p.meta))]
             if len(outside) == len(chosen):
-                where = outside[0] if outside else prompts[0].place
+                where = outside[0] if outside else prompts[0].location
                 what = "the reference is not among the answer_choices" if outside else "no answer_choices"
                 raise UserError(f"{where}: {what}, over which accuracy is counted; no row can be used")
             if outside:
                 say(f"accuracy leaves out {len(outside)} rows whose reference is not a choice (first {outside[0]})")
         if "promptcblue" in scores and not all((prompt.meta or {}).get("task_dataset") for prompt in compared):
-            raise UserError(f"promptcblue of {prompts[0].place.rpartition(':')[0]}: rows without task_dataset")
+            raise UserError(f"promptcblue of {prompts[0].location.rpartition(':')[0]}: rows without task_dataset")
 
     @classmethod
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "GenerationMethod":
@@ -116,7 +116,7 @@ class GenerationMethod(Method):
             for index, continuation in zip(batch, found, strict=True):
                 prompt = self.prompts[units[index]]
                 records[index] = {
-                    "place": prompt.place,
+                    "location": prompt.location,
                     "question": prompt.question,
                     "reference": prompt.reference,
                     "prediction": prompt.trim(continuation.text),
@@ -160,7 +160,7 @@ class GenerationMethod(Method):
             from hf_recipes.metrics.promptcblue.score import score_rows
 
             rows = [
-                {**r["meta"], "target": r["reference"], "prediction": r["prediction"], "place": r["place"]}
+                {**r["meta"], "target": r["reference"], "prediction": r["prediction"], "location": r["location"]}
                 for r in compared
             ]
             result = score_rows(rows)

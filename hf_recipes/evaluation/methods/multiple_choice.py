@@ -124,8 +124,8 @@ class SingleChoice(Method):
                 if len(end) != 1 or ends.count(end) > 1:
                     reason = "shares its token with another" if len(end) == 1 else "is not one token"
                     raise UserError(
-                        f"{question.place}: with this tokenizer the letter {letter} {reason} after the prompt, so its "
-                        "probability cannot be compared; use a generated answer instead"
+                        f"{question.location}: with this tokenizer the letter {letter} {reason} after the prompt, so "
+                        "its probability cannot be compared; use a generated answer instead"
                     )
             found.append((rows[0][:common], [end[0] for end in ends]))
         return found
@@ -135,14 +135,14 @@ class SingleChoice(Method):
         while limit is not None and len(encoded[0]) > limit:
             if not examples:
                 raise UserError(
-                    f"{question.place}: the question alone has {len(encoded[0]):,} tokens, more than the {limit:,} "
+                    f"{question.location}: the question alone has {len(encoded[0]):,} tokens, more than the {limit:,} "
                     "that fit; a question is never cut: take it out or shorten it"
                 )
             examples = examples[1:]
             [encoded] = self._encode([question], [examples])
         self._contexts.append(encoded[0])
         self._letters.append(encoded[1])
-        self._groups.append(tuple(example.place for example in examples))
+        self._groups.append(tuple(example.location for example in examples))
 
     def _common_prefixes(self) -> dict[tuple[str, ...], "np.ndarray"]:
         """The ids with which all prompts of a group begin, at least one token of each being left; perhaps none."""
@@ -195,9 +195,9 @@ class SingleChoice(Method):
     def _record(self, unit: int, scores) -> Record:
         question = self.questions[unit]
         if not scores.isfinite().all():
-            raise UserError(f"{question.place}: the model's probabilities of the letters are not finite numbers")
+            raise UserError(f"{question.location}: the model's probabilities of the letters are not finite numbers")
         return {
-            "place": question.place,
+            "location": question.location,
             "source": question.source,
             "question": question.text,
             "answer": question.answer,

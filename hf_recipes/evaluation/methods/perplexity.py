@@ -26,7 +26,7 @@ class _Unit:
     `labels` is None where every token counts.
     """
 
-    place: str
+    location: str
     source: str
     ids: "np.ndarray"
     characters: int
@@ -113,12 +113,12 @@ class NLL(Method):
         self.ledger = Ledger()
         for columns in examples.iter(CHUNK):
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            usable = [row for row in rows if not is_dropped(row["fate"])]
+            usable = [row for row in rows if not is_dropped(row["status"])]
             found = iter(encode(usable) if usable else [])
             for row in rows:
-                units, row_fate = ([], row["fate"]) if is_dropped(row["fate"]) else next(found)
+                units, status = ([], row["status"]) if is_dropped(row["status"]) else next(found)
                 self._units += units
-                self.ledger.add(row["place"], row["fate"] if row_fate == KEPT else row_fate)
+                self.ledger.add(row["location"], row["status"] if status == KEPT else status)
         self.ledger.check(max_drop_ratio)
         if not self._units:
             raise UserError("there is no text to score")
@@ -152,7 +152,7 @@ class NLL(Method):
                 losses = forward.row_losses(model, [chosen[row].row() for row in batch])
                 for row, (nats, tokens, hits) in zip(batch, losses, strict=True):
                     unit = chosen[row]
-                    records[row] = {"place": unit.place, "source": unit.source, "nats": nats, "tokens": tokens}
+                    records[row] = {"location": unit.location, "source": unit.source, "nats": nats, "tokens": tokens}
                     records[row] |= {"hits": hits, "characters": unit.characters}
         return records
 
@@ -170,7 +170,7 @@ class NLL(Method):
         """
         groups: dict[str, list[Record]] = defaultdict(list)
         for record in records:
-            for name in {_file(record["place"]), record["source"]}:
+            for name in {_file(record["location"]), record["source"]}:
                 groups[name].append(record)
         total = _rates(records)
         hits, tokens, characters = (sum(record[key] for record in records) for key in ("hits", "tokens", "characters"))
@@ -199,13 +199,13 @@ def _rates(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
-def _file(place: str) -> str:
-    return Path(place.rpartition(":")[0]).name
+def _file(location: str) -> str:
+    return Path(location.rpartition(":")[0]).name
 
 
 def source_of(row: dict) -> str:
     """The source that a row of `load_examples` names, else its file's name."""
-    return str((row["meta"] or {}).get("source") or _file(row["place"]))
+    return str((row["meta"] or {}).get("source") or _file(row["location"]))
 
 
 def prefix_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
@@ -250,13 +250,13 @@ class _Texts:
     def _windows(self, row: dict, ids: list[int], offsets: list[tuple[int, int]] | None) -> tuple[list[_Unit], str]:
         import numpy as np
 
-        from hf_recipes.core.ledger import KEPT, fate
+        from hf_recipes.core.ledger import KEPT, row_status
 
         lead, text = len(self.lead), row["text"]
         ids = np.array([*self.lead, *ids], dtype=np.int32)
         windows, reached, begin = [], max(1, lead), 0
         if len(ids) <= reached:
-            return [], fate("dropped", "no token has another before it")
+            return [], row_status("dropped", "no token has another before it")
 
         def before(token: int) -> int:
             """How many characters end before this token."""
@@ -273,7 +273,7 @@ class _Texts:
             end = min(begin + self.max_length, len(ids))
             if end > reached:
                 characters = before(end) - before(reached)
-                windows.append(_Unit(row["place"], source_of(row), ids, characters, begin, end, reached))
+                windows.append(_Unit(row["location"], source_of(row), ids, characters, begin, end, reached))
                 reached = end
             begin += self.stride
         return windows, KEPT
@@ -288,21 +288,23 @@ class _Conversations:
         self.encoder, self.max_length = ChatEncoder(tokenizer, train_on=train_on), max_length
 
     def __call__(self, rows: list[dict]) -> list[tuple[list[_Unit], str]]:
-        from hf_recipes.core.ledger import fate, is_dropped
+        from hf_recipes.core.ledger import is_dropped, row_status
 
         encoder, units = self.encoder, []
         conversations, tools = ([row[name] for row in rows] for name in ("messages", "tools"))
         rendered = encoder.template.render_all(conversations, tools)
         for row, encoded, shown in zip(rows, encoder.encode(conversations, tools), rendered, strict=True):
             length = len(encoded.input_ids)
-            if is_dropped(encoded.fate):
-                units.append(([], encoded.fate))
+            if is_dropped(encoded.status):
+                units.append(([], encoded.status))
             elif self.max_length is not None and length > self.max_length:
-                units.append(([], fate("dropped", f"longer than {self.max_length} tokens")))
+                units.append(([], row_status("dropped", f"longer than {self.max_length} tokens")))
             else:
-                spans = shown.learned if encoder.train_on == "all" else shown.learned[-1:]
+                spans = shown.labelled if encoder.train_on == "all" else shown.labelled[-1:]
                 turns = [shown.text[start:end].removesuffix(encoder.end_of_turn) for start, end in spans]
                 characters = sum(map(len, turns))
-                unit = _Unit(row["place"], source_of(row), encoded.input_ids, characters, 0, length, 0, encoded.labels)
-                units.append(([unit], encoded.fate))
+                unit = _Unit(
+                    row["location"], source_of(row), encoded.input_ids, characters, 0, length, 0, encoded.labels
+                )
+                units.append(([unit], encoded.status))
         return units

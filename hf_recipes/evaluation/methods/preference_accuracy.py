@@ -29,7 +29,7 @@ CHUNK = 256  # pairs tokenized together
 class _Pair:
     """The ids of both sides, and their labels on the turns of the answer."""
 
-    place: str
+    location: str
     source: str
     sides: list[tuple["np.ndarray", "np.ndarray"]]
 
@@ -84,10 +84,10 @@ class PairAccuracy(Method):
         for columns in examples.iter(CHUNK):
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             for row, pair in zip(rows, encoder.encode(rows), strict=True):
-                self.ledger.add(row["place"], pair.fate)
-                if not is_dropped(pair.fate):
+                self.ledger.add(row["location"], pair.status)
+                if not is_dropped(pair.status):
                     sides = [(side.input_ids, side.labels) for side in (pair.chosen, pair.rejected)]
-                    self._pairs.append(_Pair(row["place"], source_of(row), sides))
+                    self._pairs.append(_Pair(row["location"], source_of(row), sides))
         self.ledger.check(max_drop_ratio)
         if not self._pairs:
             raise UserError("there is no pair to compare")
@@ -108,15 +108,15 @@ class PairAccuracy(Method):
         from hf_recipes.core.ledger import KEPT, Ledger
 
         method = cls.__new__(cls)
-        places = rows["place"][:]
+        locations = rows["location"][:]
         ids, labels = ([f"{side}_{name}" for side in SIDES] for name in ("ids", "labels"))
         labels = labels if set(labels) <= set(rows.column_names) else ids
         columns = (zip(rows[one][:], rows[other][:], strict=True) for one, other in zip(ids, labels, strict=True))
         method._pairs = [
-            _Pair(place, source_of({"place": place, "meta": None}), list(sides))
-            for place, sides in zip(places, zip(*columns, strict=True), strict=True)
+            _Pair(location, source_of({"location": location, "meta": None}), list(sides))
+            for location, sides in zip(locations, zip(*columns, strict=True), strict=True)
         ]
-        method.ledger = Ledger().add_all(places, [KEPT] * len(places))
+        method.ledger = Ledger().add_all(locations, [KEPT] * len(locations))
         return method
 
     def __len__(self) -> int:
@@ -142,9 +142,9 @@ class PairAccuracy(Method):
                 else:
                     losses = forward.row_losses(model, sides)
                     scores, counts = [-nats for nats, _, _ in losses], [count for _, count, _ in losses]
-                for place, row in enumerate(batch):
-                    both = slice(2 * place, 2 * place + 2)
-                    record = {"place": chosen[row].place, "source": chosen[row].source}
+                for index, row in enumerate(batch):
+                    both = slice(2 * index, 2 * index + 2)
+                    record = {"location": chosen[row].location, "source": chosen[row].source}
                     record |= dict(zip(SIDES, scores[both], strict=True))
                     if counts is None:
                         record["difference"] = record["chosen"] - record["rejected"]

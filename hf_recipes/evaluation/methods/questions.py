@@ -24,7 +24,7 @@ _SPLIT = re.compile(r"_(dev|val|test|train)$")
 class Question:
     """`text` ends where the letter of the answer has to follow."""
 
-    place: str
+    location: str
     source: str
     text: str
     letters: str
@@ -41,8 +41,8 @@ def read_rows(specs: Sequence[str]) -> list[dict[str, Any]]:
     for source in find_sources(specs):
         for record in read_records(source):
             if record.value is None:
-                raise UserError(f"{record.place}: {shown(record.problem)}; mend this row")
-            rows.append({**record.value, "place": record.place})
+                raise UserError(f"{record.location}: {shown(record.problem)}; mend this row")
+            rows.append({**record.value, "location": record.location})
     return rows
 
 
@@ -59,11 +59,13 @@ def read_question(row: Mapping[str, Any]) -> Question:
     Raises:
         UserError: no question, no options, options out of order, no answer, or one that is not among the options.
     """
-    place = row["place"]
+    location = row["location"]
     columns = {name.lower() if len(name) > 1 else name: str(value) for name, value in row.items() if value is not None}
     question = columns.get("question", "")
     if not question.strip():
-        raise UserError(f"{place}: no question; expected the columns question and answer (there are {', '.join(row)})")
+        raise UserError(
+            f"{location}: no question; expected the columns question and answer (there are {', '.join(row)})"
+        )
     if "A" in columns and "B" in columns:
         letters = "".join(letter for letter in LETTERS if columns.get(letter, "").strip())
         options = (f"\n{letter}. {columns[letter].strip()}" for letter in letters)
@@ -77,14 +79,16 @@ def read_question(row: Mapping[str, Any]) -> Question:
         if found and "\n" not in text[found[-1].end() :]:
             text += ANSWER
     if len(letters) < 2:
-        raise UserError(f"{place}: no options found; write each on a line of its own, as 'A. …', 'B. …'")
+        raise UserError(f"{location}: no options found; write each on a line of its own, as 'A. …', 'B. …'")
     if not LETTERS.startswith(letters):
-        raise UserError(f"{place}: the options are {', '.join(letters)}; expected {', '.join(LETTERS[: len(letters)])}")
+        raise UserError(
+            f"{location}: the options are {', '.join(letters)}; expected {', '.join(LETTERS[: len(letters)])}"
+        )
     answer = normalize_answer(columns.get("answer", "")).upper()
     if not answer:
-        raise UserError(f"{place}: no answer to compare with; fill in the column answer")
+        raise UserError(f"{location}: no answer to compare with; fill in the column answer")
     if len(answer) != 1 or answer not in letters:
-        raise UserError(f"{place}: the answer {answer!r} is not among the options {', '.join(letters)}")
+        raise UserError(f"{location}: the answer {answer!r} is not among the options {', '.join(letters)}")
     own = columns.get("subject") or columns.get("source")
-    file = Path(place.rpartition(":")[0]).name
-    return Question(place, (own or _SPLIT.sub("", file.split(".")[0])), text, letters, answer)
+    file = Path(location.rpartition(":")[0]).name
+    return Question(location, (own or _SPLIT.sub("", file.split(".")[0])), text, letters, answer)

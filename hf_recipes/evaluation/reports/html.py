@@ -123,10 +123,15 @@ def _rows_table(rows: Sequence[tuple[float | None, list[Record]]], names: Sequen
     own = [key for key in SHOWN if key in first and key not in same]
     if not own:  # a likelihood's records
         own = [key for key, value in first.items() if isinstance(value, (int, float))]
-    titles = ["place", *same, *(f"{key} ({who})" if len(names) > 1 else key for key in own for who in names), "value"]
+    titles = [
+        "location",
+        *same,
+        *(f"{key} ({who})" if len(names) > 1 else key for key in own for who in names),
+        "value",
+    ]
     lines = []
     for value, records in rows:
-        texts = [records[0].get("place", ""), *(records[0][key] for key in same)]
+        texts = [records[0].get("location", ""), *(records[0][key] for key in same)]
         texts += [record[key] for key in own for record in records]
         cells = [cell(_plain(text), "text") for text in texts]
         lines.append(line([*cells, cell("" if value is None else f"{value:.3f}", "number")]))

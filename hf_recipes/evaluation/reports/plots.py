@@ -140,8 +140,8 @@ def draw_letters(found: Mapping[str, Mapping[str, float]], path: str | os.PathLi
     figure, panel = plt.subplots(figsize=(7, 4), dpi=120)
     width = 0.8 / len(bars)
     for number, (name, shares) in enumerate(bars.items()):
-        panel.bar([place + number * width for place in range(len(letters))], shares, width, label=name)
-    panel.set_xticks([place + 0.4 - width / 2 for place in range(len(letters))], letters)
+        panel.bar([index + number * width for index in range(len(letters))], shares, width, label=name)
+    panel.set_xticks([index + 0.4 - width / 2 for index in range(len(letters))], letters)
     panel.set(title="Letters", ylabel="share of the questions")
     panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     panel.grid(alpha=0.3, axis="y")

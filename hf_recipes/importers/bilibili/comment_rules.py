@@ -50,53 +50,56 @@ class Crawl:
         self._judge_places()
         self._judge_texts()
         if args.exact_dedup:
-            for place in self._repeated(exact_duplicates):
-                self.dropped[place] = "exact duplicate"
+            for location in self._repeated(exact_duplicates):
+                self.dropped[location] = "exact duplicate"
         if args.near_dedup:
-            for place in self._repeated(lambda texts: near_duplicates(texts, work)):
-                self.dropped[place] = "near duplicate"
+            for location in self._repeated(lambda texts: near_duplicates(texts, work)):
+                self.dropped[location] = "near duplicate"
 
     def _judge_places(self) -> None:
         args, dropped = self.args, self.dropped
-        for place in self._loops:
-            self.parents[place] = TOP_LEVEL
+        for index in self._loops:
+            self.parents[index] = TOP_LEVEL
             if args.reply_loops == "drop":
-                dropped[place] = "in a loop of replies"
-        for place, (comment, parent) in enumerate(zip(self.comments, self.parents, strict=True)):
+                dropped[index] = "in a loop of replies"
+        for index, (comment, parent) in enumerate(zip(self.comments, self.parents, strict=True)):
             if args.missing_video == "drop" and comment.video not in self.videos:
-                dropped[place] = "its video is not in the contents"
+                dropped[index] = "its video is not in the contents"
             elif args.missing_parent == "drop" and parent == MISSING:
-                dropped[place] = "its parent is not in the comments"
+                dropped[index] = "its parent is not in the comments"
             elif args.missing_parent == "drop" and parent == ELSEWHERE:
-                dropped[place] = "its parent is under another video"
+                dropped[index] = "its parent is under another video"
 
     def _judge_texts(self) -> None:
-        for place, text in enumerate(self.texts):
+        for index, text in enumerate(self.texts):
             body = without_prefix(text)
             if self.args.reply_prefix == "strip":
-                self.texts[place] = body
+                self.texts[index] = body
             if not body:
-                self.dropped[place] = "empty"
+                self.dropped[index] = "empty"
             elif self.args.emoji_only == "drop" and is_emoji_only(body):
-                self.dropped[place] = "nothing but emoji"
+                self.dropped[index] = "nothing but emoji"
 
     def _repeated(self, find) -> list[int]:
         least = self.args.dedup_min_chars
-        places = [
-            place
-            for place, (text, reason) in enumerate(zip(self.texts, self.dropped, strict=True))
+        locations = [
+            index
+            for index, (text, reason) in enumerate(zip(self.texts, self.dropped, strict=True))
             if reason is None and len(text) >= least and len(without_prefix(text)) >= least
         ]
-        bodies = (without_prefix(self.texts[place]) for place in places)
-        return [places[found] for found in find(tqdm(bodies, "duplicates", len(places), unit_scale=True, disable=None))]
+        bodies = (without_prefix(self.texts[index]) for index in locations)
+        return [
+            locations[found]
+            for found in find(tqdm(bodies, "duplicates", len(locations), unit_scale=True, disable=None))
+        ]
 
     def answers(self) -> list[int]:
         """The comments that each end an example."""
-        usable = [place for place, reason in enumerate(self.dropped) if reason is None]
+        usable = [index for index, reason in enumerate(self.dropped) if reason is None]
         if not self.args.thread:
             return usable
-        answered = {self.parents[place] for place in usable}
-        return [place for place in usable if place not in answered]
+        answered = {self.parents[index] for index in usable}
+        return [index for index in usable if index not in answered]
 
     def chain(self, answer: int) -> list[int]:
         """The comments of the example that `answer` ends, the first one first."""
@@ -108,16 +111,16 @@ class Crawl:
             chain.append(parent)
         return chain[::-1]
 
-    def repairs(self, place: int) -> Iterator[str]:
+    def repairs(self, location: int) -> Iterator[str]:
         """What was changed of a comment, or of what it answers."""
-        comment, parent = self.comments[place], self.parents[place]
+        comment, parent = self.comments[location], self.parents[location]
         if comment.video not in self.videos:
             yield "the video is None, not being in the contents"
         if parent == MISSING:
             yield "the parent is None, not being in the comments"
         if parent == ELSEWHERE:
             yield "the parent is None, being under another video"
-        if place in self._loops:
+        if location in self._loops:
             yield "the parent is None, being in a loop of replies"
         if self.args.reply_prefix != "keep" and PREFIX.match(comment.text):
             yield f"回复 @name : {'taken out' if self.args.reply_prefix == 'strip' else 'anonymised'}"

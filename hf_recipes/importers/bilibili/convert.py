@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.ledger import LEDGER, UNUSABLE, fate, write_ledgers
+from hf_recipes.core.ledger import LEDGER, UNUSABLE, row_status, write_ledgers
 from hf_recipes.importers.arguments import BilibiliArguments
 from hf_recipes.importers.bilibili.comment_rules import PREFIX, Crawl
 from hf_recipes.importers.bilibili.mediacrawler import (
@@ -51,11 +51,11 @@ def prepare_bilibili(args: BilibiliArguments, folder: Path) -> dict[str, int]:
         if side in (TRAIN, TEST)
     )
     hidden, counts = _write(crawl, drawn, folder)
-    for video, place in video_places.items():
-        video_ledger.add(place, *_personal(hidden.get(video, ())))
-    for place, (comment, reason) in enumerate(zip(comments, crawl.dropped, strict=True)):
-        repairs = [fate("repaired", what) for what in crawl.repairs(place)] + _personal(hidden.get(place, ()))
-        ledger.add(place_of(comment, parts[COMMENTS]), *([fate("dropped", reason)] if reason else repairs))
+    for video, index in video_places.items():
+        video_ledger.add(index, *_personal(hidden.get(video, ())))
+    for index, (comment, reason) in enumerate(zip(comments, crawl.dropped, strict=True)):
+        repairs = [row_status("repaired", what) for what in crawl.repairs(index)] + _personal(hidden.get(index, ()))
+        ledger.add(place_of(comment, parts[COMMENTS]), *([row_status("dropped", reason)] if reason else repairs))
     for each in (video_ledger, ledger):
         say(each.table())
         each.check(args.max_drop_ratio, UNUSABLE)
@@ -75,10 +75,10 @@ def _drop_undrawn(crawl: Crawl, answers: Sequence[int], sides: Sequence[int]) ->
     for is_drawn in (False, True):
         for answer, side in zip(answers, sides, strict=True):
             if is_drawn == (side in (TRAIN, TEST)):
-                for place in crawl.chain(answer):
-                    found[place] = reasons.get(side)
-    for place, reason in enumerate(found):
-        crawl.dropped[place] = crawl.dropped[place] or reason
+                for index in crawl.chain(answer):
+                    found[index] = reasons.get(side)
+    for index, reason in enumerate(found):
+        crawl.dropped[index] = crawl.dropped[index] or reason
 
 
 def _write(
@@ -108,7 +108,7 @@ def _write(
 
 
 def _personal(kinds: Iterable[str]) -> list[str]:
-    return [fate("repaired", f"personal data ({kind})") for kind in sorted(kinds)]
+    return [row_status("repaired", f"personal data ({kind})") for kind in sorted(kinds)]
 
 
 class Page:
@@ -137,7 +137,7 @@ class Page:
         """The turns of a chain; if the last could not be the assistant's, the first comment is the parent that asks."""
         crawl, parent = self._crawl, self._crawl.parents[chain[0]]
         above = self._shown(crawl.texts[parent]) if parent >= 0 else ""
-        turns = [self._shown(crawl.texts[place], place) for place in chain]
+        turns = [self._shown(crawl.texts[location], location) for location in chain]
         if len(turns) % 2 == 0:
             above, *turns = turns
         if crawl.args.system_prompt:

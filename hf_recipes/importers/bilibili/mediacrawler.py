@@ -18,7 +18,7 @@ from urllib.parse import quote
 from tqdm import tqdm
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.ledger import UNUSABLE, Ledger, fate
+from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
 from hf_recipes.data.files.records import Record, read_records
 from hf_recipes.data.files.sources import Source, find_sources, is_data
 from hf_recipes.data.schemas.conversation import RowProblem
@@ -176,21 +176,21 @@ def read_videos(parts: Sequence[Part]) -> tuple[dict[str, Video], dict[str, str]
         UserError: a part that cannot be read, or that is of another platform.
     """
     videos: dict[str, Video] = {}
-    places: dict[str, str] = {}
+    locations: dict[str, str] = {}
     ledger = Ledger()
     for _, record in _rows(parts, VIDEOS):
         row, problem = record.value, record.problem
         number = _id(row.get("video_id")) if row else ""
         if not number:
-            ledger.add(record.place, fate("dropped", f"{UNUSABLE}{problem or 'no video_id'}"))
+            ledger.add(record.location, row_status("dropped", f"{UNUSABLE}{problem or 'no video_id'}"))
             continue
-        if number in places:
-            ledger.add(places[number], fate("dropped", "crawled again later"))
+        if number in locations:
+            ledger.add(locations[number], row_status("dropped", "crawled again later"))
         description, user = _text(row.get("desc")), _id(row.get("user_id") or row.get("creator_hash"))
         description = "" if description == "-" else description  # what Bilibili has for none
         videos[number] = Video(_text(row.get("title")), description, user, _text(row.get("nickname")))
-        places[number] = record.place
-    return videos, places, ledger
+        locations[number] = record.location
+    return videos, locations, ledger
 
 
 class Comment(NamedTuple):
@@ -203,10 +203,10 @@ class Comment(NamedTuple):
     likes: int | None
     user: str
     nickname: str
-    place: tuple[int, int]  # the part of the crawl, and the line or row in it
+    location: tuple[int, int]  # the part of the crawl, and the line or row in it
 
 
-def _comment(row: Mapping[str, Any], place: tuple[int, int]) -> Comment:
+def _comment(row: Mapping[str, Any], location: tuple[int, int]) -> Comment:
     number, parent = _integer(row.get("comment_id")), row.get("parent_comment_id")
     parent = NO_PARENT if parent in (None, "") else _integer(parent)
     video, text = _id(row.get("video_id")), row.get("content")
@@ -220,7 +220,7 @@ def _comment(row: Mapping[str, Any], place: tuple[int, int]) -> Comment:
         raise RowProblem(f"'content' is a {type(text).__name__}, not text")
     user, nickname = _id(row.get("user_id") or row.get("creator_hash")), _text(row.get("nickname"))
     likes = _integer(row.get("like_count"))
-    return Comment(number, parent, intern(video), (text or "").strip(), likes, intern(user), intern(nickname), place)
+    return Comment(number, parent, intern(video), (text or "").strip(), likes, intern(user), intern(nickname), location)
 
 
 def read_comments(parts: Sequence[Part], keep_last: bool) -> tuple[list[Comment], Ledger]:
@@ -236,23 +236,23 @@ def read_comments(parts: Sequence[Part], keep_last: bool) -> tuple[list[Comment]
         try:
             if record.value is None:
                 raise RowProblem(record.problem)
-            comment = _comment(record.value, (part, int(record.place.rpartition(":")[2])))
+            comment = _comment(record.value, (part, int(record.location.rpartition(":")[2])))
         except RowProblem as error:
-            ledger.add(record.place, fate("dropped", f"{UNUSABLE}{error.reason}"))
+            ledger.add(record.location, row_status("dropped", f"{UNUSABLE}{error.reason}"))
             continue
-        place = found.setdefault(comment.id, len(comments))
-        if place == len(comments):
+        location = found.setdefault(comment.id, len(comments))
+        if location == len(comments):
             comments.append(comment)
             continue
         if keep_last:
-            comments[place], comment = comment, comments[place]
-        ledger.add(place_of(comment, parts), fate("dropped", "its comment_id is there twice"))
+            comments[location], comment = comment, comments[location]
+        ledger.add(place_of(comment, parts), row_status("dropped", "its comment_id is there twice"))
     return comments, ledger
 
 
 def place_of(comment: Comment, parts: Sequence[Part]) -> str:
     """Where the comment stands, as the ledger says it."""
-    part, line = comment.place
+    part, line = comment.location
     own = parts[part]
     return f"{own.path}/{own.name}:{line}" if isinstance(own, Table) else f"{own.path}:{line}"
 
@@ -262,11 +262,11 @@ TOP_LEVEL, MISSING, ELSEWHERE = -1, -2, -3
 
 def find_parents(comments: Sequence[Comment]) -> array:
     """Of each comment the place of its parent, or `TOP_LEVEL`, `MISSING`, or `ELSEWHERE` (under another video)."""
-    found = {comment.id: place for place, comment in enumerate(comments)}
+    found = {comment.id: index for index, comment in enumerate(comments)}
     parents = array("i")
     for comment in comments:
-        place = TOP_LEVEL if comment.parent == NO_PARENT else found.get(comment.parent, MISSING)
-        parents.append(ELSEWHERE if place >= 0 and comments[place].video != comment.video else place)
+        index = TOP_LEVEL if comment.parent == NO_PARENT else found.get(comment.parent, MISSING)
+        parents.append(ELSEWHERE if index >= 0 and comments[index].video != comment.video else index)
     return parents
 
 
@@ -275,12 +275,12 @@ def find_loops(parents: Sequence[int]) -> set[int]:
     loops: set[int] = set()
     seen = array("i", bytes(4 * len(parents)))  # by which walk
     for start in range(len(parents)):
-        place = start
-        while place >= 0 and not seen[place]:
-            seen[place] = start + 1
-            place = parents[place]
-        if place >= 0 and seen[place] == start + 1 and place not in loops:
-            while place not in loops:
-                loops.add(place)
-                place = parents[place]
+        location = start
+        while location >= 0 and not seen[location]:
+            seen[location] = start + 1
+            location = parents[location]
+        if location >= 0 and seen[location] == start + 1 and location not in loops:
+            while location not in loops:
+                loops.add(location)
+                location = parents[location]
     return loops

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.ledger import LEDGER, UNUSABLE, Ledger, fate, write_ledgers
+from hf_recipes.core.ledger import LEDGER, UNUSABLE, Ledger, row_status, write_ledgers
 from hf_recipes.data.files.file_io import COMPRESSED
 from hf_recipes.importers.arguments import QQArguments
 from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
@@ -97,21 +97,21 @@ class Talk:
         self.texts: list[str] = []
         self.repairs: list[list[str]] = []
         self.dropped: dict[int, str] = {}
-        for place, message in enumerate(chat.messages):
+        for index, message in enumerate(chat.messages):
             text, repairs, reason = rules.judge(message)
             if message.problem:
                 reason = UNUSABLE + message.problem
             if reason:
-                self.dropped[place] = reason
+                self.dropped[index] = reason
             self.texts.append(text)
             self.repairs.append(repairs)
-        others = {chat.messages[place].sender for place in self._usable()} - mine - {SYSTEM}
+        others = {chat.messages[index].sender for index in self._usable()} - mine - {SYSTEM}
         self.has_speakers = args.speakers == "always" or (args.speakers == "auto" and len(others) > 1)
         if len(others) == 1 and not chat.is_group:
             members.meet(others.pop(), chat.name, has_number=False)
 
     def _usable(self) -> Iterator[int]:
-        return (place for place in range(len(self.chat.messages)) if place not in self.dropped)
+        return (index for index in range(len(self.chat.messages)) if index not in self.dropped)
 
     def sessions(self) -> Iterator[list[list[Run]]]:
         """The examples of each session."""
@@ -121,11 +121,11 @@ class Talk:
     def said(self, run: Run) -> str:
         """The messages of a run in one text, without personal data if that is wanted."""
         lines = []
-        for place in run.places:
-            text = self.texts[place]
+        for location in run.locations:
+            text = self.texts[location]
             if self.args.privacy:
                 text, kinds = self._redactor.redact(text)
-                self.repairs[place] += [f"personal data ({kind})" for kind in sorted(kinds)]
+                self.repairs[location] += [f"personal data ({kind})" for kind in sorted(kinds)]
             lines.append(text)
         text = "\n".join(lines)
         return f"{self._name(run.sender)}：{text}" if self.has_speakers and run.sender != ME else text
@@ -149,11 +149,11 @@ class Talk:
         return f"用户{self._numbers[sender]}" if is_hidden else self._members.display(sender)
 
     def account(self, ledger: Ledger) -> None:
-        for place, message in enumerate(self.chat.messages):
-            fates = [fate("repaired", repair) for repair in self.repairs[place]]
-            if place in self.dropped:
-                fates = [fate("dropped", self.dropped[place])]
-            ledger.add(f"{self.chat.path}:{message.line}", *fates)
+        for index, message in enumerate(self.chat.messages):
+            statuses = [row_status("repaired", repair) for repair in self.repairs[index]]
+            if index in self.dropped:
+                statuses = [row_status("dropped", self.dropped[index])]
+            ledger.add(f"{self.chat.path}:{message.line}", *statuses)
 
 
 def _write(
@@ -164,7 +164,7 @@ def _write(
         for example, side in zip(tqdm(examples, "examples", disable=None), sides, strict=True):
             talk = talks[example.chat]
             if side in reasons:
-                talk.dropped |= {place: reasons[side] for run in example.runs for place in run.places}
+                talk.dropped |= {location: reasons[side] for run in example.runs for location in run.locations}
                 continue
             columns = {"chat": example.chat + 1, "session": example.session + 1}
             turns = (("assistant" if run.sender == ME else "user", talk.said(run)) for run in example.runs)

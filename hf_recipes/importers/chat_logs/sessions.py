@@ -76,24 +76,24 @@ class Run(NamedTuple):
     """Messages of one person in a row, by their places in the chat."""
 
     sender: str
-    places: list[int]
+    locations: list[int]
 
 
-def sessions(messages: Sequence[Message], places: Iterable[int], mine: set[str], gap: float) -> Iterator[list[Run]]:
+def sessions(messages: Sequence[Message], locations: Iterable[int], mine: set[str], gap: float) -> Iterator[list[Run]]:
     """The runs between silences of more than `gap` minutes; those of `mine` have the sender `ME`."""
     runs: list[Run] = []
     before = None
-    for place in places:
-        message = messages[place]
+    for location in locations:
+        message = messages[location]
         if before is not None and abs(message.time - before) > 60 * gap:
             yield runs
             runs = []
         before = message.time
         sender = ME if message.sender in mine else message.sender
         if runs and runs[-1].sender == sender:
-            runs[-1].places.append(place)
+            runs[-1].locations.append(location)
         else:
-            runs.append(Run(sender, [place]))
+            runs.append(Run(sender, [location]))
     if runs:
         yield runs
 
@@ -106,7 +106,7 @@ def cut(runs: Sequence[Run], max_turns: int, dropped: dict[int, str]) -> Iterato
     """
 
     def drop(own: Iterable[Run], reason: str) -> None:
-        dropped.update((place, reason) for run in own for place in run.places)
+        dropped.update((location, reason) for run in own for location in run.locations)
 
     example: list[Run] = []
     answered = 0  # runs up to the last of mine

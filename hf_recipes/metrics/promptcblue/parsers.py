@@ -264,10 +264,10 @@ TASKS = {
 }
 
 
-def find_task(name: str, place: str) -> Task:
+def find_task(name: str, location: str) -> Task:
     """The task of that name; a `UserError` that begins with `place` where there is none."""
     if name not in TASKS:
-        raise UserError(f"{place}: task_dataset {name!r} is no PromptCBLUE task; known are {', '.join(TASKS)}")
+        raise UserError(f"{location}: task_dataset {name!r} is no PromptCBLUE task; known are {', '.join(TASKS)}")
     return TASKS[name]
 
 

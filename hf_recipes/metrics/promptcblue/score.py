@@ -112,12 +112,12 @@ def _place(row: Mapping[str, Any], index: int) -> str:
     return str(row.get("sample_id") or f"row {index + 1}")
 
 
-def _read(row: Mapping[str, Any], key: str, place: str) -> tuple[Answer, Answer | None]:
+def _read(row: Mapping[str, Any], key: str, location: str) -> tuple[Answer, Answer | None]:
     """As the benchmark reads it, and as `parse` does; without the thoughts before it."""
     name, text = row.get("task_dataset"), row.get(key)
-    find_task(name, place)
+    find_task(name, location)
     if not isinstance(text, str):
-        raise UserError(f"{place} ({name}): {key!r} has to be a text, found {type(text).__name__}")
+        raise UserError(f"{location} ({name}): {key!r} has to be a text, found {type(text).__name__}")
     choices = row.get("answer_choices")
     return official.read(name, without_thoughts(text), read_choices(choices)), parse(name, text, choices=choices)
 
@@ -132,23 +132,23 @@ def score_rows(rows: Sequence[Mapping[str, Any]]) -> PromptCBLUEResult:
     """
     read: dict[str, list[tuple[str, tuple[Answer, Answer | None], tuple[Answer, Answer | None]]]] = {}
     for index, row in enumerate(rows):
-        place = _place(row, index)
-        reference = _read(row, "target", place)
+        location = _place(row, index)
+        reference = _read(row, "target", location)
         name = row["task_dataset"]
         if reference[1] is None:
-            raise UserError(f"{place} ({name}): the target does not have the task's form; correct or remove the row")
-        read.setdefault(name, []).append((place, _read(row, "prediction", place), reference))
+            raise UserError(f"{location} ({name}): the target does not have the task's form; correct or remove the row")
+        read.setdefault(name, []).append((location, _read(row, "prediction", location), reference))
     if not read:
         raise UserError("PromptCBLUE: there are no rows to score")
     scores = {}
     for name in (name for name in TASKS if name in read):
-        places, predictions, references = zip(*read[name], strict=True)
+        locations, predictions, references = zip(*read[name], strict=True)
         (strict, loose), (strict_true, loose_true) = (zip(*both, strict=True) for both in (predictions, references))
         scores[name] = TaskScore(
             TASKS[name].metric,
             lenient=_lenient(name, loose, loose_true),
-            rows=len(places),
-            unparsable=[place for place, answer in zip(places, loose, strict=True) if answer is None],
+            rows=len(locations),
+            unparsable=[location for location, answer in zip(locations, loose, strict=True) if answer is None],
             **_official(name, strict, strict_true),
         )
     means = (sum(getattr(task, key) for task in scores.values()) / len(scores) for key in ("score", "lenient"))

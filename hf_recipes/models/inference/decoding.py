@@ -95,6 +95,6 @@ class _Draw:
         sums = scores.softmax(-1, dtype=torch.float32).to(wide).cumsum(-1)
         # 24 random bits: a number so near to 1 that it rounds to the sum of all would fall behind the last token.
         numbers = [stream.integers(1 << 24) / (1 << 24) for stream in self._streams]
-        places = torch.tensor(numbers, dtype=wide, device=scores.device)[:, None] * sums[:, -1:]
-        tokens = torch.searchsorted(sums, places, right=True).clamp(max=scores.shape[-1] - 1)
+        locations = torch.tensor(numbers, dtype=wide, device=scores.device)[:, None] * sums[:, -1:]
+        tokens = torch.searchsorted(sums, locations, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens, 0.0)

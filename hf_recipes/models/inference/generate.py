@@ -147,7 +147,7 @@ class _Watched:
 
 
 def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int], is_finite: bool) -> Continuation:
-    end = next((place for place, token in enumerate(new) if token in stops), None)
+    end = next((index for index, token in enumerate(new) if token in stops), None)
     text = tokenizer.decode(new[:end], skip_special_tokens=True)
     count, ids = (len(new), new) if end is None else (end, new[: end + 1])
     return Continuation(text, count, end is not None, ids, is_finite)

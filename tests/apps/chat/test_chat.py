@@ -182,8 +182,8 @@ def test_what_is_saved_is_data_of_the_schema_messages(engine, tmp_path, tokenize
         answer = {"role": "assistant", "content": whole(engine, voice, messages=[SYSTEM, *QUESTION]).text}
         assert schema.convert(row, columns) == {"messages": [SYSTEM, *QUESTION, answer]}
         assert row["answered_by"] == [voice]
-    fates = [(prompt.question, fate) for _, prompt, fate in PromptReader([str(path)], tokenizer)]
-    assert fates == [("你好", "kept")] * 2
+    statuses = [(prompt.question, status) for _, prompt, status in PromptReader([str(path)], tokenizer)]
+    assert statuses == [("你好", "kept")] * 2
 
 
 SYSTEM = {"role": "system", "content": "简短"}

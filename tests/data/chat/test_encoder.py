@@ -8,7 +8,7 @@ from trl import SFTConfig, SFTTrainer
 from conftest import ROOT, build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
-from hf_recipes.data.examples import fates, load_examples
+from hf_recipes.data.examples import load_examples, row_statuses
 from hf_recipes.models.tokenizer import _bundled, load_tokenizer
 
 QUESTIONS = [
@@ -35,8 +35,8 @@ def test_loss_is_on_the_answers_and_their_end_and_nothing_else(tokenizer):
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
     assert row.input_ids.tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(row.input_ids[: row.prompt_length]).endswith("问二<|im_end|>\n<|im_start|>assistant\n")
-    learned = row.labels != -100
-    assert (row.labels[learned] == row.input_ids[learned]).all()
+    labelled = row.labels != -100
+    assert (row.labels[labelled] == row.input_ids[labelled]).all()
 
 
 def test_train_on_last(tokenizer):
@@ -163,8 +163,8 @@ def test_without_a_generation_prompt_all_that_follows_the_question_is_learned(ki
         tokenizer = build_tokenizer(chat_template=MISTRAL, bos_token="<|endoftext|>")
     end = tokenizer.eos_token
     one, two = ChatEncoder(tokenizer).encode([conversation("你好", answer), conversation("你好", answer, "问", answer)])
-    [learned] = learned_text(tokenizer, one)  # a SentencePiece decoder strips the first space
-    assert learned == (f" {answer}{end}" if kind == "byte_level" else f" {answer}{end}"[1:])
+    [labelled] = learned_text(tokenizer, one)  # a SentencePiece decoder strips the first space
+    assert labelled == (f" {answer}{end}" if kind == "byte_level" else f" {answer}{end}"[1:])
     assert_generation_starts_where_the_loss_does(tokenizer, one, conversation("你好"))
     assert_generation_starts_where_the_loss_does(tokenizer, two, conversation("你好", answer, "问"))
 
@@ -268,8 +268,8 @@ def test_what_a_template_cannot_show_is_dropped_with_the_reason(tokenizer):
         (ChatEncoder(tokenizer), good, tools, "no place for tools"),
     ):
         bad, fine = encoder.encode([messages, good], [own_tools, None])
-        assert bad.fate.startswith("dropped") and reason in bad.fate and len(bad.input_ids) == 0
-        assert fine.fate == "kept" and len(fine.input_ids)
+        assert bad.status.startswith("dropped") and reason in bad.status and len(bad.input_ids) == 0
+        assert fine.status == "kept" and len(fine.input_ids)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "offsets", "slow"])
@@ -282,7 +282,7 @@ def test_prompts_are_cut_within_the_question(tokenizer, slow_tokenizer, kind, si
     messages = conversation("开头" + "很长的问题" * 20 + "结尾", "好")
     [row] = encoder.encode([messages])
     text = tokenizer.decode(row.input_ids)
-    assert row.fate == "truncated: prompt cut"
+    assert row.status == "truncated: prompt cut"
     assert row.prompt_length <= 30
     assert text.startswith("<|im_start|>user\n") and "<|im_end|>\n<|im_start|>assistant\n好<|im_end|>" in text
     assert ("结尾" in text, "开头" in text) == ((True, False) if side == "left" else (False, True))
@@ -297,9 +297,9 @@ def test_row_12_answers_keep_their_end_of_turn_when_cut(tokenizer, slow_tokenize
         encoder._byte_lengths = None
     for answer in ("很长的回答" * 20, "龘靐齉爩" * 20):
         [row] = encoder.encode([conversation("问", answer)])
-        [learned] = learned_text(tokenizer, row)
-        assert row.fate == "truncated: answer cut"
-        assert learned.endswith("<|im_end|>") and answer.startswith(learned.removesuffix("<|im_end|>"))
+        [labelled] = learned_text(tokenizer, row)
+        assert row.status == "truncated: answer cut"
+        assert labelled.endswith("<|im_end|>") and answer.startswith(labelled.removesuffix("<|im_end|>"))
         assert 1 < (row.labels != -100).sum() <= 10
 
 
@@ -307,7 +307,7 @@ def test_the_oldest_exchange_goes_first_and_the_system_turn_stays(tokenizer):
     whole = len(ChatEncoder(tokenizer).encode([LONG])[0].input_ids)
     [row] = ChatEncoder(tokenizer, max_length=whole - 5).encode([LONG])
     text = tokenizer.decode(row.input_ids)
-    assert row.fate == "truncated: oldest turns left out"
+    assert row.status == "truncated: oldest turns left out"
     assert "你是一个助手" in text and "第一个" not in text and "第二个问题" * 5 in text
     assert learned_text(tokenizer, row) == ["第二个回答" * 5 + "<|im_end|>"]
 
@@ -322,16 +322,16 @@ def test_max_length_is_kept_whatever_the_row(tokenizer, limit):
     ]
     for row in ChatEncoder(tokenizer, max_length=limit).encode(rows):
         assert len(row.input_ids) <= limit
-        if not row.fate.startswith("dropped"):
-            learned = learned_text(tokenizer, row)
-            assert learned[-1].endswith("<|im_end|>") and len(learned[-1]) > len("<|im_end|>")
+        if not row.status.startswith("dropped"):
+            labelled = learned_text(tokenizer, row)
+            assert labelled[-1].endswith("<|im_end|>") and len(labelled[-1]) > len("<|im_end|>")
 
 
 def test_rows_without_room_are_dropped(tokenizer):
     [row] = ChatEncoder(tokenizer, max_source_length=3).encode([conversation("问", "答")])
-    assert row.fate == "dropped: the template and system turn alone fill the prompt's budget"
+    assert row.status == "dropped: the template and system turn alone fill the prompt's budget"
     [row] = ChatEncoder(tokenizer, max_target_length=1).encode([conversation("问", "答")])
-    assert row.fate == "dropped: no token of the answer fits the budget"
+    assert row.status == "dropped: no token of the answer fits the budget"
 
 
 def test_new_special_tokens_are_told(tmp_path):
@@ -367,9 +367,9 @@ def test_the_cache_follows_tokenizer_template_budget_and_content(tokenizer, tmp_
 def test_every_row_has_its_place_and_fate_over_workers(tokenizer, tmp_path):
     rows = [{"input": f"问{i}", "target": "" if i == 3 else "答"} for i in range(10)]
     examples = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", rows))])
-    places, row_fates = fates(examples)
-    assert [place.rpartition(":")[2] for place in places] == [str(i) for i in range(1, 11)]
-    assert [fate for fate in row_fates if fate != "kept"] == ["dropped: empty answer"]
+    locations, statuses = row_statuses(examples)
+    assert [location.rpartition(":")[2] for location in locations] == [str(i) for i in range(1, 11)]
+    assert [status for status in statuses if status != "kept"] == ["dropped: empty answer"]
     good = examples.select([i for i in range(10) if i != 3])
     one, two = (tokenize_dataset(good, ChatEncoder(tokenizer, keep_text=True), n) for n in (1, 2))
     assert one[:] == two[:]
@@ -386,5 +386,5 @@ def test_public_samples_lose_no_row(name, tmp_path):
     tokenizer, _ = load_tokenizer(str(tmp_path), "chatml")
     examples = load_examples([str(REAL / name)])
     assert len(examples) == len(json.loads((REAL / name).read_text(encoding="utf-8")))
-    _, row_fates = fates(tokenize_dataset(examples, ChatEncoder(tokenizer)))
-    assert set(row_fates) == {"kept"}
+    _, statuses = row_statuses(tokenize_dataset(examples, ChatEncoder(tokenizer)))
+    assert set(statuses) == {"kept"}

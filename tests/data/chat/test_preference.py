@@ -5,10 +5,10 @@ import pytest
 
 from conftest import conversation, write_jsonl
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import ASKED, Ledger, shown
+from hf_recipes.core.ledger import FILTERED, Ledger, shown
 from hf_recipes.data.chat.encoder import tokenize_dataset
 from hf_recipes.data.chat.preference import UnpairedEncoder
-from hf_recipes.data.examples import fates, load_examples
+from hf_recipes.data.examples import load_examples, row_statuses
 from hf_recipes.data.schemas.registry import Columns
 
 LIKES = {"label": "likes", "threshold": 10.0}
@@ -44,10 +44,10 @@ def test_shapes(tokenizer, tmp_path, row, columns):
 def test_only_the_completion_is_learned(tokenizer, tmp_path):
     before, after = conversation("一", "二", "三"), conversation("", "四", "五", "六")[1:]
     rows = [{"prompt": before, "completion": after, "label": False}, {"messages": before + after[:1], "label": False}]
-    for row, learned in zip(rows, ("四<|im_end|>六<|im_end|>", "四<|im_end|>"), strict=True):
+    for row, labelled in zip(rows, ("四<|im_end|>六<|im_end|>", "四<|im_end|>"), strict=True):
         [example] = load(tmp_path, [row])
         [one] = UnpairedEncoder(tokenizer).encode([example])
-        assert tokenizer.decode(one.labels[one.labels != -100]) == learned
+        assert tokenizer.decode(one.labels[one.labels != -100]) == labelled
         assert np.flatnonzero(one.labels != -100)[0] == one.prompt_length
 
 
@@ -55,11 +55,11 @@ def test_likes_become_labels_and_the_middle_is_left_out(tokenizer, tmp_path):
     likes = ["10", "9", 3, 2.5, "-1", 1000]
     rows = [{"prompt": "问", "completion": f"答{number}", "likes": value} for number, value in enumerate(likes)]
     examples = load(tmp_path, rows, **LIKES, low=3.0)
-    ledger = Ledger().add_all(*fates(examples))
-    assert [row["label"] for row in examples if row["fate"] == "kept"] == [True, False, False, True]
+    ledger = Ledger().add_all(*row_statuses(examples))
+    assert [row["label"] for row in examples if row["status"] == "kept"] == [True, False, False, True]
     [((_, reason), entry)] = ledger.reasons.items()
-    assert reason == f"{ASKED}: likes from 3 to below 10, neither good nor bad"
-    assert [place.rpartition(":")[2] for place in entry.places] == ["2", "3"]
+    assert reason == f"{FILTERED}: likes from 3 to below 10, neither good nor bad"
+    assert [location.rpartition(":")[2] for location in entry.locations] == ["2", "3"]
     assert ledger.totals["read"] == ledger.totals["kept"] + ledger.totals["dropped"] == 6
     ledger.check(max_drop_ratio=0)  # they are no rows that cannot be used
     ledger.add("rows.jsonl:7", "dropped: no 'likes'")
@@ -73,9 +73,10 @@ def test_what_a_row_lacks_is_said(tokenizer, tmp_path):
     bad = [{**good, "label": None}, {**good, "label": 5}, {**good, "completion": ""}, {**good, "prompt": None}]
     bad += [{**good, "completion": "答" * 60}]
     examples = load(tmp_path, [good, *bad], label="label")
-    tokenized = tokenize_dataset(examples.filter(lambda row: row["fate"] == "kept"), UnpairedEncoder(tokenizer, 64))
+    tokenized = tokenize_dataset(examples.filter(lambda row: row["status"] == "kept"), UnpairedEncoder(tokenizer, 64))
     found = [
-        shown(row_fate).removeprefix("dropped: ") for row_fate in [*fates(examples)[1][1:5], fates(tokenized)[1][1]]
+        shown(status).removeprefix("dropped: ")
+        for status in [*row_statuses(examples)[1][1:5], row_statuses(tokenized)[1][1]]
     ]
     assert found == [
         "no 'label'",
@@ -84,7 +85,7 @@ def test_what_a_row_lacks_is_said(tokenizer, tmp_path):
         "no 'prompt'",
         "longer than 64 tokens",
     ]
-    [text] = [row["fate"] for row in load(tmp_path, [{**good, "likes": "多"}], **LIKES)]
+    [text] = [row["status"] for row in load(tmp_path, [{**good, "likes": "多"}], **LIKES)]
     assert shown(text) == "dropped: 'likes' is not a number ('多')"
 
 

@@ -7,7 +7,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.data.schemas.registry import Columns
 
-ASKED = "<|im_start|>user\n问题<|im_end|>\n<|im_start|>assistant\n"
+FILTERED = "<|im_start|>user\n问题<|im_end|>\n<|im_start|>assistant\n"
 EARLIER = "<|im_start|>user\n早<|im_end|>\n<|im_start|>assistant\n早安<|im_end|>\n"
 TURNS = [{"from": "human", "value": "早"}, {"from": "gpt", "value": "早安"}, {"from": "human", "value": "问题"}]
 MESSAGES = conversation("早", "早安", "问题")
@@ -17,31 +17,31 @@ SIDE = [{"role": "assistant", "content": "答"}], [{"role": "assistant", "conten
 @pytest.mark.parametrize(
     ("row", "columns", "text", "reference"),
     [
-        ({"input": "问题", "target": "答"}, {}, ASKED, "答"),
-        ({"input": "问题", "target": "", "answer_choices": ["答", "不"]}, {}, ASKED, None),
-        ({"input": "问题", "target": None}, {}, ASKED, None),
-        ({"input": "问题"}, {}, ASKED, None),
-        ({"input": "问题", "type": "cls"}, {"schema": "promptcblue"}, ASKED, None),
-        ({"question": "问题", "answer": "答"}, {}, ASKED, "答"),
-        ({"q": "问题", "a": "答"}, {"prompt": "q"}, ASKED, None),
-        ({"q": "问题", "a": "答"}, {"prompt": "q", "response": "a"}, ASKED, "答"),
-        ({"input": "问题", "target": "答"}, {"prompt": "input"}, ASKED, "答"),
-        ({"instruction": "问题", "input": "", "output": "答"}, {}, ASKED, "答"),
-        ({"instruction": "问题", "input": "文"}, {}, ASKED.replace("问题", "问题\n文"), None),
-        ({"conversations": TURNS}, {}, EARLIER + ASKED, None),
-        ({"conversations": [*TURNS, {"from": "gpt", "value": "答"}]}, {}, EARLIER + ASKED, "答"),
-        ({"conversations": [*TURNS, {"from": "gpt", "value": ""}]}, {}, EARLIER + ASKED, None),
-        ({"messages": MESSAGES}, {}, EARLIER + ASKED, None),
-        ({"messages": [*MESSAGES, SIDE[0][0]]}, {}, EARLIER + ASKED, "答"),
-        ({"prompt": "问题", "chosen": "答", "rejected": "不"}, {}, ASKED, "答"),
-        ({"content": "问题"}, {"prompt": "content"}, ASKED, None),
+        ({"input": "问题", "target": "答"}, {}, FILTERED, "答"),
+        ({"input": "问题", "target": "", "answer_choices": ["答", "不"]}, {}, FILTERED, None),
+        ({"input": "问题", "target": None}, {}, FILTERED, None),
+        ({"input": "问题"}, {}, FILTERED, None),
+        ({"input": "问题", "type": "cls"}, {"schema": "promptcblue"}, FILTERED, None),
+        ({"question": "问题", "answer": "答"}, {}, FILTERED, "答"),
+        ({"q": "问题", "a": "答"}, {"prompt": "q"}, FILTERED, None),
+        ({"q": "问题", "a": "答"}, {"prompt": "q", "response": "a"}, FILTERED, "答"),
+        ({"input": "问题", "target": "答"}, {"prompt": "input"}, FILTERED, "答"),
+        ({"instruction": "问题", "input": "", "output": "答"}, {}, FILTERED, "答"),
+        ({"instruction": "问题", "input": "文"}, {}, FILTERED.replace("问题", "问题\n文"), None),
+        ({"conversations": TURNS}, {}, EARLIER + FILTERED, None),
+        ({"conversations": [*TURNS, {"from": "gpt", "value": "答"}]}, {}, EARLIER + FILTERED, "答"),
+        ({"conversations": [*TURNS, {"from": "gpt", "value": ""}]}, {}, EARLIER + FILTERED, None),
+        ({"messages": MESSAGES}, {}, EARLIER + FILTERED, None),
+        ({"messages": [*MESSAGES, SIDE[0][0]]}, {}, EARLIER + FILTERED, "答"),
+        ({"prompt": "问题", "chosen": "答", "rejected": "不"}, {}, FILTERED, "答"),
+        ({"content": "问题"}, {"prompt": "content"}, FILTERED, None),
     ],
 )
 def test_the_prompt_is_all_before_the_last_answer(tokenizer, tmp_path, row, columns, text, reference):
     reader = PromptReader([str(write_jsonl(tmp_path / "rows.jsonl", [row]))], tokenizer, Columns(**columns))
     [prompt], ledger = read_prompts(reader)
     assert (tokenizer.decode(prompt.ids), prompt.reference, prompt.question[:2]) == (text, reference, "问题")
-    assert prompt.place == f"{tmp_path}/rows.jsonl:1" and ledger.totals == {"read": 1, "kept": 1}
+    assert prompt.location == f"{tmp_path}/rows.jsonl:1" and ledger.totals == {"read": 1, "kept": 1}
     assert reader.stop_ids == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert prompt.is_chat and prompt.trim(" 答\n") == "答"
 
@@ -81,7 +81,7 @@ def test_rows_without_a_prompt_are_told_by_line(tokenizer, tmp_path):
 def test_long_prompts_are_cut_and_counted(tokenizer, tmp_path):
     path = write_jsonl(tmp_path / "chat.jsonl", [{"messages": conversation("早" * 40, "早安", "问题")}])
     [prompt], ledger = read_prompts(PromptReader([str(path)], tokenizer, max_source_length=30))
-    assert tokenizer.decode(prompt.ids) == ASKED and ledger.totals["truncated"] == 1
+    assert tokenizer.decode(prompt.ids) == FILTERED and ledger.totals["truncated"] == 1
     path = write_jsonl(tmp_path / "text.jsonl", [{"content": "龘" * 20 + "终"}])
     full = tokenizer("龘" * 20 + "终")["input_ids"]
     for budget in range(4, 12):

@@ -66,14 +66,14 @@ def test_thoughts_that_the_template_leaves_out_are_told(inline):
     tokenizer = build_tokenizer(chat_template=QWEN3)
     messages = two_turns(inline)
     both, last, none = ChatEncoder(tokenizer).encode([messages, messages[2:], conversation("问", "答")])
-    assert both.fate == LEFT_OUT
+    assert both.status == LEFT_OUT
     assert learned_text(tokenizer, both) == ["答一<|im_end|>", "<think>\n想二\n</think>\n\n答二<|im_end|>"]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
     assert both.input_ids.tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    assert last.fate == "kept" and learned_text(tokenizer, last) == ["<think>\n想二\n</think>\n\n答二<|im_end|>"]
-    assert none.fate == "kept" and learned_text(tokenizer, none) == ["<think>\n\n</think>\n\n答<|im_end|>"]
+    assert last.status == "kept" and learned_text(tokenizer, last) == ["<think>\n想二\n</think>\n\n答二<|im_end|>"]
+    assert none.status == "kept" and learned_text(tokenizer, none) == ["<think>\n\n</think>\n\n答<|im_end|>"]
     [cut] = ChatEncoder(tokenizer, max_target_length=12).encode([messages])
-    assert cut.fate == f"{LEFT_OUT}, answer cut"
+    assert cut.status == f"{LEFT_OUT}, answer cut"
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -83,14 +83,14 @@ def test_thoughts_before_a_tool_call(inline):
     calling = {**thinking("要查", "", inline), "tool_calls": [call]}
     answer = [{"role": "tool", "content": ""}, thinking("看到", "三度", inline)]
     [row] = ChatEncoder(tokenizer).encode([[*conversation("天气？"), calling, *answer]])
-    assert row.fate == "kept"
+    assert row.status == "kept"
     assert learned_text(tokenizer, row) == [
         "<think>\n要查\n</think>\n\n<tool_call>\nweather\n</tool_call><|im_end|>",
         "<think>\n看到\n</think>\n\n三度<|im_end|>",
     ]
     earlier = [*conversation("天气？"), calling, *answer, *conversation("谢谢", "不客气")]
     [row] = ChatEncoder(tokenizer).encode([earlier])
-    assert row.fate == LEFT_OUT
+    assert row.status == LEFT_OUT
     assert learned_text(tokenizer, row)[0] == "<tool_call>\nweather\n</tool_call><|im_end|>"
 
 
@@ -99,8 +99,8 @@ def test_an_answer_shown_without_its_thoughts_is_dropped_with_the_reason(inline)
     tokenizer = build_tokenizer(chat_template=R1)
     messages = two_turns(inline)
     bad, good = ChatEncoder(tokenizer).encode([messages, [*messages[:3], *conversation("", "答二")[1:]]])
-    assert bad.fate.startswith("dropped: the chat template leaves out the thoughts of the last answer")
-    assert good.fate == LEFT_OUT
+    assert bad.status.startswith("dropped: the chat template leaves out the thoughts of the last answer")
+    assert good.status == LEFT_OUT
     assert [text.strip() for text in learned_text(tokenizer, good)] == ["答一<|im_end|>", "答二<|im_end|>"]
 
 
@@ -109,7 +109,7 @@ def test_bundled_chatml_shows_all_thoughts(tmp_path, inline):
     build_tokenizer(chat_template=None).save_pretrained(tmp_path)
     tokenizer, _ = load_tokenizer(str(tmp_path), "chatml")
     [row] = ChatEncoder(tokenizer).encode([two_turns(inline)])
-    assert row.fate == "kept"
+    assert row.status == "kept"
     expected = [f"<think>\n想{n}\n</think>\n\n答{n}<|im_end|>" for n in "一二"]
     assert learned_text(tokenizer, row) == expected
 
@@ -144,8 +144,8 @@ def test_a_model_that_learned_its_row_scores_in_full(tmp_path):
 def test_a_template_that_fails_on_some_rows_drops_those():
     failing = build_tokenizer(chat_template="{% if 'x' in messages[0]['content'] %}{{ 1 / 0 }}{% endif %}" + CHATML)
     bad, good = ChatEncoder(failing).encode([conversation("x", "答"), conversation("问", "答")])
-    assert shown(bad.fate) == "dropped: the chat template refuses it (ZeroDivisionError: division by zero)"
-    assert good.fate == "kept"
+    assert shown(bad.status) == "dropped: the chat template refuses it (ZeroDivisionError: division by zero)"
+    assert good.status == "kept"
     with pytest.raises(UserError, match="cannot render a question: ValueError: substring not found"):
         ChatEncoder(build_tokenizer(chat_template="{{ messages[0].content.index('x') }}"))
 
@@ -154,8 +154,8 @@ def test_very_long_conversations(tokenizer):
     """As many of the oldest exchanges as it takes go at once, and no more than it takes."""
     texts = [text for n in range(1500) for text in (f"问题{n}", f"回答{n}")]
     [row] = ChatEncoder(tokenizer, max_length=200).encode([conversation(*texts)])
-    assert row.fate == "truncated: oldest turns left out"
+    assert row.status == "truncated: oldest turns left out"
     kept = tokenizer.decode(row.input_ids).count("问题")
     assert kept >= 3 and len(row.input_ids) <= 200
     [more] = ChatEncoder(tokenizer).encode([conversation(*texts[-2 * (kept + 1) :])])
-    assert len(more.input_ids) > 200 and more.fate == "kept"
+    assert len(more.input_ids) > 200 and more.status == "kept"

@@ -28,14 +28,14 @@ def write(path, content):
 
 def test_a_large_file_that_was_changed_in_place_is_another_one(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a"}\n' * (1 << 17))  # 1.8 MB, of which the first is read
-    [before] = find_sources([str(path)], glance=True)
-    assert find_sources([str(path)], glance=True) == [before]
+    [before] = find_sources([str(path)], sniff=True)
+    assert find_sources([str(path)], sniff=True) == [before]
     stat = path.stat()
     with open(path, "r+b") as file:
         file.seek(-5, 2)
         file.write(b"b")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    [after] = find_sources([str(path)], glance=True)
+    [after] = find_sources([str(path)], sniff=True)
     assert path.stat().st_size == stat.st_size and after.digest != before.digest
 
 
@@ -73,7 +73,7 @@ def test_parquet(tmp_path):
 
 def test_text_is_a_row_a_line(tmp_path):
     records = read(write(tmp_path / "a.txt", "第一行\n\n第三行\n"))
-    assert [(r.place.rpartition(":")[2], r.value) for r in records] == [
+    assert [(r.location.rpartition(":")[2], r.value) for r in records] == [
         ("1", {"text": "第一行"}),
         ("3", {"text": "第三行"}),
     ]
@@ -81,9 +81,9 @@ def test_text_is_a_row_a_line(tmp_path):
 
 def test_places_are_file_and_line(tmp_path):
     path = write(tmp_path / "pretty.json", json.dumps(ROWS, ensure_ascii=False, indent=2))
-    assert [record.place for record in read(path)] == [f"{path}:{line}" for line in (2, 6, 10, 14, 18)]
+    assert [record.location for record in read(path)] == [f"{path}:{line}" for line in (2, 6, 10, 14, 18)]
     path = write(tmp_path / "quoted.csv", 'input,target\n"两\n行",甲\n\n问,乙\nx')
-    assert [record.place for record in read(path)] == [f"{path}:2", f"{path}:5", f"{path}:6"]
+    assert [record.location for record in read(path)] == [f"{path}:2", f"{path}:5", f"{path}:6"]
 
 
 def test_folders_and_globs(tmp_path):
@@ -121,7 +121,7 @@ def test_a_broken_line_is_one_problem_with_its_place(tmp_path, line, problem):
     records = read(path)
     assert [record.value for record in records if record.value] == ROWS
     [broken] = [record for record in records if record.problem]
-    assert broken.place == f"{path}:3" and problem in broken.problem
+    assert broken.location == f"{path}:3" and problem in broken.problem
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_splits_of_a_hub_data_set(hub, tmp_path):
     name = "some-owner/data.v2"
     for spec, split, found in ((name, "train", "train"), (f"{name}:test", "train", "test"), (name, "test", "test")):
         [source] = find_sources([spec], split, str(tmp_path))
-        assert [(r.place, r.value["input"]) for r in read_records(source)] == [(f"{name}/{found}:1", found)]
+        assert [(r.location, r.value["input"]) for r in read_records(source)] == [(f"{name}/{found}:1", found)]
     assert hub == [
         {"split": split, "cache_dir": str(tmp_path)} for split in ("train", "test", "test") for _ in range(2)
     ]
@@ -280,7 +280,7 @@ def test_documents_of_a_text_file(tmp_path, content, txt, rows, name):
     path = write(tmp_path / name, zstandard.compress(data) if name.endswith("zst") else data)
     [source] = find_sources([str(path)], txt=txt)
     records = list(read_records(source))
-    assert [(int(record.place.rpartition(":")[2]), record.value["text"]) for record in records] == rows
+    assert [(int(record.location.rpartition(":")[2]), record.value["text"]) for record in records] == rows
     for count, record in enumerate(records, 1):  # each is a place to go on from
         assert [later.value for later in read_records(source, record.after)] == [r.value for r in records[count:]]
 
@@ -288,7 +288,7 @@ def test_documents_of_a_text_file(tmp_path, content, txt, rows, name):
 def test_bad_and_endless_passages(tmp_path, monkeypatch):
     path = write(tmp_path / "a.txt", "好\n好\n\n甲\n".encode() + b"\xff\xfe\n\n" + "乙".encode())
     [source] = find_sources([str(path)], txt="blank")
-    assert [(r.place[-1], r.problem) for r in read_records(source)] == [
+    assert [(r.location[-1], r.problem) for r in read_records(source)] == [
         ("1", None),
         ("4", "not UTF-8 text"),
         ("7", None),

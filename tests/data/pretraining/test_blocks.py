@@ -89,7 +89,7 @@ def test_blocks_are_the_documents_one_after_the_other(shards):
     for index in range(len(blocks)):
         ids, own, _ = blocks.read(index, 0)
         assert ids.tolist() == whole[at : at + SIZE]
-        assert own == [place - at for place in sorted(starts) if at <= place < at + SIZE]
+        assert own == [location - at for location in sorted(starts) if at <= location < at + SIZE]
         at += len(ids)
     assert at == len(whole)
     assert len(StoredBlocks(shards, Blocking(SIZE, drop_last=True))) == len(whole) // SIZE
@@ -139,8 +139,8 @@ def test_a_stream_has_the_blocks_of_the_shards(shards, readers, encoder, mode, d
         for index in range(len(stored)):
             one, two = stored.read(index, epoch), streamed.next()
             assert np.array_equal(one.ids, two.ids) and one.starts == two.starts
-    learned = sum(len(stored.read(index, 0).ids) for index in range(len(stored)))
-    assert stored.left_out == len(shards) - learned
+    labelled = sum(len(stored.read(index, 0).ids) for index in range(len(stored)))
+    assert stored.left_out == len(shards) - labelled
     if drop_last:
         streamed.next()  # the rest of an epoch is dropped on the way to the next one's first block
     assert streamed.left_out >= 2 * stored.left_out
@@ -168,10 +168,10 @@ def test_a_stream_goes_on_from_any_place(readers, encoder):
         states.append(json.dumps(one.state()))
         blocks.append(one.next())
     assert one.epochs > 2
-    for place in (0, 1, 7, 8, 9, *random.Random(0).sample(range(590), 30)):
+    for location in (0, 1, 7, 8, 9, *random.Random(0).sample(range(590), 30)):
         other = stream()
-        other.begin(json.loads(states[place]))
-        for block in blocks[place : place + 10]:
+        other.begin(json.loads(states[location]))
+        for block in blocks[location : location + 10]:
             found = other.next()
             assert np.array_equal(found.ids, block.ids) and found.starts == block.starts
 
@@ -221,7 +221,7 @@ def test_rows_that_are_no_documents_are_told_once(readers, encoder):
     for _ in range(600):
         other.next()
     assert told.totals == {"read": 122, "kept": 120, "dropped": 2}
-    [broken] = [entry.places for (_, row_fate), entry in told.reasons.items() if "broken" in row_fate]
+    [broken] = [entry.locations for (_, status), entry in told.reasons.items() if "broken" in status]
     assert broken[0].endswith("part-1.jsonl:42")
 
 

@@ -57,9 +57,9 @@ def test_each_block_of_each_source_comes_once(quotas):
         own = [ordinal for name, ordinal in drawn if name == source]
         assert own == list(range(2 * quota))
         assert sum(name == source for name, _ in drawn[:total]) == quota
-    for place in (0, 1, total // 2, total, total + 1, 2 * total):
-        counts = np.bincount([source for source, _ in drawn[:place]], minlength=len(quotas))
-        assert schedule.drawn(place).tolist() == counts.tolist()
+    for location in (0, 1, total // 2, total, total + 1, 2 * total):
+        counts = np.bincount([source for source, _ in drawn[:location]], minlength=len(quotas))
+        assert schedule.drawn(location).tolist() == counts.tolist()
     again = Schedule(np.array(quotas), seed=3)
     assert [again[index] for index in (total, 3, 2 * total - 1)] == [drawn[i] for i in (total, 3, 2 * total - 1)]
     if len(quotas) > 1:

@@ -25,7 +25,7 @@ def test_two_nodes_of_equal_process_numbers_fill_one_cache(tokenizer, tmp_path, 
 
     def node():
         try:
-            store("a", chunks(), encoder, str(folder), 0, lambda place, fate: None, lambda building: both.wait())
+            store("a", chunks(), encoder, str(folder), 0, lambda location, status: None, lambda building: both.wait())
         except BaseException as error:
             errors.append(error)
 
@@ -47,5 +47,5 @@ def test_a_failure_leaves_nothing_and_is_no_other_process(tokenizer, tmp_path):
 
     chunk = Chunk(Cursor(), Cursor(), ["一篇文档。"], [("a.jsonl:1", "kept")], True)
     with pytest.raises(OSError):
-        store("a", [chunk], encoder, str(folder), 0, lambda place, fate: None, fill)
+        store("a", [chunk], encoder, str(folder), 0, lambda location, status: None, fill)
     assert os.listdir(tmp_path) == ["key"] and os.listdir(folder) == ["mine.txt"]

@@ -170,7 +170,7 @@ def test_evaluation_by_generation(tokenizer, model, tmp_path):
         assert len(method) == 6 and method.name == "generation"
         records = method.compute(model, range(6), Compute(batch_size=4))
         assert json.loads(json.dumps(records)) == records
-        assert [record["place"] for record in records] == [f"{path}:{line}" for line in range(1, 7)]
+        assert [record["location"] for record in records] == [f"{path}:{line}" for line in range(1, 7)]
         assert [record["reference"] for record in records] == ["答"] * 5 + [None]
         assert records[2]["question"] == "问2" and records[2]["choices"] == ["答", "不"]
         # Units are the same whichever process computes them, and in whichever batch.
@@ -180,7 +180,7 @@ def test_evaluation_by_generation(tokenizer, model, tmp_path):
 def test_the_summary_of_an_evaluation(tokenizer, tmp_path):
     rows = [{"messages": conversation("问", answer), "answer_choices": ["年龄", "性别"]} for answer in ("年龄", "性别")]
     prompts, _ = read_prompts(PromptReader([str(write_jsonl(tmp_path / "rows.jsonl", rows))], tokenizer))
-    base = {"question": "", "place": "", "meta": None}
+    base = {"question": "", "location": "", "meta": None}
     records = [
         {**base, "prediction": "年龄", "reference": "年龄", "choices": ["年龄", "性别"], "tokens": 2, "finished": True},
         {**base, "prediction": "年龄", "reference": "性别", "choices": ["年龄", "性别"], "tokens": 4, "finished": True},

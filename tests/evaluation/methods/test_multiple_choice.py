@@ -43,7 +43,7 @@ SHOTS = [
 
 
 def placed(rows, file="data.jsonl"):
-    return [{**row, "place": f"{file}:{number}"} for number, row in enumerate(rows, 1)]
+    return [{**row, "location": f"{file}:{number}"} for number, row in enumerate(rows, 1)]
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def shots(tmp_path):
 
 
 def question(text, answer="A"):
-    return read_question({"question": text, "answer": answer, "place": "x.jsonl:7"})
+    return read_question({"question": text, "answer": answer, "location": "x.jsonl:7"})
 
 
 def build(name, vocabulary):
@@ -96,7 +96,7 @@ def test_ceval_and_cmmlu_files(tmp_path):
     )
     law, iron, two = (read_question(row) for row in read_rows([str(tmp_path)]))
     assert law.text == "宪法,是\nA. 母法\nB. 子法\nC. 私法\nD. 公法\n答案："
-    assert (law.source, law.answer, law.place) == ("law", "A", f"{tmp_path}/law_val.csv:2")
+    assert (law.source, law.answer, law.location) == ("law", "A", f"{tmp_path}/law_val.csv:2")
     assert (iron.source, iron.answer, iron.letters) == ("nutrition", "B", "ABCD")
     assert (two.text, two.letters) == ("是非题\nA. 对\nB. 错\n答案：", "AB")
 
@@ -115,7 +115,7 @@ def test_ceval_and_cmmlu_files(tmp_path):
 )
 def test_rows_that_cannot_be_used_are_named(row, said, tokenizer):
     with pytest.raises(UserError, match=re.escape(said)):
-        SingleChoice([{**row, "place": "x.jsonl:7"}], tokenizer)
+        SingleChoice([{**row, "location": "x.jsonl:7"}], tokenizer)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt2", "sliding", "bloom", "mamba", "hybrid"])
@@ -142,7 +142,7 @@ def test_shared_prefix_and_batches_change_nothing(name, tokenizer, bloom_dir, sh
         found = [[*record["letters"].values(), record["mass"]] for record in records]
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=1e-5)
         assert sum(used) == (0 if recurrent else 5)
-        assert [record["place"] for record in records] == [f"data.jsonl:{number}" for number in range(1, 6)]
+        assert [record["location"] for record in records] == [f"data.jsonl:{number}" for number in range(1, 6)]
 
 
 def test_as_many_batches_whatever_the_prefixes(tokenizer, tmp_path):

@@ -136,17 +136,17 @@ def test_answers_count_as_training_masks_them(tokenizer, tmp_path):
         method = NLL(chats(tmp_path, talks), tokenizer, train_on=train_on)
         expected, counts, characters = [], [], []
         for talk in talks:
-            ids, learned, answers = [], [], []
+            ids, labelled, answers = [], [], []
             for message in talk:
                 head = tokenizer(f"<|im_start|>{message['role']}\n")["input_ids"]
                 body = tokenizer(f"{message['content']}<|im_end|>")["input_ids"]
                 if message["role"] == "assistant":
-                    learned.append(range(len(ids) + len(head), len(ids) + len(head) + len(body)))
+                    labelled.append(range(len(ids) + len(head), len(ids) + len(head) + len(body)))
                     answers.append(message["content"])
                 ids += [*head, *body, *tokenizer("\n")["input_ids"]]
             keep = slice(None) if train_on == "all" else slice(-1, None)
             reference = token_nats(model, ids, lambda i: i)
-            positions = [i for turn in learned[keep] for i in turn]
+            positions = [i for turn in labelled[keep] for i in turn]
             expected.append(sum(reference[i] for i in positions))
             counts.append(len(positions))
             characters.append(sum(map(len, answers[keep])))
@@ -164,8 +164,8 @@ def test_sums_by_file_and_source(tokenizer, tmp_path):
     records = everything(method, tiny_model(len(tokenizer)))
     summary = method.summarise(records)
 
-    def loss(*places):
-        own = [record for record in records if record["place"] in places]
+    def loss(*locations):
+        own = [record for record in records if record["location"] in locations]
         return sum(record["nats"] for record in own) / sum(record["tokens"] for record in own)
 
     assert summary["loss/甲"] == pytest.approx(loss(f"{one}:1", f"{two}:1"))
@@ -180,7 +180,7 @@ def test_rows_that_cannot_be_scored_are_in_the_ledger(tokenizer, tmp_path):
     rows = [{"text": TEXT[0]}, {"text": "a"}, {"text": " "}]
     method = NLL(texts(tmp_path, rows), tokenizer, max_drop_ratio=1)
     assert dict(method.ledger.totals) == {"read": 3, "kept": 1, "dropped": 2}
-    assert {fate for _, fate in method.ledger.reasons} == {
+    assert {status for _, status in method.ledger.reasons} == {
         "dropped: no token has another before it",
         "dropped: empty text",
     }
@@ -190,7 +190,7 @@ def test_rows_that_cannot_be_scored_are_in_the_ledger(tokenizer, tmp_path):
         NLL(texts(tmp_path, rows[:1]), tokenizer, max_length=8, stride=8)
     talks = [conversation("你好", "年龄"), conversation("你好", "a" * 40)]
     method = NLL(chats(tmp_path, talks), tokenizer, max_length=30, max_drop_ratio=0.5)
-    assert len(method) == 1 and [fate for _, fate in method.ledger.reasons] == ["dropped: longer than 30 tokens"]
+    assert len(method) == 1 and [status for _, status in method.ledger.reasons] == ["dropped: longer than 30 tokens"]
 
 
 def test_adapter_and_mode(tokenizer, tmp_path):

@@ -61,7 +61,7 @@ def test_rewards_are_those_of_each_side_alone(tokenizer, tmp_path, size):
         with torch.no_grad():
             expected.append(model(ids).logits.item())
     assert [r[side] for r in records for side in ("chosen", "rejected")] == pytest.approx(expected, abs=1e-5)
-    assert [record["place"].rpartition("/")[2] for record in records] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1"]
+    assert [record["location"].rpartition("/")[2] for record in records] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1"]
     assert "accuracy_per_token" not in method.summarise(records)
 
 
@@ -129,7 +129,7 @@ def test_pairs_that_do_not_fit(tokenizer, tmp_path):
     method = PairAccuracy(pairs(tmp_path, rows), tokenizer, max_length=limit, max_drop_ratio=0.7)
     assert one.length != two.length
     assert len(method) == 1 and dict(method.ledger.totals) == {"read": 3, "kept": 1, "dropped": 2}
-    assert {fate for _, fate in method.ledger.reasons} == {
+    assert {status for _, status in method.ledger.reasons} == {
         f"dropped: a side is longer than {limit} tokens",
         "dropped: chosen and rejected are the same",
     }

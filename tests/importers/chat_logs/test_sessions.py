@@ -94,9 +94,9 @@ def test_silence_ends_a_session_and_runs_are_of_one_person():
 
 def cut_up(senders: str, max_turns: int) -> tuple[list[str], dict[int, str]]:
     """`senders` has m for me; examples come out as the places of their first and last run."""
-    runs = [Run(ME if sender == "m" else sender, [place]) for place, sender in enumerate(senders)]
+    runs = [Run(ME if sender == "m" else sender, [index]) for index, sender in enumerate(senders)]
     dropped: dict[int, str] = {}
-    examples = [f"{example[0].places[0]}-{example[-1].places[0]}" for example in cut(runs, max_turns, dropped)]
+    examples = [f"{example[0].locations[0]}-{example[-1].locations[0]}" for example in cut(runs, max_turns, dropped)]
     return examples, dropped
 
 
