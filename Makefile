@@ -3,9 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 MODEL ?= .cache/SmolLM2-135M-Instruct
+BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 DEMO_OUTPUT ?= runs/demo
 
-.PHONY: demo demo-pretrain demo-reward demo-reward-long demo-dpo demo-grpo test check-slow lock lint bench setup
+.PHONY: demo demo-pretrain demo-reward demo-reward-long demo-orpo demo-dpo demo-grpo test check-slow lock lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -28,12 +29,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(BIN)/python scripts/download.py --source demo --output_dir $(@D)
 
 # make demo MODEL=Qwen/Qwen3-0.6B takes that model from the Hub instead.
-demo: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
+demo: $(VENV)/.installed $(BASE)
 	$(BIN)/python scripts/sft.py --config configs/recipes/demo.yaml \
 		--model_name_or_path $(MODEL) --output_dir $(DEMO_OUTPUT) --overwrite_output_dir
 
 # Samples to token shards, a mixture of them, and a small new model that learns from it.
-demo-pretrain: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
+demo-pretrain: $(VENV)/.installed $(BASE)
 	$(BIN)/python scripts/prepare_corpus.py --input_files datasets/pretrain/*.jsonl --control_characters --nfkc \
 		--quality --exact_dedup --near_dedup --tokenize --model_name_or_path $(MODEL) \
 		--output_dir runs/demo-corpus --overwrite_output_dir
@@ -43,33 +44,27 @@ demo-pretrain: $(VENV)/.installed $(if $(filter .cache/%,$(MODEL)),$(MODEL)/conf
 .cache/reviews/test.jsonl: | $(VENV)/.installed
 	@$(BIN)/python scripts/download.py --source reviews --output_dir $(@D)
 
-# Pairs of shop reviews, and a model that tells the good one from the bad one.
-demo-reward: $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
-	$(BIN)/python scripts/reward.py --config configs/recipes/reward_demo.yaml \
+# Pairs of shop reviews. demo-reward: a model that tells the good one from the bad one. demo-orpo: one that comes to write
+# good ones. demo-dpo and demo-grpo go on from one that writes both: good reviews made likelier, judged by the reward
+# model of demo-reward, and 100 steps of learning from that reward.
+demo-reward demo-orpo demo-dpo demo-grpo: demo-%: $(VENV)/.installed .cache/reviews/test.jsonl $(BASE)
+	$(BIN)/python scripts/$*.py --config configs/recipes/$*_demo.yaml \
+		--model_name_or_path $(MODEL) $(FLAGS) --overwrite_output_dir
+
+demo-dpo demo-grpo: FLAGS = --peft_path runs/demo-reviews --reward_model runs/demo-reward
+demo-dpo demo-grpo: runs/demo-reviews/metrics.json runs/demo-reward/metrics.json
+
+runs/demo-reward/metrics.json:
+	@$(MAKE) demo-reward
+
+runs/demo-reviews/metrics.json: | $(VENV)/.installed .cache/reviews/test.jsonl $(BASE)
+	$(BIN)/python scripts/sft.py --config configs/recipes/reviews_demo.yaml \
 		--model_name_or_path $(MODEL) --overwrite_output_dir
 
 # The longer run: pairs of long reviews, and a small new model whose tokens are Chinese words.
 demo-reward-long: $(VENV)/.installed .cache/reviews/test.jsonl
 	$(BIN)/python scripts/pretrain.py --config configs/recipes/pretrain_reviews.yaml --overwrite_output_dir
 	$(BIN)/python scripts/reward.py --config configs/recipes/reward_long.yaml --overwrite_output_dir
-
-runs/demo-reward/metrics.json:
-	@$(MAKE) demo-reward
-
-# A model that writes reviews of both kinds: where the next two begin.
-runs/demo-reviews/metrics.json: | $(VENV)/.installed .cache/reviews/test.jsonl $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
-	$(BIN)/python scripts/sft.py --config configs/recipes/reviews_demo.yaml \
-		--model_name_or_path $(MODEL) --overwrite_output_dir
-
-# Good reviews made likelier than bad ones, judged by the reward model of demo-reward.
-demo-dpo: runs/demo-reviews/metrics.json runs/demo-reward/metrics.json
-	$(BIN)/python scripts/dpo.py --config configs/recipes/dpo_demo.yaml \
-		--model_name_or_path $(MODEL) --peft_path runs/demo-reviews --reward_model runs/demo-reward --overwrite_output_dir
-
-# The model's own reviews, scored by the reward model of demo-reward: 100 steps of GRPO.
-demo-grpo: runs/demo-reviews/metrics.json runs/demo-reward/metrics.json
-	$(BIN)/python scripts/grpo.py --config configs/recipes/grpo_demo.yaml \
-		--model_name_or_path $(MODEL) --peft_path runs/demo-reviews --reward_model runs/demo-reward --overwrite_output_dir
 
 # Two tests at a time, of one thread each: most of them wait for processes of their own.
 test: $(VENV)/.installed
