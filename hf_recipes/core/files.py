@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -174,6 +174,18 @@ def move_folder(folder: Path, path: str | os.PathLike) -> None:
         for lock in target.iterdir():
             lock.unlink()
     os.replace(folder, target)
+
+
+def move_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Replace the files `names` of `target`, in this order, by those of them that are in `source`.
+
+    The old ones are deleted first, in reverse order: where the last of `names` is, it belongs to all others.
+    """
+    for name in reversed(names):
+        (target / name).unlink(missing_ok=True)
+    for name in names:
+        if (source / name).exists():
+            os.replace(source / name, target / name)
 
 
 def is_empty(folder: str | os.PathLike) -> bool:
