@@ -5,8 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from hf_recipes.apps.mixture.sizes import folder_sizes, tempered_shares
-from hf_recipes.apps.mixture.texts import REASONS
+from hf_recipes.apps.mixture.sizes import REASONS, folder_sizes, tempered_shares
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.sources import source_name
 from hf_recipes.data.pretraining.corpora import named_paths
