@@ -283,8 +283,8 @@ from hf_recipes.corpus import tasks as corpus_tasks
 from hf_recipes.corpus.export import TextShard
 corpus_tasks.MIN_TASK_BYTES = 3000
 mark, replace = PipelineExecutor.mark_rank_as_completed, os.replace
-def die_at(*place):
-    if place == {location}:
+def die_at(*step):
+    if step == {location}:
         os.kill(os.getpid(), signal.SIGKILL)
 def mark_or_die(self, rank):
     die_at(os.path.basename(self.logging_dir.path), rank)

@@ -9,6 +9,8 @@ from hf_recipes.core.settings import PositiveInt, at, check_limits, setting
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 
+NUMBERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")  # arguments of `decoding_of`
+
 
 @dataclass
 class ChatArguments:
@@ -67,7 +69,7 @@ class ChatArguments:
 
     @property
     def decoding(self) -> Decoding:
-        return decoding_of(self.temperature, self.top_p, self.max_new_tokens, self.repetition_penalty, self.seed)
+        return decoding_of(*(getattr(self, name) for name in NUMBERS), self.seed)
 
     @property
     def device_map(self) -> str | None:

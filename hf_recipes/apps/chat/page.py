@@ -9,7 +9,7 @@ from html import escape
 import gradio as gr
 import torch
 
-from hf_recipes.apps.chat.arguments import decoding_of
+from hf_recipes.apps.chat.arguments import NUMBERS, decoding_of
 from hf_recipes.apps.chat.engine import BASE, Engine
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.style import DOWNLOAD
@@ -18,7 +18,6 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.inference.decoding import Decoding
 
 MAX_CHARACTERS = 100_000  # of a question or a system prompt
-SLIDERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")
 PERIOD = 0.05  # seconds between two updates of a growing answer
 
 
@@ -83,7 +82,7 @@ class Page:
                 self._labelled(self.model, label="model")
                 self._labelled(self.compare_with, label="compare with")
                 self._labelled(self.system, label="system")
-                for key, slider in zip(SLIDERS, self.sliders, strict=True):
+                for key, slider in zip(NUMBERS, self.sliders, strict=True):
                     self._labelled(slider, label=key, info=f"{key} help")
         with self._labelled(gr.Accordion(open=False), label="read"), gr.Row():
             self.decoded = [

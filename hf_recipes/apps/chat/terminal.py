@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from hf_recipes.apps.chat.arguments import decoding_of
+from hf_recipes.apps.chat.arguments import NUMBERS, decoding_of
 from hf_recipes.apps.chat.engine import Answer, Engine
 from hf_recipes.apps.chat.session import Session, Settings
 from hf_recipes.apps.chat.texts import Texts
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.inference.decoding import Decoding
-
-NUMBERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")
 
 
 class Terminal:

@@ -56,7 +56,7 @@ def parse_sizes(text: str, unit: str | None = None) -> Sizes:
     sizes = Sizes(unit=unit or next(filter(None, (unit_of(item.size) for item in items)), "bytes"))
     du = [item for item in items if item.path and "\t" in item.text]
     if du and sizes.unit == "bytes" and all(item.size.isdigit() for item in du):  # du without -h
-        sizes.remark(du[0].line, du[0].text, "KiB")
+        sizes.warn(du[0].line, du[0].text, "KiB")
         items = [item._replace(size=f"{item.size}K") if item in du else item for item in items]
     paths = {PurePosixPath(item.path) for item in items if item.path}
     sums = {path for path in paths if len(paths) > 1 and all(path in other.parents for other in paths - {path})}
@@ -64,14 +64,14 @@ def parse_sizes(text: str, unit: str | None = None) -> Sizes:
         path = PurePosixPath(item.path)
         count = parse_size(item.size, sizes.unit)
         if item.path and (path in sums or (paths - sums).intersection(path.parents)):
-            sizes.remark(item.line, item.text, "counted elsewhere")
+            sizes.warn(item.line, item.text, "counted elsewhere")
         elif count is not None:
             sizes.add(item.line, item.text, item.name, count)
         elif unit_of(item.size) not in (None, sizes.unit) or item.size[-1:] in ("b", "B"):
-            sizes.remark(item.line, item.text, "another unit")
+            sizes.warn(item.line, item.text, "another unit")
         else:
-            sizes.remark(item.line, item.text, item.reason)
-    sizes.remarks.sort(key=lambda remark: remark[0])
+            sizes.warn(item.line, item.text, item.reason)
+    sizes.warnings.sort(key=lambda warning: warning[0])
     return sizes
 
 

@@ -84,24 +84,24 @@ def parse_size(text: str, unit: str) -> float | None:
 class Sizes:
     """Sources and their sizes in `unit` (tokens, bytes or documents).
 
-    `remarks` are the lines or files that are not counted, or not as they stand: the line's number or None, its text,
+    `warnings` are the lines or files that are not counted, or not as they stand: the line's number or None, its text,
     and a key of `REASONS`.
     """
 
     amounts: dict[str, float] = field(default_factory=dict)
     unit: str = "bytes"
-    remarks: list[tuple[int | None, str, str]] = field(default_factory=list)
+    warnings: list[tuple[int | None, str, str]] = field(default_factory=list)
 
-    def remark(self, line: int | None, text: str, reason: str) -> None:
-        self.remarks.append((line, text, reason))
+    def warn(self, line: int | None, text: str, reason: str) -> None:
+        self.warnings.append((line, text, reason))
 
     def add(self, line: int | None, text: str, name: str, amount: float) -> None:
         """Count a source; sizes of the same name are added."""
         if not name or not amount:
-            self.remark(line, text, "empty")
+            self.warn(line, text, "empty")
             return
         if name in self.amounts:
-            self.remark(line, text, "added")
+            self.warn(line, text, "added")
         self.amounts[name] = self.amounts.get(name, 0) + amount
 
 
@@ -123,16 +123,16 @@ def folder_sizes(folder: str) -> Sizes:
         for path, manifest, files in sources:
             if manifest:
                 if sizes.unit == "bytes":
-                    sizes.remark(None, path.name, "bytes of shards")
+                    sizes.warn(None, path.name, "bytes of shards")
                 sizes.add(None, path.name, source_name(path.name), manifest[sizes.unit])
             elif files:
                 if any(file.name.endswith((*COMPRESSED, ".parquet")) for file in files):
-                    sizes.remark(None, path.name, "compressed")
+                    sizes.warn(None, path.name, "compressed")
                 sizes.add(None, path.name, source_name(path.name), sum(file.stat().st_size for file in files))
             else:
-                sizes.remark(None, path.name, "no data")
+                sizes.warn(None, path.name, "no data")
         if sizes.amounts and not any(path.is_dir() for path in paths):
-            sizes.remark(None, folder, "files only")
+            sizes.warn(None, folder, "files only")
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     return sizes

@@ -56,9 +56,9 @@ def read_sources() -> Sizes:
         text = st.text_area(label, key="text", height=150, placeholder=EXAMPLE, help=help_text)
         unit = radio(t("Unit of the sizes", "大小的单位"), "unit", auto=t("as in the text", "按内容判断"), **units())
         sizes = parse_sizes(text, None if unit == "auto" else unit)
-    if sizes.remarks:
+    if sizes.warnings:
         st.warning(t("Not counted, or not as it stands:", "未计入，或处理方式有变："))
-        rows = [(line, text, t(*REASONS[reason])) for line, text, reason in sizes.remarks]
+        rows = [(line, text, t(*REASONS[reason])) for line, text, reason in sizes.warnings]
         columns = [t("Line", "行"), t("Text", "内容"), t("Reason", "原因")]
         st.dataframe(pd.DataFrame(rows, columns=columns), hide_index=True)
     return sizes

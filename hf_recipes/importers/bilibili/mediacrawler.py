@@ -5,6 +5,7 @@ content, like_count, nickname, user_id or creator_hash. Both as .json, .jsonl or
 the file's name, or as the tables of a SQLite file.
 """
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -55,20 +56,22 @@ class Table(NamedTuple):
         return f"{self.path}/{self.name}"
 
     def read(self) -> Iterator[Record]:
-        connection = _open(self.path)
-        try:
+        with _sqlite(self.path) as connection:
             rows = connection.execute(f"SELECT rowid, * FROM {self.name}")
             columns = [column[0] for column in rows.description[1:]]
             for number, *values in rows:
                 yield Record(f"{self.location}:{number}", dict(zip(columns, values, strict=True)))
-        except sqlite3.Error as error:
-            raise UserError(f"{self.path}: cannot be read as SQLite ({error}); copy it again") from None
-        finally:
-            connection.close()
 
 
-def _open(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=ro", uri=True)
+@contextlib.contextmanager
+def _sqlite(path: str) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=ro", uri=True)
+    try:
+        yield connection
+    except sqlite3.Error as error:
+        raise UserError(f"{path}: cannot be read as SQLite ({error}); copy it again") from None
+    finally:
+        connection.close()
 
 
 CrawlFile = Source | Table
@@ -110,13 +113,8 @@ def _is_sqlite(path: Path) -> bool:
 
 
 def _tables(path: str) -> Iterator[tuple[str, Table]]:
-    connection = _open(path)
-    try:
+    with _sqlite(path) as connection:
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        raise UserError(f"{path}: cannot be read as SQLite ({error}); copy it again") from None
-    finally:
-        connection.close()
     for kind, name in _TABLES.items():
         if name not in names:
             raise UserError(f"{path}: no table {name}; it is not the database of a Bilibili crawl")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conftest import build_tokenizer, json_files, tiny_model, write_jsonl
-from hf_recipes.apps.chat.engine import Engine, ChatModel
+from hf_recipes.apps.chat.engine import ChatModel, Engine
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
