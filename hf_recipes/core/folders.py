@@ -124,9 +124,7 @@ class OutputFolder:
         for name in self.names():
             is_claimed = self._is_claimed(claims, name) or any(f"{file}/".startswith(f"{name}/") for file in files)
             if is_claimed and (self.path / name).is_symlink():
-                raise UserError(
-                    f"--output_dir {self.path}: {name} is a link, and what it leads to is not deleted; remove the link"
-                )
+                raise UserError(f"--output_dir {self.path}: {name} is a link, which is not followed; remove the link")
 
     def clear(self) -> None:
         """Delete the files of the earlier writer and folders that are then empty, after `check_links`."""

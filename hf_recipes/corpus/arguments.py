@@ -39,9 +39,7 @@ class CorpusArguments(ExecutorArguments):
     shard_size: PositiveInt = setting("Documents in a shard.", 20_000)
     tokenize: bool = setting("Write token shards instead of text.", False)
     model_name_or_path: str | None = setting("With --tokenize: model of the tokenizer.")
-    document_end_token: str | None = setting(
-        "With --tokenize: token at the end of a document; by default the eos token."
-    )
+    document_end_token: str | None = setting("With --tokenize: last token of a document; by default the eos token.")
     trust_remote_code: bool = setting("Run code that comes with the tokenizer.", False)
     max_drop_ratio: Share = setting("Stop when more than this share of the rows cannot be used at all.", 0.01)
     cache_dir: str | None = setting("Where downloads are cached.")

@@ -109,9 +109,7 @@ def explain(error: Exception, name: str, target: Target, *, downloads: bool = Fa
         return f"{where}: no such repository, or a private one; check the name, or {login}"
     if status == 403 and not downloads:
         owner = name.split("/")[0]
-        return (
-            f"{where}: not allowed (403): this login may not write to {owner}; use a repository of your own, or {login}"
-        )
+        return f"{where}: not allowed (403): this login may not write to {owner}; use your own name, or {login}"
     if status in (401, 403):
         return f"{where}: not allowed ({status}); {'accept the licence on its page, ' * downloads}{login}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

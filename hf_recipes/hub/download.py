@@ -42,9 +42,7 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
     repository = _ModelScope(model, revision) if source == "modelscope" else _HuggingFace(model, revision)
     try:
         files = _select(model, repository.files())
-        fetch_once(
-            target, lambda: _is_complete(target, files, repository), lambda: _fetch_all(repository, files, target)
-        )
+        fetch_once(target, lambda: _is_complete(target, files, repository), lambda: _fetch(target, files, repository))
     except UserError:
         raise
     except hub.client_errors(source) as error:
@@ -89,7 +87,7 @@ def _is_complete(target: Path, files: list[RemoteFile], repository: "_HuggingFac
     return True
 
 
-def _fetch_all(repository: "_HuggingFace | _ModelScope", files: list[RemoteFile], target: Path) -> None:
+def _fetch(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _ModelScope") -> None:
     partial = target.with_name(f"{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     missing = [file for file in files if _difference(partial / file.path, file)]

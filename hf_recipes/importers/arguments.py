@@ -41,21 +41,15 @@ class BilibiliArguments(ImportArguments):
     description_template: str = setting("Line of the video's description, {}; none if empty.", "视频简介：{}")
     parent_template: str = setting("Line of the parent comment, {}; none if empty.", "父级评论内容：{}")
     thread: bool = setting("Make one example of several turns of each chain of replies.", False)
-    missing_video: KeepOrDrop = setting(
-        "Comments whose video is not in the contents; if kept, the video is None.", "keep"
-    )
-    missing_parent: KeepOrDrop = setting(
-        "Replies whose parent is not in the comments; if kept, the parent is None.", "keep"
-    )
+    missing_video: KeepOrDrop = setting("Comments whose video is not in the contents; if kept, it is None.", "keep")
+    missing_parent: KeepOrDrop = setting("Replies whose parent is not in the comments; if kept, it is None.", "keep")
     reply_loops: KeepOrDrop = setting("Comments that are their own ancestors; if kept, the parent is None.", "drop")
     duplicate_ids: Literal["first", "last"] = setting("Which of several rows with one comment_id to use.", "last")
     emoji_only: KeepOrDrop = setting("Comments of nothing but emoji and [emotes].", "drop")
     reply_prefix: Literal["keep", "strip", "anonymise"] = setting("What to do with the prefix 回复 @name :.", "strip")
     exact_dedup: bool = setting("Drop comments that repeat an earlier one.", True)
     near_dedup: bool = setting("Drop comments that are nearly an earlier one (MinHash).", False)
-    dedup_min_chars: int = setting(
-        "Shorter comments are never duplicates: different people write the same few words.", 10
-    )
+    dedup_min_chars: int = setting("Shorter comments are never duplicates: people write the same few words.", 10)
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,7 +72,7 @@ class QQArguments(ImportArguments):
     input: list[str] | None = setting("QQ's or WeChatMsg's .txt, WeChatMsg's .csv, or folders of them.")
     me: list[str] | None = setting("Your nickname or number (or several), the assistant in the examples.")
     session_gap: Annotated[float, at(gt=0, text="minutes above 0")] = setting(
-        "Minutes of silence that end a session.", 60
+        "Silence that ends a session (minutes).", 60
     )
     speakers: Literal["auto", "always", "never"] = setting("Name： before messages of others; auto: in groups.", "auto")
     system_notices: KeepOrDrop = setting("Messages of the client itself (系统消息).", "drop")

@@ -27,9 +27,7 @@ class ChatArguments:
     bnb_config: str | None = setting("JSON with keys of BitsAndBytesConfig.")
     gpus: str | None = setting("Numbers of GPUs with commas between (0,1), or cpu; by default the first GPU, if any.")
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_source_length: PositiveInt | None = setting(
-        "Largest number of prompt tokens; by default what the context holds."
-    )
+    max_source_length: PositiveInt | None = setting("Largest number of prompt tokens; by default the context's.")
     system_prompt: str = setting("System prompt at the start.", "")
     temperature: Annotated[float, at(ge=0, le=2)] = setting("At the start; 0 always takes the likeliest token.", 0.7)
     top_p: float = setting("At the start.", 0.9)
@@ -55,12 +53,11 @@ class ChatArguments:
         if self.auth is not None and not all(self.auth.partition(":")):
             raise ValueError("--auth: expected user:password")  # the value may be a password: do not show it
         if not self.auth and not self.insecure and not self.cli:
+            hint = "add --auth user:password, or --insecure to allow that"
             if self.share:
-                raise ValueError("--share lets anybody in; add --auth user:password, or --insecure to allow that")
+                raise ValueError(f"--share lets anybody in; {hint}")
             if not is_loopback(self.host):
-                raise ValueError(
-                    f"--host {self.host} lets the network in; add --auth user:password, or --insecure to allow that"
-                )
+                raise ValueError(f"--host {self.host} lets the network in; {hint}")
 
     @property
     def model_arguments(self) -> ModelArguments:
@@ -96,7 +93,7 @@ def decoding_of(
     if temperature < 0 or not 0 < top_p <= 1:
         name, value = ("temperature", temperature) if temperature < 0 else ("top_p", top_p)
         raise ValueError(f"--{name} {value:g}: expected {'at least 0' if temperature < 0 else '0 to 1'}")
-    sampling = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)} if temperature else {}
-    return Decoding(
-        max_new_tokens=int(max_new_tokens), repetition_penalty=float(repetition_penalty), seed=seed, **sampling
-    )
+    values = {"max_new_tokens": int(max_new_tokens), "repetition_penalty": float(repetition_penalty), "seed": seed}
+    if temperature:
+        values |= {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)}
+    return Decoding(**values)

@@ -38,9 +38,7 @@ def load(arguments: ChatArguments) -> "Engine":
     if arguments.gpus not in (None, "cpu"):
         wanted, available = arguments.gpus.count(",") + 1, torch.cuda.device_count()
         if available < wanted:
-            raise UserError(
-                f"--gpus {arguments.gpus}: {available} of these {wanted} are here; omit the flag, or give cpu"
-            )
+            raise UserError(f"--gpus {arguments.gpus}: {available} of these {wanted} are here; omit it, or give cpu")
     return open_engine(
         arguments.model_arguments,
         arguments.peft_path or (),

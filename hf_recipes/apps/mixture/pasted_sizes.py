@@ -174,9 +174,8 @@ def _name_and_size(number: int, line: str) -> _Item:
     """A number at either end is the size; of two, the one next to a tab or with a unit; else the line is ambiguous."""
     first, last = _SIZE_FIRST.fullmatch(line), _NAME_FIRST.fullmatch(line)
     if first and last:
-        is_marked = [
-            "\t" in match["between"] if "\t" in line else not match["size"][-1].isdigit() for match in (first, last)
-        ]
+        has_tab = "\t" in line
+        is_marked = ["\t" in m["between"] if has_tab else not m["size"][-1].isdigit() for m in (first, last)]
         if is_marked[0] == is_marked[1]:
             return _Item(number, line)
         first, last = (first, None) if is_marked[0] else (None, last)

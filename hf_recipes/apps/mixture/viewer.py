@@ -100,9 +100,8 @@ def edit_shares(sizes: pd.Series) -> pd.Series:
         "share": number(t("Share in %", "占比（%）"), min_value=0, format="%.2f", required=True),
     }
     table = pd.DataFrame({"size": sizes, "share": 100 * shares})
-    edited = st.data_editor(
-        table, column_config=config, disabled=["_index"], width="stretch", key=f"shares {state.version}"
-    )
+    key = f"shares {state.version}"
+    edited = st.data_editor(table, column_config=config, disabled=["_index"], width="stretch", key=key)
     if not edited.equals(table):
         shares = state.edited = edited["share"].fillna(0) / 100
     total = shares.sum()

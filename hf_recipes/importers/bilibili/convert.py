@@ -23,6 +23,8 @@ from hf_recipes.importers.bilibili.mediacrawler import (
 from hf_recipes.importers.output import WORK, finish_ledgers, write_examples
 from hf_recipes.privacy.redactor import Redactor, mentioned
 
+Personal = dict[int | str, set[str]]  # kinds of personal data that were replaced, by a comment's index or a video's id
+
 
 def prepare_bilibili(args: BilibiliArguments, folder: Path) -> bytearray:
     """Write the examples of a crawl and their ledger into `folder`; returns the split of each example."""
@@ -40,7 +42,7 @@ def prepare_bilibili(args: BilibiliArguments, folder: Path) -> bytearray:
     if args.privacy or args.reply_prefix == "anonymise":
         for comment in comments:
             under_video[comment.video].append(comment)
-    personal: dict[int | str, set[str]] = {}
+    personal: Personal = {}
 
     @lru_cache(maxsize=1)  # examples are written video after video
     def prompt_of(video: str) -> VideoPrompt:
@@ -75,15 +77,9 @@ def _personal_statuses(kinds: Iterable[str]) -> list[str]:
 
 
 class VideoPrompt:
-    """The prompt of a video, and the conversations of the comments under it.
+    """The prompt of a video, and the conversations of the comments under it; what is replaced goes into `personal`."""
 
-    Args:
-        personal: gets the kinds of personal data that were replaced, by the comment's index or the video's id.
-    """
-
-    def __init__(
-        self, comment_set: CommentSet, video_id: str, comments: Sequence[Comment], personal: dict[int | str, set[str]]
-    ):
+    def __init__(self, comment_set: CommentSet, video_id: str, comments: Sequence[Comment], personal: Personal):
         self._comment_set, self._personal = comment_set, personal
         args, video = comment_set.args, comment_set.videos.get(video_id)
         self._hides_names = args.reply_prefix == "anonymise" or args.privacy
@@ -93,9 +89,8 @@ class VideoPrompt:
             for name in (user, *names):
                 self._numbers.setdefault(name, number)
         self._redactor = Redactor(people) if args.privacy else None
-        title, description = (
-            (self._redacted(text, video_id) for text in (video.title, video.description)) if video else ("", "")
-        )
+        texts = (video.title, video.description) if video else ("", "")
+        title, description = (self._redacted(text, video_id) for text in texts)
         self._heading = [(args.title_template, title), (args.description_template, description)]
 
     def messages(self, chain: Sequence[int]) -> Iterator[dict[str, str]]:

@@ -140,9 +140,7 @@ def _check_platform(path: str, row: Mapping[str, Any], kind: str) -> None:
             raise UserError(f"{path}: its column {column} is of {platform}; remove this file from --input_dir")
     for column in _NEEDED[kind]:
         if column not in row:
-            raise UserError(
-                f"{path}: no column {column!r} among {', '.join(row)}; these are not the {kind} of a Bilibili crawl"
-            )
+            raise UserError(f"{path}: no column {column!r} among {', '.join(row)}; not the {kind} of a Bilibili crawl")
     if (video := _id(row["video_id"])) and not _VIDEO_ID.fullmatch(video):
         raise UserError(f"{path}: its video_id is not one of Bilibili; remove this file from --input_dir")
 

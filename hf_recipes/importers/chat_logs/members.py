@@ -34,9 +34,8 @@ class Members:
             if not keys:
                 raise UserError(f"--me {name}: nobody of this name or number writes here, but {self._listed()} do")
             if len(numbers := sorted(keys & self._accounts)) > 1:
-                raise UserError(
-                    f"--me {name}: {len(numbers)} people have this nickname; give one of {', '.join(numbers)}"
-                )
+                numbers = f"{len(numbers)} people have this nickname; give one of {', '.join(numbers)}"
+                raise UserError(f"--me {name}: {numbers}")
             matches |= keys
         their_names = {name for key in matches for name in self.names[key]}
         return matches | {key for key in self.names.keys() - self._accounts if key in their_names}

@@ -48,9 +48,8 @@ class Rules:
         self._args = args
         names = {name for names in members.names.values() for name in names} | {"全体成员"}
         longest_first = sorted(map(re.escape, names), key=len, reverse=True)
-        self._mention = (
-            re.compile(f"[@＠](?:{'|'.join(longest_first)})[ \u2005]?") if args.mentions == "strip" else None
-        )
+        mention = re.compile(f"[@＠](?:{'|'.join(longest_first)})[ \u2005]?")
+        self._mention = mention if args.mentions == "strip" else None
 
     def apply(self, message: Message) -> tuple[str, list[str], str | None]:
         """The text, what was changed in it, and the reason to drop the message, or None."""
@@ -79,14 +78,15 @@ class MessageGroup(NamedTuple):
     indices: list[int]
 
 
-def split_sessions(
-    messages: Sequence[Message], usable: Iterable[int], me: set[str], gap: float
-) -> Iterator[list[MessageGroup]]:
+Session = list[MessageGroup]
+
+
+def split_sessions(messages: Sequence[Message], usable: Iterable[int], me: set[str], gap: float) -> Iterator[Session]:
     """The message groups of each session: between silences of more than `gap` minutes.
 
     Messages of the keys `me` have the sender `ME`. `usable` are the indices of the messages to use.
     """
-    session: list[MessageGroup] = []
+    session: Session = []
     last_time = None
     for index in usable:
         message = messages[index]
@@ -104,7 +104,7 @@ def split_sessions(
 
 
 def split_session(
-    session: Iterable[MessageGroup], max_turns: int, drop: Callable[[Sequence[MessageGroup], str], None]
+    session: Session, max_turns: int, drop: Callable[[Sequence[MessageGroup], str], None]
 ) -> Iterator[list[MessageGroup]]:
     """Examples of up to `max_turns` groups, the first of somebody else, the last of `ME`; no group is in two.
 
