@@ -49,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "the same command goes on where this one stopped")
+    run_script(main, "the same command resumes where this one stopped")

@@ -13,9 +13,9 @@ def main() -> None:
     parser = Parser([BilibiliArguments])
     [args] = parser.parse()
     with output_folder(args.output_dir, args.overwrite_output_dir) as folder:
-        counts = prepare_bilibili(args, folder)
+        splits = prepare_bilibili(args, folder)
         parser.save_settings(folder / "run_config.yaml")
-    say_counts(args.output_dir, counts)
+    say_counts(args.output_dir, splits)
 
 
 if __name__ == "__main__":

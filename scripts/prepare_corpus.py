@@ -1,4 +1,4 @@
-"""Clean, deduplicate and tokenize corpora into shards; the same command goes on where a run was killed.
+"""Clean, deduplicate and tokenize corpora into shards; the same command resumes a killed run.
 
 python scripts/prepare_corpus.py --input_files wiki=wikipedia-cn.json news/ baike.jsonl.zst --quality --near_dedup \
     --tokenize --model_name_or_path MODEL --output_dir corpus --workers 8
@@ -31,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "the same command goes on where this one stopped")
+    run_script(main, "the same command resumes where this one stopped")

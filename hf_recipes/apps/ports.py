@@ -1,4 +1,4 @@
-"""Which ports are free."""
+"""Free TCP ports."""
 
 import errno
 import socket
@@ -7,11 +7,7 @@ from hf_recipes.core.errors import UserError
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether nobody listens there.
-
-    Raises:
-        OSError: `host` is none of this machine's addresses.
-    """
+    """Whether the port can be bound; OSError if `host` is no address of this machine."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -25,15 +21,11 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def free_port(first: int, host: str = "127.0.0.1") -> int | None:
-    """`first`, or the next port that is free; None where there is none."""
+    """The lowest free port from `first` on, or None."""
     return next((port for port in range(first, 65536) if is_free(port, host)), None)
 
 
 def check_port(port: int, host: str) -> None:
-    """
-    Raises:
-        UserError: it is in use (the next free one is named), or `host` is no address of this machine.
-    """
     try:
         if not is_free(port, host):
             following = free_port(port + 1, host)

@@ -1,1 +1,1 @@
-"""What every part builds on."""
+"""Errors, settings, files, the data ledger and processes; imports nothing else of this package."""

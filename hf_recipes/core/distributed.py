@@ -1,4 +1,4 @@
-"""Being one of several processes: meeting at the start, also after a restart, and parting at the end."""
+"""Distributed runs: rendezvous, also after a restart of torchrun, DeepSpeed's kernels and buffers, and the end."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ from uuid import uuid4
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import locked
 
-BUILD_TIME = 900.0  # seconds after which nobody compiles any more; a kernel takes about a minute
+BUILD_SECONDS = 900.0  # after which a lock is stale; a kernel compiles in about a minute
 
 
 def be_one_process() -> None:
-    """Without a launcher, be a launch of one process: DeepSpeed would look for MPI."""
+    """Without a launcher, set the environment of one process; without it DeepSpeed would look for MPI."""
     if "RANK" not in os.environ:
-        own = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        os.environ |= {name: str(value) for name, value in own.items()}
+        values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        os.environ |= {name: str(value) for name, value in values.items()}
 
 
 def _free_port() -> int:
@@ -29,26 +29,26 @@ def _free_port() -> int:
 
 
 def compile_kernels(names: Sequence[str]) -> None:
-    """Compile DeepSpeed's kernels, one process after the other, under a lock that ends with its process.
+    """Compile DeepSpeed's kernels, one process after the other, under a lock that is released when its process ends.
 
-    torch's own lock is a file. It stays where a compiler is killed, and later processes wait for it without an end.
+    torch's own lock is a file that a killed compiler leaves, and later processes would wait for it forever.
 
     Args:
-        names: of DeepSpeed's builders; those that the accelerator does not have are left out.
+        names: DeepSpeed's builders; those that the accelerator does not have are skipped.
     """
     from deepspeed.accelerator import get_accelerator
     from deepspeed.ops import __compatible_ops__ as compatible
     from torch.utils.cpp_extension import get_default_build_root
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    begun = root / "hf_recipes.compiling"  # stays where a process is killed meanwhile
-    busy = f"waiting for another process that compiles DeepSpeed's kernels in {root}"
+    begun = root / "hf_recipes.compiling"  # a killed process leaves it
+    busy = f"waiting for another process, which compiles DeepSpeed's kernels in {root}"
     with locked(root / ".hf_recipes.lock", busy, wait=-1):
         was_killed = begun.exists()
         for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")):
             with contextlib.suppress(OSError):
                 age = time.time() - lock.stat().st_mtime
-                if was_killed or age > BUILD_TIME:
+                if was_killed or age > BUILD_SECONDS:
                     lock.unlink()
                 elif age > 5:
                     say(f"waiting for a compiler that has {lock}; if none is running, delete that file")
@@ -62,33 +62,33 @@ def compile_kernels(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def private_shared_memory() -> Iterator[None]:
-    """Around the start of DeepSpeed's communication, whose buffers of shared memory would outlive the processes.
+    """Unlink the shared memory of DeepSpeed's communication, started within, so that it ends with the processes.
 
-    Each is 66 MB, has a name that is made of the run's address, and is opened by that name at the start alone. One that
-    a killed run has left under the same name would be taken for another process's.
+    A buffer of 66 MB is opened once, by a name made of the run's address and the rank. One that a killed run has left
+    under the same name would be taken for another process's, so it is deleted before.
     """
-    location = Path("/dev/shm")
-    if not location.is_dir():
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
         yield
         return
     address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
-    buffer = location / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    buffer = folder / f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
     buffer.unlink(missing_ok=True)
     yield
     if buffer.exists():
         import torch.distributed as dist
 
-        dist.barrier()  # until all have opened all
+        dist.barrier()  # until all processes have opened all buffers
         buffer.unlink(missing_ok=True)
 
 
 def rendezvous_after_restart(timeout: float) -> None:
     """Under torchrun, agree on a store that no earlier attempt of this launch has written to.
 
-    torchrun keeps one store over its restarts, in which processes find the addresses of the dead and fail to connect
-    (https://github.com/pytorch/pytorch/issues/135712); and it counts the restarts of each node apart. Here each process
-    asks the first with a name that nobody had before, and gets the port of a store that the first is going to keep, and
-    the number of restarts so far. Both are put into the environment, where torch looks for them.
+    torchrun keeps one store over its restarts, in which processes find the addresses of ended ones and fail to connect
+    (https://github.com/pytorch/pytorch/issues/135712), and it counts the restarts per node. Here each process sends a
+    new random name to the first one, and receives the port of a store that the first one will open, and the number of
+    restarts. Both go into the environment, where torch reads them.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
@@ -97,31 +97,31 @@ def rendezvous_after_restart(timeout: float) -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agents = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
-    store, own = PrefixStore("hf_recipes", agents), uuid4().hex
+    store, name = PrefixStore("hf_recipes", agents), uuid4().hex
     if rank == 0:
-        meeting = f"{_free_port()} {store.add('attempts', 1) - 1}"
+        reply = f"{_free_port()} {store.add('attempts', 1) - 1}"
         waiting = set(range(1, world))
         end = time.monotonic() + timeout
         while waiting and time.monotonic() < end:
             for other in list(waiting):
-                if not store.check([f"asks/{other}"]):
+                if not store.check([f"request/{other}"]):
                     continue
-                name = store.get(f"asks/{other}").decode()  # of this attempt or of one before
-                store.set(f"answer/{name}", meeting)
-                if store.check([f"taken/{meeting}/{other}"]):
+                other_name = store.get(f"request/{other}").decode()  # of this attempt or of an earlier one
+                store.set(f"reply/{other_name}", reply)
+                if store.check([f"received/{reply}/{other}"]):
                     waiting.discard(other)
             time.sleep(0.02)
     else:
-        store.set(f"asks/{rank}", own)
-        meeting = store.get(f"answer/{own}").decode()
-        store.set(f"taken/{meeting}/{rank}", "")
-    os.environ["MASTER_PORT"], os.environ["TORCHELASTIC_RESTART_COUNT"] = meeting.split()
+        store.set(f"request/{rank}", name)
+        reply = store.get(f"reply/{name}").decode()
+        store.set(f"received/{reply}/{rank}", "")
+    os.environ["MASTER_PORT"], os.environ["TORCHELASTIC_RESTART_COUNT"] = reply.split()
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 
 
 def leave_process_group() -> None:
-    """Meet the other processes a last time and let them end; nothing happens where there is one only."""
-    # Without this, gloo's threads sometimes abort the process after a good run (2 of 20 on torch 2.13).
+    """Wait for the other processes, so that all end together."""
+    # Without this, gloo's threads sometimes abort the process after a successful run (2 of 20 on torch 2.13).
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

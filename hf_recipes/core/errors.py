@@ -1,12 +1,12 @@
-"""The one exception that a user is meant to read."""
+"""The exception for mistakes of users, and output for them."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence saying what is wrong, where, and what to do."""
+    """A mistake that the user can correct: one sentence that says what is wrong, where, and what to do."""
 
 
 def say(message: str) -> None:
-    """Print one line of progress, from the first process of each node only."""
+    """Print one line, from the first process of each node only."""
     import os
 
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:

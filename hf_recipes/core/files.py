@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, locks that end with their process, and JSON that every reader takes."""
+"""Files and folders that are complete or absent, locks that end with their process, and valid JSON."""
 
 import contextlib
 import errno
@@ -9,16 +9,17 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import yaml
 from filelock import FileLock, Timeout
 
 from hf_recipes.core.errors import UserError, say
 
-# What writing a file can fail with where neither this code nor its caller is wrong.
+# Errors of writing a file that are neither a bug of this code nor of its caller.
 _DISK = {
     errno.EACCES,
     errno.EDQUOT,
@@ -35,17 +36,17 @@ _DISK = {
     errno.EROFS,
     errno.ESTALE,
 }
-# How torch, safetensors and tokenizers, which raise other types than OSError, say the same.
+# The same in the messages of torch, safetensors and tokenizers, which raise other types than OSError.
 _DISK_SIGNS = re.compile(
     r"no space left|\(os error \d+\)|PytorchStreamWriter|inline_container.*unexpected pos|iostream error|I/O error|"
     r"file too large|disk quota|read-only file system|database or disk is full",
     re.IGNORECASE | re.DOTALL,
 )
-_LOCK = re.compile(r"\.(.+\.)?lock")  # as `lock_of` and `folders.held` name them
+_LOCK = re.compile(r"\.(.+\.)?lock")  # names by `lock_of` and `folders.held`
 
 
 def disk_problem(error: BaseException | None) -> str | None:
-    """Why a file could not be written, where that is what `error` or an exception behind it says; else None."""
+    """Why a file could not be written, if `error` or one of its causes is about that; else None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -59,8 +60,8 @@ def disk_problem(error: BaseException | None) -> str | None:
 
 
 @contextlib.contextmanager
-def writing(what: str, hint: str = "make room or name another place") -> Iterator[None]:
-    """Around what writes files: a full, read-only or forbidden disk becomes a `UserError` that begins with `what`."""
+def writing(what: str, hint: str = "make room or name another folder") -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk into a `UserError` that begins with `what`."""
     try:
         yield
     except UserError:
@@ -73,7 +74,7 @@ def writing(what: str, hint: str = "make room or name another place") -> Iterato
 
 
 def to_json(value: Any, indent: int | None = None, default: Any = None) -> str:
-    """JSON text without NaN and infinities, which JSON has no words for: they become null."""
+    """JSON text, with null for NaN and infinities, which JSON does not have."""
     try:
         return json.dumps(value, ensure_ascii=False, indent=indent, default=default, allow_nan=False)
     except ValueError:
@@ -94,7 +95,7 @@ def _partial_of(target: Path) -> Path:
 
 
 def remove_abandoned(target: str | os.PathLike) -> None:
-    """Remove what writers of `target` on this machine left half-written when they were killed."""
+    """Remove the partial files of killed writers of `target` on this machine."""
     target = Path(target)
     name = re.compile(rf"{re.escape(f'{target.name}.partial-{socket.gethostname()}')}-(\d+)-\w+")
     for path in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):
@@ -103,7 +104,7 @@ def remove_abandoned(target: str | os.PathLike) -> None:
                 os.kill(int(match[1]), 0)
             except ProcessLookupError:
                 _remove(path)
-            except PermissionError:  # another user's, alive
+            except PermissionError:  # a running process of another user
                 pass
 
 
@@ -116,11 +117,14 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A path next to `path` to write to, which takes its place when nothing was raised and is removed otherwise."""
+def new_file(path: str | os.PathLike, partial_name: str | None = None) -> Iterator[Path]:
+    """A path next to `path` to write to; it is renamed to `path` when nothing was raised, and removed otherwise.
+
+    With a `partial_name`, the next writer of `path`, on any machine, overwrites what a killed one left.
+    """
     target = Path(path)
     remove_abandoned(target)
-    partial = _partial_of(target)
+    partial = target.with_name(partial_name) if partial_name else _partial_of(target)
     try:
         yield partial
         os.replace(partial, target)
@@ -131,7 +135,7 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """An empty folder next to `path` and named after it, which is gone when this ends."""
+    """An empty folder next to `path`, which is removed when this ends."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target)
@@ -145,9 +149,9 @@ def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """An empty folder next to `path`, which becomes `path` when nothing was raised and is removed otherwise.
+    """An empty folder next to `path`; it is renamed to `path` when nothing was raised, and removed otherwise.
 
-    `path` must be absent or empty when this ends (`is_empty`); else OSError.
+    `path` must then be absent or empty (`is_empty`); else OSError.
     """
     with temporary_folder(path) as partial:
         yield partial
@@ -156,10 +160,10 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def share_weights(folder: str | os.PathLike) -> None:
-    """Give weights the mode that the umask gives any new file; safetensors 0.8 writes them for their owner alone."""
+    """Give weights the file mode of the umask; safetensors 0.8 makes them readable by their owner only."""
     weights = list(Path(folder).rglob("*.safetensors"))
     if weights:
-        probe = _partial_of(Path(folder, "mode"))  # the umask itself cannot be read without changing it for a moment
+        probe = _partial_of(Path(folder, "mode"))  # the umask cannot be read without setting it
         probe.touch()
         mode = probe.stat().st_mode & 0o666
         probe.unlink()
@@ -168,7 +172,7 @@ def share_weights(folder: str | os.PathLike) -> None:
 
 
 def move_folder(folder: Path, path: str | os.PathLike) -> None:
-    """Give a folder the name `path`, which must be absent or empty (`is_empty`); else OSError."""
+    """Rename a folder to `path`, which must be absent or empty (`is_empty`); else OSError."""
     target = Path(path)
     if target.is_dir() and is_empty(target):
         for lock in target.iterdir():
@@ -176,9 +180,37 @@ def move_folder(folder: Path, path: str | os.PathLike) -> None:
     os.replace(folder, target)
 
 
+def move_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Replace the files `names` of `target`, in this order, by those of them that are in `source`.
+
+    The old ones are deleted first, in reverse order: where the last of `names` is, it belongs to all others.
+    """
+    for name in reversed(names):
+        (target / name).unlink(missing_ok=True)
+    for name in names:
+        if (source / name).exists():
+            os.replace(source / name, target / name)
+
+
 def is_empty(folder: str | os.PathLike) -> bool:
-    """Whether a folder has nothing in it but lock files."""
+    """Whether a folder has no files but locks."""
     return all(_LOCK.fullmatch(name) for name in os.listdir(folder))
+
+
+def read_mapping(path: str, flag: str, as_yaml: bool = False) -> dict[str, Any]:
+    """The JSON object, or the YAML mapping (empty for an empty file), in the file that `flag` names."""
+    kind, parse = ("YAML mapping", yaml.safe_load) if as_yaml else ("JSON object", json.loads)
+    try:
+        value = parse(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: no such file") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{flag} {path}: not {kind.split()[0]} ({' '.join(str(error).split())})") from None
+    if value is None and as_yaml:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{flag} {path}: expected a {kind}, found a {type(value).__name__}")
+    return value
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -196,21 +228,18 @@ def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> N
 
 
 def lock_of(path: str | os.PathLike) -> Path:
-    """The lock file of a file or folder that several processes may write: beside it, hidden, and left there."""
+    """The lock file of a file or folder: next to it, hidden, and never deleted."""
     target = Path(os.path.abspath(path))
     return target.with_name(f".{target.name}.lock")
 
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, busy: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path`, which is created with its folder; it is free as soon as its process ends, in any way.
+    """Hold the lock file `path`, which is created with its folder; it is released however the process ends.
 
     Args:
-        busy: the sentence for whoever comes while another process holds it; who waits says it.
-        wait: seconds; -1 waits without an end.
-
-    Raises:
-        UserError: `busy`, or the lock file cannot be written.
+        busy: message if another process holds it: printed before waiting, else raised.
+        wait: seconds; -1 waits without limit.
     """
     lock = FileLock(path)
     try:
@@ -224,7 +253,7 @@ def locked(path: str | os.PathLike, busy: str, wait: float = 0.0) -> Iterator[No
     except Timeout:
         raise UserError(busy) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be locked ({disk_problem(error) or error}); name another place") from None
+        raise UserError(f"{path}: cannot be locked ({disk_problem(error) or error}); name another folder") from None
     try:
         yield
     finally:

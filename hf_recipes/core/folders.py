@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes to, with a record of which files in it are its writer's own."""
+"""An output folder that one process at a time writes to, with a record of the files that its writer made."""
 
 import contextlib
 import json
@@ -16,11 +16,7 @@ RECORD, LOCK = ".run", ".lock"
 
 @contextlib.contextmanager
 def held(folder: str | os.PathLike, wait: float = 0.0) -> Iterator[None]:
-    """Hold `folder`, which is created; the lock ends with the process, and an empty new folder with it.
-
-    Raises:
-        UserError: another process holds it for longer than `wait` seconds, or it cannot be written to.
-    """
+    """Create `folder` and lock it, waiting up to `wait` seconds; a new folder that stays empty is removed."""
     folder = Path(folder)
     is_new = not folder.exists()
     try:
@@ -33,25 +29,22 @@ def held(folder: str | os.PathLike, wait: float = 0.0) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                (folder / LOCK).unlink()  # whoever has opened it meanwhile sees that, and opens another
+                (folder / LOCK).unlink()  # a process that waits for this file notices, and creates another
                 if is_new:
-                    folder.rmdir()  # where nothing was written
+                    folder.rmdir()  # fails unless empty
 
 
 class OutputFolder:
-    """What a folder holds, and what of it a former writer of the same `kind` made.
+    """The files of a folder, and those of them that an earlier writer of the same `kind` made.
 
-    The record is a file in the folder: the names of `files` that are its writer's, and `claims`, patterns of what a
-    writer that has not ended may have written since. Claims are recorded before anything is written, so that the files
-    of a killed process are known too; an end (`settle`) puts the files that are there in their place. Names are
-    relative, with slashes; patterns are regular expressions of whole names.
+    A file in the folder records `files` that the writer made, and `claims`: patterns of files that a writer may make.
+    Claims are recorded before anything is written, so that the files of a killed process are known too; `settle`
+    replaces them by the files that exist. Names are relative, with slashes; patterns are regular expressions of full
+    names.
 
     Args:
         kind: of writer; a record of another kind counts as none.
-        former: the claims of versions whose record names no files: all that a writer of any version makes.
-
-    Raises:
-        UserError: `path` is a file.
+        former: the claims of versions whose record names no files.
     """
 
     def __init__(self, path: str | os.PathLike, kind: str, former: Iterable[str] = ()):
@@ -76,43 +69,43 @@ class OutputFolder:
         return self.record is not None and self.record["kind"] == self.kind
 
     def names(self) -> list[str]:
-        """All files, and links of any kind, which are not followed; without the record and the lock."""
-        found: list[str] = []
+        """All files and links (which are not followed), without the record and the lock."""
+        names: list[str] = []
         for folder, folders, files in os.walk(self.path):
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-            found += [Path(folder, name).relative_to(self.path).as_posix() for name in (*files, *links)]
-        return sorted(n for n in found if n not in (RECORD, LOCK) and not n.startswith(f"{RECORD}.partial-"))
+            names += [Path(folder, name).relative_to(self.path).as_posix() for name in (*files, *links)]
+        return sorted(n for n in names if n not in (RECORD, LOCK) and not n.startswith(f"{RECORD}.partial-"))
 
     @property
     def is_empty(self) -> bool:
         return not self.names() and not any(path.is_dir() for path in self.path.glob("*"))
 
     def own(self) -> list[str]:
-        """The files that are there and that the record says are its writer's."""
+        """The existing files that the writer made, by the record."""
         if not self.is_mine:
             return []
         files = set(self.record["files"])
         return [name for name in self.names() if name in files or _matches(self.record["claims"], name)]
 
     def others(self, claims: Iterable[str]) -> list[str]:
-        """The files that are not its writer's, and that one with these `claims` would take for its own."""
-        own, claims = set(self.own()), list(claims)
-        return [name for name in self.names() if name not in own and self._is_claimed(claims, name)]
+        """The files that the writer did not make, but that these `claims` match."""
+        recorded, claims = set(self.own()), list(claims)
+        return [name for name in self.names() if name not in recorded and self._is_claimed(claims, name)]
 
     def _is_claimed(self, claims: list[str], name: str) -> bool:
-        if (self.path / name).is_symlink():  # also to a folder, in which files would be claimed
+        if (self.path / name).is_symlink():  # a claim may match files behind a link to a folder
             claims, name = [claim.split("/")[0] for claim in claims], name.split("/")[0]
         return _matches(claims, name)
 
     def claim(self, claims: Iterable[str], launch: str | None = None) -> None:
-        """Record what is going to be written, beside what was recorded before."""
+        """Add patterns of files that are going to be written to the record."""
         former = self.record if self.is_mine else {"files": [], "claims": [], "launch": None}
         names = list(dict.fromkeys([*former["claims"], *claims]))
         launch = launch or former["launch"]
         self._write({"kind": self.kind, "launch": launch, "files": former["files"], "claims": names})
 
     def settle(self) -> None:
-        """Record the files that are there in place of the claims: what others put here later is theirs."""
+        """Replace the claims by the files that exist, so that files added later are not the writer's."""
         self._write({**self.record, "files": self.own(), "claims": []})
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -120,34 +113,28 @@ class OutputFolder:
         self.record = record
 
     def adopt(self) -> None:
-        """Take the files that are there and that the claims of former versions match for those of a writer."""
+        """Record the files that the claims of former versions match as the writer's."""
         self.record = {"kind": self.kind, "launch": None, "files": [], "claims": self.former}
 
     def check_links(self) -> None:
-        """Raise UserError where a link stands in the place of a file or folder that a writer makes or has made."""
+        """Raise UserError for a link in place of a file or folder that a writer makes or has made."""
         if not self.is_mine:
             return
         files, claims = self.record["files"], [*self.record["claims"], *self.former]
         for name in self.names():
-            is_own = self._is_claimed(claims, name) or any(f"{file}/".startswith(f"{name}/") for file in files)
-            if is_own and (self.path / name).is_symlink():
-                raise UserError(
-                    f"--output_dir {self.path}: {name} is a link, and what it leads to is not deleted; remove the link"
-                )
+            is_claimed = self._is_claimed(claims, name) or any(f"{file}/".startswith(f"{name}/") for file in files)
+            if is_claimed and (self.path / name).is_symlink():
+                raise UserError(f"--output_dir {self.path}: {name} is a link, which is not followed; remove the link")
 
     def clear(self) -> None:
-        """Delete the files of the former writer, and the folders in which then nothing is left.
-
-        Raises:
-            UserError: as `check_links`; nothing is deleted then.
-        """
+        """Delete the files of the earlier writer and folders that are then empty, after `check_links`."""
         if not self.is_mine:
             return
         self.check_links()
-        own = self.own()
-        for name in own:
+        names = self.own()
+        for name in names:
             (self.path / name).unlink()
-        parents = {parent for name in own for parent in PurePosixPath(name).parents if parent.name}
+        parents = {parent for name in names for parent in PurePosixPath(name).parents if parent.name}
         for parent in sorted(parents, key=lambda path: -len(path.parts)):
             with contextlib.suppress(OSError):
                 (self.path / parent).rmdir()

@@ -1,4 +1,4 @@
-"""What became of every row: kept, truncated, split, repaired or dropped, by source and reason."""
+"""The data ledger: how many rows were kept, truncated, split, repaired or dropped, by source and reason."""
 
 import contextlib
 import os
@@ -8,58 +8,56 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len, set_cell_size
+
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_json
 
-LEDGER = "data_ledger.json"  # in the folder of what was made
+LEDGER = "data_ledger.json"  # in an output folder
 KEPT = "kept"
-FILTERED = "dropped by settings"  # by the settings, which no limit on dropped rows counts
-MAX_LOCATIONS, SHOWN = 10, 3  # the first places of each reason are remembered, and the details of so many are shown
-UNUSABLE = "unusable row: "  # begins the reason of what could not be read, as opposed to what a rule dropped
+FILTERED = "dropped by settings"  # the limit on dropped rows does not count these
+MAX_LOCATIONS, MAX_DETAILS = 10, 3  # of each reason: locations to keep, details to print
+UNUSABLE = "unusable row: "  # prefix of the reasons of rows that cannot be read, as opposed to rows that a rule dropped
 
 
 def row_status(action: str, reason: str) -> str:
-    """One row's fate as the string that data sets carry in their `fate` column (`KEPT` for an untouched row)."""
+    """The status of a row, as in the `status` column of data sets (`KEPT` for an unchanged row)."""
     return f"{action}: {reason}"
 
 
-# A reason is one of few sentences; what of a row's own makes it clearer is a detail, behind this sign. Details may be
-# personal: they are shown to whoever has the data on screen, and no file of counts holds them.
+# There are few different reasons. The value of a row that explains one is its detail, after this character. Details may
+# be personal: they are printed, but never written to a file.
 _DETAIL, DETAIL_LENGTH = "\x1f", 60
-# What a reason quotes, as `repr` writes it. A quote that does not end takes the rest; a long number may be a row's.
+# Quoted values and long numbers in a reason; a quote without end extends to the end of the reason.
 _QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|\d{5,}""", re.DOTALL)
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
 def with_detail(reason: str, detail: object) -> str:
-    """A reason with what the row holds, cut to `DETAIL_LENGTH` characters."""
+    """A reason with a value of the row, cut to `DETAIL_LENGTH` characters."""
     text = " ".join("".join(sign if sign.isprintable() else " " for sign in str(detail)).split())
     return f"{reason}{_DETAIL}{text if len(text) <= DETAIL_LENGTH else text[: DETAIL_LENGTH - 1] + '…'}"
 
 
-def without_detail(reason: str) -> str:
-    return reason.split(_DETAIL, 1)[0]
-
-
 def shown(reason: str) -> str:
-    """A reason or fate for people: with its detail in brackets, unless details are hidden."""
+    """A reason or status to print: with its detail in brackets, unless details are hidden."""
     reason, _, detail = reason.partition(_DETAIL)
     return f"{reason} ({detail})" if detail and not _hidden.get() else reason
 
 
 def without_values(reason: str) -> str:
-    """A reason of an earlier version's ledger, which may quote a row, without what it quotes."""
-    return ": ".join(_QUOTED.sub("…", reason).split(": ")[:2])  # a third part is another program's message
+    """A reason of an earlier version's ledger, which may quote values of a row, without these."""
+    return ": ".join(_QUOTED.sub("…", reason).split(": ")[:2])  # a third part is the message of another program
 
 
 @contextlib.contextmanager
 def details_hidden(hidden: bool = True) -> Iterator[None]:
-    """Whatever is said of rows within shows no detail of them."""
-    before = _hidden.set(hidden)
+    """Print no details within this context."""
+    token = _hidden.set(hidden)
     try:
         yield
     finally:
-        _hidden.reset(before)
+        _hidden.reset(token)
 
 
 def is_dropped(status: str) -> bool:
@@ -68,9 +66,9 @@ def is_dropped(status: str) -> bool:
 
 @dataclass
 class Entry:
-    """One reason: how many rows, the first `PLACES` of them as ``file:line``, and of these the details.
+    """The number of rows of one reason, the locations (``file:line``) of the first `MAX_LOCATIONS`, and their details.
 
-    Details are of this process: `Ledger.to_dict` leaves them out.
+    `Ledger.to_dict` omits the details.
     """
 
     count: int = 0
@@ -83,17 +81,17 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """Counts of one data set. Kept (truncated, split and repaired rows among them) + dropped equals read.
+    """Counts of one data set. Kept (including truncated, split and repaired rows) + dropped equals read.
 
-    `sources` maps a file to `Counter(read=…, kept=…, dropped=…, truncated=…, …)`; `reasons` maps
-    ``(file, fate)`` to its `Entry`.
+    `sources` maps a file to `Counter(read=…, kept=…, dropped=…, truncated=…, …)`, `reasons` maps ``(file, status)``
+    to its `Entry`.
     """
 
     sources: dict[str, Counter] = field(default_factory=dict)
     reasons: dict[tuple[str, str], Entry] = field(default_factory=dict)
 
     def add(self, location: str, *statuses: str) -> None:
-        """Count one row; `place` is ``file:line``. Several fates are for one that was repaired in several ways."""
+        """Count one row; `location` is ``file:line``. A row that was repaired in several ways has several statuses."""
         source = location.rpartition(":")[0]
         counts = self.sources.setdefault(source, Counter())
         counts["read"] += 1
@@ -110,36 +108,20 @@ class Ledger:
                 if detail:
                     entry.details[location] = detail
 
-    def drop(self, location: str, statuses: Iterable[str], reason: str) -> None:
-        """Drop a row after all that was counted, with `row_fates`, as kept."""
-        source = location.rpartition(":")[0]
-        counts = self.sources[source]
-        counts.subtract(["read", "kept", *{status.split(":", 1)[0] for status in statuses}])
-        for status in map(without_detail, statuses):
-            entry = self.reasons[source, status]
-            entry.count -= 1
-            if location in entry.locations:
-                entry.locations.remove(location)
-            if not entry.count:
-                del self.reasons[source, status]
-        self.add(location, row_status("dropped", reason))
-
     def add_all(self, locations: Iterable[str], statuses: Iterable[str]) -> "Ledger":
         for location, status in zip(locations, statuses, strict=True):
             self.add(location, status)
         return self
 
     def merge(self, other: "Ledger") -> "Ledger":
-        """Add what another ledger counted of later rows."""
+        """Add the counts of another ledger, of later rows."""
         for source, counts in other.sources.items():
             self.sources.setdefault(source, Counter()).update(counts)
-        for key, found in other.reasons.items():
+        for key, more in other.reasons.items():
             entry = self.reasons.setdefault(key, Entry())
-            entry.count += found.count
-            entry.locations += found.locations[: MAX_LOCATIONS - len(entry.locations)]
-            entry.details |= {
-                location: found.details[location] for location in entry.locations if location in found.details
-            }
+            entry.count += more.count
+            entry.locations += more.locations[: MAX_LOCATIONS - len(entry.locations)]
+            entry.details |= {location: text for location, text in more.details.items() if location in entry.locations}
         return self
 
     @property
@@ -147,13 +129,12 @@ class Ledger:
         return sum(self.sources.values(), Counter())
 
     def check(self, max_drop_ratio: float, reasons: str = "") -> None:
-        """Raise `UserError`, with the first ten places, when more than `max_drop_ratio` of the rows were dropped.
+        """Raise a UserError, with the first locations, when more than `max_drop_ratio` of the rows were dropped.
 
-        Counted are drops whose reason begins with `reasons`; rows that were dropped as `ASKED` are left out.
+        Only drops whose reason begins with `reasons` count; rows that are `FILTERED` are not counted as read.
         """
-        entries = [
-            (status, e) for (_, status), e in self.reasons.items() if status.startswith(row_status("dropped", reasons))
-        ]
+        prefix = row_status("dropped", reasons)
+        entries = [(status, entry) for (_, status), entry in self.reasons.items() if status.startswith(prefix)]
         dropped, read = sum(entry.count for _, entry in entries), self.totals["read"] - self.totals[FILTERED]
         if not dropped or (dropped <= max_drop_ratio * read and dropped < read):
             return
@@ -162,28 +143,30 @@ class Ledger:
             for status, entry in entries
             for location in entry.locations
         ]
-        head = f"{dropped} of {read} rows cannot be used"
+        problem = f"{dropped} of {read} rows cannot be used"
         if dropped < read:
-            head += f", more than --max_drop_ratio {max_drop_ratio:g} allows; mend them or raise it"
-        raise UserError("\n".join([f"{head}:", *first[:MAX_LOCATIONS]]))
+            problem += f", more than --max_drop_ratio {max_drop_ratio:g} allows; correct them or raise it"
+        raise UserError("\n".join([f"{problem}:", *first[:MAX_LOCATIONS]]))
 
     def table(self) -> str:
-        """The counts as a table, a line a source, with the reasons below each."""
+        """The counts as a table: a line a source, with its reasons below."""
         columns = ["read", "kept", "truncated", "dropped"]
         for extra in ("split", "repaired"):
             if self.totals[extra]:
                 columns.insert(3, extra)
-        width = max([len(source) for source in self.sources] + [8])
-        lines = ["source".ljust(width) + "".join(name.rjust(11) for name in columns)]
+        width = max([cell_len(source) for source in self.sources] + [8])
+        lines = [set_cell_size("source", width) + "".join(name.rjust(11) for name in columns)]
         for source, counts in self.sources.items():
-            lines.append(source.ljust(width) + "".join(f"{counts[name]:,}".rjust(11) for name in columns))
+            lines.append(set_cell_size(source, width) + "".join(f"{counts[name]:,}".rjust(11) for name in columns))
             for (owner, status), entry in self.reasons.items():
                 if owner == source:
-                    file, _, line = entry.locations[0].rpartition(":") if entry.locations else ("", "", "")
-                    first = f" (first at {f'line {line}' if file == owner else entry.places[0]})" if file else ""
+                    first = ""
+                    if entry.locations:
+                        file, _, line = entry.locations[0].rpartition(":")
+                        first = f" (first at {f'line {line}' if file == owner else entry.locations[0]})"
                     lines.append(f"  {entry.count:,} {status}{first}")
-                    if not _hidden.get():
-                        lines += [f"    {where}: {what}" for where, what in list(entry.details.items())[:SHOWN]]
+                    details = [] if _hidden.get() else list(entry.details.items())[:MAX_DETAILS]
+                    lines += [f"    {location}: {detail}" for location, detail in details]
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
@@ -198,7 +181,7 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, value: dict) -> "Ledger":
-        """The ledger of a `to_dict`, and of the files of earlier versions, whose key was "fate"."""
+        """The ledger of `to_dict`, also of an earlier version, in which the key of a status was "fate"."""
         sources = {source: Counter(counts) for source, counts in value["sources"].items()}
         reasons = {
             (entry["source"], entry.get("status") or entry["fate"]): Entry(entry["count"], list(entry["first"]))
@@ -208,5 +191,5 @@ class Ledger:
 
 
 def write_ledgers(path: str | os.PathLike, **ledgers: Ledger) -> None:
-    """Write `data_ledger.json`: one object a data set (``train``, ``validation``)."""
+    """Write `data_ledger.json`, with one object a data set (``train``, ``validation``)."""
     write_json(path, {name: ledger.to_dict() for name, ledger in ledgers.items()})

@@ -21,10 +21,10 @@ from transformers import HfArgumentParser
 from hf_recipes import __version__
 from hf_recipes.core.distributed import leave_process_group
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import disk_problem, write_text
+from hf_recipes.core.files import disk_problem, read_mapping, write_text
 from hf_recipes.core.heap import map_large_blocks
 
-# Never written to run_config.yaml: secrets, and what concerns one invocation rather than the run.
+# Never written to run_config.yaml: secrets, and settings of one invocation rather than of the run.
 NOT_RECORDED = {
     "auth",
     "dry_run",
@@ -35,19 +35,17 @@ NOT_RECORDED = {
     "resume_from_checkpoint",
     "trust_checkpoint",
 }
-
-
-DEFAULTS = "# Defaults\n"  # in run_config.yaml, between what was set and what was not
+DEFAULTS = "# Defaults\n"  # heading of run_config.yaml's second section
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean X?)"`` for the known name closest to `name`, or an empty string."""
+    """``" (did you mean X?)"``, with the known name closest to `name`; empty if none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def setting(text: str, default: Any = None) -> Any:
-    """A dataclass field with its help for ``--help``."""
+    """A dataclass field with its text for ``--help``."""
     return field(default=default, metadata={"help": text})
 
 
@@ -59,7 +57,7 @@ class at:
     gt: float | None = None
     le: float | None = None
     lt: float | None = None
-    text: str | None = None  # what is expected, where the limits do not say it all; {} is the value
+    text: str | None = None  # the expected values in words, in place of the limits; {} is the value
 
     def __contains__(self, value: float) -> bool:
         bounds = ((operator.ge, self.ge), (operator.gt, self.gt), (operator.le, self.le), (operator.lt, self.lt))
@@ -80,29 +78,28 @@ Share = Annotated[float, at(ge=0, le=1, text="a share from 0 to 1")]
 
 @cache
 def _limits(kind: type) -> dict[str, at]:
-    hints = get_type_hints(kind, include_extras=True)
-    found = {name: (hint, *get_args(hint)) for name, hint in hints.items()}  # PositiveInt | None too
-    return {name: one.__metadata__[0] for name, parts in found.items() for one in parts if get_origin(one) is Annotated}
+    return {
+        name: part.__metadata__[0]
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+        for part in (hint, *get_args(hint))  # the arguments of PositiveInt | None
+        if get_origin(part) is Annotated
+    }
 
 
 def check_limits(arguments: Any, **inherited: at) -> None:
-    """Refuse a number that is not what its field is annotated with, or what is said of an inherited field.
-
-    Raises:
-        ValueError: there is one.
-    """
+    """Raise ValueError for a number outside the limits that its field is annotated with, or that `inherited` gives."""
     for name, limits in (_limits(type(arguments)) | inherited).items():
         value = getattr(arguments, name)
         if value is not None and value not in limits:
-            shown = f"{value:g}" if isinstance(value, float) else value
-            raise ValueError(f"--{name} {shown}: expected {str(limits).format(shown)}")
+            text = f"{value:g}" if isinstance(value, float) else value
+            raise ValueError(f"--{name} {text}: expected {str(limits).format(text)}")
 
 
 class Parser(HfArgumentParser):
     """Parses dataclasses from flags and YAML.
 
-    `settings` holds, after `parse`, the value of every field as it was given or defaulted, before any
-    `__post_init__` changed it: what `save_settings` writes and `--config` reads back.
+    After `parse`, `settings` has the value of every field before any `__post_init__` changed it, which `save_settings`
+    writes and `--config` reads; `given` has the names that were set.
     """
 
     def __init__(self, dataclass_types: Sequence[type], **kwargs):
@@ -118,32 +115,27 @@ class Parser(HfArgumentParser):
         raise UserError(re.sub(r"(--\w+)/--[\w-]+", r"\1", message))
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple:
-        """Return one instance of each dataclass.
-
-        Raises:
-            UserError: an unknown flag or key (the nearest known one is named), a value of the wrong type, a
-                configuration file that is missing or is not a YAML mapping, or settings that contradict each other.
-        """
+        """One instance of each dataclass; all mistakes of the command line and the file are UserErrors."""
         argv = list(sys.argv[1:] if argv is None else argv)
         config_path, flags = self._take_config(argv)
-        config = _read_yaml(config_path) if config_path else {}
+        config = read_mapping(config_path, "--config", as_yaml=True) if config_path else {}
         for key in config:
             if key not in self.fields:
                 raise UserError(f"{config_path}: unknown key {key!r}{nearest(str(key), self.fields)}")
-        # A null in the file can overrule a default, which no flag could say.
+        # A null in the file overrules a default, which no flag can do.
         self.set_defaults(**{key: None for key, value in config.items() if value is None})
         on_command_line = _named(flags)
         try:
             namespace, unknown = self.parse_known_args(self._as_flags(config) + flags)
         except UserError as error:
-            named = re.search(r"argument --(\w+)", str(error))
-            from_file = named and named[1] in config and named[1] not in on_command_line
+            match = re.search(r"argument --(\w+)", str(error))
+            from_file = match and match[1] in config and match[1] not in on_command_line
             raise UserError(f"{config_path}: {error}" if from_file else str(error)) from None
         if unknown:
             name = unknown[0].split("=")[0]
             if not name.startswith("-"):
                 before = next((flag for flag in reversed(flags[: flags.index(unknown[0])]) if flag[:2] == "--"), "")
-                is_secret = "token" in before or "auth" in before  # a slip there must not show what was meant for it
+                is_secret = "token" in before or "auth" in before  # the stray argument may be a secret
                 raise UserError("stray argument " + (f"after {before.split('=')[0]}" if is_secret else repr(name)))
             raise UserError(f"unknown flag {name}{nearest(name, (f'--{field}' for field in self.fields))}")
         values = {name: getattr(namespace, name) for name in self.fields}
@@ -160,13 +152,9 @@ class Parser(HfArgumentParser):
 
     @classmethod
     def names(cls, argv: Sequence[str]) -> set[str]:
-        """The settings that a command line and its ``--config`` file name, known or not.
-
-        Raises:
-            UserError: a configuration file that is missing or is not a YAML mapping.
-        """
+        """The names of settings on a command line and in its ``--config`` file, known or not."""
         path, flags = cls._take_config(list(argv))
-        return set(_read_yaml(path) if path else ()) | _named(flags)
+        return set(read_mapping(path, "--config", as_yaml=True) if path else ()) | _named(flags)
 
     @staticmethod
     def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -183,7 +171,7 @@ class Parser(HfArgumentParser):
         return path, flags
 
     def _as_flags(self, config: dict[str, Any]) -> list[str]:
-        """YAML values as the flags that say the same, so that one parser checks both."""
+        """YAML values as flags, so that one parser checks both."""
         flags: list[str] = []
         for key, value in config.items():
             if isinstance(value, list) and self._option_string_actions[f"--{key}"].nargs != "+":
@@ -197,26 +185,26 @@ class Parser(HfArgumentParser):
         return flags
 
     def recorded(self) -> dict[str, Any]:
-        """`settings` without secrets and without what concerns one invocation only, as YAML's own types."""
+        """`settings` without `NOT_RECORDED`, as YAML's own types."""
         return {name: _plain(self.settings[name]) for name in self.fields if name not in NOT_RECORDED}
 
     def save_settings(self, path: str | os.PathLike) -> None:
-        """Write `settings` as YAML: first what was set otherwise than by default, then the rest, without secrets."""
+        """Write `recorded` as YAML: first what differs from the defaults, then the rest."""
         import torch
         import transformers
 
         recorded = self.recorded()
         changed = {name for name in self.given & recorded.keys() if recorded[name] != self._defaults[name]}
 
-        def plain(is_changed: bool) -> str:
-            chosen = {name: value for name, value in recorded.items() if (name in changed) is is_changed}
-            return yaml.safe_dump(chosen, allow_unicode=True, sort_keys=False) if chosen else ""
+        def section(is_changed: bool) -> str:
+            values = {name: value for name, value in recorded.items() if (name in changed) is is_changed}
+            return yaml.safe_dump(values, allow_unicode=True, sort_keys=False) if values else ""
 
         text = (
             f"# Repeat this run: --config {Path(path).name}\n"
             f"# hf_recipes {__version__}, transformers {transformers.__version__}, torch {torch.__version__}\n\n"
-            f"{plain(True)}\n"
-            f"{DEFAULTS}{plain(False)}"
+            f"{section(True)}\n"
+            f"{DEFAULTS}{section(False)}"
         )
         write_text(path, text)
 
@@ -230,56 +218,15 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return getattr(value, "value", value)  # enum members, by their value
+    return getattr(value, "value", value)  # the value of an enum member
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--config {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        location = f"{path}:{mark.line + 1}" if mark else path
-        raise UserError(f"{location}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected 'key: value' lines, found a {type(content).__name__}")
-    return content
-
-
-def read_json_object(path: str, flag: str) -> dict[str, Any]:
-    """The JSON object in the file that `flag` names.
-
-    Raises:
-        UserError: no such file, not JSON, or no object.
-    """
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{flag} {path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {path}: not JSON ({error})") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{flag} {path}: expected a JSON object, found a {type(settings).__name__}")
-    return settings
-
-
-# What a script holds until its end, such as the lock of its folder; `run_script` lets go of it.
+# What a script holds until its end, such as the lock of its folder; `run_script` closes it.
 at_end = ExitStack()
 
 
-def run_script(main: Callable[[], None], go_on: str = "the same command begins anew") -> None:
-    """Run a script's `main`: a `UserError` becomes one line on stderr and exit code 1, without a traceback.
-
-    So does a disk that is full or forbidden, wherever it is met.
-
-    Args:
-        go_on: what to do after Ctrl-C.
-    """
+def run_script(main: Callable[[], None], resume_hint: str = "the same command starts again") -> None:
+    """Run a script's `main`; a `UserError`, or a full or forbidden disk, is one line on stderr and exit code 1."""
     map_large_blocks()
     _hush_libraries()
     try:
@@ -287,7 +234,7 @@ def run_script(main: Callable[[], None], go_on: str = "the same command begins a
             main()
             leave_process_group()
     except KeyboardInterrupt:
-        say(f"\ninterrupted; {go_on}")
+        say(f"\ninterrupted; {resume_hint}")
         sys.exit(130)
     except Exception as error:
         text = str(error)
@@ -295,14 +242,14 @@ def run_script(main: Callable[[], None], go_on: str = "the same command begins a
             problem = disk_problem(error)
             if problem is None:
                 raise
-            text = f"a file cannot be read or written ({problem}); make room, or see to whose it is"
+            text = f"a file cannot be read or written ({problem}); make room or check the permissions"
         rank = int(os.environ.get("RANK", 0))
         print(f"error{f' (rank {rank})' if rank else ''}: {text}", file=sys.stderr, flush=True)
         sys.exit(1)
 
 
 def _hush_libraries() -> None:
-    """Keep from the user what only the libraries' own authors can act on, and bars from files and pipes."""
+    """Hide warnings that only the libraries' authors can act on, and progress bars where there is no terminal."""
     import datasets
     import transformers
 

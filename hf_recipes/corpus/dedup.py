@@ -14,25 +14,23 @@ from datatrove.utils.text import ngrams
 from hf_recipes.corpus.cleaning import words
 from hf_recipes.corpus.decontamination import Words
 
-SHINGLE = 5  # characters or words; with 14 bands of 8 hashes, documents of a similarity of 0.72 or more meet
-
-
+SHINGLE = 5  # characters or words; 14 bands of 8 hashes match documents of a Jaccard similarity of about 0.72 or more
 SLICE = 10_000  # shingles hashed at once: 112 hashes of 8 bytes for each
 
 
 def _text_of(document: Document) -> bytes:
-    return document.text.encode()  # xxhash 4 takes nothing but bytes
+    return document.text.encode()  # xxhash 4 takes only bytes
 
 
 def _priority(document: Document) -> int:
-    return (1 << 16) - 1 - document.metadata["rank"]  # of equal documents, the first is kept
+    return (1 << 16) - 1 - document.metadata["rank"]  # the first of equal documents is kept
 
 
 EXACT = ExactDedupConfig(_text_of, _priority)
 
 
 class SignExactly(ExactDedupSignature):
-    """As datatrove's, but hands the documents on."""
+    """As datatrove's, but passes the documents to the next step."""
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         signatures = []
@@ -43,7 +41,7 @@ class SignExactly(ExactDedupSignature):
 
 
 class SignNearly(MinhashDedupSignature):
-    """As datatrove's, with shingles of Chinese characters, and in bounded memory for documents of any length."""
+    """As datatrove's, with shingles of Chinese characters, in bounded memory for documents of any length."""
 
     def __init__(self, folder: Path):
         super().__init__(str(folder), MinhashConfig(n_grams=SHINGLE), Words())
@@ -53,24 +51,23 @@ class SignNearly(MinhashDedupSignature):
         return np.fromiter(hashes, np.uint64).reshape(-1, 1)
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        parts = [
-            super(SignNearly, self).get_signature(shingles[at : at + SLICE]) for at in range(0, len(shingles), SLICE)
-        ]
-        return np.min(np.array(parts, np.uint64), axis=0).tolist()
+        slices = [shingles[start : start + SLICE] for start in range(0, len(shingles), SLICE)]
+        signatures = [super(SignNearly, self).get_signature(each) for each in slices]
+        return np.min(np.array(signatures, np.uint64), axis=0).tolist()
 
 
 class KeepFirst(MinhashDedupCluster):
-    """As datatrove's, but keeps the first document of each cluster, whatever the cluster's shape."""
+    """As datatrove's, but always keeps the first document of each cluster."""
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
         first: dict[tuple[int, int], tuple[int, int]] = {}
 
         def root(node: tuple[int, int]) -> tuple[int, int]:
-            above = first.setdefault(node, node)
-            while above != first[above]:
-                first[node] = first[above]
-                node, above = above, first[above]
-            return above
+            parent = first.setdefault(node, node)
+            while parent != first[parent]:
+                first[node] = first[parent]
+                node, parent = parent, first[parent]
+            return parent
 
         for name in self.input_folder.list_files(glob_pattern="*.dups"):
             with self.input_folder.open(name, "rb") as file:
@@ -83,11 +80,11 @@ class KeepFirst(MinhashDedupCluster):
                     files.write(f"{task:06d}.remove", struct.pack("<I", document))
 
 
-def removals(exact: Path, near: Path, task: int) -> dict[int, str]:
-    """Which documents of a task are duplicates, and of which kind."""
-    found = {}
-    for kind, paths in (("near", [near / f"{task:06d}.remove"]), ("exact", exact.glob(f"*/{task:05d}.c4_dup"))):
+def duplicates_of(work: Path, task: int) -> dict[int, str]:
+    """The duplicates among the documents of a task, by index, and their kind."""
+    duplicates = {}
+    files = {"near": work.glob(f"near/{task:06d}.remove"), "exact": work.glob(f"exact/*/{task:05d}.c4_dup")}
+    for kind, paths in files.items():
         for path in paths:
-            if path.is_file():
-                found |= dict.fromkeys(np.fromfile(path, np.uint32).tolist(), f"{kind} duplicate")
-    return found
+            duplicates |= dict.fromkeys(np.fromfile(path, np.uint32).tolist(), f"{kind} duplicate")
+    return duplicates

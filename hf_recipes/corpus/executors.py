@@ -1,4 +1,4 @@
-"""datatrove's executors: the same steps on this machine, on Slurm or on Ray; what is done is not done again."""
+"""datatrove's executors, which run steps on this machine, on Slurm or on Ray; tasks that are done are not repeated."""
 
 import contextlib
 import multiprocessing
@@ -26,19 +26,19 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import disk_problem
 from hf_recipes.core.settings import PositiveInt, check_limits, setting
 
-POLL = 10.0  # seconds between two looks at what Slurm has done
+POLL_SECONDS = 10.0  # between two queries of a Slurm job
 
 
 @dataclass
 class ExecutorArguments:
-    """Where the work is done."""
+    """Where the tasks run."""
 
-    workers: PositiveInt = setting("Tasks at a time, of one core each.", 1)
+    workers: PositiveInt = setting("Number of tasks to run at a time, each on one core.", 1)
     executor: Literal["local", "slurm", "ray"] = setting("This machine, a Slurm cluster, or a Ray cluster.", "local")
     slurm_partition: str | None = setting("Partition of the jobs.")
     slurm_time: str = setting("Time limit of a job.", "24:00:00")
-    sbatch_args: list[str] | None = setting("More of sbatch's options, as account=me qos=high.")
-    memory_gb: int = setting("Memory that is asked of Slurm or Ray for a worker.", 2)
+    sbatch_args: list[str] | None = setting("Further options of sbatch, such as account=me qos=high.")
+    memory_gb: int = setting("Memory of a worker to request from Slurm or Ray.", 2)
 
     def __post_init__(self):
         check_limits(self)
@@ -52,27 +52,27 @@ class ExecutorArguments:
 
 
 @lru_cache(maxsize=1)
-def _nowhere():
+def _devnull():
     return open(os.devnull, "w")
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without datatrove's own account on stderr; its files in the log folder have it all."""
-    with contextlib.redirect_stderr(_nowhere()):
+def _without_stderr() -> Iterator[None]:
+    """Hide datatrove's output on stderr; its log files have it all."""
+    with contextlib.redirect_stderr(_devnull()):
         logger.remove()
         yield
 
 
-class _Quiet:
-    """What is common to the three: a user's mistake is kept for the process that started the work."""
+class _RecordFailures:
+    """Mixin of the three executors: the message of a `UserError` is written to a file for the main process."""
 
-    cwd = None  # where the paths of the run begin
+    cwd = None  # working directory of the run
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker is one core
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a worker has one core
         os.chdir(self.cwd)
-        with _quietly():
+        with _without_stderr():
             try:
                 return super()._run_for_rank(rank, local_rank, node_rank)
             except Exception as error:
@@ -84,8 +84,8 @@ class _Quiet:
                 raise
 
 
-class Local(_Quiet, LocalPipelineExecutor):
-    """As datatrove's, but workers end with the run, however it ends, and the run ends with any of them."""
+class Local(_RecordFailures, LocalPipelineExecutor):
+    """As datatrove's, but the workers end whenever the main process ends, and a killed worker ends the run."""
 
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
@@ -93,15 +93,15 @@ class Local(_Quiet, LocalPipelineExecutor):
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank)
             return
-        context = multiprocessing.get_context("fork")  # with the tokenizer that the parent has loaded
+        context = multiprocessing.get_context("fork")  # shares the parent's loaded tokenizer
         with ProcessPoolExecutor(self.workers, context, initializer=_end_with_parent) as pool:
             try:
                 for done in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
                     done.result()
             except BrokenProcessPool:
                 raise UserError(
-                    f"a worker was killed, most likely for want of memory (logs in {self.logging_dir.path}/logs); the "
-                    "same command goes on, with fewer --workers if need be"
+                    f"a worker was killed, most likely for lack of memory (logs in {self.logging_dir.path}/logs); the "
+                    "same command resumes, with fewer --workers if need be"
                 ) from None
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -113,17 +113,17 @@ def _end_with_parent() -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-class Ray(_Quiet, RayPipelineExecutor):
+class Ray(_RecordFailures, RayPipelineExecutor):
     pass
 
 
-class Slurm(_Quiet, SlurmPipelineExecutor):
+class Slurm(_RecordFailures, SlurmPipelineExecutor):
     def launch_merge_stats(self) -> None:
-        pass  # another job, for figures that nobody reads
+        pass  # it would submit another job, for unused statistics
 
 
 def build_executor(args: ExecutorArguments, steps: Sequence[Any], tasks: int, folder: Path) -> PipelineExecutor:
-    """The executor that runs `steps` for each of `tasks` and keeps logs and marks of what is done in `folder`."""
+    """The executor that runs `steps` for each task, and keeps logs and completion marks in `folder`."""
     common = {"pipeline": list(steps), "tasks": tasks, "logging_dir": str(folder.resolve())}
     if args.executor == "local":
         return Local(**common, workers=min(args.workers, tasks))
@@ -144,14 +144,10 @@ def build_executor(args: ExecutorArguments, steps: Sequence[Any], tasks: int, fo
 
 
 def run_stage(args: ExecutorArguments, steps: Sequence[Any], tasks: int, folder: Path) -> None:
-    """Run `steps` for each of `tasks` that is not done yet, and wait for all.
-
-    Raises:
-        UserError: what the first task that failed said, or where to read why.
-    """
+    """Run `steps` for each task that is not done yet, and wait for all; the first failure is raised as a UserError."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("failures/*"):
-        old.unlink()
+    for path in folder.glob("failures/*"):
+        path.unlink()
     executor = build_executor(args, steps, tasks, folder)
     executor.cwd = os.getcwd()
     if args.executor == "ray":
@@ -160,7 +156,7 @@ def run_stage(args: ExecutorArguments, steps: Sequence[Any], tasks: int, folder:
         if not ray.is_initialized():
             ray.init(log_to_driver=False, logging_level="error")
     try:
-        with _quietly():
+        with _without_stderr():
             executor.run()
     except FileNotFoundError as error:
         if error.filename != "sbatch":
@@ -170,18 +166,16 @@ def run_stage(args: ExecutorArguments, steps: Sequence[Any], tasks: int, folder:
         raise UserError(f"sbatch refused the job (exit code {error.returncode}); see {folder}") from None
     if args.executor == "slurm":
         _wait_for(executor)
-    left = executor.get_incomplete_ranks(skip_completed=True)
-    if left:
-        told = sorted(folder.glob("failures/*"))
-        raise UserError(
-            told[0].read_text() if told else f"task {left[0]} of {folder.name} failed; its log is in {folder}/logs"
-        )
+    if unfinished := executor.get_incomplete_ranks(skip_completed=True):
+        message = f"task {unfinished[0]} of {folder.name} failed; its log is in {folder}/logs"
+        failures = sorted(folder.glob("failures/*"))
+        raise UserError(failures[0].read_text() if failures else message)
 
 
 def _wait_for(executor: Slurm) -> None:
-    """Until all tasks are done, or Slurm does not know the job any more."""
+    """Wait until all tasks are done, or the job has ended."""
     while executor.get_incomplete_ranks(skip_completed=True):
-        known = subprocess.run(["squeue", "-h", "-j", str(executor.job_id)], capture_output=True, text=True)
-        time.sleep(POLL)  # also where the job is gone, for a shared file system to show what it did last
-        if known.returncode or not known.stdout.strip():
+        job = subprocess.run(["squeue", "-h", "-j", str(executor.job_id)], capture_output=True, text=True)
+        time.sleep(POLL_SECONDS)  # also for an ended job: a shared file system shows its last files late
+        if job.returncode or not job.stdout.strip():
             return

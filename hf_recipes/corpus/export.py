@@ -1,10 +1,11 @@
-"""The documents that are left, as numbered shards: text (.jsonl.zst) or token ids."""
+"""Writes the documents that are left as numbered shards: text (.jsonl.zst) or token ids."""
 
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,41 @@ import zstandard
 from datatrove.pipeline.base import PipelineStep
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.files import new_folder, to_json
-from hf_recipes.corpus.dedup import removals
+from hf_recipes.core.files import new_file, new_folder, to_json, write_json
+from hf_recipes.core.ledger import Ledger, row_status
+from hf_recipes.corpus.dedup import duplicates_of
 from hf_recipes.data.files.file_io import CHUNK
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 from hf_recipes.data.pretraining.token_shards import Shard, ShardWriter
 
-BATCH, BATCH_CHARACTERS = 512, 1 << 18  # documents tokenized at once, a few dozen MB
+BATCH, BATCH_CHARACTERS = 512, 1 << 18  # documents tokenized at once; a few dozen MB
 
 
 class TextShard:
     """As `ShardWriter`, for text: a JSON object a line."""
 
-    def __init__(self, path: Path):
-        self.path, self.shard = path, Shard(path.name)
-        self._partial = Path(f"{path}.partial")
-        self._file = zstandard.open(self._partial, "wb", zstandard.ZstdCompressor(3))
+    def __init__(self, path: Path, source: str):
+        path = path.with_suffix(".jsonl.zst")
+        self.shard, self.source = Shard(path.name), source
+        self._stack = ExitStack()
+        partial = self._stack.enter_context(new_file(path, partial_name=f"{path.name}.partial"))
+        self._file = self._stack.enter_context(zstandard.open(partial, "wb", zstandard.ZstdCompressor(3)))
 
     def add(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> None:
         for row, text in zip(rows, texts, strict=True):
-            self._file.write(to_json(row).encode() + b"\n")
+            line = {"id": row["id"], "source": self.source, "text": text}
+            line |= {"kind": row["kind"]} if "kind" in row else {}
+            self._file.write(to_json(line).encode() + b"\n")
             self.shard.bytes += len(text.encode())
             self.shard.characters += len(text)
         self.shard.documents += len(rows)
 
     def close(self) -> Shard:
-        self._file.close()
-        os.replace(self._partial, self.path)
+        self._stack.close()
         return self.shard
 
 
-_encoders: dict[str, DocumentEncoder] = {}  # by the folder of the tokenizer
+_encoders: dict[str, DocumentEncoder] = {}  # by the tokenizer's folder
 
 
 def _encoder(folder: str, end_token: str | None, trust_remote_code: bool) -> DocumentEncoder:
@@ -56,7 +61,7 @@ def _encoder(folder: str, end_token: str | None, trust_remote_code: bool) -> Doc
 
 
 def save_tokenizer(encoder: DocumentEncoder, folder: Path) -> None:
-    """Keep the tokenizer where other machines find it; this process and those forked from it have it already."""
+    """Save the tokenizer for other machines; this process and its forks use the loaded one."""
     if not folder.is_dir():
         with new_folder(folder) as partial:
             encoder.tokenizer.save_pretrained(partial)
@@ -64,45 +69,53 @@ def save_tokenizer(encoder: DocumentEncoder, folder: Path) -> None:
     _encoders[str(folder)] = encoder
 
 
-def plan_shards(counts: Sequence[Mapping], tasks: Sequence[Mapping], work: Path, size: int, group: int) -> list[list]:
-    """Which documents make each shard, in groups of shards of about `group` characters, each group one task.
+def plan_shards(
+    counts: Sequence[Mapping], tasks: Sequence[Mapping], work: Path, size: int, group_characters: int
+) -> list[list[dict]]:
+    """Cut the documents of each source into shards of `size` documents, without counting duplicates.
 
-    A shard has `size` documents of one source, the last one what is left. Its parts are [task, first, end] counted
-    before duplicates are taken out, so that each duplicate belongs to one shard too.
+    A shard is a list of parts, [task, start, stop], that index all documents which the task kept. A duplicate goes with
+    the document before it. Consecutive shards of one source, of about `group_characters`, are written by one task.
 
     Args:
         counts: of each task, the documents that it kept and their characters.
     """
     groups: list[list[dict]] = []
-    shard: dict | None = None
-    room = characters = 0
-    for task, (count, plan) in enumerate(zip(counts, tasks, strict=True)):
-        kept = np.setdiff1d(np.arange(count["documents"]), list(removals(work / "exact", work / "near", task)))
-        if shard is None or shard["corpus"] != plan["corpus"]:
-            shard, room = None, 0
-        first = taken = 0
-        while first < count["documents"]:
-            if not room and (taken < len(kept) or shard is None):
-                if not groups or groups[-1][-1]["corpus"] != plan["corpus"] or characters >= group:
-                    groups.append([])
-                    characters = 0
-                number = shard["number"] + 1 if shard is not None else 1
-                shard, room = {"corpus": plan["corpus"], "number": number, "parts": []}, size
-                groups[-1].append(shard)
-            taken += min(room, len(kept) - taken)
-            end = int(kept[taken]) if taken < len(kept) else count["documents"]
-            characters += count["characters"] * (end - first) // count["documents"]
-            room -= int(np.count_nonzero((kept >= first) & (kept < end)))
-            shard["parts"].append([task, first, end])
-            first = end
+    for corpus, numbers in groupby(range(len(tasks)), key=lambda task: tasks[task]["corpus"]):
+        tasks_of_source = [task for task in numbers if counts[task]["documents"]]
+        offsets = np.cumsum([0, *(counts[task]["documents"] for task in tasks_of_source)])
+        duplicates = [
+            offset + document
+            for task, offset in zip(tasks_of_source, offsets, strict=False)
+            for document in sorted(duplicates_of(work, task))
+        ]
+        kept_before = np.array(duplicates, np.int64) - np.arange(len(duplicates))  # number kept before each duplicate
+        firsts = np.arange(0, offsets[-1] - len(duplicates), size)  # of each shard, counted without duplicates …
+        firsts += np.searchsorted(kept_before, firsts, side="right")  # … and with them
+        bounds = [0, *firsts[1:], offsets[-1]]
+        characters = group_characters  # so that each source begins a group
+        for number, (start, stop) in enumerate(pairwise(bounds), 1):
+            parts = [
+                [task, int(max(start, first) - first), int(min(stop, last) - first)]
+                for task, first, last in zip(tasks_of_source, offsets, offsets[1:], strict=False)
+                if max(start, first) < min(stop, last)
+            ]
+            if not parts:
+                continue
+            if characters >= group_characters:
+                groups.append([])
+                characters = 0
+            groups[-1].append({"corpus": corpus, "number": number, "parts": parts})
+            for task, first, last in parts:
+                characters += counts[task]["characters"] * (last - first) // counts[task]["documents"]
     return groups
 
 
 class Export(PipelineStep):
-    """Writes a group of shards, and what was left out of it as duplicates.
+    """Writes a group of shards, and the ledger of their documents and duplicates.
 
     Args:
-        tokens: settings of `_encoder`, or None for text.
+        tokens: arguments of `_encoder`, or None for text.
     """
 
     name, type = "shards", "WRITER"
@@ -112,49 +125,36 @@ class Export(PipelineStep):
         self.groups, self.work, self.tokens = groups, work, tokens
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
-        dropped: list[list] = []
-        written = []
+        ledger, shards = Ledger(), []
+        encoder = _encoder(*self.tokens) if self.tokens else None
         for shard in self.groups[rank]:
             folder = self.work / "shards" / shard["corpus"]
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"part-{shard['number']:05d}"
-            documents = self._documents(shard["parts"], dropped)
-            if self.tokens is None:
-                writer = TextShard(path.with_suffix(".jsonl.zst"))
-                for rows in _batches(documents):
-                    texts = [row["text"] for row in rows]
-                    own = [
-                        {"id": row["id"], "source": shard["corpus"], "text": row["text"]}
-                        | ({"kind": row["kind"]} if "kind" in row else {})
-                        for row in rows
-                    ]
-                    writer.add(own, texts)
-            else:
-                encoder = _encoder(*self.tokens)
-                writer = ShardWriter(path.with_suffix(".npy"), encoder.dtype)
-                for rows in _batches(documents):
-                    texts = [row["text"] for row in rows]
-                    writer.add(encoder.encode(texts), texts)
-            done = writer.close()
-            written.append([shard["corpus"], asdict(done)])
-            tokens = f", {done.tokens:,} tokens" if self.tokens else ""
-            say(f"{shard['corpus']}/{done.file}: {done.documents:,} documents{tokens}")
-        found = json.dumps({"dropped": dropped, "shards": written}, ensure_ascii=False)
-        (self.work / "write" / f"{rank:05d}.json").write_text(found, encoding="utf-8")
+            writer = (
+                ShardWriter(path.with_suffix(".npy"), encoder.dtype) if encoder else TextShard(path, shard["corpus"])
+            )
+            for rows in _batches(self._documents(shard["parts"], ledger)):
+                texts = [row["text"] for row in rows]
+                writer.add(encoder.encode(texts) if encoder else rows, texts)
+            written = writer.close()
+            shards.append([shard["corpus"], asdict(written)])
+            tokens = f", {written.tokens:,} tokens" if encoder else ""
+            say(f"{shard['corpus']}/{written.file}: {written.documents:,} documents{tokens}")
+        write_json(
+            self.work / "write" / f"{rank:05d}.json", {"ledger": ledger.to_dict(), "shards": shards}, indent=None
+        )
 
-    def _documents(self, parts: Sequence[Sequence[int]], dropped: list[list]) -> Iterator[dict]:
-        for task, first, end in parts:
-            gone = removals(self.work / "exact", self.work / "near", task)
+    def _documents(self, parts: Sequence[Sequence[int]], ledger: Ledger) -> Iterator[dict]:
+        for task, start, stop in parts:
+            duplicates = duplicates_of(self.work, task)
             with zstandard.open(self.work / "documents" / f"{task:05d}.jsonl.zst", "rb") as file:
-                for number, line in enumerate(io.BufferedReader(file, CHUNK)):
-                    if number >= end:
-                        break
-                    if number < first:
-                        continue
+                for number, line in enumerate(islice(io.BufferedReader(file, CHUNK), start, stop), start):
                     row = json.loads(line)
-                    if number in gone:
-                        dropped.append([row["location"], row["statuses"], gone[number]])
+                    if number in duplicates:
+                        ledger.add(row["location"], row_status("dropped", duplicates[number]))
                     else:
+                        ledger.add(row["location"], *row["statuses"])
                         yield row
 
 

@@ -1,10 +1,10 @@
-"""Sources of documents → a clean corpus in shards, in stages that a killed run takes up where it was.
+"""Sources of documents → a clean corpus in shards, in stages that a killed run resumes.
 
-    read      rows → documents → repairs and rules → .work/documents, with signatures of what they say
-    exact, buckets, clusters      which of them are duplicates
-    write     what is left → shards
+    read                                 rows → documents → repairs and rules → .work/documents, and their signatures
+    find_exact, find_near, clusters      signatures → duplicates
+    write                                documents without duplicates → shards
 
-Everything happens in ``.work``; a source's folder comes to be when all its shards are whole.
+All work is in ``.work``; a source's folder is moved into place when all its shards are complete.
 """
 
 import json
@@ -19,18 +19,18 @@ from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
 from datatrove.utils.logging import logger
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import write_json, writing
-from hf_recipes.core.ledger import LEDGER, MAX_LOCATIONS, UNUSABLE, Entry, Ledger, write_ledgers
+from hf_recipes.core.files import move_folder, write_json, writing
+from hf_recipes.core.ledger import LEDGER, UNUSABLE, Ledger, write_ledgers
 from hf_recipes.corpus import tasks as corpus_tasks
 from hf_recipes.corpus.arguments import CorpusArguments
 from hf_recipes.corpus.decontamination import Decontaminate, index_evaluation
 from hf_recipes.corpus.dedup import EXACT, KeepFirst, SignExactly, SignNearly
 from hf_recipes.corpus.executors import run_stage
 from hf_recipes.corpus.export import Export, plan_shards, save_tokenizer
-from hf_recipes.corpus.folder import clear, entered, once
-from hf_recipes.corpus.steps import Book, Keep, ReadDocuments, Repair, Rules
+from hf_recipes.corpus.folder import cached_json, clear_work, corpus_folder
+from hf_recipes.corpus.steps import Keep, LedgerWriter, ReadDocuments, Repair, Rules
 from hf_recipes.corpus.tasks import plan_tasks
-from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.files.sources import Source, find_sources
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 from hf_recipes.data.pretraining.token_shards import Shard, write_manifest
@@ -39,54 +39,53 @@ from hf_recipes.data.schemas.registry import Columns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FINDERS = 8  # parts in which exact duplicates are looked for
-READ_WHOLE = 1 << 30  # bytes of input up to which digests are of the content, beyond of size and date
-# What may differ when a run goes on: it changes where and when the work is done, not what comes out.
-FREE = {"workers", "executor", "slurm_partition", "slurm_time", "sbatch_args", "memory_gb", "overwrite_output_dir"}
-FREE |= {"output_dir", "cache_dir", "max_drop_ratio"}
-RESUME_HINT = "make room, or see to whose it is, and the same command goes on"
+FINDERS = 8  # tasks that search for exact duplicates
+MAX_DIGESTED = 1 << 30  # bytes of input up to which digests are of the content, else of size and date
+# Settings that may differ when a run is resumed, since the corpus does not depend on them.
+CHANGEABLE = {"workers", "executor", "slurm_partition", "slurm_time", "sbatch_args", "memory_gb"}
+CHANGEABLE |= {"output_dir", "overwrite_output_dir", "cache_dir", "max_drop_ratio"}
+RESUME_HINT = "make room or check the permissions; the same command resumes"
 
 
 def prepare_corpus(
     args: CorpusArguments, recorded: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase | None"
 ) -> None:
-    """Make the corpus, or go on with it.
+    """Make the corpus, or resume it.
 
     Args:
         recorded: the settings as the user gave them.
-
-    Raises:
-        UserError: sources that cannot be read, of which too many rows cannot, or of which nothing is left; a folder
-            that holds something else, a run with other settings, or one that is going on.
     """
-    logger.remove()  # loguru's, which datatrove writes to stderr with; the log files of the stages have all of it
+    logger.remove()  # datatrove's output on stderr; the log files of the stages have it all
     out = Path(args.output_dir)
     work = out.resolve() / ".work"
     encoder = DocumentEncoder(tokenizer, args.document_end_token) if args.tokenize else None
-    corpora = _find(args)
+    corpora = _find_sources(args)
     columns = Columns(schema=args.schema, prompt=args.prompt_column, response=args.response_column)
     readers = [[open_reader(source, columns) for source in corpus.files] for corpus in corpora]
     say_plan(corpora, readers)
-    settings = {name: value for name, value in recorded.items() if name not in FREE}
+    settings = {name: value for name, value in recorded.items() if name not in CHANGEABLE}
     settings["tokenizer"] = encoder.settings["tokenizer"] if encoder else None
     files = [source for corpus in corpora for source in corpus.files] + find_sources(args.decontaminate or [])
     inputs = {source.path: f"{source.digest} {source.encoding}" for source in files}
-    own = {"settings": settings, "inputs": inputs}
-    with writing(f"--output_dir {out}", RESUME_HINT), entered(out, work, own, args.overwrite_output_dir):
+    state = {"settings": settings, "inputs": inputs}
+    with writing(f"--output_dir {out}", RESUME_HINT), corpus_folder(out, work, state, args.overwrite_output_dir):
         if (out / LEDGER).exists():
-            clear(work)
+            clear_work(work)
             say(f"{out}: the corpus is here already, made from the same files with the same settings")
             return
-        tasks = once(work / "tasks.json", lambda: plan_tasks(corpora))
-        _read(args, work, [reader for own in readers for reader in own], tasks)
-        counts = [json.loads((work / "documents" / f"{task:05d}.json").read_text()) for task in range(len(tasks))]
-        ledger = Ledger()
+        tasks = cached_json(work / "tasks.json", lambda: plan_tasks(corpora))
+        _read(args, work, [reader for group in readers for reader in group], tasks)
+        counts = [_load_json(work / "documents" / f"{task:05d}.json") for task in range(len(tasks))]
+        kept = sum(count["documents"] for count in counts)
+        ledger = Ledger({_path_of(source): Counter() for corpus in corpora for source in corpus.files})
         for count in counts:
-            ledger.merge(Ledger.from_dict(count.pop("ledger")))
-        ledger.check(args.max_drop_ratio, UNUSABLE)  # what rules drop is what they are for
+            ledger.merge(Ledger.from_dict(count["dropped"]))
+        # Only unusable rows count; dropping documents is what the rules are for.
+        Ledger({"documents": Counter(read=kept, kept=kept)}).merge(ledger).check(args.max_drop_ratio, UNUSABLE)
         _find_duplicates(args, work)
-        average = max(corpus_tasks.TASK_BYTES // 3, sum(count["characters"] for count in counts) // corpus_tasks.TASKS)
-        groups = plan_shards(counts, tasks, work, args.shard_size, average)
+        characters = sum(count["characters"] for count in counts)
+        group_characters = max(corpus_tasks.MIN_TASK_BYTES // 3, characters // corpus_tasks.MAX_TASKS)
+        groups = plan_shards(counts, tasks, work, args.shard_size, group_characters)
         if encoder:
             save_tokenizer(encoder, work / "tokenizer")
         tokens = (str(work / "tokenizer"), args.document_end_token, args.trust_remote_code) if encoder else None
@@ -94,28 +93,31 @@ def prepare_corpus(
             run_stage(args, [Export(groups, work, tokens)], len(groups), work / "write")
         shards: dict[str, list[Shard]] = {corpus.name: [] for corpus in corpora}
         for group in range(len(groups)):
-            done = json.loads((work / "write" / f"{group:05d}.json").read_text(encoding="utf-8"))
-            for location, statuses, reason in done["dropped"]:
-                ledger.drop(location, statuses, reason)
-            for corpus, figures in done["shards"]:
-                shards[corpus].append(Shard(**figures))
-        _finish(out, work, _by_source(corpora, ledger), shards, encoder)
+            written = _load_json(work / "write" / f"{group:05d}.json")
+            ledger.merge(Ledger.from_dict(written["ledger"]))
+            for name, shard in written["shards"]:
+                shards[name].append(Shard(**shard))
+        _move_sources(out, work, _by_source(corpora, ledger), shards, encoder)
         write_ledgers(out / LEDGER, corpus=ledger)
-        clear(work)
+        clear_work(work)
 
 
-def _find(args: CorpusArguments) -> list[Corpus]:
+def _load_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _find_sources(args: CorpusArguments) -> list[Corpus]:
     options = {"cache_dir": args.cache_dir, "txt": args.txt_documents}
     corpora = find_corpora(args.input_files, sniff=True, **options)
     sizes = [os.path.getsize(source.path) for corpus in corpora for source in corpus.files if source.split is None]
-    if sum(sizes) <= READ_WHOLE:
+    if sum(sizes) <= MAX_DIGESTED:
         corpora = find_corpora(args.input_files, **options)
     out = Path(args.output_dir).resolve()
     for corpus in corpora:
         if corpus.shards:
             raise UserError(f"{corpus.shards}: these are token shards already; name the text that they come from")
         if Path(corpus.name).name != corpus.name or corpus.name.startswith("."):
-            raise UserError(f"{corpus.name}=: a source's name is that of a folder; leave out / and the leading dot")
+            raise UserError(f"{corpus.name}=: a source's name is that of a folder; remove / and the leading dot")
         for source in corpus.files:
             if out in Path(source.path).resolve().parents:
                 raise UserError(f"--output_dir {out}: {source.path} is in it; name a folder without input")
@@ -123,20 +125,20 @@ def _find(args: CorpusArguments) -> list[Corpus]:
 
 
 def _read(args: CorpusArguments, work: Path, readers: Sequence[Reader], tasks: Sequence[Mapping]) -> None:
-    book = Book()
+    writer = LedgerWriter()
     files = [(reader.source, reader.schema.name, reader.columns) for reader in readers]
-    steps: list[Any] = [ReadDocuments(files, tasks, book), Repair(args.repairs)]
+    steps: list[Any] = [ReadDocuments(files, tasks, writer), Repair(args.repairs)]
     min_chinese = args.min_chinese if args.quality else None
-    steps.append(Rules(book, args.min_chars, args.max_chars, min_chinese))
+    steps.append(Rules(writer, args.min_chars, args.max_chars, min_chinese))
     if args.decontaminate:
         folder = work / "evaluation"
-        if not (folder / "whole").exists():
+        if not (folder / "complete").exists():
             index_evaluation(args.decontaminate, args.decontamination_ngram, folder, args.repairs)
-            (folder / "whole").touch()
-        steps.append(Decontaminate(folder, args.decontamination_ngram, book))
+            (folder / "complete").touch()
+        steps.append(Decontaminate(folder, args.decontamination_ngram, writer))
     if args.privacy:
         steps.append(Repair([], args.privacy_names or []))
-    steps.append(Keep(work / "documents", book))
+    steps.append(Keep(work / "documents", writer))
     if args.exact_dedup:
         steps.append(SignExactly(str(work / "exact_signatures"), EXACT, finder_workers=FINDERS))
     if args.near_dedup:
@@ -156,39 +158,38 @@ def _find_duplicates(args: CorpusArguments, work: Path) -> None:
 
 def _by_source(corpora: Sequence[Corpus], ledger: Ledger) -> Ledger:
     """The ledger of files as one of sources."""
-    names = {
-        f"{file.path}/{file.split}" if file.split else file.path: own.name for own in corpora for file in own.files
-    }
-    found = Ledger()
-    for file, counts in ledger.sources.items():
-        found.sources.setdefault(names[file], Counter()).update(counts)
-    for (file, status), entry in ledger.reasons.items():
-        own = found.reasons.setdefault((names[file], status), Entry())
-        own.count += entry.count
-        own.locations += entry.locations[: MAX_LOCATIONS - len(own.locations)]
-    return found
+    result = Ledger()
+    for corpus in corpora:
+        for path in map(_path_of, corpus.files):
+            reasons = {(corpus.name, status): entry for (file, status), entry in ledger.reasons.items() if file == path}
+            result.merge(Ledger({corpus.name: ledger.sources[path]}, reasons))
+    return result
 
 
-def _finish(
+def _path_of(source: Source) -> str:
+    """The path of a source's file in the ledger."""
+    return f"{source.path}/{source.split}" if source.split else source.path
+
+
+def _move_sources(
     out: Path, work: Path, ledger: Ledger, shards: Mapping[str, Sequence[Shard]], encoder: DocumentEncoder | None
 ) -> None:
-    """Move whole sources into place, and tell what there is."""
+    """Move the folders of complete sources into place, and print the counts."""
     say(ledger.table())
     for name in shards:
         counts = ledger.sources[name]
         if not counts["kept"]:
-            reasons = [f"{entry.count:,} {why}" for (own, why), entry in ledger.reasons.items() if own == name]
+            reasons = [f"{entry.count:,} {why}" for (source, why), entry in ledger.reasons.items() if source == name]
             raise UserError(f"source {name}: no document is left of {counts['read']:,} ({'; '.join(reasons[:3])})")
-    state = json.loads((work / "state.json").read_text(encoding="utf-8"))
-    write_json(work / "state.json", {**state, "sources": list(shards)}, indent=1)
-    for name, own in shards.items():
-        staged = work / "shards" / name
-        if staged.exists():
+    write_json(work / "state.json", {**_load_json(work / "state.json"), "sources": list(shards)}, indent=1)
+    for name, written in shards.items():
+        folder = work / "shards" / name
+        if folder.exists():
             if encoder:
-                write_manifest(staged, name, encoder, own)
-            os.replace(staged, out / name)
-        total = {figure: sum(getattr(shard, figure) for shard in own) for figure in ("documents", "tokens", "bytes")}
+                write_manifest(folder, name, encoder, written)
+            move_folder(folder, out / name)
+        total = {key: sum(getattr(shard, key) for shard in written) for key in ("documents", "tokens", "bytes")}
         tokens = f"{total['tokens']:,} tokens, " if encoder else ""
-        files = f"{len(own):,} file{'s' * (len(own) > 1)}"
+        files = f"{len(written):,} file{'s' * (len(written) > 1)}"
         lines = "documents" if encoder else "lines"
         say(f"{out / name}: {total['documents']:,} {lines}, {tokens}{total['bytes']:,} bytes of text, {files}")

@@ -1,6 +1,6 @@
-"""Steps of datatrove pipelines that make a corpus: rows in; clean documents, signatures and a ledger out.
+"""Steps of the datatrove pipeline from rows to clean documents.
 
-A task writes the documents that it keeps to ``TASK.jsonl.zst`` and what became of the others to ``TASK.json``.
+A task writes the documents that it keeps to ``TASK.jsonl.zst``, and the ledger of the dropped ones to ``TASK.json``.
 """
 
 import json
@@ -14,6 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from hf_recipes.core.errors import say
+from hf_recipes.core.files import write_json
 from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
 from hf_recipes.corpus.cleaning import nfkc, quality_problem, simplify, strip_controls
 from hf_recipes.data.files.sources import Source
@@ -24,16 +25,16 @@ from hf_recipes.data.schemas.registry import Columns
 REPAIRS = {"control characters": strip_controls, "NFKC": nfkc, "traditional characters": simplify}
 
 
-class Book:
-    """A task's ledger. To datatrove's filters it is the writer of what they exclude."""
+class LedgerWriter:
+    """The ledger of a task's dropped rows; for datatrove's filters, the writer of the documents that they exclude."""
 
     def __init__(self):
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         self.ledger, self.start = Ledger(), time.monotonic()
 
-    def __enter__(self) -> "Book":
+    def __enter__(self) -> "LedgerWriter":
         return self
 
     def __exit__(self, *error) -> None:
@@ -44,7 +45,7 @@ class Book:
 
 
 class ReadDocuments(PipelineStep):
-    """The documents of a task: of each of its parts, [file, start, stop], what begins between the two places.
+    """The documents of a task: those that begin between two positions, for each of its parts [file, start, stop].
 
     Args:
         files: source, name of the schema, and columns of every file.
@@ -52,30 +53,30 @@ class ReadDocuments(PipelineStep):
 
     name, type = "rows of any schema", "READER"
 
-    def __init__(self, files: Sequence[tuple[Source, str, Columns]], tasks: Sequence[Mapping], book: Book):
+    def __init__(self, files: Sequence[tuple[Source, str, Columns]], tasks: Sequence[Mapping], writer: LedgerWriter):
         super().__init__()
-        self.files, self.tasks, self.book = files, tasks, book
+        self.files, self.tasks, self.writer = files, tasks, writer
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        self.book.begin()
+        self.writer.reset()
         for file, start, stop in self.tasks[rank]["parts"]:
             source, schema, columns = self.files[file]
-            for found in Reader(source, DOCUMENT_SCHEMAS[schema], columns).read(tuple(start)):
-                if stop is not None and found.after[0] > stop[0]:
+            for row in Reader(source, DOCUMENT_SCHEMAS[schema], columns).read(tuple(start)):
+                if stop is not None and row.after[0] > stop[0]:
                     break
-                if found.problem is not None:
-                    self.book.ledger.add(found.location, row_status("dropped", UNUSABLE + found.problem))
+                if row.problem is not None:
+                    self.writer.ledger.add(row.location, row_status("dropped", UNUSABLE + row.problem))
                 else:
-                    own = {"location": found.location, "is_code": found.kind == "code", "statuses": [], "rank": rank}
-                    yield Document(found.text, found.id or os.path.basename(found.location), metadata=own)
+                    metadata = {"location": row.location, "is_code": row.kind == "code", "statuses": [], "rank": rank}
+                    yield Document(row.text, row.id or os.path.basename(row.location), metadata=metadata)
 
 
 class Repair(PipelineStep):
-    """Changes texts, and notes how; of programs, nothing but control characters and personal data.
+    """Repairs texts and records it; in programs only control characters and personal data.
 
     Args:
-        names: of `REPAIRS`.
-        people: None, or names to take out together with other personal data.
+        names: keys of `REPAIRS`.
+        people: names to replace together with all personal data; None: replace nothing.
     """
 
     name, type = "repairs", "FORMAT"
@@ -106,18 +107,18 @@ class Repair(PipelineStep):
 
 
 class Rules(BaseFilter):
-    """Length in characters, and the rules of `cleaning.quality_problem` for what is not a program."""
+    """Limits of length in characters and, except for programs, the rules of `cleaning.quality_problem`."""
 
     name = "length and quality"
 
-    def __init__(self, book: Book, min_chars: int | None, max_chars: int | None, min_chinese: float | None):
-        super().__init__(book)
+    def __init__(self, writer: LedgerWriter, min_chars: int | None, max_chars: int | None, min_chinese: float | None):
+        super().__init__(writer)
         self.min_chars, self.max_chars, self.min_chinese = min_chars, max_chars, min_chinese
 
     def filter(self, document: Document) -> bool | tuple[bool, str]:
         length = len(document.text)
         if not document.text.strip():
-            return False, "nothing is left of the text"
+            return False, "empty text"
         if self.min_chars is not None and length < self.min_chars:
             return False, f"shorter than {self.min_chars:,} characters"
         if self.max_chars is not None and length > self.max_chars:
@@ -129,13 +130,13 @@ class Rules(BaseFilter):
 
 
 class Keep(PipelineStep):
-    """Writes the documents and the ledger of a task, and says how far the work is."""
+    """Writes the documents of a task and the ledger of the dropped ones, and prints the progress."""
 
     name, type = "documents", "WRITER"
 
-    def __init__(self, folder: Path, book: Book):
+    def __init__(self, folder: Path, writer: LedgerWriter):
         super().__init__()
-        self.folder, self.book = folder, book
+        self.folder, self.writer = folder, writer
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         import zstandard
@@ -144,20 +145,15 @@ class Keep(PipelineStep):
         documents = size = 0
         with zstandard.open(self.folder / f"{rank:05d}.jsonl.zst", "wb", zstandard.ZstdCompressor(1)) as file:
             for document in data:
-                own = document.metadata
-                self.book.ledger.add(own["location"], *own["statuses"])
-                row = {
-                    "id": document.id,
-                    "location": own["location"],
-                    "statuses": own["statuses"],
-                    "text": document.text,
-                }
-                row |= {"kind": "code"} if own["is_code"] else {}
+                row = {key: document.metadata[key] for key in ("location", "statuses")}
+                row |= {"id": document.id, "text": document.text}
+                row |= {"kind": "code"} if document.metadata["is_code"] else {}
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
                 documents, size = documents + 1, size + len(document.text)
                 yield document
-        found = {"documents": documents, "characters": size, "ledger": self.book.ledger.to_dict()}
-        (self.folder / f"{rank:05d}.json").write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
-        read = self.book.ledger.totals["read"]
-        speed = read / max(1e-9, time.monotonic() - self.book.start)
+        ledger = self.writer.ledger
+        counts = {"documents": documents, "characters": size, "dropped": ledger.to_dict()}
+        write_json(self.folder / f"{rank:05d}.json", counts, indent=None)
+        read = documents + ledger.totals["read"]
+        speed = read / max(1e-9, time.monotonic() - self.writer.start)
         say(f"task {rank + 1} of {world_size}: {read:,} documents read, {documents:,} kept, {speed:,.0f} read/s")

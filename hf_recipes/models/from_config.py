@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import nearest, read_json_object
+from hf_recipes.core.files import read_mapping
+from hf_recipes.core.settings import nearest
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config, load_model
 
@@ -63,7 +64,7 @@ def read_model_config(
     path = arguments.config_name
     if Path(path).is_dir():
         path = str(Path(path, "config.json"))
-    settings = read_json_object(path, "--config_name")
+    settings = read_mapping(path, "--config_name")
     kind = settings.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
         raise UserError(f"--config_name {path}: model_type {kind!r} is not known{nearest(str(kind), CONFIG_MAPPING)}")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import nearest, read_json_object
+from hf_recipes.core.files import read_mapping
+from hf_recipes.core.settings import nearest
 from hf_recipes.models.checks.finite import check_file, not_finite
 from hf_recipes.models.residual import begin_in_base, begins_in_base, to_plain_lora
 
@@ -42,7 +43,7 @@ def read_lora_config(path: str | None, task_type: str = "CAUSAL_LM") -> "LoraCon
     if path is None:
         settings: dict[str, Any] = {"lora_r": 8, "lora_alpha": 16, "lora_target_modules": "all-linear"}
     else:
-        settings = read_json_object(path, "--lora_config")
+        settings = read_mapping(path, "--lora_config")
     known = {field.name for field in dataclasses.fields(LoraConfig) if field.init}
     values: dict[str, Any] = {"task_type": task_type}
     for key, value in settings.items():

@@ -4,7 +4,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import nearest, read_json_object
+from hf_recipes.core.files import read_mapping
+from hf_recipes.core.settings import nearest
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -31,7 +32,7 @@ def read_bnb_config(
     if path is None:
         settings |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if load_in_4bit else {}
     else:
-        settings = read_json_object(path, "--bnb_config")
+        settings = read_mapping(path, "--bnb_config")
     known = inspect.signature(BitsAndBytesConfig.__init__).parameters.keys() - {"self", "kwargs"}
     for key in settings:
         if key not in known:

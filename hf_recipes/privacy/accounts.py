@@ -1,4 +1,4 @@
-"""Accounts and addresses of the internet: keys in links, e-mail, QQ, WeChat, IP."""
+"""Accounts and internet addresses: keys in links, e-mail, QQ, WeChat, IP."""
 
 import ipaddress
 import re
@@ -15,7 +15,7 @@ secrets = groups(
     ),
     re.compile(r"://[^\s/:@]*:([^\s/<][^\s/]*)@"),
     re.compile(r"[Bb]earer ([\w.~+/-]{12,}=*)", re.A),
-    # By the prefix that its issuer gives it: OpenAI and others, Hugging Face, GitHub, GitLab, AWS, Slack, JWT.
+    # By the issuer's prefix: OpenAI and others, Hugging Face, GitHub, GitLab, AWS, Slack, JWT.
     re.compile(
         r"(?<![A-Za-z0-9_-])((?:sk-|hf_|gh[pousr]_|github_pat_)[\w-]{16,}|glpat-[\w-]{10,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}"
         r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+)",
@@ -60,7 +60,7 @@ qqs = groups(
 
 _END = r"(?![A-Za-z0-9_-])"
 _ANY_ID = r"([A-Za-z][A-Za-z0-9_-]{5,19})" + _END
-_ID = r"(?=[A-Za-z]*[0-9_-])" + _ANY_ID  # a word alone may be anything
+_ID = r"(?=[A-Za-z]*[0-9_-])" + _ANY_ID  # a mere word may be anything
 _FILLER = (
     r"(?:号码?|[Ii][Dd]|是|为|叫|改成|换成|搜索?|加我?|联系|同(?:抖音|快手|微博|[Qq]{2}|小红书)?"
     r"|[:：\s(（/|｜\[【❤♥\ufe0f])*"
@@ -86,31 +86,28 @@ _VERSION = re.compile(r"(?:版本?|version|ver\.?|固件|升级|更新|升)[^0-9
 _HOST = re.compile(r"(?:ip|地址|服务器|主机|ssh|ping)[是为:：\s]{0,3}$|[@/]$", re.I)
 _NAME_SERVERS = {"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "114.114.114.114", "114.114.115.115"}
 _NAME_SERVERS |= {"223.5.5.5", "223.6.6.6", "119.29.29.29", "180.76.76.76"}
-_NOBODYS = [
-    ipaddress.ip_network(network)
-    for network in (
-        *("0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3"),
-        *("::/127", "fc00::/7", "fe80::/10", "ff00::/8"),
-    )
-]
+# Not `ipaddress.is_private`, which includes 203.0.113.0/24 and other networks that people use as examples.
+_LOCAL_NETWORKS = ["0.0.0.0/8", "10.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"]
+_LOCAL_NETWORKS += ["224.0.0.0/3", "::/127", "fc00::/7", "fe80::/10", "ff00::/8"]
+_LOCAL_NETWORKS = [ipaddress.ip_network(network) for network in _LOCAL_NETWORKS]
 
 
-def _is_somebodys(address: str) -> bool:
+def _is_personal(address: str) -> bool:
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
-    return address not in _NAME_SERVERS and not any(parsed in network for network in _NOBODYS)
+    return address not in _NAME_SERVERS and not any(parsed in network for network in _LOCAL_NETWORKS)
 
 
 def ips(text: str) -> Iterator[Span]:
     for match in _IPV4.finditer(text):
-        lead = before(text, match.start(), 10)
-        # Numbers below 100 are a version, a section or a table far oftener than an address (2 % of all have no other).
+        prefix = before(text, match.start(), 10)
+        # Four numbers below 100 are mostly a version, a section or a table (only 2 % of all addresses have no other).
         small = all(len(part) < 3 for part in match[0].split("."))
-        if not _VERSION.search(lead) and (not small or _HOST.search(lead)) and _is_somebodys(match[0]):
+        if not _VERSION.search(prefix) and (not small or _HOST.search(prefix)) and _is_personal(match[0]):
             yield Span(*match.span(), "ip")
     if text.count(":") > 2:
         for match in _IPV6.finditer(text):
-            if len(re.findall("[0-9A-Fa-f]+", match[0])) > 2 and _is_somebodys(match[0]):
+            if len(re.findall("[0-9A-Fa-f]+", match[0])) > 2 and _is_personal(match[0]):
                 yield Span(*match.span(), "ip")

@@ -50,7 +50,7 @@ _VILLAGE = re.compile(
 
 
 def _start(text: str, end: int) -> int:
-    """Where the name of a place that ends at `end` begins."""
+    """The start of the place name that ends at `end`."""
     start, lowest = end, max(0, end - 40)
     while start > lowest:
         sign = text[start - 1]
@@ -83,10 +83,7 @@ def _is_address(name: str, first: str, tail: str) -> bool:
 
 
 def addresses(text: str) -> Iterator[Span]:
-    """A street and a number, an estate and a building, a village and a group.
-
-    The name of a city, a district or a street alone is none.
-    """
+    """A street and a number, an estate and a building, a village and a group; not a city, district or street alone."""
     for match in _TAIL.finditer(text):
         start = _start(text, match.start() + 1)
         if _is_address(text[start : match.start() + 1], match["first"], match["tail"]):

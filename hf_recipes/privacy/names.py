@@ -1,4 +1,4 @@
-"""The members of a chat, found by their names, and those whom a parcel or a form names."""
+"""Names of people: the members of a chat, and addressees of parcels and forms."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -7,9 +7,9 @@ from importlib.resources import files
 
 from hf_recipes.privacy.spans import Span, groups
 
-_joined = re.compile("[A-Za-z0-9_]{2}").fullmatch  # an ASCII name is a whole word, a number a whole number
+_joined = re.compile("[A-Za-z0-9_]{2}").fullmatch  # ASCII names match whole words, numbers whole numbers
 _joined_digits = re.compile("[0-9]{2}").fullmatch
-_COMMON = 10  # how often jieba's corpus has to have a word for it to be an ordinary one
+_COMMON = 10  # smallest count in jieba's corpus of an ordinary word
 
 # The surnames of 95 % of the people of China, and the commonest of two characters.
 _SURNAMES = (
@@ -30,7 +30,7 @@ _addressees = groups(
 
 
 def addressees(text: str) -> Iterator[Span]:
-    """Full names after 收件人, 联系人, 户名 and the like; they belong to no member."""
+    """Full names after 收件人, 联系人, 户名 and the like, of people who are no members."""
     for span in _addressees(text):
         if text[span.start : span.end] not in _ordinary_words():
             yield span
@@ -38,7 +38,7 @@ def addressees(text: str) -> Iterator[Span]:
 
 @cache
 def _ordinary_words() -> frozenset[str]:
-    """Words of jieba's dictionary (a word, its count and its part of speech a line) that are not people's names."""
+    """Words of jieba's dictionary (lines of word, count and part of speech) that are not names of people."""
     rows = (line.split(" ") for line in (files("jieba") / "dict.txt").read_text("utf-8").splitlines())
     return frozenset(word for word, count, tag in rows if int(count) >= _COMMON and not tag.startswith("nr"))
 
@@ -54,17 +54,17 @@ _EVERYONE = {"全体成员", "所有人", "全体群员", "管理员", "all", "e
 
 
 def mentioned(text: str) -> list[str]:
-    """Who is mentioned as clients write it: ``@name`` before a space or the end."""
+    """Names in mentions as chat clients write them: ``@name`` before a space or the end."""
     return [name for name in _MENTION.findall(text) if name not in _EVERYONE]
 
 
-# Signs beside punctuation: "真的吗？" as a nickname does not make 真的吗 one.
+# Symbols without punctuation: the nickname "真的吗？" must not match 真的吗.
 _ORNAMENTS = r"[^0-9A-Za-z一-鿿\s!-/:-@\[-`{-~、。，！？：；…—～·“”‘’「」『』《》【】（）]+"
 _WITH_ORNAMENTS = re.compile(rf"^{_ORNAMENTS}|{_ORNAMENTS}$")
 
 
 def _variants(name: str) -> Iterator[str]:
-    """`name` without the ornaments around it (``ღ糖糖ღ``), and in small and capital letters if it is no mere word."""
+    """`name` without ornaments around it (``ღ糖糖ღ``), and in lower and upper case unless it is a mere word."""
     bare = _WITH_ORNAMENTS.sub("", name)
     if len(re.findall("[一-鿿]", bare)) > 1:
         yield bare
@@ -73,7 +73,7 @@ def _variants(name: str) -> Iterator[str]:
 
 
 class People:
-    """Where people are named; see `Redactor`."""
+    """Finds names of `people`; see `Redactor`."""
 
     def __init__(self, people: Mapping[str, Iterable[str]] | Sequence[str]):
         named = people if isinstance(people, Mapping) else dict.fromkeys(people, ())
@@ -86,9 +86,9 @@ class People:
                 self._numbers.setdefault(variant, number)
         given = {}
         for name, number in self._numbers.items():
-            if full := _FULL_NAME(name):
-                given.setdefault(full[1], number)
-        # A member who is called like a placeholder has no other name to hide.
+            if match := _FULL_NAME(name):
+                given.setdefault(match[1], number)
+        # A member whose name is a placeholder needs no other one.
         for name in ("", *(f"用户{number}" for number in range(1, len(named) + 1))):
             self._numbers.pop(name, None)
         ordinary = {name for name in self._numbers if _is_ordinary(name)}
@@ -106,7 +106,7 @@ class People:
         for address in _ADDRESS.finditer(text) if self._words else ():
             start = address.end()
             end = self._words.end(text, start)
-            if end and (_AFTER_HEAD if address[0] == "" else _AFTER_MENTION).match(text, end):
+            if end and (_AFTER_HEADER if address[0] == "" else _AFTER_MENTION).match(text, end):
                 yield Span(start, end, "person", self._numbers[text[start:end]])
         for start, end in self._given.find(text):
             if _ADDRESSED.match(text, end) or self._is_called(text, start, end):
@@ -122,11 +122,11 @@ class People:
 _ADDRESS = re.compile("[@＠]|回复 ?|^", re.M)
 _AFTER_MENTION = re.compile(r"[\s,，。:：!！?？@＠]|$")
 _ADDRESSED = re.compile(rf"[哥姐]|{_TITLE}")
-_AFTER_HEAD = re.compile(r"\s?(?:[:：(（]|<[\w.+-]+@)")
+_AFTER_HEADER = re.compile(r"\s?(?:[:：(（]|<[\w.+-]+@)")
 
 
 class _Names:
-    """Names as a tree of their characters: a long list costs little more than a short one."""
+    """A trie of names: searching for many names costs little more than for few."""
 
     def __init__(self, names: Collection[str]):
         self._tree: dict = {}
@@ -141,7 +141,7 @@ class _Names:
         return self._first is not None
 
     def end(self, text: str, start: int) -> int:
-        """Where the longest name that begins at `start` ends, or 0."""
+        """The end of the longest name that begins at `start`, or 0."""
         node, end = self._tree, 0
         for position in range(start, len(text)):
             node = node.get(text[position])

@@ -1,7 +1,6 @@
-"""Numbers that stand for a person: cards, documents, telephones, number plates.
+"""Personal numbers: cards, documents, telephones, number plates.
 
-Each pattern begins with a set of characters: Python's `re` skips to one far faster than to an alternative or a
-look-behind.
+Each pattern begins with a set of characters, which Python's `re` finds far faster than an alternative or a look-behind.
 """
 
 import re
@@ -10,8 +9,8 @@ from datetime import date
 
 from hf_recipes.privacy.spans import Span, before, groups, overlapping
 
-# Words before a number that counts something, or names a thing.
-_NOBODYS = re.compile(
+# Words before a number that counts something or names a thing.
+_IMPERSONAL = re.compile(
     r"(?:单号?|编号|流水号?|条码|批号|order|no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
     r"|[量额数]|余额|总[共计])[:： 是为有了打到达约号]*$",
     re.I,
@@ -21,14 +20,8 @@ _ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])(?:[ -]?[0-9]){16}[ -]?[0-9Xx](?![0-
 _OLD_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])[0-9]{14}(?![0-9])")
 _ID_WORD = re.compile(r"[份休户老]证|证件|公民身份|户口|sfz|id.?card", re.I)
 _PROVINCES = {
-    11,
-    12,
-    13,
-    14,
-    15,
-    21,
-    22,
-    23,
+    *range(11, 16),
+    *range(21, 24),
     *range(31, 38),
     *range(41, 47),
     *range(50, 55),
@@ -40,7 +33,7 @@ _PROVINCES = {
 
 
 def _is_of_a_person(number: str, year: str, rest: str) -> bool:
-    """Whether an ID number begins with a province, and `year` and the month and day of `rest` are a date of birth."""
+    """Whether an ID number begins with a province, and `year` and `rest` (month and day) are a date of birth."""
     try:
         born = date(int(year), int(rest[:2]), int(rest[2:]))
     except ValueError:
@@ -49,9 +42,9 @@ def _is_of_a_person(number: str, year: str, rest: str) -> bool:
 
 
 def id_cards(text: str) -> Iterator[Span]:
-    """GB 11643: place, date of birth, sequence and a check digit modulo 11; the older form has no check digit.
+    """GB 11643: region, date of birth, sequence number and a check digit modulo 11, which the older form lacks.
 
-    Where a word says that it is one, a mistyped check digit is no excuse, and the older form is taken at its word.
+    After a word for ID cards, a wrong check digit and the older form are accepted.
     """
     for match in overlapping(_ID_CARD, text):
         number = re.sub("[ -]", "", match[0]).upper()
@@ -60,8 +53,8 @@ def id_cards(text: str) -> Iterator[Span]:
             if number[17] == "10X98765432"[total % 11] or _ID_WORD.search(before(text, match.start(), 15)):
                 yield Span(*match.span(), "id_card")
     for match in _OLD_ID_CARD.finditer(text):
-        number, said = match[0], _ID_WORD.search(before(text, match.start(), 15))
-        if said and _is_of_a_person(number, "19" + number[6:8], number[8:12]):
+        number, word = match[0], _ID_WORD.search(before(text, match.start(), 15))
+        if word and _is_of_a_person(number, "19" + number[6:8], number[8:12]):
             yield Span(*match.span(), "id_card")
 
 
@@ -79,12 +72,12 @@ def _passes_luhn(number: str) -> bool:
 
 
 def bank_cards(text: str) -> Iterator[Span]:
-    """Luhn-valid numbers of a known issuer, in fours, or after a word that says what they are."""
+    """Luhn-valid numbers of a known issuer, in groups of four digits, or after a word for bank cards."""
     for match in overlapping(_BANK_CARD, text):
-        candidate, lead = match[0], before(text, match.start(), 12)
+        candidate, prefix = match[0], before(text, match.start(), 12)
         while len(number := re.sub("[ -]", "", candidate)) >= 15:
-            known = _BANK_BINS.fullmatch(number) or _IN_FOURS.fullmatch(candidate) or _BANK_WORD.search(lead)
-            if known and _passes_luhn(number) and not _NOBODYS.search(lead):
+            known = _BANK_BINS.fullmatch(number) or _IN_FOURS.fullmatch(candidate) or _BANK_WORD.search(prefix)
+            if known and _passes_luhn(number) and not _IMPERSONAL.search(prefix):
                 yield Span(match.start(), match.start() + len(candidate), "bank_card")
                 break
             candidate = candidate[: max(candidate.rfind(" "), candidate.rfind("-"), 0)]  # a date or a name may follow
@@ -117,10 +110,10 @@ spoken_mobiles = groups(
 
 def mobiles(text: str) -> Iterator[Span]:
     for match in overlapping(_MOBILE, text):
-        start, lead = match.start(), before(text, match.start(), 10)
-        if country := _COUNTRY.search(lead):
-            start, lead = start - len(country[0]), lead[: country.start()]
-        if (_WITHIN.search(lead) and not _CALL.search(lead)) or _NOBODYS.search(lead):
+        start, prefix = match.start(), before(text, match.start(), 10)
+        if country := _COUNTRY.search(prefix):
+            start, prefix = start - len(country[0]), prefix[: country.start()]
+        if (_WITHIN.search(prefix) and not _CALL.search(prefix)) or _IMPERSONAL.search(prefix):
             continue
         if not match[0].endswith("0000000"):  # an amount
             yield Span(start, match.end(), "mobile")
@@ -148,7 +141,7 @@ def landlines(text: str) -> Iterator[Span]:
             match = _ANOTHER.match(text, match.end())
 
 
-# GA 36: a province, an office, and five signs (six of an electric car) of which at most two are letters, never O or I.
+# GA 36: a province, an office, and five characters (six for electric cars), at most two of them letters, never O or I.
 plates = groups(
     "plate",
     re.compile(

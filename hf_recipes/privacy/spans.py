@@ -1,4 +1,4 @@
-"""What the rules return, and what they are made with."""
+"""Spans of personal data, and helpers of the rules."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """The characters [start, end) of a text, and what they are; `person` counts from 1."""
+    """The characters [start, end) of a text and their kind; `person` counts from 1."""
 
     start: int
     end: int
@@ -29,7 +29,7 @@ def groups(kind: str, *patterns: re.Pattern) -> Rule:
 
 
 def overlapping(pattern: re.Pattern, text: str) -> Iterator[re.Match]:
-    """All matches, those that begin within another too."""
+    """All matches, including those that begin within another."""
     position = 0
     while match := pattern.search(text, position):
         yield match

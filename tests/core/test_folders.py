@@ -63,7 +63,7 @@ def test_a_link_where_something_would_be_deleted_is_refused_first(tmp_path, link
     (mine / "free/link").symlink_to(elsewhere)  # in nobody's way
     (mine / "loose").symlink_to(elsewhere)
     before, there = names(mine), elsewhere.read_text() if elsewhere.is_file() else names(elsewhere)
-    with pytest.raises(UserError, match=f"{link} is a link, and what it leads to is not deleted; remove the link"):
+    with pytest.raises(UserError, match=f"{link} is a link, which is not followed; remove the link"):
         OutputFolder(mine, "run").clear()
     assert names(mine) == before
     assert (elsewhere.read_text() if elsewhere.is_file() else names(elsewhere)) == there

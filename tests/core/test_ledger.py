@@ -1,4 +1,5 @@
 import pytest
+from rich.cells import cell_len
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, Ledger, details_hidden, row_status, shown, with_detail, write_ledgers
@@ -64,17 +65,13 @@ def test_what_a_row_holds_is_shown_where_it_is_and_written_nowhere(tmp_path):
     assert "客户" not in text and "13812340000" not in text and '"count": 2000' in text
     again = Ledger.from_dict(whole.to_dict())
     assert again.to_dict() == whole.to_dict()
-    one = Ledger()
-    one.add("a.json:1", with_detail("repaired: x", "y"))
-    one.drop("a.json:1", [with_detail("repaired: x", "y")], "duplicate")
-    assert list(one.reasons) == [("a.json", "dropped: duplicate")]
 
 
 def test_a_detail_cannot_steer_a_terminal():
     assert shown(with_detail("broken", "a\x1b[31m\x1f\n b\u202e")) == "broken (a [31m b)"
 
 
-def test_parts_of_a_ledger_and_rows_that_are_dropped_later():
+def test_parts_of_a_ledger():
     one, other, whole = Ledger(), Ledger(), Ledger()
     for line in range(12):
         statuses = [row_status("repaired", "NFKC"), row_status("repaired", "control characters")][: line % 3]
@@ -83,10 +80,13 @@ def test_parts_of_a_ledger_and_rows_that_are_dropped_later():
     one.merge(Ledger.from_dict(other.to_dict()))
     assert one.to_dict() == whole.to_dict()
     assert one.sources["a.json"] == {"read": 12, "kept": 12, "repaired": 8}
-    one.drop("a.json:3", [row_status("repaired", "NFKC"), row_status("repaired", "control characters")], "duplicate")
-    assert one.sources["a.json"] == {"read": 12, "kept": 11, "repaired": 7, "dropped": 1}
-    assert {status: entry.count for (_, status), entry in one.reasons.items()} == {
-        "repaired: NFKC": 7,
-        "repaired: control characters": 3,
-        "dropped: duplicate": 1,
-    }
+
+
+def test_the_table_is_aligned_also_for_chinese_names_and_names_the_first_location():
+    book = Ledger()
+    book.add("新闻.json:3", row_status("dropped", "empty"))
+    book.add("a.json:1")
+    renamed = Ledger(book.sources, {("a.json", "dropped: empty"): book.reasons["新闻.json", "dropped: empty"]})
+    title, chinese, latin, reason = renamed.table().splitlines()
+    assert cell_len(title) == cell_len(chinese) == cell_len(latin)
+    assert reason == "  1 dropped: empty (first at 新闻.json:3)"

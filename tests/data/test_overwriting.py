@@ -3,7 +3,7 @@
 import pytest
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.corpus.folder import entered, write_json
+from hf_recipes.corpus.folder import corpus_folder, write_json
 from hf_recipes.importers.output import output_folder
 
 
@@ -44,7 +44,7 @@ def test_an_import_replaces_what_an_import_wrote(tmp_path):
 
 
 def corpus(out, overwrite=True):
-    with entered(out, out / ".work", {"settings": {}, "inputs": {}}, overwrite):
+    with corpus_folder(out, out / ".work", {"settings": {}, "inputs": {}}, overwrite):
         pass
 
 

@@ -91,7 +91,7 @@ def test_a_download_is_a_model_folder_without_duplicates(hub, source, model_dir,
     assert download("Qwen/tiny", source, output_dir=str(target)) == target
     assert not hub.asked("resolve") and not hub.asked("FilePath")
     (target / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"config.json: 2 bytes, the server states .*; delete .* to download it anew"):
+    with pytest.raises(UserError, match=r"config.json: 2 bytes, the server has .*; delete .* to download it again"):
         download("Qwen/tiny", source, output_dir=str(target))
 
 
@@ -102,7 +102,7 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, source, tmp_path):
     hub.add("Qwen/tiny", {"config.json": b"{}", "model.safetensors": content})
     hub.cut["model.safetensors"] = 11_000_000
     target = tmp_path / "model"
-    with pytest.raises(UserError, match="the same command goes on where this one stopped"):
+    with pytest.raises(UserError, match="the same command resumes where this one stopped"):
         download("Qwen/tiny", source, output_dir=str(target))
     assert not target.exists()
     hub.cut.clear()
@@ -133,7 +133,7 @@ def test_two_downloads_into_one_folder_both_end_well(hub, source, tmp_path, capf
     out = capfd.readouterr().out
     # The clients' own lines may come between.
     assert f"{target}: another process is fetching it; waiting for its end\n" in out
-    assert f"{target} is whole already\n" in out
+    assert f"{target} is complete already\n" in out
     # The lock that stays is no model, and makes no folder one that is in use.
     shutil.rmtree(target)
     hub.slow.clear()
@@ -166,7 +166,7 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(hub, tmp_path, monkey
     hub.add("Qwen/tiny", {"config.json": b"{}", "model.safetensors": bytes(5_000_000)})
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 4_000_000))
-    with pytest.raises(UserError, match=r"model: 5 MB are still to come, 4 MB are free on the disk"):
+    with pytest.raises(UserError, match=r"model: 5 MB are missing, 4 MB are free on the disk"):
         download("Qwen/tiny", "hf", output_dir=str(tmp_path / "model"))
     assert not hub.asked("resolve")
 
@@ -196,7 +196,7 @@ def test_what_is_wrong_is_said(hub, source, tmp_path, monkeypatch, script):
     point_to("http://127.0.0.1:9", monkeypatch)
     monkeypatch.setattr("modelscope_hub._legacy_api.REPO_TREE_PAGE_MAX_ATTEMPTS", 1)
     fails("no connection", "Qwen/tiny")
-    other = {"hf": "HF_ENDPOINT=https://hf-mirror.com or take --source modelscope", "modelscope": "take --source hf"}
+    other = {"hf": "HF_ENDPOINT=https://hf-mirror.com or use --source modelscope", "modelscope": "use --source hf"}
     fails(other[source], "Qwen/tiny")
 
 
@@ -736,7 +736,7 @@ def test_a_folder_that_cannot_be_used_is_named(hub, source, script, tmp_path, mo
     (tmp_path / "models" / "other").mkdir(parents=True)
     for location, message in {
         "file": "file: this is a file; name a folder with --output_dir",
-        "file/x": "file); name another place",
+        "file/x": "file); name another folder",
         "models": "models: the folder is not empty; name another with --output_dir",
     }.items():
         code, _, err = script("download.py", "--model", "a/b", "--source", source, "--output_dir", tmp_path / location)
@@ -766,7 +766,7 @@ def test_the_demo_leaves_another_folder_alone(script, tmp_path):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("download.py", "the same command goes on where this one stopped"),
+        ("download.py", "the same command resumes where this one stopped"),
         ("push.py", "the same command goes on: files that are there are not sent again"),
     ],
 )

@@ -176,7 +176,7 @@ def test_kinds_are_chosen_by_name():
     text = "老桨，154-1234-5678，zs@example.com"
     assert Redactor(["老桨"], kinds=["email"]).redact(text)[0] == "老桨，154-1234-5678，<邮箱>"
     assert Redactor(["老桨"], kinds=["person"]).redact(text)[0] == "用户1，154-1234-5678，zs@example.com"
-    with pytest.raises(UserError, match=re.escape("unknown kind of personal data 'phone': choose of secret, email")):
+    with pytest.raises(UserError, match=re.escape("unknown kind of personal data 'phone': choose from secret, email")):
         Redactor(kinds=["phone"])
 
 

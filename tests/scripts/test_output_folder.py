@@ -178,7 +178,7 @@ def test_a_run_keeps_its_folder_until_it_ends(forks, settings, script, model_dir
     (output / "checkpoint-1").symlink_to(tmp_path / "elsewhere")
     before = contents(tmp_path)
     run = forks.run(*settings, "--output_dir", output, "--overwrite_output_dir", "--max_steps", 1)
-    assert run.code == 1 and "checkpoint-1 is a link, and what it leads to is not deleted" in run.err
+    assert run.code == 1 and "checkpoint-1 is a link, which is not followed" in run.err
     assert contents(tmp_path) == before
     (output / "checkpoint-1").unlink()
     run = forks.run(*settings, "--output_dir", output, "--overwrite_output_dir", "--max_steps", 1)

@@ -169,7 +169,7 @@ RULES = [
         "repaired: the parent is None, being under another video",
     ),
     ([comment(1, COPY), comment(2, f" {COPY} ")], ("--exact_dedup", "False"), "dropped: exact duplicate"),
-    ([comment(1, "回复 @甲 :乙", 0)], ("--reply_prefix", "keep"), "repaired: 回复 @name : taken out"),
+    ([comment(1, "回复 @甲 :乙", 0)], ("--reply_prefix", "keep"), "repaired: 回复 @name : removed"),
 ]
 
 
@@ -207,7 +207,7 @@ def test_a_comment_that_was_crawled_twice(prepare, crawl, tmp_path, flags, kept,
     assert code == 0, err
     assert answers(tmp_path) == [kept, "别的"]
     [reason] = ledger(tmp_path)["reasons"]
-    assert reason["status"] == "dropped: its comment_id is there twice"
+    assert reason["status"] == "dropped: another row has the same comment_id"
     assert reason["first"][0].endswith(
         "search_comments_2025.json:2" if kept == "新" else f"z_comments.jsonl:{line + 1}"
     )
@@ -274,8 +274,8 @@ def test_the_split_is_by_video(prepare, crawl, tmp_path):
     assert (len(first["train"]), len(first["test"])) == (14, 6)
     assert not {row["video_id"] for row in first["train"]} & {row["video_id"] for row in first["test"]}
     assert row_statuses(tmp_path) == {
-        "dropped: not drawn for --total": 16,
-        "dropped: its video is one to test on, and --test_size is reached": 4,
+        "dropped: not sampled for --total": 16,
+        "dropped: its video is in test.jsonl, which is full": 4,
     }
     assert prepare(folder, *flags, "--overwrite_output_dir")[0] == 0
     assert {side: rows(tmp_path, side) for side in ("train", "test")} == first
@@ -332,7 +332,7 @@ def test_every_kind_of_file(prepare, tmp_path, kind):
         (prompt("第2.0", parent="好吃"), "一般，\n不好吃", 0),
     ]
     if kind.startswith("json"):
-        assert f"left out, since their names have neither comments nor contents: search_creators_2025.{kind}" in out
+        assert f"ignored, since their names have neither comments nor contents: search_creators_2025.{kind}" in out
 
 
 def test_rows_that_are_none_are_in_the_ledger(prepare, crawl, tmp_path):
@@ -374,7 +374,7 @@ def fails(prepare, tmp_path):
 def test_a_wrong_folder(fails, crawl, tmp_path):
     (tmp_path / "empty").mkdir()
     fails("no such folder or file", tmp_path / "nowhere")
-    fails("no file of MediaCrawler's here", tmp_path / "empty")
+    fails("no file of MediaCrawler here", tmp_path / "empty")
     write_jsonl(tmp_path / "half" / "a_comments.jsonl", [comment(1, "好")])
     fails("there is no *contents* (or *videos*) file", tmp_path / "half")
 
@@ -384,7 +384,7 @@ def test_a_wrong_folder(fails, crawl, tmp_path):
     [
         ({"comment_id": "1", "note_id": "5", "content": "好"}, "its column note_id is of Xiaohongshu, Weibo or Tieba"),
         ({"comment_id": "1", "aweme_id": "5", "content": "好"}, "its column aweme_id is of Douyin"),
-        ({"comment_id": "1", "video_id": "3xkuaishou", "content": "好"}, "its video_id is none of Bilibili's"),
+        ({"comment_id": "1", "video_id": "3xkuaishou", "content": "好"}, "its video_id is not one of Bilibili"),
         ({"text": "好"}, "no column 'comment_id' among text"),
     ],
 )
@@ -438,7 +438,7 @@ def wait(*args):
     print("writing", flush=True)
     input()
 
-importer._write = wait
+importer.write_examples = wait
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -49,7 +49,7 @@ def prepare(monkeypatch, capfd):
 
 @pytest.fixture
 def small_tasks(monkeypatch):
-    monkeypatch.setattr(corpus_tasks, "TASK_BYTES", 3000)
+    monkeypatch.setattr(corpus_tasks, "MIN_TASK_BYTES", 3000)
 
 
 def text(seed: int, length: int = 120) -> str:
@@ -230,17 +230,18 @@ def test_parts_of_a_file_are_the_whole_file(tmp_path, name):
     (tmp_path / name).write_bytes(content)
     [source] = find_sources([str(tmp_path / name)], txt=None)
     whole = [record.location for record in read_records(source)]
-    marks = corpus_tasks.find_marks(source, 4)
-    assert len(marks) >= 3 or name.endswith("zst")
-    from hf_recipes.corpus.steps import Book, ReadDocuments
+    positions = corpus_tasks.split_positions(source, 4)
+    assert len(positions) >= 3 or name.endswith("zst")
+    from hf_recipes.corpus.steps import LedgerWriter, ReadDocuments
     from hf_recipes.data.pretraining.corpora import open_reader
 
     reader = open_reader(source)
-    parts = [[0, start, stop] for start, stop in zip([(0, 0), *marks], [*marks, None], strict=True)]
-    step = ReadDocuments([(source, reader.schema.name, reader.columns)], [{"parts": [part]} for part in parts], Book())
-    found = [[document.metadata["location"] for document in step.run(rank=rank)] for rank in range(len(parts))]
-    assert sum(map(bool, found)) >= 3 or name.endswith("zst")
-    assert [location for part in found for location in part] == whole
+    parts = [[0, start, stop] for start, stop in zip([(0, 0), *positions], [*positions, None], strict=True)]
+    files, tasks = [(source, reader.schema.name, reader.columns)], [{"parts": [part]} for part in parts]
+    step = ReadDocuments(files, tasks, LedgerWriter())
+    locations = [[document.metadata["location"] for document in step.run(rank=rank)] for rank in range(len(parts))]
+    assert sum(map(bool, locations)) >= 3 or name.endswith("zst")
+    assert [location for part in locations for location in part] == whole
 
 
 def test_token_shards(prepare, tmp_path, model_dir, tokenizer, small_tasks):
@@ -280,10 +281,10 @@ import os, signal
 from datatrove.executor.base import PipelineExecutor
 from hf_recipes.corpus import tasks as corpus_tasks
 from hf_recipes.corpus.export import TextShard
-corpus_tasks.TASK_BYTES = 3000
+corpus_tasks.MIN_TASK_BYTES = 3000
 mark, replace = PipelineExecutor.mark_rank_as_completed, os.replace
-def die_at(*place):
-    if place == {place}:
+def die_at(*step):
+    if step == {location}:
         os.kill(os.getpid(), signal.SIGKILL)
 def mark_or_die(self, rank):
     die_at(os.path.basename(self.logging_dir.path), rank)
@@ -333,7 +334,7 @@ def test_one_process_at_a_time(forks, prepare, tmp_path):
     first = forks.start(*options, script=SCRIPT, before=before)
     first.wait_for("begun")
     code, _, err = prepare(*options)
-    assert code == 1 and "another process is at work on it" in err
+    assert code == 1 and "another process is writing it" in err
     first.signal()
     first.wait()
     code, _, err = prepare(*options)
@@ -436,7 +437,7 @@ echo Submitted batch job 7
         (bin_folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr("hf_recipes.corpus.executors.POLL", 0.1)
+    monkeypatch.setattr("hf_recipes.corpus.executors.POLL_SECONDS", 0.1)
     slurm = (
         "--executor",
         "slurm",
@@ -487,7 +488,7 @@ def test_programs_stay_programs_when_a_corpus_is_cleaned_again(prepare, tmp_path
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_is_full(prepare, tmp_path, monkeypatch, workers):
-    """One sentence, from this process or a worker; with room again the same command goes on."""
+    """One sentence, from this process or a worker; with room again the same command resumes."""
     write_jsonl(tmp_path / "a.jsonl", [{"text": text(i, 200)} for i in range(20)])
     argv = ["--input_files", tmp_path / "a.jsonl", "--output_dir", tmp_path / "out", "--workers", workers]
 
@@ -498,8 +499,8 @@ def test_a_disk_that_is_full(prepare, tmp_path, monkeypatch, workers):
         full.setattr(TextShard, "add", fails)
         code, _, err = prepare(*argv)
     assert code == 1 and err == (
-        f"error: --output_dir {tmp_path}/out: cannot be written (No space left on device); make room, or see to whose "
-        "it is, and the same command goes on\n"
+        f"error: --output_dir {tmp_path}/out: cannot be written (No space left on device); make room or check "
+        "the permissions; the same command resumes\n"
     )
     assert os.listdir(tmp_path / "out") == [".work"]
     code, _, err = prepare(*argv)

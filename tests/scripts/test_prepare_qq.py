@@ -149,7 +149,7 @@ def test_everything_that_is_no_talk_is_in_the_ledger(prepare, tmp_path):
     assert row_statuses(tmp_path) == {
         "dropped: begins a session: there is nothing that it answers": 1,
         f"dropped: nothing but {MEDIA}": 1,
-        f"repaired: {MEDIA} taken out": 1,
+        f"repaired: {MEDIA} removed": 1,
         "dropped: recalled": 1,
         "dropped: system notice": 1,
         "dropped: a card, or what the client could not show": 1,
@@ -202,8 +202,8 @@ def test_the_split_is_by_session(prepare, tmp_path):
     train, test = ([turns[0].split(".")[0] for turns in conversations(tmp_path, side)] for side in ("train", "test"))
     assert (len(train), len(test)) == (14, 6) and not set(train) & set(test)
     assert row_statuses(tmp_path) == {
-        "dropped: not drawn for --total": 36,
-        "dropped: of a session to test on, and --test_size is reached": 4,
+        "dropped: not sampled for --total": 36,
+        "dropped: its session is in test.jsonl, which is full": 4,
     }
 
 

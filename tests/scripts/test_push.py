@@ -223,7 +223,7 @@ def test_a_push_that_broke_off_goes_on(hub, script, train, target, monkeypatch):
     [
         ("no token", "me/it on HUB: not allowed (401); log in (LOGIN) or set TOKEN; the same command goes on"),
         ("wrong token", "me/it on HUB: not allowed (401); log in (LOGIN) or set TOKEN; the same command goes on"),
-        ("no right", "not allowed (403): this login may not write to me's; take a name of your own, or log in"),
+        ("no right", "not allowed (403): this login may not write to me; use your own name, or log in"),
         ("offline", "me/it on HUB: no connection ("),
     ],
 )

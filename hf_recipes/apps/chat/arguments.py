@@ -1,74 +1,63 @@
-"""The settings of the chat."""
+"""Settings of the chat."""
 
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Literal
 
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import PositiveInt, at, check_limits, setting
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 
-if TYPE_CHECKING:
-    pass
+NUMBERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")  # arguments of `decoding_of`
 
 
 @dataclass
 class ChatArguments:
-    """Which model answers, how it does at first, and who may ask."""
+    """The model, the decoding at the start, and who may connect."""
 
-    model_name_or_path: str = field(metadata={"help": "The base, or a whole model: a folder or a Hub id."})
+    model_name_or_path: str = field(metadata={"help": "The base, or a full model: a folder or a Hub id."})
     peft_path: list[str] | None = field(
         default=None, metadata={"help": "Adapters of this base (folders); each can be chosen while the chat runs."}
     )
     model_revision: str = setting("Branch, tag or commit of a Hub id.", "main")
     dtype: str = setting("auto, float32, bfloat16 or float16.", "auto")
-    load_in_8bit: bool = setting("The base in eight bits.", False)
-    load_in_4bit: bool = setting("The base in four bits.", False)
+    load_in_8bit: bool = setting("Load the base in 8 bits.", False)
+    load_in_4bit: bool = setting("Load the base in 4 bits.", False)
     bnb_config: str | None = setting("JSON with keys of BitsAndBytesConfig.")
     gpus: str | None = setting("Numbers of GPUs with commas between (0,1), or cpu; by default the first GPU, if any.")
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    max_source_length: int | None = setting("Tokens of a prompt at the most; by default what the context holds.")
-    system_prompt: str = setting("System prompt at first.", "")
-    temperature: float = setting("At first; 0 takes always the likeliest token.", 0.7)
-    top_p: float = setting("At first.", 0.9)
-    max_new_tokens: int = setting("Tokens of an answer, at first.", 512)
-    repetition_penalty: float = setting("At first.", 1.0)
-    seed: int = setting("Of the draws: the same steps with the same settings give the same answers.", 42)
+    max_source_length: PositiveInt | None = setting("Largest number of prompt tokens; by default the context's.")
+    system_prompt: str = setting("System prompt at the start.", "")
+    temperature: Annotated[float, at(ge=0, le=2)] = setting("At the start; 0 always takes the likeliest token.", 0.7)
+    top_p: float = setting("At the start.", 0.9)
+    max_new_tokens: int = setting("Tokens of an answer, at the start.", 512)
+    repetition_penalty: Annotated[float, at(ge=1, le=2)] = setting("At the start.", 1.0)
+    seed: int = setting("Seed of the sampling: the same questions with the same settings get the same answers.", 42)
     cli: bool = setting("Chat in the terminal; no page is served.", False)
-    language: Literal["zh", "en"] | None = setting("At first; by default the browser's or the terminal's.")
-    port: int = setting("Of the page.", 7860)
-    host: str = setting("Address that the page is served on; others than 127.0.0.1 need --auth.", "127.0.0.1")
+    language: Literal["zh", "en"] | None = setting("At the start; by default the browser's or the terminal's.")
+    port: Annotated[int, at(ge=1, le=65535)] = setting("Port of the page.", 7860)
+    host: str = setting("Address of the page; others than 127.0.0.1 need --auth.", "127.0.0.1")
     share: bool = setting("Also serve it through Gradio's public tunnel; needs --auth.", False)
     auth: str | None = setting("user:password that visitors must give.")
     insecure: bool = setting("Let anybody in, where --host or --share ask for --auth.", False)
-    max_waiting: int = setting("People who may wait while one is answered.", 16)
+    max_waiting: Annotated[int, at(ge=1, le=1000)] = setting("Questions that may wait while one is answered.", 16)
     trust_remote_code: bool = setting("Run code that comes with the model.", False)
     cache_dir: str | None = setting("Where downloads are cached.")
 
     def __post_init__(self):
-        self.model_arguments, self.decoding  # noqa: B018  raise what is wrong with them
-        if self.max_source_length is not None and self.max_source_length < 1:
-            raise ValueError(f"--max_source_length {self.max_source_length}: expected at least 1")
-        if not 1 <= self.repetition_penalty <= 2:
-            raise ValueError(f"--repetition_penalty {self.repetition_penalty:g}: expected 1 to 2")
-        if self.temperature > 2:
-            raise ValueError(f"--temperature {self.temperature:g}: expected 0 to 2")
-        if not 0 < self.port < 65536:
-            raise ValueError(f"--port {self.port}: a port is a number from 1 to 65535")
-        if not 1 <= self.max_waiting <= 1000:
-            raise ValueError(f"--max_waiting {self.max_waiting}: expected 1 to 1000")
+        check_limits(self)
+        self.model_arguments, self.decoding  # noqa: B018  each raises what is wrong with it
         if self.gpus is not None and self.gpus != "cpu" and not re.fullmatch(r"\d+(,\d+)*", self.gpus):
             raise ValueError(f"--gpus {self.gpus}: expected numbers with commas between, such as 0,1, or cpu")
         if self.auth is not None and not all(self.auth.partition(":")):
-            raise ValueError("--auth: expected user:password")  # without what was given, which may be a password
+            raise ValueError("--auth: expected user:password")  # the value may be a password: do not show it
         if not self.auth and not self.insecure and not self.cli:
+            hint = "add --auth user:password, or --insecure to allow that"
             if self.share:
-                raise ValueError("--share lets anybody in; add --auth user:password, or --insecure to allow that")
+                raise ValueError(f"--share lets anybody in; {hint}")
             if not is_loopback(self.host):
-                raise ValueError(
-                    f"--host {self.host} lets the network in; add --auth user:password, or --insecure to allow that"
-                )
+                raise ValueError(f"--host {self.host} lets the network in; {hint}")
 
     @property
     def model_arguments(self) -> ModelArguments:
@@ -77,7 +66,7 @@ class ChatArguments:
 
     @property
     def decoding(self) -> Decoding:
-        return decoding_of(self.temperature, self.top_p, self.max_new_tokens, self.repetition_penalty, self.seed)
+        return decoding_of(*(getattr(self, name) for name in NUMBERS), self.seed)
 
     @property
     def device_map(self) -> str | None:
@@ -98,16 +87,13 @@ def decoding_of(
     repetition_penalty: float | None,
     seed: int,
 ) -> Decoding:
-    """`Decoding`, where a temperature of 0 takes always the likeliest token.
-
-    Raises:
-        ValueError: a number is missing or outside its range.
-    """
+    """`Decoding`, greedy at a temperature of 0; ValueError where a number is missing or outside its range."""
     if None in (temperature, top_p, max_new_tokens, repetition_penalty):
         raise ValueError("a number is missing")
     if temperature < 0 or not 0 < top_p <= 1:
         name, value = ("temperature", temperature) if temperature < 0 else ("top_p", top_p)
         raise ValueError(f"--{name} {value:g}: expected {'at least 0' if temperature < 0 else '0 to 1'}")
-    draws = {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)} if temperature else {}
-    how = {"max_new_tokens": int(max_new_tokens), "repetition_penalty": float(repetition_penalty), "seed": seed}
-    return Decoding(**draws, **how)
+    values = {"max_new_tokens": int(max_new_tokens), "repetition_penalty": float(repetition_penalty), "seed": seed}
+    if temperature:
+        values |= {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)}
+    return Decoding(**values)

@@ -1,5 +1,6 @@
-"""A model and its adapters that answer one question at a time, token by token, until they are told to stop."""
+"""A model and its adapters that answer one question at a time, token by token, and can be stopped."""
 
+import contextlib
 import copy
 import queue
 import threading
@@ -27,27 +28,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BASE = "base"
-LENGTHS = 4096  # new tokens that a page offers at the most, where the context holds twice as many
+MAX_NEW_TOKENS = 4096  # largest number that the page offers, where the context holds twice as many
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model reads: `ids`, of `length` before any were cut.
-
-    `lost_turns` tells that the oldest turns were left out, `lost_text` that the last question's beginning was.
-    """
+    """The token ids of a prompt, and what was truncated."""
 
     ids: np.ndarray
-    length: int
-    lost_turns: bool
-    lost_text: bool
+    full_length: int  # before truncation
+    turns_dropped: bool  # the oldest turns
+    question_cut: bool  # the beginning of the last question
 
 
 @dataclass(frozen=True)
 class Answer:
-    """As far as it is written: `text`, which `tokens` tokens make, to `prompt`; `ids` are all, the last one too.
+    """An answer, finished or not: `tokens` of its `ids` make `text`, without the token that ends the turn.
 
-    `end` is why it goes no further: ``"end"`` (the model ended it), ``"length"``, ``"stop"``; None as it is written.
+    `end` is why it ended: ``"end"`` (the model ended it), ``"length"`` or ``"stop"``; None while it is generated.
     """
 
     prompt: Prompt
@@ -57,8 +55,8 @@ class Answer:
     end: str | None = None
 
 
-class Voice:
-    """The base model or one of its adapters, with the tokenizer and the chat template that go with it."""
+class ChatModel:
+    """The base model or one of its adapters, with its tokenizer and chat template."""
 
     def __init__(self, name: str, tokenizer: "PreTrainedTokenizerBase", adapter: str | None = None):
         self.name, self.tokenizer, self.adapter = name, tokenizer, adapter
@@ -69,11 +67,7 @@ class Voice:
         return [self.tokenizer.convert_tokens_to_ids(self._encoder.end_of_turn)]
 
     def prompt(self, messages: Sequence[Message], budget: int | None) -> Prompt:
-        """`messages`, of which the last is a question, as the template shows them to a model that has to answer.
-
-        Raises:
-            UserError: the template does not take them, or the system turn leaves no token for the question.
-        """
+        """`messages`, the last one a question, rendered for generation and truncated to `budget` tokens."""
         encoder = copy.copy(self._encoder)
         encoder.max_source_length = budget or encoder.max_source_length
         [row] = encoder.encode([[*messages, {"role": "assistant", "content": ANSWER}]])
@@ -82,103 +76,100 @@ class Voice:
         ids = row.input_ids[: row.prompt_length]
         return Prompt(ids, row.full_prompt_length, "oldest turns left out" in row.status, "prompt cut" in row.status)
 
-    def read(self, answer: Answer) -> str:
-        """The prompt and the answer as the model had and wrote them, with their special tokens."""
+    def decode(self, answer: Answer) -> str:
+        """The prompt and the answer with special tokens, as the model read and wrote them."""
         ids = [*answer.prompt.ids.tolist(), *answer.ids]
         return self.tokenizer.decode(ids, skip_special_tokens=False).rstrip("\ufffd")
 
 
 class Engine:
-    """Answers with one of its `voices` at a time, whoever asks.
+    """Generates one answer at a time, with one of its `chat_models`.
 
     Args:
-        model: with the adapters of `voices`, if any has one.
-        budget: tokens of a prompt at the most, or None, for so many new tokens.
+        model: with the adapters of `chat_models` loaded.
+        budget: the largest number of prompt tokens for a number of new tokens; None: no limit.
     """
 
     def __init__(
         self,
         model: "PreTrainedModel",
-        voices: Sequence[Voice],
+        chat_models: Sequence[ChatModel],
         budget: Callable[[int], int | None] = lambda new: None,
-        most_new_tokens: int = LENGTHS,
+        max_new_tokens: int = MAX_NEW_TOKENS,
     ):
-        self.model, self.budget, self.most_new_tokens = model, budget, most_new_tokens
-        self.voices = {voice.name: voice for voice in voices}
+        self.model, self.budget, self.max_new_tokens = model, budget, max_new_tokens
+        self.chat_models = {chat_model.name: chat_model for chat_model in chat_models}
         self._lock = threading.Lock()
 
     def prompt(self, name: str, messages: Sequence[Message], decoding: Decoding) -> Prompt:
-        """What `voices[name]` reads; see `Voice.prompt`."""
-        return self.voices[name].prompt(messages, self.budget(decoding.max_new_tokens))
+        """See `ChatModel.prompt`."""
+        return self.chat_models[name].prompt(messages, self.budget(decoding.max_new_tokens))
 
     def answer(
         self, name: str, prompt: Prompt, decoding: Decoding, key: int = 0, stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[Answer]:
-        """The answer of `voices[name]`, again and again as it grows; the last has its `end`.
+        """The answer of `chat_models[name]`, yielded repeatedly as it grows; the last one has its `end`.
 
-        It is that of `continue_batches`. Others who ask meanwhile wait. Closing the iterator ends the generation too.
+        Other calls wait for it. Closing the iterator ends the generation.
 
         Args:
-            key: decides together with the seed what is drawn.
-            stopped: asked after each token whether to go on.
+            key: with the seed, determines what is sampled.
+            stopped: called after each token; True ends the answer.
         """
-        voice, answer = self.voices[name], Answer(prompt)
-        news: queue.SimpleQueue = queue.SimpleQueue()
-        left = threading.Event()
+        chat_model, answer = self.chat_models[name], Answer(prompt)
+        updates: queue.SimpleQueue = queue.SimpleQueue()
+        closed = threading.Event()
 
         def watch(new: "torch.Tensor") -> bool:
-            news.put(new[0].tolist())
-            return left.is_set() or stopped()
+            updates.put(new[0].tolist())
+            return closed.is_set() or stopped()
 
         def work() -> None:
             try:
                 with self._lock:
-                    news.put(self._generate(voice, prompt, decoding, key, watch))
+                    updates.put(self._generate(chat_model, prompt, decoding, key, watch))
             except BaseException as error:
-                news.put(error)
+                updates.put(error)
 
         threading.Thread(target=work, daemon=True, name="answer").start()
         try:
             while answer.end is None:
-                found = _newest(news)
-                if isinstance(found, BaseException):
-                    raise found
-                if isinstance(found, Continuation):
-                    is_full = found.tokens >= decoding.max_new_tokens
-                    end = "end" if found.finished else "length" if is_full else "stop"
-                    text = found.text.rstrip("\ufffd").strip()
-                    answer = replace(answer, text=text, tokens=found.tokens, ids=found.ids, end=end)
-                else:  # half of a character is shown once it is whole
-                    text = voice.tokenizer.decode(found, skip_special_tokens=True).rstrip("\ufffd").lstrip()
-                    answer = replace(answer, text=text, tokens=len(found), ids=found)
+                update = _newest(updates)
+                if isinstance(update, BaseException):
+                    raise update
+                if isinstance(update, Continuation):
+                    is_full = update.tokens >= decoding.max_new_tokens
+                    end = "end" if update.finished else "length" if is_full else "stop"
+                    text = update.text.rstrip("\ufffd").strip()
+                    answer = replace(answer, text=text, tokens=update.tokens, ids=update.ids, end=end)
+                else:  # without an incomplete character at the end
+                    text = chat_model.tokenizer.decode(update, skip_special_tokens=True).rstrip("\ufffd").lstrip()
+                    answer = replace(answer, text=text, tokens=len(update), ids=update)
                 yield answer
         finally:
-            left.set()
+            closed.set()
 
-    def _generate(self, voice: Voice, prompt: Prompt, decoding: Decoding, key: int, watch) -> Continuation:
-        how = {"stop_ids": voice.stop_ids, "keys": [key], "watch": watch}
-
-        def generate() -> Continuation:
-            batches = continue_batches(self.model, voice.tokenizer, [prompt.ids], [[0]], decoding, **how)
-            [(_, [found])] = batches
-            if not found.is_finite:
-                raise not_numbers(voice.name)
-            return found
-
-        if voice.adapter is not None:
-            self.model.set_adapter(voice.adapter)
-        elif any(other.adapter for other in self.voices.values()):
-            with self.model.disable_adapter():
-                return generate()
-        return generate()
+    def _generate(self, chat_model: ChatModel, prompt: Prompt, decoding: Decoding, key: int, watch) -> Continuation:
+        context = contextlib.nullcontext()
+        if chat_model.adapter is not None:
+            self.model.set_adapter(chat_model.adapter)
+        elif any(other.adapter for other in self.chat_models.values()):
+            context = self.model.disable_adapter()
+        options = {"stop_ids": chat_model.stop_ids, "keys": [key], "watch": watch}
+        with context:
+            batches = continue_batches(self.model, chat_model.tokenizer, [prompt.ids], [[0]], decoding, **options)
+            [(_, [continuation])] = batches
+        if not continuation.is_finite:
+            raise not_numbers(chat_model.name)
+        return continuation
 
 
-def _newest(news: queue.SimpleQueue):
-    """What was put last, or what is put next; a consumer that is slow misses what came between."""
-    found = news.get()
-    while not news.empty():
-        found = news.get()
-    return found
+def _newest(updates: queue.SimpleQueue):
+    """The last item of the queue, or the next one; a slow consumer skips those between."""
+    update = updates.get()
+    while not updates.empty():
+        update = updates.get()
+    return update
 
 
 def open_engine(
@@ -194,65 +185,58 @@ def open_engine(
 ) -> Engine:
     """The model of `arguments` with all `adapters` (folders), each with the tokenizer that was saved with it.
 
-    A tokenizer without a chat template gets the first adapter's tokenizer in its place, or else the bundled plain text.
-
-    Raises:
-        UserError: as `load_for_inference` and `load_adapter`; a reward model, or no room for `max_new_tokens`.
+    A tokenizer without a chat template is replaced by the first adapter's, or else gets the bundled template `plain`.
     """
     source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
     opened = []
     for path in (*adapters, None):
-        own = replace(arguments, peft_path=path)
-        config, tokenizer = open_for_inference(own, chat_template=chat_template, **source)
+        model_arguments = replace(arguments, peft_path=path)
+        config, tokenizer = open_for_inference(model_arguments, chat_template=chat_template, **source)
         if is_reward_model(config, path):
             flag = f"--peft_path {path}" if path else arguments.model_name_or_path
-            raise UserError(f"{flag}: a reward model, which scores answers and writes none; scripts/score.py runs it")
-        opened.append((own, tokenizer))
+            raise UserError(f"{flag}: a reward model, which scores answers and generates none; use scripts/score.py")
+        opened.append((model_arguments, tokenizer))
     budget = prompt_budget(config, max_new_tokens)
     if max_source_length and budget is not None and max_source_length > budget:
         say(f"--max_source_length {max_source_length}: the context leaves {budget:,} tokens to a prompt")
 
-    tokenizers = [_with_template(own, tokenizer, opened[0][1], source) for own, tokenizer in opened]
+    tokenizers = [_with_template(each, tokenizer, opened[0][1], source) for each, tokenizer in opened]
     largest = max(tokenizers, key=len)
     model = load_for_inference(arguments, largest, device_map=device_map, **source)
-    voices = []
-    for number, (path, name, tokenizer) in enumerate(zip(adapters, voice_names(adapters), tokenizers, strict=False)):
-        model = load_adapter(model, path, name=f"adapter{number}")  # a name of PEFT's must not have a dot
-        voices.append(Voice(name, tokenizer, f"adapter{number}"))
-    voices.append(Voice(BASE, tokenizers[-1]))
+    chat_models = []
+    for number, (path, name, tokenizer) in enumerate(zip(adapters, model_names(adapters), tokenizers, strict=False)):
+        model = load_adapter(model, path, name=f"adapter{number}")  # PEFT's names must not have a dot
+        chat_models.append(ChatModel(name, tokenizer, f"adapter{number}"))
+    chat_models.append(ChatModel(BASE, tokenizers[-1]))
 
-    def room(new_tokens: int) -> int | None:
+    def budget_for(new_tokens: int) -> int | None:
         return min(filter(None, (prompt_budget(config, new_tokens), max_source_length)), default=None)
 
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    most = max(max_new_tokens, min(LENGTHS, context // 2 if context else LENGTHS))
-    return Engine(model.eval(), voices, room, most)
+    longest = min(MAX_NEW_TOKENS, context // 2 if context else MAX_NEW_TOKENS)
+    return Engine(model.eval(), chat_models, budget_for, max(max_new_tokens, longest))
 
 
-def _with_template(own: ModelArguments, tokenizer, first, source: dict):
+def _with_template(arguments: ModelArguments, tokenizer, first, source: dict):
     if tokenizer.chat_template is not None:
         return tokenizer
     if first.chat_template is not None:
-        say(f"{own.tokenizer_source}: the tokenizer has no chat template; it is asked as the first adapter is")
+        say(f"{arguments.tokenizer_source}: the tokenizer has no chat template; the first adapter's is used")
         return first
-    say(f"{own.tokenizer_source}: the tokenizer has no chat template; question and answer are plain text")
-    return open_for_inference(own, chat_template="plain", **source)[1]
+    say(f"{arguments.tokenizer_source}: the tokenizer has no chat template; question and answer are plain text")
+    return open_for_inference(arguments, chat_template="plain", **source)[1]
 
 
-def voice_names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of `paths` that tell them apart, and from the base: ``checkpoint-100``, ``b/checkpoint-100``.
-
-    Raises:
-        UserError: one path twice.
-    """
+def model_names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of `paths` that differ from each other and from `BASE`: ``a``, ``b/checkpoint-100``."""
     parts = [Path(path).absolute().parts for path in paths]
     if len(set(parts)) < len(parts):
-        twice = next(path for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1)
+        twice = next(path for path, each in zip(paths, parts, strict=True) if parts.count(each) > 1)
         raise UserError(f"--peft_path {twice}: given twice")
     names = []
-    for own in parts:
+    for each in parts:
         size = 1
-        while sum(other[-size:] == own[-size:] for other in parts) > 1 or "/".join(own[-size:]) == BASE:
+        while sum(other[-size:] == each[-size:] for other in parts) > 1 or "/".join(each[-size:]) == BASE:
             size += 1
-        names.append("/".join(own[-size:]))
+        names.append("/".join(each[-size:]))
     return names

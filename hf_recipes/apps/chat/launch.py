@@ -1,4 +1,4 @@
-"""What a chat is started with: which model and adapters, who may come, and where it is shown."""
+"""Starting a chat: checks, the devices, the model, and the terminal or the page."""
 
 import os
 from importlib.util import find_spec
@@ -14,17 +14,13 @@ if TYPE_CHECKING:
 
 
 def choose_devices(gpus: str | None) -> None:
-    """Show CUDA the GPUs of ``--gpus`` alone; to be called before anything asks for them."""
+    """Restrict CUDA to the GPUs of ``--gpus``; to be called before CUDA is initialised."""
     if gpus is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpus == "cpu" else gpus
 
 
 def check(arguments: ChatArguments) -> None:
-    """What can be told before the model is loaded.
-
-    Raises:
-        UserError: Gradio is missing, the port is in use, or a `--peft_path` holds no adapter.
-    """
+    """Refuse what can be refused before the model is loaded."""
     for path in arguments.peft_path or ():
         read_adapter_config(path)
     if arguments.cli:
@@ -35,19 +31,14 @@ def check(arguments: ChatArguments) -> None:
 
 
 def load(arguments: ChatArguments) -> "Engine":
-    """The engine of `arguments`, on the devices that they name.
-
-    Raises:
-        UserError: as `open_engine`; a GPU that is not there.
-    """
     import torch
 
     from hf_recipes.apps.chat.engine import open_engine
 
     if arguments.gpus not in (None, "cpu"):
-        wanted, found = arguments.gpus.count(",") + 1, torch.cuda.device_count()
-        if found < wanted:
-            raise UserError(f"--gpus {arguments.gpus}: {found} of these {wanted} are here; leave it out, or give cpu")
+        wanted, available = arguments.gpus.count(",") + 1, torch.cuda.device_count()
+        if available < wanted:
+            raise UserError(f"--gpus {arguments.gpus}: {available} of these {wanted} are here; omit it, or give cpu")
     return open_engine(
         arguments.model_arguments,
         arguments.peft_path or (),
@@ -61,14 +52,12 @@ def load(arguments: ChatArguments) -> "Engine":
 
 
 def open_page(engine: "Engine", arguments: ChatArguments):
-    """The page of `engine`, which `chat_server` serves."""
     from hf_recipes.apps.chat.page import Page
 
     return Page(engine, arguments.decoding, arguments.language, arguments.system_prompt)
 
 
 def run(engine: "Engine", arguments: ChatArguments) -> None:
-    """Chat until the user has enough."""
     if arguments.cli:
         from hf_recipes.apps.chat.terminal import Terminal
 
@@ -82,5 +71,5 @@ def run(engine: "Engine", arguments: ChatArguments) -> None:
         host=arguments.host,
         share=arguments.share,
         auth=arguments.auth,
-        most_waiting=arguments.max_waiting,
+        max_waiting=arguments.max_waiting,
     )

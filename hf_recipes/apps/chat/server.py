@@ -1,4 +1,4 @@
-"""Serves the page of the chat, and of Gradio's endpoints only those that the page itself uses."""
+"""Serves the page of the chat, with only those of Gradio's endpoints that the page uses."""
 
 import os
 import re
@@ -19,21 +19,21 @@ from hf_recipes.apps.chat.style import FONTS, STYLE
 from hf_recipes.apps.ports import check_port
 from hf_recipes.core.errors import UserError, say
 
-# No upload, files, proxy, calls by a name or monitoring; /run/predict takes only events that are not queued.
+# Not open: upload, files, proxy, calls by name, monitoring. /run/predict takes only events that are not queued.
 OPEN = re.compile(
     r"/|/login/?|/logout|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(?:assets|static|svelte)/.*|"
     r"/gradio_api/(?:startup-events|heartbeat/\w+|queue/(?:join|data)|run/predict|cancel|reset/?|login_check/?|user/?|"
     r"app_id/?)"
 )
-MOST_BYTES = 2_000_000  # of a request: a question and a system prompt of 100,000 characters each, escaped
-# An answer that names a picture elsewhere must not make a reader's browser ask for it.
+MAX_BYTES = 2_000_000  # of a request: a question and a system prompt of 100,000 characters each, escaped
+# The browser must not fetch a picture of another host that an answer names.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 LOCAL = ["127.0.0.1", "localhost"]
 
 
 class Guard:
-    """Lets through what the page needs, of a bounded size, and forbids browsers any request to elsewhere."""
+    """Passes the requests that the page needs, up to a size, and forbids browsers any request to other hosts."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -46,7 +46,7 @@ class Guard:
         size = headers.get(b"content-length", b"" if b"transfer-encoding" in headers else b"0")
         if scope["type"] != "http" or not OPEN.fullmatch(scope["path"]):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
-        elif not size.isdigit() or int(size) > MOST_BYTES:
+        elif not size.isdigit() or int(size) > MAX_BYTES:
             await PlainTextResponse("Too large", 413)(scope, receive, send)
         else:
 
@@ -60,7 +60,7 @@ class Guard:
 
 
 def password_check(auth: str):
-    """Compares what a visitor gives with `auth` (``user:password``); who is wrong waits a second."""
+    """A check against `auth` (``user:password``), with a delay of a second after a wrong one."""
     import asyncio
 
     async def check(user: str, password: str) -> bool:
@@ -79,18 +79,14 @@ def start(
     host: str = "127.0.0.1",
     share: bool = False,
     auth: str | None = None,
-    most_waiting: int = 16,
+    max_waiting: int = 16,
 ) -> str:
-    """Serve `page` from threads of this process until its blocks are closed, and return its address.
-
-    Raises:
-        UserError: as `check_port`; the public link of `share` is not to be had.
-    """
+    """Serve `page` from threads of this process until its blocks are closed, and return its address."""
     check_port(port, host)
     middleware = [Middleware(Guard)]
-    if host in LOCAL and not share:  # else a page elsewhere could reach it by a name that it makes point here
+    if host in LOCAL and not share:  # against DNS rebinding
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL))
-    page.blocks.queue(max_size=most_waiting, default_concurrency_limit=1, api_open=False)
+    page.blocks.queue(max_size=max_waiting, default_concurrency_limit=1, api_open=False)
     _, address, public = page.blocks.launch(
         server_name=host,
         server_port=port,
@@ -112,16 +108,16 @@ def start(
     )
     if share and not public:
         page.blocks.close(verbose=False)
-        raise UserError("--share: no public link is to be had from here (see above); leave it out, or use --host")
+        raise UserError("--share: Gradio gave no public link (see above); omit the flag, or use --host")
     return public or address
 
 
-def serve(page: Page, **how) -> None:
+def serve(page: Page, **options) -> None:
     """`start`, and wait for Ctrl-C or SIGTERM."""
     ended = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
-        say(f"chat at {start(page, **how)} (Ctrl-C ends it)")
+        say(f"chat at {start(page, **options)} (Ctrl-C ends it)")
         ended.wait()
     except KeyboardInterrupt:
         say("")

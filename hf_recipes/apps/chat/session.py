@@ -1,4 +1,4 @@
-"""One person's conversation, in one column or with the answers of two models beside each other."""
+"""One user's conversation, in one column, or in two with the answers of two models."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,18 +11,18 @@ from hf_recipes.models.inference.decoding import Decoding
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and what `voice` answered; no text as long as there is none."""
+    """A question and the answer of `model` (its name); an empty text while there is none."""
 
     question: str
     answer: str = ""
-    voice: str = ""
+    model: str = ""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Who answers, in each column, and how."""
+    """The name of the model of each column, and how they answer."""
 
-    voices: tuple[str, ...]
+    models: tuple[str, ...]
     decoding: Decoding
     system: str = ""
 
@@ -31,8 +31,8 @@ class Settings:
 class Session:
     """A conversation in memory; `columns` has one list of exchanges, or two with the same questions.
 
-    `answers` are those to the last question. A question whose answer is empty stays to be seen; models are not shown
-    it, and it is not saved.
+    `answers` are those to the last question. A question with an empty answer is displayed, but neither in the prompts
+    of later ones nor saved.
     """
 
     columns: list[list[Exchange]] = field(default_factory=lambda: [[]])
@@ -48,45 +48,40 @@ class Session:
     def ask(self, engine: Engine, question: str, settings: Settings, at: int | None = None) -> Iterator[list[Answer]]:
         """Answer `question` in each column, one after the other, and yield the columns' answers as they grow.
 
-        A column that is new goes on from the first. Once `is_stopped` is set, the answers end.
+        A second column that is new starts as a copy of the first. The answers end once `is_stopped` is set. If a prompt
+        is refused, the session stays as it was.
 
         Args:
-            at: the place of the question that this one takes the place of; all after it goes.
-
-        Raises:
-            UserError: as `Voice.prompt`; the session is then as it was.
+            at: index of the question to replace; it and all exchanges after it are removed.
         """
-        before = [self.columns[min(index, len(self.columns) - 1)][:at] for index in range(len(settings.voices))]
-        prompts = [
-            engine.prompt(voice, _messages(exchanges, settings.system, question), settings.decoding)
-            for voice, exchanges in zip(settings.voices, before, strict=True)
-        ]
-        columns = [
-            [*exchanges, Exchange(question, voice=voice)]
-            for voice, exchanges in zip(settings.voices, before, strict=True)
-        ]
+        prompts, columns = [], []
+        for index, model in enumerate(settings.models):
+            exchanges = self.columns[min(index, len(self.columns) - 1)][:at]
+            messages = _messages(exchanges, settings.system, question)
+            prompts.append(engine.prompt(model, messages, settings.decoding))
+            columns.append([*exchanges, Exchange(question, model=model)])
         self.columns, self.system = columns, settings.system
         self.answered += 1
-        how = {"key": self.answered, "stopped": lambda: self.is_stopped}
         self.answers = answers = [Answer(prompt) for prompt in prompts]
         yield list(answers)
-        for index, voice in enumerate(settings.voices):
+        for index, model in enumerate(settings.models):
             if self.is_stopped:
                 answers[index] = replace(answers[index], end="stop")
                 yield list(answers)
                 continue
-            for answer in engine.answer(voice, prompts[index], settings.decoding, **how):
+            options = {"key": self.answered, "stopped": lambda: self.is_stopped}
+            for answer in engine.answer(model, prompts[index], settings.decoding, **options):
                 answers[index] = answer
-                columns[index][-1] = Exchange(question, answer.text, voice)
+                columns[index][-1] = Exchange(question, answer.text, model)
                 yield list(answers)
 
     def rows(self) -> list[dict]:
-        """Each column that has an answer as a row of the schema `messages`; `answered_by` names who gave each one."""
+        """Each column with an answer as a row of the schema `messages`; `answered_by` names the models."""
         rows = []
         for column in self.columns:
             if answered := [exchange for exchange in column if exchange.answer]:
-                names = [exchange.voice for exchange in answered]
-                rows.append({"messages": _messages(answered, self.system), "answered_by": names})
+                models = [exchange.model for exchange in answered]
+                rows.append({"messages": _messages(answered, self.system), "answered_by": models})
         return rows
 
     def to_jsonl(self) -> str:

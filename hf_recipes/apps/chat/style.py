@@ -1,7 +1,8 @@
-"""How the chat's page looks, and how its browser saves a conversation."""
+"""The style of the chat's page, and the script that saves a conversation."""
 
-FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")  # the reader's own
-# In the page's head, for Gradio puts a prefix before selectors that it is given as CSS.
+# Fonts of the reader's machine.
+FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
+# For the page's head: Gradio prefixes the selectors of its css parameter.
 STYLE = """<style>
 footer { display: none !important; }
 .gradio-container .main { max-width: 1500px !important; min-width: 0; width: 100%; margin: 0 auto; }

@@ -1,4 +1,4 @@
-"""The chat in the terminal: what is typed is asked, what begins with a slash is done."""
+"""The chat in the terminal: a line is a question, or a command if it begins with a slash."""
 
 import contextlib
 import os
@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from hf_recipes.apps.chat.arguments import decoding_of
+from hf_recipes.apps.chat.arguments import NUMBERS, decoding_of
 from hf_recipes.apps.chat.engine import Answer, Engine
 from hf_recipes.apps.chat.session import Session, Settings
 from hf_recipes.apps.chat.texts import Texts
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.inference.decoding import Decoding
-
-NUMBERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")
 
 
 class Terminal:
@@ -21,12 +19,12 @@ class Terminal:
 
     def __init__(self, engine: Engine, decoding: Decoding, language: str | None = None, system: str = ""):
         self.engine, self.session, self.system, self.decoding = engine, Session(), system, decoding
-        self.voice = next(iter(engine.voices))
-        speaks = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
-        self.texts = Texts(language or ("zh" if speaks.startswith("zh") else "en"))
+        self.model = next(iter(engine.chat_models))
+        locale = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
+        self.texts = Texts(language or ("zh" if locale.startswith("zh") else "en"))
 
     def run(self) -> None:
-        """Until /exit or the end of the input."""
+        """Chat until /exit or the end of the input."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives `input` editing and history
         print(self._state("model"))
@@ -51,12 +49,12 @@ class Terminal:
                 print(error)
 
     def _ask(self, question: str, at: int | None = None) -> None:
-        settings = Settings((self.voice,), self.decoding, self.system)
-        self.session.is_stopped, shown = False, ""
+        settings = Settings((self.model,), self.decoding, self.system)
+        self.session.is_stopped, printed = False, ""
         answers = self.session.ask(self.engine, question, settings, at)
         for [answer] in _until_stopped(answers, self.session):
-            print(answer.text[len(shown) :], end="", flush=True)
-            shown = max(shown, answer.text, key=len)
+            print(answer.text[len(printed) :], end="", flush=True)
+            printed = max(printed, answer.text, key=len)
         print(f"\n[{self.texts.notes(answer)}]")
 
     def _command(self, name: str = "", value: str = "") -> None:
@@ -71,8 +69,8 @@ class Terminal:
             self.system = value
             print(self._state("system"))
         elif name == "model":
-            if value in self.engine.voices:
-                self.voice = value
+            if value in self.engine.chat_models:
+                self.model = value
             elif value:
                 print(self.texts("no command", name=value))
             print(self._state("model"))
@@ -80,8 +78,8 @@ class Terminal:
             self._set(*value.split(maxsplit=1))
         elif name == "read":
             answers = self.session.answers
-            voice = self.engine.voices[self.session.columns[0][-1].voice] if answers else None
-            print(voice.read(answers[0]) if voice else self.texts("nothing"))
+            model = self.engine.chat_models[self.session.columns[0][-1].model] if answers else None
+            print(model.decode(answers[0]) if model else self.texts("nothing"))
         elif name == "save" and value:
             self._save(Path(value).expanduser())
         else:
@@ -90,8 +88,8 @@ class Terminal:
     def _state(self, key: str) -> str:
         if key == "system":
             return self.texts("now", name=self.texts(key), value=self.system)
-        others = " | ".join(name for name in self.engine.voices if name != self.voice)
-        return self.texts("now", name=self.texts(key), value=self.voice + (f" ({others})" if others else ""))
+        others = " | ".join(name for name in self.engine.chat_models if name != self.model)
+        return self.texts("now", name=self.texts(key), value=self.model + (f" ({others})" if others else ""))
 
     def _set(self, name: str = "", value: str = "") -> None:
         now = asdict(self.decoding)
@@ -120,7 +118,7 @@ class Terminal:
 
 
 def _until_stopped(answers: Iterator[list[Answer]], session: Session) -> Iterator[list[Answer]]:
-    """`answers`, which Ctrl-C ends as the stop button of the page does."""
+    """`answers`; Ctrl-C stops them, as the page's button does."""
     import signal
 
     def stop(*_) -> None:

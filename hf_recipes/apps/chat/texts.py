@@ -1,4 +1,4 @@
-"""What the chat says, in English and in Chinese."""
+"""The texts of the chat, in English and in Chinese."""
 
 from hf_recipes.apps.chat.engine import BASE, Answer
 
@@ -8,19 +8,18 @@ LANGUAGES = {"zh": "中文", "en": "English"}
 _TEXTS = {
     "title": ("Chat", "对话"),
     "base": ("base model", "底座模型"),
-    "model": ("Who answers", "由谁回答"),
-    "beside": ("Beside it, for the same question", "并排回答同一问题"),
-    "nobody": ("nobody", "不对比"),
+    "model": ("Model", "由谁回答"),
+    "compare with": ("Compare with, for the same question", "并排回答同一问题"),
+    "no comparison": ("no comparison", "不对比"),
     "system": ("System prompt", "系统提示词"),
-    "settings": ("Settings", "设置"),
     "temperature": ("Temperature", "温度"),
     "temperature help": ("0: always the likeliest token", "0：总取最可能的词元"),
     "top_p": ("Top-p", "Top-p"),
-    "top_p help": ("draw from the likeliest tokens with this probability together", "只从累计概率达到此值的词元中抽取"),
+    "top_p help": ("sample from the likeliest tokens with this total probability", "只从累计概率达到此值的词元中抽取"),
     "max_new_tokens": ("Maximum length", "最大长度"),
     "max_new_tokens help": ("tokens of an answer", "每个回答的词元数"),
     "repetition_penalty": ("Repetition penalty", "重复惩罚"),
-    "repetition_penalty help": ("over 1: fewer tokens that were there before", "大于 1：减少已出现过的词元"),
+    "repetition_penalty help": ("above 1: fewer repeated tokens", "大于 1：减少已出现过的词元"),
     "question": ("Your question", "你的问题"),
     "question help": ("Enter sends, Shift+Enter begins a line", "Enter 发送，Shift+Enter 换行"),
     "send": ("Send", "发送"),
@@ -29,29 +28,29 @@ _TEXTS = {
     "clear": ("Clear", "清空"),
     "save": ("Save", "保存"),
     "empty": (
-        "Ask something. A question can be edited later with its pencil: it is answered anew, and what followed goes.",
+        "Ask something. A question can be edited with its pencil: it is answered again, and what followed is deleted.",
         "请提问。已提的问题可用旁边的铅笔修改：会重新回答，其后的内容删去。",
     ),
     "read": ("What the model read and wrote, with special tokens", "模型实际读到和写出的内容（含特殊词元）"),
     "first": ("First column", "第一列"),
     "second": ("Second column", "第二列"),
-    "nothing": ("There is nothing to answer again.", "没有可以重新回答的问题。"),
+    "nothing": ("There is no question to answer again.", "没有可以重新回答的问题。"),
     "nothing to save": ("There is no answer to save yet.", "还没有可保存的回答。"),
     "too long": (
-        "{count:,} characters are more than the {most:,} that are taken.",
+        "{count:,} characters are more than the limit of {most:,}.",
         "共 {count:,} 个字符，超过上限 {most:,}。",
     ),
     "bad setting": ("A setting is outside its range ({reason}).", "有设置超出范围（{reason}）。"),
-    "cannot be shown": ("The model cannot be asked this ({reason}).", "无法向模型提出这个问题（{reason}）。"),
-    "memory": ("The device's memory does not suffice; ask less at once.", "设备内存不足，请缩短输入或长度。"),
-    "failed": ("Something went wrong; the terminal tells what.", "出错了，详情见终端。"),
+    "refused": ("The question cannot be put to the model ({reason}).", "无法向模型提出这个问题（{reason}）。"),
+    "memory": ("Out of memory on the device; shorten the question or the answer.", "设备内存不足，请缩短输入或长度。"),
+    "failed": ("An error occurred; its message is in the terminal.", "出错了，详情见终端。"),
     "tokens": ("{read:,} tokens read, {written:,} written.", "读入 {read:,} 个词元，写出 {written:,} 个。"),
-    "lost turns": (
-        "Too long for the model: the oldest turns were left out ({read:,} of {length:,} tokens were read).",
+    "turns dropped": (
+        "Too long for the model: the oldest turns were dropped ({read:,} of {length:,} tokens were read).",
         "对话超出模型长度：最早的几轮未读（读入 {length:,} 个词元中的 {read:,} 个）。",
     ),
-    "lost text": (
-        "Too long for the model: the beginning of the question was left out ({read:,} of {length:,} tokens were read).",
+    "question cut": (
+        "Too long for the model: the beginning of the question was cut ({read:,} of {length:,} tokens were read).",
         "问题超出模型长度：开头部分未读（读入 {length:,} 个词元中的 {read:,} 个）。",
     ),
     "length": ("Cut at the maximum length.", "已达最大长度，回答被截断。"),
@@ -80,15 +79,14 @@ class Texts:
         text = _TEXTS[key][self._column]
         return text.format(**values) if values else text
 
-    def voice(self, name: str) -> str:
+    def model(self, name: str) -> str:
         return self("base") if name == BASE else name
 
     def notes(self, answer: Answer) -> str:
-        """How much was read and written, what was cut, and why the answer ended."""
+        """Numbers of tokens read and written, what was truncated, and why the answer ended."""
         prompt = answer.prompt
-        counts = {"read": len(prompt.ids), "length": prompt.length}
-        cut = "lost text" if prompt.lost_text else "lost turns" if prompt.lost_turns else None
-        notes = [self(cut, **counts)] if cut else []
+        cut = "question cut" if prompt.question_cut else "turns dropped" if prompt.turns_dropped else None
+        notes = [self(cut, read=len(prompt.ids), length=prompt.full_length)] if cut else []
         if answer.end:
             notes.append(self("tokens", read=len(prompt.ids), written=answer.tokens))
         notes += {"length": [self("length")], "stop": [self("stopped")]}.get(answer.end, [])

@@ -1,4 +1,4 @@
-"""Names and sizes of sources from text as people have it: ls, du and wc, csv, json, or a name and a size a line."""
+"""Names and sizes of sources in pasted text: ls, du, wc, csv, JSON, or a name and a size a line."""
 
 import csv
 import json
@@ -11,11 +11,10 @@ from hf_recipes.apps.mixture.sizes import NUMBER, SIZE, Sizes, parse_size, unit_
 from hf_recipes.data.files.sources import source_name
 
 LONGEST_LINE = 1000  # characters; matching takes time that grows faster than the length
-_FLAGS = re.IGNORECASE
 _NAME_FIRST = re.compile(
-    rf"(?P<name>.+?)(?P<between>\s*[:=：,，;；\t]\s*|\s+)[\"']?(?P<size>{SIZE.pattern})[\"']?", _FLAGS
+    rf"(?P<name>.+?)(?P<between>\s*[:=：,，;；\t]\s*|\s+)[\"']?(?P<size>{SIZE.pattern})[\"']?", re.IGNORECASE
 )
-_SIZE_FIRST = re.compile(rf"(?P<size>{SIZE.pattern})(?P<between>[\s,，;；]+)(?P<name>\S.*)", _FLAGS)
+_SIZE_FIRST = re.compile(rf"(?P<size>{SIZE.pattern})(?P<between>[\s,，;；]+)(?P<name>\S.*)", re.IGNORECASE)
 _DATE = (
     r"(?:\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::[\d.]+)?(?: [+-]\d{4})?)?|\d\d-\d\d \d\d:\d\d"
     r"|(?:[^\W\d]{3,9}\.?|\d{1,2}月?)\s*\d{1,2}日?\s+(?:\d\d:\d\d|\d{4}年?)"
@@ -23,170 +22,147 @@ _DATE = (
 )
 _LS = re.compile(
     rf"(?P<kind>[-dlbcps])[-rwxst]{{9}}[.+@]?\s+\d+\s(?:.*?\s)?(?P<size>{NUMBER}[KMGTP]?B?)\s+{_DATE}\s+(?P<name>\S.*)",
-    _FLAGS,
+    re.IGNORECASE,
 )
 _SUMS = ("total", "总用量", "总计", "總用量", "總計", "合计")
+# Columns and keys of names and of sizes, the preferred ones first, and the unit that a size's key implies.
 _NAMES = ("name", "source", "file", "filename", "path", "dataset", "名称", "名字", "来源", "文件", "文件名", "数据集")
-# Columns and keys that hold a size, the preferred ones first, and the unit that they say.
 _SIZES = {"tokens": "tokens", "token": "tokens", "词元": "tokens", "size": "", "大小": "", "bytes": "bytes"}
 _SIZES |= {"字节": "bytes", "documents": "documents", "docs": "documents", "rows": "documents", "条数": "documents"}
 
 
-class _Entry(NamedTuple):
+class _Item(NamedTuple):
+    """A name and a size, or a text without them and why (a key of `sizes.REASONS`); `path` as du and wc have it."""
+
     line: int
     text: str
-    name: str
-    size: str
-    path: str = ""  # where the size comes first, as du has it
-
-
-class _NotCounted(NamedTuple):
-    line: int
-    text: str
-    reason: str
+    name: str = ""
+    size: str = ""
+    path: str = ""
+    reason: str = "unreadable"
 
 
 def parse_sizes(text: str, unit: str | None = None) -> Sizes:
-    """Names and sizes from pasted text; nothing in it is executed.
+    """Names and sizes in pasted text; nothing in it is executed.
 
-    Understood are a JSON object or array, JSON lines, csv with or without a header, the lines of ``ls -l``, ``du`` and
-    ``wc``, and ``name size`` (also ``name: size`` and ``size name``), with sizes as `parse_size` has them. Files that
-    ls and du name become sources by `source_name`. A ``#`` begins a comment.
+    Read are a JSON object or array, JSON lines, csv with or without a header, the lines of ``ls -l``, ``du`` and
+    ``wc``, and ``name size`` (also ``name: size`` and ``size name``), with sizes as in `parse_size`. Files of ls and du
+    are named by `source_name`. ``#`` starts a comment.
 
     Args:
-        unit: that of the sizes; if None, what the text says (``tokens``, ``GB``, a header), or else bytes.
+        unit: of the sizes; if None, what the text says (``tokens``, ``GB``, a header), or else bytes.
     """
-    parsed = list(_read(text.removeprefix("\ufeff")))
-    entries = [item for item in parsed if isinstance(item, _Entry)]
-    sizes = Sizes(unit=unit or next(filter(None, (unit_of(entry.size) for entry in entries)), "bytes"))
-    for item in parsed:
-        if isinstance(item, _NotCounted):
-            sizes.remark(*item)
-    paths = {PurePosixPath(entry.path) for entry in entries if entry.path}
-    roots = {path for path in paths if len(paths) > 1 and all(path in other.parents for other in paths - {path})}
-    # du without -h counts blocks of 1,024 bytes.
-    listed = [entry for entry in entries if entry.path and "\t" in entry.text]
-    blocks = sizes.unit == "bytes" and all(entry.size.isdigit() for entry in listed)
-    if blocks and listed:
-        sizes.remark(listed[0].line, listed[0].text, "KiB")
-    for entry in entries:
-        size = f"{entry.size}K" if blocks and entry in listed else entry.size
-        count = parse_size(size, sizes.unit)
-        path = PurePosixPath(entry.path)
-        if entry.path and path in roots:
-            sizes.remark(entry.line, entry.text, "sum")
-        elif entry.path and (paths - roots).intersection(path.parents):
-            sizes.remark(entry.line, entry.text, "inside")
+    items = list(_read(text.removeprefix("\ufeff")))
+    sizes = Sizes(unit=unit or next(filter(None, (unit_of(item.size) for item in items)), "bytes"))
+    du = [item for item in items if item.path and "\t" in item.text]
+    if du and sizes.unit == "bytes" and all(item.size.isdigit() for item in du):  # du without -h
+        sizes.warn(du[0].line, du[0].text, "KiB")
+        items = [item._replace(size=f"{item.size}K") if item in du else item for item in items]
+    paths = {PurePosixPath(item.path) for item in items if item.path}
+    sums = {path for path in paths if len(paths) > 1 and all(path in other.parents for other in paths - {path})}
+    for item in items:
+        path = PurePosixPath(item.path)
+        count = parse_size(item.size, sizes.unit)
+        if item.path and (path in sums or (paths - sums).intersection(path.parents)):
+            sizes.warn(item.line, item.text, "counted elsewhere")
         elif count is not None:
-            sizes.add(entry.line, entry.text, entry.name, count)
-        elif unit_of(size) not in (None, sizes.unit):
-            sizes.remark(entry.line, entry.text, "another unit")
+            sizes.add(item.line, item.text, item.name, count)
+        elif unit_of(item.size) not in (None, sizes.unit) or item.size[-1:] in ("b", "B"):
+            sizes.warn(item.line, item.text, "another unit")
         else:
-            sizes.remark(entry.line, entry.text, "billions" if size[-1:] in ("b", "B") else "no size")
-    sizes.remarks.sort(key=lambda remark: remark[0])
+            sizes.warn(item.line, item.text, item.reason)
+    sizes.warnings.sort(key=lambda warning: warning[0])
     return sizes
 
 
-def _read(text: str) -> Iterator[_Entry | _NotCounted]:
+def _read(text: str) -> Iterator[_Item]:
     lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
     first = next(filter(None, lines), "")[:LONGEST_LINE]
     if first[:1] in ("{", "["):
         try:
-            yield from _json_entries(json.loads(text, object_pairs_hook=tuple), text)
+            yield from _json_items(text)
             return
         except (ValueError, RecursionError) as error:
-            if not all(line[0] == "{" and line.rstrip(",")[-1] == "}" for line in filter(None, lines)):
+            if first[0] != "{" or first.rstrip(",")[-1] != "}":  # JSON lines are read below
                 line = getattr(error, "lineno", 1)
-                yield _NotCounted(line, text.split("\n")[line - 1][:LONGEST_LINE], "broken json")
+                yield _Item(line, text.split("\n")[line - 1][:LONGEST_LINE])
                 return
-    header, folder = _header(first), ""
+    delimiter, titles = _header(first)
+    folder = ""
     for number, line in enumerate(lines, 1):
-        if not line or (header and line == first):
+        if not line or (titles and line == first):
             continue
         if len(line) > LONGEST_LINE:
-            yield _NotCounted(number, f"{line[:60]}…", "no size")
+            yield _Item(number, f"{line[:60]}…")
         elif line[0] == "{":
-            yield from _json_line(number, line)
-        elif header:
-            yield _csv_entry(number, line, *header)
+            try:
+                yield from [item._replace(line=number) for item in _json_items(line)]
+            except (ValueError, RecursionError):
+                yield _Item(number, line)
+        elif titles:
+            fields = _fields(line, delimiter)
+            row = dict(zip(titles, fields, strict=False)) if len(fields) == len(titles) else {}
+            yield _Item(number, line, _name_of(row), _size_of(row))
         elif match := _LS.fullmatch(line):
             name = folder or source_name(_unquoted(match["name"]))
             is_file = match["kind"] == "-"
-            yield _Entry(number, line, name, match["size"]) if is_file else _NotCounted(number, line, "no file")
+            yield _Item(number, line, name, match["size"]) if is_file else _Item(number, line, reason="no file")
         elif line[-1] == ":" and any(map(_LS.fullmatch, lines[number : number + 2])):
             folder = PurePosixPath(_unquoted(line[:-1])).name
         else:
-            yield _pair(number, line.rstrip(",;，； "))
+            yield _name_and_size(number, line.rstrip(",;，； "))
 
 
-def _json_line(number: int, line: str) -> Iterator[_Entry | _NotCounted]:
-    try:
-        items = list(_json_entries(json.loads(line.rstrip(","), object_pairs_hook=tuple), line))
-    except (ValueError, RecursionError):
-        items = [_NotCounted(number, line, "broken json")]
-    for item in items:
-        yield item._replace(line=number)
-
-
-def _json_entries(value: tuple | list, text: str) -> Iterator[_Entry | _NotCounted]:
-    """Entries of a JSON value whose objects are tuples of all their pairs, the repeated ones too."""
+def _json_items(text: str) -> Iterator[_Item]:
+    value = json.loads(text.strip().rstrip(","), object_pairs_hook=tuple)  # tuples of pairs keep repeated keys
     for number, (name, item) in enumerate(_named(value), 1):
         position = text.find(json.dumps(name, ensure_ascii=False)) if name else -1
         line = number if position < 0 else text.count("\n", 0, position) + 1
         shown = json.dumps({name: item} if name else item, ensure_ascii=False)[:LONGEST_LINE]
-        shown = shown.encode(errors="replace").decode()  # half a surrogate pair is in no file's name
-        if name and name == name.encode(errors="replace").decode():
-            yield _Entry(line, shown, name, _json_size(item))
-        else:
-            yield _NotCounted(line, shown, "no name")
+        shown = shown.encode(errors="replace").decode()  # half a surrogate pair cannot be displayed
+        is_name = name and not re.search("[\ud800-\udfff]", name)
+        yield _Item(line, shown, name, _size_of(item)) if is_name else _Item(line, shown)
 
 
-def _named(value: tuple | list) -> list[tuple[str, object]]:
-    """Names and what stands for their sizes, in ``{"news": 5}``, ``{"name": "news", "size": 5}`` or lists of either."""
+def _named(value: tuple | list) -> Iterator[tuple[str, object]]:
+    """Names and their sizes, in ``{"news": 5}``, ``{"name": "news", "size": 5}`` or lists of either."""
     if isinstance(value, tuple):
-        record = dict(value)
-        if not any(key in record for key in _SIZES):
-            return list(value)
-        return [(next((record[key] for key in _NAMES if isinstance(record.get(key), str)), ""), value)]
-    pairs = []
+        is_record = any(key in dict(value) for key in _SIZES)
+        yield from [(_name_of(dict(value)), value)] if is_record else value
+        return
     for item in value:
-        is_pair = isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
-        pairs += _named(item) if isinstance(item, tuple) else [tuple(item) if is_pair else ("", item)]
-    return pairs
+        if isinstance(item, tuple):
+            yield from _named(item)
+        else:
+            is_pair = isinstance(item, list) and len(item) == 2 and isinstance(item[0], str)
+            yield tuple(item) if is_pair else ("", item)
 
 
-def _json_size(value: object) -> str:
-    if isinstance(value, tuple):
+def _name_of(record: dict) -> str:
+    return next((record[key] for key in _NAMES if isinstance(record.get(key), str)), "")
+
+
+def _size_of(value: object) -> str:
+    """The size in a number, a text or a record, whose key may imply a unit."""
+    if isinstance(value, (tuple, dict)):
         record = dict(value)
         key = next((key for key in _SIZES if key in record), None)
-        return _with_unit(_json_size(record[key]), _SIZES[key]) if key else ""
+        size = _size_of(record[key]) if key else ""
+        return size if unit_of(size) else f"{size} {_SIZES.get(key, '')}".strip()
     return str(value).strip() if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
-
-
-def _with_unit(size: str, unit: str) -> str:
-    return size if unit_of(size) else f"{size} {unit}".strip()
 
 
 def _fields(line: str, delimiter: str) -> list[str]:
     return [part.strip() for part in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
 
 
-def _header(line: str) -> tuple[str, list[str], str, str] | None:
-    """Delimiter, all titles, and those of the name and of the size, if the line is a header."""
+def _header(line: str) -> tuple[str, list[str]]:
+    """Delimiter and titles of columns, if they have a name and a size; else no titles."""
     for delimiter in ",\t;，":
         titles = [title.lower() for title in _fields(line, delimiter)]
-        name, size = (next((key for key in keys if key in titles), "") for keys in (_NAMES, _SIZES))
-        if name and size:
-            return delimiter, titles, name, size
-    return None
-
-
-def _csv_entry(number: int, line: str, delimiter: str, titles: list[str], name: str, size: str) -> _Entry | _NotCounted:
-    fields = _fields(line, delimiter)
-    if len(fields) != len(titles):
-        return _NotCounted(number, line, "columns")
-    row = dict(zip(titles, fields, strict=True))
-    return _Entry(number, line, row[name], _with_unit(row[size], _SIZES[size]))
+        if all(any(key in titles for key in keys) for keys in (_NAMES, _SIZES)):
+            return delimiter, titles
+    return "", []
 
 
 def _unquoted(name: str) -> str:
@@ -194,23 +170,24 @@ def _unquoted(name: str) -> str:
     return name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"`" else name
 
 
-def _pair(number: int, line: str) -> _Entry | _NotCounted:
+def _name_and_size(number: int, line: str) -> _Item:
+    """A number at either end is the size; of two, the one next to a tab or with a unit; else the line is ambiguous."""
     first, last = _SIZE_FIRST.fullmatch(line), _NAME_FIRST.fullmatch(line)
-    if first and last:  # a name that begins or ends with a number: a tab, or else the unit, marks the size
-        key = "between" if "\t" in line else "size"
-        marked = ["\t" in match[key] if "\t" in line else not match[key][-1].isdigit() for match in (first, last)]
-        if marked[0] == marked[1]:
-            return _NotCounted(number, line, "two readings")
-        first, last = (first, None) if marked[0] else (None, last)
+    if first and last:
+        has_tab = "\t" in line
+        is_marked = ["\t" in m["between"] if has_tab else not m["size"][-1].isdigit() for m in (first, last)]
+        if is_marked[0] == is_marked[1]:
+            return _Item(number, line)
+        first, last = (first, None) if is_marked[0] else (None, last)
     match = first or last
     if not match:
-        return _NotCounted(number, line, "columns" if len(_fields(line, ",")) > 2 else "no size")
+        return _Item(number, line)
     if match["name"].strip().lower() in _SUMS:
-        return _NotCounted(number, line, "sum")
+        return _Item(number, line, reason="counted elsewhere")
     if first:
         path = _unquoted(first["name"])
-        return _Entry(number, line, source_name(path), first["size"], path)
-    mark = last["between"].strip()
-    if mark in (",", "，", ";", "；") and mark in last["name"] + last["size"] and '"' not in line:
-        return _NotCounted(number, line, "columns")  # news,120,350: one number, or two columns?
-    return _Entry(number, line, _unquoted(last["name"]), last["size"])
+        return _Item(number, line, source_name(path), first["size"], path)
+    delimiter = last["between"].strip()
+    if delimiter in (",", "，", ";", "；") and len(_fields(line, delimiter)) > 2:
+        return _Item(number, line)  # news,120,350: one number, or two columns?
+    return _Item(number, line, _unquoted(last["name"]), last["size"])

@@ -1,4 +1,4 @@
-"""How large the sources of a mixture are: sizes as people write them, and what lies in a folder."""
+"""Sizes of the sources of a mixture: as people write them, and of the files in a folder."""
 
 import json
 import math
@@ -19,12 +19,41 @@ SIZE = re.compile(
     r"\s?(?P<word>tokens?|词元|bytes?|字节|documents?|docs?|rows?|条|篇|行)?",
     re.IGNORECASE,
 )
+# Why a line, item or file is not counted, or not as it stands: (English, Chinese).
+REASONS = {
+    "unreadable": (
+        "not read as one name and one size; separate them by a comma, or quote them",
+        "未能读成一个名称和一个大小；请用逗号隔开，或加引号",
+    ),
+    "empty": ("no name, or its size is 0", "没有名称，或大小为 0"),
+    "no file": (
+        "no file: ls does not list the size of what is in a folder or behind a link; list its files, or use du -sh",
+        "不是文件：ls 不显示文件夹或链接里有多少内容；请列出其中的文件，或用 du -sh",
+    ),
+    "another unit": (
+        "its unit differs from the others', or is unclear (B: bytes or billions?); choose the unit above",
+        "单位与其他大小不同，或不明确（B 是字节还是十亿？）；请在上面选择单位",
+    ),
+    "counted elsewhere": ("a sum of other lines, or part of another line", "是其他各行之和，或已包含在另一行中"),
+    "added": ("added to the source of the same name", "已加到同名来源上"),
+    "KiB": ("numbers from du without a unit are KiB", "du 的数字没有单位，按 KiB 计"),
+    "compressed": ("compressed: smaller than its text", "压缩文件：小于其文本的大小"),
+    "bytes of shards": (
+        "counted in bytes, since other sources have no token count",
+        "其他来源没有词元数，因此按字节计",
+    ),
+    "files only": (
+        "has no folders: to pretrain.py it is one source by itself; give it as --train_file with /* after it",
+        "没有子文件夹：对 pretrain.py 来说它自己是一个来源；请在 --train_file 中加上 /*",
+    ),
+    "no data": ("no data file", "没有数据文件"),
+}
 _UNITS = {"token": "tokens", "词元": "tokens", "byte": "bytes", "字节": "bytes"}
 _HAN = {"十": 10, "百": 100, "千": 1e3, "万": 1e4, "亿": 1e8}
 
 
 def unit_of(size: str) -> str | None:
-    """What a size says that it counts: ``"3条"`` documents, ``"5 GB"`` bytes, ``"1.2G"`` nothing."""
+    """The unit that a size is written with: documents of ``"3条"``, bytes of ``"5 GB"``, None of ``"1.2G"``."""
     match = SIZE.fullmatch(size)
     if match and match["word"]:
         return _UNITS.get(match["word"].lower().rstrip("s"), "documents")
@@ -32,7 +61,7 @@ def unit_of(size: str) -> str | None:
 
 
 def parse_size(text: str, unit: str) -> float | None:
-    """``"1.2G"``, ``"3.4亿"`` or ``"1,234"`` in `unit`, or None where it is no size or says another unit.
+    """``"1.2G"``, ``"3.4亿"`` or ``"1,234"`` in `unit`, or None if it is no size or has another unit.
 
     In bytes K, M, G are powers of 1,024 (as in ls and du) and KB, MB, GB powers of 1,000 (as GNU has them); of tokens
     and documents K, M, B (or G), T are powers of 1,000.
@@ -55,32 +84,32 @@ def parse_size(text: str, unit: str) -> float | None:
 class Sizes:
     """Sources and their sizes in `unit` (tokens, bytes or documents).
 
-    `remarks` name each line or file that is not counted, or not as it stands: its number or None, its text, and a key
-    of `texts.REASONS`.
+    `warnings` are the lines or files that are not counted, or not as they stand: the line's number or None, its text,
+    and a key of `REASONS`.
     """
 
     amounts: dict[str, float] = field(default_factory=dict)
     unit: str = "bytes"
-    remarks: list[tuple[int | None, str, str]] = field(default_factory=list)
+    warnings: list[tuple[int | None, str, str]] = field(default_factory=list)
 
-    def remark(self, line: int | None, text: str, reason: str) -> None:
-        self.remarks.append((line, text, reason))
+    def warn(self, line: int | None, text: str, reason: str) -> None:
+        self.warnings.append((line, text, reason))
 
     def add(self, line: int | None, text: str, name: str, amount: float) -> None:
-        """Count a source; one that is there already gets the sum."""
+        """Count a source; sizes of the same name are added."""
         if not name or not amount:
-            self.remark(line, text, "empty" if name else "no name")
+            self.warn(line, text, "empty")
             return
         if name in self.amounts:
-            self.remark(line, text, "added")
+            self.warn(line, text, "added")
         self.amounts[name] = self.amounts.get(name, 0) + amount
 
 
 def folder_sizes(folder: str) -> Sizes:
     """The sources in a folder, named as for pretraining: each sub-folder, and each loose data file.
 
-    A folder of token shards has its tokens in ``manifest.json`` (its bytes are taken where other sources have no
-    tokens); the others have the bytes of their data files.
+    Folders of token shards are counted in tokens, by their ``manifest.json``, if all sources are such folders; else all
+    sources are counted in bytes.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -94,16 +123,16 @@ def folder_sizes(folder: str) -> Sizes:
         for path, manifest, files in sources:
             if manifest:
                 if sizes.unit == "bytes":
-                    sizes.remark(None, path.name, "bytes of shards")
+                    sizes.warn(None, path.name, "bytes of shards")
                 sizes.add(None, path.name, source_name(path.name), manifest[sizes.unit])
             elif files:
                 if any(file.name.endswith((*COMPRESSED, ".parquet")) for file in files):
-                    sizes.remark(None, path.name, "compressed")
+                    sizes.warn(None, path.name, "compressed")
                 sizes.add(None, path.name, source_name(path.name), sum(file.stat().st_size for file in files))
             else:
-                sizes.remark(None, path.name, "no data")
+                sizes.warn(None, path.name, "no data")
         if sizes.amounts and not any(path.is_dir() for path in paths):
-            sizes.remark(None, folder, "files only")
+            sizes.warn(None, folder, "files only")
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
     return sizes

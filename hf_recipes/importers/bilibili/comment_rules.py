@@ -1,16 +1,16 @@
-"""The rules for the comments of a Bilibili crawl, and the chains of replies that they are in."""
+"""The rules for the comments of a Bilibili crawl, and the chains of replies that become examples."""
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from hf_recipes.importers.arguments import BilibiliArguments
 from hf_recipes.importers.bilibili.mediacrawler import (
-    ELSEWHERE,
     MISSING,
+    OTHER_VIDEO,
     TOP_LEVEL,
     Comment,
     Video,
@@ -18,6 +18,7 @@ from hf_recipes.importers.bilibili.mediacrawler import (
     find_parents,
 )
 from hf_recipes.importers.duplicates import exact_duplicates, near_duplicates
+from hf_recipes.importers.train_test_split import unused_reason
 
 PREFIX = re.compile(r"回复\s*@([^:：\n]{1,40}?)\s*[:：]\s*")
 _EMOTE = re.compile(r"\[[^\[\]\s]{1,20}\]|[0-9#*]\ufe0f?\u20e3|[\u203c\u2049]\ufe0f?")
@@ -31,15 +32,12 @@ def without_prefix(text: str) -> str:
 
 
 def is_emoji_only(text: str) -> bool:
-    """Whether there is nothing but emoji, Bilibili's ``[doge]`` and blanks; punctuation says something."""
+    """Whether `text` is nothing but emoji, Bilibili's ``[doge]`` and blanks; punctuation counts as text."""
     return all(unicodedata.category(sign) in _SYMBOLS for sign in _EMOTE.sub("", text))
 
 
-class Crawl:
-    """The comments of a crawl, and what the rules make of each.
-
-    `texts` are what the comments say in an example, `dropped` why they are in none.
-    """
+class CommentSet:
+    """All comments of a crawl, their texts in examples, and the reason of each dropped one (else None)."""
 
     def __init__(self, args: BilibiliArguments, videos: Mapping[str, Video], comments: Sequence[Comment], work: Path):
         self.args, self.videos, self.comments = args, videos, comments
@@ -47,16 +45,14 @@ class Crawl:
         self.dropped: list[str | None] = [None] * len(comments)
         self.parents = find_parents(comments)
         self._loops = find_loops(self.parents)
-        self._judge_places()
-        self._judge_texts()
+        self._apply_reply_rules()
+        self._apply_text_rules()
         if args.exact_dedup:
-            for location in self._repeated(exact_duplicates):
-                self.dropped[location] = "exact duplicate"
+            self._drop_duplicates("exact duplicate", exact_duplicates)
         if args.near_dedup:
-            for location in self._repeated(lambda texts: near_duplicates(texts, work)):
-                self.dropped[location] = "near duplicate"
+            self._drop_duplicates("near duplicate", lambda texts: near_duplicates(texts, work))
 
-    def _judge_places(self) -> None:
+    def _apply_reply_rules(self) -> None:
         args, dropped = self.args, self.dropped
         for index in self._loops:
             self.parents[index] = TOP_LEVEL
@@ -67,10 +63,10 @@ class Crawl:
                 dropped[index] = "its video is not in the contents"
             elif args.missing_parent == "drop" and parent == MISSING:
                 dropped[index] = "its parent is not in the comments"
-            elif args.missing_parent == "drop" and parent == ELSEWHERE:
+            elif args.missing_parent == "drop" and parent == OTHER_VIDEO:
                 dropped[index] = "its parent is under another video"
 
-    def _judge_texts(self) -> None:
+    def _apply_text_rules(self) -> None:
         for index, text in enumerate(self.texts):
             body = without_prefix(text)
             if self.args.reply_prefix == "strip":
@@ -80,21 +76,19 @@ class Crawl:
             elif self.args.emoji_only == "drop" and is_emoji_only(body):
                 self.dropped[index] = "nothing but emoji"
 
-    def _repeated(self, find) -> list[int]:
+    def _drop_duplicates(self, reason: str, find: Callable[[Iterable[str]], Iterable[int]]) -> None:
         least = self.args.dedup_min_chars
-        locations = [
+        indices = [
             index
-            for index, (text, reason) in enumerate(zip(self.texts, self.dropped, strict=True))
-            if reason is None and len(text) >= least and len(without_prefix(text)) >= least
+            for index, text in enumerate(self.texts)
+            if self.dropped[index] is None and len(text) >= least and len(without_prefix(text)) >= least
         ]
-        bodies = (without_prefix(self.texts[index]) for index in locations)
-        return [
-            locations[found]
-            for found in find(tqdm(bodies, "duplicates", len(locations), unit_scale=True, disable=None))
-        ]
+        bodies = (without_prefix(self.texts[index]) for index in indices)
+        for match in find(tqdm(bodies, "duplicates", len(indices), unit_scale=True, disable=None)):
+            self.dropped[indices[match]] = reason
 
     def answers(self) -> list[int]:
-        """The comments that each end an example."""
+        """Indices of the comments that each end an example."""
         usable = [index for index, reason in enumerate(self.dropped) if reason is None]
         if not self.args.thread:
             return usable
@@ -102,7 +96,7 @@ class Crawl:
         return [index for index in usable if index not in answered]
 
     def chain(self, answer: int) -> list[int]:
-        """The comments of the example that `answer` ends, the first one first."""
+        """Indices of the comments of the example that `answer` ends, the first one first."""
         chain = [answer]
         while self.args.thread and len(chain) < self.args.max_turns:
             parent = self.parents[chain[-1]]
@@ -111,16 +105,31 @@ class Crawl:
             chain.append(parent)
         return chain[::-1]
 
-    def repairs(self, location: int) -> Iterator[str]:
-        """What was changed of a comment, or of what it answers."""
-        comment, parent = self.comments[location], self.parents[location]
+    def drop_unused(self, answers: Sequence[int], splits: Sequence[int]) -> None:
+        """Drop the comments that are in no example that was written."""
+        is_used = bytearray(len(self.comments))
+        reasons = ["earlier in its chain than --max_turns"] * len(self.comments)
+        for answer, split in zip(answers, splits, strict=True):
+            reason = unused_reason(split, "video")
+            for index in self.chain(answer):
+                if reason is None:
+                    is_used[index] = True
+                else:
+                    reasons[index] = reason
+        for index, reason in enumerate(reasons):
+            if not is_used[index]:
+                self.dropped[index] = self.dropped[index] or reason
+
+    def repairs(self, index: int) -> Iterator[str]:
+        """What was changed in a comment, or in its parent."""
+        comment, parent = self.comments[index], self.parents[index]
         if comment.video not in self.videos:
             yield "the video is None, not being in the contents"
         if parent == MISSING:
             yield "the parent is None, not being in the comments"
-        if parent == ELSEWHERE:
+        if parent == OTHER_VIDEO:
             yield "the parent is None, being under another video"
-        if location in self._loops:
+        if index in self._loops:
             yield "the parent is None, being in a loop of replies"
         if self.args.reply_prefix != "keep" and PREFIX.match(comment.text):
-            yield f"回复 @name : {'taken out' if self.args.reply_prefix == 'strip' else 'anonymised'}"
+            yield f"回复 @name : {'removed' if self.args.reply_prefix == 'strip' else 'anonymised'}"

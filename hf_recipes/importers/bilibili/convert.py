@@ -1,180 +1,145 @@
-"""Comments under Bilibili's videos → conversations: the video and the parent comment ask, a comment answers."""
+"""Bilibili videos and comments → conversations: video and parent comment are the prompt, a comment is the answer."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
-
-from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.ledger import LEDGER, UNUSABLE, row_status, write_ledgers
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import row_status
 from hf_recipes.importers.arguments import BilibiliArguments
-from hf_recipes.importers.bilibili.comment_rules import PREFIX, Crawl
+from hf_recipes.importers.bilibili.comment_rules import PREFIX, CommentSet
 from hf_recipes.importers.bilibili.mediacrawler import (
     COMMENTS,
     VIDEOS,
     Comment,
     Video,
     find_crawl,
-    place_of,
+    location_of,
     read_comments,
     read_videos,
 )
-from hf_recipes.importers.output import SIDES, WORK, Writer
-from hf_recipes.importers.train_test_split import HELD_OUT, NOT_DRAWN, TEST, TRAIN, draw
+from hf_recipes.importers.output import WORK, finish_ledgers, write_examples
 from hf_recipes.privacy.redactor import Redactor, mentioned
 
+Personal = dict[int | str, set[str]]  # kinds of personal data that were replaced, by a comment's index or a video's id
 
-def prepare_bilibili(args: BilibiliArguments, folder: Path) -> dict[str, int]:
-    """Write the examples of a crawl and their ledger into `folder`.
 
-    Returns:
-        How many examples are in ``train.jsonl`` and in ``test.jsonl``.
-
-    Raises:
-        UserError: files that cannot be read, of another platform, or of which nothing is left.
-    """
-    parts = find_crawl(args.input_dir)
-    videos, video_places, video_ledger = read_videos(parts[VIDEOS])
-    comments, ledger = read_comments(parts[COMMENTS], args.duplicate_ids == "last")
+def prepare_bilibili(args: BilibiliArguments, folder: Path) -> bytearray:
+    """Write the examples of a crawl and their ledger into `folder`; returns the split of each example."""
+    where = " ".join(args.input_dir)
+    files = find_crawl(args.input_dir)
+    videos, video_locations, video_ledger = read_videos(files[VIDEOS])
+    comments, ledger = read_comments(files[COMMENTS], args.duplicate_ids == "last")
     if not comments and not ledger.totals["read"]:
-        raise UserError(f"--input_dir {' '.join(args.input_dir)}: there is no comment in its files")
-    crawl = Crawl(args, videos, comments, folder / WORK)
-    answers = crawl.answers()
+        raise UserError(f"--input_dir {where}: there is no comment in its files")
+    comment_set = CommentSet(args, videos, comments, folder / WORK)
+    answers = comment_set.answers()
     numbers = {video: number for number, video in enumerate(dict.fromkeys(comment.video for comment in comments))}
     groups = [numbers[comments[answer].video] for answer in answers]
-    sides = draw(groups, args.total, args.test_size, args.seed, "video") if answers else b""
-    _drop_undrawn(crawl, answers, sides)
-    drawn = sorted(
-        (group, answer, SIDES[side == TEST])
-        for group, answer, side in zip(groups, answers, sides, strict=True)
-        if side in (TRAIN, TEST)
-    )
-    hidden, counts = _write(crawl, drawn, folder)
-    for video, index in video_places.items():
-        video_ledger.add(index, *_personal(hidden.get(video, ())))
-    for index, (comment, reason) in enumerate(zip(comments, crawl.dropped, strict=True)):
-        repairs = [row_status("repaired", what) for what in crawl.repairs(index)] + _personal(hidden.get(index, ()))
-        ledger.add(place_of(comment, parts[COMMENTS]), *([row_status("dropped", reason)] if reason else repairs))
-    for each in (video_ledger, ledger):
-        say(each.table())
-        each.check(args.max_drop_ratio, UNUSABLE)
-    if not answers:
-        raise UserError(
-            f"--input_dir {' '.join(args.input_dir)}: no comment is left of {ledger.totals['read']:,}; the reasons are "
-            "above, and --missing_video, --missing_parent, --reply_loops, --emoji_only and --exact_dedup weaken them"
-        )
-    write_ledgers(folder / LEDGER, videos=video_ledger, comments=ledger)
-    return counts
-
-
-def _drop_undrawn(crawl: Crawl, answers: Sequence[int], sides: Sequence[int]) -> None:
-    """Note why usable comments are in no example."""
-    reasons = {NOT_DRAWN: "not drawn for --total", HELD_OUT: "its video is one to test on, and --test_size is reached"}
-    found: list[str | None] = ["earlier in its chain than --max_turns"] * len(crawl.comments)
-    for is_drawn in (False, True):
-        for answer, side in zip(answers, sides, strict=True):
-            if is_drawn == (side in (TRAIN, TEST)):
-                for index in crawl.chain(answer):
-                    found[index] = reasons.get(side)
-    for index, reason in enumerate(found):
-        crawl.dropped[index] = crawl.dropped[index] or reason
-
-
-def _write(
-    crawl: Crawl, drawn: Sequence[tuple[int, int, str]], folder: Path
-) -> tuple[dict[int | str, set[str]], dict[str, int]]:
-    """Write the examples, video after video.
-
-    Returns:
-        The kinds of personal data that were in a comment (by its place) or a video (by its id), and the number of
-        examples of each side.
-    """
-    args, hidden = crawl.args, {}
-    under: dict[str, list[Comment]] = defaultdict(list)
+    under_video: dict[str, list[Comment]] = defaultdict(list)
     if args.privacy or args.reply_prefix == "anonymise":
-        for comment in crawl.comments:
-            under[comment.video].append(comment)
-    group = page = None
-    with Writer(folder) as writer:
-        for own, answer, side in tqdm(drawn, "examples", unit_scale=True, disable=None):
-            comment = crawl.comments[answer]
-            if own != group:
-                group, page = own, Page(crawl, comment.video, under[comment.video], hidden)
-            columns = {"video_id": comment.video, "like_count": comment.likes}
-            columns |= {} if args.privacy else {"comment_id": str(comment.id)}  # it leads to the writer
-            writer.write(side, page.messages(crawl.chain(answer)), **columns)
-        return hidden, writer.counts
+        for comment in comments:
+            under_video[comment.video].append(comment)
+    personal: Personal = {}
+
+    @lru_cache(maxsize=1)  # examples are written video after video
+    def prompt_of(video: str) -> VideoPrompt:
+        return VideoPrompt(comment_set, video, under_video.get(video, ()), personal)
+
+    def to_row(answer: int) -> dict[str, Any]:
+        comment = comments[answer]
+        messages = list(prompt_of(comment.video).messages(comment_set.chain(answer)))
+        row = {"messages": messages, "video_id": comment.video, "like_count": comment.likes}
+        return row if args.privacy else {**row, "comment_id": str(comment.id)}  # the id leads to its writer
+
+    splits = write_examples(folder, args, answers, groups, "video", to_row)
+    comment_set.drop_unused(answers, splits)
+    for video, location in video_locations.items():
+        video_ledger.add(location, *_personal_statuses(personal.get(video, ())))
+    for index, (comment, reason) in enumerate(zip(comments, comment_set.dropped, strict=True)):
+        repairs = [row_status("repaired", repair) for repair in comment_set.repairs(index)]
+        repairs += _personal_statuses(personal.get(index, ()))
+        ledger.add(location_of(comment, files[COMMENTS]), *([row_status("dropped", reason)] if reason else repairs))
+    nothing_left = None
+    if not answers:
+        nothing_left = (
+            f"--input_dir {where}: no comment is left of {ledger.totals['read']:,}; the reasons are above, and "
+            "--missing_video, --missing_parent, --reply_loops, --emoji_only and --exact_dedup weaken them"
+        )
+    finish_ledgers(folder, args, nothing_left, videos=video_ledger, comments=ledger)
+    return splits
 
 
-def _personal(kinds: Iterable[str]) -> list[str]:
+def _personal_statuses(kinds: Iterable[str]) -> list[str]:
     return [row_status("repaired", f"personal data ({kind})") for kind in sorted(kinds)]
 
 
-class Page:
-    """A video and the comments under it, as examples show them.
+class VideoPrompt:
+    """The prompt of a video, and the conversations of the comments under it; what is replaced goes into `personal`."""
 
-    Args:
-        hidden: gets the kinds of personal data that were taken out, by the comment's place or the video's id.
-    """
-
-    def __init__(self, crawl: Crawl, video_id: str, comments: Sequence[Comment], hidden: dict[int | str, set[str]]):
-        self._crawl, self._hidden = crawl, hidden
-        args, video = crawl.args, crawl.videos.get(video_id)
-        self._names_go = args.reply_prefix == "anonymise" or args.privacy
-        people = people_of(video, comments) if self._names_go else {}
+    def __init__(self, comment_set: CommentSet, video_id: str, comments: Sequence[Comment], personal: Personal):
+        self._comment_set, self._personal = comment_set, personal
+        args, video = comment_set.args, comment_set.videos.get(video_id)
+        self._hides_names = args.reply_prefix == "anonymise" or args.privacy
+        people = people_of(video, comments) if self._hides_names else {}
         self._numbers: dict[str, int] = {}
         for number, (user, names) in enumerate(people.items(), 1):
             for name in (user, *names):
                 self._numbers.setdefault(name, number)
         self._redactor = Redactor(people) if args.privacy else None
-        title, description = (
-            (self._shown(text, video_id) for text in (video.title, video.description)) if video else ("", "")
-        )
+        texts = (video.title, video.description) if video else ("", "")
+        title, description = (self._redacted(text, video_id) for text in texts)
         self._heading = [(args.title_template, title), (args.description_template, description)]
 
     def messages(self, chain: Sequence[int]) -> Iterator[dict[str, str]]:
-        """The turns of a chain; if the last could not be the assistant's, the first comment is the parent that asks."""
-        crawl, parent = self._crawl, self._crawl.parents[chain[0]]
-        above = self._shown(crawl.texts[parent]) if parent >= 0 else ""
-        turns = [self._shown(crawl.texts[location], location) for location in chain]
+        """The conversation of a chain of comments, whose last one is an answer of the assistant.
+
+        With an even number of comments, the first one goes into the prompt, as the parent of the second.
+        """
+        comments = self._comment_set
+        parent = comments.parents[chain[0]]
+        parent_text = self._redacted(comments.texts[parent]) if parent >= 0 else ""
+        turns = [self._redacted(comments.texts[index], index) for index in chain]
         if len(turns) % 2 == 0:
-            above, *turns = turns
-        if crawl.args.system_prompt:
-            yield {"role": "system", "content": crawl.args.system_prompt}
-        lines = (*self._heading, (crawl.args.parent_template, above))
+            parent_text, *turns = turns
+        if comments.args.system_prompt:
+            yield {"role": "system", "content": comments.args.system_prompt}
+        lines = (*self._heading, (comments.args.parent_template, parent_text))
         prompt = "\n".join(template.replace("{}", text or "None") for template, text in lines if template)
         yield {"role": "user", "content": prompt}
         for number, turn in enumerate(turns):
             yield {"role": "user" if number % 2 else "assistant", "content": turn}
 
-    def _shown(self, text: str, owner: int | str | None = None) -> str:
-        head = ""
-        if self._names_go:
+    def _redacted(self, text: str, key: int | str | None = None) -> str:
+        """`text` without names and personal data; what was replaced is recorded under `key`."""
+        prefix = ""
+        if self._hides_names:
             while match := PREFIX.match(text):
-                head += f"回复 @用户{self._numbers.get(match[1], '')} :"
+                prefix += f"回复 @用户{self._numbers.get(match[1], '')} :"
                 text = text[match.end() :]
         if self._redactor:
             text, counts = self._redactor.redact(text)
-            if (counts or head) and owner is not None:
-                self._hidden.setdefault(owner, set()).update(counts, ["person"] if head else [])
-        return head + text
+            if key is not None and (counts or prefix):
+                self._personal.setdefault(key, set()).update(counts, ["person"] if prefix else [])
+        return prefix + text
 
 
 def people_of(video: Video | None, comments: Iterable[Comment]) -> dict[str, list[str]]:
-    """Who uploaded a video, commented on it or is mentioned under it: names by user id, or by name without one."""
+    """The uploader, the commenters and who is mentioned: names by user id, or by name where there is no id."""
     people: dict[str, list[str]] = {}
     known: set[str] = set()
-    called: list[str] = []
+    mentions: list[str] = []
     writers = [(video.user, video.nickname)] if video else []
     for comment in comments:
         writers.append((comment.user, comment.nickname))
         rest = comment.text
         while match := PREFIX.match(rest):
-            called.append(match[1])
+            mentions.append(match[1])
             rest = rest[match.end() :]
-        called += mentioned(rest)
-    for user, nickname in (*writers, *(("", name) for name in called)):
+        mentions += mentioned(rest)
+    for user, nickname in (*writers, *(("", name) for name in mentions)):
         if nickname and (user or nickname not in known):
             names = people.setdefault(user or nickname, [])
             if nickname not in names:

@@ -1,10 +1,11 @@
 """The files of a Bilibili crawl by MediaCrawler (https://github.com/NanmiCoder/MediaCrawler), of any age.
 
 Contents: video_id, title, desc, nickname, user_id or creator_hash. Comments: comment_id, parent_comment_id, video_id,
-content, like_count, nickname, user_id or creator_hash. Both as .json, .jsonl or .csv, whose names say which they are,
-or as the tables of a SQLite file.
+content, like_count, nickname, user_id or creator_hash. Both as .json, .jsonl or .csv with "contents" or "comments" in
+the file's name, or as the tables of a SQLite file.
 """
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -24,12 +25,16 @@ from hf_recipes.data.files.sources import Source, find_sources, is_data
 from hf_recipes.data.schemas.conversation import RowProblem
 
 VIDEOS, COMMENTS = "videos", "comments"
-_KINDS = {"comment": COMMENTS, "content": VIDEOS, "video": VIDEOS}  # in a file's name; csv files say videos
+_KINDS = {
+    "comment": COMMENTS,
+    "content": VIDEOS,
+    "video": VIDEOS,
+}  # by a word in the file's name; csv files are called videos
 _TABLES = {VIDEOS: "bilibili_video", COMMENTS: "bilibili_video_comment"}
 _NEEDED = {VIDEOS: ("video_id", "title"), COMMENTS: ("comment_id", "video_id", "content")}
 _SQLITE = (".db", ".sqlite", ".sqlite3")
-# A column that only the crawls of another platform have.
-_ELSEWHERE = {
+# Columns that only crawls of other platforms have.
+_OTHER_PLATFORMS = {
     "aweme_id": "Douyin",
     "note_id": "Xiaohongshu, Weibo or Tieba",
     "content_id": "Zhihu",
@@ -37,7 +42,7 @@ _ELSEWHERE = {
     "viewd_count": "Kuaishou",
 }
 _VIDEO_ID = re.compile(r"\d{1,18}|[Bb][Vv]\w{10}")
-NO_PARENT = 0  # what Bilibili writes at the top level
+NO_PARENT = 0  # parent_comment_id of a top-level comment
 
 
 class Table(NamedTuple):
@@ -46,59 +51,60 @@ class Table(NamedTuple):
     path: str
     name: str
 
+    @property
+    def location(self) -> str:
+        return f"{self.path}/{self.name}"
+
     def read(self) -> Iterator[Record]:
-        connection = _open(self.path)
-        try:
+        with _sqlite(self.path) as connection:
             rows = connection.execute(f"SELECT rowid, * FROM {self.name}")
             columns = [column[0] for column in rows.description[1:]]
             for number, *values in rows:
-                yield Record(f"{self.path}/{self.name}:{number}", dict(zip(columns, values, strict=True)))
-        except sqlite3.Error as error:
-            raise UserError(f"{self.path}: cannot be read as SQLite ({error}); copy it again") from None
-        finally:
-            connection.close()
+                yield Record(f"{self.location}:{number}", dict(zip(columns, values, strict=True)))
 
 
-def _open(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=ro", uri=True)
+@contextlib.contextmanager
+def _sqlite(path: str) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=ro", uri=True)
+    try:
+        yield connection
+    except sqlite3.Error as error:
+        raise UserError(f"{path}: cannot be read as SQLite ({error}); copy it again") from None
+    finally:
+        connection.close()
 
 
-Part = Source | Table
+CrawlFile = Source | Table
 
 
-def find_crawl(specs: Sequence[str]) -> dict[str, list[Part]]:
-    """The parts of a crawl that hold videos and comments, in folders (with all that is below them) and files.
-
-    Raises:
-        UserError: nothing there, or no comments or no contents.
-    """
-    found: dict[str, list[Part]] = {VIDEOS: [], COMMENTS: []}
+def find_crawl(specs: Sequence[str]) -> dict[str, list[CrawlFile]]:
+    """The files (or tables) of videos and of comments among files and folders, which are searched recursively."""
+    files: dict[str, list[CrawlFile]] = {VIDEOS: [], COMMENTS: []}
     ignored = []
     for spec in specs:
         if not os.path.exists(spec):
             raise UserError(f"--input_dir {spec}: no such folder or file")
-        named = [Path(spec)] if os.path.isfile(spec) else sorted(Path(spec).rglob("*"))
-        for path in named:
+        for path in [Path(spec)] if os.path.isfile(spec) else sorted(Path(spec).rglob("*")):
             kind = next((kind for word, kind in _KINDS.items() if word in path.name.lower()), None)
             if path.suffix in _SQLITE and _is_sqlite(path):
                 for kind, table in _tables(str(path)):
-                    found[kind].append(table)
+                    files[kind].append(table)
             elif is_data(path) and kind:
-                found[kind] += find_sources([str(path)])
+                files[kind] += find_sources([str(path)])
             elif is_data(path):
                 ignored.append(path.name)
     if ignored:
-        say(f"left out, since their names have neither comments nor contents: {', '.join(ignored[:10])}")
+        say(f"ignored, since their names have neither comments nor contents: {', '.join(ignored[:10])}")
     where = " ".join(specs)
-    if not found[VIDEOS] and not found[COMMENTS]:
+    if not files[VIDEOS] and not files[COMMENTS]:
         raise UserError(
-            f"--input_dir {where}: no file of MediaCrawler's here (*comments* and *contents* as .json, .jsonl or .csv, "
+            f"--input_dir {where}: no file of MediaCrawler here (*comments* and *contents* as .json, .jsonl or .csv, "
             "or its SQLite file)"
         )
     for kind, name in ((COMMENTS, "*comments*"), (VIDEOS, "*contents* (or *videos*)")):
-        if not found[kind]:
+        if not files[kind]:
             raise UserError(f"--input_dir {where}: there is no {name} file; it is the other half of a crawl")
-    return found
+    return files
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -107,43 +113,36 @@ def _is_sqlite(path: Path) -> bool:
 
 
 def _tables(path: str) -> Iterator[tuple[str, Table]]:
-    connection = _open(path)
-    try:
+    with _sqlite(path) as connection:
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    except sqlite3.Error as error:
-        raise UserError(f"{path}: cannot be read as SQLite ({error}); copy it again") from None
-    finally:
-        connection.close()
     for kind, name in _TABLES.items():
         if name not in names:
             raise UserError(f"{path}: no table {name}; it is not the database of a Bilibili crawl")
         yield kind, Table(path, name)
 
 
-def _rows(parts: Sequence[Part], kind: str) -> Iterator[tuple[int, Record]]:
-    """The rows of all parts, with the part's number."""
+def _rows(files: Sequence[CrawlFile], kind: str) -> Iterator[tuple[int, Record]]:
+    """The rows of all files, each with the index of its file."""
     with tqdm(desc=kind, unit=" rows", unit_scale=True, disable=None) as bar:
-        for number, part in enumerate(parts):
+        for index, file in enumerate(files):
             is_checked = False
-            for record in part.read() if isinstance(part, Table) else read_records(part):
+            for record in file.read() if isinstance(file, Table) else read_records(file):
                 if not is_checked and record.value is not None:
-                    _check_platform(part.path, record.value, kind)
+                    _check_platform(file.path, record.value, kind)
                     is_checked = True
-                yield number, record
+                yield index, record
                 bar.update()
 
 
 def _check_platform(path: str, row: Mapping[str, Any], kind: str) -> None:
-    for column, platform in _ELSEWHERE.items():
+    for column, platform in _OTHER_PLATFORMS.items():
         if column in row:
-            raise UserError(f"{path}: its column {column} is of {platform}; leave this file out of --input_dir")
+            raise UserError(f"{path}: its column {column} is of {platform}; remove this file from --input_dir")
     for column in _NEEDED[kind]:
         if column not in row:
-            raise UserError(
-                f"{path}: no column {column!r} among {', '.join(row)}; these are not the {kind} of a Bilibili crawl"
-            )
+            raise UserError(f"{path}: no column {column!r} among {', '.join(row)}; not the {kind} of a Bilibili crawl")
     if (video := _id(row["video_id"])) and not _VIDEO_ID.fullmatch(video):
-        raise UserError(f"{path}: its video_id is none of Bilibili's; leave this file out of --input_dir")
+        raise UserError(f"{path}: its video_id is not one of Bilibili; remove this file from --input_dir")
 
 
 def _text(value: Any) -> str:
@@ -151,7 +150,7 @@ def _text(value: Any) -> str:
 
 
 def _id(value: Any) -> str:
-    """As text; what pandas made a float of is whole again."""
+    """An id as text, also one that pandas has turned into a float."""
     return _text(value).removesuffix(".0")
 
 
@@ -161,7 +160,7 @@ def _integer(value: Any) -> int | None:
 
 
 class Video(NamedTuple):
-    """What is used of a video; `user` is the uploader's id, or "" where the crawl has none."""
+    """A video; `user` is the uploader's id, or "" where the crawl has none."""
 
     title: str
     description: str
@@ -169,32 +168,28 @@ class Video(NamedTuple):
     nickname: str
 
 
-def read_videos(parts: Sequence[Part]) -> tuple[dict[str, Video], dict[str, str], Ledger]:
-    """The videos and their places by the video's id, and a ledger of the rows that are none, or crawled again later.
-
-    Raises:
-        UserError: a part that cannot be read, or that is of another platform.
-    """
+def read_videos(files: Sequence[CrawlFile]) -> tuple[dict[str, Video], dict[str, str], Ledger]:
+    """The videos and their locations, both by the video's id, and a ledger of the rows that are not used."""
     videos: dict[str, Video] = {}
     locations: dict[str, str] = {}
     ledger = Ledger()
-    for _, record in _rows(parts, VIDEOS):
+    for _, record in _rows(files, VIDEOS):
         row, problem = record.value, record.problem
-        number = _id(row.get("video_id")) if row else ""
-        if not number:
+        video_id = _id(row.get("video_id")) if row else ""
+        if not video_id:
             ledger.add(record.location, row_status("dropped", f"{UNUSABLE}{problem or 'no video_id'}"))
             continue
-        if number in locations:
-            ledger.add(locations[number], row_status("dropped", "crawled again later"))
+        if video_id in locations:
+            ledger.add(locations[video_id], row_status("dropped", "crawled again later"))
         description, user = _text(row.get("desc")), _id(row.get("user_id") or row.get("creator_hash"))
-        description = "" if description == "-" else description  # what Bilibili has for none
-        videos[number] = Video(_text(row.get("title")), description, user, _text(row.get("nickname")))
-        locations[number] = record.location
+        description = "" if description == "-" else description  # Bilibili's empty description
+        videos[video_id] = Video(_text(row.get("title")), description, user, _text(row.get("nickname")))
+        locations[video_id] = record.location
     return videos, locations, ledger
 
 
 class Comment(NamedTuple):
-    """What is used of a comment; `parent` is an id, `NO_PARENT` at the top level; `likes` is None in older crawls."""
+    """A comment; `parent` is an id or `NO_PARENT`; `likes` is None in older crawls."""
 
     id: int
     parent: int
@@ -203,7 +198,7 @@ class Comment(NamedTuple):
     likes: int | None
     user: str
     nickname: str
-    location: tuple[int, int]  # the part of the crawl, and the line or row in it
+    location: tuple[int, int]  # index of the file, and line or row in it
 
 
 def _comment(row: Mapping[str, Any], location: tuple[int, int]) -> Comment:
@@ -223,64 +218,63 @@ def _comment(row: Mapping[str, Any], location: tuple[int, int]) -> Comment:
     return Comment(number, parent, intern(video), (text or "").strip(), likes, intern(user), intern(nickname), location)
 
 
-def read_comments(parts: Sequence[Part], keep_last: bool) -> tuple[list[Comment], Ledger]:
-    """The comments, and a ledger of the rows that are none, or the same again (with `keep_last`, the last counts).
+def read_comments(files: Sequence[CrawlFile], keep_last: bool) -> tuple[list[Comment], Ledger]:
+    """The comments, and a ledger of the rows that are not used.
 
-    Raises:
-        UserError: a part that cannot be read, or that is of another platform.
+    Args:
+        keep_last: of the rows with one comment_id, use the last; else the first.
     """
     comments: list[Comment] = []
-    found: dict[int, int] = {}
+    indices: dict[int, int] = {}  # by comment_id
     ledger = Ledger()
-    for part, record in _rows(parts, COMMENTS):
+    for file, record in _rows(files, COMMENTS):
         try:
             if record.value is None:
                 raise RowProblem(record.problem)
-            comment = _comment(record.value, (part, int(record.location.rpartition(":")[2])))
+            comment = _comment(record.value, (file, int(record.location.rpartition(":")[2])))
         except RowProblem as error:
             ledger.add(record.location, row_status("dropped", f"{UNUSABLE}{error.reason}"))
             continue
-        location = found.setdefault(comment.id, len(comments))
-        if location == len(comments):
+        index = indices.setdefault(comment.id, len(comments))
+        if index == len(comments):
             comments.append(comment)
             continue
         if keep_last:
-            comments[location], comment = comment, comments[location]
-        ledger.add(place_of(comment, parts), row_status("dropped", "its comment_id is there twice"))
+            comments[index], comment = comment, comments[index]
+        ledger.add(location_of(comment, files), row_status("dropped", "another row has the same comment_id"))
     return comments, ledger
 
 
-def place_of(comment: Comment, parts: Sequence[Part]) -> str:
-    """Where the comment stands, as the ledger says it."""
-    part, line = comment.location
-    own = parts[part]
-    return f"{own.path}/{own.name}:{line}" if isinstance(own, Table) else f"{own.path}:{line}"
+def location_of(comment: Comment, files: Sequence[CrawlFile]) -> str:
+    index, line = comment.location
+    file = files[index]
+    return f"{file.location if isinstance(file, Table) else file.path}:{line}"
 
 
-TOP_LEVEL, MISSING, ELSEWHERE = -1, -2, -3
+TOP_LEVEL, MISSING, OTHER_VIDEO = -1, -2, -3
 
 
 def find_parents(comments: Sequence[Comment]) -> array:
-    """Of each comment the place of its parent, or `TOP_LEVEL`, `MISSING`, or `ELSEWHERE` (under another video)."""
-    found = {comment.id: index for index, comment in enumerate(comments)}
+    """The index of each comment's parent, or `TOP_LEVEL`, `MISSING`, or `OTHER_VIDEO` (under another video)."""
+    indices = {comment.id: index for index, comment in enumerate(comments)}
     parents = array("i")
     for comment in comments:
-        index = TOP_LEVEL if comment.parent == NO_PARENT else found.get(comment.parent, MISSING)
-        parents.append(ELSEWHERE if index >= 0 and comments[index].video != comment.video else index)
+        index = TOP_LEVEL if comment.parent == NO_PARENT else indices.get(comment.parent, MISSING)
+        parents.append(OTHER_VIDEO if index >= 0 and comments[index].video != comment.video else index)
     return parents
 
 
 def find_loops(parents: Sequence[int]) -> set[int]:
-    """The comments that answer themselves, through whatever others."""
+    """Indices of the comments that are their own ancestors."""
     loops: set[int] = set()
-    seen = array("i", bytes(4 * len(parents)))  # by which walk
+    visited_from = array("i", bytes(4 * len(parents)))  # 1 + the index that the first visit started from
     for start in range(len(parents)):
-        location = start
-        while location >= 0 and not seen[location]:
-            seen[location] = start + 1
-            location = parents[location]
-        if location >= 0 and seen[location] == start + 1 and location not in loops:
-            while location not in loops:
-                loops.add(location)
-                location = parents[location]
+        index = start
+        while index >= 0 and not visited_from[index]:
+            visited_from[index] = start + 1
+            index = parents[index]
+        if index >= 0 and visited_from[index] == start + 1:
+            while index not in loops:
+                loops.add(index)
+                index = parents[index]
     return loops

@@ -1,7 +1,7 @@
-"""Chats and their members: what of a message is text, where a session ends, and which turns make an example."""
+"""Messages of chats, the rules for them, and their split into sessions and examples."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
 
 
 class Message(NamedTuple):
-    """One message; `time` in seconds, `sender` a key of `Members`, `problem` why it cannot be used at all."""
+    """One message; `time` in seconds, `sender` a key of `Members`, `problem`: why it cannot be used."""
 
     line: int
     time: float
@@ -20,8 +20,8 @@ class Message(NamedTuple):
 
 
 @dataclass
-class Chat:
-    """The messages of one chat, in the order of the file; `name` is of the group or the contact."""
+class ChatLog:
+    """The messages of one chat, in the order of the file; `name` is the group's or the contact's."""
 
     path: str
     name: str
@@ -42,18 +42,17 @@ _BLANK_LINES = re.compile(r"\s*\n\s*")
 
 
 class Rules:
-    """What of a message is said, and why it is not."""
+    """Which messages are used, and which marks are removed from them."""
 
     def __init__(self, args: QQArguments, members: Members):
         self._args = args
         names = {name for names in members.names.values() for name in names} | {"全体成员"}
         longest_first = sorted(map(re.escape, names), key=len, reverse=True)
-        self._mention = (
-            re.compile(f"[@＠](?:{'|'.join(longest_first)})[ \u2005]?") if args.mentions == "strip" else None
-        )
+        mention = re.compile(f"[@＠](?:{'|'.join(longest_first)})[ \u2005]?")
+        self._mention = mention if args.mentions == "strip" else None
 
-    def judge(self, message: Message) -> tuple[str, list[str], str | None]:
-        """What is said, what was changed, and the reason to drop it or None."""
+    def apply(self, message: Message) -> tuple[str, list[str], str | None]:
+        """The text, what was changed in it, and the reason to drop the message, or None."""
         args, text, repairs = self._args, message.text.strip(), []
         if args.recalled == "drop" and _RECALLED.fullmatch(text):
             return text, [], "recalled"
@@ -62,57 +61,60 @@ class Rules:
         if args.cards == "drop" and (_CARD.match(text) or (len(text) < 120 and _NOT_SHOWN.search(text))):
             return text, [], "a card, or what the client could not show"
         if args.media_marks == "strip" and (stripped := _MEDIA.sub("", text)) != text:
-            repairs.append("[图片], [表情], [语音] and the like taken out")
+            repairs.append("[图片], [表情], [语音] and the like removed")
             text = _BLANK_LINES.sub("\n", stripped).strip()
             if not text:
                 return text, [], "nothing but [图片], [表情], [语音] and the like"
         if self._mention and (stripped := self._mention.sub("", text)) != text:
-            repairs.append("@mentions taken out")
+            repairs.append("@mentions removed")
             text = stripped.strip()
         return text, repairs, None if text else "empty"
 
 
-class Run(NamedTuple):
-    """Messages of one person in a row, by their places in the chat."""
+class MessageGroup(NamedTuple):
+    """Consecutive messages of one person; `indices` into the chat's messages."""
 
     sender: str
-    locations: list[int]
+    indices: list[int]
 
 
-def sessions(messages: Sequence[Message], locations: Iterable[int], mine: set[str], gap: float) -> Iterator[list[Run]]:
-    """The runs between silences of more than `gap` minutes; those of `mine` have the sender `ME`."""
-    runs: list[Run] = []
-    before = None
-    for location in locations:
-        message = messages[location]
-        if before is not None and abs(message.time - before) > 60 * gap:
-            yield runs
-            runs = []
-        before = message.time
-        sender = ME if message.sender in mine else message.sender
-        if runs and runs[-1].sender == sender:
-            runs[-1].locations.append(location)
-        else:
-            runs.append(Run(sender, [location]))
-    if runs:
-        yield runs
+Session = list[MessageGroup]
 
 
-def cut(runs: Sequence[Run], max_turns: int, dropped: dict[int, str]) -> Iterator[list[Run]]:
-    """Examples of up to `max_turns` runs, from somebody else's to one of `ME`; no run is in two.
+def split_sessions(messages: Sequence[Message], usable: Iterable[int], me: set[str], gap: float) -> Iterator[Session]:
+    """The message groups of each session: between silences of more than `gap` minutes.
 
-    Args:
-        dropped: gets the reason of what is in none, by the message's place.
+    Messages of the keys `me` have the sender `ME`. `usable` are the indices of the messages to use.
     """
+    session: Session = []
+    last_time = None
+    for index in usable:
+        message = messages[index]
+        if last_time is not None and abs(message.time - last_time) > 60 * gap:
+            yield session
+            session = []
+        last_time = message.time
+        sender = ME if message.sender in me else message.sender
+        if session and session[-1].sender == sender:
+            session[-1].indices.append(index)
+        else:
+            session.append(MessageGroup(sender, [index]))
+    if session:
+        yield session
 
-    def drop(own: Iterable[Run], reason: str) -> None:
-        dropped.update((location, reason) for run in own for location in run.locations)
 
-    example: list[Run] = []
-    answered = 0  # runs up to the last of mine
-    for run in runs:
-        if run.sender == ME and not example:
-            drop([run], "begins a session: there is nothing that it answers")
+def split_session(
+    session: Session, max_turns: int, drop: Callable[[Sequence[MessageGroup], str], None]
+) -> Iterator[list[MessageGroup]]:
+    """Examples of up to `max_turns` groups, the first of somebody else, the last of `ME`; no group is in two.
+
+    Groups that are in no example go to `drop`, with the reason.
+    """
+    example: list[MessageGroup] = []
+    answered = 0  # number of groups up to my last one
+    for group in session:
+        if group.sender == ME and not example:
+            drop([group], "begins a session: there is nothing that it answers")
             continue
         if len(example) == max_turns:
             if answered:
@@ -122,8 +124,8 @@ def cut(runs: Sequence[Run], max_turns: int, dropped: dict[int, str]) -> Iterato
             else:
                 drop(example[:1], "more than --max_turns before my answer")
                 example = example[1:]
-        example.append(run)
-        if run.sender == ME:
+        example.append(group)
+        if group.sender == ME:
             answered = len(example)
     if answered:
         yield example[:answered]

@@ -11,10 +11,10 @@ from pathlib import Path
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.file_io import is_text, open_text
 from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
-from hf_recipes.importers.chat_logs.sessions import Chat, Message
+from hf_recipes.importers.chat_logs.sessions import ChatLog, Message
 
 _NEEDED = ("Type", "IsSender", "CreateTime", "StrContent")
-# What stands for a message that is not text, and is treated like QQ's marks.
+# In place of a message that is not text; the rules treat these like QQ's marks.
 _MARKS = {
     "3": "[图片]",
     "34": "[语音]",
@@ -28,14 +28,10 @@ _MARKS = {
 _TEXT, _NOTICE = "1", "10000"
 
 
-def read_wechat(path: str, members: Members) -> Iterator[Chat]:
-    """The chat of a file; who writes in it is added to `members`.
-
-    Raises:
-        UserError: not a csv of WeChatMsg's, or without any message.
-    """
+def read_wechat(path: str, members: Members) -> Iterator[ChatLog]:
+    """The chat of a file; its senders are added to `members`."""
     contact = Path(path).name.split(".")[0].removesuffix("_utf8")
-    chat = Chat(path, contact)
+    chat = ChatLog(path, contact)
     file, encoding = open_text(path)
     with file:
         rows = csv.reader(file)
@@ -73,7 +69,7 @@ def _message(line: int, row: dict[str, str], contact: str, members: Members) -> 
     if kind == _NOTICE:
         sender = SYSTEM
     elif row.get("IsSender") == "1":
-        sender = members.meet(ME, *names)
+        sender = members.add(ME, *names)
     else:
-        sender = members.meet(row.get("Sender") or contact, *(names or [contact]))
+        sender = members.add(row.get("Sender") or contact, *(names or [contact]))
     return Message(line, int(time) if time.isdigit() else 0, sender, text, problem)

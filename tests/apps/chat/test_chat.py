@@ -16,7 +16,7 @@ from chatting import at_each_step
 from conftest import CHATML, build_tokenizer, tiny_model
 from hf_recipes.apps.chat import engine as chat_engine
 from hf_recipes.apps.chat.arguments import ChatArguments, is_loopback
-from hf_recipes.apps.chat.engine import BASE, Engine, Voice, open_engine, voice_names
+from hf_recipes.apps.chat.engine import BASE, ChatModel, Engine, model_names, open_engine
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.terminal import Terminal
 from hf_recipes.apps.chat.texts import Texts
@@ -34,8 +34,8 @@ GREEDY = Decoding(max_new_tokens=12)
 QUESTION = [{"role": "user", "content": "你好"}]
 
 
-def whole(engine: Engine, voice: str, decoding: Decoding = GREEDY, messages=QUESTION, **how):
-    *_, answer = engine.answer(voice, engine.prompt(voice, messages, decoding), decoding, **how)
+def whole(engine: Engine, model: str, decoding: Decoding = GREEDY, messages=QUESTION, **options):
+    *_, answer = engine.answer(model, engine.prompt(model, messages, decoding), decoding, **options)
     return answer
 
 
@@ -51,7 +51,7 @@ def test_answers_are_those_of_generate_with_and_without_each_adapter(engine, bas
     for path in adapters:
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         expected[path[-5:]] = by_hand(PeftModel.from_pretrained(model, path), tokenizer)
-    assert list(engine.voices) == ["one.1", "one.2", BASE]
+    assert list(engine.chat_models) == ["one.1", "one.2", BASE]
     assert len(set(expected.values())) == 3 and all(expected.values())
     for name in ("one.2", BASE, "one.1", BASE, "one.2"):
         assert whole(engine, name).text == expected[name]
@@ -75,13 +75,13 @@ def scripted(text: str) -> Engine:
         return output
 
     model.register_forward_hook(force)
-    return Engine(model, [Voice(BASE, tokenizer)])
+    return Engine(model, [ChatModel(BASE, tokenizer)])
 
 
 def test_a_character_of_several_tokens_appears_whole(monkeypatch):
     monkeypatch.setattr(chat_engine, "_newest", lambda news: news.get())  # a reader who is never late
     engine, text = scripted("龘🎉é。"), "龘🎉é。"
-    size = len(engine.voices[BASE].tokenizer(text)["input_ids"])
+    size = len(engine.chat_models[BASE].tokenizer(text)["input_ids"])
     decoding = Decoding(max_new_tokens=size)
     texts = [answer.text for answer in engine.answer(BASE, engine.prompt(BASE, QUESTION, decoding), decoding)]
     assert len(texts) == size + 1 > 8
@@ -114,34 +114,34 @@ def test_the_end_of_an_answer_is_told(engine):
     said = scripted("好<|im_end|>")
     answer = whole(said, BASE)
     assert (answer.text, answer.end, answer.tokens) == ("好", "end", 1)
-    assert said.voices[BASE].read(answer).endswith("<|im_start|>assistant\n好<|im_end|>")
+    assert said.chat_models[BASE].decode(answer).endswith("<|im_start|>assistant\n好<|im_end|>")
 
 
 def test_what_the_model_read_is_shown_as_it_was(engine, tokenizer):
     messages = [{"role": "system", "content": "简短"}, *QUESTION]
     answer = whole(engine, BASE, messages=messages)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert engine.voices[BASE].read(answer).startswith(text)
+    assert engine.chat_models[BASE].decode(answer).startswith(text)
 
 
 def test_long_input_is_cut_with_a_notice(engine, tokenizer):
-    voice = engine.voices[BASE]
+    chat_model = engine.chat_models[BASE]
     history = [{"role": "user", "content": "第一问" * 5}, {"role": "assistant", "content": "第一答"}, *QUESTION]
-    prompt = voice.prompt(history, 30)
-    assert (prompt.lost_turns, prompt.lost_text) == (True, False)
+    prompt = chat_model.prompt(history, 30)
+    assert (prompt.turns_dropped, prompt.question_cut) == (True, False)
     assert "第一" not in tokenizer.decode(prompt.ids) and "你好" in tokenizer.decode(prompt.ids)
-    assert prompt.length > 30 >= len(prompt.ids)
-    prompt = voice.prompt([{"role": "user", "content": "甲" * 50 + "乙"}], 30)
-    assert (prompt.lost_turns, prompt.lost_text) == (False, True)
+    assert prompt.full_length > 30 >= len(prompt.ids)
+    prompt = chat_model.prompt([{"role": "user", "content": "甲" * 50 + "乙"}], 30)
+    assert (prompt.turns_dropped, prompt.question_cut) == (False, True)
     assert "乙" in tokenizer.decode(prompt.ids) and len(prompt.ids) <= 30
     answer = SimpleNamespace(prompt=prompt, end=None, tokens=0)
-    assert f"读入 {prompt.length} 个词元中的 {len(prompt.ids)} 个" in Texts("zh").notes(answer)
+    assert f"读入 {prompt.full_length} 个词元中的 {len(prompt.ids)} 个" in Texts("zh").notes(answer)
     with pytest.raises(UserError, match="system turn alone"):
-        voice.prompt([{"role": "system", "content": "长" * 60}, *QUESTION], 30)
+        chat_model.prompt([{"role": "system", "content": "长" * 60}, *QUESTION], 30)
 
 
-def ask(session: Session, engine: Engine, question: str, *voices: str, system: str = "", at: int | None = None) -> None:
-    for _ in session.ask(engine, question, Settings(voices, GREEDY, system), at):
+def ask(session: Session, engine: Engine, question: str, *models: str, system: str = "", at: int | None = None) -> None:
+    for _ in session.ask(engine, question, Settings(models, GREEDY, system), at):
         pass
 
 
@@ -149,11 +149,11 @@ def test_two_columns_answer_the_same_question_each_with_its_own_past(engine):
     session = Session()
     ask(session, engine, "你好", "one.1", BASE)
     ask(session, engine, "年龄？", "one.1", BASE)
-    for column, voice in zip(session.columns, ("one.1", BASE), strict=True):
-        first = whole(engine, voice).text
+    for column, model in zip(session.columns, ("one.1", BASE), strict=True):
+        first = whole(engine, model).text
         past = [*QUESTION, {"role": "assistant", "content": first}, {"role": "user", "content": "年龄？"}]
-        assert [exchange.answer for exchange in column] == [first, whole(engine, voice, messages=past).text]
-        assert {exchange.voice for exchange in column} == {voice}
+        assert [exchange.answer for exchange in column] == [first, whole(engine, model, messages=past).text]
+        assert {exchange.model for exchange in column} == {model}
 
 
 def test_an_earlier_question_is_edited_and_what_followed_goes(engine):
@@ -161,7 +161,7 @@ def test_an_earlier_question_is_edited_and_what_followed_goes(engine):
     for question in ("一", "二", "三"):
         ask(session, engine, question, "one.1")
     ask(session, engine, "二改", BASE, at=1)
-    assert [(e.question, e.voice) for e in session.columns[0]] == [("一", "one.1"), ("二改", BASE)]
+    assert [(e.question, e.model) for e in session.columns[0]] == [("一", "one.1"), ("二改", BASE)]
     ask(session, engine, "四", BASE, "one.2")  # the new column goes on from the first
     assert [[e.question for e in column] for column in session.columns] == [["一", "二改", "四"]] * 2
     assert session.columns[1][1] == session.columns[0][1]
@@ -178,10 +178,10 @@ def test_what_is_saved_is_data_of_the_schema_messages(engine, tmp_path, tokenize
     rows = [record.value for record in read_records(source)]
     schema, columns = find_schema(rows[0], Columns(), str(path))
     assert schema.name == "messages"
-    for row, voice in zip(rows, ("one.1", BASE), strict=True):
-        answer = {"role": "assistant", "content": whole(engine, voice, messages=[SYSTEM, *QUESTION]).text}
+    for row, model in zip(rows, ("one.1", BASE), strict=True):
+        answer = {"role": "assistant", "content": whole(engine, model, messages=[SYSTEM, *QUESTION]).text}
         assert schema.convert(row, columns) == {"messages": [SYSTEM, *QUESTION, answer]}
-        assert row["answered_by"] == [voice]
+        assert row["answered_by"] == [model]
     statuses = [(prompt.question, status) for _, prompt, status in PromptReader([str(path)], tokenizer)]
     assert statuses == [("你好", "kept")] * 2
 
@@ -195,14 +195,14 @@ def test_an_empty_answer_is_neither_saved_nor_read():
     ask(session, engine, "二", BASE)
     assert [exchange.answer for exchange in session.columns[0]] == ["", ""]
     assert session.rows() == []
-    assert "一" not in engine.voices[BASE].read(session.answers[0])
+    assert "一" not in engine.chat_models[BASE].decode(session.answers[0])
 
 
 def test_names_tell_adapters_apart():
-    assert voice_names(["runs/a", "runs/b/"]) == ["a", "b"]
-    assert voice_names(["a/checkpoint-1", "b/checkpoint-1", "c/base"]) == ["a/checkpoint-1", "b/checkpoint-1", "c/base"]
+    assert model_names(["runs/a", "runs/b/"]) == ["a", "b"]
+    assert model_names(["a/checkpoint-1", "b/checkpoint-1", "c/base"]) == ["a/checkpoint-1", "b/checkpoint-1", "c/base"]
     with pytest.raises(UserError, match="given twice"):
-        voice_names(["runs/a", "runs/a/"])
+        model_names(["runs/a", "runs/a/"])
 
 
 def test_a_base_without_a_template_is_asked_as_its_adapter_is(base, adapters, tmp_path):
@@ -210,10 +210,10 @@ def test_a_base_without_a_template_is_asked_as_its_adapter_is(base, adapters, tm
     (mute / "chat_template.jinja").unlink()
     arguments = ModelArguments(str(mute), dtype="float32")
     plain = open_engine(arguments, [], max_new_tokens=4)
-    assert "<|im_start|>" not in plain.voices[BASE].read(whole(plain, BASE))
+    assert "<|im_start|>" not in plain.chat_models[BASE].decode(whole(plain, BASE))
     build_tokenizer().save_pretrained(adapter)
     both = open_engine(arguments, [str(adapter)], max_new_tokens=4)
-    assert both.voices[BASE].tokenizer.chat_template == CHATML
+    assert both.chat_models[BASE].tokenizer.chat_template == CHATML
 
 
 # The terminal.
@@ -232,7 +232,7 @@ def test_in_the_terminal(engine, monkeypatch, capsys, tmp_path):
     [row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert row["answered_by"] == [BASE] and row["messages"][1]["content"] == whole(engine, BASE).text
     assert f"Saved: {path}" in out and "is there already" in out
-    assert "There is nothing to answer again." in out and "--top_p 7: expected 0 to 1" in out
+    assert "There is no question to answer again." in out and "--top_p 7: expected 0 to 1" in out
 
 
 def test_ctrl_c_stops_an_answer_in_the_terminal(engine, monkeypatch, capsys):
@@ -269,9 +269,9 @@ def parse(*flags: str) -> ChatArguments:
         (["--auth", "user:", "secretword"], "stray argument after --auth"),
         (["--load_in_8bit", "--load_in_4bit"], "choose one"),
         (["--gpus", "first"], "--gpus first: expected numbers"),
-        (["--temperature", "-1"], "--temperature -1: expected at least 0"),
+        (["--temperature", "-1"], "--temperature -1: expected 0 to 2"),
         (["--max_new_tokens", "0"], "--max_new_tokens 0: expected at least 1"),
-        (["--port", "70000"], "--port 70000: a port is a number"),
+        (["--port", "70000"], "--port 70000: expected 1 to 65535"),
     ],
 )
 def test_flags_that_cannot_be(flags, message):
@@ -307,7 +307,7 @@ def test_commands_that_fail(fails, model_dir, adapters, judge, tmp_path):
     fails("it holds an adapter: give its base as --model_name_or_path", "--cli", model=adapters[0])
     (tmp_path / "hollow").mkdir()
     fails("this folder has no config.json", "--cli", model=tmp_path / "hollow")
-    fails("a reward model, which scores answers and writes none", "--cli", model=judge)
+    fails("a reward model, which scores answers and generates none", "--cli", model=judge)
     fails("--gpus 7: 0 of these 1 are here" if not torch.cuda.is_available() else "--gpus", "--gpus", "7", "--cli")
     wide = tiny_model(600)
     wide.config.hidden_size = 64

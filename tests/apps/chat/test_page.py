@@ -41,8 +41,8 @@ def serve(engine):
         flags = ("--model_name_or_path", "M", "--temperature", "0", "--max_new_tokens", "30", *flags)
         [arguments] = Parser([ChatArguments]).parse(flags)
         pages.append(open_page(engine, arguments))
-        how = {"auth": arguments.auth, "most_waiting": arguments.max_waiting}
-        return start(pages[-1], port=free_port(START), **how).rstrip("/")
+        options = {"auth": arguments.auth, "max_waiting": arguments.max_waiting}
+        return start(pages[-1], port=free_port(START), **options).rstrip("/")
 
     with at_each_step(engine, lambda: time.sleep(STEP)):
         yield run
@@ -131,7 +131,7 @@ def local(browser: Browser, address: str) -> bool:
 def test_two_columns_languages_a_telephone_and_saving(browser, address, tmp_path):
     opened(browser, address)
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-    choose(browser, "#beside", "base model")
+    choose(browser, "#compare_with", "base model")
     elsewhere = socket.create_server(("127.0.0.1", 0))
     picture = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/seen.png"
     picture = f"![x]({picture}) <img src={picture} onerror=window.ran=1>"

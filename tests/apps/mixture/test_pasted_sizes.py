@@ -1,26 +1,25 @@
-"""Sizes of sources out of pasted text: what is understood, and what is named with its line."""
+"""Sizes of sources out of pasted text: what is read, and what is named with its line."""
 
 import json
 
 import pytest
 
 from hf_recipes.apps.mixture.pasted_sizes import parse_sizes
-from hf_recipes.apps.mixture.sizes import parse_size
-from hf_recipes.apps.mixture.texts import REASONS
+from hf_recipes.apps.mixture.sizes import REASONS, parse_size
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 
 
 def read(text, unit=None):
-    """The sizes of a text in which nothing was left out."""
+    """The sizes of a text of which everything is counted."""
     sizes = parse_sizes(text, unit)
-    assert {reason for _, _, reason in sizes.remarks} <= {"sum", "KiB"}
+    assert {reason for _, _, reason in sizes.warnings} <= {"counted elsewhere", "KiB"}
     return sizes.amounts
 
 
-def remarks(sizes):
-    assert {reason for _, _, reason in sizes.remarks} <= set(REASONS)
-    return [(line, reason) for line, _, reason in sizes.remarks]
+def warnings(sizes):
+    assert {reason for _, _, reason in sizes.warnings} <= set(REASONS)
+    return [(line, reason) for line, _, reason in sizes.warnings]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,7 @@ def test_ls(text):
     sizes = parse_sizes(text)
     assert sizes.amounts == {"MNBVC_news": 14657, "wiki.v2": 13474, "my notes": 14400}
     assert sizes.unit == "bytes"
-    assert remarks(sizes) == [(1, "sum"), (2, "no file"), (3, "no file")]
+    assert warnings(sizes) == [(1, "counted elsewhere"), (2, "no file"), (3, "no file")]
 
 
 def test_ls_in_units_of_its_own():
@@ -106,8 +105,8 @@ def test_ls_does_not_say_what_is_in_a_folder_or_behind_a_link():
     )
     sizes = parse_sizes(text)
     assert sizes.amounts == {"news": 5}
-    assert remarks(sizes) == [(1, "no file"), (2, "no file"), (3, "no file"), (4, "empty")]
-    assert sizes.remarks[1][1].endswith("law -> /mnt/law")
+    assert warnings(sizes) == [(1, "no file"), (2, "no file"), (3, "no file"), (4, "empty")]
+    assert sizes.warnings[1][1].endswith("law -> /mnt/law")
 
 
 def test_ls_of_several_folders_has_a_source_for_each():
@@ -118,21 +117,21 @@ def test_ls_of_several_folders_has_a_source_for_each():
     )
     sizes = parse_sizes(text)
     assert sizes.amounts == {"wiki": 7, "news": 50}
-    assert remarks(sizes) == [(2, "sum"), (3, "no file"), (7, "sum"), (9, "added")]
-    assert remarks(parse_sizes("news:\nwiki 5\nlaw:")) == [(1, "no size"), (3, "no size")]
+    assert warnings(sizes) == [(2, "counted elsewhere"), (3, "no file"), (7, "counted elsewhere"), (9, "added")]
+    assert warnings(parse_sizes("news:\nwiki 5\nlaw:")) == [(1, "unreadable"), (3, "unreadable")]
 
 
 def test_du():
     text = "253K\tdata/news\n1.2G\tdata/wiki.jsonl\n512\tdata/my notes\n1.3G\tdata\n1.3G\ttotal\n"
     sizes = parse_sizes(text)
     assert sizes.amounts == {"news": 253 * K, "wiki": 1.2 * G, "my notes": 512}
-    assert remarks(sizes) == [(4, "sum"), (5, "sum")]
+    assert warnings(sizes) == [(4, "counted elsewhere"), (5, "counted elsewhere")]
 
 
 def test_du_without_units_has_blocks_of_1024():
     sizes = parse_sizes("120\t./news/2024\n200\t./news\n80\t./wiki\n284\t.\n")
     assert sizes.amounts == {"news": 200 * K, "wiki": 80 * K}
-    assert remarks(sizes) == [(1, "KiB"), (1, "inside"), (4, "sum")]
+    assert warnings(sizes) == [(1, "KiB"), (1, "counted elsewhere"), (4, "counted elsewhere")]
     assert read("5\tdata\n") == {"data": 5 * K}
 
 
@@ -180,16 +179,16 @@ def test_pairs(text):
 )
 def test_the_text_says_the_unit(text, unit, amounts):
     sizes = parse_sizes(text)
-    assert (sizes.unit, sizes.remarks) == (unit, [])
+    assert (sizes.unit, sizes.warnings) == (unit, [])
     assert sizes.amounts == pytest.approx(amounts)
 
 
 def test_sizes_of_another_unit_are_named():
     sizes = parse_sizes("news 300M tokens\nwiki 5GB\nqa 2M")
     assert sizes.amounts == {"news": 3e8, "qa": 2e6}
-    assert remarks(sizes) == [(2, "another unit")]
-    assert remarks(parse_sizes("news 5GB", "tokens")) == [(1, "another unit")]
-    assert remarks(parse_sizes("news 1.2B\nwiki 5B")) == [(1, "billions")]
+    assert warnings(sizes) == [(2, "another unit")]
+    assert warnings(parse_sizes("news 5GB", "tokens")) == [(1, "another unit")]
+    assert warnings(parse_sizes("news 1.2B\nwiki 5B")) == [(1, "another unit")]
 
 
 def test_every_line_that_cannot_be_read_is_named():
@@ -199,10 +198,10 @@ def test_every_line_that_cannot_be_read_is_named():
     )
     sizes = parse_sizes(text)
     assert sizes.amounts == {"news": 254 * K}
-    expected = [(3, "no size"), (4, "columns"), (5, "two readings"), (6, "no size"), (7, "broken json")]
-    expected += [(8, "no size"), (9, "empty"), (10, "no size"), (11, "added"), (12, "columns")]
-    assert remarks(sizes) == expected
-    assert sizes.remarks[0][1] == "some prose"
+    expected = [(3, "unreadable"), (4, "unreadable"), (5, "unreadable"), (6, "unreadable"), (7, "unreadable")]
+    expected += [(8, "unreadable"), (9, "empty"), (10, "unreadable"), (11, "added"), (12, "unreadable")]
+    assert warnings(sizes) == expected
+    assert sizes.warnings[0][1] == "some prose"
 
 
 def test_a_name_may_begin_or_end_with_a_number():
@@ -216,9 +215,9 @@ def test_a_name_may_begin_or_end_with_a_number():
 
 def test_broken_json_is_named_with_its_line():
     sizes = parse_sizes('{\n"news": 5,\n"wiki": }')
-    assert (sizes.amounts, remarks(sizes)) == ({}, [(3, "broken json")])
-    assert remarks(parse_sizes('{"news": 5}\n{"wiki": }')) == [(2, "broken json")]
-    assert remarks(parse_sizes("[" * 100_000)) == [(1, "broken json")]
+    assert (sizes.amounts, warnings(sizes)) == ({}, [(3, "unreadable")])
+    assert warnings(parse_sizes('{"news": 5}\n{"wiki": }')) == [(2, "unreadable")]
+    assert warnings(parse_sizes("[" * 100_000)) == [(1, "unreadable")]
 
 
 def test_json_values_that_are_no_sizes_are_named():
@@ -227,10 +226,10 @@ def test_json_values_that_are_no_sizes_are_named():
     text = "{\n" + ",\n".join([*pairs, '"h": 6', '"i": {"x": 1}}'])
     sizes = parse_sizes(text)
     assert sizes.amounts == {"h": 11}
-    assert [line for line, reason in remarks(sizes) if reason == "no size"] == [2, 3, 4, 5, 6, 7, 8, 11]
-    assert [reason for _, reason in remarks(sizes) if reason != "no size"] == ["added"]
-    assert remarks(parse_sizes('[5, {"size": 3}, ["a", "b", 1]]')) == [(n, "no name") for n in (1, 2, 3)]
-    assert remarks(parse_sizes('{"\\ud800": 5}')) == [(1, "no name")]
+    assert [line for line, reason in warnings(sizes) if reason == "unreadable"] == [2, 3, 4, 5, 6, 7, 8, 11]
+    assert [reason for _, reason in warnings(sizes) if reason != "unreadable"] == ["added"]
+    assert warnings(parse_sizes('[5, {"size": 3}, ["a", "b", 1]]')) == [(n, "unreadable") for n in (1, 2, 3)]
+    assert warnings(parse_sizes('{"\\ud800": 5}')) == [(1, "unreadable")]
 
 
 def test_nothing_pasted_is_executed(tmp_path):

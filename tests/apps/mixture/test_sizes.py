@@ -5,8 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from hf_recipes.apps.mixture.sizes import folder_sizes, tempered_shares
-from hf_recipes.apps.mixture.texts import REASONS
+from hf_recipes.apps.mixture.sizes import REASONS, folder_sizes, tempered_shares
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.sources import source_name
 from hf_recipes.data.pretraining.corpora import named_paths
@@ -22,9 +21,9 @@ def write_shards(path, **manifest):
     (path / "manifest.json").write_text(json.dumps(manifest))
 
 
-def remarks(sizes):
-    assert {reason for _, _, reason in sizes.remarks} <= set(REASONS)
-    return [(text, reason) for _, text, reason in sizes.remarks]
+def warnings(sizes):
+    assert {reason for _, _, reason in sizes.warnings} <= set(REASONS)
+    return [(text, reason) for _, text, reason in sizes.warnings]
 
 
 def test_a_sub_folder_is_a_source_and_so_is_a_loose_file(tmp_path):
@@ -38,7 +37,7 @@ def test_a_sub_folder_is_a_source_and_so_is_a_loose_file(tmp_path):
     write(tmp_path / "empty.txt", 0)
     sizes = folder_sizes(str(tmp_path))
     assert (sizes.unit, sizes.amounts) == ("bytes", {"my wiki.v2": 7, "news": 42})
-    assert remarks(sizes) == [("README.md", "no data"), ("empty.txt", "empty"), ("none", "no data")]
+    assert warnings(sizes) == [("README.md", "no data"), ("empty.txt", "empty"), ("none", "no data")]
 
 
 def test_sources_are_named_as_for_pretraining(tmp_path):
@@ -54,7 +53,7 @@ def test_a_folder_of_files_alone_is_given_to_pretraining_file_by_file(tmp_path):
     write(tmp_path / "wiki.txt", 10)
     sizes = folder_sizes(str(tmp_path))
     assert sizes.amounts == {"news": 30, "wiki": 10}
-    assert remarks(sizes) == [(str(tmp_path), "files only")]
+    assert warnings(sizes) == [(str(tmp_path), "files only")]
 
 
 def test_files_and_a_folder_of_one_name_are_one_source(tmp_path):
@@ -62,7 +61,7 @@ def test_files_and_a_folder_of_one_name_are_one_source(tmp_path):
         write(tmp_path / name, 10)
     sizes = folder_sizes(str(tmp_path))
     assert sizes.amounts == {"news": 30}
-    assert remarks(sizes) == [
+    assert warnings(sizes) == [
         ("news.json", "added"),
         ("news.jsonl.zst", "compressed"),
         ("news.jsonl.zst", "added"),
@@ -78,7 +77,7 @@ def test_token_shards_have_their_tokens(tmp_path):
     write(tmp_path / "qa.jsonl", 50)
     sizes = folder_sizes(str(tmp_path))
     assert (sizes.unit, sizes.amounts) == ("bytes", {"a": 2000, "qa": 50, "wiki": 900})
-    assert remarks(sizes) == [("a", "bytes of shards"), ("wiki", "bytes of shards")]
+    assert warnings(sizes) == [("a", "bytes of shards"), ("wiki", "bytes of shards")]
 
 
 def test_another_manifest_is_no_measure(tmp_path):

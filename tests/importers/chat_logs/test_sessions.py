@@ -5,16 +5,16 @@ import pytest
 from hf_recipes.core.errors import UserError
 from hf_recipes.importers.arguments import QQArguments
 from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
-from hf_recipes.importers.chat_logs.sessions import Message, Rules, Run, cut, sessions
+from hf_recipes.importers.chat_logs.sessions import Message, MessageGroup, Rules, split_session, split_sessions
 
 
 def members() -> Members:
-    found = Members()
-    found.meet("12345", "小明", "明明")
-    found.meet("12346", "小红")
-    found.meet("12347", "小红")
-    found.meet("明明", "明明", has_number=False)
-    return found
+    members = Members()
+    members.add("12345", "小明", "明明")
+    members.add("12346", "小红")
+    members.add("12347", "小红")
+    members.add("明明", "明明", is_account=False)
+    return members
 
 
 def test_me_is_a_number_or_a_nickname_and_every_name_of_it():
@@ -22,7 +22,7 @@ def test_me_is_a_number_or_a_nickname_and_every_name_of_it():
     assert members().find(["12346", "明明"]) == {"12346", "12345", "明明"}
     assert members().find([]) == set()
     with_wechat = members()
-    with_wechat.meet(ME)
+    with_wechat.add(ME)
     assert with_wechat.find([]) == {ME}
 
 
@@ -35,16 +35,16 @@ def test_me_is_one_person():
         members().find(["小刚"])
 
 
-def judge(text: str, sender: str = "12345", **flags):
+def apply(text: str, sender: str = "12345", **flags):
     rules = Rules(QQArguments(input=["x"], output_dir="y", **flags), members())
-    return rules.judge(Message(1, 0, sender, text))
+    return rules.apply(Message(1, 0, sender, text))
 
 
 MEDIA = "[图片], [表情], [语音] and the like"
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "repairs", "reason"),
+    ("text", "expected", "repairs", "reason"),
     [
         ("你好[表情]", "你好", 1, None),
         ("[图片]\n山顶的云海！\n[图片]", "山顶的云海！", 1, None),
@@ -64,40 +64,44 @@ MEDIA = "[图片], [表情], [语音] and the like"
         ("[分享]一首歌", None, 0, "card"),
     ],
 )
-def test_what_of_a_message_is_said(text, said, repairs, reason):
-    found, changed, why = judge(text)
+def test_the_text_of_a_message(text, expected, repairs, reason):
+    kept, changed, why = apply(text)
     assert (why or "").startswith("a card" if reason == "card" else reason or "") and bool(why) == bool(reason)
     assert len(changed) == repairs
-    if said is not None:
-        assert found == said
+    if expected is not None:
+        assert kept == expected
 
 
 def test_every_rule_has_a_flag():
-    assert judge("小明撤回了一条消息", recalled="keep")[2] is None
-    assert judge("甲加入本群", SYSTEM)[2] == "system notice"
-    assert judge("甲加入本群", SYSTEM, system_notices="keep")[2] is None
-    assert judge("[分享]一首歌", cards="keep") == ("[分享]一首歌", [], None)
-    assert judge("你好[表情]", media_marks="keep") == ("你好[表情]", [], None)
-    assert judge("@小明 @全体成员 你好@别人", mentions="strip") == ("你好@别人", ["@mentions taken out"], None)
-    assert judge("@小明", mentions="strip") == ("", ["@mentions taken out"], "empty")
+    assert apply("小明撤回了一条消息", recalled="keep")[2] is None
+    assert apply("甲加入本群", SYSTEM)[2] == "system notice"
+    assert apply("甲加入本群", SYSTEM, system_notices="keep")[2] is None
+    assert apply("[分享]一首歌", cards="keep") == ("[分享]一首歌", [], None)
+    assert apply("你好[表情]", media_marks="keep") == ("你好[表情]", [], None)
+    assert apply("@小明 @全体成员 你好@别人", mentions="strip") == ("你好@别人", ["@mentions removed"], None)
+    assert apply("@小明", mentions="strip") == ("", ["@mentions removed"], "empty")
 
 
-def test_silence_ends_a_session_and_runs_are_of_one_person():
-    said = [("a", 0), ("a", 60), ("me", 61), ("m2", 62), ("a", 62 + 3600), ("a", 63 + 7200), ("b", 64 + 7200)]
-    messages = [Message(n, time, sender, "x") for n, (sender, time) in enumerate(said)]
-    assert list(sessions(messages, range(len(said)), {"me", "m2"}, 60)) == [
-        [Run("a", [0, 1]), Run(ME, [2, 3]), Run("a", [4])],
-        [Run("a", [5]), Run("b", [6])],
+def test_silence_ends_a_session_and_groups_are_of_one_person():
+    sent = [("a", 0), ("a", 60), ("me", 61), ("m2", 62), ("a", 62 + 3600), ("a", 63 + 7200), ("b", 64 + 7200)]
+    messages = [Message(n, time, sender, "x") for n, (sender, time) in enumerate(sent)]
+    assert list(split_sessions(messages, range(len(sent)), {"me", "m2"}, 60)) == [
+        [MessageGroup("a", [0, 1]), MessageGroup(ME, [2, 3]), MessageGroup("a", [4])],
+        [MessageGroup("a", [5]), MessageGroup("b", [6])],
     ]
-    assert [len(runs) for runs in sessions(messages, [0, 4], set(), 60)] == [1, 1]
+    assert [len(session) for session in split_sessions(messages, [0, 4], set(), 60)] == [1, 1]
 
 
-def cut_up(senders: str, max_turns: int) -> tuple[list[str], dict[int, str]]:
-    """`senders` has m for me; examples come out as the places of their first and last run."""
-    runs = [Run(ME if sender == "m" else sender, [index]) for index, sender in enumerate(senders)]
+def split(senders: str, max_turns: int) -> tuple[list[str], dict[int, str]]:
+    """`senders` has m for me; examples come out as the indices of their first and last group."""
+    session = [MessageGroup(ME if sender == "m" else sender, [index]) for index, sender in enumerate(senders)]
     dropped: dict[int, str] = {}
-    examples = [f"{example[0].locations[0]}-{example[-1].locations[0]}" for example in cut(runs, max_turns, dropped)]
-    return examples, dropped
+
+    def drop(groups, reason):
+        dropped.update((group.indices[0], reason) for group in groups)
+
+    examples = list(split_session(session, max_turns, drop))
+    return [f"{example[0].indices[0]}-{example[-1].indices[0]}" for example in examples], dropped
 
 
 FIRST = "begins a session: there is nothing that it answers"
@@ -120,4 +124,4 @@ FAR = "more than --max_turns before my answer"
     ],
 )
 def test_examples_end_with_me(senders, max_turns, examples, dropped):
-    assert cut_up(senders, max_turns) == (examples, dropped)
+    assert split(senders, max_turns) == (examples, dropped)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conftest import build_tokenizer, json_files, tiny_model, write_jsonl
-from hf_recipes.apps.chat.engine import Engine, Voice
+from hf_recipes.apps.chat.engine import ChatModel, Engine
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
@@ -136,7 +136,7 @@ def test_weights_that_are_numbers_and_logits_that_are_not(script, model_dir, jud
         assert code == 1 and f"{path}:1: the model's logits are not numbers" in err, err
         assert output.read_text() == "" if "--output_file" in flags else not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="base: the model's logits are not numbers"):
-        list(ask(Engine(load(huge, dtype="float32"), [Voice("base", build_tokenizer())])))
+        list(ask(Engine(load(huge, dtype="float32"), [ChatModel("base", build_tokenizer())])))
 
 
 def test_numbers_that_are_none_are_null_in_every_file(script, model_dir, tmp_path, monkeypatch):
