@@ -124,7 +124,7 @@ def _find(args: CorpusArguments) -> list[Corpus]:
 
 def _read(args: CorpusArguments, work: Path, readers: Sequence[Reader], tasks: Sequence[Mapping]) -> None:
     book = Book()
-    files = [(reader.source, reader.schema.name, reader.columns) for reader in readers]
+    files = [(reader.source, reader.schema.name, reader.schema.columns) for reader in readers]
     steps: list[Any] = [ReadDocuments(files, tasks, book), Repair(args.repairs)]
     min_chinese = args.min_chinese if args.quality else None
     steps.append(Rules(book, args.min_chars, args.max_chars, min_chinese))

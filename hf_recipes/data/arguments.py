@@ -4,15 +4,14 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from hf_recipes.core.settings import PositiveInt, Share, at, check_limits, setting
-from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
-from hf_recipes.data.schemas.registry import SCHEMAS
+from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS, SCHEMAS
 
 
 @dataclass
 class SourceArguments:
     """Which data, and of what shape."""
 
-    _schemas = DOCUMENT_SCHEMAS  # where text is learned
+    _schemas = DOCUMENT_SCHEMAS  # of pretraining
 
     train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
     validation_file: list[str] | None = setting("The same to evaluate on; of a Hub id, its validation split.")

@@ -14,7 +14,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, writing
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.examples import cache_root, fingerprint
+from hf_recipes.data.examples import SCHEMA_CODE, cache_root, fingerprint
 from hf_recipes.data.files import file_io, records, sources
 from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
@@ -28,8 +28,6 @@ from hf_recipes.data.pretraining.stored_blocks import StoredBlocks
 from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 from hf_recipes.data.pretraining.token_shards import Damaged, TokenShards, open_shards
 from hf_recipes.data.pretraining.tokenize_corpus import store
-from hf_recipes.data.schemas import documents
-from hf_recipes.data.schemas import registry as schemas
 from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.run.arguments import PretrainArguments
 
@@ -132,9 +130,9 @@ def _tokenized(
 ) -> TokenShards:
     """The shards of a source in the cache, tokenized where they are not there yet."""
     key = fingerprint(
-        [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.columns)] for r in readers],
+        [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.schema.columns)] for r in readers],
         encoder.settings,
-        code=(corpora, documents, records, schemas, token_shards, sources, file_io, tokenize_corpus),
+        code=(corpora, records, token_shards, sources, file_io, tokenize_corpus, *SCHEMA_CODE),
     )
     root = cache_root(data.cache_dir)
     folder = root / "hf_recipes_tokens" / key

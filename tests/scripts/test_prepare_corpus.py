@@ -237,7 +237,8 @@ def test_parts_of_a_file_are_the_whole_file(tmp_path, name):
 
     reader = open_reader(source)
     parts = [[0, start, stop] for start, stop in zip([(0, 0), *marks], [*marks, None], strict=True)]
-    step = ReadDocuments([(source, reader.schema.name, reader.columns)], [{"parts": [part]} for part in parts], Book())
+    files = [(source, reader.schema.name, reader.schema.columns)]
+    step = ReadDocuments(files, [{"parts": [part]} for part in parts], Book())
     found = [[document.metadata["location"] for document in step.run(rank=rank)] for rank in range(len(parts))]
     assert sum(map(bool, found)) >= 3 or name.endswith("zst")
     assert [location for part in found for location in part] == whole

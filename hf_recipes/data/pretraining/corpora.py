@@ -2,16 +2,15 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.data.examples import find_plan
+from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.records import BEGIN, read_records
 from hf_recipes.data.files.sources import Source, find_sources, is_data, source_name
+from hf_recipes.data.schemas.columns import Columns, Schema
 from hf_recipes.data.schemas.conversation import RowProblem
-from hf_recipes.data.schemas.documents import find_text_schema
-from hf_recipes.data.schemas.registry import Columns, Schema
 
 SHARDS = "manifest.json"  # a folder with this file holds token shards
 
@@ -46,34 +45,23 @@ class Reader:
 
     source: Source
     schema: Schema
-    columns: Columns
 
     def read(self, start: tuple[int, int] = BEGIN) -> Iterator[Document]:
-        """The documents in order, from `start` (the `after` of one read before) on.
-
-        Raises:
-            UserError: the file is cut short or damaged.
-        """
+        """The documents in order, from `start` (the `after` of one read before) on."""
         for record in read_records(self.source, start):
-            found, problem = {}, record.problem
+            example, problem = {}, record.problem
             if problem is None:
                 try:
-                    found = self.schema.convert(record.value, self.columns)
+                    example = self.schema.to_example(record.value)
                 except RowProblem as error:
                     problem = error.reason
             yield Document(
-                record.location, found.get("text"), problem, record.after, found.get("id"), found.get("kind")
+                record.location, example.get("text"), problem, record.after, example.get("id"), example.get("kind")
             )
 
 
 def open_reader(source: Source, columns: Columns | None = None) -> Reader:
-    """The reader of a file, found by its first rows.
-
-    Raises:
-        UserError: no schema that makes documents fits the file.
-    """
-    schema, columns = find_plan(source, columns or Columns(), find_text_schema)
-    return Reader(source, schema, columns)
+    return Reader(source, schema_of(source, replace(columns or Columns(), reads="documents")))
 
 
 def find_corpora(
