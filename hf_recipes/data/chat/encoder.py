@@ -29,6 +29,12 @@ from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.conversation import Message
 
 IGNORED = -100
+FEATURES = {
+    "input_ids": List(Value("int32")),
+    "labels": List(Value("int32")),
+    "prompt_length": Value("int32"),
+    "status": Value("string"),
+}
 
 
 @dataclass
@@ -192,13 +198,7 @@ class ChatEncoder:
         conversations = [json.loads(text) for text in table["messages"].to_pylist()]
         tools = [json.loads(text) if text else None for text in table["tools"].to_pylist()]
         rows = self.encode(conversations, tools)
-        columns = {
-            "input_ids": list_array([row.input_ids for row in rows]),
-            "labels": list_array([row.labels for row in rows]),
-            "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
-            "status": pa.array([row.status for row in rows], pa.string()),
-            "location": table["location"],
-        }
+        columns = {**table_of(rows), "location": table["location"]}
         if self.keep_text:
             columns["question"] = pa.array([last_question(messages) for messages in conversations], pa.string())
             columns["reference"] = pa.array([row.reference for row in rows], pa.string())
@@ -207,8 +207,7 @@ class ChatEncoder:
 
     @property
     def features(self) -> Features:
-        features = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "prompt_length": Value("int32")}
-        features |= {"status": Value("string"), "location": Value("string")}
+        features = {**FEATURES, "location": Value("string")}
         if self.keep_text:
             features |= {"question": Value("string"), "reference": Value("string"), "messages": Json(), "meta": Json()}
         return Features(features)
@@ -278,6 +277,16 @@ def _dropped(reason: str) -> Encoded:
 
 def last_question(messages: list[Message]) -> str:
     return next(message["content"] for message in reversed(messages) if message["role"] == "user")
+
+
+def table_of(rows: Sequence[Encoded]) -> dict[str, pa.Array]:
+    """The columns of `FEATURES`."""
+    return {
+        "input_ids": list_array([row.input_ids for row in rows]),
+        "labels": list_array([row.labels for row in rows]),
+        "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
+        "status": pa.array([row.status for row in rows], pa.string()),
+    }
 
 
 def list_array(rows: list[np.ndarray]) -> pa.ListArray:

@@ -9,50 +9,29 @@ from functools import partial
 from typing import Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.chat import (
-    ANSWER_OF,
-    fill_pair,
-    from_alpaca,
-    from_messages,
-    from_prompt_response,
-    from_sharegpt,
-    has_turns,
-    pair_of,
-    prompt_of,
-)
+from hf_recipes.data.schemas import chat, documents
 from hf_recipes.data.schemas.columns import Columns, Reads, Row, Schema
-from hf_recipes.data.schemas.documents import (
-    as_document,
-    fill_code,
-    fill_text,
-    from_article,
-    from_baike,
-    from_code,
-    from_mnbvc,
-    from_text,
-    has_text,
-    is_program,
-    is_text,
-)
 from hf_recipes.data.schemas.preference import CHOSEN, REJECTED, from_preference, from_unpaired
 
 SIDES = ("chosen", "rejected")  # of an example of the form preference
 # Kept next to the example for evaluation; the model never sees them.
 META_COLUMNS = ("answer_choices", "task_type", "type", "task_dataset", "sample_id")
 
-prompt_response = partial(Schema, "prompt_response", "messages", convert=from_prompt_response, fill=fill_pair)
-alpaca = partial(Schema, "alpaca", "messages", convert=from_alpaca)
+prompt_response = partial(Schema, "prompt_response", "messages", convert=chat.from_prompt_response, fill=chat.fill_pair)
+alpaca = partial(Schema, "alpaca", "messages", convert=chat.from_alpaca)
 promptcblue = partial(
     Schema,
     "promptcblue",
     "messages",
-    convert=from_prompt_response,
+    convert=chat.from_prompt_response,
     fill=lambda columns, row: replace(columns, prompt=columns.prompt or "input", response=columns.response or "target"),
 )
 preference = partial(Schema, "preference", "preference", convert=from_preference)
-text = partial(Schema, "text", "text", convert=from_text, fill=fill_text)
-code = partial(Schema, "code", "text", convert=from_code, fill=fill_code, reads=("documents",))
-document = partial(Schema, form="text", reads=("documents",))
+text = partial(Schema, "text", "text", convert=documents.from_text, fill=documents.fill_text)
+code = partial(Schema, "code", "text", convert=documents.from_code, fill=documents.fill_code, reads=("documents",))
+article = partial(Schema, "article", "text", convert=documents.from_article, reads=("documents",))
+baike = partial(Schema, "baike", "text", convert=documents.from_baike, reads=("documents",))
+mnbvc = partial(Schema, "mnbvc", "text", convert=documents.from_mnbvc, reads=("documents",))
 
 
 def _has_metadata(row: Row) -> bool:
@@ -63,10 +42,10 @@ def _has_metadata(row: Row) -> bool:
 REGISTRY = (
     prompt_response(lambda columns, row: columns.response is not None),
     prompt_response(lambda columns, row: columns.prompt in row, reads=("prompts",)),
-    code(lambda columns, row: is_program(row)),
+    code(lambda columns, row: documents.is_program(row)),
     text(lambda columns, row: columns.prompt is not None or "text" in row, reads=("documents",)),
-    document("mnbvc", matches=lambda columns, row: isinstance(row.get("段落"), list), convert=from_mnbvc),
-    document("baike", matches=lambda columns, row: "title" in row and "sections" in row, convert=from_baike),
+    mnbvc(lambda columns, row: isinstance(row.get("段落"), list)),
+    baike(lambda columns, row: "title" in row and "sections" in row),
     preference(lambda columns, row: REJECTED in row and any(name in row for name in CHOSEN)),
     Schema(
         "unpaired",
@@ -76,17 +55,17 @@ REGISTRY = (
         ),
         from_unpaired,
     ),
-    Schema("messages", "messages", lambda columns, row: has_turns(row, "role"), from_messages),
-    Schema("sharegpt", "messages", lambda columns, row: has_turns(row, "from"), from_sharegpt),
+    Schema("messages", "messages", lambda columns, row: chat.has_turns(row, "role"), chat.from_messages),
+    Schema("sharegpt", "messages", lambda columns, row: chat.has_turns(row, "from"), chat.from_sharegpt),
     promptcblue(lambda columns, row: "input" in row and "target" in row and _has_metadata(row)),
     alpaca(lambda columns, row: "instruction" in row and "output" in row),
-    prompt_response(lambda columns, row: pair_of(row) != (None, None)),
+    prompt_response(lambda columns, row: chat.pair_of(row) != (None, None)),
     preference(lambda columns, row: REJECTED in row or CHOSEN[0] in row),  # each row says which side is missing
     text(lambda columns, row: "text" in row or columns.prompt is not None, reads=("examples", "prompts")),
     text(lambda columns, row: "content" in row, reads=("prompts",)),
-    code(lambda columns, row: is_text(row.get("code")) and not has_text(row)),
-    document("article", matches=lambda columns, row: "title" in row and "content" in row, convert=from_article),
-    text(lambda columns, row: has_text(row), reads=("documents",)),
+    code(lambda columns, row: documents.is_text(row.get("code")) and not documents.has_text(row)),
+    article(lambda columns, row: "title" in row and "content" in row),
+    text(lambda columns, row: documents.has_text(row), reads=("documents",)),
 )
 
 
@@ -99,12 +78,7 @@ DOCUMENT_SCHEMAS = _names("documents", ("messages", "text"))
 
 
 def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
-    """The schema of the file that begins with `row`, with the columns that it reads.
-
-    Raises:
-        UserError: a named column that is not there (those that are get listed), a shape that is not known, or one that
-            no document can be made of.
-    """
+    """The schema of the file that begins with `row`, with the columns that it reads."""
     present = ", ".join(row)
     schema = _find(row, columns)
     if columns.reads != "documents" and (columns.label or (schema and schema.name == "unpaired")):
@@ -136,8 +110,8 @@ def _find(row: Row, columns: Columns) -> Schema | None:
     if columns.schema:
         return next((schema for schema in schemas if schema.name == columns.schema), None)
     found = next((schema for schema in schemas if schema.matches(columns, row)), None)
-    if found is None and columns.reads == "prompts" and (prompt := prompt_of(row)):
-        row = {**row, ANSWER_OF[prompt]: None}  # the answer that a prompt may lack
+    if found is None and columns.reads == "prompts" and (prompt := chat.prompt_of(row)):
+        row = {**row, chat.ANSWER_OF[prompt]: None}  # the answer that a prompt may lack
         found = next((schema for schema in schemas if schema.matches(columns, row)), None)
     return found
 
@@ -148,7 +122,7 @@ def named_schema(name: str, columns: Columns, path: str = "") -> Schema:
     if columns.reads == "documents":
         if schema.name not in DOCUMENT_SCHEMAS:
             raise UserError(f"{path}: its schema is {name}, which no document can be made of")
-        schema = as_document(schema)
+        schema = documents.as_document(schema)
     return replace(schema, columns=columns)
 
 
@@ -157,13 +131,13 @@ def _detect_unpaired(row: Row, columns: Columns, path: str) -> Schema:
     label = columns.label or "label"
     name = None if columns.schema == "unpaired" else columns.schema
     rest = {name: value for name, value in row.items() if name not in ("label", label)}
-    chat = detect_schema(rest, replace(columns, schema=name, label=None, reads="examples"), path)
-    if chat.form != "messages":
-        return chat
+    conversation = detect_schema(rest, replace(columns, schema=name, label=None, reads="examples"), path)
+    if conversation.form != "messages":
+        return conversation
     if label not in row:
         raise UserError(f"{path}: which column says what is good? --label_column must name one of {', '.join(row)}")
-    columns = replace(chat.columns, schema=chat.name, label=label)
-    return replace(named_schema("unpaired", columns), convert=partial(from_unpaired, convert=chat.convert))
+    columns = replace(conversation.columns, schema=conversation.name, label=label)
+    return replace(named_schema("unpaired", columns), convert=partial(from_unpaired, convert=conversation.convert))
 
 
 def metadata(row: Row) -> dict[str, Any]:

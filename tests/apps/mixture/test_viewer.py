@@ -112,7 +112,7 @@ def test_what_is_set_stays_when_a_source_is_added(page):
 
 def test_no_share_is_no_policy(page):
     app = numbers(paste(page("--lang", "en"), "news 5"), news=0.0)
-    assert "nothing to learn from" in app.error[0].value
+    assert "nothing to train on" in app.error[0].value
     assert not app.code
 
 
