@@ -50,12 +50,12 @@ class DataArguments(SourceArguments):
 
 @dataclass
 class UnpairedArguments(DataArguments):
-    """Which of the answers are good ones."""
+    """Which answers are good ones."""
 
-    label_column: str = setting("Column that says it: true or false, or with label_threshold a number.", "label")
+    label_column: str = setting("Column of the label: true or false, or with label_threshold a number.", "label")
     label_threshold: float | None = setting("From this number on an answer is good.")
     label_low: float | None = setting(
-        "Below this number it is bad, and up to label_threshold left out; by default that."
+        "Below this number (by default label_threshold) it is bad; rows between the two are dropped."
     )
 
     def __post_init__(self):

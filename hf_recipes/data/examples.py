@@ -58,9 +58,6 @@ def load_examples(
     The data set has the columns of the form (`messages` and `tools`, …), `meta` (see `registry.metadata`), `location`
     (``file:line``) and `status`. Rows that cannot be used are in it too, with a status that says why;
     `Ledger.add_all` counts them. The schema and encoding detected of each source are printed.
-
-    Raises:
-        UserError: a source that cannot be read, whose schema is not known, or that makes another form of example.
     """
     files = []
     for source in find_sources(specs, split, cache_dir):

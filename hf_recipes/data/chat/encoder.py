@@ -1,4 +1,4 @@
-"""Conversations → `input_ids` and unshifted `labels`: the one place where the library decides what carries loss.
+"""Conversations → `input_ids` and unshifted `labels`: only here is decided what carries loss.
 
 Loss is on what the model must say after the generation prompt: the assistant's turn and its end-of-turn token. The
 conversation is rendered by the tokenizer's own chat template and tokenized as one text, so the ids are those of the
@@ -63,11 +63,8 @@ class ChatEncoder:
         max_target_length: tokens of the last answer. Over it, its end is cut; the end-of-turn token stays.
         max_length: tokens in all. Over it, the prompt is cut to half of it at the least, then the answer.
         keep_text: also return, for evaluation, the columns `question` (the last user turn), `reference` (the last
-            answer as the template shows it: thoughts and calls of tools as the model has to write them), and
-            `messages` and `meta` as they came.
-
-    Raises:
-        UserError: the template cannot show a question and an answer, or there is no token to end a turn with.
+            answer as the template shows it: thoughts and tool calls as the model has to write them), and `messages`
+            and `meta` unchanged.
     """
 
     def __init__(
@@ -99,7 +96,7 @@ class ChatEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that changes the ids or labels: vocabulary, template, budgets, this code."""
+        """A digest of all that ids and labels depend on: vocabulary, template, budgets, this code."""
         tokenizer = self.tokenizer
         state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
@@ -247,13 +244,6 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     finally:
         gc.unfreeze()
     return tokenized.with_format(None)
-
-
-def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that `tokenizer` puts before every text (BOS, or GLM's two); none of those it puts after."""
-    bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    starts = (start for start in range(len(full)) if full[start : start + len(bare)] == bare)
-    return full[: next(starts, 0)]
 
 
 def _without_oldest(messages: list[Message], row: Rendered, aligned: Aligned, over: int) -> list[Message] | None:

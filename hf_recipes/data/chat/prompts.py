@@ -62,10 +62,6 @@ class PromptReader:
         specs: files, globs, folders or Hub ids, of which `split` is read.
         max_source_length: tokens of a prompt. A conversation over it loses its oldest turns first (see `ChatEncoder`),
             a bare text its beginning.
-
-    Raises:
-        UserError: a source that cannot be read or whose shape is not known, or conversations for a tokenizer without a
-            chat template.
     """
 
     def __init__(

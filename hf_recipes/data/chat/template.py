@@ -63,9 +63,6 @@ class ChatTemplate:
         end_of_turn: the one token that is trained on as the end of an answer. Where the template ends the last answer
             with none, it is the special token that begins the next turn (GLM's ``<|user|>``), else the tokenizer's
             eos; it is then inserted after every answer that it does not follow yet.
-
-    Raises:
-        UserError: the template cannot show a question and an answer, or there is no token to end a turn with.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):

@@ -32,12 +32,17 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase", size: int | None = None
     return hashlib.sha256(json.dumps([vocabulary, ids], ensure_ascii=False).encode()).hexdigest()[:32]
 
 
+def leading_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The special tokens that `tokenizer` puts before every text (BOS, or GLM's two); none of those it puts after."""
+    bare, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    starts = (start for start in range(len(full)) if full[start : start + len(bare)] == bare)
+    return full[: next(starts, 0)]
+
+
 class DocumentEncoder:
     """Texts → token ids: what the tokenizer puts before a text (BOS), the text, and the end token (by default eos)."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", end_token: str | None = None):
-        from hf_recipes.data.chat.encoder import leading_ids
-
         end_token = end_token or tokenizer.eos_token
         if end_token is None:
             raise UserError("the tokenizer has no end token; name one with --document_end_token")
