@@ -72,7 +72,7 @@ test: $(VENV)/.installed
 
 # What takes minutes: every launcher and configuration, and the faults tried often enough to trust them.
 check-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=1800
 
 # After an upgrade that was tested: every package of $(VENV) into constraints.txt, those that others brought too.
 lock:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from hf_recipes.core.settings import NonNegativeInt, PositiveInt, Share, at, setting
 from hf_recipes.corpus.cleaning import MIN_CHINESE
 from hf_recipes.corpus.executors import ExecutorArguments
-from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
+from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS
 
 
 @dataclass

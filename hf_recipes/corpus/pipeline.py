@@ -126,7 +126,7 @@ def _find_sources(args: CorpusArguments) -> list[Corpus]:
 
 def _read(args: CorpusArguments, work: Path, readers: Sequence[Reader], tasks: Sequence[Mapping]) -> None:
     writer = LedgerWriter()
-    files = [(reader.source, reader.schema.name, reader.columns) for reader in readers]
+    files = [(reader.source, reader.schema.name, reader.schema.columns) for reader in readers]
     steps: list[Any] = [ReadDocuments(files, tasks, writer), Repair(args.repairs)]
     min_chinese = args.min_chinese if args.quality else None
     steps.append(Rules(writer, args.min_chars, args.max_chars, min_chinese))

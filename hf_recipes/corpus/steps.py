@@ -19,8 +19,7 @@ from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
 from hf_recipes.corpus.cleaning import nfkc, quality_problem, simplify, strip_controls
 from hf_recipes.data.files.sources import Source
 from hf_recipes.data.pretraining.corpora import Reader
-from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
-from hf_recipes.data.schemas.registry import Columns
+from hf_recipes.data.schemas.registry import Columns, named_schema
 
 REPAIRS = {"control characters": strip_controls, "NFKC": nfkc, "traditional characters": simplify}
 
@@ -61,7 +60,7 @@ class ReadDocuments(PipelineStep):
         self.writer.reset()
         for file, start, stop in self.tasks[rank]["parts"]:
             source, schema, columns = self.files[file]
-            for row in Reader(source, DOCUMENT_SCHEMAS[schema], columns).read(tuple(start)):
+            for row in Reader(source, named_schema(schema, columns)).read(tuple(start)):
                 if stop is not None and row.after[0] > stop[0]:
                     break
                 if row.problem is not None:

@@ -4,15 +4,14 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from hf_recipes.core.settings import PositiveInt, Share, at, check_limits, setting
-from hf_recipes.data.schemas.documents import DOCUMENT_SCHEMAS
-from hf_recipes.data.schemas.registry import SCHEMAS
+from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS, SCHEMAS
 
 
 @dataclass
 class SourceArguments:
     """Which data, and of what shape."""
 
-    _schemas = DOCUMENT_SCHEMAS  # where text is learned
+    _schemas = DOCUMENT_SCHEMAS  # of pretraining
 
     train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
     validation_file: list[str] | None = setting("The same to evaluate on; of a Hub id, its validation split.")
@@ -51,12 +50,12 @@ class DataArguments(SourceArguments):
 
 @dataclass
 class UnpairedArguments(DataArguments):
-    """Which of the answers are good ones."""
+    """Which answers are good ones."""
 
-    label_column: str = setting("Column that says it: true or false, or with label_threshold a number.", "label")
+    label_column: str = setting("Column of the label: true or false, or with label_threshold a number.", "label")
     label_threshold: float | None = setting("From this number on an answer is good.")
     label_low: float | None = setting(
-        "Below this number it is bad, and up to label_threshold left out; by default that."
+        "Below this number (by default label_threshold) it is bad; rows between the two are dropped."
     )
 
     def __post_init__(self):

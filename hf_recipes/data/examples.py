@@ -1,8 +1,8 @@
-"""Sources → one data set of examples in which every row, good or bad, has its place and its fate."""
+"""Sources → one data set of examples in which every row, usable or not, has its location and status."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -13,17 +13,17 @@ from datasets import Dataset, Features, Json, Value
 from datasets.arrow_writer import ArrowWriter
 from datasets.table import MemoryMappedTable
 
-from hf_recipes.core import ledger as ledger_module
+from hf_recipes.core import ledger
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
-from hf_recipes.core.ledger import FILTERED, KEPT, is_dropped, row_status
+from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
 from hf_recipes.data.files import file_io, records, sources
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import Source, find_sources
-from hf_recipes.data.schemas import conversation as conversations_module
-from hf_recipes.data.schemas import registry as schemas_module
-from hf_recipes.data.schemas.conversation import NotAsked, RowProblem
-from hf_recipes.data.schemas.registry import SCHEMAS, Columns, find_schema, metadata
+from hf_recipes.data.schemas import chat, columns, conversation, documents, preference, registry
+from hf_recipes.data.schemas.columns import Columns, Schema
+from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
+from hf_recipes.data.schemas.registry import detect_schema, metadata
 
 FEATURES = {
     "messages": Features({"messages": Json(), "tools": Json()}),
@@ -31,7 +31,8 @@ FEATURES = {
     "unpaired": Features({"prompt": Json(), "completion": Json(), "label": Value("bool"), "tools": Json()}),
     "text": Features({"text": Value("string")}),
 }
-PLANNED = 100  # rows that decide a file's schema
+SNIFFED_ROWS = 100  # the first, which decide a file's schema
+SCHEMA_CODE = (chat, columns, conversation, documents, preference, registry)  # for `fingerprint`
 COMMON = Features({"meta": Json(), "location": Value("string"), "status": Value("string")})
 
 
@@ -52,46 +53,43 @@ def load_examples(
 ) -> Dataset:
     """Read `specs` (files, globs, folders, Hub ids) into examples of `form`: messages, preference, unpaired or text.
 
-    `split` is read of a Hub id that names none itself (``owner/name:test``).
+    `split` is the one read of a Hub id that names none itself (``owner/name:test``).
 
-    Columns: those of the form (`messages` and `tools`, …), `meta` (see `schemas.metadata`), `place` (``file:line``)
-    and `fate`. Rows that cannot be used are there too, with a fate that says why; `Ledger.add_all` counts them.
-    What was detected of each source (schema, encoding) is printed.
-
-    Raises:
-        UserError: a source that cannot be read, whose schema is not known, or that makes another form of example.
+    The data set has the columns of the form (`messages` and `tools`, …), `meta` (see `registry.metadata`), `location`
+    (``file:line``) and `status`. Rows that cannot be used are in it too, with a status that says why;
+    `Ledger.add_all` counts them. The schema and encoding detected of each source are printed.
     """
-    columns = columns or Columns()
-    planned = []
+    files = []
     for source in find_sources(specs, split, cache_dir):
-        schema, found = find_plan(source, columns)
+        schema = schema_of(source, columns or Columns())
         if schema.form != form:
             raise UserError(
                 f"{source.path}: its schema is {schema.name}, which makes {schema.form} examples; this stage learns "
                 f"from {form} examples (name the columns, or choose --schema)"
             )
-        detail = f" ({found.prompt} → {found.response})" if found.response else ""
-        detail += f", labels from {found.label!r}" if found.label else ""
-        said = f"{source.path}: schema {schema.name}{detail}"
-        say(said + (", GB18030 text" if source.encoding == "gb18030" else ""))
-        planned.append((source, schema.name, found))
+        read = schema.columns
+        detail = f" ({read.prompt} → {read.response})" if read.response else ""
+        detail += f", labels from {read.label!r}" if read.label else ""
+        detail += ", GB18030 text" if source.encoding == "gb18030" else ""
+        say(f"{source.path}: schema {schema.name}{detail}")
+        files.append((source, schema))
     key = fingerprint(
-        [[source.path, source.digest, source.encoding, name, asdict(found)] for source, name, found in planned],
+        [[f.path, f.digest, f.encoding, schema.name, asdict(schema.columns)] for f, schema in files],
         form,
-        code=(ledger_module, file_io, sources, records, conversations_module, schemas_module),
+        code=(ledger, file_io, sources, records, *SCHEMA_CODE),
     )
     root = cache_root(cache_dir)
     path = root / "hf_recipes_examples" / f"{key}.arrow"
-    found = _open(path, key)
-    if found is None:
+    dataset = _open(path, key)
+    if dataset is None:
         with writing(f"--cache_dir {root}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             busy = f"{path}: another process makes it; waiting"
             with locked(path.with_suffix(".lock"), busy, wait=-1):
                 if _open(path, key) is None:  # else another process was quicker
-                    _store(path, Features({**FEATURES[form], **COMMON}), _generate(planned, form))
-            found = _open(path, key)
-    return found
+                    _store(path, Features({**FEATURES[form], **COMMON}), _generate(files, form))
+            dataset = _open(path, key)
+    return dataset
 
 
 def cache_root(cache_dir: str | None) -> Path:
@@ -99,7 +97,7 @@ def cache_root(cache_dir: str | None) -> Path:
 
 
 def _open(path: Path, key: str) -> Dataset | None:
-    """The rows in an Arrow file; None where there is none, or one that is damaged, which is said and removed."""
+    """The rows in an Arrow file; None where there is none. A damaged one is removed."""
     try:
         if path.is_file():
             return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
@@ -117,42 +115,38 @@ def _store(path: Path, features: Features, rows: Iterable[dict]) -> None:
         writer.finalize()
 
 
-def find_plan(source: Source, columns: Columns, find: Callable = find_schema) -> tuple[schemas_module.Schema, Columns]:
-    """The schema that the first `PLANNED` rows show together: for each column, the first value that is not empty.
-
-    `find` is `find_schema`, or decides as it does.
-    """
-    problems, shown = [], {}
-    for record in islice(read_records(source), PLANNED):
+def schema_of(source: Source, columns: Columns) -> Schema:
+    """The schema of the first `SNIFFED_ROWS` rows taken together: of each column, the first value that is not empty."""
+    problems, merged = [], {}
+    for record in islice(read_records(source), SNIFFED_ROWS):
         if record.value is None:
-            problems.append(f"{record.location}: {ledger_module.shown(record.problem)}")
+            problems.append(f"{record.location}: {shown(record.problem)}")
         else:
-            shown |= {name: value for name, value in record.value.items() if not shown.get(name)}
-    if shown:
-        return find(shown, columns, source.path)
-    raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[: ledger_module.MAX_LOCATIONS]]))
+            merged |= {name: value for name, value in record.value.items() if not merged.get(name)}
+    if merged:
+        return detect_schema(merged, columns, source.path)
+    raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[:MAX_LOCATIONS]]))
 
 
-def _generate(planned: list[tuple[Source, str, Columns]], form: str) -> Iterator[dict]:
+def _generate(files: list[tuple[Source, Schema]], form: str) -> Iterator[dict]:
     empty = dict.fromkeys([*FEATURES[form], "meta"])
-    for source, schema, columns in planned:
-        convert = SCHEMAS[schema].convert
+    for source, schema in files:
         for record in read_records(source):
             row = {**empty, "location": record.location, "status": KEPT}
             problem, action = record.problem, "dropped"
             if problem is None:
                 try:
-                    row.update(convert(record.value, columns))
+                    row.update(schema.to_example(record.value))
                     row["meta"] = metadata(record.value) or None
                 except RowProblem as error:
-                    problem, action = error.reason, FILTERED if isinstance(error, NotAsked) else "dropped"
+                    problem, action = error.reason, FILTERED if isinstance(error, FilteredRow) else "dropped"
             if problem is not None:
                 row["status"] = row_status(action, problem)
             yield row
 
 
 def row_statuses(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """The columns `place` and `fate` as lists."""
+    """The columns `location` and `status` as lists."""
     table = dataset.select_columns(["location", "status"]).with_format("arrow")[:]
     return table["location"].to_pylist(), table["status"].to_pylist()
 
@@ -165,21 +159,20 @@ def usable(dataset: Dataset) -> Dataset:
 
 
 def hold_out(dataset: Dataset, percentage: float, seed: int) -> tuple[Dataset, Dataset]:
-    """The rows of `held_out_rows`: what is left, and what is held out."""
-    rest, chosen = held_out_rows(len(dataset), percentage, seed)
-    return dataset.select(rest), dataset.select(chosen)
+    """The rows to train on and those held out; see `held_out_rows`."""
+    train, held_out = held_out_rows(len(dataset), percentage, seed)
+    return dataset.select(train), dataset.select(held_out)
 
 
 def held_out_rows(count: int, percentage: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split off `percentage` of `count` rows, at least one, drawn by `seed`; both parts keep the order of the file.
+    """The indices of `count` rows to train on, and of `percentage` of them, at least one, that are held out.
 
-    Raises:
-        UserError: nothing would be left to train on.
+    Both keep the order of the file; `seed` decides which are held out.
     """
     import numpy as np
 
-    held = max(1, round(count * percentage / 100))
-    if held >= count:
+    size = max(1, round(count * percentage / 100))
+    if size >= count:
         raise UserError(f"--validation_split_percentage {percentage:g} of {count} rows leaves none to train on")
-    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:held])
-    return np.setdiff1d(np.arange(count), chosen).tolist(), chosen.tolist()
+    held_out = np.sort(np.random.default_rng(seed).permutation(count)[:size])
+    return np.setdiff1d(np.arange(count), held_out).tolist(), held_out.tolist()

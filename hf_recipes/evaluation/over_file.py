@@ -88,7 +88,7 @@ def run_over_file(
 
     Args:
         reader: gives each row as it was read, what the step takes of it, and its fate, the same each time that it is
-            iterated; `planned` are its sources, their schemas and columns.
+            iterated; `files` are its sources and their schemas.
         settings: what else decides the rows of the file.
 
     Raises:
@@ -98,8 +98,8 @@ def run_over_file(
     total = ledger.totals["read"]
     settings = {
         **settings,
-        "input_file": {source.path: source.digest for source, _, _ in reader.planned},
-        "rows_are": [[schema.name, asdict(columns)] for _, schema, columns in reader.planned],
+        "input_file": {source.path: source.digest for source, _ in reader.files},
+        "rows_are": [[schema.name, asdict(schema.columns)] for _, schema in reader.files],
     }
     notes = {"batch_size": args.batch_size, "versions": versions(), "ledger": ledger.to_dict()}
     with Results(args.output_file, settings, notes, args.overwrite_output) as results:

@@ -79,8 +79,7 @@ def form_of(path: str) -> str:
     Raises:
         UserError: the file cannot be read, or its shape is not known.
     """
-    from hf_recipes.data.chat.prompts import find_prompt_schema
-    from hf_recipes.data.examples import find_plan
+    from hf_recipes.data.examples import schema_of
     from hf_recipes.data.files.records import read_records
     from hf_recipes.data.files.sources import find_sources
     from hf_recipes.data.schemas.registry import Columns
@@ -96,8 +95,8 @@ def form_of(path: str) -> str:
             letter = str(first.value.get("answer", first.value.get("Answer", ""))).strip()
             if len(letter) == 1 and letter.isalpha() and letter.isascii():  # meant as one
                 raise error from None
-    schema, columns = find_plan(source, Columns(), find_prompt_schema)
-    return "content" if schema.form == "text" and columns.prompt else schema.form
+    schema = schema_of(source, Columns(reads="prompts"))
+    return "content" if schema.form == "text" and schema.columns.prompt == "content" else schema.form
 
 
 def build_methods(

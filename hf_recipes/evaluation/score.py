@@ -12,11 +12,11 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, is_dropped, row_status
 from hf_recipes.core.settings import PositiveInt, setting
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.examples import find_plan
+from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.records import Record, read_records
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.conversation import RowProblem
-from hf_recipes.data.schemas.registry import SIDES, Columns, Schema
+from hf_recipes.data.schemas.registry import SIDES, Schema
 from hf_recipes.evaluation.over_file import FileArguments
 from hf_recipes.models.inference import forward
 from hf_recipes.models.inference.compute import Compute
@@ -58,28 +58,28 @@ class AnswerReader:
 
     def __init__(self, args: ScoreArguments, tokenizer: "PreTrainedTokenizerBase", max_length: int | None):
         self.max_length, self._encoder = max_length, ChatEncoder(tokenizer)
-        self.planned = []
+        self.files = []
         for source in find_sources(args.input_file, "test", args.cache_dir):
-            schema, columns = find_plan(source, args.columns)
+            schema = schema_of(source, args.columns)
             if schema.form == "text":
                 raise UserError(f"{source.path}: rows of text have no answer to score; name the columns or --schema")
             say(f"{source.path}: schema {schema.name}")
-            self.planned.append((source, schema, columns))
+            self.files.append((source, schema))
 
     def __iter__(self) -> Iterator[tuple[Record, Answers, str]]:
-        for source, schema, columns in self.planned:
+        for source, schema in self.files:
             rows = read_records(source)
             while records := list(islice(rows, ROWS)):
-                yield from self._encode(records, schema, columns)
+                yield from self._encode(records, schema)
 
-    def _encode(self, records: list[Record], schema: Schema, columns: Columns) -> Iterator[tuple[Record, Answers, str]]:
+    def _encode(self, records: list[Record], schema: Schema) -> Iterator[tuple[Record, Answers, str]]:
         names = NAMES[1:] if schema.form == "preference" else NAMES[:1]
         conversations, tools, problems = [], [], []
         for record in records:
             try:
                 if record.value is None:
                     raise RowProblem(record.problem)
-                row = schema.convert(record.value, columns)
+                row = schema.to_example(record.value)
             except RowProblem as problem:
                 problems.append(row_status("dropped", problem.reason))
                 continue

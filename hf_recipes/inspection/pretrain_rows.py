@@ -8,8 +8,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, Ledger
 from hf_recipes.data.pretraining.corpora import Reader
 from hf_recipes.data.pretraining.document_stream import Cursor, read_chunks
-from hf_recipes.data.pretraining.mixture import Blocks, Mixture
-from hf_recipes.data.pretraining.stored_blocks import StoredBlocks
+from hf_recipes.data.pretraining.mixture import Mixture
+from hf_recipes.data.pretraining.packing import BlockSource
 from hf_recipes.inspection.checks import DOCUMENT, Texts
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.report import Example, Strip, Table, share
@@ -41,13 +41,13 @@ class MixtureRows(Rows):
         self.budgets = dict.fromkeys(map(self._title, mixture.sources), budget)
 
     @staticmethod
-    def _title(source: Blocks) -> str:
-        stream = "" if isinstance(source, StoredBlocks) else f" (the first {SAMPLED:,})"
+    def _title(source: BlockSource) -> str:
+        stream = f" (the first {SAMPLED:,})" if source.is_stream else ""
         return f"documents of {source.name}{stream}"
 
-    def _batches(self, source: Blocks, readers: Sequence[Reader]) -> Iterator[tuple[list[str], list[str]]]:
+    def _batches(self, source: BlockSource, readers: Sequence[Reader]) -> Iterator[tuple[list[str], list[str]]]:
         """Places and texts of the documents of an epoch; of a stream, of the first `SAMPLED`."""
-        left = None if isinstance(source, StoredBlocks) else SAMPLED
+        left = SAMPLED if source.is_stream else None
         for chunk in read_chunks(readers, Cursor()):
             locations = [location for location, status in chunk.statuses if status == KEPT]
             yield locations[:left], chunk.texts[:left]
@@ -69,11 +69,11 @@ class MixtureRows(Rows):
     def lengths(self):
         found = {}
         for source, readers in zip(self.mixture.sources, self.readers, strict=True):
-            if isinstance(source, StoredBlocks):
-                each = [np.diff(ends, prepend=0) for ends in source.shards.ends]
-            else:
+            if source.is_stream:
                 encode = source.tokenization.encoder.encode
                 each = [np.array([len(ids) for ids in encode(texts)]) for _, texts in self._batches(source, readers)]
+            else:
+                each = [np.diff(ends, prepend=0) for ends in source.shards.ends]
             found[self._title(source)] = np.concatenate(each)
         return found
 
@@ -81,8 +81,8 @@ class MixtureRows(Rows):
         rows = []
         for source, part in zip(self.mixture.sources, self.mixture.shares, strict=True):
             counts = [None] * 5
-            if isinstance(source, StoredBlocks):
-                out = source.left_out
+            if not source.is_stream:
+                out = source.skipped_tokens(1)
                 counts = [source.shards.documents, source.tokens, len(source), out, share(out, len(source.shards))]
             rows.append([source.name, f"{part:.1%}".replace("%", " %"), *counts])
         head = ["source", "share of the tokens", "documents", "tokens", "blocks", "tokens left out", "share"]

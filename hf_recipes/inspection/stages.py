@@ -2,19 +2,17 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import details_hidden
 from hf_recipes.core.settings import NonNegativeInt, Parser, check_limits, setting
 from hf_recipes.data.arguments import DataArguments
-from hf_recipes.data.chat.prompts import find_prompt_schema
-from hf_recipes.data.examples import find_plan
+from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.pretraining.corpora import SHARDS, named_paths
-from hf_recipes.data.schemas.documents import find_text_schema
-from hf_recipes.data.schemas.registry import Columns, find_schema
+from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.data import columns_of
@@ -122,9 +120,9 @@ def _guess(settings: Settings, fitting: Sequence[str]) -> tuple[str, str]:
     if isinstance(data, DataArguments):
         columns = columns_of(data)
     source, problem = find_sources([path], cache_dir=data.cache_dir, sniff=True)[0], None
-    for find, stages in ((find_schema, None), (find_text_schema, ("pretrain",)), (find_prompt_schema, ("grpo",))):
+    for reads, stages in (("examples", None), ("documents", ("pretrain",)), ("prompts", ("grpo",))):
         try:
-            schema, _ = find_plan(source, columns, find)
+            schema = schema_of(source, replace(columns, reads=reads))
         except UserError as error:
             problem = problem or error
             continue

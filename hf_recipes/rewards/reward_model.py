@@ -11,7 +11,7 @@ import numpy as np
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.chat.prompts import ANSWER, Prompt
+from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference import forward
 from hf_recipes.models.inference.compute import Compute
@@ -65,18 +65,18 @@ class ScoringModel:
         return scores
 
     def _encode(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[np.ndarray]:
-        talks = []
+        chats, rows = [], []
         for prompt, answer in zip(prompts, answers, strict=True):
-            before = prompt.messages or [{"role": "user", "content": prompt.question}]
-            talks.append([*before, {"role": "assistant", "content": answer if answer.strip() else ANSWER}])
-        rows = []
-        for prompt, answer, row in zip(prompts, answers, self._encoder.encode(talks), strict=True):
+            messages = prompt.messages or [{"role": "user", "content": prompt.question}]
+            chats.append([*messages, {"role": "assistant", "content": answer}] if answer.strip() else messages)
+        end = self._tokenizer.convert_tokens_to_ids(self._encoder.end_of_turn)
+        for prompt, answer, row in zip(prompts, answers, self._encoder.encode(chats), strict=True):
             ids = row.input_ids
             if not len(ids):
                 raise UserError(
                     f"{prompt.location}: the reward model cannot take this conversation ({shown(row.status)})"
                 )
-            rows.append(ids if answer.strip() else np.r_[ids[: row.prompt_length], ids[row.labels != -100][-1:]])
+            rows.append(ids if answer.strip() else np.r_[ids, end])
         return rows
 
 

@@ -19,8 +19,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json, write_json
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.pretraining.mixture import Blocks, Mixture
-from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
+from hf_recipes.data.pretraining.mixture import Mixture
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import DataStats
 from hf_recipes.evaluation.method import Method
@@ -70,13 +69,13 @@ class _Batches:
 
 
 class _Own:
-    """The batch sampler of `Mixture.own`."""
+    """The batch sampler of `Mixture.batches_of`."""
 
     def __init__(self, mixture: Mixture, *location: int):
         self.mixture, self.location = mixture, location
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self.mixture.own(*self.location)
+        return self.mixture.batches_of(*self.location)
 
 
 class _Epochs(TrainerCallback):
@@ -149,8 +148,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             for source in self.mixture.sources:
-                if isinstance(source, StreamedBlocks):
-                    source.tokenization.close()
+                source.close()
 
     def _go_on(self, checkpoint: Path) -> None:
         """Take up the data where `checkpoint` left it."""
@@ -176,7 +174,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         if saved["ledger"]:
             found = Ledger.from_dict(saved["ledger"])
             self.ledger.sources, self.ledger.reasons = found.sources, found.reasons
-        self.mixture.begin(saved["streams"])
+        self.mixture.start_at(saved["streams"])
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same for the blocks to be the same."""
@@ -187,7 +185,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             "drop_last": blocking.drop_last,
             "seed": blocking.seed,
             "shuffle": self.mixture.shuffle,
-            "document_attention": self.mixture.apart,
+            "document_attention": self.mixture.mask_documents,
             "sources": self.mixture.identity(),
         }
 
@@ -293,18 +291,13 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
                 "tokens": int(totals[number, 2]),
                 "documents": int(totals[number, 3]),
                 "epochs": float(epochs[number]),
-                "left_out": self._left_out(source, epochs[number]),
+                "left_out": source.skipped_tokens(float(epochs[number])),
                 "loss": float(totals[number, 0] / totals[number, 1]) if totals[number, 1] else None,
             }
             for number, (name, source) in enumerate(zip(names, self.mixture.sources, strict=True))
         }
         say(_table(sources))
         return {"sources": sources, "data_wait": self._waited / max(1e-9, self._train_seconds)}
-
-    @staticmethod
-    def _left_out(source: Blocks, epochs: float) -> int:
-        """Tokens that --sequence_sample_mode and --drop_last left out of what was gone through."""
-        return source.left_out if isinstance(source, StreamedBlocks) else round(source.left_out * epochs)
 
     # Checkpoints
 
@@ -356,8 +349,8 @@ def block_figures(context: Context, data: Data) -> DataStats:
         each = [source.tokens / len(source) for source in mixture.sources]
         tokens = round(rows * float(np.dot(each, mixture.schedule.quotas)) / mixture.schedule.epoch_blocks)
     a_batch = min(args.per_device_train_batch_size, rows)
-    batch = Batch(a_batch, size, a_batch * size, packed=mixture.apart)
-    digest = hashlib.sha256(to_json([mixture.identity(), mixture.sampled()]).encode()).hexdigest()
+    batch = Batch(a_batch, size, a_batch * size, packed=mixture.mask_documents)
+    digest = hashlib.sha256(to_json([mixture.identity(), mixture.digests()]).encode()).hexdigest()
     return DataStats(rows, tokens, tokens, size, batch, digest, what="blocks", lengthen="--block_size")
 
 

@@ -14,22 +14,20 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, writing
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.examples import cache_root, fingerprint
+from hf_recipes.data.examples import SCHEMA_CODE, cache_root, fingerprint
 from hf_recipes.data.files import file_io, records, sources
 from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 from hf_recipes.data.pretraining.document_stream import Cursor, read_chunks
-from hf_recipes.data.pretraining.mixture import Blocks, Mixture, chosen, quotas_of
+from hf_recipes.data.pretraining.mixture import Mixture, quotas_of, select_sources
 from hf_recipes.data.pretraining.mixture_policy import Policy, read_policy
-from hf_recipes.data.pretraining.packing import Blocking
+from hf_recipes.data.pretraining.packing import Blocking, BlockSource
 from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
 from hf_recipes.data.pretraining.stored_blocks import StoredBlocks
 from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 from hf_recipes.data.pretraining.token_shards import Damaged, TokenShards, open_shards
 from hf_recipes.data.pretraining.tokenize_corpus import store
-from hf_recipes.data.schemas import documents
-from hf_recipes.data.schemas import registry as schemas
 from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.run.arguments import PretrainArguments
 
@@ -56,7 +54,7 @@ def prepare_mixture(
     say_plan(found, readers)
     blocking = Blocking(args.block_size, args.sequence_sample_mode, args.drop_last, args.seed)
     ledger = Ledger()
-    sources: list[Blocks] = []
+    sources: list[BlockSource] = []
     rates: dict[str, dict[str, float]] = {}
     shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, _exchange(args))
     for corpus, own in zip(found, readers, strict=True):
@@ -86,7 +84,7 @@ def prepare_mixture(
         blocking,
         None if args.streaming else _epoch_blocks(policy, sources, quotas),
         shuffle=args.shuffle,
-        apart=args.document_attention,
+        mask_documents=args.document_attention,
         pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.end,
     )
     _say_mixture(mixture, policy, args)
@@ -98,13 +96,13 @@ def open_corpora(
 ) -> tuple[list[Corpus], list[list[Reader]]]:
     """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
     found = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming)
-    names = chosen(policy, [corpus.name for corpus in found], f"--mixture {args.mixture}")
+    names = select_sources(policy, [corpus.name for corpus in found], f"--mixture {args.mixture}")
     found = [corpus for corpus in found if corpus.name in names]
     columns = Columns(schema=data.schema, prompt=data.prompt_column)
     return found, [[open_reader(file, columns) for file in corpus.files] for corpus in found]
 
 
-def _epoch_blocks(policy: Policy | None, sources: Sequence[Blocks], quotas: np.ndarray) -> int:
+def _epoch_blocks(policy: Policy | None, sources: Sequence[BlockSource], quotas: np.ndarray) -> int:
     """Blocks of an epoch: with shares as many as the sources have, with numbers of epochs as many as these make."""
     return int(quotas.sum()) if policy and policy.by == "epochs" else sum(len(source) for source in sources)
 
@@ -132,9 +130,9 @@ def _tokenized(
 ) -> TokenShards:
     """The shards of a source in the cache, tokenized where they are not there yet."""
     key = fingerprint(
-        [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.columns)] for r in readers],
+        [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.schema.columns)] for r in readers],
         encoder.settings,
-        code=(corpora, documents, records, schemas, token_shards, sources, file_io, tokenize_corpus),
+        code=(corpora, records, token_shards, sources, file_io, tokenize_corpus, *SCHEMA_CODE),
     )
     root = cache_root(data.cache_dir)
     folder = root / "hf_recipes_tokens" / key
@@ -183,7 +181,7 @@ def _exchange(args: PretrainArguments):
 def _say_mixture(mixture: Mixture, policy: Policy | None, args: PretrainArguments) -> None:
     by = "" if policy is None or policy.by == "tokens" else f" (given by {policy.by})"
     for source, share in zip(mixture.sources, mixture.shares, strict=True):
-        if isinstance(source, StreamedBlocks):
+        if source.is_stream:
             say(f"{source.name}: {share:.1%} of the tokens{by}, read while training")
             continue
         epochs = share * mixture.blocks * max(args.num_train_epochs, 0) / len(source) if mixture.blocks else None

@@ -81,7 +81,7 @@ def main() -> None:
             sources = SourceArguments(train_file=[str(data)], cache_dir=f"{folder}/cache")
             mixture, _ = prepare_mixture(sources, args, tokenizer)
             size = args.per_device_train_batch_size
-            own = mixture.own(0, options.steps * size, size, 0, 1, step_blocks(args))
+            own = mixture.batches_of(0, options.steps * size, size, 0, 1, step_blocks(args))
             batches = [collate([mixture[index] for index in indices]) for indices in own]
             model = copy.deepcopy(first)
             start = time.perf_counter()

@@ -54,7 +54,7 @@ def main() -> None:
                     state = {}
                 fresh = mixture(streaming)
                 start = time.perf_counter()
-                fresh.begin(state)
+                fresh.start_at(state)
                 batches = fresh.stream(location, location + STEP, STEP, 0, 1, STEP)
                 next(batches)
                 found[steps] = time.perf_counter() - start

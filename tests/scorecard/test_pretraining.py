@@ -178,7 +178,7 @@ def test_row_07_resuming_does_not_read_what_was_learned(tokenizer, tmp_path):
     work = []
     for state in (states[5], states[-1], json.dumps({**one.state(), "given": one.state()["given"] - 1})):
         other = stream()
-        other.begin(json.loads(state))
+        other.start_at(json.loads(state))
         found = other.next()
         work.append(other.tokenization.texts)
     assert np.array_equal(found.ids, after.ids)

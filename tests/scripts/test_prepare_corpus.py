@@ -237,7 +237,7 @@ def test_parts_of_a_file_are_the_whole_file(tmp_path, name):
 
     reader = open_reader(source)
     parts = [[0, start, stop] for start, stop in zip([(0, 0), *positions], [*positions, None], strict=True)]
-    files, tasks = [(source, reader.schema.name, reader.columns)], [{"parts": [part]} for part in parts]
+    files, tasks = [(source, reader.schema.name, reader.schema.columns)], [{"parts": [part]} for part in parts]
     step = ReadDocuments(files, tasks, LedgerWriter())
     locations = [[document.metadata["location"] for document in step.run(rank=rank)] for rank in range(len(parts))]
     assert sum(map(bool, locations)) >= 3 or name.endswith("zst")

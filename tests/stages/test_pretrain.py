@@ -38,7 +38,7 @@ def built(model, tokenizer, files, tmp_path, **more):
 
 def batches_of(mixture, args):
     location = (0, args.max_steps * step_blocks(args), args.per_device_train_batch_size, 0, 1, step_blocks(args))
-    return [collate([mixture[index] for index in own]) for own in mixture.own(*location)]
+    return [collate([mixture[index] for index in own]) for own in mixture.batches_of(*location)]
 
 
 def test_the_loss_is_that_of_a_plain_loop(tokenizer, files, tmp_path):

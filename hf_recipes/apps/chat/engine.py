@@ -14,7 +14,6 @@ import numpy as np
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import is_dropped
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.chat.prompts import ANSWER
 from hf_recipes.data.schemas.conversation import Message
 from hf_recipes.evaluation.predict import prompt_budget
 from hf_recipes.models.arguments import ModelArguments
@@ -70,7 +69,7 @@ class ChatModel:
         """`messages`, the last one a question, rendered for generation and truncated to `budget` tokens."""
         encoder = copy.copy(self._encoder)
         encoder.max_source_length = budget or encoder.max_source_length
-        [row] = encoder.encode([[*messages, {"role": "assistant", "content": ANSWER}]])
+        [row] = encoder.encode([list(messages)])
         if is_dropped(row.status):
             raise UserError(row.status.removeprefix("dropped: "))
         ids = row.input_ids[: row.prompt_length]

@@ -1,8 +1,8 @@
-"""Conversations → `input_ids` and unshifted `labels`: the one place where the library decides what carries loss.
+"""Conversations → `input_ids` and unshifted `labels`: only here is decided what carries loss.
 
 Loss is on what the model must say after the generation prompt: the assistant's turn and its end-of-turn token. The
 conversation is rendered by the tokenizer's own chat template and tokenized as one text, so the ids are those of the
-rendered text; where each turn lies in it is learned from a second rendering (see `rendering`).
+rendered text; a second rendering shows where each turn is in it (see `template`).
 """
 
 import gc
@@ -23,20 +23,25 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, writing
 from hf_recipes.core.ledger import KEPT, row_status
 from hf_recipes.data.chat import template, token_offsets
-from hf_recipes.data.chat.template import ChatTemplate, Rendered
+from hf_recipes.data.chat.template import ChatTemplate, Rendered, has_answer
 from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.conversation import Message
 
 IGNORED = -100
+FEATURES = {
+    "input_ids": List(Value("int32")),
+    "labels": List(Value("int32")),
+    "prompt_length": Value("int32"),
+    "status": Value("string"),
+}
 
 
 @dataclass
 class Encoded:
     """One example: `input_ids` and `labels` of one length; the last answer begins at `prompt_length`.
 
-    `whole_prompt` is how many tokens there were before it, before any were cut. `reference` is, where it was asked for,
-    what the model should say there: all of it, whatever was cut.
+    `full_prompt_length` is that before truncation. `reference` is, with `keep_text`, the whole answer as text.
     """
 
     input_ids: np.ndarray
@@ -56,13 +61,10 @@ class ChatEncoder:
         max_source_length: tokens before the last answer. Over it, the oldest exchanges go first, then text of the
             last user turn, on `truncation_side`; the template's own tokens and the system turn stay.
         max_target_length: tokens of the last answer. Over it, its end is cut; the end-of-turn token stays.
-        max_length: tokens in all. Over it, the prompt gives way down to half of it, then the answer.
+        max_length: tokens in all. Over it, the prompt is cut to half of it at the least, then the answer.
         keep_text: also return, for evaluation, the columns `question` (the last user turn), `reference` (the last
-            answer as the template shows it: thoughts and calls of tools as the model has to write them), and
-            `messages` and `meta` as they came.
-
-    Raises:
-        UserError: the template cannot show a question and an answer, or there is no token to end a turn with.
+            answer as the template shows it: thoughts and tool calls as the model has to write them), and `messages`
+            and `meta` unchanged.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class ChatEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that changes the ids or labels: vocabulary, template, budgets, this code."""
+        """A digest of all that ids and labels depend on: vocabulary, template, budgets, this code."""
         tokenizer = self.tokenizer
         state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
@@ -104,7 +106,10 @@ class ChatEncoder:
         )
 
     def encode(self, conversations: list[list[Message]], tools: Sequence[list | None] | None = None) -> list[Encoded]:
-        """Encode a batch; a row that cannot be used comes back empty, with its fate."""
+        """Encode a batch; a row that cannot be used comes back empty, with its status.
+
+        A conversation that ends with a question becomes a prompt: all up to where the answer begins.
+        """
         tools = tools or [None] * len(conversations)
         rendered = self.template.render_all(conversations, tools)
         aligned = self._align([row.text for row in rendered])
@@ -126,13 +131,13 @@ class ChatEncoder:
         return aligned
 
     def _finish(self, row: Rendered, aligned: Aligned, messages: list[Message], tools: list | None) -> Encoded:
-        """Label the learned tokens and cut what is over the budgets."""
-        notes, full_prompt_length = [], 0
+        """Label the tokens to train on and truncate what is over the budgets."""
+        notes, full_prompt_length, is_prompt = [], 0, not has_answer(messages)
         while True:
             if row.problem:
                 return _dropped(row.problem)
-            spans = [aligned.tokens(*characters) for characters in row.labelled]
-            start, end = spans[-1]
+            size = len(aligned.ids)
+            start, end = (size, size) if is_prompt else aligned.tokens(*row.answers[-1])
             full_prompt_length = full_prompt_length or start
             source, target = self._budgets(start, end - start)
             shorter = _without_oldest(messages, row, aligned, start - source) if start > source else None
@@ -143,11 +148,12 @@ class ChatEncoder:
             [aligned] = self._align([row.text])
         ids = np.asarray(aligned.ids, dtype=np.int32)
         labels = np.full(len(ids), IGNORED, dtype=np.int32)
-        for first, last in spans if self.train_on == "all" else spans[-1:]:
+        for answer in row.labelled if self.train_on == "all" else row.answers[-1:]:
+            first, last = aligned.tokens(*answer)
             labels[first:last] = ids[first:last]
         removed = (0, 0)
         if start > source:
-            question = row.turns[-2]
+            question = row.turns[-1 if is_prompt else -2]
             first, last = aligned.tokens(question.start, question.end)
             removed = aligned.cut(first, last, start - source, self.truncation_side)
             if removed is None:
@@ -159,7 +165,7 @@ class ChatEncoder:
             if stop == start:
                 return _dropped("no token of the answer fits the budget")
             notes.append("answer cut")
-        reference = self._reference(row, ids[start:end], messages[-1]) if self.keep_text else None
+        reference = self._reference(row, ids[start:end], messages[-1]) if self.keep_text and not is_prompt else None
         prompt_length = start - (removed[1] - removed[0])
         if notes or len(ids) > self.max_length:
             # Without what a template writes after the end of turn.
@@ -181,21 +187,15 @@ class ChatEncoder:
     def _reference(self, row: Rendered, ids: np.ndarray, answer: Message) -> str:
         if answer.get("tool_calls"):  # as a prediction is decoded: without special tokens
             return self.tokenizer.decode(ids[:-1], skip_special_tokens=True).strip()
-        start, end = row.labelled[-1]
+        start, end = row.answers[-1]
         return row.text[start:end].removesuffix(self.end_of_turn).strip()
 
     def map_batch(self, table: pa.Table) -> pa.Table:
-        """`datasets.map` function on Arrow tables with the columns `messages`, `tools`, `meta` and `place`."""
+        """`datasets.map` function on Arrow tables with the columns `messages`, `tools`, `meta` and `location`."""
         conversations = [json.loads(text) for text in table["messages"].to_pylist()]
         tools = [json.loads(text) if text else None for text in table["tools"].to_pylist()]
         rows = self.encode(conversations, tools)
-        columns = {
-            "input_ids": list_array([row.input_ids for row in rows]),
-            "labels": list_array([row.labels for row in rows]),
-            "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
-            "status": pa.array([row.status for row in rows], pa.string()),
-            "location": table["location"],
-        }
+        columns = {**table_of(rows), "location": table["location"]}
         if self.keep_text:
             columns["question"] = pa.array([last_question(messages) for messages in conversations], pa.string())
             columns["reference"] = pa.array([row.reference for row in rows], pa.string())
@@ -204,8 +204,7 @@ class ChatEncoder:
 
     @property
     def features(self) -> Features:
-        features = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "prompt_length": Value("int32")}
-        features |= {"status": Value("string"), "location": Value("string")}
+        features = {**FEATURES, "location": Value("string")}
         if self.keep_text:
             features |= {"question": Value("string"), "reference": Value("string"), "messages": Json(), "meta": Json()}
         return Features(features)
@@ -215,13 +214,12 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     """Encode every row of `examples` (those of `load_examples`), cached by content.
 
     Args:
-        encoder: a `ChatEncoder` for the form messages, a `preference.PairEncoder` for the form preference, an
-            `preference.UnpairedEncoder` for the form unpaired.
+        encoder: a `ChatEncoder` for the form messages, a `PairEncoder` for preference, an `UnpairedEncoder` for
+            unpaired.
     """
     if len(examples) == 0:
         raise UserError("there is no row left to train on")
-    # The million objects that torch and transformers hold would be walked by each full garbage collection; left out of
-    # it, tokenizing takes a tenth less time.
+    # Full garbage collections need not walk the million objects of torch and transformers: a tenth less time.
     gc.freeze()
     encode = partial(
         examples.with_format("arrow").map,
@@ -248,26 +246,17 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     return tokenized.with_format(None)
 
 
-def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that `tokenizer` puts before every text (BOS, or GLM's two); none of those it puts after."""
-    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
-    return whole[: next(starts, 0)]
-
-
 def _without_oldest(messages: list[Message], row: Rendered, aligned: Aligned, over: int) -> list[Message] | None:
-    """`messages` without as many of the first exchanges as hold `over` tokens; None where there is but one exchange.
-
-    The last exchange and the system turn stay.
-    """
+    """`messages` without the first exchanges that hold `over` tokens, at the most all but the last; None where there is
+    but one exchange."""
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     if len(users) == 1:
         return None
 
-    def location(index: int) -> int:
+    def token_of(index: int) -> int:
         return aligned.tokens(row.turns[index].start, row.turns[index].end)[0]
 
-    first = bisect_left(users, location(users[0]) + over, lo=1, hi=len(users) - 1, key=location)
+    first = bisect_left(users, token_of(users[0]) + over, lo=1, hi=len(users) - 1, key=token_of)
     return messages[: users[0]] + messages[users[first] :]
 
 
@@ -278,6 +267,16 @@ def _dropped(reason: str) -> Encoded:
 
 def last_question(messages: list[Message]) -> str:
     return next(message["content"] for message in reversed(messages) if message["role"] == "user")
+
+
+def table_of(rows: Sequence[Encoded]) -> dict[str, pa.Array]:
+    """The columns of `FEATURES`."""
+    return {
+        "input_ids": list_array([row.input_ids for row in rows]),
+        "labels": list_array([row.labels for row in rows]),
+        "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
+        "status": pa.array([row.status for row in rows], pa.string()),
+    }
 
 
 def list_array(rows: list[np.ndarray]) -> pa.ListArray:

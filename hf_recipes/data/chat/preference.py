@@ -1,8 +1,8 @@
-"""Better and worse answers, in pairs or one by one → ids, and labels on the answer, for training as for scoring."""
+"""Better and worse answers, in pairs or one by one, as ids and as labels on the answer alone."""
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,21 +12,19 @@ from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.ledger import KEPT, is_dropped, row_status
-from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, Encoded, list_array
+from hf_recipes.data.chat.encoder import FEATURES, IGNORED, ChatEncoder, Encoded, list_array, table_of
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.registry import SIDES
 
 Example = Mapping[str, Any]
+NO_TOKENS = np.empty(0, np.int32)
 
 
-class AnswerEncoder:
+class PreferenceEncoder:
     """Encodes a prompt with each of its answers.
 
     Args:
         max_length: tokens of a prompt and answer. A longer row is dropped, because a cut answer is another answer.
-
-    Raises:
-        UserError: as `ChatEncoder`.
     """
 
     answers: ClassVar[tuple[str, ...]]  # columns of messages
@@ -34,22 +32,16 @@ class AnswerEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
         self.encoder, self.max_length = ChatEncoder(tokenizer), max_length
 
-    def encode_answers(self, examples: Sequence[Example]) -> Iterator[list[Encoded]]:
-        """For each row, `prompt` (messages, with `tools`) and each answer, labelled on the answer alone."""
-        texts = [row["prompt"] + row[answer] for row in examples for answer in self.answers]
+    def encode_answers(self, examples: Sequence[Example]) -> list[list[Encoded]]:
+        """The answers of each row (`prompt` and answers as messages, and `tools`), labelled on the answer alone."""
+        prompts = [[{**message, "weight": 0} for message in row["prompt"]] for row in examples]
+        chats = [p + row[answer] for p, row in zip(prompts, examples, strict=True) for answer in self.answers]
         tools = [row.get("tools") for row in examples for _ in self.answers]
-        encoded = iter(self.encoder.encode(texts, tools) if texts else ())
-        for row in examples:
-            sides = [next(encoded) for _ in self.answers]
-            for answer, side in zip(self.answers, sides, strict=True):
-                if not is_dropped(side.status):
-                    side.labels = last_turns(
-                        side.labels, sum(message["role"] == "assistant" for message in row[answer])
-                    )
-            yield sides
+        encoded = iter(self.encoder.encode(chats, tools) if chats else ())
+        return [[next(encoded) for _ in self.answers] for _ in examples]
 
-    def is_too_long(self, sides: Sequence[Encoded]) -> bool:
-        return self.max_length is not None and max(len(side.input_ids) for side in sides) > self.max_length
+    def is_too_long(self, answers: Sequence[Encoded]) -> bool:
+        return self.max_length is not None and max(len(answer.input_ids) for answer in answers) > self.max_length
 
     def read(self, table: pa.Table) -> list[Example]:
         """Rows of an Arrow table with the columns of `load_examples`."""
@@ -60,20 +52,20 @@ class AnswerEncoder:
     @property
     def fingerprint(self) -> str:
         return fingerprint(
-            self.encoder.fingerprint, self.max_length, type(self).__name__, code=(sys.modules[__name__],)
+            self.encoder.fingerprint, self.max_length, list(self.features), code=(sys.modules[__name__],)
         )
 
 
 @dataclass
 class EncodedPair:
-    """Both sides, prompt included, as `ChatEncoder` encodes them; `labels` are on the answer alone. None if dropped."""
+    """Both sides, prompt included; None if the pair is dropped."""
 
     chosen: Encoded | None
     rejected: Encoded | None
     status: str = KEPT
 
 
-class PairEncoder(AnswerEncoder):
+class PairEncoder(PreferenceEncoder):
     """Encodes the examples of `load_examples` of the form preference.
 
     Args:
@@ -87,18 +79,18 @@ class PairEncoder(AnswerEncoder):
         self.columns = {"ids": "input_ids"} | ({"labels": "labels"} if keep_labels else {})
 
     def encode(self, examples: Sequence[Example]) -> list[EncodedPair]:
-        """Encode rows with `prompt`, `chosen` and `rejected` (messages) and maybe `tools`; a bad `fate` is kept."""
-        statuses = [row.get("status", KEPT) for row in examples]
-        usable = [row for row, own in zip(examples, statuses, strict=True) if not is_dropped(own)]
-        encoded = self.encode_answers(usable)
+        """Encode rows with `prompt`, `chosen` and `rejected`, and maybe `tools`; one dropped before stays dropped."""
+        encoded = iter(self.encode_answers([row for row in examples if not is_dropped(row.get("status", KEPT))]))
         pairs = []
-        for own in statuses:
-            sides = None if is_dropped(own) else next(encoded)
-            found = self._fate(sides) if sides else own
-            pairs.append(EncodedPair(None, None, found) if is_dropped(found) else EncodedPair(*sides, found))
+        for row in examples:
+            status = row.get("status", KEPT)
+            if not is_dropped(status):
+                sides = next(encoded)
+                status = self._status(sides)
+            pairs.append(EncodedPair(None, None, status) if is_dropped(status) else EncodedPair(*sides, status))
         return pairs
 
-    def _fate(self, sides: Sequence[Encoded]) -> str:
+    def _status(self, sides: Sequence[Encoded]) -> str:
         if dropped := [side.status for side in sides if is_dropped(side.status)]:
             return dropped[0]
         if self.is_too_long(sides):
@@ -110,28 +102,22 @@ class PairEncoder(AnswerEncoder):
     def map_batch(self, table: pa.Table) -> pa.Table:
         """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
         pairs = self.encode(self.read(table))
-        none = np.empty(0, np.int32)
-        found = {
-            f"{side}_{name}": list_array(
-                [none if is_dropped(pair.status) else getattr(getattr(pair, side), own) for pair in pairs]
-            )
-            for side in SIDES
-            for name, own in self.columns.items()
-        }
+        columns = {}
+        for side in SIDES:
+            rows = [getattr(pair, side) for pair in pairs]
+            for name, field in self.columns.items():
+                values = [NO_TOKENS if row is None else getattr(row, field) for row in rows]
+                columns[f"{side}_{name}"] = list_array(values)
         statuses = pa.array([pair.status for pair in pairs], pa.string())
-        return pa.table({**found, "status": statuses, "location": table["location"]})
+        return pa.table({**columns, "status": statuses, "location": table["location"]})
 
     @property
     def features(self) -> Features:
         lists = {f"{side}_{name}": List(Value("int32")) for side in SIDES for name in self.columns}
         return Features({**lists, "status": Value("string"), "location": Value("string")})
 
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(super().fingerprint, list(self.columns))
 
-
-class UnpairedEncoder(AnswerEncoder):
+class UnpairedEncoder(PreferenceEncoder):
     """Encodes the examples of `load_examples` of the form unpaired: an answer is good or bad, as `label` says."""
 
     answers = ("completion",)
@@ -150,29 +136,9 @@ class UnpairedEncoder(AnswerEncoder):
 
     def map_batch(self, table: pa.Table) -> pa.Table:
         """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
-        rows = self.encode(self.read(table))
-        return pa.table(
-            {
-                "input_ids": list_array([row.input_ids for row in rows]),
-                "labels": list_array([row.labels for row in rows]),
-                "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
-                "label": table["label"],
-                "status": pa.array([row.status for row in rows], pa.string()),
-                "location": table["location"],
-            }
-        )
+        columns = table_of(self.encode(self.read(table)))
+        return pa.table({**columns, "label": table["label"], "location": table["location"]})
 
     @property
     def features(self) -> Features:
-        lists = {name: List(Value("int32")) for name in ("input_ids", "labels")}
-        rest = {"prompt_length": "int32", "label": "bool", "status": "string", "location": "string"}
-        return Features({**lists, **{name: Value(kind) for name, kind in rest.items()}})
-
-
-def last_turns(labels: np.ndarray, turns: int) -> np.ndarray:
-    """`labels` of the last `turns` runs of labelled tokens, which are the assistant's turns."""
-    labelled = labels != IGNORED
-    starts = np.flatnonzero(labelled & ~np.r_[False, labelled[:-1]])
-    kept = labels.copy()
-    kept[: starts[-turns]] = IGNORED
-    return kept
+        return Features({**FEATURES, "label": Value("bool"), "location": Value("string")})

@@ -27,7 +27,10 @@ class Aligned(ABC):
         return token
 
     def cut(self, first: int, last: int, count: int, side: str) -> tuple[int, int] | None:
-        """A range of at least `count` tokens at one side of [first, last) that leaves whole characters, and some."""
+        """A range of at least `count` tokens to remove at one side of [first, last); what stays is whole characters.
+
+        None where nothing would stay.
+        """
         if side == "right":
             begin = self.boundary(first, max(first, last - count))
             return (begin, last) if begin > first else None
@@ -46,7 +49,7 @@ class ByteAligned(Aligned):
 
     @property
     def is_exact(self) -> bool:
-        """Whether the tokens' bytes add up to the text's (a normalizer or a stripping special token can part them)."""
+        """Whether the tokens have all bytes of the text: a normalizer or a stripping special token can remove some."""
         return (self._ends[-1] if len(self.ids) else 0) == len(self._bytes)
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
@@ -66,9 +69,9 @@ class OffsetAligned(Aligned):
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
         find = self._encoding.char_to_token
-        # Some characters have no token of their own: white space that a normalizer takes away.
-        held = (token for token in map(find, range(start, self._length)) if token is not None)
-        first = next(held, len(self.ids))
+        # White space that a normalizer removes has no token.
+        following = (token for token in map(find, range(start, self._length)) if token is not None)
+        first = next(following, len(self.ids))
         last = next((token for token in map(find, range(end - 1, start - 1, -1)) if token is not None), first - 1) + 1
         while first < last < len(self.ids) and self._encoding.offsets[last][0] < end:
             last += 1  # a character of several tokens

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import zlib
+from collections import Counter
+from collections.abc import Iterable
 from typing import TextIO
 
 from hf_recipes.core.errors import UserError
@@ -15,7 +17,7 @@ COMPRESSED = (".gz", ".zst")
 MAX_ROW_BYTES = 16 << 20  # json.loads takes time and ten times the memory; a longer row is a mistake or a bomb
 # Refused: over 256 MiB that came out of a 200th of it. Text shrinks to about a tenth; gzip's limit is a 1,032nd.
 BOMB_RATIO, BOMB_BYTES = 200, 256 << 20
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes read at a time
 VOTES = 100_000  # so many lines with non-ASCII bytes decide the encoding of a file
 
 
@@ -29,7 +31,7 @@ def open_binary(path: str) -> io.BufferedReader:
 
 
 def skip(stream: io.BufferedReader, count: int) -> None:
-    """Leave out `count` bytes of what `open_binary` opened."""
+    """Skip `count` bytes of a stream that `open_binary` opened."""
     if stream.seekable():
         stream.seek(count)
         return
@@ -38,72 +40,65 @@ def skip(stream: io.BufferedReader, count: int) -> None:
 
 
 def sniff_file(path: str) -> tuple[str, str]:
-    """As `digest_and_encoding`, of size, modification time and first MiB: for files too large to be read before use.
+    """A digest of size, modification time and first MiB, and the encoding guessed from that: for files too large to be
+    read before use.
 
-    The digest is ``size-nanoseconds-hash``; that of a file that was written again or touched is another one.
-
-    Raises:
-        UserError: as there.
+    The digest is ``size-nanoseconds-hash``; it changes when the file is written again or touched.
     """
     import xxhash
 
-    votes = [0, 0]
     with open_binary(path) as file:
-        head = file.read(CHUNK)
-    lines = head.split(b"\n")
+        first_bytes = file.read(CHUNK)
+    lines = first_bytes.split(b"\n")
     _refuse_utf16(path, lines[0])
-    # The last line is cut somewhere; of an only one, what stands between quotation marks is whole.
-    lines = lines[:-1] or [lines[0][lines[0].find(b'"') : lines[0].rfind(b'"')]]
-    for line in lines if _is_text(path) else ():
-        if not line.isascii():
-            votes[_is_utf8(line)] += 1
+    votes = _votes(lines[:-1] or [_quoted(lines[0])]) if _is_text(path) else Counter()  # the last line is incomplete
     stat = os.stat(path)
-    digest = f"{stat.st_size}-{stat.st_mtime_ns}-{xxhash.xxh3_64_hexdigest(head)}"
+    digest = f"{stat.st_size}-{stat.st_mtime_ns}-{xxhash.xxh3_64_hexdigest(first_bytes)}"
     return digest, "gb18030" if votes[False] > votes[True] else "utf-8"
+
+
+def _votes(lines: Iterable[bytes]) -> Counter[bool]:
+    """How many lines with non-ASCII bytes are UTF-8, and how many are not."""
+    return Counter(_is_utf8(line) for line in lines if not line.isascii())
+
+
+def _quoted(line: bytes) -> bytes:
+    """An incomplete line up to its last quotation mark, a byte that is part of no other character."""
+    return line[line.find(b'"') : line.rfind(b'"')]
 
 
 def _is_text(path: str) -> bool:
     return path.removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES)
 
 
-def _refuse_utf16(path: str, head: bytes) -> None:
-    if _is_text(path) and head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+def _refuse_utf16(path: str, first_bytes: bytes) -> None:
+    if _is_text(path) and first_bytes[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise UserError(f"{path}: UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8 {path} > utf8.txt")
 
 
 def digest_and_encoding(path: str) -> tuple[str, str]:
     """xxh3-128 of the content, decompressed, and, in the same pass, the text encoding.
 
-    GB18030 is what a file is in when its lines with non-ASCII bytes are, for the most part, not UTF-8 and the whole is
-    GB18030. A UTF-8 file with a few bad lines stays UTF-8; those lines go to the ledger.
-
-    Raises:
-        UserError: text in no known encoding, a damaged archive, or a bomb.
+    A file is GB18030 when most lines with non-ASCII bytes are not UTF-8 and all of it decodes as GB18030. A UTF-8 file
+    with a few bad lines stays UTF-8; those lines go to the ledger.
     """
     import xxhash
 
     is_text = _is_text(path)
-    digest, votes, rest = xxhash.xxh3_128(), [0, 0], b""
-
-    def vote(lines: list[bytes]) -> None:
-        for line in lines:
-            if not line.isascii():
-                votes[_is_utf8(line)] += 1
-
+    digest, votes, rest = xxhash.xxh3_128(), Counter(), b""
     with open_binary(path) as file:
         _refuse_utf16(path, file.peek(2)[:2])
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-            if not is_text or sum(votes) >= VOTES:
+            if not is_text or votes.total() >= VOTES:
                 continue
-            block, newline, tail = (rest + chunk).rpartition(b"\n")
-            if newline and not block.isascii():
-                vote(block.split(b"\n"))
-            rest = tail
-            if len(tail) > MAX_ROW_BYTES:  # a JSON array on one line; a quotation mark is part of no other character
-                vote([tail[tail.find(b'"') : tail.rfind(b'"')]])
+            lines, newline, rest = (rest + chunk).rpartition(b"\n")
+            if newline and not lines.isascii():
+                votes += _votes(lines.split(b"\n"))
+            if len(rest) > MAX_ROW_BYTES:  # a JSON array on one line
+                votes += _votes([_quoted(rest)])
                 rest = b""
-    vote([rest])
+    votes += _votes([rest])
     if votes[False] <= votes[True]:
         return digest.hexdigest(), "utf-8"
     decoder = codecs.getincrementaldecoder("gb18030")()
@@ -122,19 +117,16 @@ def digest_and_encoding(path: str) -> tuple[str, str]:
 def open_text(path: str) -> tuple[TextIO, str]:
     """A text file, and its encoding: UTF-8 or UTF-16, with or without a byte order mark, or GB18030.
 
-    Bytes that are no UTF-8 or GB18030 come out as lone surrogates.
-
-    Raises:
-        UserError: an empty file, or text in none of these.
+    Bytes that are not in that encoding become lone surrogates.
     """
     with open_binary(path) as file:
-        head = file.read(1 << 12)
-    if not head:
+        first_bytes = file.read(1 << 12)
+    if not first_bytes:
         raise UserError(f"{path}: the file is empty")
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
-    elif b"\0" in head:
-        encoding = "utf-16-le" if head[1::2].count(0) > head[::2].count(0) else "utf-16-be"
+    elif b"\0" in first_bytes:
+        encoding = "utf-16-le" if first_bytes[1::2].count(0) > first_bytes[::2].count(0) else "utf-16-be"
     else:
         encoding = digest_and_encoding(path)[1].replace("utf-8", "utf-8-sig")
     errors = "strict" if encoding.startswith("utf-16") else "surrogateescape"
@@ -154,7 +146,7 @@ def _is_utf8(line: bytes) -> bool:
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompresses frame after frame; unlike zstandard's own reader it tells when the last frame is cut short."""
+    """Decompresses frame after frame; unlike zstandard's own reader it raises where the last frame is cut short."""
 
     def __init__(self, path: str):
         import zstandard
@@ -187,14 +179,14 @@ class _ZstdStream(io.RawIOBase):
                 self._pending = memoryview(self._frame.decompress(data))
             except self._error as error:
                 raise EOFError(str(error)) from None
-        part = self._pending[: len(target)]
-        target[: len(part)] = part
-        self._pending = self._pending[len(part) :]
-        return len(part)
+        count = min(len(target), len(self._pending))
+        target[:count] = self._pending[:count]
+        self._pending = self._pending[count:]
+        return count
 
 
 class _Unpacked(io.RawIOBase):
-    """A decompressed stream: its errors name the file, and it is refused once it is out of all proportion to that."""
+    """A decompressed stream whose errors name the file, and which is refused once it is far larger than the file."""
 
     def __init__(self, path: str, stream: io.BufferedIOBase | io.RawIOBase):
         self._path, self._stream, self._size, self._read = path, stream, os.path.getsize(path), 0

@@ -1,8 +1,8 @@
-"""The rows of files and Hub data sets, which know their file and line.
+"""The rows of files and Hub data sets, with their file and line.
 
-Read are .json (an array, or an object a line), .jsonl, .csv, .tsv, .parquet and .txt, the text ones also as .gz or
-.zst. A row that is broken by itself is handed on as a `Record` with a `problem`, for the ledger; what spoils a whole
-file (cut short, not text, empty) is a `UserError`.
+File types are .json (an array, or an object a line), .jsonl, .csv, .tsv, .parquet and .txt, the text ones also as .gz
+or .zst. A broken row becomes a `Record` with a `problem`, for the ledger; a broken file (cut short, not text, empty)
+raises `UserError`.
 """
 
 import codecs
@@ -19,15 +19,12 @@ from hf_recipes.core.ledger import with_detail
 from hf_recipes.data.files.file_io import CHUNK, MAX_ROW_BYTES, open_binary, skip
 from hf_recipes.data.files.sources import ENTRY, Source, load_hub
 
-BEGIN = (0, 0)  # lines, or rows where there are no lines, and decompressed bytes before a row
+BEGIN = (0, 0)  # lines (rows where there are no lines) and decompressed bytes before a row
 
 
 @dataclass(slots=True)
 class Record:
-    """One row: its `value`, or the `problem` that keeps it from having one, at ``file:line``.
-
-    `after` is where the next row begins, as `read_records` takes it.
-    """
+    """One row at ``file:line``: its `value`, or the `problem` with it. The next row starts at `after`."""
 
     location: str
     value: dict[str, Any] | None = None
@@ -36,12 +33,9 @@ class Record:
 
 
 def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Record]:
-    """Yield the rows of one source in order, from `start` on: the `after` of a record that was read before.
+    """Yield the rows of one source in order, from `start` on: the `after` of an earlier record.
 
     Where rows are lines, those before are not parsed (of an uncompressed file, not even read).
-
-    Raises:
-        UserError: the file is cut short, damaged, or holds no row at all.
     """
     path, kind = source.path, re.sub(r"\.(gz|zst)$", "", source.path)
     if source.split is not None:
@@ -52,19 +46,21 @@ def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Rec
     if kind.endswith(".parquet"):
         yield from _numbered(_read_parquet(path), start)
         return
-    found = start != BEGIN
+    has_rows = start != BEGIN
     with open_binary(path) as stream:
         if kind.endswith((".csv", ".tsv")):
             rows = _numbered(_read_csv(stream, source, "\t" if kind.endswith(".tsv") else ","), start)
         elif kind.endswith(".txt"):
-            read = _read_lines if source.txt == "lines" else _read_passages
-            rows = read(stream, source, lambda text: {"text": text}, start)
+            if source.txt == "lines":
+                rows = _read_lines(stream, source, start, lambda text: {"text": text})
+            else:
+                rows = _read_passages(stream, source, start)
         else:
             rows = _read_json(stream, source, start)
         for row in rows:
-            found = True
+            has_rows = True
             yield row
-    if not found:
+    if not has_rows:
         raise UserError(f"{path}: the file holds no rows")
 
 
@@ -101,65 +97,67 @@ def _too_long(location: str) -> UserError:
     return UserError(f"{location}: this row is longer than {MAX_ROW_BYTES >> 20} MiB; split it or take it out")
 
 
-def _read_lines(
-    stream: io.BufferedReader, source: Source, parse: Callable[[str], dict], start: tuple[int, int]
-) -> Iterator[Record]:
+def _decode_lines(
+    stream: io.BufferedReader, source: Source, start: tuple[int, int]
+) -> Iterator[tuple[str | None, tuple[int, int], int]]:
+    """Each line from `start` on, None where it cannot be decoded; the number and offset after it; and its bytes."""
     number, offset = start
     skip(stream, offset)
     while raw := stream.readline(MAX_ROW_BYTES + 1):
         number, offset = number + 1, offset + len(raw)
-        location = f"{source.path}:{number}"
         if len(raw) > MAX_ROW_BYTES:
-            raise _too_long(location)
+            raise _too_long(f"{source.path}:{number}")
         try:
-            text = raw.decode("utf-8-sig" if number == 1 and source.encoding == "utf-8" else source.encoding).strip()
+            text = raw.decode("utf-8-sig" if number == 1 and source.encoding == "utf-8" else source.encoding)
         except UnicodeDecodeError:
-            yield Record(location, problem=f"not {source.encoding.upper()} text", after=(number, offset))
+            text = None
+        yield text, (number, offset), len(raw)
+
+
+def _read_lines(
+    stream: io.BufferedReader, source: Source, start: tuple[int, int], parse: Callable[[str], dict]
+) -> Iterator[Record]:
+    for text, after, _ in _decode_lines(stream, source, start):
+        location = f"{source.path}:{after[0]}"
+        if text is None:
+            row = Record(location, problem=f"not {source.encoding.upper()} text")
+        elif not (text := text.strip()):
             continue
-        if not text:
-            continue
-        try:
-            row = _row(location, parse(text), text)
-        except RecursionError:
-            row = Record(location, problem="nested too deeply")
-        except ValueError as error:
-            message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            row = Record(location, problem=with_detail("broken JSON", message))
-        row.after = (number, offset)
+        else:
+            try:
+                row = _row(location, parse(text), text)
+            except RecursionError:
+                row = Record(location, problem="nested too deeply")
+            except ValueError as error:
+                message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                row = Record(location, problem=with_detail("broken JSON", message))
+        row.after = after
         yield row
 
 
-def _read_passages(
-    stream: io.BufferedReader, source: Source, parse: Callable[[str], dict], start: tuple[int, int]
-) -> Iterator[Record]:
+def _read_passages(stream: io.BufferedReader, source: Source, start: tuple[int, int]) -> Iterator[Record]:
     """What is between blank lines, or begins with 词条："""
-    number, offset = start
-    skip(stream, offset)
     lines: list[str] = []
-    location, size, problem = "", 0, None
+    location, size, problem, before = "", 0, None, start
 
     def passage() -> Record:
-        # Blank lines inside an entry stay, those around it go; `after` is where the line begins that ended it.
-        text = "\n".join(lines).strip("\n")
-        value = None if problem else parse(text)
-        return Record(location, value, problem, after=(number, offset))
+        # Blank lines stay inside an entry, not around it; `after` is the start of the line that ended it.
+        value = None if problem else {"text": "\n".join(lines).strip("\n")}
+        return Record(location, value, problem, after=before)
 
-    while raw := stream.readline(MAX_ROW_BYTES + 1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 0 and source.encoding == "utf-8" else source.encoding).rstrip()
-            bad = None
-        except UnicodeDecodeError:
-            line, bad = "?", f"not {source.encoding.upper()} text"
+    for text, after, count in _decode_lines(stream, source, start):
+        line = "?" if text is None else text.rstrip()
         ends = bool(ENTRY.match(line)) if source.txt == "entry" else not line
         if ends and lines:
             yield passage()
-            lines, size, problem = [], 0, None
-        number, offset, size = number + 1, offset + len(raw), size + len(raw)
+            lines, problem = [], None
         if line and not lines:
-            location, size = f"{source.path}:{number}", len(raw)
+            location, size = f"{source.path}:{after[0]}", 0
         if line or lines:
             lines.append(line)
-        problem = problem or bad
+        if text is None:
+            problem = f"not {source.encoding.upper()} text"
+        before, size = after, size + count
         if size > MAX_ROW_BYTES:
             raise _too_long(location)
     if lines:
@@ -167,14 +165,14 @@ def _read_passages(
 
 
 def _read_json(stream: io.BufferedReader, source: Source, start: tuple[int, int]) -> Iterator[Record]:
-    """An array, objects a line, or objects that span lines: told apart by how the file begins."""
-    head = stream.peek(4096)[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
-    if head[:1] == b"[":
+    """An array, an object a line, or objects that span lines, by how the file begins."""
+    beginning = stream.peek(4096)[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
+    if beginning[:1] == b"[":
         yield from _numbered(_read_values(stream, source, in_array=True), start)
-    elif re.match(rb"\{\s*\n", head):
+    elif re.match(rb"\{\s*\n", beginning):
         yield from _numbered(_read_values(stream, source, in_array=False), start)
     else:
-        yield from _read_lines(stream, source, _decoder.decode, start)
+        yield from _read_lines(stream, source, start, _decoder.decode)
 
 
 _SPACE = re.compile(r"\s*")
@@ -182,15 +180,15 @@ _SEPARATOR = re.compile(r"[\s,]*")
 
 
 def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> Iterator[Record]:
-    """Decode the elements of an array (or objects one after the other) without holding more than one chunk and row."""
+    """Decode the elements of an array (or objects one after the other), with one chunk and row in memory."""
     path = source.path
     decode = codecs.getincrementaldecoder("utf-8-sig" if source.encoding == "utf-8" else source.encoding)().decode
     text, position, ended = "", 0, False
     line, counted = 1, 0  # `line` is that of the character at `counted`
 
-    def line_at(location: int) -> int:
+    def line_at(index: int) -> int:
         nonlocal line, counted
-        line, counted = line + text.count("\n", counted, location), location
+        line, counted = line + text.count("\n", counted, index), index
         return line
 
     def more(size: int = CHUNK) -> None:
@@ -235,7 +233,7 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
                 break
             except (ValueError, RecursionError) as error:
                 at, message = getattr(error, "pos", position), getattr(error, "msg", str(error)) or "nested too deeply"
-                # A value that goes on in the next chunk breaks off at the end of this one.
+                # A value that continues in the next chunk is cut at the end of this one.
                 is_open = message.startswith("Unterminated") or at >= len(text.rstrip()) - (0 if ended else 16)
                 if is_open and not ended and len(text) - position <= MAX_ROW_BYTES:
                     more(size)

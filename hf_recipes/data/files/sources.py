@@ -38,13 +38,11 @@ def find_sources(
 ) -> list[Source]:
     """Expand files, globs, folders (recursively, in sorted order) and Hub ids.
 
-    A Hub id is ``owner/name``, of which `split` is read, or ``owner/name:split``; it is cached in `cache_dir`.
-    With `glance`, files are not read to their end: digest and encoding are of their beginning.
-    A row of a .txt file is a line; with `txt` "blank" what is between blank lines, with "entry" what begins with a line
-    ``词条：…``, and with None what the file's beginning looks like.
-
-    Raises:
-        UserError: nothing there, an unknown file type, an empty file, or text in no known encoding.
+    Args:
+        split: the one to read of a Hub id ``owner/name``; ``owner/name:split`` names it itself.
+        sniff: digest and encoding are those of the beginning of a file, which is not read to its end.
+        txt: what a row of a .txt file is: one of the ``"lines"``, what is between lines that are ``"blank"``, or an
+            ``"entry"``, which begins with a line ``词条：…``; None for what the beginning of the file looks like.
     """
     sources = []
     for spec in specs:
@@ -65,19 +63,19 @@ def find_sources(
 
 
 def source_name(path: str) -> str:
-    """What a file, folder or Hub id is called as a source: the end of its path, without the ending of a data file."""
+    """The name of a file, folder or Hub id as a source: the end of its path, without the ending of a data file."""
     name = os.path.basename(os.path.normpath(path))
     ending = next((ending for ending in sorted(SUFFIXES, key=len, reverse=True) if name.endswith(ending)), "")
     return name.removesuffix(ending) or name
 
 
 def is_data(path: Path) -> bool:
-    """Whether a file in a folder of data is taken for data; the account of how the folder was made is not."""
+    """Whether a file in a folder of data is data; the ledger of how the folder was made is not."""
     return path.name.endswith(SUFFIXES) and path.name != LEDGER and path.is_file()
 
 
 def _names_hub_data(spec: str) -> bool:
-    """Whether `spec` is no file's path: not below a folder that is there, and without (nearly) a data file's ending."""
+    """Whether `spec` can only be a Hub id: not in a folder that exists, and without (nearly) a data file's ending."""
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(:\w+)?", spec) or os.path.isdir(spec.split("/")[0]):
         return False
     ending = os.path.splitext(spec)[1].lower().lstrip(".")
@@ -85,9 +83,9 @@ def _names_hub_data(spec: str) -> bool:
 
 
 def _hub_source(spec: str, split: str, cache_dir: str | None) -> Source:
-    name, _, own = spec.partition(":")
-    rows = load_hub(name, own or split, cache_dir)
-    return Source(name, rows._fingerprint, split=own or split, cache_dir=cache_dir)
+    name, _, named_split = spec.partition(":")
+    split = named_split or split
+    return Source(name, load_hub(name, split, cache_dir)._fingerprint, split=split, cache_dir=cache_dir)
 
 
 def load_hub(name: str, split: str, cache_dir: str | None):
@@ -110,19 +108,19 @@ def _file_source(path: str, sniff: bool, txt: str | None) -> Source:
         raise UserError(f"{path}: unknown file type; known are {', '.join(SUFFIXES)}")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path}: the file is empty")
-    found = sniff_file(path) if sniff else digest_and_encoding(path)
-    return Source(path, *found, txt=txt or _documents_in(path, found[1]))
+    digest, encoding = sniff_file(path) if sniff else digest_and_encoding(path)
+    return Source(path, digest, encoding, txt=txt or _txt_rows(path, encoding))
 
 
 ENTRY = re.compile(r"词条\s*[：:]")
 
 
-def _documents_in(path: str, encoding: str) -> str:
-    """How the documents of a .txt file are parted, by its first MiB."""
+def _txt_rows(path: str, encoding: str) -> str:
+    """What the rows of a .txt file are, by its first MiB."""
     if not re.search(r"\.txt(\.gz|\.zst)?$", path):
         return "lines"
     with open_binary(path) as file:
-        head = file.read(CHUNK).decode(encoding, "replace").removeprefix("\ufeff").strip()
-    if ENTRY.match(head):
+        text = file.read(CHUNK).decode(encoding, "replace").removeprefix("\ufeff").strip()
+    if ENTRY.match(text):
         return "entry"
-    return "blank" if re.search(r"\n[ \t\r\u3000]*\n", head) else "lines"
+    return "blank" if re.search(r"\n[ \t\r\u3000]*\n", text) else "lines"

@@ -2,16 +2,15 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.data.examples import find_plan
+from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.records import BEGIN, read_records
 from hf_recipes.data.files.sources import Source, find_sources, is_data, source_name
+from hf_recipes.data.schemas.columns import Columns, Schema
 from hf_recipes.data.schemas.conversation import RowProblem
-from hf_recipes.data.schemas.documents import find_text_schema
-from hf_recipes.data.schemas.registry import Columns, Schema
 
 SHARDS = "manifest.json"  # a folder with this file holds token shards
 
@@ -27,9 +26,9 @@ class Corpus:
 
 @dataclass(slots=True)
 class Document:
-    """One document, or the `problem` that keeps a row from being one; `place` is ``file:line``.
+    """The document of the row at ``file:line``, or the `problem` with it; `kind` is ``code`` for a program.
 
-    `after` is where the next row begins, `kind` is ``code`` where it is known to be code.
+    The next row starts at `after`.
     """
 
     location: str
@@ -46,34 +45,23 @@ class Reader:
 
     source: Source
     schema: Schema
-    columns: Columns
 
     def read(self, start: tuple[int, int] = BEGIN) -> Iterator[Document]:
-        """The documents in order, from `start` (the `after` of one read before) on.
-
-        Raises:
-            UserError: the file is cut short or damaged.
-        """
+        """The documents in order, from `start` (the `after` of one read before) on."""
         for record in read_records(self.source, start):
-            found, problem = {}, record.problem
+            example, problem = {}, record.problem
             if problem is None:
                 try:
-                    found = self.schema.convert(record.value, self.columns)
+                    example = self.schema.to_example(record.value)
                 except RowProblem as error:
                     problem = error.reason
             yield Document(
-                record.location, found.get("text"), problem, record.after, found.get("id"), found.get("kind")
+                record.location, example.get("text"), problem, record.after, example.get("id"), example.get("kind")
             )
 
 
 def open_reader(source: Source, columns: Columns | None = None) -> Reader:
-    """The reader of a file, found by its first rows.
-
-    Raises:
-        UserError: no schema that makes documents fits the file.
-    """
-    schema, columns = find_plan(source, columns or Columns(), find_text_schema)
-    return Reader(source, schema, columns)
+    return Reader(source, schema_of(source, replace(columns or Columns(), reads="documents")))
 
 
 def find_corpora(
@@ -81,27 +69,24 @@ def find_corpora(
 ) -> list[Corpus]:
     """The sources that `specs` name, sorted by name.
 
-    A file is a source of its own name, and so is a Hub id; a folder is one source, or, if there are folders in it, one
-    for each of them; a folder of token shards is one. ``name=path`` gives files, a folder or a glob another name.
-    For `glance` and `txt` see `find_sources`.
-
-    Raises:
-        UserError: nothing there, a source named twice, or as `find_sources`.
+    A file or a Hub id is a source named after it; a folder is one source, or, if there are folders in it, one for each
+    of them; a folder of token shards is one. ``name=path`` gives files, a folder or a glob another name.
+    For `sniff` and `txt` see `find_sources`.
     """
-    found: dict[str, Corpus] = {}
+    corpora: dict[str, Corpus] = {}
     for spec in specs:
         for name, path in named_paths(spec):
-            if name in found:
+            if name in corpora:
                 raise UserError(f"{path}: there is a source {name} already; name one of them, as other={path}")
             if os.path.isfile(os.path.join(path, SHARDS)):
-                found[name] = Corpus(name, shards=path)
+                corpora[name] = Corpus(name, shards=path)
             else:
-                found[name] = Corpus(name, tuple(find_sources([path], cache_dir=cache_dir, sniff=sniff, txt=txt)))
-    return [found[name] for name in sorted(found)]
+                corpora[name] = Corpus(name, tuple(find_sources([path], cache_dir=cache_dir, sniff=sniff, txt=txt)))
+    return [corpora[name] for name in sorted(corpora)]
 
 
 def named_paths(spec: str) -> Iterator[tuple[str, str]]:
-    """Name and path of each source in `spec`: see `find_corpora`."""
+    """Name and path of each source in `spec`; see `find_corpora`."""
     name, sign, path = spec.partition("=")
     if sign and not os.path.exists(spec):
         yield name, path
@@ -120,10 +105,10 @@ def named_paths(spec: str) -> Iterator[tuple[str, str]]:
 
 
 def say_plan(corpora: Sequence[Corpus], readers: Sequence[Sequence[Reader]]) -> None:
-    """Tell what was found: a line a source, with the schemas of its files."""
-    for corpus, own in zip(corpora, readers, strict=True):
+    """Print a line for each source, with the schemas of its files."""
+    for corpus, files in zip(corpora, readers, strict=True):
         if corpus.shards:
             say(f"{corpus.name}: token shards in {corpus.shards}")
             continue
-        schemas = ", ".join(sorted({reader.schema.name for reader in own}))
-        say(f"{corpus.name}: {len(own):,} file{'s' * (len(own) > 1)}, schema {schemas}")
+        schemas = ", ".join(sorted({reader.schema.name for reader in files}))
+        say(f"{corpus.name}: {len(files):,} file{'s' * (len(files) > 1)}, schema {schemas}")

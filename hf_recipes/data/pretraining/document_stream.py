@@ -1,4 +1,4 @@
-"""The documents of a source in chunks, from any place in it."""
+"""The documents of a source in chunks, from any position in it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ CHUNK_BYTES, CHUNK_DOCUMENTS = 1 << 18, 1024  # of text that is tokenized at a t
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place between two rows of a stream: the epoch, how many of its files are done, and where in the next one.
+    """A position between two rows of a stream: the epoch, the files done in it, and lines and bytes of the next file.
 
     `documents` counts those before it in the epoch.
     """
@@ -26,10 +26,15 @@ class Cursor:
     offset: int = 0
     documents: int = 0
 
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Orders cursors."""
+        return self.epoch, self.file, self.lines
+
 
 @dataclass
 class Chunk:
-    """Consecutive documents as they were read, with the fate of each row; `after` is None at the end of an epoch."""
+    """Consecutive documents, with the location and status of each row."""
 
     start: Cursor
     after: Cursor
@@ -44,11 +49,7 @@ def file_order(count: int, epoch: int, seed: int | None) -> np.ndarray:
 
 
 def read_chunks(readers: Sequence[Reader], cursor: Cursor, seed: int | None = None) -> Iterator[Chunk]:
-    """The documents of the files epoch after epoch, from `cursor` on.
-
-    Raises:
-        UserError: a file that is damaged, or an epoch without a document.
-    """
+    """The documents of the files epoch after epoch, from `cursor` on."""
     chunk, size = Chunk(cursor, cursor), 0
     while True:
         order = file_order(len(readers), cursor.epoch, seed)

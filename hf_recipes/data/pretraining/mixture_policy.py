@@ -1,27 +1,26 @@
-"""How much of each source a model learns from: a policy file, and the order in which the sources take turns."""
+"""How much of each source a model is trained on: a policy file, and the order in which the sources take turns."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json
+from hf_recipes.core.settings import read_json_object
 
 UNITS = ("tokens", "documents", "bytes", "epochs")
-ENDLESS = 1 << 40  # blocks in an "epoch" of a mixture of streams, whose lengths nobody knows
-CYCLE = 1024
+ENDLESS = 1 << 40  # blocks in an "epoch" of a mixture of streams, whose lengths are not known
+CYCLE = 1024  # blocks
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What part of the training each source is: shares `by` tokens, documents or bytes, or the number of epochs.
+    """The share of each source `by` tokens, documents or bytes, or its number of epochs.
 
     As JSON: ``{"news": 0.5, "wiki": 0.5}`` (shares by tokens), or ``{"by": "epochs", "sources": {"news": 1.5}}``.
     """
@@ -37,11 +36,7 @@ class Policy:
 
 
 def parse_policy(value: Any, where: str) -> Policy:
-    """The policy that a JSON value states; shares that do not sum to one are normalised, which is said.
-
-    Raises:
-        UserError: another shape, an unknown unit, or a number that is negative, not finite, or zero for all sources.
-    """
+    """The policy in a JSON value; shares that do not sum to one are normalised, with a message."""
     if not isinstance(value, dict):
         raise UserError(f'{where}: expected an object of sources, as {{"news": 0.5, "wiki": 0.5}}')
     by, sources = "tokens", value
@@ -57,32 +52,20 @@ def parse_policy(value: Any, where: str) -> Policy:
             raise UserError(f"{where}: {name}: {amount!r}; expected a number of at least 0")
     total = sum(sources.values())
     if not total:
-        raise UserError(f"{where}: every source has a share of 0, so there is nothing to learn from")
+        raise UserError(f"{where}: every source has a share of 0, so there is nothing to train on")
     if by != "epochs":
         if abs(total - 1) > 1e-6:
-            parts = ", ".join(f"{name} {amount / total:.4g}" for name, amount in sources.items())
-            say(f"{where}: the shares sum to {total:.6g}, not to 1; taken as {parts}")
+            shares = ", ".join(f"{name} {amount / total:.4g}" for name, amount in sources.items())
+            say(f"{where}: the shares sum to {total:.6g}, not to 1; taken as {shares}")
         sources = {name: amount / total for name, amount in sources.items()}
     return Policy({name: float(amount) for name, amount in sources.items()}, by)
 
 
 def read_policy(path: str) -> Policy:
-    """The policy in a JSON file.
-
-    Raises:
-        UserError: no such file, not JSON, or as `parse_policy`.
-    """
-    where = f"--mixture {path}"
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{where}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
-    return parse_policy(value, where)
+    return parse_policy(read_json_object(path, "--mixture"), f"--mixture {path}")
 
 
-def whole_numbers(shares: np.ndarray, total: int) -> np.ndarray:
+def round_shares(shares: np.ndarray, total: int) -> np.ndarray:
     """(S,) integers that sum to `total` and are `shares` of it but for rounding (largest remainders)."""
     exact = shares / shares.sum() * total
     counts = np.floor(exact).astype(np.int64)
@@ -94,8 +77,8 @@ def whole_numbers(shares: np.ndarray, total: int) -> np.ndarray:
 class Schedule:
     """Which source each block of a run comes from, and which of its blocks that is; a function of the seed alone.
 
-    Epochs of `sum(quotas)` blocks are parted into cycles. Each cycle has the sources in their shares but for one block,
-    in an order drawn from seed, epoch and cycle, so that any place of the run is found without counting up to it.
+    An epoch of `sum(quotas)` blocks is split into cycles. Each cycle has every source in proportion to its quota (± 1
+    block), in an order seeded by epoch and cycle, so that block i is found without counting from 0.
 
     Args:
         quotas: (S,) blocks of each source in an epoch.
@@ -104,9 +87,9 @@ class Schedule:
     def __init__(self, quotas: np.ndarray, seed: int):
         self.quotas, self.seed = np.asarray(quotas, dtype=np.int64), seed
         self.epoch_blocks = int(self.quotas.sum())
-        self._largest = int(self.quotas.argmax())  # takes what rounding leaves; S² blocks leave it enough to give
+        self._largest = int(self.quotas.argmax())  # gets the blocks lost by rounding; a cycle of S² has enough of it
         self._cycle = max(CYCLE, len(self.quotas) ** 2)
-        self._arranged = lru_cache(maxsize=8)(self._arrange)
+        self._cached_cycle = lru_cache(maxsize=8)(self._cycle_of)
 
     def _counts(self, blocks: int) -> np.ndarray:
         """(S,) blocks of each source among the first `blocks` of an epoch, at the end of a cycle."""
@@ -114,29 +97,31 @@ class Schedule:
         counts[self._largest] += blocks - counts.sum()
         return counts
 
-    def _arrange(self, epoch: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+    def _cycle_of(self, epoch: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+        """The source and the ordinal of each block of a cycle."""
         first = cycle * self._cycle
         before, after = self._counts(first), self._counts(min(first + self._cycle, self.epoch_blocks))
         order = np.repeat(np.arange(len(self.quotas)), after - before)
         sources = np.random.default_rng([self.seed, 0, epoch, cycle]).permutation(order)
         ordinals = np.empty_like(sources)
         for source in range(len(self.quotas)):
-            own = sources == source
-            ordinals[own] = np.arange(own.sum()) + before[source] + epoch * self.quotas[source]
+            blocks = sources == source
+            ordinals[blocks] = np.arange(blocks.sum()) + before[source] + epoch * self.quotas[source]
         return sources, ordinals
 
     def __getitem__(self, block: int) -> tuple[int, int]:
         """The source of a block of the run, and how many blocks of this source came before it."""
-        epoch, location = divmod(block, self.epoch_blocks)
-        sources, ordinals = self._arranged(epoch, location // self._cycle)
-        at = location % self._cycle
-        return int(sources[at]), int(ordinals[at])
+        epoch, rest = divmod(block, self.epoch_blocks)
+        cycle, index = divmod(rest, self._cycle)
+        sources, ordinals = self._cached_cycle(epoch, cycle)
+        return int(sources[index]), int(ordinals[index])
 
-    def drawn(self, blocks: int) -> np.ndarray:
+    def counts(self, blocks: int) -> np.ndarray:
         """(S,) blocks of each source among the first `blocks` of the run."""
-        epoch, location = divmod(blocks, self.epoch_blocks)
-        counts = epoch * self.quotas + self._counts(location // self._cycle * self._cycle)
-        if location % self._cycle:
-            sources, _ = self._arranged(epoch, location // self._cycle)
-            counts = counts + np.bincount(sources[: location % self._cycle], minlength=len(self.quotas))
+        epoch, rest = divmod(blocks, self.epoch_blocks)
+        cycle, index = divmod(rest, self._cycle)
+        counts = epoch * self.quotas + self._counts(cycle * self._cycle)
+        if index:
+            sources, _ = self._cached_cycle(epoch, cycle)
+            counts = counts + np.bincount(sources[:index], minlength=len(self.quotas))
         return counts

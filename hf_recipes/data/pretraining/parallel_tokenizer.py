@@ -8,16 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
-
-if TYPE_CHECKING:
-    pass
-
 
 _encoder: DocumentEncoder | None = None
 
@@ -26,10 +22,10 @@ def _start_worker(encoder: DocumentEncoder) -> None:
     global _encoder
     _encoder, parent = encoder, os.getppid()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group, they are the run's to answer
+    for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group; the main process handles them
         signal.signal(number, signal.SIG_IGN)
 
-    def watch() -> None:  # the pool's pipes stay open when the run is killed
+    def watch() -> None:  # the pipes of the pool stay open when the run is killed
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(1)
@@ -61,7 +57,7 @@ class Tokenization:
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, texts: list[str], turn: int) -> "Future | list[str] | None":
-        """Begin to tokenize; what is returned goes to `result`. Of each `world` turns, one is this process's."""
+        """Begin to tokenize; pass what is returned to `result`. This process has one of each `world` turns."""
         if turn % self.world != self.rank:
             return None
         if not self.workers:
@@ -72,22 +68,20 @@ class Tokenization:
         return self._pool.submit(_encode, texts)
 
     def result(self, pending: "Future | list[str] | None", turn: int) -> list[np.ndarray]:
-        """The ids of what was submitted in a turn; all processes take all turns in their order."""
-        found: Any = pending
+        """The ids of the texts submitted in a turn; all processes take all turns in their order."""
+        ids: Any = pending
         if isinstance(pending, Future):
             try:
-                found = pending.result()
+                ids = pending.result()
             except BrokenProcessPool:
-                found = UserError(
-                    "a process that tokenizes was killed (out of memory?); lower --dataloader_num_workers"
-                )
+                ids = UserError("a process that tokenizes was killed (out of memory?); lower --dataloader_num_workers")
         elif pending is not None:
-            found = self.encoder.encode(pending)
+            ids = self.encoder.encode(pending)
         if self.world > 1:
-            found = self._exchange(found, turn % self.world)
-        if isinstance(found, UserError):
-            raise found
-        return found
+            ids = self._exchange(ids, turn % self.world)
+        if isinstance(ids, UserError):  # in all processes
+            raise ids
+        return ids
 
     def close(self) -> None:
         if self._pool is not None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,16 +18,13 @@ from hf_recipes.core.files import new_file, write_json
 from hf_recipes.data.pretraining.corpora import SHARDS
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder, tokenizer_hash
 
-if TYPE_CHECKING:
-    pass
-
 VERSION = 1
 HEADER = 128  # bytes of a .npy file before its values
 
 
 @dataclass
 class Shard:
-    """Figures of one shard; `bytes` and `characters` are those of the text."""
+    """Counts of one shard; `bytes` and `characters` are those of the text."""
 
     file: str
     documents: int = 0
@@ -37,7 +34,7 @@ class Shard:
 
 
 class ShardWriter:
-    """Writes one shard as documents come; it is there under its name when `close` has returned, and not before.
+    """Writes one shard as documents come; it gets its name in `close`.
 
     Args:
         path: of the tokens, ``part-00001.npy``.
@@ -61,7 +58,7 @@ class ShardWriter:
         return buffer.getvalue()
 
     def add(self, ids: Iterable[np.ndarray], texts: Sequence[str]) -> None:
-        """Append documents, given as token ids and as the texts that they were."""
+        """Append documents, as token ids and as texts, which are counted."""
         for row, text in zip(ids, texts, strict=True):
             self._file.write(row.astype(self.dtype, copy=False).tobytes())
             self.shard.tokens += len(row)
@@ -87,7 +84,7 @@ def ends_of(path: str | os.PathLike) -> Path:
 
 
 def write_manifest(folder: str | os.PathLike, source: str, encoder: DocumentEncoder, shards: Sequence[Shard]) -> dict:
-    """Write ``manifest.json``, last, so that a folder that has one is whole; what it says is returned."""
+    """Write ``manifest.json``, last, so that a folder that has one is complete; its content is returned."""
     totals = {
         name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "bytes", "characters")
     }
@@ -127,12 +124,7 @@ class Damaged(UserError):
 
 
 def open_shards(folder: str, name: str, encoder: DocumentEncoder) -> TokenShards:
-    """Open a folder that `write_manifest` completed.
-
-    Raises:
-        UserError: shards of another tokenizer or end token, or no document at all.
-        Damaged: one that is missing or cut short.
-    """
+    """Open a folder that `write_manifest` completed; `Damaged` where a shard is missing or cut short."""
     where = os.path.join(folder, SHARDS)
     try:
         manifest = json.loads(Path(where).read_text(encoding="utf-8"))
@@ -156,9 +148,9 @@ def open_shards(folder: str, name: str, encoder: DocumentEncoder) -> TokenShards
     for shard in shards:
         path = os.path.join(folder, shard.file)
         for file, size in ((path, shard.tokens * dtype.itemsize), (ends_of(path), shard.documents * 8)):
-            found = os.path.getsize(file) if os.path.isfile(file) else None
-            if found != HEADER + size:
-                problem = "is missing" if found is None else f"is cut short or changed ({found:,} bytes)"
+            actual = os.path.getsize(file) if os.path.isfile(file) else None
+            if actual != HEADER + size:
+                problem = "is missing" if actual is None else f"is cut short or changed ({actual:,} bytes)"
                 raise Damaged(
                     f"{file}: this shard {problem}; the manifest says {HEADER + size:,} bytes: fetch it again"
                 )

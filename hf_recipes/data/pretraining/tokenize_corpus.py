@@ -1,4 +1,4 @@
-"""Tokenizing documents in several processes, on one machine or many, and into shards."""
+"""Tokenizing the documents of a source into shards, in several processes."""
 
 import contextlib
 from collections import deque
@@ -23,14 +23,14 @@ def store(
     encoder: DocumentEncoder,
     folder: str,
     workers: int,
-    tell: Callable[[str, str], None],
+    on_row: Callable[[str, str], None],
     finish: Callable[[Path], None] = lambda building: None,
 ) -> None:
-    """Tokenize an epoch of `chunks` of a source into shards in `folder`, which is there whole or not at all.
+    """Tokenize an epoch of `chunks` of a source into shards in `folder`, which is complete or absent.
 
     Args:
-        tell: called with the place and the fate of each row.
-        finish: called with the folder before it gets its name, to put more into it.
+        on_row: called with the location and the status of each row.
+        finish: called with the temporary folder, to put more into it.
     """
     tokenization = Tokenization(encoder, workers)
     shards: list[Shard] = []
@@ -46,7 +46,7 @@ def store(
                 done = chunk.ends_epoch
             chunk, ids = pending.popleft()
             for location, status in chunk.statuses:
-                tell(location, status)
+                on_row(location, status)
             writer = writer or ShardWriter(building / f"part-{len(shards) + 1:05d}.npy", encoder.dtype)
             writer.add(tokenization.result(ids, 0), chunk.texts)
             if writer.shard.tokens >= SHARD_TOKENS or (done and not pending):
@@ -56,6 +56,6 @@ def store(
         finish(building)
         try:
             move_folder(building, folder)
-        except OSError:  # another process, of this machine or of one that shares the cache, was as quick with the same
+        except OSError:  # another process, perhaps of another machine, was quicker with the same
             if not Path(folder, SHARDS).is_file():
                 raise

@@ -30,24 +30,20 @@ class RowProblem(Exception):
         return shown(self.reason)
 
 
-class NotAsked(RowProblem):
-    """Why the settings leave a row out that could be used."""
+class FilteredRow(RowProblem):
+    """Why the settings leave out a row that could be used."""
 
 
 def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Message]:
-    """The value of `column` as messages; their keys are `role`, `content` and, of some, what else templates show.
-
-    Raises:
-        RowProblem: not a list of turns, a role that is not known, or a call of a tool that is not JSON.
-    """
+    """The value of `column` as messages: `role`, `content` and, where given, `tool_calls` or `reasoning_content`."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise RowProblem(f"{column!r} is not a list of turns")
     messages = []
     for turn in turns:
         if role_key not in turn or (text_key not in turn and not turn.get("tool_calls")):
             raise RowProblem(f"a turn without {role_key!r} and {text_key!r}")
-        called = _parsed(turn.get("tool_calls"))
-        if called and not (isinstance(called, list) and all(isinstance(call, dict) for call in called)):
+        tool_calls = _parsed(turn.get("tool_calls"))
+        if tool_calls and not (isinstance(tool_calls, list) and all(isinstance(call, dict) for call in tool_calls)):
             raise RowProblem("'tool_calls' is not a list of calls")
         role = ROLES.get(turn[role_key]) if isinstance(turn[role_key], str) else None
         if role is None:
@@ -55,21 +51,21 @@ def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Me
         message: Message = {"role": role, "content": turn.get(text_key)}
         if role == "function_call":
             message = {"role": "assistant", "content": "", "tool_calls": _calls(turn.get(text_key))}
-        elif called:
-            message["tool_calls"] = _calls([call.get("function", call) for call in called])
-        if role == "tool" or called:
+        elif tool_calls:
+            message["tool_calls"] = _calls([call.get("function", call) for call in tool_calls])
+        if role == "tool" or tool_calls:
             message["content"] = message["content"] or ""
-        thoughts = turn.get("reasoning_content")
-        if thoughts is not None and not isinstance(thoughts, str):
-            raise RowProblem(f"'reasoning_content' is a {type(thoughts).__name__}, not text")
-        if thoughts and thoughts.strip():
-            message["reasoning_content"] = thoughts
+        reasoning = turn.get("reasoning_content")
+        if reasoning is not None and not isinstance(reasoning, str):
+            raise RowProblem(f"'reasoning_content' is a {type(reasoning).__name__}, not text")
+        if reasoning and reasoning.strip():
+            message["reasoning_content"] = reasoning
         messages.append(message)
     return messages
 
 
 def _parsed(value: Any) -> Any:
-    """JSON text as what it says, all else (and text that is not JSON) as it is."""
+    """The value of JSON text; anything else, and text that is not JSON, as it is."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -77,7 +73,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _calls(value: Any) -> list[dict]:
-    """Calls of tools, one or several, as JSON text or parsed, in the form that chat templates expect."""
+    """One or several tool calls, as JSON text or parsed, in the form that chat templates expect."""
     try:
         calls = json.loads(value) if isinstance(value, str) else value
         calls = calls if isinstance(calls, list) else [calls]
@@ -103,14 +99,15 @@ def read_tools(tools: Any) -> list[dict]:
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def check_conversation(messages: list[Message]) -> None:
+def check_conversation(messages: list[Message], needs_answer: bool = True) -> None:
     """Raise `RowProblem` unless the turns are well formed: an optional system turn, then user and assistant in turn.
 
-    An assistant turn may call tools instead of answering; the tools' results follow, then the assistant again.
+    An assistant turn may call tools instead of answering; the tools' results follow, then the assistant again. The
+    last turn is the assistant's; where no answer is needed, it may also be the user's or a tool result.
     """
     if not messages:
         raise RowProblem("empty conversation")
-    before = "system"
+    before = "system"  # the role of the turn before, or "call"
     for number, message in enumerate(messages, 1):
         role, content = message["role"], message.get("content")
         if role == "system":
@@ -134,5 +131,5 @@ def check_conversation(messages: list[Message]) -> None:
         if not may_be_empty and (content is None or not content.strip()):
             raise RowProblem("empty answer" if role == "assistant" else f"empty {role} turn")
         before = "call" if message.get("tool_calls") else role
-    if before != "assistant" and before != "call":
+    if before not in ("assistant", "call") and (needs_answer or before == "system"):
         raise RowProblem(f"the conversation ends with the {before}" if before != "tool" else "ends with a tool result")

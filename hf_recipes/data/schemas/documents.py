@@ -1,8 +1,8 @@
-"""Rows of any known shape as documents: `text`, and where the row has them an `id` and the `kind` "code".
+"""Rows of text as documents: `text`, and where the row has them an `id` and the `kind` "code".
 
-Beside the schemas of conversations, whose turns become a document too, these are the shapes of Chinese corpora:
-wikipedia-cn (`completion`), Baidu Baike (title, summary, sections), MNBVC (`text`, or 段落 with 内容), Wudao and others
-(title and content), SkyPile (`text`), and programs with their language or repository.
+These are the shapes of Chinese corpora: wikipedia-cn (`completion`), Baidu Baike (title, summary, sections), MNBVC
+(`text`, or 段落 with 内容), Wudao and others (title and content), SkyPile (`text`), and programs with their language or
+repository. Conversations become documents too.
 """
 
 import json
@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.data.schemas.columns import Columns, Example, Reads, Row, Schema, text_of
 from hf_recipes.data.schemas.conversation import RowProblem
-from hf_recipes.data.schemas.registry import SCHEMAS, Columns, Row, Schema, detect, find_schema, text_of
 
-# Where documents have text and id, in the order in which they are looked for, and what tells programs from prose.
-TEXT_COLUMNS = ("text", "content", "completion", "raw_content")
+# Where rows have text and id, in the order in which they are looked for, and what distinguishes programs from prose.
+TEXT_COLUMNS: dict[Reads, tuple[str, ...]] = {
+    "examples": ("text",),
+    "prompts": ("text", "content"),
+    "documents": ("text", "content", "completion", "raw_content"),
+}
 ID_COLUMNS = ("id", "uniqueKey", "docId", "sample_id", "文件名", "url")
 REPOSITORY_COLUMNS = ("repo_name", "max_stars_repo_path", "max_stars_repo_name", "仓库名")
 PROGRAMMING_LANGUAGES = re.compile(
@@ -24,25 +27,50 @@ PROGRAMMING_LANGUAGES = re.compile(
     r"lua|makefile|matlab|objective-c|perl|php|powershell|python|r|ruby|rust|scala|shell|sql|swift|typescript|verilog|vue",
     re.IGNORECASE,
 )
+SPEAKERS = {"system": "", "user": "问：", "assistant": "答：", "tool": "工具："}
 
 
-def _is_text(value: Any) -> bool:
+def has_text(row: Row) -> bool:
+    return any(name in row for name in TEXT_COLUMNS["documents"])
+
+
+def is_program(row: Row) -> bool:
+    """Whether a row with text says that it is a program."""
+    languages = (row.get(name) for name in ("language", "lang", "programming_language"))
+    named = any(isinstance(name, str) and PROGRAMMING_LANGUAGES.fullmatch(name) for name in languages)
+    return has_text(row) and (named or any(name in row for name in REPOSITORY_COLUMNS))
+
+
+def fill_text(columns: Columns, row: Row) -> Columns:
+    found = next((name for name in TEXT_COLUMNS[columns.reads] if name in row), "text")
+    return replace(columns, prompt=columns.prompt or found)
+
+
+def fill_code(columns: Columns, row: Row) -> Columns:
+    return replace(columns, prompt=columns.prompt or "code") if "code" in row else fill_text(columns, row)
+
+
+def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
 def _lines(parts: Iterable[Any]) -> str:
-    text = "\n".join(part for part in parts if _is_text(part))
+    text = "\n".join(part for part in parts if is_text(part))
     if not text:
         raise RowProblem("empty text")
     return text
 
 
-def _from_article(row: Row, columns: Columns) -> dict[str, Any]:
+def from_text(row: Row, columns: Columns) -> Example:
+    return {"text": text_of(row, columns.prompt, "text")}
+
+
+def from_article(row: Row, columns: Columns) -> Example:
     title, content = row.get("title"), text_of(row, columns.prompt or "content", "content")
-    return {"text": content if not _is_text(title) or content.startswith(title) else f"{title}\n{content}"}
+    return {"text": content if not is_text(title) or content.startswith(title) else f"{title}\n{content}"}
 
 
-def _from_baike(row: Row, columns: Columns) -> dict[str, Any]:
+def from_baike(row: Row, columns: Columns) -> Example:
     sections = row.get("sections") or []
     if not isinstance(sections, list) or not all(isinstance(section, dict) for section in sections):
         raise RowProblem("'sections' is not a list of sections")
@@ -50,24 +78,34 @@ def _from_baike(row: Row, columns: Columns) -> dict[str, Any]:
     return {"text": _lines([row.get("title"), _lines(parts)])}
 
 
-def _from_mnbvc(row: Row, columns: Columns) -> dict[str, Any]:
+def from_mnbvc(row: Row, columns: Columns) -> Example:
     paragraphs = row.get("段落")
     if not isinstance(paragraphs, list) or not all(isinstance(paragraph, dict) for paragraph in paragraphs):
         raise RowProblem("'段落' is not a list of paragraphs")
     return {"text": _lines(paragraph.get("内容") for paragraph in paragraphs)}
 
 
-def _from_code(row: Row, columns: Columns) -> dict[str, Any]:
+def from_code(row: Row, columns: Columns) -> Example:
     return {"text": text_of(row, columns.prompt, "code"), "kind": "code"}
 
 
-SPEAKERS = {"system": "", "user": "问：", "assistant": "答：", "tool": "工具："}
+def as_document(schema: Schema) -> Schema:
+    """`schema` with the row's id and kind in its examples, and with conversations as text."""
+    convert = _dialogue(schema.convert) if schema.form == "messages" else schema.convert
+
+    def with_id(row: Row, columns: Columns) -> Example:
+        ids = (row[name] for name in ID_COLUMNS if isinstance(row.get(name), (str, int)) and row[name] != "")
+        kind = {"kind": "code"} if row.get("kind") == "code" else {}  # of a corpus that was cleaned before
+        document_id = next(ids, None)
+        return convert(row, columns) | kind | ({} if document_id is None else {"id": str(document_id)})
+
+    return replace(schema, form="text", convert=with_id)
 
 
-def _dialogue(convert: Callable[[Row, Columns], dict[str, Any]]) -> Callable[[Row, Columns], dict[str, Any]]:
-    """Conversations as documents, in the form of MNBVC's questions and answers: ``问：…`` and ``答：…`` by turns."""
+def _dialogue(convert: Callable[[Row, Columns], Example]) -> Callable[[Row, Columns], Example]:
+    """Conversations as text in the form of MNBVC's questions and answers: ``问：…`` and ``答：…`` by turns."""
 
-    def render(row: Row, columns: Columns) -> dict[str, Any]:
+    def render(row: Row, columns: Columns) -> Example:
         turns = []
         for message in convert(row, columns)["messages"]:
             calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
@@ -75,71 +113,3 @@ def _dialogue(convert: Callable[[Row, Columns], dict[str, Any]]) -> Callable[[Ro
         return {"text": _lines(turns)}
 
     return render
-
-
-def _document(convert: Callable[[Row, Columns], dict[str, Any]]) -> Callable[[Row, Columns], dict[str, Any]]:
-    """What `convert` makes, with the row's own id and kind if it has them."""
-
-    def with_id(row: Row, columns: Columns) -> dict[str, Any]:
-        own = next(
-            (row[name] for name in ID_COLUMNS if isinstance(row.get(name), (str, int)) and row[name] != ""), None
-        )
-        known = {"kind": "code"} if row.get("kind") == "code" else {}  # of a corpus that was cleaned before
-        return convert(row, columns) | known | ({} if own is None else {"id": str(own)})
-
-    return with_id
-
-
-DOCUMENT_SCHEMAS = {
-    name: Schema(name, "text", _document(convert))
-    for name, convert in {
-        "text": SCHEMAS["text"].convert,
-        "article": _from_article,
-        "baike": _from_baike,
-        "mnbvc": _from_mnbvc,
-        "code": _from_code,
-        **{name: _dialogue(schema.convert) for name, schema in SCHEMAS.items() if schema.form == "messages"},
-    }.items()
-}
-
-
-def find_text_schema(row: Row, columns: Columns, path: str) -> tuple[Schema, Columns]:
-    """As `find_schema`, where documents are read: the schema makes ``{"text"}``, maybe with `id` and `kind`.
-
-    `kind` is "code" for a program. Questions and answers, and conversations, become documents too.
-    """
-    name = columns.schema or _detect_document(row, columns)
-    if name not in ("text", "article", "baike", "mnbvc", "code"):
-        schema, columns = find_schema(row, columns, path)
-        if schema.name not in DOCUMENT_SCHEMAS:
-            raise UserError(f"{path}: its schema is {schema.name}, which no document can be made of")
-        return DOCUMENT_SCHEMAS[schema.name], columns
-    if columns.prompt is not None and columns.prompt not in row:
-        raise UserError(f"{path}: --prompt_column {columns.prompt!r} is not a column; there are {', '.join(row)}")
-    if columns.prompt is None and name in ("text", "code"):
-        candidates = ("code", *TEXT_COLUMNS) if name == "code" else TEXT_COLUMNS
-        columns = replace(columns, prompt=next((column for column in candidates if column in row), "text"))
-    return DOCUMENT_SCHEMAS[name], columns
-
-
-def _detect_document(row: Row, columns: Columns) -> str | None:
-    if columns.response:
-        return None
-    languages = (row.get(name) for name in ("language", "lang", "programming_language"))
-    is_program = any(isinstance(name, str) and PROGRAMMING_LANGUAGES.fullmatch(name) for name in languages)
-    has_text = any(name in row for name in TEXT_COLUMNS)
-    if has_text and (is_program or any(name in row for name in REPOSITORY_COLUMNS)):
-        return "code"
-    if columns.prompt or "text" in row:
-        return "text"
-    if isinstance(row.get("段落"), list):
-        return "mnbvc"
-    if "title" in row and "sections" in row:
-        return "baike"
-    if detect(row, columns, list(row)):
-        return None
-    if _is_text(row.get("code")) and not has_text:
-        return "code"
-    if "title" in row and "content" in row:
-        return "article"
-    return "text" if has_text else None

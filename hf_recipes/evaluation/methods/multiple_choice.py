@@ -59,7 +59,7 @@ class SingleChoice(Method):
         chat: bool = False,
         max_length: int | None = None,
     ):
-        from hf_recipes.data.chat.encoder import leading_ids
+        from hf_recipes.data.pretraining.document_encoder import leading_ids
 
         if chat and tokenizer.chat_template is None:
             raise UserError("the tokenizer has no chat template; name one with --chat_template (chatml, …)")

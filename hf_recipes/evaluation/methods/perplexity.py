@@ -229,7 +229,7 @@ class _Texts:
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", max_length: int, stride: int, prefix_token: str | None = None
     ):
-        from hf_recipes.data.chat.encoder import leading_ids
+        from hf_recipes.data.pretraining.document_encoder import leading_ids
 
         self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
         self.lead = leading_ids(tokenizer) if prefix_token is None else [prefix_id(tokenizer, prefix_token)]

@@ -25,7 +25,7 @@ from hf_recipes.core.settings import Parser
 from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
-from hf_recipes.data.schemas.registry import Columns, find_schema
+from hf_recipes.data.schemas.registry import Columns, detect_schema
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 
@@ -176,11 +176,11 @@ def test_what_is_saved_is_data_of_the_schema_messages(engine, tmp_path, tokenize
     path.write_text(session.to_jsonl(), encoding="utf-8")
     [source] = find_sources([str(path)], "train")
     rows = [record.value for record in read_records(source)]
-    schema, columns = find_schema(rows[0], Columns(), str(path))
+    schema = detect_schema(rows[0], Columns(), str(path))
     assert schema.name == "messages"
     for row, model in zip(rows, ("one.1", BASE), strict=True):
         answer = {"role": "assistant", "content": whole(engine, model, messages=[SYSTEM, *QUESTION]).text}
-        assert schema.convert(row, columns) == {"messages": [SYSTEM, *QUESTION, answer]}
+        assert schema.to_example(row) == {"messages": [SYSTEM, *QUESTION, answer]}
         assert row["answered_by"] == [model]
     statuses = [(prompt.question, status) for _, prompt, status in PromptReader([str(path)], tokenizer)]
     assert statuses == [("你好", "kept")] * 2

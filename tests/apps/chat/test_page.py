@@ -20,7 +20,7 @@ from hf_recipes.apps.ports import free_port
 from hf_recipes.core.settings import Parser
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
-from hf_recipes.data.schemas.registry import Columns, find_schema
+from hf_recipes.data.schemas.registry import Columns, detect_schema
 
 pytest.importorskip("gradio")
 from hf_recipes.apps.chat.server import start
@@ -152,9 +152,9 @@ def test_two_columns_languages_a_telephone_and_saving(browser, address, tmp_path
         time.sleep(0.05)
     [source] = find_sources([str(files[0])], "train")
     rows = [record.value for record in read_records(source)]
-    schema, columns = find_schema(rows[0], Columns(), str(files[0]))
+    schema = detect_schema(rows[0], Columns(), str(files[0]))
     assert schema.name == "messages" and [row["answered_by"] for row in rows] == [["one.1"], [BASE]]
-    assert [m["role"] for m in schema.convert(rows[1], columns)["messages"]] == ["user", "assistant"]
+    assert [m["role"] for m in schema.to_example(rows[1])["messages"]] == ["user", "assistant"]
 
     browser.click("label", "中文")
     browser.wait_for("你的问题")

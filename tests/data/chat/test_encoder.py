@@ -44,6 +44,15 @@ def test_train_on_last(tokenizer):
     assert learned_text(tokenizer, row) == ["答二<|im_end|>"]
 
 
+def test_of_a_prompt_and_a_completion_of_messages_the_completion_is_trained_on(tokenizer, tmp_path):
+    chat = conversation("问一", "答一", "问二", "答二")
+    rows = [{"prompt": chat[:3], "completion": chat[3:]}, {"messages": chat}]
+    examples = [load_examples([str(write_jsonl(tmp_path / f"{n}.jsonl", [row]))]) for n, row in enumerate(rows)]
+    one, full = (ChatEncoder(tokenizer).encode(dataset["messages"][:])[0] for dataset in examples)
+    assert one.input_ids.tolist() == full.input_ids.tolist()
+    assert learned_text(tokenizer, one) == ["答二<|im_end|>"]
+
+
 def test_labels_equal_trls_up_to_the_end_of_turn(tokenizer, tmp_path):
     """TRL also learns what the template writes after the end of turn (ChatML's line break); we do not."""
     from datasets import Dataset
@@ -145,6 +154,7 @@ def assert_generation_starts_where_the_loss_does(tokenizer, row, question):
     text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert row.input_ids[: row.prompt_length].tolist() == prompt
+    assert ChatEncoder(tokenizer).encode([question])[0].input_ids.tolist() == prompt
     assert row.labels[row.prompt_length] == row.input_ids[row.prompt_length]
 
 

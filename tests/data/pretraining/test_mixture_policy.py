@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.pretraining.mixture_policy import ENDLESS, Schedule, parse_policy, read_policy, whole_numbers
+from hf_recipes.data.pretraining.mixture_policy import ENDLESS, Schedule, parse_policy, read_policy, round_shares
 
 
 def test_both_forms(tmp_path, capsys):
@@ -59,7 +59,7 @@ def test_each_block_of_each_source_comes_once(quotas):
         assert sum(name == source for name, _ in drawn[:total]) == quota
     for location in (0, 1, total // 2, total, total + 1, 2 * total):
         counts = np.bincount([source for source, _ in drawn[:location]], minlength=len(quotas))
-        assert schedule.drawn(location).tolist() == counts.tolist()
+        assert schedule.counts(location).tolist() == counts.tolist()
     again = Schedule(np.array(quotas), seed=3)
     assert [again[index] for index in (total, 3, 2 * total - 1)] == [drawn[i] for i in (total, 3, 2 * total - 1)]
     if len(quotas) > 1:
@@ -70,14 +70,14 @@ def test_each_block_of_each_source_comes_once(quotas):
 def test_shares_hold_at_every_place():
     """Of a mixture without an end, after each thousand blocks and far out."""
     shares = np.array([0.5, 0.3, 0.15, 0.05])
-    schedule = Schedule(whole_numbers(shares, ENDLESS), seed=0)
+    schedule = Schedule(round_shares(shares, ENDLESS), seed=0)
     for blocks in (1024, 5 * 1024, 10**6, 10**10):
-        assert np.abs(schedule.drawn(blocks) - shares * blocks).max() < 1024 * 0.5
-    assert np.abs(schedule.drawn(10**10) / 10**10 - shares).max() < 1e-6
+        assert np.abs(schedule.counts(blocks) - shares * blocks).max() < 1024 * 0.5
+    assert np.abs(schedule.counts(10**10) / 10**10 - shares).max() < 1e-6
     source, ordinal = schedule[10**10]
-    assert ordinal == schedule.drawn(10**10)[source]
+    assert ordinal == schedule.counts(10**10)[source]
 
 
-def test_whole_numbers():
-    assert whole_numbers(np.array([0.5, 0.3, 0.2]), 11).tolist() == [6, 3, 2]
-    assert json.dumps(whole_numbers(np.array([1, 1, 1]), 100).tolist()) == "[34, 33, 33]"
+def test_round_shares():
+    assert round_shares(np.array([0.5, 0.3, 0.2]), 11).tolist() == [6, 3, 2]
+    assert json.dumps(round_shares(np.array([1, 1, 1]), 100).tolist()) == "[34, 33, 33]"

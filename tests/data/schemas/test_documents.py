@@ -2,14 +2,13 @@ import pytest
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.conversation import RowProblem
-from hf_recipes.data.schemas.documents import find_text_schema
-from hf_recipes.data.schemas.registry import Columns
+from hf_recipes.data.schemas.registry import Columns, detect_schema
 
 
 def convert(row, **columns):
-    schema, found = find_text_schema(row, Columns(**columns), "rows.json")
+    schema = detect_schema(row, Columns(**columns, reads="documents"), "rows.json")
     assert schema.form == "text"
-    return schema.name, schema.convert(row, found)
+    return schema.name, schema.to_example(row)
 
 
 BAIKE = {

@@ -4,12 +4,12 @@ import pytest
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.conversation import RowProblem
-from hf_recipes.data.schemas.registry import Columns, find_schema, metadata
+from hf_recipes.data.schemas.registry import Columns, detect_schema, metadata
 
 
 def convert(row, **columns):
-    schema, found = find_schema(row, Columns(**columns), "rows.json")
-    return schema.name, schema.convert(row, found)
+    schema = detect_schema(row, Columns(**columns), "rows.json")
+    return schema.name, schema.to_example(row)
 
 
 def turns(*texts, system=None):
@@ -62,6 +62,12 @@ def sharegpt(*pairs):
         ({"dialog": turns("问", "答")}, {}, "messages", turns("问", "答")),
         ({"conversation": turns("问", "答", "再问", "再答")}, {}, "messages", turns("问", "答", "再问", "再答")),
         ({"conversations": turns("问", "答")}, {}, "messages", turns("问", "答")),
+        (
+            {"prompt": turns("问", system="短"), "completion": turns("问", "答")[1:]},
+            {},
+            "prompt_response",
+            turns("问", "答", system="短"),
+        ),
     ],
 )
 def test_shapes_become_messages(row, columns, name, messages):
@@ -187,6 +193,6 @@ def test_a_bad_row_says_why(row, reason):
 
 def test_unknown_columns_are_listed():
     with pytest.raises(UserError, match=r"--response_column 'c' is not a column; there are a, b"):
-        find_schema({"a": 1, "b": 2}, Columns(prompt="a", response="c"), "rows.json")
+        detect_schema({"a": 1, "b": 2}, Columns(prompt="a", response="c"), "rows.json")
     with pytest.raises(UserError, match=r"no known schema in the columns a, b"):
-        find_schema({"a": 1, "b": 2}, Columns(), "rows.json")
+        detect_schema({"a": 1, "b": 2}, Columns(), "rows.json")

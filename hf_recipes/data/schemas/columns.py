@@ -1,0 +1,76 @@
+"""A schema: how rows of one shape are recognised, and how one becomes an example."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hf_recipes.data.schemas.conversation import RowProblem
+
+Row = Mapping[str, Any]
+Example = dict[str, Any]
+Reads = Literal["examples", "prompts", "documents"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns to read, None where the schema decides.
+
+    `reads` is what the rows are read as: examples to train on; prompts, which need no answer; or documents, which are
+    text.
+    """
+
+    schema: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    history: str | None = None
+    system_prompt: str | None = None
+    label: str | None = None  # whether an answer is a good one, or, with a threshold, how good it is
+    threshold: float | None = None
+    low: float | None = None
+    reads: Reads = "examples"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One shape of rows.
+
+    Attributes:
+        form: of its examples: messages, preference, unpaired or text.
+        matches: whether a row has this shape.
+        convert: a row as an example; raises `RowProblem` for one that it cannot take, and repairs nothing.
+        reads: what its rows can be read as.
+        fill: `columns` with those that the user did not name, as the first rows show them.
+        columns: those of the file that it was detected for.
+    """
+
+    name: str
+    form: str
+    matches: Callable[[Columns, Row], bool]
+    convert: Callable[[Row, Columns], Example]
+    reads: tuple[Reads, ...] = ("examples", "prompts", "documents")
+    fill: Callable[[Columns, Row], Columns] = lambda columns, row: columns
+    columns: Columns = Columns()
+
+    def to_example(self, row: Row) -> Example:
+        return self.convert(row, self.columns)
+
+
+def text_of(row: Row, column: str, what: str) -> str:
+    value = row.get(column)
+    if value is None:
+        raise RowProblem(f"no {column!r}")
+    if not isinstance(value, str):
+        raise RowProblem(f"{column!r} is a {type(value).__name__}, not text")
+    if not value.strip():
+        raise RowProblem(f"empty {what}")
+    return value
+
+
+def is_empty(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
+def optional(row: Row, column: str | None) -> Any:
+    """The value of a column, None where it is empty or missing."""
+    value = row.get(column) if column else None
+    return None if is_empty(value) else value
