@@ -173,7 +173,8 @@ def write_results(
     Raises:
         UserError: the folder cannot be written to.
     """
-    from hf_recipes.evaluation.reports.html import write_report
+    from hf_recipes.evaluation.reports.page import write_page
+    from hf_recipes.evaluation.reports.results import evaluation_report
 
     claims, path = check_results(folder, methods, outcomes), folder.path
     with writing(f"--output_dir {path}"):
@@ -182,8 +183,8 @@ def write_results(
         for who, outcome in outcomes.items():
             for name, records in outcome.records.items():
                 write_jsonl(path / f"{name}_{who}.jsonl", records)
-        drawn = {name: method.draw(path, name, outcomes) for name, method in methods.items()}
-        write_report(path / REPORT, settings, methods, outcomes, changes, drawn)
+        pictures = {name: method.draw(path, name, outcomes) for name, method in methods.items()}
+        write_page(evaluation_report(settings, methods, outcomes, changes, pictures), path / REPORT)
         results = {who: outcome.metrics for who, outcome in outcomes.items()}
         results["change"] = {name: change._asdict() for name, change in changes.items()}
         write_json(path / METRICS, {**results, "settings": settings})

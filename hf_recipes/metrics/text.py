@@ -148,6 +148,11 @@ def normalize_answer(text: str) -> str:
     return unicodedata.normalize("NFKC", text).strip(PUNCTUATION)
 
 
+def is_choice(text: str, choices: Sequence[str]) -> bool:
+    """Whether a text, without its thoughts, is one of the choices after `normalize_answer`."""
+    return normalize_answer(without_thoughts(text)) in map(normalize_answer, choices)
+
+
 def choice_accuracy(
     predictions: Sequence[str], references: Sequence[str], choices: Sequence[Sequence[str] | None]
 ) -> tuple[float, int] | None:
@@ -156,12 +161,9 @@ def choice_accuracy(
     Counted are the rows whose reference is one of their `choices`; a prediction that says more than the choice is
     wrong. None where no row has choices.
     """
-    hits = [
-        normalize_answer(prediction) == normalize_answer(reference)
-        for prediction, reference, own in zip(predictions, references, choices, strict=True)
-        if own and normalize_answer(reference) in map(normalize_answer, own)
-    ]
-    return (sum(hits) / len(hits), len(hits)) if hits else None
+    rows = zip(predictions, references, choices, strict=True)
+    pairs = [(prediction, reference) for prediction, reference, own in rows if own and is_choice(reference, own)]
+    return (exact_match(*zip(*pairs, strict=True)), len(pairs)) if pairs else None
 
 
 def confusion(

@@ -62,8 +62,8 @@ class GenerationMethod(Method):
             raise UserError("there is no prompt to answer")
         compared = [prompt for prompt in prompts if prompt.reference is not None]
         if scores is None:
-            chosen = any(among(p.reference, choices_of(p.meta)) for p in compared if choices_of(p.meta))
-            scores = ("rouge",) + ("accuracy",) * chosen if compared else ("generation",)
+            chooses = any(metrics.is_choice(p.reference, choices_of(p.meta) or ()) for p in compared)
+            scores = ("rouge",) + ("accuracy",) * chooses if compared else ("generation",)
         self.scores = tuple(scores)
         if not compared and set(scores) != {"generation"}:
             raise UserError(f"{prompts[0].location}: no reference to compare answers with, which {scores[0]} needs")
@@ -71,7 +71,7 @@ class GenerationMethod(Method):
             say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
         if "accuracy" in scores:
             chosen = [prompt for prompt in compared if choices_of(prompt.meta)]
-            outside = [p.location for p in chosen if not among(p.reference, choices_of(p.meta))]
+            outside = [p.location for p in chosen if not metrics.is_choice(p.reference, choices_of(p.meta))]
             if len(outside) == len(chosen):
                 where = outside[0] if outside else prompts[0].location
                 what = "the reference is not among the answer_choices" if outside else "no answer_choices"
@@ -206,8 +206,7 @@ class GenerationMethod(Method):
     def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
         paths = []
         for who, outcome in outcomes.items() if "accuracy" in self.scores else ():
-            rows = [r for r in outcome.records[name] if r["reference"] is not None and r["choices"]]
-            matrix, labels = metrics.confusion(*texts_of(rows))
+            matrix, labels = metrics.confusion(*texts_of(with_choices(outcome.records[name])))
             if len(labels) <= MAX_LABELS:
                 paths.append(folder / f"{name}_{who}.png")
                 draw_confusion(matrix, labels, paths[-1])
@@ -219,14 +218,9 @@ def choices_of(meta: dict | None) -> list[str] | None:
     return (meta or {}).get("answer_choices") or None
 
 
-def among(reference: str | None, choices: Sequence[str]) -> bool:
-    """Whether a reference, without its thoughts, is one of the choices as accuracy compares them."""
-    return metrics.normalize_answer(without_thoughts(reference or "")) in map(metrics.normalize_answer, choices)
-
-
 def with_choices(records: Sequence[Record]) -> list[Record]:
     """The records over which accuracy is counted: those whose reference is one of their choices."""
-    return [r for r in records if r["reference"] and r["choices"] and among(r["reference"], r["choices"])]
+    return [r for r in records if r["reference"] and r["choices"] and metrics.is_choice(r["reference"], r["choices"])]
 
 
 def texts_of(records: Sequence[Record]) -> tuple[list[str], list[str]]:
