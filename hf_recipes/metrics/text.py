@@ -8,10 +8,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 # The opening tag may be part of the prompt instead.
 _THOUGHTS = re.compile(r"\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
@@ -168,7 +166,7 @@ def choice_accuracy(
 
 def confusion(
     predictions: Sequence[str], references: Sequence[str], labels: Sequence[str] | None = None
-) -> tuple["np.ndarray", list[str]]:
+) -> tuple[np.ndarray, list[str]]:
     """Counts of pairs of labels: int64 (L, L + 1), rows are references, columns predictions.
 
     The last column counts predictions that are none of the labels. Texts are compared after `normalize_answer`.
@@ -179,8 +177,6 @@ def confusion(
     Returns:
         The matrix and the labels of its rows.
     """
-    import numpy as np
-
     _check(predictions, references)
     predictions, references = ([normalize_answer(text) for text in texts] for texts in (predictions, references))
     labels = sorted(set(references)) if labels is None else list(dict.fromkeys(map(normalize_answer, labels)))

@@ -135,7 +135,7 @@ def count_table(title: str, of: str, counts: Mapping[str, int | tuple[int, int]]
     rows: list[list[Cell]] = []
     for name, count in counts.items():
         count, of_all = count if isinstance(count, tuple) else (count, total)
-        rows.append([name, count, share(count, of_all) if of_all else ""])
+        rows.append([name, count, share(count, of_all) if of_all else Number()])
     return Table(title, [of, "number", "share"], rows)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,15 @@ def _metrics_table(evaluation: str, metrics: Mapping[str, Mapping[str, float]], 
     """`metrics` are by model; with two models, a change is better or worse where its interval leaves out 0."""
     compares = len(metrics) > 1
     table = Table("Metrics", ["metric", *metrics, *(["change (95 %)", "p"] if compares else [])], [])
-    for key in dict.fromkeys(key for found in metrics.values() for key in found):
-        row = [tables.title(key), *(Number(tables.as_text(key, found.get(key))) for found in metrics.values())]
+    for key in dict.fromkeys(chain(*metrics.values())):
+        values = [of_model.get(key) for of_model in metrics.values()]
+        row = [tables.title(key), *(Number(tables.as_text(key, value)) for value in values)]
         verdict = ""
         if change := changes.get(f"{evaluation}_{key}"):
             row += [Number(tables.change_text(key, change)), Number(f"{change.p_value:.3f}")]
             verdict = "better" if change.low > 0 else "worse" if change.high < 0 else ""
         elif compares:
-            row += ["", ""]
+            row += [Number(), Number()]
         table.rows.append(row)
         table.verdicts.append(verdict)
     return table
