@@ -1,1 +1,1 @@
-"""Metrics, batched generation and reports."""
+"""Methods of evaluation, and their reports; answering and scoring the rows of a file."""

@@ -1,4 +1,4 @@
-"""What all ways of evaluating a model on a file have in common."""
+"""The interface of all methods that evaluate a model on the rows of a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,23 @@ Record = dict[str, Any]
 
 @dataclass
 class Outcome:
-    """Records and metrics of one model by evaluation."""
+    """Records and metrics of one model, by the name of the evaluation."""
 
     records: dict[str, list[Record]]
     metrics: dict[str, dict[str, float]]
 
     @property
     def flat(self) -> dict[str, float]:
-        return {f"{name}_{key}": value for name, found in self.metrics.items() for key, value in found.items()}
+        return {f"{name}_{key}": value for name, metrics in self.metrics.items() for key, value in metrics.items()}
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """What a method is made with, beside a file.
+    """What a method is made with, in addition to a file.
 
     Attributes:
         max_length: tokens that the model was made for.
-        rewards: what generated answers are worth, beside the methods' scores.
+        rewards: of generated answers, in addition to the methods' scores.
     """
 
     arguments: "EvaluationArguments"
@@ -51,15 +51,15 @@ class Method(Protocol):
     """One way to evaluate a model on the rows of one file.
 
     It is built from rows and tokenizer before any model is loaded, and raises `UserError` then for rows that it cannot
-    use, with file and line. Its work comes in units (a row, a pair, a window of a long text), each of which takes part
-    in exactly one batch, so that processes with as many units run as many forward passes.
+    use, with file and line. Its items (a row, a pair, a window of a long text) are each in exactly one batch, so that
+    processes with equally many items run equally many forward passes.
 
     Attributes:
-        forms: of rows that it can be used on (`registry.form_of`), those that it is made for first, each with the names
-            by which --eval_methods asks for it.
+        forms: of the rows that it can be used on (`registry.form_of`), those that it is made for first, each with its
+            names for --eval_methods.
         suffix: of the names of its metrics where a file has several methods.
-        note: what its figures count, in words.
-        scores_reward_models: whether it is of a reward model, too.
+        note: about what its figures count, for people.
+        scores_reward_models: whether it can evaluate a reward model.
     """
 
     name: ClassVar[str]
@@ -70,69 +70,68 @@ class Method(Protocol):
 
     @classmethod
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "Method":
-        """The method on the rows of a file of a form; `names` are those that were asked for, if any."""
+        """The method on the rows of a file of a form; `names` are those of --eval_methods, if given."""
         ...
 
     def __len__(self) -> int:
-        """Number of units."""
+        """Number of items."""
         ...
 
-    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """One record (plain values that json takes) for each of `units`, in their order.
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
+        """One record (plain values that json takes) for each of the items at these indices, in their order.
 
         The model's mode, settings and cache use are as before afterwards, and the random state is untouched.
         """
         ...
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
-        """What takes the most memory of `compute` with so many sequences a batch, known before any model is loaded."""
+        """The pass of `compute` that takes the most memory, known before any model is loaded."""
         ...
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
-        """The metrics of the records of all units, in their order."""
+        """The metrics of the records of all items, in their order."""
         ...
 
     def directions(self) -> dict[str, bool | None]:
-        """Of the metrics that `summarise` gives, by which a model can be chosen: whether larger is better.
+        """Whether larger is better, of the metrics of `summarise` that can choose a model; None where neither is.
 
-        None where neither is. A name stands for its parts too (``accuracy`` for ``accuracy/<source>``).
+        A name stands for its parts too (``accuracy`` for ``accuracy/<source>``).
         """
         ...
 
     def values(self, records: Sequence[Record]) -> dict[str, list[float | None]]:
-        """The metrics that are means over the records, as one value for each (None where it has none); the first is the
-        most telling.
+        """The metrics that are means over the records, with each record's value (None where it has none).
 
-        Larger is better. Metrics that no single record has are left out.
+        Larger is better; rows are sorted by the first metric.
         """
         ...
 
     def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
-        """Pictures, in `folder`, of the evaluation called `name` of one or two models; their paths."""
+        """Write pictures of the evaluation `name` of one or two models into `folder`; their paths."""
         return []
 
 
 def run_method(
-    method: Method, model: "PreTrainedModel", how: Compute, rank: int = 0, world: int = 1
+    method: Method, model: "PreTrainedModel", options: Compute, rank: int = 0, world: int = 1
 ) -> tuple[list[Record], dict[str, float]]:
     """All records of `method`, each computed by one of `world` processes, and their metrics; the same on all.
 
-    Each process computes as many units, the last ones twice where they do not come out even, because all must take
-    part in each forward pass where weights are parted over them.
+    Each process computes equally many items, the last one repeatedly if need be, because all must take part in each
+    forward pass where weights are sharded.
     """
     each = -(-len(method) // world)
-    own = [min(rank + world * turn, len(method) - 1) for turn in range(each)]
-    records = method.compute(model, own, how)
+    items = [min(rank + world * turn, len(method) - 1) for turn in range(each)]
+    records = method.compute(model, items, options)
     if world > 1:
         from accelerate.utils import gather_object
 
-        found = dict(gather_object(list(zip(own, records, strict=True))))
-        records = [found[unit] for unit in range(len(method))]
+        gathered = dict(gather_object(list(zip(items, records, strict=True))))
+        records = [gathered[item] for item in range(len(method))]
     return records, method.summarise(records)
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a figure."""
+    """Of the packages on which figures depend."""
     import torch
     import transformers
 
@@ -142,7 +141,7 @@ def versions() -> dict[str, str]:
 
 
 def worst_first(method: Method, outcomes: Sequence[list[Record]]) -> list[tuple[float | None, list[Record]]]:
-    """Rows of records, one of each model, with the first model's value; the worst first where there are values."""
+    """For each row the first model's value and the records of all models; the worst first where there are values."""
     values = method.values(outcomes[0])
     first = next(iter(values.values()), [None] * len(outcomes[0]))
     rows = list(zip(first, map(list, zip(*outcomes, strict=True)), strict=True))

@@ -1,4 +1,4 @@
-"""A step over every row of a file: its results are written as they come, and an interrupted run is resumed."""
+"""A model applied to every row of a file: results are written as they come, and an interrupted run is resumed."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 WINDOW = 16  # batches of rows that are sorted by length together
-SAY_EVERY = 10.0  # seconds
+MESSAGE_SECONDS = 10.0  # between messages of progress
 
 
 @dataclass
@@ -54,8 +54,13 @@ class FileArguments:
 
 
 class Step(Protocol):
-    """What is computed for the rows. It adds `columns`; `rename` says what to do where a row has one of them already,
-    `of_dropped` what a row that cannot be used has in them."""
+    """What is computed for the rows.
+
+    Attributes:
+        columns: that it adds to a row.
+        rename: what to do where a row has one of them already, for people.
+        of_dropped: what a dropped row has in them, for people.
+    """
 
     columns: tuple[str, ...]
     rename: str
@@ -66,11 +71,11 @@ class Step(Protocol):
     def __call__(
         self, model: "PreTrainedModel", items: Mapping[int, Any], written: int
     ) -> Iterator[dict[int, dict[str, Any]]]:
-        """After each batch, the columns of the rows that are done then, by number.
+        """After each batch, the columns of the rows that are finished, by row index.
 
         Args:
-            items: of the reader, by the row's number, which are put in batches together, always the same ones.
-            written: rows below this number are in the file; a batch of only such ones is left out.
+            items: the inputs of a window of rows, by row index.
+            written: rows below this index are in the file; a batch of only such rows is skipped.
         """
         ...
 
@@ -84,15 +89,12 @@ def run_over_file(
 ) -> Results:
     """Write each row of `reader` with the result of `step`, after those that an interrupted run has written.
 
-    The batch size is a note of the file, no setting: it changes a result by no more than rounding in bfloat16 does.
+    Resuming with another batch size is allowed: it changes a result by no more than rounding in bfloat16 does.
 
     Args:
-        reader: gives each row as it was read, what the step takes of it, and its fate, the same each time that it is
-            iterated; `files` are its sources and their schemas.
-        settings: what else decides the rows of the file.
-
-    Raises:
-        UserError: as `read_ledger` and `Results`.
+        reader: yields the record of each row, the step's input and the status, in the same order each time; `files`
+            are its sources and their schemas.
+        settings: all else that the results depend on.
     """
     ledger = read_ledger(reader, step)
     total = ledger.totals["read"]
@@ -110,18 +112,14 @@ def run_over_file(
             try:
                 write_rows(model, reader, step, results, args.batch_size, total)
             except KeyboardInterrupt:
-                say(f"\ninterrupted after {results.count:,} of {total:,} rows; the same command goes on")
+                say(f"\ninterrupted after {results.count:,} of {total:,} rows; the same command continues")
                 sys.exit(130)
     say(f"{total:,} rows in {args.output_file}, their settings in {results.sidecar}")
     return results
 
 
 def read_ledger(reader: Iterable, step: Step) -> Ledger:
-    """What becomes of every row, which is printed.
-
-    Raises:
-        UserError: no row can be used, or one has a column that the output adds.
-    """
+    """The status of every row, which is printed; a row that has a column of the output is a UserError."""
     ledger = Ledger()
     for record, _, status in reader:
         if taken := next((name for name in step.columns if name in (record.value or ())), None):
@@ -139,24 +137,24 @@ def write_rows(
 ) -> None:
     """Append to `results` each row of `reader` that is not there yet.
 
-    Rows are sorted by length within windows of `WINDOW` batches, counted from the first row, and each batch writes the
-    rows that are then done without a gap. What goes on after an interruption forms the same batches again and leaves
-    out those that are written, so that the results are those of a run without one, to the last bit.
+    Rows are sorted by length within windows of `WINDOW` batches, counted from the first row. After each batch, rows are
+    written up to the first that is not finished. A resumed run forms the same batches again and skips those that are
+    written, so that its results equal those of a run without interruption bit by bit.
     """
     rows, first, done = enumerate(reader), results.count, 0
-    began = said = time.monotonic()
+    start = last_message = time.monotonic()
     while window := dict(islice(rows, WINDOW * batch_size)):
-        records = {number: record for number, (record, _, _) in window.items()}
-        items = {number: item for number, (_, item, status) in window.items() if not is_dropped(status)}
-        ready = {number: step.result_of_dropped(*row) for number, row in window.items() if number not in items}
+        records = {index: record for index, (record, _, _) in window.items()}
+        items = {index: item for index, (_, item, status) in window.items() if not is_dropped(status)}
+        ready = {index: step.result_of_dropped(*row) for index, row in window.items() if index not in items}
         _append_ready(results, records, ready)
-        for found in step(model, items, results.count):
-            ready |= found
+        for batch in step(model, items, results.count):
+            ready |= batch
             _append_ready(results, records, ready)
-            done += len(found)
-            if time.monotonic() - said > SAY_EVERY and done:
-                said = time.monotonic()
-                rate = done / (said - began)
+            done += len(batch)
+            if time.monotonic() - last_message > MESSAGE_SECONDS and done:
+                last_message = time.monotonic()
+                rate = done / (last_message - start)
                 left = max(0, total - first - done) / rate
                 say(f"{first + done:,} of {total:,} rows, {rate:.2f} a second, {left / 60:.0f} minutes left")
 
@@ -164,14 +162,14 @@ def write_rows(
 def _append_ready(results: Results, records: Mapping[int, Record], ready: Mapping[int, Mapping[str, Any]]) -> None:
     """Write the rows from the first unwritten one up to the first that is not ready."""
     rows: list[dict[str, Any]] = []
-    while (number := results.count + len(rows)) in ready:
-        rows.append({**(records[number].value or {}), **ready[number]})
+    while (index := results.count + len(rows)) in ready:
+        rows.append({**(records[index].value or {}), **ready[index]})
     if rows:
         results.append(rows)
 
 
 def settings_of_model(model_args: ModelArguments, config: "PretrainedConfig") -> dict[str, Any]:
-    """What of a model decides what it gives."""
+    """The settings of a model that its outputs depend on."""
     bf16 = computes_bf16()
     quantization = read_bnb_config(
         model_args.bnb_config,

@@ -1,4 +1,4 @@
-"""Answers of a model to the rows of a file."""
+"""A model's answers to the rows of a file."""
 
 import json
 import os
@@ -23,13 +23,13 @@ from hf_recipes.models.inference.generate import continue_batches, not_numbers, 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-DRAWS = {"temperature", "top_p", "top_k"}  # settings that transformers warns of where nothing is drawn
+SAMPLING = {"temperature", "top_p", "top_k"}  # transformers warns of these where nothing is sampled
 SUBMISSIONS = {"promptcblue": "test_predictions.json"}
 
 
 @dataclass
 class PredictArguments(FileArguments):
-    """Which rows are answered, and where the answers go."""
+    """Which rows are answered, and where the answers are written."""
 
     prediction_column: str = setting("Name of the answer.", "prediction")
     max_source_length: PositiveInt | None = setting(
@@ -48,11 +48,7 @@ class PredictArguments(FileArguments):
 
 
 def prompt_budget(config: "PretrainedConfig", max_new_tokens: int) -> int | None:
-    """Tokens that a prompt may have so that the answer fits the model's context; None where that has no bound.
-
-    Raises:
-        UserError: the answer alone fills it.
-    """
+    """Tokens that a prompt may have so that the answer fits the model's context; None for a context without limit."""
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         return None
@@ -64,7 +60,7 @@ def prompt_budget(config: "PretrainedConfig", max_new_tokens: int) -> int | None
 
 
 def problem_column(prediction_column: str) -> str:
-    """Where a row that has no answer says why."""
+    """The column with the reason why a row has no answer."""
     return f"{prediction_column}_problem"
 
 
@@ -85,21 +81,21 @@ class Predict:
     def __call__(
         self, model: "PreTrainedModel", prompts: Mapping[int, Prompt], written: int
     ) -> Iterator[dict[int, dict[str, Any]]]:
-        numbers = list(prompts)
+        rows = list(prompts)
         ids = [prompt.ids for prompt in prompts.values()]
         batches = [
-            batch for batch in plan_batches(ids, self.batch_size) if any(numbers[index] >= written for index in batch)
+            batch for batch in plan_batches(ids, self.batch_size) if any(rows[index] >= written for index in batch)
         ]
         stop_ids = self.reader.stop_ids
         for batch, continuations in continue_batches(
-            model, self.reader.tokenizer, ids, batches, self.decoding, stop_ids=stop_ids, keys=numbers
+            model, self.reader.tokenizer, ids, batches, self.decoding, stop_ids=stop_ids, keys=rows
         ):
             answers = {}
             for index, continuation in zip(batch, continuations, strict=True):
-                prompt = prompts[numbers[index]]
+                prompt = prompts[rows[index]]
                 if not continuation.is_finite:
                     raise not_numbers(prompt.location)
-                answers[numbers[index]] = {self.column: prompt.trim(continuation.text)}
+                answers[rows[index]] = {self.column: prompt.trim(continuation.text)}
             yield answers
 
 
@@ -110,15 +106,15 @@ def predict_settings(
     reader: PromptReader,
     config: "PretrainedConfig",
 ) -> dict[str, Any]:
-    """What decides the answers.
+    """All that the answers depend on.
 
-    What stands beside the file is read back by ``GenerationConfig.from_pretrained``: with it, `generate` gives the same
+    ``GenerationConfig.from_pretrained`` reads the file of it next to the answers: with it, `generate` gives the same
     greedy texts.
     """
-    tokenizer, own = reader.tokenizer, own_generation_config(model_args, config, cache_dir=args.cache_dir)
+    tokenizer, generation = reader.tokenizer, own_generation_config(model_args, config, cache_dir=args.cache_dir)
     return {
-        **{name: value for name, value in asdict(decoding).items() if decoding.do_sample or name not in DRAWS},
-        "eos_token_id": sorted(stop_tokens(tokenizer, own.eos_token_id, reader.stop_ids)),
+        **{name: value for name, value in asdict(decoding).items() if decoding.do_sample or name not in SAMPLING},
+        "eos_token_id": sorted(stop_tokens(tokenizer, generation.eos_token_id, reader.stop_ids)),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         **settings_of_model(model_args, config),
@@ -130,18 +126,19 @@ def predict_settings(
 
 
 def write_submission(path: str | os.PathLike, column: str) -> Path:
-    """PromptCBLUE's input of its post-processing, beside the results at `path`: every row, its `target` the answer.
+    """The input of PromptCBLUE's post-processing, next to the results at `path`: every row with its answer as `target`.
 
-    Thoughts are taken off an answer, and a row without one has an empty `target`.
+    A `target` is without thoughts, and empty where a row has no answer.
     """
     target = Path(path).with_name(SUBMISSIONS["promptcblue"])
-    with open(path, encoding="utf-8") as source:
-        rows = map(json.loads, source)
-        write_jsonl(target, (_submitted(row, column) for row in rows))
+
+    def rows(lines):
+        for line in lines:
+            row = json.loads(line)
+            row.pop(problem_column(column), None)
+            row["target"] = without_thoughts(row.pop(column) or "")
+            yield row
+
+    with open(path, encoding="utf-8") as lines:
+        write_jsonl(target, rows(lines))
     return target
-
-
-def _submitted(row: dict[str, Any], column: str) -> dict[str, Any]:
-    row.pop(problem_column(column), None)
-    row["target"] = without_thoughts(row.pop(column) or "")
-    return row

@@ -1,4 +1,4 @@
-"""Which files are evaluated in which ways: named methods on named files, checked before any model is loaded."""
+"""Named methods on named files, checked before any model is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import NonNegativeInt, check_limits, nearest, setting
+from hf_recipes.data.examples import schema_of
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.evaluation.method import EvalContext, Method
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.multiple_choice import SingleChoice
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
+from hf_recipes.evaluation.methods.questions import read_question
 from hf_recipes.rewards.settings import RewardArguments
 
 if TYPE_CHECKING:
@@ -26,9 +31,9 @@ FORMS = list(dict.fromkeys(form for method in METHODS for form in method.forms))
 
 
 def methods_for(form: str) -> dict[str, type[Method]]:
-    """The methods that fit rows of a form, by the names that ask for them; the first is used where none is asked for.
+    """The methods that fit rows of a form, by their names for --eval_methods; the first is the default.
 
-    A method comes the earlier, the earlier among its forms this one is.
+    A method comes the earlier, the earlier this form is among its forms.
     """
     fitting = [method for method in METHODS if form in method.forms]
     fitting.sort(key=lambda method: list(method.forms).index(form))
@@ -37,11 +42,11 @@ def methods_for(form: str) -> dict[str, type[Method]]:
 
 @dataclass
 class EvaluationArguments(RewardArguments):
-    """What a model is evaluated on, and how; with rewards, its answers are worth so much."""
+    """What a model is evaluated on, by which methods, and with which rewards."""
 
     eval_methods: list[str] | None = setting(f"{', '.join(NAMES)}; each is used on the files that it fits.")
     eval_files: list[str] | None = setting("name=path of files to evaluate on; the name is that of their metrics.")
-    few_shot_file: str | None = setting("Examples shown before each choice question.")
+    few_shot_file: str | None = setting("Examples to put before each choice question.")
     few_shot: NonNegativeInt = setting("How many of them.", 5)
     nll_prefix_token: str | None = setting(
         "bos, eos or a token to put before each text that nll scores, so that its first token counts too, as in "
@@ -57,20 +62,16 @@ class EvaluationArguments(RewardArguments):
         self.named_files()
 
     def named_files(self) -> dict[str, str]:
-        """`eval_files` as path by name.
-
-        Raises:
-            ValueError: an entry without a name, or a name given twice.
-        """
-        found: dict[str, str] = {}
+        """The paths of `eval_files` by name."""
+        files: dict[str, str] = {}
         for entry in self.eval_files or ():
             name, sign, path = entry.partition("=")
             if not sign or not path or not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"--eval_files {entry}: expected name=path, the name in letters and digits")
-            if name in found:
+            if name in files:
                 raise ValueError(f"--eval_files {entry}: the name {name} is given twice")
-            found[name] = path
-        return found
+            files[name] = path
+        return files
 
 
 def form_of(path: str) -> str:
@@ -79,12 +80,6 @@ def form_of(path: str) -> str:
     Raises:
         UserError: the file cannot be read, or its shape is not known.
     """
-    from hf_recipes.data.examples import schema_of
-    from hf_recipes.data.files.records import read_records
-    from hf_recipes.data.files.sources import find_sources
-    from hf_recipes.data.schemas.registry import Columns
-    from hf_recipes.evaluation.methods.questions import read_question
-
     source = find_sources([path], "test")[0]
     first = next((r for r in islice(read_records(source), 100) if r.value is not None), None)
     if first is not None and {name.lower() for name in first.value} >= {"question", "answer"}:
@@ -107,22 +102,21 @@ def build_methods(
     served: Sequence[str] = (),
     **context: Any,
 ) -> dict[str, Method]:
-    """The evaluations of `arguments.eval_files` by name: that of the file, with the method's where it has several.
+    """The evaluations of `arguments.eval_files`, by the file's name, with the method's suffix where it has several.
+
+    A file that no method fits is a UserError, and so is a method that fits no file.
 
     Args:
         served: methods that have other rows to work on, and need no file.
         context: what else `EvalContext` takes.
-
-    Raises:
-        UserError: a file that no method fits, a method that fits no file, or rows that a method cannot use.
     """
     made_with = EvalContext(arguments, tokenizer, decoding, **context)
-    files, asked = arguments.named_files(), arguments.eval_methods
+    files, requested = arguments.named_files(), arguments.eval_methods
     forms = {name: form_of(path) for name, path in files.items()}
     used: dict[str, dict[type[Method], list[str]]] = {}
     for name, form in forms.items():
         fitting = methods_for(form)
-        names = [method for method in fitting if method in asked] if asked else list(fitting)[:1]
+        names = [method for method in fitting if method in requested] if requested else list(fitting)[:1]
         if not names:
             raise UserError(
                 f"--eval_files {name}={files[name]}: its rows are of the form {form}, for "
@@ -130,21 +124,21 @@ def build_methods(
             )
         used[name] = {method: [n for n in names if fitting[n] is method] for method in map(fitting.get, names)}
     served = {*served, *(n for methods in used.values() for names in methods.values() for n in names)}
-    for method in (asked or ()) if files else ():
+    for method in (requested or ()) if files else ():
         if method not in served:
             kinds = " or ".join(form for form in FORMS if method in methods_for(form))
             raise UserError(f"--eval_methods {method}: none of --eval_files has rows of the form {kinds}")
     if arguments.few_shot_file and "choice" not in forms.values():
-        raise UserError("--few_shot_file is shown before choice questions, of which --eval_files has none")
-    found: dict[str, Method] = {}
+        raise UserError("--few_shot_file is put before choice questions, of which --eval_files has none")
+    evaluations: dict[str, Method] = {}
     for name, methods in used.items():
         for kind, names in methods.items():
-            method = kind.from_file(files[name], forms[name], names if asked else None, made_with)
+            method = kind.from_file(files[name], forms[name], names if requested else None, made_with)
             key = name if len(methods) == 1 else f"{name}_{method.suffix}"
-            found[key] = method
-            say(f"{key}: {', '.join(getattr(method, 'scores', names))} on {len(method):,} units")
+            evaluations[key] = method
+            say(f"{key}: {', '.join(getattr(method, 'scores', names))} on {len(method):,} items")
             if method.note:
                 say(f"{key}: {method.note}")
-    if arguments.nll_prefix_token and not any(method.note for method in found.values()):
+    if arguments.nll_prefix_token and not any(method.note for method in evaluations.values()):
         raise UserError("--nll_prefix_token is put before texts that nll scores, of which --eval_files has none")
-    return found
+    return evaluations

@@ -1,4 +1,4 @@
-"""A file of results that grows row by row, and what a run that was killed needs to go on with it."""
+"""A file of results that grows row by row, and that a later run with the same settings continues."""
 
 import contextlib
 import json
@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import lock_of, locked, to_json, write_json, writing
@@ -15,19 +17,15 @@ OWNER = "output_file"  # key of the sidecar that names the file that it is about
 
 
 class Results:
-    """The rows of a jsonl file, appended to and flushed, after those that an earlier run with equal settings wrote.
+    """The rows of a jsonl file, appended and flushed after those that an earlier run with equal settings wrote.
 
-    Beside the file lies `generation_config.json` (``NAME.generation_config.json`` where one of that name belongs to
-    something else) with `settings` and `notes`. A context manager; `count` is the number of rows that are there.
+    `settings` and `notes` are in `generation_config.json` next to the file (``NAME.generation_config.json`` if another
+    file's has that name). A context manager; `count` is the number of rows that are there.
 
     Args:
-        settings: plain values that decide what the rows are. A file that others wrote is not gone on with.
-        notes: what else the sidecar says.
+        settings: plain values that the rows depend on. A file with other settings, or without any, is a UserError.
+        notes: other entries of the sidecar.
         overwrite: start over.
-
-    Raises:
-        UserError: the file was written with other settings (they are named) or with none that are known, another
-            process is writing it, or it cannot be written.
     """
 
     def __init__(
@@ -61,7 +59,7 @@ class Results:
         return self
 
     def __exit__(self, *unused) -> None:
-        with contextlib.suppress(OSError):  # of what `append` could not write, and has told
+        with contextlib.suppress(OSError):  # which `append` has raised already
             self._stack.close()
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
@@ -70,16 +68,16 @@ class Results:
     def _check(self, settings: Mapping[str, Any]) -> None:
         other = "choose another --output_file, or start over with --overwrite_output"
         known = json.loads(self.sidecar.read_text(encoding="utf-8"))
-        found = [
+        changed = [
             f"{key} {json.dumps(known.get(key), ensure_ascii=False)}, now {json.dumps(value, ensure_ascii=False)}"
             for key, value in settings.items()
             if known.get(key) != value
         ]
-        if found:
-            raise UserError(f"--output_file {self.path}: it was begun with {'; '.join(found)}: {other}")
+        if changed:
+            raise UserError(f"--output_file {self.path}: it was begun with {'; '.join(changed)}: {other}")
 
     def _find_end(self) -> None:
-        """Count the whole lines and take off what follows them: a line that was cut, or is not JSON."""
+        """Count the rows up to the first line that is cut or no JSON object, and remove all from there on."""
         end = 0
         for line in self._file:
             try:
@@ -102,29 +100,27 @@ class Results:
 
 
 def _sidecar_of(path: Path) -> Path:
-    common, own = path.with_name(SIDECAR), path.with_name(f"{path.name}.{SIDECAR}")
-    if own.is_file() or not common.is_file():
-        return own if own.is_file() else common
+    common, separate = path.with_name(SIDECAR), path.with_name(f"{path.name}.{SIDECAR}")
+    if separate.is_file() or not common.is_file():
+        return separate if separate.is_file() else common
     try:
         owner = json.loads(common.read_text(encoding="utf-8")).get(OWNER)
     except (ValueError, AttributeError):
         owner = None
-    return common if owner == path.name else own
+    return common if owner == path.name else separate
 
 
 def digest(path: str | os.PathLike) -> str:
-    """A digest of a model's folder: of its small files, and of 64 samples of each file of weights; else the name."""
-    import xxhash
-
-    folder, found = Path(path), xxhash.xxh3_128()
+    """Of a model's folder: a digest of its small files, and of 64 samples of each weight file; of a Hub id, the id."""
+    folder, hashed = Path(path), xxhash.xxh3_128()
     if not folder.is_dir():
         return str(path)
     for file in sorted(folder.iterdir()):
         if file.name.startswith("tokenizer") or file.name.endswith((".safetensors", "config.json", ".jinja", ".model")):
             size = file.stat().st_size
-            found.update(f"{file.name} {size}".encode())
+            hashed.update(f"{file.name} {size}".encode())
             with open(file, "rb") as stream:
                 for index in range(0, size, max(1 << 16, size // 64)):
                     stream.seek(index)
-                    found.update(stream.read(1 << 16))
-    return found.hexdigest()
+                    hashed.update(stream.read(1 << 16))
+    return hashed.hexdigest()

@@ -26,13 +26,13 @@ from hf_recipes.models.reward_head import rewards
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ROWS = 256  # encoded at a time
+ROWS = 256  # encoded together
 NAMES = ("score", *(f"score_{side}" for side in SIDES))
 
 
 @dataclass
 class ScoreArguments(FileArguments):
-    """Which rows are scored, and where the scores go."""
+    """Which rows are scored, and where the scores are written."""
 
     batch_size: PositiveInt = setting("Conversations scored together.", 16)
     max_length: PositiveInt | None = setting(
@@ -40,8 +40,8 @@ class ScoreArguments(FileArguments):
     )
 
 
-class Answers(NamedTuple):
-    """What of a row is scored: the ids of conversations (None where it cannot be used) by the name of their score."""
+class ScoredRow(NamedTuple):
+    """The conversations of a row: token ids (None where the row cannot be used) by the name of their score."""
 
     location: str
     ids: dict[str, np.ndarray | None]
@@ -50,10 +50,7 @@ class Answers(NamedTuple):
 class AnswerReader:
     """The rows of files as conversations to score, in order, each time that it is iterated.
 
-    A row with an answer is one conversation, to be called `score`; a pair is two, `score_chosen` and `score_rejected`.
-
-    Raises:
-        UserError: a source that cannot be read or whose shape is not known, or rows of text, which have no answer.
+    A row with an answer is one conversation, named `score`; a pair is two, `score_chosen` and `score_rejected`.
     """
 
     def __init__(self, args: ScoreArguments, tokenizer: "PreTrainedTokenizerBase", max_length: int | None):
@@ -66,13 +63,13 @@ class AnswerReader:
             say(f"{source.path}: schema {schema.name}")
             self.files.append((source, schema))
 
-    def __iter__(self) -> Iterator[tuple[Record, Answers, str]]:
+    def __iter__(self) -> Iterator[tuple[Record, ScoredRow, str]]:
         for source, schema in self.files:
             rows = read_records(source)
             while records := list(islice(rows, ROWS)):
                 yield from self._encode(records, schema)
 
-    def _encode(self, records: list[Record], schema: Schema) -> Iterator[tuple[Record, Answers, str]]:
+    def _encode(self, records: list[Record], schema: Schema) -> Iterator[tuple[Record, ScoredRow, str]]:
         names = NAMES[1:] if schema.form == "preference" else NAMES[:1]
         conversations, tools, problems = [], [], []
         for record in records:
@@ -94,7 +91,7 @@ class AnswerReader:
                 status = row_status("dropped", f"longer than {self.max_length} tokens")
             is_usable = not is_dropped(status)
             ids = {name: sides[name].input_ids if is_usable else None for name in names}
-            yield record, Answers(record.location, ids), status
+            yield record, ScoredRow(record.location, ids), status
 
 
 class Score:
@@ -105,24 +102,24 @@ class Score:
     def __init__(self, batch_size: int):
         self.batch_size = batch_size
 
-    def result_of_dropped(self, record: Record, answers: Answers, status: str) -> dict[str, Any]:
-        return dict.fromkeys(answers.ids)
+    def result_of_dropped(self, record: Record, row: ScoredRow, status: str) -> dict[str, Any]:
+        return dict.fromkeys(row.ids)
 
     def __call__(
-        self, model: "PreTrainedModel", rows: Mapping[int, Answers], written: int
+        self, model: "PreTrainedModel", rows: Mapping[int, ScoredRow], written: int
     ) -> Iterator[dict[int, dict[str, Any]]]:
-        sides = [(number, name) for number, row in rows.items() for name in row.ids]
-        partial: dict[int, dict[str, float]] = {}
+        sides = [(index, name) for index, row in rows.items() for name in row.ids]
+        scored: dict[int, dict[str, float]] = {}
         with forward.evaluating(model):
-            for batch in forward.batches([-len(rows[n].ids[name]) for n, name in sides], self.batch_size, Compute()):
-                chosen = [sides[index] for index in batch]
-                if all(number < written for number, _ in chosen):
+            lengths = [-len(rows[index].ids[name]) for index, name in sides]
+            for batch in forward.batches(lengths, self.batch_size, Compute()):
+                chosen = [sides[side] for side in batch]
+                if all(index < written for index, _ in chosen):
                     continue
-                scores = rewards(model, [rows[number].ids[name] for number, name in chosen])
-                for (number, name), score in zip(chosen, scores, strict=True):
+                scores = rewards(model, [rows[index].ids[name] for index, name in chosen])
+                for (index, name), score in zip(chosen, scores, strict=True):
                     if not math.isfinite(score):
-                        raise not_numbers(rows[number].location)
-                    partial.setdefault(number, {})[name] = score
-                numbers = dict.fromkeys(number for number, _ in chosen)
-                done = [number for number in numbers if len(partial[number]) == len(rows[number].ids)]
-                yield {number: {name: partial[number][name] for name in rows[number].ids} for number in done}
+                        raise not_numbers(rows[index].location)
+                    scored.setdefault(index, {})[name] = score
+                finished = [index for index, _ in chosen if len(scored[index]) == len(rows[index].ids)]
+                yield {index: {name: scored[index][name] for name in rows[index].ids} for index in finished}

@@ -1,1 +1,1 @@
-"""What a run is going to learn, looked at before it is trained."""
+"""A report on the rows of a run, before it is trained."""

@@ -1,12 +1,12 @@
-"""Which writing a text is in, counted over all characters of many texts at once."""
+"""Which script a text is written in, counted over all characters of many texts at once."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 SCRIPTS = ("too short to tell", "Chinese", "Japanese", "Korean", "Latin script", "Cyrillic", "Arabic", "Thai")
-LEAST = 5  # words, or Chinese characters, from which on a text is judged
-KANA_SHARE = 0.1  # of Japanese text at the least, beside its Chinese characters
+MIN_WORDS = 5  # or Chinese characters, from which on a text is judged
+MIN_KANA = 0.1  # share in Japanese text; the rest of it are Chinese characters
 
 _RANGES = {
     "Chinese": [(0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x30000)],
@@ -17,26 +17,25 @@ _RANGES = {
     "Arabic": [(0x620, 0x64B), (0x66E, 0x6D4)],
     "Thai": [(0xE01, 0xE31)],
 }
-# A word for each character of Chinese; elsewhere letters are parts of words.
+# Words in a character: in Chinese each is a word, in other scripts a part of one.
 _WORDS = np.array([0, 1, 1, 0.5, 0.2, 0.2, 0.2, 0.2])
 _TABLE = np.zeros(0x30000, np.uint8)
-for _name, _parts in _RANGES.items():
-    for _start, _end in _parts:
+for _name, _ranges in _RANGES.items():
+    for _start, _end in _ranges:
         _TABLE[_start:_end] = SCRIPTS.index(_name)
 
 
 def scripts_of(texts: Sequence[str]) -> np.ndarray:
-    """(N,) for each text the index in `SCRIPTS` of the one that most of its words are in."""
-    kinds = len(SCRIPTS)
+    """(N,) the index in `SCRIPTS` of the script of most words of each text."""
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
-    found = _TABLE[np.minimum(codes, len(_TABLE) - 1)]
-    rows = np.repeat(np.arange(len(texts)) * kinds, lengths)
-    counts = np.bincount(rows + found, minlength=len(texts) * kinds).reshape(len(texts), kinds)
+    scripts = _TABLE[np.minimum(codes, len(_TABLE) - 1)]
+    rows = np.repeat(np.arange(len(texts)), lengths)
+    counts = np.bincount(rows * len(SCRIPTS) + scripts, minlength=len(texts) * len(SCRIPTS)).reshape(len(texts), -1)
     words = counts * _WORDS
     chinese, kana = words[:, 1], words[:, 2]
-    japanese = kana > KANA_SHARE * (chinese + kana)
+    japanese = kana > MIN_KANA * (chinese + kana)
     words[japanese, 2] += words[japanese, 1]
     words[japanese, 1] = 0
     words[~japanese, 2] = 0
-    return np.where(words.sum(1) < LEAST, 0, words.argmax(1))
+    return np.where(words.sum(1) < MIN_WORDS, 0, words.argmax(1))

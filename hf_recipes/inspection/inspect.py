@@ -6,111 +6,119 @@ from collections.abc import Callable, Sequence
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import LEDGER, Ledger, details_hidden, without_values
-from hf_recipes.inspection.checks import Checks, duplicate_tables, overlap_table
-from hf_recipes.inspection.input_files import read_sets
+from hf_recipes.evaluation.reports.report import Examples, Report, Section, Table, clip
+from hf_recipes.inspection.checks import Checks
+from hf_recipes.inspection.duplicates import RowHashes, duplicate_tables, overlap_table
 from hf_recipes.inspection.lengths import histogram, length_tables
-from hf_recipes.inspection.report import Examples, Report, Section, Table, clip
-from hf_recipes.inspection.rows import Rows
-from hf_recipes.inspection.stages import Settings
-from hf_recipes.inspection.token_view import Pen
+from hf_recipes.inspection.rows.base import Rows
+from hf_recipes.inspection.rows.read import read_sets
+from hf_recipes.inspection.settings import InspectContext
+from hf_recipes.inspection.token_renderer import TokenRenderer
 from hf_recipes.privacy.redactor import Redactor
 
-ON_PAGE = 10  # times as many rows as in the terminal
-RUN_ON = "In colour: the tokens that carry loss; documents are not kept apart, and a block is one text to the model."
+ON_PAGE = 10  # times as many examples as in the terminal
+NO_DOCUMENT_MASK = (
+    "In colour: the tokens that carry loss; documents are not masked from each other, and a block is one text to the "
+    "model."
+)
 
 
-def inspect(settings: Settings) -> Report:
-    """Look at all that a stage is going to learn from.
+def inspect(context: InspectContext) -> Report:
+    """Report on all rows that a stage is going to train on.
 
     Raises:
         UserError: as `Context.load_tokenizer` and `read_sets`.
     """
-    with details_hidden(settings.look.privacy):
-        return _inspect(settings)
+    with details_hidden(context.inspection.privacy):
+        return _inspect(context)
 
 
-def _inspect(settings: Settings) -> Report:
-    look, stage = settings.look, settings.stage
-    settings.load_tokenizer()
-    tokenizer = settings.tokenizer
-    pen = Pen(tokenizer, Redactor() if look.privacy else None)
-    sets, warnings = read_sets(settings)
-    data, files = settings.data_args, ", ".join(settings.data_args.train_file)
-    held_out = getattr(data, "validation_split_percentage", None)
-    facts = [
-        ("stage", f"{stage.name}, {settings.reason}"),
-        ("training rows", files),
-        ("validation rows", f"{held_out:g} % of them" if held_out else ", ".join(data.validation_file or ["–"])),
-        ("tokenizer", f"{settings.model_args.tokenizer_source}, {len(tokenizer):,} tokens"),
-    ]
-    report = Report(files, facts, warnings, _made(data.train_file, look.privacy))
+def _inspect(context: InspectContext) -> Report:
+    arguments, stage = context.inspection, context.stage
+    context.load_tokenizer()
+    renderer = TokenRenderer(context.tokenizer, Redactor() if arguments.privacy else None)
+    sets, warnings = read_sets(context)
+    report = Report(", ".join(context.data_args.train_file), _facts(context), warnings)
+    report.sections += _ledgers_of_files(context.data_args.train_file, arguments.privacy)
     # A literal special token is text to pretraining, and a token of its own to every other stage.
-    special = [] if stage.data_form == "text" else list(map(str, tokenizer.all_special_tokens))
-    keys = {}
+    special = [] if stage.data_form == "text" else list(map(str, context.tokenizer.all_special_tokens))
+    train_hashes = None
     for rows in sets:
-        say(f"looking at the {rows.name} rows")
-        checks = Checks(special, pen.mask)
-        locations: list[str] = []
-        for texts in rows.texts():
-            checks.add(texts)
-            locations += texts.locations if rows.name != "train" else []
-        keys[rows.name] = checks.keys
-        section = _section(rows, checks, pen)
-        if rows.name != "train":
-            section.blocks.append(overlap_table(keys["train"], keys[rows.name], locations, rows.has_answers))
+        say(f"checking the {rows.name} rows")
+        section, hashes, locations = _check_rows(rows, special, renderer)
+        if train_hashes is None:
+            train_hashes = hashes
+        else:
+            section.blocks.append(overlap_table(train_hashes, hashes, locations, rows.has_answers))
         report.sections.append(section)
-    count = look.examples * (ON_PAGE if look.html else 1)
-    if count or look.show:
-        drawn = sets[0].draw(pen, count, settings.args.seed, look.show or ())
-        alone = getattr(settings.args, "document_attention", True)
-        note = stage.legend.format(**vars(settings.args)) if alone else RUN_ON
-        report.sections.append(Section("Examples", [Examples("Drawn token by token", note, drawn)]))
+    count = arguments.examples * (ON_PAGE if arguments.html else 1)
+    if count or arguments.show:
+        examples = sets[0].render(renderer, count, context.args.seed, arguments.show or ())
+        masks_documents = getattr(context.args, "document_attention", True)
+        note = stage.legend.format(**vars(context.args)) if masks_documents else NO_DOCUMENT_MASK
+        report.sections.append(Section("Examples", [Examples("Token by token", note, examples)]))
     return report
 
 
-def _section(rows: Rows, checks: Checks, pen: Pen) -> Section:
+def _facts(context: InspectContext) -> list[tuple[str, str]]:
+    data = context.data_args
+    held_out = getattr(data, "validation_split_percentage", None)
+    return [
+        ("stage", f"{context.stage.name}, {context.reason}"),
+        ("training rows", ", ".join(data.train_file)),
+        ("validation rows", f"{held_out:g} % of them" if held_out else ", ".join(data.validation_file or ["–"])),
+        ("tokenizer", f"{context.model_args.tokenizer_source}, {len(context.tokenizer):,} tokens"),
+    ]
+
+
+def _check_rows(
+    rows: Rows, special_tokens: Sequence[str], renderer: TokenRenderer
+) -> tuple[Section, RowHashes, list[str]]:
+    """The section of one data set, and the hashes and locations of its rows."""
+    checks = Checks(special_tokens, renderer.mask)
+    locations: list[str] = []
+    for texts in rows.texts():
+        checks.add(texts)
+        locations += texts.locations
     lengths = {name: values for name, values in rows.lengths().items() if len(values)}
     blocks = [*_ledger_tables(rows.ledger), *rows.tables()]
     blocks += length_tables(lengths, rows.budgets, "Lengths, before any budget")
     blocks += [histogram(name, values, rows.budgets.get(name)) for name, values in lengths.items()]
     if checks.rows:
-        blocks.append(checks.language_table())
 
-        def find(numbers):
-            return [(location, clip(pen.mask(text))) for location, text in rows.find(numbers)]
+        def locate(indices):
+            return [(location, clip(renderer.mask(text))) for location, text in rows.locate(indices)]
 
-        blocks += checks.suspicion_tables()
-        blocks += duplicate_tables(checks.keys, find, rows.has_answers)
-        blocks += checks.answer_tables()
-    return Section(f"{rows.name} rows", blocks)
+        blocks += [checks.script_table(), *checks.finding_tables()]
+        blocks += [*duplicate_tables(checks.hashes, locate, rows.has_answers), *checks.answer_tables()]
+    return Section(f"{rows.name} rows", blocks), checks.hashes, locations
 
 
-def _made(specs: Sequence[str], privacy: bool) -> list[Section]:
-    """The ledgers that lie beside the files: of the importer, or of the corpus, that wrote them."""
+def _ledgers_of_files(specs: Sequence[str], privacy: bool) -> list[Section]:
+    """The ledgers of the importer or the corpus pipeline that wrote the files, which lie in or next to them."""
     mask = without_values if privacy else str
-    folders = dict.fromkeys(
-        folder for spec in specs for path in [spec.rpartition("=")[2]] for folder in (path, os.path.dirname(path))
-    )
+    paths = [spec.rpartition("=")[2] for spec in specs]
+    folders = dict.fromkeys(folder for path in paths for folder in (path, os.path.dirname(path)))
     sections = []
     for path in (os.path.join(folder, LEDGER) for folder in folders):
         if not os.path.isfile(path):
             continue
         try:
             with open(path, encoding="utf-8") as file:
-                ledgers = {name: Ledger.from_dict(found) for name, found in json.load(file).items()}
+                ledgers = {name: Ledger.from_dict(ledger) for name, ledger in json.load(file).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # not one of ours
+            continue  # another program's file
         tables = [table for name, ledger in ledgers.items() for table in _ledger_tables(ledger, f": {name}", mask)]
         sections.append(Section(f"made with {path}", tables))
     return sections
 
 
 def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = str) -> list[Table]:
-    found = ledger.to_dict()
-    extra = [name for name in ("split", "repaired") if found["total"].get(name)]
+    totals = ledger.totals
+    extra = [name for name in ("split", "repaired") if totals[name]]
     names = ["read", "kept", "truncated", *extra, "dropped"]
-    counts = {**found["sources"], **({"all": found["total"]} if len(found["sources"]) > 1 else {})}
-    rows = [[source, *(own.get(name, 0) for name in names)] for source, own in counts.items()]
+    counts = ledger.sources | ({"all": totals} if len(ledger.sources) > 1 else {})
+    rows = [[source, *(count[name] for name in names)] for source, count in counts.items()]
     tables = [Table(f"Ledger{of}", ["source", *names], rows)] if rows else []
     reasons = [
         [
@@ -121,5 +129,5 @@ def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = st
         for (_, status), entry in ledger.reasons.items()
     ]
     if reasons:
-        tables.append(Table(f"Reasons{of}", ["rows", "what became of them", "first"], reasons))
+        tables.append(Table(f"Reasons{of}", ["rows", "status", "first"], reasons))
     return tables

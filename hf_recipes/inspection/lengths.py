@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_recipes.data.chat.encoder import IGNORED
-from hf_recipes.inspection.report import Histogram, Table, share
+from hf_recipes.evaluation.reports.report import Histogram, Table, share
 
 PERCENTILES = (50, 90, 95, 99)
 BINS = 40
@@ -16,7 +16,7 @@ BINS = 40
 
 @dataclass(frozen=True)
 class Budget:
-    """What a setting allows, and what becomes of a longer row (``cut``, ``left out``, …)."""
+    """The tokens that a flag allows, and what becomes of a longer row (``cut``, ``left out``, …)."""
 
     flag: str
     tokens: int
@@ -28,8 +28,8 @@ class Budget:
 
 
 def label_spans(labels: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each list of labels, four (N,) arrays: its length, its first labelled place, the place after its last one, and
-    how many are labelled (without any, the places are 0).
+    """Of each list of labels, four (N,) arrays: its length, the position of its first label, the position after its
+    last one, and how many labels it has (without any, the positions are 0).
 
     Example:
         -100 -100 7 8 -100 is 5, 2, 4, 2.
@@ -37,28 +37,28 @@ def label_spans(labels: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.nda
     array = labels.combine_chunks()
     sizes = pc.list_value_length(array).to_numpy().astype(np.int64)
     ends = np.cumsum(sizes)
-    locations = np.flatnonzero(array.flatten().to_numpy() != IGNORED)
+    positions = np.flatnonzero(array.flatten().to_numpy() != IGNORED)
     first, last, labelled = (np.zeros(len(sizes), np.int64) for _ in range(3))
-    rows, index, counts = np.unique(np.searchsorted(ends, locations, "right"), return_index=True, return_counts=True)
+    rows, index, counts = np.unique(np.searchsorted(ends, positions, "right"), return_index=True, return_counts=True)
     starts = (ends - sizes)[rows]
-    first[rows], last[rows] = locations[index] - starts, locations[index + counts - 1] - starts + 1
+    first[rows], last[rows] = positions[index] - starts, positions[index + counts - 1] - starts + 1
     labelled[rows] = counts
     return sizes, first, last, labelled
 
 
 def length_tables(lengths: Mapping[str, np.ndarray], budgets: Mapping[str, Budget], title: str) -> list[Table]:
     """Percentiles of each kind of length, which are lengths that occur, and how many rows are over its budget."""
-    rows, cut = [], []
+    rows, over_budget = [], []
     for name, values in lengths.items():
-        found = np.percentile(values, PERCENTILES, method="inverted_cdf").tolist()
+        percentiles = np.percentile(values, PERCENTILES, method="inverted_cdf").tolist()
         mean = round(float(values.mean()))
-        rows.append([name, len(values), mean, int(values.min()), *map(int, found), int(values.max())])
+        rows.append([name, len(values), mean, int(values.min()), *map(int, percentiles), int(values.max())])
         if budget := budgets.get(name):
             over = int((values > budget.tokens).sum())
-            cut.append([name, budget.flag, budget.tokens, over, share(over, len(values)), budget.effect])
-    tables = [Table(title, ["tokens", "rows", "mean", "least", *(f"{p} %" for p in PERCENTILES), "longest"], rows)]
-    if cut:
-        tables.append(Table("Budgets", ["of", "flag", "tokens", "rows over it", "share", "these are"], cut))
+            over_budget.append([name, budget.flag, budget.tokens, over, share(over, len(values)), budget.effect])
+    tables = [Table(title, ["tokens", "rows", "mean", "shortest", *(f"{p} %" for p in PERCENTILES), "longest"], rows)]
+    if over_budget:
+        tables.append(Table("Budgets", ["of", "flag", "tokens", "rows over it", "share", "these are"], over_budget))
     return tables
 
 

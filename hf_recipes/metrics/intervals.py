@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
-BLOCK = 2**22  # draws held at once, 32 MiB
+BLOCK = 2**22  # sampled indices in memory at a time: 32 MiB
 
 
 class Paired(NamedTuple):
@@ -29,27 +29,19 @@ def wilson_interval(hits: float, count: int) -> tuple[float, float]:
     return (low if hits else 0.0), (high if hits < count else 1.0)
 
 
-def _means(values: Sequence[float], samples: int, seed: int) -> np.ndarray:
-    """The means of `samples` draws with replacement of as many values as there are: float64 (samples,)."""
-    values, draw = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
-    if not values.size:
-        raise ValueError("no values to draw from")
-    rows = max(1, BLOCK // values.size)
-    sizes = (min(rows, samples - start) for start in range(0, samples, rows))
-    return np.concatenate([values[draw.integers(values.size, size=(n, values.size))].mean(axis=1) for n in sizes])
-
-
 def paired_bootstrap(differences: Sequence[float], samples: int = 10_000, seed: int = 0) -> Paired:
     """Whether one system beats another on the same rows, from the row-wise `differences` of their scores.
 
     Returns:
         The mean difference, its percentile interval, and the two-sided p-value of no difference: twice the share of
         resampled means on the other side of 0 (or on it), with one added to both counts so that it is never 0.
-
-    Raises:
-        ValueError: there are no differences.
     """
-    means = _means(differences, samples, seed)
+    values, generator = np.asarray(differences, dtype=np.float64), np.random.default_rng(seed)
+    if not values.size:
+        raise ValueError("no values to sample from")
+    rows = max(1, BLOCK // values.size)
+    sizes = (min(rows, samples - start) for start in range(0, samples, rows))
+    means = np.concatenate([values[generator.integers(values.size, size=(n, values.size))].mean(axis=1) for n in sizes])
     low, high = np.percentile(means, (2.5, 97.5))
     beyond = min((means <= 0).sum(), (means >= 0).sum())
-    return Paired(float(np.mean(differences)), float(low), float(high), min(1.0, 2 * float(beyond + 1) / (samples + 1)))
+    return Paired(float(values.mean()), float(low), float(high), min(1.0, 2 * float(beyond + 1) / (samples + 1)))

@@ -1,6 +1,7 @@
-"""Chinese text as jieba's words, found faster than jieba's own code finds them.
+"""Chinese text as jieba's words, segmented faster than by jieba's own code.
 
-The dictionary is jieba's default one, whatever words an application has added to it, so that scores compare.
+The dictionary is jieba's default one, without the words that an application may have added to it, so that scores are
+comparable.
 """
 
 import json
@@ -15,11 +16,11 @@ from math import log
 
 import jieba
 
-# Characters, about three seconds' work, from which on a second process, which takes 0.6 s to start, is worth it.
+# From so many characters on, about three seconds' work, a second process is worth the 0.6 s that it takes to start.
 MANY = 2_000_000
-# Texts whose words are kept, for the references of one evaluation are those of the next.
-KEPT = 2**14
-_kept: dict[str, str] = {}
+# Texts whose words are cached, since the references of one evaluation are those of the next.
+CACHE_SIZE = 2**14
+_cache: dict[str, str] = {}
 
 
 class Tokenizer(jieba.Tokenizer):
@@ -57,35 +58,35 @@ def _cut(texts: Sequence[str]) -> list[str]:
     return [" ".join(word for word in _tokenizer().cut(text) if word.strip()) for text in texts]
 
 
-def _cut_by_two(texts: Sequence[str]) -> list[str]:
-    """`_cut` with half of the work in a process of its own.
+def _cut_in_two_processes(texts: Sequence[str]) -> list[str]:
+    """`_cut` with half of the texts in a second process.
 
-    It is no fork, for the caller may hold threads and devices, and none of multiprocessing's, which would import the
-    caller's script again.
+    The process is not forked, since this one may have threads and devices, and not one of multiprocessing, which would
+    import the caller's script again.
     """
     half = len(texts) // 2
-    # Files, not pipes: threads that fed and drained them would wait for the interpreter that cuts.
-    with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as taken:
-        json.dump(texts[half:], given)
-        given.seek(0)
-        with subprocess.Popen([sys.executable, "-P", __file__], stdin=given, stdout=taken) as helper:
-            ours = _cut(texts[:half])
-        taken.seek(0)
-        return ours + (json.load(taken) if helper.returncode == 0 else _cut(texts[half:]))
+    # Files, not pipes: threads that fill and drain pipes would wait for the interpreter, which is busy here.
+    with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stdout:
+        json.dump(texts[half:], stdin)
+        stdin.seek(0)
+        with subprocess.Popen([sys.executable, "-P", __file__], stdin=stdin, stdout=stdout) as process:
+            first_half = _cut(texts[:half])
+        stdout.seek(0)
+        return first_half + (json.load(stdout) if process.returncode == 0 else _cut(texts[half:]))
 
 
 def cut(texts: Sequence[str]) -> list[str]:
-    """The words of each text, a space between them and other white space left out."""
+    """The words of each text, separated by one space, without other white space."""
     different = dict.fromkeys(texts)
-    known = {text: _kept.pop(text) for text in different if text in _kept}
-    new = [text for text in different if text not in known]
+    cached = {text: _cache.pop(text) for text in different if text in _cache}
+    new = [text for text in different if text not in cached]
     many = sum(map(len, new)) >= MANY and len(new) > 1 and (os.cpu_count() or 1) > 1
-    found = dict(zip(new, (_cut_by_two if many else _cut)(new), strict=True)) | known
-    # Known texts come last, for they are met again most; the first go.
-    _kept.update(found)
-    for _ in range(len(_kept) - KEPT):
-        del _kept[next(iter(_kept))]
-    return [found[text] for text in texts]
+    words = dict(zip(new, (_cut_in_two_processes if many else _cut)(new), strict=True)) | cached
+    # The first are evicted; texts that were in the cache come last, since they are likely to recur.
+    _cache.update(words)
+    for _ in range(len(_cache) - CACHE_SIZE):
+        del _cache[next(iter(_cache))]
+    return [words[text] for text in texts]
 
 
 if __name__ == "__main__":

@@ -1,27 +1,25 @@
 """Scores of generated Chinese text, as pure functions.
 
-All scores but `length_ratio` lie in [0, 1]. An empty prediction counts, and scores 0 in all that have a value for each
-pair; no pairs at all score 0. Lists of different lengths raise ValueError.
+All scores but `length_ratio` lie in [0, 1]. An empty prediction counts, and scores 0 wherever a score is a mean over
+pairs; no pairs at all score 0. Lists of different lengths raise ValueError.
 """
 
 import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-# The opening tag may be part of the prompt.
+# The opening tag may be part of the prompt instead.
 _THOUGHTS = re.compile(r"\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
-# rouge-chinese starts a sentence after six full stops, and takes the rest of a word of more for another word.
+# rouge-chinese ends a sentence after six full stops, and takes the rest of a longer word for another word.
 _ELLIPSIS = re.compile(r"(\.{6})([^”’])")
 PUNCTUATION = " \t\r\n。．.，,；;：:！!？?、\"'“”‘’"
 
 
 def words(text: str) -> list[str]:
-    """`text` as jieba's words, white space left out."""
+    """`text` as jieba's words, without white space."""
     from hf_recipes.metrics.segmentation import cut
 
     return cut([text])[0].split()
@@ -37,30 +35,30 @@ def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
 
 
 def without_thoughts(text: str) -> str:
-    """`text` without the thoughts (``<think>…</think>``) that it begins with; thoughts without an end are the text."""
+    """`text` without the thoughts (``<think>…</think>``) that it begins with; thoughts without an end are kept."""
     thoughts = _THOUGHTS.match(text)
     return text[thoughts.end() :] if thoughts else text
 
 
-def _f1(overlap: int, predicted: int, referred: int) -> float:
-    """F1 with the 1e-8 in the denominator that rouge-chinese has against 0 / 0."""
-    precision, recall = overlap / max(1, predicted), overlap / max(1, referred)
+def _f1(overlap: int, predicted: int, expected: int) -> float:
+    """F1 with rouge-chinese's 1e-8 in the denominator, against 0 / 0."""
+    precision, recall = overlap / max(1, predicted), overlap / max(1, expected)
     return 2 * (precision * recall / (precision + recall + 1e-8))
 
 
 def rouge_pairs(predictions: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
-    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L of each pair over jieba words, the very values of rouge-chinese 1.0.3.
+    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L of each pair over jieba words: equal to rouge-chinese 1.0.3.
 
     ROUGE-N compares the sets of different n-grams, not their counts, over the whole text; ROUGE-L is the longest
-    common subsequence of the whole texts over their numbers of words. White space is no word, punctuation is. An empty
-    prediction, an empty reference and (ROUGE-2) a text of one word score 0.
+    common subsequence of the whole texts over their numbers of words. Words include punctuation, but no white space. An
+    empty prediction, an empty reference and (ROUGE-2) a text of one word score 0.
     """
     from rapidfuzz.distance import LCSseq
 
     from hf_recipes.metrics.segmentation import cut
 
     _check(predictions, references)
-    # A word that rouge-chinese ends a sentence in is two.
+    # A word in which rouge-chinese ends a sentence is two words.
     texts = [_ELLIPSIS.sub(r"\1 \2", text).split() for text in cut([*predictions, *references])]
     scores = []
     for ours, theirs in zip(texts[: len(predictions)], texts[len(predictions) :], strict=True):
@@ -76,7 +74,7 @@ def rouge_pairs(predictions: Sequence[str], references: Sequence[str]) -> list[d
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Means of `rouge_pairs`: every pair counts, also those that score 0 for want of text."""
+    """Means of `rouge_pairs`; pairs without text count as 0."""
     rows = rouge_pairs(predictions, references)
     return {name: _mean([row[name] for row in rows]) for name in ("rouge1", "rouge2", "rougeL")}
 
@@ -84,7 +82,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU up to 4-grams of sacrebleu's `zh` tokens (a Chinese character is one), exponential smoothing.
 
-    Counts are summed over the pairs, so there is no value for one; an empty prediction adds to the brevity penalty, an
+    Counts are summed over the pairs, so no single pair has a value. An empty prediction adds to the brevity penalty, an
     empty reference to the n-grams without a match. A corpus without any 4-gram scores 0.
     """
     from sacrebleu.metrics import BLEU
@@ -96,10 +94,10 @@ def bleu4(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """chrF of the corpus: F2 (recall weighs twice) over n-grams of 1 to 6 characters, no words, white space left out.
+    """chrF of the corpus: F2 (recall weighs twice) over n-grams of 1 to 6 characters, without words or white space.
 
-    N-grams are counted over all pairs, as sacrebleu does, without smoothing: an order that all texts are too short for
-    is left out of the mean.
+    N-grams are counted over all pairs, as sacrebleu does, without smoothing: orders longer than all texts are not in
+    the mean.
     """
     from sacrebleu.metrics import CHRF
 
@@ -111,7 +109,7 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 
 def exact_matches(predictions: Sequence[str], references: Sequence[str]) -> list[bool]:
-    """Whether prediction and reference of each pair are the same after `normalize_answer`; nothing matches nothing."""
+    """Whether each prediction equals its reference after `normalize_answer`; empty texts match nothing."""
     pairs = zip(map(normalize_answer, predictions), map(normalize_answer, references), strict=True)
     return [bool(ours) and ours == theirs for ours, theirs in pairs]
 
@@ -122,7 +120,7 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> float:
 
 
 def distinct(predictions: Sequence[str]) -> dict[str, float]:
-    """`distinct1` and `distinct2`: different n-grams of jieba words over all their occurrences, in all predictions.
+    """`distinct1` and `distinct2`: different n-grams of jieba words per n-gram, over all predictions.
 
     An n-gram lies within one prediction; an empty prediction has none, and without any the score is 0 (Li et al. 2016).
     """
@@ -134,9 +132,9 @@ def distinct(predictions: Sequence[str]) -> dict[str, float]:
 
 
 def length_ratio(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Characters of all predictions over those of all references (a ratio of sums), surrounding white space apart.
+    """Characters of all predictions over those of all references, without surrounding white space: a ratio of sums.
 
-    1 is as long as the references. References that are all empty give 0.
+    1 means as long as the references. References that are all empty give 0.
     """
     _check(predictions, references)
     ours, theirs = (sum(len(text.strip()) for text in texts) for texts in (predictions, references))
@@ -144,8 +142,13 @@ def length_ratio(predictions: Sequence[str], references: Sequence[str]) -> float
 
 
 def normalize_answer(text: str) -> str:
-    """A short answer without what does not change it: width of characters, surrounding space and punctuation."""
+    """A short answer in half-width characters, without surrounding space and punctuation."""
     return unicodedata.normalize("NFKC", text).strip(PUNCTUATION)
+
+
+def is_choice(text: str, choices: Sequence[str]) -> bool:
+    """Whether a text, without its thoughts, is one of the choices after `normalize_answer`."""
+    return normalize_answer(without_thoughts(text)) in map(normalize_answer, choices)
 
 
 def choice_accuracy(
@@ -153,52 +156,43 @@ def choice_accuracy(
 ) -> tuple[float, int] | None:
     """Share of rows answered with exactly the right choice, and how many rows it is over.
 
-    Counted are the rows whose reference is one of their `choices`; a prediction that says more than the choice is
-    wrong. None where no row has choices.
+    Rows count whose reference is one of their `choices`; a prediction that says more than the choice is wrong. None
+    where no row counts.
     """
-    hits = [
-        normalize_answer(prediction) == normalize_answer(reference)
-        for prediction, reference, own in zip(predictions, references, choices, strict=True)
-        if own and normalize_answer(reference) in map(normalize_answer, own)
-    ]
-    return (sum(hits) / len(hits), len(hits)) if hits else None
+    rows = zip(predictions, references, choices, strict=True)
+    pairs = [(prediction, reference) for prediction, reference, offered in rows if is_choice(reference, offered or ())]
+    return (exact_match(*zip(*pairs, strict=True)), len(pairs)) if pairs else None
 
 
 def confusion(
     predictions: Sequence[str], references: Sequence[str], labels: Sequence[str] | None = None
-) -> tuple["np.ndarray", list[str]]:
-    """How often each label was answered with which: int64 (L, L + 1), rows references, columns predictions.
+) -> tuple[np.ndarray, list[str]]:
+    """Counts of pairs of labels: int64 (L, L + 1), rows are references, columns predictions.
 
-    The last column counts the predictions that are none of the labels. Labels, predictions and references are compared
-    after `normalize_answer`.
+    The last column counts predictions that are none of the labels. Texts are compared after `normalize_answer`.
 
     Args:
-        labels: all of them, in their order; by default those of the references, sorted.
+        labels: in the order of the rows; by default those of the references, sorted.
 
     Returns:
         The matrix and the labels of its rows.
-
-    Raises:
-        ValueError: a reference is none of `labels`.
     """
-    import numpy as np
-
     _check(predictions, references)
     predictions, references = ([normalize_answer(text) for text in texts] for texts in (predictions, references))
     labels = sorted(set(references)) if labels is None else list(dict.fromkeys(map(normalize_answer, labels)))
-    location = {label: index for index, label in enumerate(labels)}
-    if unknown := sorted(set(references) - set(location)):
+    index_of = {label: index for index, label in enumerate(labels)}
+    if unknown := sorted(set(references) - set(index_of)):
         raise ValueError(f"the reference {unknown[0]!r} is none of the labels")
     matrix = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
-    for ours, theirs in zip(predictions, references, strict=True):
-        matrix[location[theirs], location.get(ours, len(labels)) if ours else len(labels)] += 1
+    for prediction, reference in zip(predictions, references, strict=True):
+        matrix[index_of[reference], index_of.get(prediction, len(labels)) if prediction else len(labels)] += 1
     return matrix, labels
 
 
 def per_class(predictions: Sequence[str], references: Sequence[str]) -> dict[str, dict[str, float]]:
     """`precision`, `recall`, `f1` and `support` (rows) of each label of the references; 0 where undefined.
 
-    A prediction that is none of them costs its label recall and no label precision.
+    A prediction that is none of them lowers the recall of the right label, and no label's precision.
     """
     matrix, labels = confusion(predictions, references)
     scores = {}

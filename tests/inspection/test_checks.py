@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from hf_recipes.inspection.character_scripts import SCRIPTS, scripts_of
-from hf_recipes.inspection.checks import HTML, MOJIBAKE, Checks, Texts, duplicate_tables, letters, overlap_table
+from hf_recipes.inspection.checks import HTML, MOJIBAKE, Checks, RowTexts, normalized
+from hf_recipes.inspection.duplicates import duplicate_tables, overlap_table
 from hf_recipes.privacy.redactor import Redactor
 
 LONG = "春天来了，公园里的花都开了，我们一起去看看吧。"
@@ -16,16 +17,16 @@ def checked(*rows, mask=str, special=()) -> Checks:
     questions, answers, choices = map(list, zip(*rows, strict=True))
     locations = [f"r.jsonl:{number}" for number in range(1, len(rows) + 1)]
     checks = Checks(special, mask)
-    checks.add(Texts(locations, questions, questions, {"answer": answers}, choices))
+    checks.add(RowTexts(locations, questions, questions, {"answer": answers}, choices))
     return checks
 
 
-def suspected(checks: Checks) -> dict[str, list[str]]:
-    checks.language_table()
-    return {what: [location for location, _ in found.rows] for what, found in checks.suspicions.items()}
+def found_in(checks: Checks) -> dict[str, list[str]]:
+    checks.script_table()
+    return {what: [location for location, _ in finding.examples] for what, finding in checks.findings.items()}
 
 
-def test_rows_that_look_wrong_are_named_with_their_place():
+def test_rows_that_look_wrong_are_named_with_their_location():
     rows = [(f"第{number}个问题？", f"{LONG}{number}") for number in range(20)]
     rows[2] = ("请重复。", " 请重复。")
     rows[4] = ("甲还是乙？", "丙", ["甲", "乙"])
@@ -34,7 +35,7 @@ def test_rows_that_look_wrong_are_named_with_their_place():
     rows[7] = ("问", f"锟斤拷{LONG}")
     rows[8] = ("问", f"{LONG}<|im_end|>")
     rows[9] = ("问", "This answer is in English, for whatever reason that may be.")
-    assert suspected(checked(*rows, special=["<|im_end|>", "<s>"])) == {
+    assert found_in(checked(*rows, special=["<|im_end|>", "<s>"])) == {
         "the answer is the question": ["r.jsonl:3"],
         "the answer is none of the choices": ["r.jsonl:5"],
         "leftover HTML": ["r.jsonl:7"],
@@ -52,14 +53,14 @@ def test_what_is_asked_for_is_not_wrong():
         ("问", f"{LONG}\n```\n<div>a</div>\n```"),
         ("问", f"{LONG}1 < 2 & 3 > 2"),
     ]
-    assert suspected(checked(*rows)) == {}
+    assert found_in(checked(*rows)) == {}
 
 
 def test_without_a_main_language_none_is_wrong():
     english = ("问", "This answer is in English, for whatever reason that may be.")
     checks = checked(*[("问", LONG), english] * 5, ("问", "是"))
-    assert suspected(checks) == {}
-    table = checks.language_table()
+    assert found_in(checks) == {}
+    table = checks.script_table()
     assert table.rows == [
         ["answer", "Chinese", 5, "45.5 %"],
         ["answer", "Latin script", 5, "45.5 %"],
@@ -107,7 +108,7 @@ def test_tags_are_not_comparisons_or_special_tokens():
 def test_snippets_are_masked_and_short():
     row = ("问", f"{LONG * 3}电话13912345678 <b>{LONG * 9}")
     checks = checked(row, mask=lambda text: Redactor().redact(text)[0])
-    [(_, text)] = checks.suspicions["leftover HTML"].rows
+    [(_, text)] = checks.findings["leftover HTML"].examples
     assert "13912345678" not in text and "<手机号> <b>" in text and len(text) < 130
     assert [cell for table in checks.answer_tables() for row in table.rows for cell in row] == []  # it occurs once
 
@@ -124,10 +125,10 @@ def test_duplicates_are_counted_by_kind():
     checks = checked(*rows)
     locations = [f"r.jsonl:{number}" for number in range(1, 7)]
 
-    def find(numbers):
+    def locate(numbers):
         return [(locations[number], rows[number][1]) for number in numbers]
 
-    counts, groups = duplicate_tables(checks.keys, find, has_answers=True)
+    counts, groups = duplicate_tables(checks.hashes, locate, has_answers=True)
     assert counts.rows == [
         ["exact copies of an earlier row", 2, "33.3 %"],
         ["the same but for case, width, spaces and punctuation", 1, "16.7 %"],
@@ -144,7 +145,7 @@ def test_rows_to_evaluate_on_that_are_trained_on():
         checked(("问一", "答一"), ("问二", "答二")),
         checked(("问一", "答一"), ("问 二", "答二。"), ("问一", "新")),
     )
-    table = overlap_table(train.keys, held.keys, ["d:1", "d:2", "d:3"], has_answers=True)
+    table = overlap_table(train.hashes, held.hashes, ["d:1", "d:2", "d:3"], has_answers=True)
     assert table.rows == [
         ["the row, exactly", 1, "33.3 %", "d:1"],
         ["the row, but for case, width, spaces and punctuation", 2, "66.7 %", "d:1, d:2"],
@@ -152,8 +153,8 @@ def test_rows_to_evaluate_on_that_are_trained_on():
     ]
 
 
-def test_letters():
-    assert letters("Ａ b，１．\n！") == "ab1" and letters("？！") == "？！"
+def test_normalized():
+    assert normalized("Ａ b，１．\n！") == "ab1" and normalized("？！") == "？！"
 
 
 def test_most_frequent_answers():
@@ -162,9 +163,9 @@ def test_most_frequent_answers():
     assert table.note == "3 different ones among 6."
 
 
-def test_keys_are_of_all_batches():
+def test_hashes_are_of_all_batches():
     checks = Checks()
     for answer in ("甲", "乙"):
-        checks.add(Texts(["a:1"], ["问"], ["问"], {"answer": [answer]}, [None]))
-    exact, _, context = checks.keys
-    assert len(np.unique(exact)) == 2 and len(np.unique(context)) == 1 and checks.rows == 2
+        checks.add(RowTexts(["a:1"], ["问"], ["问"], {"answer": [answer]}, [None]))
+    exact, _, prompt = checks.hashes
+    assert len(np.unique(exact)) == 2 and len(np.unique(prompt)) == 1 and checks.rows == 2

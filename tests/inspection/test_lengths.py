@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
+from hf_recipes.evaluation.reports.terminal import histogram_line
 from hf_recipes.inspection.lengths import Budget, histogram, label_spans, length_tables, over_any
-from hf_recipes.inspection.terminal import histogram_line
 
 
 def test_spans_of_labels():

@@ -9,8 +9,9 @@ import pytest
 
 from conftest import conversation, write_jsonl
 from hf_recipes.core.errors import UserError
-from hf_recipes.inspection.page import write_page
-from hf_recipes.inspection.report import Report
+from hf_recipes.core.files import writing
+from hf_recipes.evaluation.reports.page import write_page
+from hf_recipes.evaluation.reports.report import Report
 
 LONG = "春天来了，公园里的花都开了，我们一起去看看吧。"
 MARKUP = "<img src=x onerror=window.ran=1>"
@@ -96,6 +97,7 @@ def test_a_page_that_cannot_be_written(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "write_text", begin)
-    with pytest.raises(UserError, match=rf"^--html {path}: cannot be written \({os.strerror(code)}\); make room"):
-        write_page(Report("report", [], [], []), str(path))
+    message = rf"^--html {path}: cannot be written \({os.strerror(code)}\); make room"
+    with pytest.raises(UserError, match=message), writing(f"--html {path}"):
+        write_page(Report("report"), path)
     assert os.listdir(tmp_path) == ["report.html"] and path.read_text() == "of yesterday"

@@ -434,7 +434,7 @@ def test_errors_name_the_row():
         score_rows([row("KUAKE-IR", "相关", "相关"), row("KUAKE-I", "相关", "相关")])
     with pytest.raises(UserError, match=r"dev-3 \(CMeEE-V2\): the target does not have the task's form"):
         score_rows([row("CMeEE-V2", "流感", "上述句子没有指定类型实体", sample_id="dev-3")])
-    with pytest.raises(UserError, match=r"dev-4 \(KUAKE-IR\): 'prediction' has to be a text, found NoneType"):
+    with pytest.raises(UserError, match=r"dev-4 \(KUAKE-IR\): 'prediction' has to be a text, not NoneType"):
         score_rows([row("KUAKE-IR", "相关", None, sample_id="dev-4")])
     with pytest.raises(UserError, match="no rows"):
         score_rows([])

@@ -71,7 +71,7 @@ def test_two_processes_find_the_same_words(monkeypatch):
     texts = [f"第{number}位患者今天在北京大学。" for number in range(50)]
     alone, started, popen = segmentation.cut(texts), [], subprocess.Popen
     monkeypatch.setattr(segmentation, "MANY", 1)
-    monkeypatch.setattr(segmentation, "_kept", {})
+    monkeypatch.setattr(segmentation, "_cache", {})
     monkeypatch.setattr(segmentation.os, "cpu_count", lambda: 2)
     monkeypatch.setattr(
         subprocess, "Popen", lambda *args, **kwargs: started.append(popen(*args, **kwargs)) or started[-1]
@@ -80,18 +80,18 @@ def test_two_processes_find_the_same_words(monkeypatch):
     assert [process.returncode for process in started] == [0]
     # Known by now; and a helper that fails costs time only.
     assert segmentation.cut(texts) == alone and len(started) == 1
-    monkeypatch.setattr(segmentation, "_kept", {})
+    monkeypatch.setattr(segmentation, "_cache", {})
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert segmentation.cut(texts) == alone
     assert started[1].returncode != 0
 
 
 def test_few_texts_are_kept(monkeypatch):
-    monkeypatch.setattr(segmentation, "KEPT", 3)
-    monkeypatch.setattr(segmentation, "_kept", {})
+    monkeypatch.setattr(segmentation, "CACHE_SIZE", 3)
+    monkeypatch.setattr(segmentation, "_cache", {})
     assert segmentation.cut(["一二", "三四", "一二"]) == [spaced("一二"), spaced("三四"), spaced("一二")]
     assert segmentation.cut(["一二", "五六", "七八"]) == [spaced("一二"), spaced("五六"), spaced("七八")]
-    assert list(segmentation._kept) == ["五六", "七八", "一二"]
+    assert list(segmentation._cache) == ["五六", "七八", "一二"]
 
 
 def test_rouge_equals_rouge_chinese_on_a_thousand_pairs():

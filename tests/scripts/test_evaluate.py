@@ -85,9 +85,9 @@ def test_a_reward_that_one_model_alone_has(evaluate, model_dir, adapter, tmp_pat
         "def late(completions, **rest):\n"
         "    calls.append(1)\n"
         "    return [float(len(calls)) if len(calls) > 1 else None for _ in completions]\n"
-        "def half(completions, place, **rest):\n"
+        "def half(completions, location, **rest):\n"
         "    late(completions)\n"
-        "    return [len(calls) if len(calls) > 1 or at.endswith(('1', '2')) else None for at in place]\n"
+        "    return [len(calls) if len(calls) > 1 or at.endswith(('1', '2')) else None for at in location]\n"
     )
     flags = ["--model_name_or_path", model_dir, "--peft_path", adapter, "--compare", "base", "--max_new_tokens", 2]
     for name, line, own, change in (("late", "0 of 4", None, None), ("half", "2 of 4", 1.0, -1.0)):
@@ -134,7 +134,8 @@ def test_text_of_rows_cannot_run_in_the_page(evaluate, model_dir, tmp_path):
     flags = ["--model_name_or_path", model_dir, "--output_dir", tmp_path / "out", "--max_new_tokens", 2]
     assert evaluate(*flags, "--eval_files", f"dev={path}")[0] == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script>" not in page and "&lt;script&gt;alert(1)" in page and "<b>" not in page
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page and "<b>" not in page
+    assert page.count("<script>") == 1 and re.search(r"script-src 'sha256-[\w+/=]+'\"", page)  # the page's own
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from trl import pack_dataset
 
 from conftest import ROOT, conversation, write_jsonl
 from hf_recipes.core.ledger import Ledger, write_ledgers
+from hf_recipes.evaluation.reports.report import Examples, Histogram, Report, Table
 from hf_recipes.inspection.inspect import inspect
-from hf_recipes.inspection.report import Examples, Histogram, Report, Table
-from hf_recipes.inspection.stages import read_settings
+from hf_recipes.inspection.settings import read_settings
 
 LONG = "患者年龄在十八岁以上，性别不限，自愿签署知情同意书。"
 
@@ -44,13 +44,13 @@ def examples(report: Report) -> Examples:
     return found
 
 
-def labelled(strip) -> list[list[bool]]:
-    """Of each segment, one value a token."""
-    return [[piece.labelled for piece in segment.pieces for _ in range(piece.tokens)] for segment in strip.segments]
+def labelled(sequence) -> list[list[bool]]:
+    """Of each document, one value a token."""
+    return [[span.labelled for span in document.spans for _ in range(span.tokens)] for document in sequence.documents]
 
 
-def text(segment) -> str:
-    return "".join(piece.text for piece in segment.pieces)
+def text(document) -> str:
+    return "".join(span.text for span in document.spans)
 
 
 def test_sft_counts_what_the_budgets_cut_as_the_ledger_does(look):
@@ -62,7 +62,7 @@ def test_sft_counts_what_the_budgets_cut_as_the_ledger_does(look):
     [counts] = table(report, "Ledger").rows
     assert counts[1:] == [13, 12, counts[3], 1]
     found = numbers(table(report, "Counts"))
-    assert found["rows that are learned from"] == 12 and found["rows over a budget"] == counts[3] > 3
+    assert found["rows that are trained on"] == 12 and found["rows over a budget"] == counts[3] > 3
     budgets = {row[0]: row[1:] for row in table(report, "Budgets").rows}
     assert budgets["prompt"] == ["--max_source_length", 60, 2, "16.7 %", "cut"]
     assert budgets["answer"][2] + 2 == counts[3]
@@ -70,7 +70,7 @@ def test_sft_counts_what_the_budgets_cut_as_the_ledger_does(look):
     bins = [block for block in report.sections[0].blocks if isinstance(block, Histogram)]
     assert [sum(found.counts) for found in bins] == [12, 12, 12]
     lengths = {row[0]: row for row in table(report, "Lengths, before any budget").rows}
-    assert bins[0].edges[-1] - 1 == lengths["prompt"][8] and bins[0].marks == {"--max_source_length 60": 60}
+    assert bins[0].edges[-1] - 1 == lengths["prompt"][8] and bins[0].budgets == {"--max_source_length 60": 60}
     assert report.warnings == []
 
 
@@ -87,22 +87,22 @@ def test_sft_shows_the_labels_that_training_has(look, tokenizer):
         report = look(rows, "--train_on", train_on, "--examples", 2)
         shown = examples(report)
         assert len(shown.rows) == 2 and f"--train_on {train_on}" in shown.note
-        [segment] = shown.rows[0].strips[0].segments
-        runs = re.findall("1+", "".join("01"[bool(piece.labelled)] for piece in segment.pieces))
+        [document] = shown.rows[0].sequences[0].documents
+        runs = re.findall("1+", "".join("01"[bool(span.labelled)] for span in document.spans))
         assert len(runs) == len(wanted)
-        assert "".join(piece.text for piece in segment.pieces if piece.labelled) == "".join(wanted)
+        assert "".join(span.text for span in document.spans if span.labelled) == "".join(wanted)
         count = sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in wanted)
-        assert sum(map(sum, labelled(shown.rows[0].strips[0]))) == count
+        assert sum(map(sum, labelled(shown.rows[0].sequences[0]))) == count
         assert numbers(table(report, "Counts"))["tokens that carry loss"] == 3 * count
 
 
-def test_rows_are_shown_by_their_place(look, tmp_path):
+def test_rows_are_shown_by_their_location(look, tmp_path):
     rows = [{"input": f"问{number}", "target": "答"} for number in range(5)] + [{"input": "问", "target": " "}]
     path = tmp_path / "rows.jsonl"
     report = look(rows, "--show", f"{path}:4", f"{path}:6", "--max_drop_ratio", 1)
     fourth, dropped = examples(report).rows
-    assert "问3" in text(fourth.strips[0].segments[0]) and fourth.status == "kept"
-    assert (dropped.status, dropped.strips) == ("dropped: empty answer", [])
+    assert "问3" in text(fourth.sequences[0].documents[0]) and fourth.status == "kept"
+    assert (dropped.status, dropped.sequences) == ("dropped: empty answer", [])
 
 
 def test_packs_are_those_that_the_trainer_makes(look, tokenizer, tmp_path):
@@ -118,16 +118,18 @@ def test_packs_are_those_that_the_trainer_makes(look, tokenizer, tmp_path):
     shown = examples(report).rows
     assert len(shown) == len(packed) > 5
     for example, row in zip(shown, packed, strict=True):
-        [strip] = example.strips
-        assert [len(segment) for segment in labelled(strip)] == row["seq_lengths"]
-        assert [one for segment in labelled(strip) for one in segment] == [label != -100 for label in row["labels"]]
-        assert "".join(map(text, strip.segments)) == tokenizer.decode(row["input_ids"])
+        [sequence] = example.sequences
+        assert [len(document) for document in labelled(sequence)] == row["seq_lengths"]
+        assert [one for document in labelled(sequence) for one in document] == [
+            label != -100 for label in row["labels"]
+        ]
+        assert "".join(map(text, sequence.documents)) == tokenizer.decode(row["input_ids"])
     found = table(report, "Counts")
     assert numbers(found)["packs"] == len(packed)
     fill = sum(map(len, packed["input_ids"][:])) / (128 * len(packed))
     assert numbers(found, 2)["tokens that fill them"] == f"{fill:.1%}".replace("%", " %")
     [one] = examples(look(rows, *flags, "--show", f"{path}:7")).rows
-    assert f"{path}:7" in [segment.location for segment in one.strips[0].segments]
+    assert f"{path}:7" in [document.location for document in one.sequences[0].documents]
 
 
 def test_blocks_of_pretraining_have_their_boundaries(look, tokenizer, tmp_path):
@@ -140,16 +142,16 @@ def test_blocks_of_pretraining_have_their_boundaries(look, tokenizer, tmp_path):
     assert counts[:5] == ["corpus", "100.0 %", 12, sum(each), -(-sum(each) // 64)]
     assert numbers(table(report, "Duplicates"))["exact copies of an earlier row"] == 0
     for example in examples(report).rows:
-        [strip] = example.strips
-        assert len(strip.segments) > 1
-        for found in labelled(strip):
+        [sequence] = example.sequences
+        assert len(sequence.documents) > 1
+        for found in labelled(sequence):
             assert found == [False] + [True] * (len(found) - 1)
-        assert all(text(segment).endswith("<|im_end|>") for segment in strip.segments[:-1])
-        assert sum(map(len, labelled(strip))) <= 64
+        assert all(text(document).endswith("<|im_end|>") for document in sequence.documents[:-1])
+        assert sum(map(len, labelled(sequence))) <= 64
     [one] = examples(look(tmp_path / "corpus", *flags, "--document_attention", "false", named="--tokenizer_name")).rows[
         :1
     ]
-    assert len(one.strips[0].segments) == 1
+    assert len(one.sequences[0].documents) == 1
 
 
 def test_streams_and_mixtures(look, tmp_path):
@@ -174,15 +176,15 @@ def test_pairs(look, tokenizer, stage):
     name = "tokens that carry loss" if stage != "reward" else "tokens of the answers"
     answers = [text for row in rows[:5] for text in (row["chosen"], row["rejected"])]
     assert found[name] == sum(len(tokenizer(answer)["input_ids"]) + 1 for answer in answers)
-    assert (found["rows that are learned from"], found["rows over a budget"], found["chosen is the longer one"]) == (
+    assert (found["rows that are trained on"], found["rows over a budget"], found["chosen is the longer one"]) == (
         5,
         1,
         6,
     )
     assert table(report, "Budgets").rows[-1][-3:] == [1, "16.7 %", "left out"]
     [example] = examples(report).rows
-    assert [strip.name for strip in example.strips] == ["chosen", "rejected"]
-    shown = ["".join(p.text for p in strip.segments[0].pieces if p.labelled) for strip in example.strips]
+    assert [sequence.name for sequence in example.sequences] == ["chosen", "rejected"]
+    shown = ["".join(p.text for p in sequence.documents[0].spans if p.labelled) for sequence in example.sequences]
     assert re.fullmatch(r"好的\d<\|im_end\|>", shown[0]) and shown[1] == "不<|im_end|>"
 
 
@@ -208,7 +210,9 @@ def test_prompts_of_rewards(look):
     assert budgets["reference"][:3] == ["--max_completion_length", 16, 6]
     assert numbers(table(report, "Rows that look wrong")) == {"the reference is none of the choices": 6}
     shown = examples(report)
-    assert not any(map(any, labelled(shown.rows[0].strips[0]))) and shown.rows[0].facts == [f"reference: {'答' * 30}"]
+    assert not any(map(any, labelled(shown.rows[0].sequences[0]))) and shown.rows[0].facts == [
+        f"reference: {'答' * 30}"
+    ]
     assert [example.status != "kept" for example in shown.rows].count(True) == counts[3]
     [warning] = look([{"prompt": "问"}], "--rewards", "choice", "--stage", "grpo").warnings
     assert "choice" in warning
@@ -286,4 +290,6 @@ def test_mistakes(fails, tokens_only, tmp_path):
     fails("makes messages examples; this stage learns from preference examples", *model, "--stage", "dpo")
     fails("1 of 1 rows cannot be used", *model, rows=[{"input": "问", "target": ""}])
     fails("no known schema in the columns foo", *model, rows=[{"foo": 1}])
-    fails("what pretraining learns from are blocks", *model, "--stage", "pretrain", "--show", "a:1", "--block_size", 8)
+    fails(
+        "pretraining trains on blocks, not on rows", *model, "--stage", "pretrain", "--show", "a:1", "--block_size", 8
+    )

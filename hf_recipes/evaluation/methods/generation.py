@@ -1,4 +1,4 @@
-"""Generated answers and all that is said of them against references."""
+"""Generated answers, compared with references."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,23 +18,20 @@ from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_LABELS = 60  # of a confusion matrix that can be read
+MAX_LABELS = 60  # of a confusion matrix; a larger one is not legible
 
 
 class GenerationMethod(Method):
-    """Answers prompts and compares the answers with the references, where there are some.
+    """Answers prompts and compares the answers with the references of rows that have one.
 
     Args:
         prompts: as `read_prompts` or a `PromptReader` gives them.
-        stop_ids: tokens that end an answer, beside the model's and tokenizer's own (`PromptReader.stop_ids`).
+        stop_ids: tokens that end an answer, in addition to those of model and tokenizer (`PromptReader.stop_ids`).
         scores: ``rouge`` (ROUGE-1/2/L, BLEU-4, chrF, exact match, distinct-1/2, length ratio), ``accuracy`` (over the
             rows' answer choices, with macro-F1), ``promptcblue`` (the benchmark's score of each task, and a lenient
-            one), ``generation``
-            (length and share of finished answers, and ROUGE where there are references); by default those that fit.
-        rewards: what the answers are worth, beside the scores.
-
-    Raises:
-        UserError: no row has what a score compares with: references, choices with the reference among them, a task.
+            one), ``generation`` (length and share of finished answers, and ROUGE of rows with a reference); by default
+            those that fit. A score for which no row has a reference, choices or a task is a UserError.
+        rewards: of the answers, in addition to the scores.
     """
 
     name, suffix = "generation", "answers"
@@ -62,8 +59,8 @@ class GenerationMethod(Method):
             raise UserError("there is no prompt to answer")
         compared = [prompt for prompt in prompts if prompt.reference is not None]
         if scores is None:
-            chosen = any(among(p.reference, choices_of(p.meta)) for p in compared if choices_of(p.meta))
-            scores = ("rouge",) + ("accuracy",) * chosen if compared else ("generation",)
+            chooses = any(metrics.is_choice(p.reference, choices_of(p.meta) or ()) for p in compared)
+            scores = ("rouge",) + ("accuracy",) * chooses if compared else ("generation",)
         self.scores = tuple(scores)
         if not compared and set(scores) != {"generation"}:
             raise UserError(f"{prompts[0].location}: no reference to compare answers with, which {scores[0]} needs")
@@ -71,7 +68,7 @@ class GenerationMethod(Method):
             say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
         if "accuracy" in scores:
             chosen = [prompt for prompt in compared if choices_of(prompt.meta)]
-            outside = [p.location for p in chosen if not among(p.reference, choices_of(p.meta))]
+            outside = [p.location for p in chosen if not metrics.is_choice(p.reference, choices_of(p.meta))]
             if len(outside) == len(chosen):
                 where = outside[0] if outside else prompts[0].location
                 what = "the reference is not among the answer_choices" if outside else "no answer_choices"
@@ -91,30 +88,30 @@ class GenerationMethod(Method):
         prompts, _ = read_prompts(reader, context.max_drop_ratio)
         if context.rewards:
             context.rewards.check(prompts)
-        more = {"scores": names, "rewards": context.rewards}
-        return cls(prompts, context.tokenizer, context.decoding, reader.stop_ids, **more)
+        settings = {"scores": names, "rewards": context.rewards}
+        return cls(prompts, context.tokenizer, context.decoding, reader.stop_ids, **settings)
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """Records `place`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`;
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
+        """Records `location`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`;
         `is_finite` where it is False (see `Continuation`); with rewards `rewards`, by name, and their sum `reward`."""
-        ids = [self.prompts[unit].ids for unit in units]
-        records: list[Record] = [{}] * len(units)
-        for batch, found in continue_batches(
+        ids = [self.prompts[item].ids for item in items]
+        records: list[Record] = [{}] * len(items)
+        for batch, continuations in continue_batches(
             model,
             self.tokenizer,
             ids,
-            plan_batches(ids, how.batch_size),
+            plan_batches(ids, options.batch_size),
             self.decoding,
             stop_ids=self.stop_ids,
-            keys=units,
-            before_batch=how.before_batch,
-            synced=how.synced,
+            keys=items,
+            before_batch=options.before_batch,
+            synced=options.synced,
         ):
-            for index, continuation in zip(batch, found, strict=True):
-                prompt = self.prompts[units[index]]
+            for index, continuation in zip(batch, continuations, strict=True):
+                prompt = self.prompts[items[index]]
                 records[index] = {
                     "location": prompt.location,
                     "question": prompt.question,
@@ -129,7 +126,7 @@ class GenerationMethod(Method):
                     records[index]["is_finite"] = False
         if self.rewards:
             answers = [record["prediction"] for record in records]
-            values = self.rewards([self.prompts[unit] for unit in units], answers)
+            values = self.rewards([self.prompts[item] for item in items], answers)
             for record, row in zip(records, zip(*values, strict=True), strict=True):
                 record["rewards"] = dict(zip(self.rewards.names, row, strict=True))
                 record["reward"] = self.rewards.total(row)
@@ -142,15 +139,14 @@ class GenerationMethod(Method):
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         compared = [record for record in records if record["reference"] is not None]
         predictions, references = texts_of(compared)
-        found: dict[str, float] = {}
-        if "accuracy" in self.scores:
-            chosen = texts_of(with_choices(compared))
-            if chosen[0]:
-                found |= {"accuracy": metrics.exact_match(*chosen), "macro_f1": metrics.macro_f1(*chosen)}
+        summary: dict[str, float] = {}
+        if "accuracy" in self.scores and (rows := with_choices(compared)):
+            pairs = texts_of(rows)
+            summary |= {"accuracy": metrics.exact_match(*pairs), "macro_f1": metrics.macro_f1(*pairs)}
         if compared and {"rouge", "generation"} & set(self.scores):
-            found |= metrics.rouge(predictions, references) | {"bleu4": metrics.bleu4(predictions, references)}
+            summary |= metrics.rouge(predictions, references) | {"bleu4": metrics.bleu4(predictions, references)}
         if "rouge" in self.scores:
-            found |= {
+            summary |= {
                 "chrf": metrics.chrf(predictions, references),
                 "exact_match": metrics.exact_match(predictions, references),
                 **metrics.distinct(predictions),
@@ -159,20 +155,17 @@ class GenerationMethod(Method):
         if "promptcblue" in self.scores:
             from hf_recipes.metrics.promptcblue.score import score_rows
 
-            rows = [
-                {**r["meta"], "target": r["reference"], "prediction": r["prediction"], "location": r["location"]}
-                for r in compared
-            ]
-            result = score_rows(rows)
-            found |= {"promptcblue": result.average, "promptcblue_lenient": result.lenient_average}
+            keys = {"target": "reference", "prediction": "prediction", "location": "location"}
+            result = score_rows([{**r["meta"], **{name: r[key] for name, key in keys.items()}} for r in compared])
+            summary |= {"promptcblue": result.average, "promptcblue_lenient": result.lenient_average}
             for name, task in result.tasks.items():
-                found |= {f"promptcblue/{name}": task.score, f"promptcblue_lenient/{name}": task.lenient}
+                summary |= {f"promptcblue/{name}": task.score, f"promptcblue_lenient/{name}": task.lenient}
         if "generation" in self.scores and records:
             for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
-                found[name] = sum(record[key] for record in records) / len(records)
+                summary[name] = sum(record[key] for record in records) / len(records)
         if self.rewards:
-            found |= summarise_rewards(self.rewards.names, records)
-        return found
+            summary |= summarise_rewards(self.rewards.names, records)
+        return summary
 
     def directions(self) -> dict[str, bool | None]:
         compared = any(prompt.reference is not None for prompt in self.prompts)
@@ -184,30 +177,29 @@ class GenerationMethod(Method):
         larger += ["promptcblue"] if "promptcblue" in self.scores else []
         larger += ["finished"] if "generation" in self.scores else []
         neither = {"rouge": "length_ratio", "generation": "new_tokens"}
-        found = dict.fromkeys(larger, True)
-        found |= {name: None for score, name in neither.items() if score in self.scores}
-        return found | (self.rewards.directions() if self.rewards else {})
+        directions = dict.fromkeys(larger, True)
+        directions |= {name: None for score, name in neither.items() if score in self.scores}
+        return directions | (self.rewards.directions() if self.rewards else {})
 
     def values(self, records: Sequence[Record]) -> dict[str, list[float | None]]:
-        """The scores that have a value for each record; without its reference it has a reward alone (or None)."""
-        found: dict[str, list[float | None]] = {}
+        """The scores that have a value for each record; where one lacks a reference, only the reward has (or None)."""
+        values: dict[str, list[float | None]] = {}
         if self.rewards and any(record["reward"] is not None for record in records):
-            found["reward"] = [record["reward"] for record in records]
+            values["reward"] = [record["reward"] for record in records]
         if any(record["reference"] is None for record in records):
-            return found
+            return values
         predictions, references = texts_of(records)
         if "accuracy" in self.scores and len(with_choices(records)) == len(records):
-            found["accuracy"] = [float(hit) for hit in metrics.exact_matches(predictions, references)]
+            values["accuracy"] = [float(hit) for hit in metrics.exact_matches(predictions, references)]
         if {"rouge", "generation"} & set(self.scores):
             pairs = metrics.rouge_pairs(predictions, references)
-            found |= {name: [pair[name] for pair in pairs] for name in ("rougeL", "rouge1", "rouge2")}
-        return found
+            values |= {name: [pair[name] for pair in pairs] for name in ("rougeL", "rouge1", "rouge2")}
+        return values
 
     def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
         paths = []
         for who, outcome in outcomes.items() if "accuracy" in self.scores else ():
-            rows = [r for r in outcome.records[name] if r["reference"] is not None and r["choices"]]
-            matrix, labels = metrics.confusion(*texts_of(rows))
+            matrix, labels = metrics.confusion(*texts_of(with_choices(outcome.records[name])))
             if len(labels) <= MAX_LABELS:
                 paths.append(folder / f"{name}_{who}.png")
                 draw_confusion(matrix, labels, paths[-1])
@@ -219,14 +211,9 @@ def choices_of(meta: dict | None) -> list[str] | None:
     return (meta or {}).get("answer_choices") or None
 
 
-def among(reference: str | None, choices: Sequence[str]) -> bool:
-    """Whether a reference, without its thoughts, is one of the choices as accuracy compares them."""
-    return metrics.normalize_answer(without_thoughts(reference or "")) in map(metrics.normalize_answer, choices)
-
-
 def with_choices(records: Sequence[Record]) -> list[Record]:
     """The records over which accuracy is counted: those whose reference is one of their choices."""
-    return [r for r in records if r["reference"] and r["choices"] and among(r["reference"], r["choices"])]
+    return [r for r in records if r["reference"] and r["choices"] and metrics.is_choice(r["reference"], r["choices"])]
 
 
 def texts_of(records: Sequence[Record]) -> tuple[list[str], list[str]]:

@@ -7,37 +7,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from datasets import Dataset
+
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
+from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.examples import load_examples
+from hf_recipes.data.pretraining.document_encoder import leading_ids
 from hf_recipes.evaluation.method import EvalContext, Method, Record
+from hf_recipes.models.inference import forward
 from hf_recipes.models.inference.compute import Compute, ForwardPass
 
 if TYPE_CHECKING:
-    import numpy as np
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHUNK = 256  # rows tokenized together
 
 
 @dataclass
-class _Unit:
-    """A window or a row: tokens [begin, end) of `ids`, of which those from `scored` on, where `labels` says so, count.
+class _Window:
+    """Tokens [begin, end) of a text or a conversation, of which those from `scored` on count.
 
-    `labels` is None where every token counts.
+    With `labels`, only the labelled ones of them count.
     """
 
     location: str
     source: str
-    ids: "np.ndarray"
+    ids: np.ndarray
     characters: int
     begin: int
     end: int
     scored: int
-    labels: "np.ndarray | None" = None
+    labels: np.ndarray | None = None
 
-    def row(self) -> tuple["np.ndarray", "np.ndarray"]:
-        import numpy as np
-
+    def row(self) -> tuple[np.ndarray, np.ndarray]:
         ids = self.ids[self.begin : self.end]
         if self.labels is not None:
             return ids, self.labels
@@ -47,10 +51,10 @@ class _Unit:
 
 
 class NLL(Method):
-    """Loss, perplexity and bits per character, all from sums over the tokens of all units.
+    """Loss, perplexity and bits per character, all from sums over the tokens of all items.
 
     Texts (examples of the form text) are tokenized with the special tokens that the tokenizer puts before a text (BOS),
-    without an end token, and go through the model in windows of `max_length` tokens that begin `stride` apart; a unit
+    without an end token, and go through the model in windows of `max_length` tokens that begin `stride` apart; an item
     is a window. Every token of the text counts exactly once, but for the first where the tokenizer puts no BOS before a
     text: nothing predicts it. In the first window all count, each after all tokens before it; in a later window those
     that the one before did not reach, each after at least ``max_length - stride`` tokens of the text and at most
@@ -61,9 +65,9 @@ class NLL(Method):
     counts: for a text that fits a window, the definition of lm-eval's ``loglikelihood_rolling``, whose prefix is the
     BOS, or without one the EOS.
 
-    Conversations (of the form messages) count on the tokens that training would learn: the assistant's turns and the
-    tokens that end them; a unit is a row. The characters are those of the turns as rendered: bits per character
-    include the bits of the end tokens, which have no characters.
+    Of conversations (examples of the form messages), the tokens count that carry loss in training: the assistant's
+    turns and the tokens that end them; an item is a row. The characters are those of the turns as rendered: bits per
+    character include the bits of the end tokens, which have no characters.
 
     Args:
         examples: as `load_examples` gives them, with the rows that were dropped.
@@ -74,12 +78,8 @@ class NLL(Method):
         prefix_token: ``"bos"``, ``"eos"`` or a token of the vocabulary, before texts.
 
     Attributes:
-        ledger: what became of every row.
-        note: what the figures count of a text's first token; None of conversations.
-
-    Raises:
-        UserError: a stride that does not fit, a prefix that the tokenizer lacks, too many rows that cannot be used, or
-            none that can.
+        ledger: the status of every row.
+        note: whether the first token of a text counts; None for conversations.
     """
 
     name = suffix = "nll"
@@ -87,7 +87,7 @@ class NLL(Method):
 
     def __init__(
         self,
-        examples: "Dataset",
+        examples: Dataset,
         tokenizer: "PreTrainedTokenizerBase",
         *,
         max_length: int | None = None,
@@ -96,8 +96,6 @@ class NLL(Method):
         max_drop_ratio: float = 0.01,
         prefix_token: str | None = None,
     ):
-        from hf_recipes.core.ledger import KEPT, Ledger, is_dropped
-
         self.note = None
         of_texts = "text" in examples.column_names
         if of_texts:
@@ -109,24 +107,22 @@ class NLL(Method):
             self.note = encode.note
         else:
             encode = _Conversations(tokenizer, max_length, train_on)
-        self._units: list[_Unit] = []
+        self._windows: list[_Window] = []
         self.ledger = Ledger()
         for columns in examples.iter(CHUNK):
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             usable = [row for row in rows if not is_dropped(row["status"])]
-            found = iter(encode(usable) if usable else [])
+            encoded = iter(encode(usable) if usable else [])
             for row in rows:
-                units, status = ([], row["status"]) if is_dropped(row["status"]) else next(found)
-                self._units += units
+                windows, status = ([], row["status"]) if is_dropped(row["status"]) else next(encoded)
+                self._windows += windows
                 self.ledger.add(row["location"], row["status"] if status == KEPT else status)
         self.ledger.check(max_drop_ratio)
-        if not self._units:
+        if not self._windows:
             raise UserError("there is no text to score")
 
     @classmethod
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "NLL":
-        from hf_recipes.data.examples import load_examples
-
         length = context.max_length
         method = cls(
             load_examples([path], form=form, cache_dir=context.cache_dir, split="test"),
@@ -139,27 +135,30 @@ class NLL(Method):
         return method
 
     def __len__(self) -> int:
-        return len(self._units)
+        return len(self._windows)
 
-    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
-        """See `Method`; a record holds the sums of one window or row: nats, tokens, hits and characters."""
-        from hf_recipes.models.inference import forward
-
-        chosen = [self._units[unit] for unit in units]
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
+        """See `Method`; a record holds the sums of one item: nats, tokens, hits and characters."""
+        chosen = [self._windows[item] for item in items]
         records: list[Record] = [{}] * len(chosen)
         with forward.evaluating(model):
-            for batch in forward.batches([unit.begin - unit.end for unit in chosen], how.batch_size, how):
+            for batch in forward.batches([window.begin - window.end for window in chosen], options.batch_size, options):
                 losses = forward.row_losses(model, [chosen[row].row() for row in batch])
                 for row, (nats, tokens, hits) in zip(batch, losses, strict=True):
-                    unit = chosen[row]
-                    records[row] = {"location": unit.location, "source": unit.source, "nats": nats, "tokens": tokens}
-                    records[row] |= {"hits": hits, "characters": unit.characters}
+                    window = chosen[row]
+                    records[row] = {
+                        "location": window.location,
+                        "source": window.source,
+                        "nats": nats,
+                        "tokens": tokens,
+                    }
+                    records[row] |= {"hits": hits, "characters": window.characters}
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
-        from hf_recipes.models.inference.forward import scored_pass
-
-        return scored_pass(min(batch_size, len(self)), max(unit.end - unit.begin for unit in self._units))
+        return forward.scored_pass(
+            min(batch_size, len(self)), max(window.end - window.begin for window in self._windows)
+        )
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """`loss` (nats per token), `perplexity`, `bits_per_character`, `token_accuracy` (share of tokens that had the
@@ -176,15 +175,15 @@ class NLL(Method):
         hits, tokens, characters = (sum(record[key] for record in records) for key in ("hits", "tokens", "characters"))
         total |= {"token_accuracy": hits / tokens, "tokens": tokens, "characters": characters}
         if len(groups) > 1:
-            for name, own in sorted(groups.items()):
-                total |= {f"{key}/{name}": value for key, value in _rates(own).items()}
+            for name, group in sorted(groups.items()):
+                total |= {f"{key}/{name}": value for key, value in _rates(group).items()}
         return total
 
     def directions(self) -> dict[str, bool | None]:
         return {**dict.fromkeys(("loss", "perplexity", "bits_per_character"), False), "token_accuracy": True}
 
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
-        """None: the metrics are ratios of sums over the records."""
+        """No metric is a mean over records: all are ratios of sums."""
         return {}
 
 
@@ -209,18 +208,14 @@ def source_of(row: dict) -> str:
 
 
 def prefix_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int:
-    """The id of ``"bos"``, ``"eos"`` or a token of the vocabulary.
-
-    Raises:
-        UserError: the tokenizer has no such token.
-    """
-    known = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
-    found = known[token] if token in known else tokenizer.get_vocab().get(token)
-    if found is None:
+    """The id of ``"bos"``, ``"eos"`` or a token of the vocabulary."""
+    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    token_id = special[token] if token in special else tokenizer.get_vocab().get(token)
+    if token_id is None:
         raise UserError(
             f"--nll_prefix_token {token}: the tokenizer has no such token; give bos, eos or one that it has"
         )
-    return found
+    return token_id
 
 
 class _Texts:
@@ -229,51 +224,45 @@ class _Texts:
     def __init__(
         self, tokenizer: "PreTrainedTokenizerBase", max_length: int, stride: int, prefix_token: str | None = None
     ):
-        from hf_recipes.data.pretraining.document_encoder import leading_ids
-
         self.tokenizer, self.max_length, self.stride = tokenizer, max_length, stride
-        self.lead = leading_ids(tokenizer) if prefix_token is None else [prefix_id(tokenizer, prefix_token)]
+        self.prefix = leading_ids(tokenizer) if prefix_token is None else [prefix_id(tokenizer, prefix_token)]
 
     @property
     def note(self) -> str:
-        if not self.lead:
+        if not self.prefix:
             return "the first token of each text is not counted, since the tokenizer puts no BOS before it"
-        return f"every token of a text is counted, the first after {self.tokenizer.decode(self.lead)}"
+        return f"every token of a text is counted, the first after {self.tokenizer.decode(self.prefix)}"
 
-    def __call__(self, rows: list[dict]) -> list[tuple[list[_Unit], str]]:
+    def __call__(self, rows: list[dict]) -> list[tuple[list[_Window], str]]:
         fast = self.tokenizer.is_fast
         texts = [row["text"] for row in rows]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
         offsets = encoded["offset_mapping"] if fast else [None] * len(rows)
-        return [self._windows(*row) for row in zip(rows, encoded["input_ids"], offsets, strict=True)]
+        return [self._split(*row) for row in zip(rows, encoded["input_ids"], offsets, strict=True)]
 
-    def _windows(self, row: dict, ids: list[int], offsets: list[tuple[int, int]] | None) -> tuple[list[_Unit], str]:
-        import numpy as np
-
-        from hf_recipes.core.ledger import KEPT, row_status
-
-        lead, text = len(self.lead), row["text"]
-        ids = np.array([*self.lead, *ids], dtype=np.int32)
-        windows, reached, begin = [], max(1, lead), 0
+    def _split(self, row: dict, ids: list[int], offsets: list[tuple[int, int]] | None) -> tuple[list[_Window], str]:
+        prefix, text = len(self.prefix), row["text"]
+        ids = np.array([*self.prefix, *ids], dtype=np.int32)
+        windows, reached, begin = [], max(1, prefix), 0
         if len(ids) <= reached:
             return [], row_status("dropped", "no token has another before it")
 
         def before(token: int) -> int:
             """How many characters end before this token."""
-            token -= lead
+            token -= prefix
             if token <= 0:
                 return 0
-            if token == len(ids) - lead:
+            if token == len(ids) - prefix:
                 return len(text)
             if offsets is not None:
                 return min(offsets[token][0], offsets[token - 1][1])
-            return min(len(text), len(self.tokenizer.decode(ids[lead : lead + token]).rstrip("\ufffd")))
+            return min(len(text), len(self.tokenizer.decode(ids[prefix : prefix + token]).rstrip("\ufffd")))
 
         while reached < len(ids):
             end = min(begin + self.max_length, len(ids))
             if end > reached:
                 characters = before(end) - before(reached)
-                windows.append(_Unit(row["location"], source_of(row), ids, characters, begin, end, reached))
+                windows.append(_Window(row["location"], source_of(row), ids, characters, begin, end, reached))
                 reached = end
             begin += self.stride
         return windows, KEPT
@@ -283,28 +272,24 @@ class _Conversations:
     """Conversations → rows whose labels are those of training."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None, train_on: str):
-        from hf_recipes.data.chat.encoder import ChatEncoder
-
         self.encoder, self.max_length = ChatEncoder(tokenizer, train_on=train_on), max_length
 
-    def __call__(self, rows: list[dict]) -> list[tuple[list[_Unit], str]]:
-        from hf_recipes.core.ledger import is_dropped, row_status
-
-        encoder, units = self.encoder, []
+    def __call__(self, rows: list[dict]) -> list[tuple[list[_Window], str]]:
+        encoder, results = self.encoder, []
         conversations, tools = ([row[name] for row in rows] for name in ("messages", "tools"))
         rendered = encoder.template.render_all(conversations, tools)
-        for row, encoded, shown in zip(rows, encoder.encode(conversations, tools), rendered, strict=True):
+        for row, encoded, rendered_row in zip(rows, encoder.encode(conversations, tools), rendered, strict=True):
             length = len(encoded.input_ids)
             if is_dropped(encoded.status):
-                units.append(([], encoded.status))
+                results.append(([], encoded.status))
             elif self.max_length is not None and length > self.max_length:
-                units.append(([], row_status("dropped", f"longer than {self.max_length} tokens")))
+                results.append(([], row_status("dropped", f"longer than {self.max_length} tokens")))
             else:
-                spans = shown.labelled if encoder.train_on == "all" else shown.labelled[-1:]
-                turns = [shown.text[start:end].removesuffix(encoder.end_of_turn) for start, end in spans]
+                spans = rendered_row.labelled if encoder.train_on == "all" else rendered_row.labelled[-1:]
+                turns = [rendered_row.text[start:end].removesuffix(encoder.end_of_turn) for start, end in spans]
                 characters = sum(map(len, turns))
-                unit = _Unit(
+                window = _Window(
                     row["location"], source_of(row), encoded.input_ids, characters, 0, length, 0, encoded.labels
                 )
-                units.append(([unit], encoded.status))
-        return units
+                results.append(([window], encoded.status))
+        return results

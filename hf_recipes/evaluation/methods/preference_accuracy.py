@@ -7,18 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from datasets import Dataset
+
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.ledger import KEPT, Ledger, is_dropped
+from hf_recipes.data.chat.preference import PairEncoder
+from hf_recipes.data.examples import load_examples
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.methods.perplexity import source_of
 from hf_recipes.evaluation.reports.plots import draw_histogram
 from hf_recipes.metrics.intervals import wilson_interval
+from hf_recipes.models.inference import forward
 from hf_recipes.models.inference.compute import Compute, ForwardPass
 from hf_recipes.models.reward_head import _is_reward_model, rewards
 
 if TYPE_CHECKING:
-    import numpy as np
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTILES = (5, 25, 50, 75, 95)
@@ -31,7 +36,7 @@ class _Pair:
 
     location: str
     source: str
-    sides: list[tuple["np.ndarray", "np.ndarray"]]
+    sides: list[tuple[np.ndarray, np.ndarray]]
 
     @property
     def length(self) -> int:
@@ -46,10 +51,10 @@ class PairAccuracy(Method):
     - with a reward model (a sequence classifier with one label), its output for the whole conversation as the chat
       template renders it;
     - with a causal language model, the log-probability of the answer after the prompt, in nats: the assistant's turns
-      that the two sides do not share, with the tokens that end them. This sum favours short answers, so the same is
-      also counted per token. It is the preference that DPO trains, without a reference model.
+      that the two sides do not share, with the tokens that end them. This sum favours short answers, so the metrics
+      are also given per token. It is the preference that DPO trains, without a reference model.
 
-    A unit is a pair; both of its sides are in the same batch, which holds at least one pair whatever the batch size.
+    An item is a pair; both of its sides are in the same batch, which holds at least one pair whatever the batch size.
 
     Args:
         examples: as `load_examples` gives them with the form preference, with the rows that were dropped.
@@ -57,10 +62,7 @@ class PairAccuracy(Method):
         max_drop_ratio: the share of pairs that may be dropped.
 
     Attributes:
-        ledger: what became of every row.
-
-    Raises:
-        UserError: too many rows that cannot be used, or none that can.
+        ledger: the status of every row.
     """
 
     name = suffix = "pair_accuracy"
@@ -69,15 +71,12 @@ class PairAccuracy(Method):
 
     def __init__(
         self,
-        examples: "Dataset",
+        examples: Dataset,
         tokenizer: "PreTrainedTokenizerBase",
         *,
         max_length: int | None = None,
         max_drop_ratio: float = 0.01,
     ):
-        from hf_recipes.core.ledger import Ledger, is_dropped
-        from hf_recipes.data.chat.preference import PairEncoder
-
         encoder = PairEncoder(tokenizer, max_length)
         self._pairs: list[_Pair] = []
         self.ledger = Ledger()
@@ -94,8 +93,6 @@ class PairAccuracy(Method):
 
     @classmethod
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "PairAccuracy":
-        from hf_recipes.data.examples import load_examples
-
         examples = load_examples([path], form=form, cache_dir=context.cache_dir, split="test")
         lengths = {"max_length": context.max_length, "max_drop_ratio": context.max_drop_ratio}
         method = cls(examples, context.tokenizer, **lengths)
@@ -103,10 +100,8 @@ class PairAccuracy(Method):
         return method
 
     @classmethod
-    def of_rows(cls, rows: "Dataset") -> "PairAccuracy":
-        """Of pairs with `chosen_ids`, `rejected_ids` and `place`, and with their labels where the model writes."""
-        from hf_recipes.core.ledger import KEPT, Ledger
-
+    def of_rows(cls, rows: Dataset) -> "PairAccuracy":
+        """From tokenized pairs: `chosen_ids`, `rejected_ids`, `location`, and for a causal model the labels of both."""
         method = cls.__new__(cls)
         locations = rows["location"][:]
         ids, labels = ([f"{side}_{name}" for side in SIDES] for name in ("ids", "labels"))
@@ -122,20 +117,15 @@ class PairAccuracy(Method):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
         """See `Method`. A record holds the scores `chosen` and `rejected`; of a reward model also their `difference`,
         of a causal model the numbers of tokens, `chosen_tokens` and `rejected_tokens`.
-
-        Raises:
-            UserError: a classifier with several labels, or one whose configuration names no pad token.
         """
-        from hf_recipes.models.inference import forward
-
         classifies = _is_reward_model(model)
-        chosen = [self._pairs[unit] for unit in units]
+        chosen = [self._pairs[item] for item in items]
         records: list[Record] = [{}] * len(chosen)
         with forward.evaluating(model):
-            for batch in forward.batches([-pair.length for pair in chosen], max(1, how.batch_size // 2), how):
+            for batch in forward.batches([-pair.length for pair in chosen], max(1, options.batch_size // 2), options):
                 sides = [side for row in batch for side in chosen[row].sides]
                 if classifies:
                     scores, counts = rewards(model, [ids for ids, _ in sides]), None
@@ -143,21 +133,19 @@ class PairAccuracy(Method):
                     losses = forward.row_losses(model, sides)
                     scores, counts = [-nats for nats, _, _ in losses], [count for _, count, _ in losses]
                 for index, row in enumerate(batch):
-                    both = slice(2 * index, 2 * index + 2)
+                    pair = slice(2 * index, 2 * index + 2)
                     record = {"location": chosen[row].location, "source": chosen[row].source}
-                    record |= dict(zip(SIDES, scores[both], strict=True))
+                    record |= dict(zip(SIDES, scores[pair], strict=True))
                     if counts is None:
                         record["difference"] = record["chosen"] - record["rejected"]
                     else:
-                        record |= {f"{side}_tokens": count for side, count in zip(SIDES, counts[both], strict=True)}
+                        record |= {f"{side}_tokens": count for side, count in zip(SIDES, counts[pair], strict=True)}
                     records[row] = record
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
-        from hf_recipes.models.inference.forward import scored_pass
-
         pairs = min(max(1, batch_size // 2), len(self))
-        return scored_pass(2 * pairs, max(pair.length for pair in self._pairs))
+        return forward.scored_pass(2 * pairs, max(pair.length for pair in self._pairs))
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """`accuracy` with its 95 % interval (Wilson) and ``accuracy/<source>``; of the differences chosen - rejected
@@ -165,23 +153,26 @@ class PairAccuracy(Method):
         `ties`. For a causal model also `accuracy_per_token`, `difference_per_token_mean` and `_std`; for a reward model
         `loss` (what training minimises: the mean of -log sigmoid of the difference, in nats) and `score_mean`.
         """
-        found = differences(records)
-        low, high = wilson_interval(_wins(found), len(found))
-        summary = {"accuracy": _wins(found) / len(found), "accuracy_low": low, "accuracy_high": high}
-        summary |= {f"difference_{name}": value for name, value in _spread(found).items()}
-        summary |= {"pairs": len(found), "ties": found.count(0)}
+        all_pairs, count = differences(records), len(records)
+        low, high = wilson_interval(_wins(all_pairs), count)
+        summary = {"accuracy": _wins(all_pairs) / count, "accuracy_low": low, "accuracy_high": high}
+        summary |= {f"difference_{name}": value for name, value in _spread(all_pairs).items()}
+        summary |= {"pairs": count, "ties": all_pairs.count(0)}
         if "chosen_tokens" in records[0]:
-            each = differences(records, per_token=True)
-            spread = _spread(each)
-            summary["accuracy_per_token"] = _wins(each) / len(each)
+            per_token = differences(records, per_token=True)
+            spread = _spread(per_token)
+            summary["accuracy_per_token"] = _wins(per_token) / count
             summary |= {f"difference_per_token_{name}": spread[name] for name in ("mean", "std")}
         else:
-            summary["loss"] = math.fsum(max(-one, 0.0) + math.log1p(math.exp(-abs(one))) for one in found) / len(found)
-            summary["score_mean"] = math.fsum(record[side] for record in records for side in SIDES) / len(found) / 2
+            losses = (max(-one, 0.0) + math.log1p(math.exp(-abs(one))) for one in all_pairs)
+            summary["loss"] = math.fsum(losses) / count
+            summary["score_mean"] = math.fsum(record[side] for record in records for side in SIDES) / count / 2
         by_source = defaultdict(list)
-        for record, difference in zip(records, found, strict=True):
+        for record, difference in zip(records, all_pairs, strict=True):
             by_source[record["source"]].append(difference)
-        return summary | {f"accuracy/{source}": _wins(own) / len(own) for source, own in sorted(by_source.items())}
+        return summary | {
+            f"accuracy/{source}": _wins(group) / len(group) for source, group in sorted(by_source.items())
+        }
 
     def directions(self) -> dict[str, bool | None]:
         larger = ("accuracy", "accuracy_low", "accuracy_high", "accuracy_per_token")
@@ -203,16 +194,12 @@ def differences(records: Sequence[Record], per_token: bool = False) -> list[floa
     return [chosen - rejected for chosen, rejected in sides]
 
 
-def _wins(found: Sequence[float]) -> float:
-    return sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in found)
+def _wins(differences: Sequence[float]) -> float:
+    return sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in differences)
 
 
-def _spread(found: Sequence[float]) -> dict[str, float]:
-    import numpy as np
-
-    mean = math.fsum(found) / len(found)
-    std = float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
-    quantiles = np.percentile(found, QUANTILES).tolist()
-    return {"mean": mean, "std": std} | {
-        f"q{share:02d}": value for share, value in zip(QUANTILES, quantiles, strict=True)
-    }
+def _spread(differences: Sequence[float]) -> dict[str, float]:
+    std = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    quantiles = np.percentile(differences, QUANTILES).tolist()
+    spread = {"mean": math.fsum(differences) / len(differences), "std": std}
+    return spread | {f"q{percent:02d}": value for percent, value in zip(QUANTILES, quantiles, strict=True)}

@@ -1,4 +1,4 @@
-"""Single-choice questions in the two forms in which they lie in files."""
+"""Single-choice questions of files, in two forms."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -32,11 +32,7 @@ class Question:
 
 
 def read_rows(specs: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of files, folders or Hub ids, each with its `place` (``file:line``).
-
-    Raises:
-        UserError: as `find_sources` and `read_records`, or a row that cannot be read.
-    """
+    """The rows of files, folders or Hub ids, each with its `location` (``file:line``)."""
     rows = []
     for source in find_sources(specs):
         for record in read_records(source):
@@ -49,15 +45,12 @@ def read_rows(specs: Sequence[str]) -> list[dict[str, Any]]:
 def read_question(row: Mapping[str, Any]) -> Question:
     r"""A row in one of two forms, the names of whose columns may be capitalised:
 
-    - `question` with the options inside, each on a line of its own after its letter (``A.``, ``A、``, ``(A)``, …), and
-      `answer`. A backslash and an n that no small letter follows are a line break. Where the last line is an option,
+    - `question` with the options inside, each on its own line after its letter (``A.``, ``A、``, ``(A)``, …), and
+      `answer`. A backslash and an n that no small letter follows are a line break. If the last line is an option,
       ``答案：`` is put below it.
     - `question`, the options in columns `A`, `B`, … and `answer` (C-Eval and CMMLU).
 
     The source is the column `subject` or `source`, else the file's name without its split (``law_val.csv``: law).
-
-    Raises:
-        UserError: no question, no options, options out of order, no answer, or one that is not among the options.
     """
     location = row["location"]
     columns = {name.lower() if len(name) > 1 else name: str(value) for name, value in row.items() if value is not None}
@@ -72,11 +65,11 @@ def read_question(row: Mapping[str, Any]) -> Question:
         text = question.strip() + "".join(options) + ANSWER
     else:
         text = _BREAK.sub("\n", question).strip("\r\n")
-        found = list(_OPTION.finditer(text))
+        options = list(_OPTION.finditer(text))
         # A line of a dialogue can begin with "A：" too; the options come last.
-        first = max((index for index, match in enumerate(found) if "A" in match.groups()), default=len(found))
-        letters = "".join(match[1] or match[2] for match in found[first:])
-        if found and "\n" not in text[found[-1].end() :]:
+        first = max((index for index, match in enumerate(options) if "A" in match.groups()), default=len(options))
+        letters = "".join(match[1] or match[2] for match in options[first:])
+        if options and "\n" not in text[options[-1].end() :]:
             text += ANSWER
     if len(letters) < 2:
         raise UserError(f"{location}: no options found; write each on a line of its own, as 'A. …', 'B. …'")
@@ -89,6 +82,6 @@ def read_question(row: Mapping[str, Any]) -> Question:
         raise UserError(f"{location}: no answer to compare with; fill in the column answer")
     if len(answer) != 1 or answer not in letters:
         raise UserError(f"{location}: the answer {answer!r} is not among the options {', '.join(letters)}")
-    own = columns.get("subject") or columns.get("source")
     file = Path(location.rpartition(":")[0]).name
-    return Question(location, (own or _SPLIT.sub("", file.split(".")[0])), text, letters, answer)
+    source = columns.get("subject") or columns.get("source") or _SPLIT.sub("", file.split(".")[0])
+    return Question(location, source, text, letters, answer)

@@ -1,11 +1,10 @@
-"""What a run found, for people: the table of metrics, sample answers, and the curves."""
+"""Tables of metrics and sample answers, as text."""
 
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from unicodedata import east_asian_width
 
 if TYPE_CHECKING:
     from hf_recipes.metrics.intervals import Paired
@@ -25,12 +24,12 @@ TITLES = {
     "rewards/accuracies": "reward accuracy",
     "rewards/margins": "reward margin",
 }
-GAINS = ("reward", "rewards/margins")  # drawn beside the loss where a stage logs one
-PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std", *GAINS)  # no shares
+GAINS = ("reward", "rewards/margins")  # in the picture of the curves, where a stage logs one
+PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std", *GAINS)  # not shares
 
 
 def shown(key: str) -> tuple[str, str] | None:
-    """The file's name (empty for the validation rows) and the metric, where `key` is one of those that tell most."""
+    """The file's name (empty for the validation rows) and the metric, if `key` is among the `SHOWN` metrics."""
     if key.endswith("token_accuracy"):
         return None
     for metric in SHOWN:
@@ -45,50 +44,53 @@ def title(key: str) -> str:
 
 
 def _ordered(keys: Iterable[str]) -> list[str]:
-    """The keys that are shown: those of the validation rows first, then file by file."""
-    found = [key for key in keys if shown(key)]
-    names = list(dict.fromkeys(["", *(shown(key)[0] for key in found)]))
-    return sorted(found, key=lambda key: (names.index(shown(key)[0]), SHOWN.index(shown(key)[1])))
+    """The keys of `SHOWN` metrics: those of the validation rows first, then file by file."""
+    parts = {key: shown(key) for key in keys if shown(key)}
+    names = list(dict.fromkeys(["", *(name for name, _ in parts.values())]))
+    return sorted(parts, key=lambda key: (names.index(parts[key][0]), SHOWN.index(parts[key][1])))
 
 
 def _number(value: Any) -> Any:
-    """None for NaN and infinities, as a checkpoint's log has them when it is read back."""
+    """`value`, or None for NaN and infinities, which JSON files hold as null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluations(log_history: Sequence[Mapping]) -> dict[int, dict[str, float | None]]:
-    """The evaluation metrics of a trainer's log, by step, without the ``eval_`` prefix; None for what is no number."""
-    found: dict[int, dict[str, float | None]] = {}
+    """The evaluation metrics of a trainer's log, by step, without the ``eval_`` prefix; None for NaN."""
+    by_step: dict[int, dict[str, float | None]] = {}
     for entry in log_history:
         metrics = {key[5:]: _number(value) for key, value in entry.items() if key.startswith("eval_")}
         if metrics:
-            found.setdefault(entry["step"], {}).update(metrics)
-    return found
+            by_step.setdefault(entry["step"], {}).update(metrics)
+    return by_step
 
 
 def mean_loss(log_history: Sequence[Mapping]) -> float | None:
-    """Mean training loss of all steps, from the losses that were logged, each for the steps since the one before."""
+    """Mean training loss of all steps; each logged loss is the mean of the steps since the last one."""
     total = count = last = 0
     for entry in log_history:
         if "loss" in entry:
             steps, last = entry["step"] - last, entry["step"]
-            if _number(entry["loss"]) is not None:  # as where no update was finite
+            if _number(entry["loss"]) is not None:  # NaN where no update was finite
                 total, count = total + steps * entry["loss"], count + steps
     return total / count if count else None
+
+
+def _is_share(key: str) -> bool:
+    found = shown(key)
+    return found is not None and found[1] not in PLAIN
 
 
 def as_text(key: str, value: float | None) -> str:
     """A share in percent, any other metric as it is."""
     if value is None:
         return "–"
-    found = shown(key)
-    return f"{value:.4f}" if found is None or found[1] in PLAIN else f"{value * 100:.1f} %"
+    return f"{value * 100:.1f} %" if _is_share(key) else f"{value:.4f}"
 
 
 def change_text(key: str, change: "Paired") -> str:
     """A difference and its 95 % interval, of shares in points."""
-    found = shown(key)
-    scale, digits = (1, 4) if found and found[1] in PLAIN else (100, 1)
+    scale, digits = (1, 4) if shown(key) and not _is_share(key) else (100, 1)
     values = (f"{value * scale:+.{digits}f}" for value in (change.mean, change.low, change.high))
     return "{} [{}, {}]".format(*values)
 
@@ -99,10 +101,10 @@ def comparison(
     changes: "Mapping[str, Paired] | None" = None,
     names: Sequence[str] = ("base", "adapted"),
 ) -> str:
-    """A table of the `shown` metrics; shares in percent, their change in points; `before` may be missing.
+    """A table of the `SHOWN` metrics; shares in percent, their changes in points. `before` may be missing.
 
     Args:
-        changes: by metric, with intervals, in place of bare differences.
+        changes: differences with intervals, by metric.
         names: of the two columns.
     """
     rows = [("", *names, "change" + " [95 %]" * bool(changes)) if before else ("", names[-1])]
@@ -110,14 +112,13 @@ def comparison(
         row, new = [title(key)], after.get(key)
         if before:
             old = before.get(key)
-            known = old is not None and new is not None
-            change = new - old if known else 0.0
             row += [as_text(key, old), as_text(key, new)]
-            plain = shown(key)[1] in PLAIN
             if changes and key in changes:
                 row.append(change_text(key, changes[key]))
+            elif old is None or new is None:
+                row.append("–")
             else:
-                row.append("–" if not known else f"{change:+.4f}" if plain else f"{change * 100:+.1f}")
+                row.append(f"{(new - old) * 100:+.1f}" if _is_share(key) else f"{new - old:+.4f}")
         else:
             row.append(as_text(key, new))
         rows.append(tuple(row))
@@ -133,14 +134,11 @@ def read_predictions(path: str | os.PathLike) -> list[dict]:
 
 
 def _clip(text: str, width: int) -> str:
-    """`text` on one line of at most `width` columns, a Chinese character being two."""
-    line, used = "", 0
-    for character in " ".join(text.split()):
-        used += 2 if east_asian_width(character) in "WF" else 1
-        if used > width:
-            return line + "…"
-        line += character
-    return line
+    """`text` on one line of at most `width` columns, of which a Chinese character takes two."""
+    from rich.cells import chop_cells
+
+    line, *rest = chop_cells(" ".join(text.split()), width) or [""]
+    return line + "…" * bool(rest)
 
 
 def samples(before: Sequence[dict] | None, after: Sequence[dict], count: int = 3, width: int = 84) -> str:

@@ -1,8 +1,8 @@
 """PromptCBLUE's own reading of answers and its own scores.
 
-What src/evaluation of https://github.com/michael-wzhu/PromptCBLUE computes: post_generate_process.py reads an answer to
-the letter, evaluators.py and text2dt_eval_func.py score it. A line at which the reading script would end with an error
-is left out here.
+It computes what src/evaluation of https://github.com/michael-wzhu/PromptCBLUE does: post_generate_process.py reads an
+answer to the letter, evaluators.py and text2dt_eval_func.py score it. Lines on which that script would fail are
+skipped.
 """
 
 import json
@@ -120,7 +120,7 @@ _READERS: dict[str, Callable[[str, Sequence[str]], Answer]] = {
 
 
 def read(task: str, text: str, choices: Sequence[str] = ()) -> Answer:
-    """The benchmark's structure of `text`: always one, be it empty."""
+    """The benchmark's structure of `text`, which may be empty."""
     return _READERS.get(task, _label)(text, choices)
 
 
@@ -133,37 +133,39 @@ def instances(answer: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def micro(predictions: Sequence[Answer], references: Sequence[Answer]) -> dict[str, float]:
-    """Over instances of all rows; 0 where none is right, be it that there is none."""
-    pairs = [(instances(ours), instances(true)) for ours, true in zip(predictions, references, strict=True)]
-    hits, said, wanted = (sum(map(len, sets)) for sets in zip(*((p & r, p, r) for p, r in pairs), strict=True))
-    return {"score": ratio(2 * hits, said + wanted), "precision": ratio(hits, said), "recall": ratio(hits, wanted)}
+    """Over instances of all rows; 0 where none is right, or where there is none."""
+    pairs = list(zip(map(instances, predictions), map(instances, references), strict=True))
+    hits = sum(len(prediction & reference) for prediction, reference in pairs)
+    predicted, expected = (sum(map(len, side)) for side in zip(*pairs, strict=True))
+    score = ratio(2 * hits, predicted + expected)
+    return {"score": score, "precision": ratio(hits, predicted), "recall": ratio(hits, expected)}
 
 
 def classes(
     predictions: Sequence[str | None], references: Sequence[str], weighted: bool, labels: set[str | None] | None = None
 ) -> dict[str, float]:
-    """Means over `labels`, each as one or by its share of the references.
+    """Means over `labels`, of equal weight or `weighted` by their share of the references.
 
-    By default, as scikit-learn's classification_report does, over whatever is said or wanted: a wrong text that is no
-    class is a class of its own with an F1 of 0, which a mean of classes suffers from.
+    By default, as scikit-learn's classification_report does, over all predictions and references: a wrong text that is
+    no class is a class of its own with an F1 of 0, which lowers the mean.
     """
-    said, wanted = Counter(predictions), Counter(references)
+    predicted, expected = Counter(predictions), Counter(references)
     hits = Counter(true for ours, true in zip(predictions, references, strict=True) if ours == true)
-    weights = {name: wanted[name] if weighted else 1 for name in labels or {*said, *wanted}}
+    weights = {name: expected[name] if weighted else 1 for name in labels or {*predicted, *expected}}
 
     def mean(score: Callable[[str | None], float]) -> float:
         return ratio(sum(weight * score(name) for name, weight in weights.items()), sum(weights.values()))
 
     return {
-        "score": mean(lambda name: ratio(2 * hits[name], said[name] + wanted[name])),
-        "precision": mean(lambda name: ratio(hits[name], said[name])),
-        "recall": mean(lambda name: ratio(hits[name], wanted[name])),
+        "score": mean(lambda name: ratio(2 * hits[name], predicted[name] + expected[name])),
+        "precision": mean(lambda name: ratio(hits[name], predicted[name])),
+        "recall": mean(lambda name: ratio(hits[name], expected[name])),
         "accuracy": hits.total() / len(references),
     }
 
 
 def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean ROUGE-L of rouge-chinese over BERT's words: a Chinese character, a punctuation mark, what spaces part."""
+    """Mean ROUGE-L of rouge-chinese over BERT's words: Chinese characters, punctuation, words between spaces."""
     from rouge_chinese import Rouge
     from tokenizers import normalizers, pre_tokenizers
 
@@ -188,10 +190,10 @@ def sections(predictions: Sequence[Mapping[str, str]], references: Sequence[Mapp
 
 
 def trees(predictions: Sequence[Sequence[Node]], references: Sequence[Sequence[Node]]) -> dict[str, float]:
-    """1 less the edits that make the trees of the predictions into those of the references, over the most there can be.
+    """1 less the edits from the trees of the predictions to those of the references, over the largest possible number.
 
-    A node costs one for its role, one for its logical relation and one for each triple that only one of two has, in
-    lower case. The most is two for each node with triples, and one for each triple.
+    A differing role, a differing logical relation and each triple that only one of two nodes has cost one edit each;
+    case is ignored. The largest number is two for each node with triples, and one for each triple.
     """
     edits = most = 0
     for ours, true in zip(map(_lowered, predictions), map(_lowered, references), strict=True):
@@ -211,7 +213,7 @@ def _lowered(nodes: Sequence[Node]) -> list[Node]:
 def _children(nodes: Sequence[Node]) -> dict[int, tuple[int, int]]:
     """Left and right child of each condition (role C) in a sequence in preorder; a decision (D) has none."""
     children: dict[int, tuple[int, int]] = {}
-    # A subtree that is whole becomes one D.
+    # A complete subtree is replaced by one D.
     open_nodes = [(position, node["role"]) for position, node in enumerate(nodes)]
     while open_nodes[0][1] != "D":
         for start, (position, role) in enumerate(open_nodes):
@@ -242,7 +244,7 @@ def _edits(
         if one in our_children and other in true_children:
             pairs += zip(our_children[one], true_children[other], strict=True)
             continue
-        # Below one of the two there is nothing.
+        # At least one of the two has no children.
         for nodes, children, position in ((ours, our_children, one), (true, true_children, other)):
             below = list(children.get(position, ()))
             while below:

@@ -1,4 +1,4 @@
-"""The forms of PromptCBLUE's answers: generated text to the benchmark's structures.
+"""Generated text → the structures of PromptCBLUE's answers.
 
 `hf_recipes.metrics.promptcblue.score` describes the tasks and their sources.
 """
@@ -16,7 +16,7 @@ from hf_recipes.metrics.text import normalize_answer, without_thoughts
 Answer = list[dict[str, Any]] | dict[str, str] | str
 
 OTHER = "非上述类型"
-FIELDS = {"主体词": False, "发生状态": False, "描述词": True, "解剖部位": True}  # true: may have several values
+FIELDS = {"主体词": False, "发生状态": False, "描述词": True, "解剖部位": True}  # whether it may have several values
 SECTIONS = ("主诉", "现病史", "辅助检查", "既往史", "诊断", "建议")
 
 _TYPE = re.compile(r"(?<![^\s：:。；;])([^\s，,：:。；;]+)实体[：:]")
@@ -29,12 +29,12 @@ _SECTION = re.compile(rf"(?:^|\s)({'|'.join(SECTIONS)})\s*[：:]")
 _HALF_COMMA = re.compile(r"(?<![A-Za-z0-9]),|,(?![A-Za-z0-9])")
 
 
-def _pieces(pattern: re.Pattern, text: str) -> Iterator[tuple[str, str]]:
-    """Each heading that `pattern` finds, with the text up to the next one."""
-    found = list(pattern.finditer(text))
+def _sections(pattern: re.Pattern, text: str) -> Iterator[tuple[str, str]]:
+    """Each heading that matches `pattern`, with the text up to the next one."""
+    matches = list(pattern.finditer(text))
     return (
         (match[1].strip(), text[match.end() : following.start() if following else None].strip(" \t"))
-        for match, following in zip_longest(found, found[1:])
+        for match, following in zip_longest(matches, matches[1:])
     )
 
 
@@ -43,41 +43,41 @@ def _first_line(text: str) -> str:
 
 
 def _items(text: str) -> list[str]:
-    """A list, parted by full-width commas, or by half-width ones where it has no others."""
+    """A list separated by full-width commas, or by half-width ones where it has no others."""
     parts = text.split("，") if "，" in text else _HALF_COMMA.split(text)
     return [part.strip() for part in parts if part.strip()]
 
 
 def _known(text: str, labels: Sequence[str]) -> str | None:
-    """The label that `text` is but for the width of characters and the punctuation around it."""
+    """The label that equals `text` after `normalize_answer`."""
     key = normalize_answer(text)
     return next((label for label in labels if normalize_answer(label) == key), None)
 
 
 def _entities(text: str, labels: Sequence[str]) -> Answer | None:
-    found = list(_pieces(_TYPE, text))
+    sections = list(_sections(_TYPE, text))
     answer = [
         {"entity": entity, "type": _known(kind, labels) or kind}
-        for kind, value in found
+        for kind, value in sections
         for entity in _items(_first_line(value))
     ]
-    return answer if found else None
+    return answer if sections else None
 
 
 def _triples(text: str, labels: Sequence[str]) -> Answer | None:
-    found = list(_pieces(_RELATION, text))
+    sections = list(_sections(_RELATION, text))
     answer = [
         {"predicate": _known(name, labels) or name, "subject": head.strip(), "object": tail.strip()}
-        for name, value in found
+        for name, value in sections
         for head, tail in _PAIR.findall(value.strip())
     ]
-    broken = not answer and any(value.strip() for _, value in found)
-    return answer if found and not broken else None
+    broken = not answer and any(value.strip() for _, value in sections)
+    return answer if sections and not broken else None
 
 
 def _events(text: str, labels: Sequence[str]) -> Answer | None:
     answer: list[dict[str, Any]] = []
-    for name, value in _pieces(_FIELD, text):
+    for name, value in _sections(_FIELD, text):
         if name == "主体词":
             answer.append({key: [] if several else "" for key, several in FIELDS.items()})
         if answer:
@@ -140,7 +140,7 @@ def read_tree(text: str) -> list[dict[str, Any]]:
 
 
 def _read_triples(text: str) -> list[tuple[str, str, str]]:
-    """Triples of a Python list; what else stands in it is left out."""
+    """Triples of a Python list; its other items are skipped."""
     try:
         values = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -164,7 +164,7 @@ def _terms(text: str, labels: Sequence[str]) -> Answer | None:
     hit = not labels
     longest = 1 + max((len(re.findall("[，,]", label)) for label in labels), default=0)
     while parts:
-        # A term may have commas of its own: the longest run of parts that is a choice is one term.
+        # A term may contain commas: the longest run of parts that is a choice is one term.
         runs = (("，".join(parts[:size]), size) for size in range(min(longest, len(parts)), 0, -1))
         choice, size = next(((c, size) for run, size in runs if (c := _known(run, labels))), (None, 1))
         answer.append({"entity": choice or parts[0], "type": "normalization"})
@@ -174,10 +174,10 @@ def _terms(text: str, labels: Sequence[str]) -> Answer | None:
 
 
 def _statuses(text: str, labels: Sequence[str]) -> Answer | None:
-    found = [match.groups() for line in re.split(r"[\n；;]", text) if (match := _STATUS.match(line.strip()))]
-    if not any(_known(status, labels) for _, status in found):
+    statuses = [match.groups() for line in re.split(r"[\n；;]", text) if (match := _STATUS.match(line.strip()))]
+    if not any(_known(status, labels) for _, status in statuses):
         return None
-    return [{"entity": name.strip(), "attr": _known(status, labels) or status.strip()} for name, status in found]
+    return [{"entity": name.strip(), "attr": _known(status, labels) or status.strip()} for name, status in statuses]
 
 
 def _label(text: str, labels: Sequence[str]) -> Answer | None:
@@ -191,7 +191,7 @@ def _same(text: str, labels: Sequence[str]) -> Answer | None:
 
 
 def _report(text: str, labels: Sequence[str]) -> Answer | None:
-    return {name: value.strip() for name, value in _pieces(_SECTION, text)} or None
+    return {name: value.strip() for name, value in _sections(_SECTION, text)} or None
 
 
 def _reply(text: str, labels: Sequence[str]) -> Answer | None:
@@ -202,19 +202,19 @@ def _reply(text: str, labels: Sequence[str]) -> Answer | None:
 class Task:
     """How one task is read and scored.
 
-    Args:
-        parse: text without its lead-in, and labels, to the benchmark's structure; None where it has another form.
+    Attributes:
+        parse: from text without its prefix, and labels, to the benchmark's structure; None for text of another form.
         metric: name of the score.
-        lead: the line that answers begin with; alone, it says that there is nothing to find.
-        nothing: the benchmark's words for "there is nothing to find".
-        labels: classes or statuses, parted by spaces, where a row has no choices of its own.
+        prefix: the line that answers begin with; alone, it is an empty answer.
+        empty: the benchmark's sentence for an empty answer.
+        labels: classes or statuses, separated by spaces, of rows without choices.
         other: whether `OTHER` is an answer too.
     """
 
     parse: Callable[[str, Sequence[str]], Answer | None]
     metric: str
-    lead: str = ""
-    nothing: str = ""
+    prefix: str = ""
+    empty: str = ""
     labels: str = ""
     other: bool = False
 
@@ -238,15 +238,15 @@ _FINDINGS = """
 已有症状疾病或者假设未来可能发生的疾病等 未患有症状疾病 没有回答、不知道、回答不明确或者模棱两可不好推断
 无实际意义的不标注或者和病人当前的状态独立不标注
 """
-_SPO = Task(_triples, "micro-F1", nothing="没有指定类型的三元组")
-_NER = Task(_entities, "micro-F1", lead="上述句子中的实体包含", nothing="上述句子没有指定类型实体")
+_SPO = Task(_triples, "micro-F1", empty="没有指定类型的三元组")
+_NER = Task(_entities, "micro-F1", prefix="上述句子中的实体包含", empty="上述句子没有指定类型实体")
 
 TASKS = {
     "CMeEE-V2": _NER,
     "CMeIE": _SPO,
     "CMeIE-V2": _SPO,
-    "CHIP-CDEE": Task(_events, "micro-F1", lead="上述句子中的临床发现事件如下"),
-    "CHIP-CDN": Task(_terms, "micro-F1", nothing="没有对应的标准化实体"),
+    "CHIP-CDEE": Task(_events, "micro-F1", prefix="上述句子中的临床发现事件如下"),
+    "CHIP-CDN": Task(_terms, "micro-F1", empty="没有对应的标准化实体"),
     "CHIP-CTC": Task(_label, "macro-F1", labels=_CRITERIA, other=True),
     "CHIP-STS": Task(_same, "weighted-F1"),
     "KUAKE-QIC": Task(_label, "macro-F1", labels=_INTENTS, other=True),
@@ -255,41 +255,38 @@ TASKS = {
     "KUAKE-IR": Task(_label, "weighted-F1", labels="相关 不相关"),
     "IMCS-V2-NER": _NER,
     "IMCS-V2-DAC": Task(_label, "macro-F1", labels=_ACTS, other=True),
-    "IMCS-V2-SR": Task(_statuses, "micro-F1", lead="当前对话中的症状及其阴阳性判断为", labels=_SYMPTOMS),
-    "IMCS-V2-MRG": Task(_report, "ROUGE-L", lead="上述问诊对话的诊疗报告如下"),
+    "IMCS-V2-SR": Task(_statuses, "micro-F1", prefix="当前对话中的症状及其阴阳性判断为", labels=_SYMPTOMS),
+    "IMCS-V2-MRG": Task(_report, "ROUGE-L", prefix="上述问诊对话的诊疗报告如下"),
     "MedDG": Task(_reply, "ROUGE-L"),
-    "CHIP-MDCFNPC": Task(_statuses, "micro-F1", lead="上述对话中临床发现实体以及其阴阳性判别如下", labels=_FINDINGS),
-    "CMedCausal": Task(_causes, "micro-F1", nothing="给定的文本没有指定关系的三元组"),
+    "CHIP-MDCFNPC": Task(_statuses, "micro-F1", prefix="上述对话中临床发现实体以及其阴阳性判别如下", labels=_FINDINGS),
+    "CMedCausal": Task(_causes, "micro-F1", empty="给定的文本没有指定关系的三元组"),
     "Text2DT": Task(_tree, "edit ratio"),
 }
 
 
 def find_task(name: str, location: str) -> Task:
-    """The task of that name; a `UserError` that begins with `place` where there is none."""
+    """The task of that name; the `UserError` where there is none begins with `location`."""
     if name not in TASKS:
         raise UserError(f"{location}: task_dataset {name!r} is no PromptCBLUE task; known are {', '.join(TASKS)}")
     return TASKS[name]
 
 
 def parse(task_dataset: str, text: str, *, choices: Sequence[str] | str | None = None) -> Answer | None:
-    """The structure that `text` says, as the benchmark's results.json has it; None where it lacks the task's form.
+    """The structure of `text`, as the benchmark's results.json has it; None where the text lacks the task's form.
 
-    Width of separators and labels, white space and thoughts before the answer do not matter. What is outside the
-    `choices` (types, terms, statuses) is kept, and so scored as wrong, except that a class has to be one of them;
-    choices may be a list, or one text parted by "，".
-
-    Raises:
-        UserError: the task is unknown.
+    Width of separators and labels, white space, and thoughts before the answer do not matter. Types, terms and statuses
+    outside of the `choices` are kept, and so scored as wrong; a class has to be one of them. Choices may be a list, or
+    one text separated by "，".
     """
     task = find_task(task_dataset, "PromptCBLUE")
     text = "\n".join(line.strip() for line in without_thoughts(text).strip().splitlines())
-    text = re.sub(r"(?<=[，,])\n+", "", text)  # a list that goes on in the next line
-    finds = task.metric == "micro-F1"
-    if finds and task.nothing and normalize_answer(text) == task.nothing:
+    text = re.sub(r"(?<=[，,])\n+", "", text)  # a list that continues in the next line
+    may_be_empty = task.metric == "micro-F1"
+    if may_be_empty and task.empty and normalize_answer(text) == task.empty:
         return []
-    if task.lead and text.startswith(task.lead):
-        text = text.removeprefix(task.lead).lstrip("：: \t\n")
-        if finds and not text:
+    if task.prefix and text.startswith(task.prefix):
+        text = text.removeprefix(task.prefix).lstrip("：: \t\n")
+        if may_be_empty and not text:
             return []
     labels = read_choices(choices) or tuple(task.labels.split())
     return task.parse(text, (*labels, OTHER) if task.other else labels)

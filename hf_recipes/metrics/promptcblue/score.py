@@ -1,6 +1,6 @@
-"""PromptCBLUE's medical tasks: generated text to structured answers, and the benchmark's scores.
+"""Scores of PromptCBLUE's medical tasks.
 
-Forms, metrics and format of submission are those of the benchmark: its paper (https://arxiv.org/abs/2310.14151) and its
+Forms of answers and metrics are those of the benchmark: its paper (https://arxiv.org/abs/2310.14151) and its
 repository (https://github.com/michael-wzhu/PromptCBLUE: README.md on the metrics, src/data on the forms,
 src/evaluation for reading and scoring). The first edition has 16 tasks, the second 18: CMeIE-V2 for CMeIE and two
 more.
@@ -17,15 +17,15 @@ more.
 | IMCS-V2-MRG | six sections, ``主诉：…`` to ``建议：…`` | ROUGE-L of characters, mean over sections |
 | MedDG | the doctor's next words | ROUGE-L of characters |
 | CMedCausal | ``头实体：甲；尾实体：乙`` below ``因果关系三元组如下：`` | micro-F1 of (predicate, subject, object) |
-| Text2DT | a line ``…：role=C；logical_rel=null；triples=[…]`` a node | 1 less edits over the most possible |
+| Text2DT | a line ``…：role=C；logical_rel=null；triples=[…]`` a node | 1 less edits over the largest number |
 
 The README names the metric of the four tasks on pairs of texts "micro-F1", which is their accuracy; the script that
 made the published tables takes the mean of the classes' F1 weighted by their frequency. The score here is the
-script's, under its right name, and the accuracy stands beside it.
+script's, under its right name, and `TaskScore` has the accuracy too.
 
-`TaskScore.score` is what the benchmark's scripts give (hf_recipes.metrics.promptcblue.official), which read an
-answer to the letter and take a wrong text for a class of its own. `TaskScore.lenient` reads it as `parse` does, be its
-punctuation wide or not, and takes what is no answer for a miss and no more.
+`TaskScore.score` equals the score of the benchmark's scripts (hf_recipes.metrics.promptcblue.official), which read an
+answer to the letter and take a wrong text for a class of its own. `TaskScore.lenient` reads it as `parse` does, with
+punctuation of any width, and counts a text that is no answer as one miss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,9 +44,9 @@ __all__ = ["TASKS", "PromptCBLUEResult", "TaskScore", "parse", "score_rows"]
 class TaskScore:
     """The score of one task, all numbers in [0, 1].
 
-    `score` is the benchmark's, `lenient` that of `parse`'s reading. `precision` and `recall` are averaged as the
-    benchmark's F1 is (None where there is none), `accuracy` is the share of rows with the right class (None for what
-    has none). `unparsable` names the predictions without the task's form.
+    `precision` and `recall` are averaged as the benchmark's F1 is (None for tasks without), `accuracy` is the share of
+    rows with the right class (None for tasks without classes). `unparsable` are the locations of the predictions that
+    lack the task's form.
     """
 
     metric: str
@@ -76,7 +76,7 @@ def _official(name: str, predictions: Sequence[Answer], references: Sequence[Ans
 
 
 def _lenient(name: str, predictions: Sequence[Answer | None], references: Sequence[Answer]) -> float:
-    """Nothing to find and nothing found is 1; without a task's form nothing is found, no class said, no text alike."""
+    """An empty answer to an empty target scores 1; a prediction without the task's form counts as empty."""
     metric = TASKS[name].metric
     if name in official.FIRST_LABELS:
         labels = {*predictions, *references} - {None}
@@ -87,10 +87,8 @@ def _lenient(name: str, predictions: Sequence[Answer | None], references: Sequen
         if not readable:
             return 0.0
         share = official.ratio(sum(texts[index] for index in readable), sum(texts))
-        return (
-            share
-            * _score(name, *([answers[index] for index in readable] for answers in (predictions, references)))["score"]
-        )
+        pairs = ([answers[index] for index in readable] for answers in (predictions, references))
+        return share * _score(name, *pairs)["score"]
     if not any(predictions) and not any(references) and None not in predictions:
         return 1.0
     empty = [official.EMPTY_NODE] if name == "Text2DT" else []
@@ -108,16 +106,12 @@ def _score(name: str, predictions: Sequence[Answer], references: Sequence[Answer
     return official.classes(predictions, references, metric == "weighted-F1")
 
 
-def _place(row: Mapping[str, Any], index: int) -> str:
-    return str(row.get("sample_id") or f"row {index + 1}")
-
-
 def _read(row: Mapping[str, Any], key: str, location: str) -> tuple[Answer, Answer | None]:
-    """As the benchmark reads it, and as `parse` does; without the thoughts before it."""
+    """The text of a row without its thoughts, as the benchmark reads it, and as `parse` does."""
     name, text = row.get("task_dataset"), row.get(key)
     find_task(name, location)
     if not isinstance(text, str):
-        raise UserError(f"{location} ({name}): {key!r} has to be a text, found {type(text).__name__}")
+        raise UserError(f"{location} ({name}): {key!r} has to be a text, not {type(text).__name__}")
     choices = row.get("answer_choices")
     return official.read(name, without_thoughts(text), read_choices(choices)), parse(name, text, choices=choices)
 
@@ -125,14 +119,12 @@ def _read(row: Mapping[str, Any], key: str, location: str) -> tuple[Answer, Answ
 def score_rows(rows: Sequence[Mapping[str, Any]]) -> PromptCBLUEResult:
     """The benchmark's scores of `rows`, and the lenient ones.
 
-    A row has `task_dataset`, `target` and `prediction`, and may have `answer_choices` and `sample_id`.
-
-    Raises:
-        UserError: there is no row, a task is unknown, a text is missing, or a target lacks its task's form.
+    A row has `task_dataset`, `target` and `prediction`, and may have `answer_choices` and `sample_id`. A row with an
+    unknown task, without one of the texts, or whose target lacks the form of its task, is a UserError.
     """
     read: dict[str, list[tuple[str, tuple[Answer, Answer | None], tuple[Answer, Answer | None]]]] = {}
     for index, row in enumerate(rows):
-        location = _place(row, index)
+        location = str(row.get("sample_id") or f"row {index + 1}")
         reference = _read(row, "target", location)
         name = row["task_dataset"]
         if reference[1] is None:

@@ -116,11 +116,11 @@ def test_characters_are_those_of_the_counted_tokens(tokenizer, slow_tokenizer, t
     assert firsts[-1] == "" and any(firsts)
     for own, expected in ((bos, whole), *((t, whole - sum(map(len, firsts))) for t in (tokenizer, slow_tokenizer))):
         method = NLL(texts(tmp_path, rows), own, max_length=12, stride=5)
-        units = method._units
-        assert sum(unit.characters for unit in units) == expected
-        assert all(unit.characters >= 0 for unit in units)
+        windows = method._windows
+        assert sum(window.characters for window in windows) == expected
+        assert all(window.characters >= 0 for window in windows)
         ids = sum(len(tokenizer(row["text"])["input_ids"]) for row in rows)
-        counted = sum(unit.end - unit.scored for unit in units)
+        counted = sum(window.end - window.scored for window in windows)
         assert counted == (ids if own is bos else ids - len(rows))
 
     model = tiny_model(len(tokenizer))

@@ -162,12 +162,12 @@ def test_histograms_do_not_pile_up(tmp_path):
 
     from matplotlib.figure import Figure
 
-    from hf_recipes.evaluation.reports.plots import FIGURES_KEPT
+    from hf_recipes.evaluation.reports.plots import FIGURES_PER_COLLECTION
 
     gc.disable()
     try:
-        for _ in range(FIGURES_KEPT + 2):
+        for _ in range(FIGURES_PER_COLLECTION + 2):
             draw_histogram([[0.1, 0.5, -0.3]], tmp_path / "differences.png", ["model"])
-        assert sum(isinstance(found, Figure) for found in gc.get_objects()) < FIGURES_KEPT
+        assert sum(isinstance(found, Figure) for found in gc.get_objects()) < FIGURES_PER_COLLECTION
     finally:
         gc.enable()

@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser
-from hf_recipes.inspection.stages import read_settings
+from hf_recipes.inspection.settings import read_settings
 
 RECIPES = {
     "bilibili_demo": "sft",

@@ -1,0 +1,225 @@
+"""The data sets of a run, read and tokenized by the code that trains on them."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, shown
+from hf_recipes.data.chat.encoder import tokenize_dataset
+from hf_recipes.data.examples import row_statuses
+from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.evaluation.methods.generation import choices_of
+from hf_recipes.evaluation.reports.report import Example, Table, TokenSequence, count_table
+from hf_recipes.inspection.checks import RowTexts
+from hf_recipes.inspection.lengths import Budget, over_any
+from hf_recipes.inspection.token_renderer import TokenRenderer
+from hf_recipes.run.data import read_rows, tokenize_rows
+from hf_recipes.stages.base import Context
+
+BATCH = 1000  # rows
+
+
+class Rows(ABC):
+    """One data set.
+
+    Attributes:
+        name: ``train`` or ``validation``.
+        ledger: the status of every row.
+        budgets: by the name of the length that they limit.
+        has_answers: whether a prompt can recur with another answer.
+    """
+
+    name: str
+    ledger: Ledger
+    budgets: dict[str, Budget]
+    has_answers = True
+
+    @classmethod
+    @abstractmethod
+    def read(cls, context: Context) -> list["Rows"]:
+        """The training rows of a run, and after them its validation rows if there are any."""
+
+    @abstractmethod
+    def texts(self, rows: Sequence[int] | None = None) -> Iterator[RowTexts]:
+        """All rows that can be read, in order, or those at these indices."""
+
+    @abstractmethod
+    def lengths(self) -> dict[str, np.ndarray]:
+        """Tokens of each row by the name of what is counted, before any budget."""
+
+    @abstractmethod
+    def render(self, renderer: TokenRenderer, count: int, seed: int, locations: Sequence[str]) -> list[Example]:
+        """The training rows at `locations`, or without them `count` of the rows that are trained on, sampled by `seed`.
+
+        Raises:
+            UserError: there is no such location.
+        """
+
+    def check(self, context: Context) -> str | None:
+        """A note about the training rows; UserError where the run would stop because of them."""
+        return None
+
+    def counts(self) -> dict[str, int | tuple[int, int]]:
+        """What else is counted, as `count_table` takes it."""
+        return {}
+
+    def tables(self) -> list[Table]:
+        return [count_table("Counts", "what", self.counts())]
+
+    def locate(self, rows: Sequence[int]) -> list[tuple[str, str]]:
+        """Location and text of rows, by their indices in ascending order."""
+        return [
+            (location, texts.full_text(row))
+            for texts in self.texts(rows)
+            for row, location in enumerate(texts.locations)
+        ]
+
+
+class TokenizedRows(Rows):
+    """Examples of a stage whose encoder makes a row of each.
+
+    Attributes:
+        examples: all that was read.
+        readable, tokenized: row for row; the latter includes rows that were dropped.
+        used: indices of the rows that are trained on.
+    """
+
+    columns: ClassVar[tuple[str, ...]]  # of `readable`, as JSON
+    sequences: ClassVar[dict[str, tuple[str, str]]]  # by name, the columns of ids and labels
+    limits: ClassVar[dict[str, str]]  # by the name of a length, the flag of its budget
+    effect: ClassVar[str]  # of a budget on a longer row
+
+    @classmethod
+    def read(cls, context):
+        sets = read_rows(context.data_args, context.args, context.stage.data_form)
+        return [cls.class_for(context, name)(name, examples, context) for name, examples in sets.items()]
+
+    @classmethod
+    def class_for(cls, context: Context, name: str) -> type["TokenizedRows"]:
+        return cls
+
+    def __init__(self, name: str, examples: Dataset, context: Context):
+        self.name, self.examples, self.args, self.stage = name, examples, context.args, context.stage
+        encoder_for = partial(context.stage.encoder, context.tokenizer)
+        encoder = encoder_for(self.args, name)
+        self.readable, self.tokenized, self.ledger = tokenize_rows(examples, encoder, context.data_args)
+        self.budgets, unlimited = {}, copy(self.args)
+        for length, flag in self.limits.items():
+            if limit := getattr(self.args, flag):
+                self.budgets[length] = Budget(f"--{flag}", limit, self.effect)
+            setattr(unlimited, flag, None)
+        self._unlimited = encoder_for(unlimited, "train")
+        self.locations, self.statuses = row_statuses(self.tokenized)
+        self.used = np.flatnonzero([not is_dropped(status) for status in self.statuses])
+        self._lengths: dict[str, np.ndarray] | None = None
+        self.tokens = self.labelled = np.zeros(0, np.int64)  # of each tokenized row; see `lengths`
+
+    def texts(self, rows=None):
+        chosen = self.readable if rows is None else self.readable.select(rows)
+        columns = [*self.columns, "meta", "location"]
+        for table in chosen.select_columns(columns).with_format("arrow").iter(BATCH):
+            values = {name: [_parsed(text) for text in table[name].to_pylist()] for name in columns[:-1]}
+            choices = [choices_of(meta) for meta in values.pop("meta")]
+            yield self.texts_of(values, table["location"].to_pylist(), choices)
+
+    @abstractmethod
+    def texts_of(self, values: dict[str, list], locations: list[str], choices: list) -> RowTexts:
+        """The texts of rows, from their parsed `columns`."""
+
+    @abstractmethod
+    def lengths_of(self, table: pa.Table) -> dict[str, np.ndarray]:
+        """`lengths` of tokenized rows, with all their "tokens" and those of them that are "labelled"."""
+
+    def _measured(self, tokenized: Dataset) -> dict[str, np.ndarray]:
+        batches = [self.lengths_of(table) for table in tokenized.with_format("arrow").iter(10 * BATCH)]
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    def lengths(self):
+        if self._lengths is None:
+            lengths = self._measured(self.tokenized)
+            self.tokens, self.labelled = lengths.pop("tokens"), lengths.pop("labelled")
+            changed = np.flatnonzero([status != KEPT for status in self.statuses])
+            if len(changed):  # truncated and dropped rows are encoded again without the budgets
+                unlimited = self._measured(tokenize_dataset(self.readable.select(changed), self._unlimited))
+                for name, values in lengths.items():
+                    values[changed] = unlimited[name]
+            encoded = np.any(list(lengths.values()), axis=0)  # no template can render the others
+            self._lengths = {name: values[encoded] for name, values in lengths.items()}
+        return self._lengths
+
+    def counts(self):
+        lengths = self.lengths()
+        tokens, labelled = int(self.tokens[self.used].sum()), int(self.labelled[self.used].sum())
+        # A reward model's loss is on the score of the whole answer.
+        name = "tokens of the answers" if self.stage.task_type == "SEQ_CLS" else "tokens that carry loss"
+        counts = {"rows that are trained on": len(self.used), "tokens of an epoch": tokens, name: (labelled, tokens)}
+        if self.budgets:
+            over = over_any(lengths, self.budgets)
+            counts["rows over a budget"] = int(over.sum()), len(over)
+        return counts
+
+    def choose(self, count: int, seed: int, locations: Sequence[str]) -> list[int | str]:
+        """Indices of rows; the location of a row that was dropped before it was tokenized."""
+        if not locations:
+            chosen = np.random.default_rng(seed).choice(self.used, min(count, len(self.used)), replace=False)
+            return sorted(chosen.tolist())
+        known = first_by_location(zip(self.locations, range(len(self.locations)), strict=True))
+        dropped = set(self.examples["location"][:]) - known.keys()
+        return [location if location in dropped else at_location(known, location) for location in locations]
+
+    def render(self, renderer, count, seed, locations):
+        return [self.example(renderer, row) for row in self.choose(count, seed, locations)]
+
+    def example(self, renderer: TokenRenderer, row: int | str) -> Example:
+        if isinstance(row, str):
+            return Example(row, shown(dict(zip(*row_statuses(self.examples), strict=True))[row]), [], [])
+        columns, status = self.tokenized[row], self.statuses[row]
+        sequences = [
+            TokenSequence(name, [renderer.render(columns[ids], columns[labels])])
+            for name, (ids, labels) in self.sequences.items()
+            if not is_dropped(status)
+        ]
+        return Example(self.locations[row], shown(status), self.facts_of(columns), sequences)
+
+    def facts_of(self, row: dict[str, Any]) -> list[str]:
+        return []
+
+
+def first_by_location(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The first value of each location."""
+    first: dict[str, Any] = {}
+    for location, value in values:
+        first.setdefault(location, value)
+    return first
+
+
+def at_location(values: Mapping[str, Any], location: str) -> Any:
+    if location not in values:
+        raise UserError(f"--show {location}: there is no such training row; the first is {next(iter(values))}")
+    return values[location]
+
+
+def _parsed(text: str | None) -> Any:
+    return json.loads(text) if text else None
+
+
+def last_question(messages: Sequence[Message]) -> str:
+    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
+
+
+def joined(messages: Iterable[Message]) -> str:
+    """The contents of turns, with reasoning and tool calls."""
+    parts: list[str] = []
+    for message in messages:
+        parts += filter(None, [message.get("reasoning_content"), message.get("content")])
+        if message.get("tool_calls"):
+            parts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
+    return "\n".join(parts)

@@ -1,0 +1,83 @@
+"""Conversations of supervised fine-tuning, and the packs of them that TRL makes."""
+
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+
+from hf_recipes.core.ledger import KEPT
+from hf_recipes.evaluation.reports.report import Example, TokenSequence
+from hf_recipes.inspection.checks import RowTexts
+from hf_recipes.inspection.lengths import label_spans
+from hf_recipes.inspection.rows.base import TokenizedRows, joined, last_question
+from hf_recipes.inspection.token_renderer import TokenRenderer
+
+
+class Conversations(TokenizedRows):
+    columns = ("messages",)
+    sequences: ClassVar = {"": ("input_ids", "labels")}
+    limits: ClassVar = {"prompt": "max_source_length", "answer": "max_target_length", "whole": "max_length"}
+    effect = "cut"
+
+    @classmethod
+    def class_for(cls, context, name):
+        return PackedConversations if getattr(context.args, "packing", False) and name == "train" else cls
+
+    def texts_of(self, values, locations, choices):
+        conversations = values["messages"]
+        prompts = [joined(messages[:-1]) for messages in conversations]
+        answers = [joined(messages[-1:]) for messages in conversations]
+        return RowTexts(locations, prompts, list(map(last_question, conversations)), {"answer": answers}, choices)
+
+    def lengths_of(self, table):
+        tokens, _, end, labelled = label_spans(table["labels"])
+        prompt = table["prompt_length"].to_numpy().astype(np.int64)
+        # The last answer ends with its end-of-turn token; what a template writes after it counts for no budget.
+        return {"prompt": prompt, "answer": end - prompt, "whole": end, "tokens": tokens, "labelled": labelled}
+
+
+class PackedConversations(Conversations):
+    """Training rows that are packed into blocks of `max_length` tokens."""
+
+    @cached_property
+    def packs(self) -> list[np.ndarray]:
+        """The indices of the rows of each pack, in their order."""
+        from trl import pack_dataset
+
+        self.lengths()
+        sizes = self.tokens[self.used]
+        # Rows of the same lengths are packed alike; in place of tokens, these hold the index of their row.
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+        indices = pa.ListArray.from_arrays(offsets, np.repeat(self.used, sizes).astype(np.int32))
+        rows = Dataset(pa.table({"row": indices}))
+        if self.args.shuffle_dataset:
+            rows = rows.shuffle(seed=self.args.seed)
+        packed = pack_dataset(rows, self.args.max_length, self.args.packing_strategy)
+        return [
+            pack["row"][np.cumsum(pack["seq_lengths"]) - pack["seq_lengths"]] for pack in packed.with_format("numpy")
+        ]
+
+    def counts(self):
+        counts, packs = super().counts(), len(self.packs)
+        filled = counts["tokens of an epoch"], packs * self.args.max_length
+        return counts | {"packs": packs, "tokens that fill them": filled}
+
+    def render(self, renderer, count, seed, locations):
+        if not locations:
+            size = len(self.packs)
+            chosen = np.random.default_rng(seed).choice(size, min(count, size), replace=False)
+            return [self._pack(renderer, index) for index in sorted(chosen.tolist())]
+        pack_of = {int(row): index for index, rows in enumerate(self.packs) for row in rows}
+        return [
+            self._pack(renderer, pack_of[row]) if row in pack_of else self.example(renderer, row)
+            for row in self.choose(count, seed, locations)
+        ]
+
+    def _pack(self, renderer: TokenRenderer, index: int) -> Example:
+        rows = [self.tokenized[row] for row in self.packs[index].tolist()]
+        documents = [renderer.render(row["input_ids"], row["labels"], row["location"]) for row in rows]
+        tokens = sum(len(row["input_ids"]) for row in rows)
+        facts = [f"{len(rows)} rows, {tokens:,} of {self.args.max_length:,} tokens"]
+        return Example(f"pack {index + 1:,} of {len(self.packs):,}", KEPT, facts, [TokenSequence("", documents)])
