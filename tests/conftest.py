@@ -301,8 +301,9 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub that this process's clients talk to, with a login."""
-    from hub_server import TOKEN, point_to, serve
     from huggingface_hub import constants
+
+    from hub_server import TOKEN, point_to, serve
 
     with serve() as server:
         point_to(server.url, monkeypatch)
