@@ -19,10 +19,11 @@ ROOT = Path(__file__).parents[1]
 HANGS = 240.0  # seconds after which a run that has not ended is taken to hang
 
 SERVER = """
-import faulthandler, json, os, runpy, sys, traceback
-import hf_recipes.stages.sft, hf_recipes.stages.pretrain, hf_recipes.stages.reward, hf_recipes.stages.grpo
-import hf_recipes.stages.dpo, hf_recipes.stages.kto
+import faulthandler, gc, json, os, runpy, sys, traceback
+import hf_recipes.stages.table, light_runs
 import deepspeed, bitsandbytes
+
+gc.freeze()
 
 def child(job, rank):
     for number, name in ((1, "out"), (2, "err")):
@@ -32,6 +33,7 @@ def child(job, rank):
     if job["world"] > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job["world"]), MASTER_ADDR="127.0.0.1")
     sys.argv = [job["script"], *job["argv"]]
+    light_runs.lighten(sys.argv)
     try:
         exec(job["before"], {"rank": rank})
         runpy.run_path(job["script"], run_name="__main__")

@@ -317,6 +317,7 @@ def point_to(url: str, monkeypatch) -> None:
     """Have this process's clients, and those of processes that it starts, talk to the hub at `url`."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", url)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # shared, with the address of its first use
     monkeypatch.setattr("modelscope_hub.config._default_config", None)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

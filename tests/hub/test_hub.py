@@ -22,7 +22,6 @@ from threading import Event
 import pytest
 import torch
 import yaml
-from hub_server import SHA, TOKEN, point_to, serve
 from transformers import AutoModelForCausalLM
 
 from conftest import ROOT, same, weights, write_jsonl
@@ -32,6 +31,7 @@ from hf_recipes.hub.download import download
 from hf_recipes.publishing import collect_files, push_callback
 from hf_recipes.publishing.redact import hub_names, public_ledger, public_name, public_settings, public_values
 from hf_recipes.trainer.checkpoints import what_is_missing
+from hub_server import SHA, TOKEN, point_to, serve
 
 SECRET_ROW = "青霉素过敏者张三"
 SOURCES = pytest.mark.parametrize("source", ["hf", "modelscope"])

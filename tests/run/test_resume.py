@@ -1,4 +1,4 @@
-"""What a run that resumes may change, and what not."""
+"""What a run that resumes may change, and what not; whole runs of it are in tests/stages/test_contract.py."""
 
 import dataclasses
 import json
@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 
-from conftest import write_jsonl, write_pairs
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.registry import EvaluationArguments
@@ -21,7 +20,6 @@ from hf_recipes.run.resume import (
     read_begun_with,
 )
 from hf_recipes.stages.table import STAGES
-from hf_recipes.trainer.checkpoints import BEGUN_WITH
 
 ONE = ("--model_name_or_path", "a/model", "--train_file", "a.json", "--output_dir", "run", "--report_to", "none")
 
@@ -231,82 +229,3 @@ def test_the_data_by_its_digest(checkpoint, capsys):
 def test_a_checkpoint_of_a_former_version_says_nothing(checkpoint, capsys):
     assert read_begun_with(checkpoint) is None
     assert f"{checkpoint} does not say with which settings and data it was written" in capsys.readouterr().out
-
-
-def pairs_of(folder):
-    rows = [
-        {"prompt": f"标准{n}：属于年龄还是性别？", "chosen": "年龄", "rejected": "性别" * (1 + n % 3)}
-        for n in range(24)
-    ]
-    return write_jsonl(folder / "train.json", rows)
-
-
-def rated_of(folder):
-    rows = [{"prompt": f"标准{n}？", "completion": "年龄", "label": n % 2 == 0} for n in range(24)]
-    return write_jsonl(folder / "train.json", rows)
-
-
-def text_of(folder):
-    return write_jsonl(folder / "train.json", [{"text": f"第{n}篇：今天天气很好。" * 4} for n in range(40)])
-
-
-def prompts_of(folder):
-    return write_jsonl(folder / "train.json", [{"prompt": f"标准{n}？", "response": "年龄"} for n in range(24)])
-
-
-SCRIPTS = {
-    "sft": lambda folder: write_pairs(folder) / "train.json",
-    "pretrain": text_of,
-    "reward": pairs_of,
-    "dpo": pairs_of,
-    "orpo": pairs_of,
-    "kto": rated_of,
-    "grpo": prompts_of,
-}
-FLAGS = {
-    "pretrain": ("--block_size", 32),
-    "kto": ("--per_device_train_batch_size", 4),
-    "grpo": ("--rewards", "chinese", "--num_generations", 2, "--max_completion_length", 4),
-}
-
-
-@pytest.mark.parametrize(
-    "stage", [pytest.param(stage, marks=[] if stage in ("sft", "pretrain") else pytest.mark.slow) for stage in SCRIPTS]
-)
-def test_a_run_of_any_stage_resumes_as_it_began_or_not_at_all(forks, model_dir, tmp_path, stage):
-    data, output = SCRIPTS[stage](tmp_path / "data"), tmp_path / "run"
-    argv = ["--model_name_or_path", model_dir, "--report_to", "none", "--logging_steps", 1, "--save_steps", 2]
-    argv += ["--cache_dir", tmp_path / "cache", "--output_dir", output, "--max_steps", 3, *FLAGS.get(stage, ())]
-    argv += ["--bf16", False, "--lr_scheduler_type", "constant", "--train_file"]
-    how = {"script": f"scripts/{stage}.py"}
-    run = forks.run(*argv, data, **how)
-    assert run.code == 0, run.err
-    record = json.loads((output / "checkpoint-2" / BEGUN_WITH).read_text())
-    assert record["data"]["rows"] > 0 and record["data"]["tokens"] > 0 and record["steps"] == 3
-
-    resumed = ("--resume_from_checkpoint", output / "checkpoint-2")
-    lines = data.read_text().splitlines(keepends=True)
-    moved, mixed = data.with_name("other") / data.name, data.with_name("mixed") / data.name
-    for path, rows in ((moved, lines), (mixed, [*lines[1:], lines[0]])):
-        path.parent.mkdir()
-        path.write_text("".join(rows))
-    for flags, message in (
-        ((data, "--learning_rate", 1.0, "--seed", 7), "--learning_rate 1.0, was "),
-        (
-            (data, "--seed", 7),
-            "--seed 7, was 42. Resume with what it was written with, or start a new run from its weights",
-        ),
-        ((mixed,), f"was written with other training data (--train_file {mixed}, was {data}): again "),
-    ):
-        run = forks.run(*argv, *flags, *resumed, "--dry_run", **how)
-        assert run.code == 1 and message in run.err and "Traceback" not in run.err, run.out + run.err
-    before = (output / "run_config.yaml").read_bytes()
-    run = forks.run(*argv, data, "--weight_decay", 0.5, *resumed, **how)
-    assert run.code == 1 and "--weight_decay 0.5, was " in run.err
-    assert (output / "run_config.yaml").read_bytes() == before
-    run = forks.run(*argv, moved, "--max_steps", 4, "--logging_steps", 2, *resumed, **how)
-    assert run.code == 0, run.err
-    assert "changed since step 2: --logging_steps 2.0, was 1.0" in run.out
-    assert f"changed since step 2: --train_file {moved}, was {data} (the same " in run.out
-    assert "; 4 steps, was 3" in run.out
-    assert json.loads((output / "metrics.json").read_text())["steps"] == 4

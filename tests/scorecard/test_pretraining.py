@@ -199,7 +199,7 @@ def alone(forks, model_dir, corpus, tmp_path_factory):
     "flags",
     [
         pytest.param(["--gradient_accumulation_steps", 2, "--per_device_train_batch_size", 2], id="DDP, accumulated"),
-        pytest.param(["--deepspeed", "configs/deepspeed/zero2.json"], id="ZeRO-2"),
+        pytest.param(["--deepspeed", "configs/deepspeed/zero2.json"], id="ZeRO-2", marks=pytest.mark.slow),
         pytest.param(["--deepspeed", "configs/deepspeed/zero3.json", "--streaming", "True"], id="ZeRO-3, streamed"),
     ],
 )

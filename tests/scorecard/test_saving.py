@@ -304,20 +304,18 @@ def test_row_04_kill_and_resume(forks, settings, whole, tmp_path, target, expect
     assert "step 15" not in run.out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
-def test_row_08_a_signal_ends_the_run_with_a_checkpoint(forks, settings, whole, tmp_path, number):
+def test_row_08_ctrl_c_ends_the_run_with_a_checkpoint(forks, settings, whole, tmp_path):
+    """SIGTERM, in every stage: tests/stages/test_contract.py."""
     output = tmp_path / "stopped"
     argv = [*settings, "--output_dir", output, "--save_strategy", "no", "--logging_steps", 1]
     run = forks.start(*argv)
     run.wait_for("step 3/14")
-    start = time.monotonic()
-    run.signal(number)
+    run.signal(signal.SIGINT)
     assert run.code == 0, run.err
-    assert time.monotonic() - start < 10
     [checkpoint] = output.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
     assert what_is_missing(checkpoint) is None and 3 <= step < 14
-    assert f"stopped by {number.name} after step {step} of 14; go on with the same command and --resume_from" in run.out
+    assert f"stopped by SIGINT after step {step} of 14; go on with the same command and --resume_from" in run.out
     run = forks.run(*argv, "--resume_from_checkpoint", "true")
     assert run.code == 0 and same(weights(output), whole)
 

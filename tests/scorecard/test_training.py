@@ -1,4 +1,7 @@
-"""Rows 9 to 11 of the reliability scorecard: what the optimizer sees. Row 12 is in tests/data/chat/test_encoder.py."""
+"""Rows 9, 11 and 28 of the reliability scorecard: what the optimizer sees.
+
+Row 9 of every stage and row 10 are in tests/stages/test_contract.py, row 12 in tests/data/chat/test_encoder.py.
+"""
 
 import json
 
@@ -38,8 +41,7 @@ def printed(run, what: str) -> list[str]:
     return [line for line in run.out.splitlines() if what in line]
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize(("world", "value"), [(1, "inf"), (2, "nan")])
 def test_row_09_an_update_that_is_not_finite_is_left_out(forks, settings, tmp_path, world, value):
     output = tmp_path / "run"
     run = forks.run(*settings, "--output_dir", output, world=world, before=SPOIL % ("标准17：", value))
@@ -190,19 +192,6 @@ def test_deepspeed_settings_that_would_let_them_through(forks, settings, tmp_pat
     (tmp_path / "none.json").write_text(json.dumps({"zero_optimization": {"stage": 0}}))
     run = forks.run(*settings, "--output_dir", tmp_path / "run", "--deepspeed", tmp_path / "none.json")
     assert run.code == 1 and "--deepspeed: ZeRO stage 0 spreads nothing" in run.err, run.err
-
-
-def test_row_10_accumulation_is_the_same_as_a_larger_batch(forks, settings, tmp_path):
-    found = {}
-    for size, accumulation in ((8, 1), (1, 8)):
-        output = tmp_path / str(size)
-        argv = [*settings, "--output_dir", output, "--gradient_accumulation_steps", accumulation, "--max_steps", 5]
-        argv += ["--optim", "sgd", "--use_lora", "False", "--per_device_train_batch_size", size]
-        run = forks.run(*argv)
-        assert run.code == 0, run.err
-        found[size] = weights(output), run.losses()
-    assert found[8][1] == pytest.approx(found[1][1], abs=1e-4)  # as printed, with four digits
-    assert all(torch.allclose(found[8][0][key], found[1][0][key], atol=1e-5) for key in found[8][0])
 
 
 def test_row_11_packed_and_separate_rows(model_dir, pairs, tmp_path):

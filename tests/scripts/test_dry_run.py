@@ -42,7 +42,7 @@ def test_the_table_says_what_the_run_does(dry, sft, model_dir, pairs, tmp_path):
     truncated = re.search(r"truncated +([\d.]+)%", out)[1]
     real.undo()
     flags = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", tmp_path / "run"]
-    code, out, err = sft(*flags, "--report_to", "none", *more)
+    code, out, err = sft(*flags, "--report_to", "none", *more, light=False)
     assert code == 0, err
     assert f"training {trained} weights" in out and "trained to step 10 " in out
     assert "memory: estimated" in out

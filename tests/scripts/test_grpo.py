@@ -32,7 +32,7 @@ def grpo(script, settings, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-def test_a_run_leaves_the_whole_folder_and_can_be_repeated(grpo, script, asked, judge, tmp_path, algorithm):
+def test_a_run_tells_of_its_answers_and_their_rewards(grpo, script, asked, judge, tmp_path, algorithm):
     code, out, err = grpo(
         *("--algorithm", algorithm, "--reward_model", judge, "--rewards", "model", "chinese=0.5", "rouge=2"),
         *("--validation_file", asked, "--eval_files", f"more={asked}"),
@@ -40,11 +40,6 @@ def test_a_run_leaves_the_whole_folder_and_can_be_repeated(grpo, script, asked, 
     )
     assert code == 0, err
     run = tmp_path / "run"
-    names = {path.name for path in run.iterdir()}
-    assert names >= {"adapter_model.safetensors", "tokenizer.json", "run_config.yaml", "data_ledger.json", "samples"}
-    assert names >= {"metrics.json", "curves.png", "README.md", "checkpoint-4"} and "ref" not in names
-    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
-
     metrics = json.loads((run / "metrics.json").read_text())
     keys = ("reward", "rewards/model", "rewards/chinese", "rewards/rouge", "rewards/model_positive", "rougeL")
     for when in ("before", "after"):
@@ -74,45 +69,10 @@ def test_a_run_leaves_the_whole_folder_and_can_be_repeated(grpo, script, asked, 
     assert f"mean reward {train[0]['reward']:.4f} at first and {train[-1]['reward']:.4f} at last" in out
     assert "reward" in out and "step 1/4  loss" in out and "newest answers at each log" in out
 
-    code, _, err = script("grpo.py", "--config", run / "run_config.yaml", "--output_dir", tmp_path / "again")
-    assert code == 0, err
-    assert same(weights(run), weights(tmp_path / "again"))
-
-
-def test_row_04_a_killed_run_goes_on_to_the_same_weights(forks, settings, tmp_path):
-    argv = [*settings, "--max_steps", 8, "--save_steps", 3]
-    whole = forks.run(*argv, "--output_dir", tmp_path / "whole", **SCRIPT)
-    assert whole.code == 0, whole.err
-    run = forks.start(*argv, "--output_dir", tmp_path / "run", **SCRIPT)
-    run.wait_for("step 5/8")
-    run.signal()
-    run.wait()
-    run = forks.run(*argv, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "true", **SCRIPT)
-    assert run.code == 0 and "going on from" in run.out, run.err
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
-
-
-def test_two_processes_learn_what_one_does(forks, settings, tmp_path):
-    found = {}
-    for world in (1, 2):
-        argv = [*settings, "--output_dir", tmp_path / str(world), "--per_device_train_batch_size", 8 // world]
-        argv += ["--optim", "sgd", "--learning_rate", 1, "--max_steps", 3]
-        run = forks.run(*argv, world=world, **SCRIPT)
-        assert run.code == 0, run.err
-        tokens = json.loads((tmp_path / str(world) / "metrics.json").read_text())["train"]["tokens"]
-        samples = sorted((tmp_path / str(world) / "samples" / "step-3.jsonl").read_text().splitlines())
-        found[world] = tokens, samples, weights(tmp_path / str(world))
-    assert found[1][0] == found[2][0]
-    answers = [[json.loads(line)["prediction"] for line in samples] for _, samples, _ in found.values()]
-    assert answers[0] == answers[1]
-    assert all(torch.allclose(found[1][2][key], found[2][2][key], atol=1e-5) for key in found[1][2])
-
-
-def test_all_weights_can_be_trained(grpo, model_dir, tmp_path):
-    code, _, err = grpo("--use_lora", "False", "--max_steps", 2)
-    assert code == 0, err
-    start, end = weights(model_dir), weights(tmp_path / "run")
-    assert start.keys() == end.keys() and not same(start, end)
+    if algorithm == "rloo":  # GRPO's is repeated in tests/stages/test_contract.py
+        code, _, err = script("grpo.py", "--config", run / "run_config.yaml", "--output_dir", tmp_path / "again")
+        assert code == 0, err
+        assert same(weights(run), weights(tmp_path / "again"))
 
 
 def test_what_cannot_be_is_named(grpo, asked, model_dir, judge, tmp_path):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_server import TOKEN, point_to
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from conftest import ROOT, write_jsonl
+from hub_server import TOKEN, point_to
 
 TARGETS = pytest.mark.parametrize("target", ["hf", "modelscope"])
 QUICK = ["--report_to", "none", "--max_steps", 1, "--learning_rate", "1e-2", "--bf16", "False"]
