@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import write_json
-from hf_recipes.core.settings import read_json_object
+from hf_recipes.core.files import read_mapping, write_json
 
 UNITS = ("tokens", "documents", "bytes", "epochs")
 ENDLESS = 1 << 40  # blocks in an "epoch" of a mixture of streams, whose lengths are not known
@@ -62,7 +61,7 @@ def parse_policy(value: Any, where: str) -> Policy:
 
 
 def read_policy(path: str) -> Policy:
-    return parse_policy(read_json_object(path, "--mixture"), f"--mixture {path}")
+    return parse_policy(read_mapping(path, "--mixture"), f"--mixture {path}")
 
 
 def round_shares(shares: np.ndarray, total: int) -> np.ndarray:
