@@ -201,7 +201,7 @@ class Ledger:
         """The ledger of a `to_dict`, and of the files of earlier versions, whose key was "fate"."""
         sources = {source: Counter(counts) for source, counts in value["sources"].items()}
         reasons = {
-            (entry["source"], entry.get("status") or entry["fate"]): Entry(entry["count"], list(entry["first"]))
+            (entry["source"], entry.get("status") or entry["fate"]): Entry(entry["count"], list(entry.get("first", ())))
             for entry in value["reasons"]
         }
         return cls(sources, reasons)

@@ -27,6 +27,7 @@ from hf_recipes.models.generation_settings import make_savable, stop_at_eos
 from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.lora import load_adapter, read_adapter_config
+from hf_recipes.publishing.model_card import model_card
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -122,7 +123,7 @@ def merge(args: MergeArguments) -> Path:
     with writing(f"--output_dir {target}"), new_folder(target) as partial:
         record |= _write(args, sources, partial)
         record |= {"versions": _versions(), "request": request}
-        write_text(partial / "README.md", merge_record.card(record, target.resolve().name, sources.is_reward))
+        write_text(partial / "README.md", model_card(partial, merge=record, title=target.resolve().name))
         record["files"] = merge_record.file_hashes(partial, ["*"])
         merge_record.write_record(partial, record)
     return target

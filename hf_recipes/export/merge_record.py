@@ -1,11 +1,11 @@
-"""A merged model's folder: what is kept of base and adapters, its record (merge.json) and its card."""
+"""A merged model's record (merge.json): what was merged, and whether a folder holds it as it was written."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -14,9 +14,6 @@ from hf_recipes.core.files import is_empty, write_json
 from hf_recipes.hub.clients import source_of
 from hf_recipes.models.checks.weight_files import NOT_READ, WEIGHTS
 from hf_recipes.models.lora import MERGE_RECORD
-
-if TYPE_CHECKING:
-    pass
 
 # What a merge depends on, of a base and of an adapter.
 SOURCES = (
@@ -90,47 +87,3 @@ def is_done(folder: Path, request: Mapping[str, Any]) -> bool:
     if damaged := [name for name, value in files.items() if file_hashes(folder, [name]).get(name) != value]:
         raise UserError(f"--output_dir {folder}: this merge was changed after it was written ({damaged[0]}); {other}")
     return True
-
-
-def card(record: Mapping[str, Any], title: str, is_reward: bool) -> str:
-    """README.md in English and Chinese; a push writes the repository's name in place of "FOLDER"."""
-    base, parity = record["base"]["name"], record["parity"]
-    adapters = ", ".join(
-        f"`{adapter['name']}`" + f" × {adapter['weight']:g}" * (adapter["weight"] != 1)
-        for adapter in record["adapters"]
-    )
-    kind = f"AutoModelFor{'SequenceClassification' if is_reward else 'CausalLM'}"
-    header = ["---", "library_name: transformers", "language: zh"]
-    header += [f"base_model: {base}"] if "/" in base else []
-    task = "text-classification" if is_reward else "text-generation"
-    header += [f"pipeline_tag: {task}", "tags: [hf_recipes, merge, lora]", "---"]
-    trained = record["quantized_in_training"]
-    quantized = (
-        f"The adapter was trained on the base in {trained}; here it is in the base's full weights.\n",
-        f"适配器训练时基座为 {trained}；这里并入的是基座的全精度权重。\n",
-    )
-    checked = (
-        f"Weights in {record['dtype']}. Against base and adapter, computed in float32, logits differ by at most "
-        f"{parity['logits']:.2g}",
-        f"权重为 {record['dtype']}。以 float32 计算，与“基座加适配器”相比，logits 最多相差 {parity['logits']:.2g}",
-    )
-    if not is_reward:
-        same = f"{parity['greedy_tokens']['same']} / {parity['greedy_tokens']['of']}"
-        checked = (
-            f"{checked[0]}, and {same} greedy tokens are the same",
-            f"{checked[1]}，贪心解码的词元 {same} 相同",
-        )
-    lines = [
-        *header,
-        f"\n# {title}\n",
-        f"`{base}` with the LoRA adapter {adapters} merged into it, by hf_recipes.\n",
-        f"由 hf_recipes 将 LoRA 适配器 {adapters} 并入 `{base}` 而成。\n",
-        "```python",
-        f'from transformers import {kind}, AutoTokenizer\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")',
-        f'model = {kind}.from_pretrained("FOLDER")',
-        "```\n",
-        *(quantized if trained else ()),
-        f"{checked[0]}.\n",
-        f"{checked[1]}。",
-    ]
-    return "\n".join(lines) + "\n"

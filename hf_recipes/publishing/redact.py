@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hf_recipes.core.ledger import without_values
+from hf_recipes.core.ledger import Entry, Ledger, without_values
 from hf_recipes.core.settings import DEFAULTS
 from hf_recipes.hub.clients import source_of
 from hf_recipes.privacy.redactor import Redactor
@@ -120,20 +120,18 @@ def public_settings(text: str, names: Mapping[str, str]) -> str:
 
 
 def public_ledger(ledgers: Mapping[str, Mapping], names: Mapping[str, str]) -> dict[str, dict]:
-    """`data_ledger.json` as it may be published: counts and reasons by file name, without places or quoted values."""
+    """`data_ledger.json` as it may be published: counts and reasons by file name, no locations or quoted values."""
     public = {}
-    for name, ledger in ledgers.items():
-        sources: dict[str, Counter] = {}
-        for source, counts in ledger["sources"].items():
-            sources.setdefault(public_name(source, names), Counter()).update(counts)
-        reasons: Counter = Counter()
-        for entry in ledger["reasons"]:
-            reasons[public_name(entry["source"], names), without_values(entry["status"])] += entry["count"]
-        public[name] = {
-            "total": dict(ledger["total"]),
-            "sources": {source: dict(counts) for source, counts in sources.items()},
-            "reasons": [{"source": s, "status": status, "count": count} for (s, status), count in reasons.items()],
-        }
+    for name, value in ledgers.items():
+        ledger, by_name = Ledger.from_dict(value), Ledger()
+        for source, counts in ledger.sources.items():
+            by_name.sources.setdefault(public_name(source, names), Counter()).update(counts)
+        for (source, status), entry in ledger.reasons.items():
+            key = public_name(source, names), without_values(status)
+            by_name.reasons.setdefault(key, Entry()).count += entry.count
+        public[name] = by_name.to_dict()
+        for reason in public[name]["reasons"]:
+            del reason["first"]
     return public
 
 
