@@ -9,7 +9,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.checks.saving import saved_names
-from hf_recipes.models.residual import has_begun_in_base
+from hf_recipes.models.residual import has_residual
 
 if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments
@@ -36,7 +36,7 @@ def check_trained(model: PreTrainedModel, args: "RunArguments", is_quantized: bo
         )
     on_fsdp = (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not args.use_cpu
     splits = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None
-    begun = has_begun_in_base(model)
+    begun = has_residual(model)
     if begun and (splits or is_quantized):
         raise UserError(
             f"init_lora_weights pissa or olora takes whole float weights apart, which there are not with "

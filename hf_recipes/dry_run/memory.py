@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from hf_recipes.core.heap import MAPPED
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.inference.compute import ForwardPass
+from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import losses_at, takes
 from hf_recipes.models.loading import weight_dtype
-from hf_recipes.models.lora import attach_lora, read_adapter_config, read_lora_config
+from hf_recipes.models.lora import attach_lora, read_lora_config
+from hf_recipes.models.saved_adapter import read_adapter_config
 from hf_recipes.trainer.sharding import Sharding
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from hf_recipes.dry_run.peak_memory import in_units
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import joins_rows, keeps_packed_rows_apart
 from hf_recipes.models.devices import has_accelerator
-from hf_recipes.models.inference.compute import ForwardPass
+from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.loading import without_deepspeed
 from hf_recipes.models.quantization import read_bnb_config
 

@@ -14,7 +14,7 @@ from hf_recipes.core.folders import OutputFolder
 from hf_recipes.core.settings import PositiveInt, Share, check_limits, setting
 from hf_recipes.evaluation.method import Method, Outcome, run_method, versions
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
-from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.batch_options import Compute
 from hf_recipes.models.inference.generate import not_numbers
 
 if TYPE_CHECKING:

@@ -23,11 +23,11 @@ from hf_recipes.export.parity import (
     default_tolerance,
     parity_prompts,
 )
+from hf_recipes.models import weight_files
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.checks import weight_files
 from hf_recipes.models.from_gguf import load_gguf_model, read_metadata
 from hf_recipes.models.generation_settings import stop_at_eos
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.pretokenizers import mixed_texts, named_like
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import new_folder, write_text, writing
 from hf_recipes.export import merge_record
 from hf_recipes.export.parity import answer, compare, default_tolerance, parity_prompts
+from hf_recipes.models import weight_files
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.checks import weight_files
 from hf_recipes.models.devices import has_accelerator
 from hf_recipes.models.generation_settings import make_savable, stop_at_eos
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config
-from hf_recipes.models.lora import load_adapter, read_adapter_config
+from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.publishing.model_card import model_card
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_recipes.models.inference.opening import only_these
+from hf_recipes.models.generation_settings import complete_generation_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,7 +103,7 @@ def _greedy(model: "PreTrainedModel", prompts: Sequence[Sequence[int]]) -> list[
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    config = only_these(do_sample=False, max_new_tokens=GREEDY_TOKENS, pad_token_id=0)
+    config = complete_generation_config(do_sample=False, max_new_tokens=GREEDY_TOKENS, pad_token_id=0)
     return model.generate(ids, attention_mask=mask, generation_config=config)[:, width:].tolist()
 
 

@@ -14,8 +14,8 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.prompts import ANSWER, Prompt
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.compute import Compute
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config, without_deepspeed
 from hf_recipes.models.reward_head import rewards
 

@@ -13,7 +13,8 @@ from hf_recipes.dry_run.memory import Batch, estimate, skeleton
 from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.lora import attach_lora, load_adapter, read_lora_config
+from hf_recipes.models.lora import attach_lora, read_lora_config
+from hf_recipes.models.saved_adapter import load_adapter
 from hf_recipes.run.arguments import ModelArguments, SFTArguments
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.evaluation.method import EvalContext, Method, Record
-from hf_recipes.models.inference.compute import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import Compute, ForwardPass
 
 if TYPE_CHECKING:
     import numpy as np
