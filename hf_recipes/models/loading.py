@@ -10,7 +10,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
 from hf_recipes.models.checks.packing import sees_later_tokens
-from hf_recipes.models.generation_settings import own_generation_config
+from hf_recipes.models.inference.generation_settings import own_generation_config
 from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """Whether a model's attention leaks: between packed rows, or from later tokens to earlier ones."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -7,7 +8,10 @@ from typing import TYPE_CHECKING
 from hf_recipes.core.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# The sizes of a tiny copy of a model; a family whose sizes depend on each other in another way has none.
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
 def sees_later_tokens(model: "PreTrainedModel") -> bool:
@@ -59,6 +63,31 @@ def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:
             packed = mixed
     model.train(was_training)
     return bool((packed - alone).norm() < 0.3 * (mixed - alone).norm())
+
+
+def leaks_in_tiny_copy(config: "PretrainedConfig", trust_remote_code: bool) -> bool:
+    """Whether packed rows see each other in a tiny random model of this configuration.
+
+    False too where there is none: the model itself is tried once it is loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    tiny = copy.deepcopy(config)
+    text = tiny.get_text_config()
+    for name, value in {**TINY, "vocab_size": 128}.items():
+        if hasattr(text, name):
+            setattr(text, name, value)
+    text.num_hidden_layers = min(4, text.num_hidden_layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(tiny, trust_remote_code=trust_remote_code)
+            return not keeps_packed_rows_apart(model)
+    except Exception:
+        return False
 
 
 @contextmanager

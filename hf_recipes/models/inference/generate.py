@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.generation_settings import complete_generation_config
 from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generation_settings import complete_generation_config
 
 if TYPE_CHECKING:
     import torch

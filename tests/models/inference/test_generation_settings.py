@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from conftest import tiny_model
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.generation_settings import make_savable
+from hf_recipes.models.inference.generation_settings import make_savable
 from hf_recipes.models.loading import load_config
 
 
