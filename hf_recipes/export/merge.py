@@ -141,7 +141,7 @@ def _check_combination(args: MergeArguments, configs: Sequence["PeftConfig"]) ->
         keys = ("modules_to_save", "trainable_token_indices", "use_dora", "bias", "lora_bias")
         if whole := [key for key in keys if getattr(config, key) not in (None, False, "none", [])]:
             raise UserError(
-                f"--peft_path {path}: it has {', '.join(found)}, which can be neither weighted nor added to another "
+                f"--peft_path {path}: it has {', '.join(whole)}, which can be neither weighted nor added to another "
                 "adapter's; merge it by itself, without --weights"
             )
     kinds = {config.task_type or "CAUSAL_LM" for config in configs}  # PEFT's default is null
