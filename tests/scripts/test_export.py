@@ -1,10 +1,8 @@
 """scripts/export.py: a GGUF file that says what the model says, a Modelfile that writes what its template writes."""
 
 import json
-import os
 import re
 import shutil
-import signal
 from functools import partial
 from pathlib import Path
 
@@ -324,23 +322,6 @@ def test_weights_that_are_no_numbers_are_not_exported(llama, tmp_path, monkeypat
     with pytest.raises(UserError, match=r"model.safetensors: lm_head.weight holds NaN or infinite values"):
         gguf.export(gguf.ExportArguments(str(tmp_path / "model"), str(tmp_path / "out"), llama_cpp="tests"))
     assert not list(tmp_path.glob("out*"))
-
-
-def test_killed_in_the_middle(export, llama, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    pid = os.fork()
-    if pid == 0:
-        monkeypatch.setattr(gguf, "_check", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        torch.set_num_threads(1)
-        gguf.export(gguf.ExportArguments(llama, str(out), llama_cpp="tests"))
-        os._exit(0)
-    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
-    [left] = tmp_path.glob("out*")
-    assert left.name.startswith("out.partial-")
-    monkeypatch.undo()
-    os.chdir(ROOT)
-    assert export("--model_name_or_path", llama, "--output_dir", out)[0] == 0
-    assert [path.name for path in tmp_path.glob("out*")] == ["out"]
 
 
 @pytest.mark.skipif(not CONVERTER.is_file(), reason=f"needs llama.cpp's converter: {gguf.GET_CONVERTER}")
