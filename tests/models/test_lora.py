@@ -57,7 +57,7 @@ def test_both_spellings_and_any_key_of_peft(tmp_path):
     ("settings", "message"),
     [
         ({"lora_rank": 8}, r"unknown key 'lora_rank' \(did you mean"),
-        ({"lora_r": 8, "r": 4}, "says again"),
+        ({"lora_r": 8, "r": 4}, "and another key both set r"),
         ({"lora_r": 0, "target_modules": "all-linear"}, None),
         ({"lora_r": "8"}, 'r is "8"; expected a number'),
         ({"lora_alpha": None}, "lora_alpha is null; expected a number"),

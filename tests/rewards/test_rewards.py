@@ -118,7 +118,7 @@ def test_rows_without_references_are_said(capsys):
 OWN = """
 import math
 import numpy as np
-def reward(prompts, completions, reference, place, answer_choices, **rest):
+def reward(prompts, completions, reference, location, answer_choices, **rest):
     assert prompts == [[{"role": "user", "content": "问？"}]] * len(completions)
     if "坏" in completions[-1] and len(completions) == 1:
         raise KeyError("坏")
