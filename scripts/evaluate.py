@@ -22,7 +22,7 @@ from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.rewards.weighted_sum import Rewards
 
 

@@ -14,7 +14,7 @@ from hf_recipes.evaluation.over_file import run_over_file
 from hf_recipes.evaluation.predict import Predict, PredictArguments, predict_settings, prompt_budget, write_submission
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
-from hf_recipes.models.inference.opening import load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
 
 
 def main() -> None:

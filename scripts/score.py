@@ -12,7 +12,7 @@ from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.evaluation.over_file import run_over_file, settings_of_model
 from hf_recipes.evaluation.score import AnswerReader, Score, ScoreArguments
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 
 
 def main() -> None:

@@ -184,7 +184,7 @@ class Ledger:
         """The ledger of `to_dict`, also of an earlier version, in which the key of a status was "fate"."""
         sources = {source: Counter(counts) for source, counts in value["sources"].items()}
         reasons = {
-            (entry["source"], entry.get("status") or entry["fate"]): Entry(entry["count"], list(entry["first"]))
+            (entry["source"], entry.get("status") or entry["fate"]): Entry(entry["count"], list(entry.get("first", ())))
             for entry in value["reasons"]
         }
         return cls(sources, reasons)

@@ -1,4 +1,4 @@
-"""What can be said of a run's settings from the model's shape alone."""
+"""Settings that do not go with the model, found from its shapes alone."""
 
 import os
 from typing import TYPE_CHECKING
@@ -9,18 +9,14 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.checks.saving import saved_names
-from hf_recipes.models.residual import has_begun_in_base
+from hf_recipes.models.residual import has_residual
 
 if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments
 
 
 def check_trained(model: PreTrainedModel, args: "RunArguments", is_quantized: bool) -> None:
-    """Refuse an adapter that would not be saved as it is trained, or whose base would not be the base.
-
-    Raises:
-        UserError: weights that are trained and not saved, or a way to begin or biases that do not go with the settings.
-    """
+    """Refuse an adapter that would not be saved as it is trained, or that changes a base that must stay as it is."""
     if not hasattr(model, "peft_config"):
         return
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -35,28 +31,23 @@ def check_trained(model: PreTrainedModel, args: "RunArguments", is_quantized: bo
             'is; take them out of target_modules, or, where they are one with embed_tokens, "ensure_weight_tying"'
         )
     on_fsdp = (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not args.use_cpu
-    splits = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None
-    begun = has_begun_in_base(model)
-    if begun and (splits or is_quantized):
+    shards = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None
+    if has_residual(model) and (shards or is_quantized):
         raise UserError(
-            f"init_lora_weights pissa or olora takes whole float weights apart, which there are not with "
-            f"{splits or 'a quantized base'}: leave it out of --lora_config"
+            f"init_lora_weights pissa or olora needs full float weights, which {shards or 'a quantized base'} does not "
+            "have: leave it out of --lora_config"
         )
-    if model.peft_config["default"].bias != "none" and (splits or args.has_reference):
-        why = splits or "a reference (--beta), which has the biases as they were,"
+    if model.peft_config["default"].bias != "none" and (shards or args.has_reference):
+        why = shards or "a reference (--beta), which needs the base's biases unchanged,"
         raise UserError(f'"bias" trains biases of the base, which does not go with {why}: set it to "none"')
 
 
 def balances_experts(args: "RunArguments", config: PretrainedConfig) -> bool:
-    """Whether the loss has a part for how evenly the experts are used, as it has in a mixture's, by default too.
-
-    Raises:
-        UserError: a weight for it, and a model that is no mixture.
-    """
+    """Whether the loss has a term for balanced experts, which a mixture's has by default."""
     if not hasattr(args, "router_aux_loss_coef"):
         return False
     text, coefficient = config.get_text_config(), args.router_aux_loss_coef
     if coefficient and not hasattr(text, "output_router_logits"):
-        raise UserError(f"--router_aux_loss_coef is for mixtures of experts; {config.model_type} is none")
+        raise UserError(f"--router_aux_loss_coef is for mixtures of experts; {config.model_type} is not one")
     coefficient = getattr(text, "router_aux_loss_coef", 0) if coefficient is None else coefficient
     return hasattr(text, "output_router_logits") and bool(coefficient)

@@ -1,4 +1,4 @@
-"""The memory that a run really took, against what was estimated for it."""
+"""The memory that a run took, next to its estimate."""
 
 import re
 from pathlib import Path
@@ -11,15 +11,15 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def _resident(field: str) -> int:
-    """Bytes of this process in memory: now (``VmRSS``), or at the most (``VmHWM``)."""
+    """Bytes of this process in memory: now (``VmRSS``), or at its peak (``VmHWM``)."""
     return int(re.search(rf"^{field}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)[1]) * 1024
 
 
 class PeakMemory:
     """Made before the model is loaded, started with the training, read after the last evaluation.
 
-    On an accelerator the peak is what torch allocated on this process's device; on a CPU, how far the process grew
-    over what it held before it loaded the model. Where the system tells neither, there is none.
+    On an accelerator the peak is what torch allocated on this process's device. On a CPU it is by how much the process
+    grew after it was measured before the model was loaded; on systems without /proc it is unknown.
     """
 
     def __init__(self, estimated: int | None):
@@ -29,7 +29,7 @@ class PeakMemory:
         self._before = 0 if self._on_accelerator or not self._readable else _resident("VmRSS")
 
     def start(self) -> None:
-        """Forget what loading took: the peak is that of the training."""
+        """Reset the peak, so that loading the model does not count."""
         if self._on_accelerator:
             torch.accelerator.reset_peak_memory_stats()
         elif self._readable:
@@ -57,11 +57,11 @@ def in_units(size: float) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
-def describe(found: dict) -> str | None:
+def describe(measured: dict) -> str | None:
     """One line of `PeakMemory.read`, or None where nothing was measured."""
-    if found["peak"] is None:
+    if measured["peak"] is None:
         return None
-    if found["estimated"] is None:
-        return f"memory: peak {in_units(found['peak'])}"
-    estimated, peak = in_units(found["estimated"]), in_units(found["peak"])
-    return f"memory: estimated {estimated}, peak {peak} ({found['error'] * 100:+.0f} %)"
+    if measured["estimated"] is None:
+        return f"memory: peak {in_units(measured['peak'])}"
+    estimated, peak = in_units(measured["estimated"]), in_units(measured["peak"])
+    return f"memory: estimated {estimated}, peak {peak} ({measured['error'] * 100:+.0f} %)"

@@ -18,7 +18,7 @@ from hf_recipes.evaluation.method import Method, Outcome, run_method, versions
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.results import evaluation_report
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
-from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.batch_options import Compute
 from hf_recipes.models.inference.generate import not_numbers
 
 if TYPE_CHECKING:

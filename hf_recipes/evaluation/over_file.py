@@ -15,7 +15,7 @@ from hf_recipes.data.schemas.registry import SCHEMAS, Columns
 from hf_recipes.evaluation.method import versions
 from hf_recipes.evaluation.resumable_output import Results, digest
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.inference.opening import computes_bf16
+from hf_recipes.models.inference.loading import computes_bf16
 from hf_recipes.models.loading import weight_dtype
 from hf_recipes.models.quantization import read_bnb_config
 

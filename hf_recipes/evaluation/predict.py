@@ -16,9 +16,9 @@ from hf_recipes.data.files.records import Record
 from hf_recipes.evaluation.over_file import FileArguments, settings_of_model
 from hf_recipes.metrics.text import without_thoughts
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.generation_settings import own_generation_config
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, not_numbers, plan_batches, stop_tokens
+from hf_recipes.models.inference.generation_settings import own_generation_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

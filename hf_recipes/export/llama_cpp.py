@@ -1,6 +1,6 @@
-"""llama.cpp itself, where the package xllamacpp is installed: what it makes of a GGUF file, in a process of its own.
+"""A GGUF file run by llama.cpp (the package xllamacpp), as a server in a separate process.
 
-Run as a script this is that process: a file that llama.cpp cannot take may end it.
+Run as a script this is that process, which a file that llama.cpp cannot read may crash.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ class LlamaCpp:
 
     def __init__(self, address: str):
         self.address = address
-        # Not through a proxy, whatever the environment names.
+        # Without the proxy that the environment may name.
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        # The server leaves out the probabilities of a token that is part of a character, so it has to choose this one.
+        # The server gives no probabilities with a token that is part of a character, so it has to choose this one.
         self._plain = next(ids[0] for sign in "aAe10.," if len(ids := self.tokenize(sign, add_special=False)) == 1)
 
     def _post(self, path: str, **content: Any) -> dict[str, Any]:
@@ -44,11 +44,7 @@ class LlamaCpp:
         return self._post("/tokenize", content=text, add_special=add_special, parse_special=True)["tokens"]
 
     def next_tokens(self, ids: Sequence[int], count: int) -> dict[int, float]:
-        """Natural logarithms of the probabilities of the `count` likeliest tokens after `ids`, likeliest first.
-
-        Raises:
-            UserError: they are no numbers.
-        """
+        """Log-probabilities of the `count` likeliest tokens after `ids`, likeliest first."""
         answer = self._post(
             "/completion",
             prompt=list(ids),
@@ -64,11 +60,7 @@ class LlamaCpp:
 
 @contextlib.contextmanager
 def serve(gguf: Path, context: int) -> Iterator[LlamaCpp]:
-    """Run llama.cpp on `gguf`, in float32 where the file's weights are, with room for `context` tokens.
-
-    Raises:
-        UserError: it cannot load the file.
-    """
+    """Run llama.cpp on `gguf`, in float32 where the file's weights are, with a context of `context` tokens."""
     import torch  # not in the process of the server
 
     command = [sys.executable, "-m", __name__, str(gguf), str(context), str(torch.get_num_threads())]
@@ -85,7 +77,7 @@ def serve(gguf: Path, context: int) -> Iterator[LlamaCpp]:
             yield LlamaCpp(address)
         finally:
             with contextlib.suppress(OSError):
-                process.stdin.close()  # what it waits for
+                process.stdin.close()  # which ends it
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:

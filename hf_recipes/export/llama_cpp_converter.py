@@ -1,6 +1,6 @@
-"""Run llama.cpp's converter in this process and tell it a pre-tokenizer's name where it has none.
+"""Run llama.cpp's converter in this process, with a pre-tokenizer's name for tokenizers that it does not know.
 
-It knows a tokenizer by a hash of what it makes of one text, so that it knows those of published families alone.
+It identifies a tokenizer by a hash of one tokenized text, so that it knows only those of published families.
 
 python -m hf_recipes.export.llama_cpp_converter CONVERTER NAME [ARGUMENTS OF THE CONVERTER]
 """

@@ -1,44 +1,51 @@
-"""LoRA adapters merged into their base: a whole model, held against base and adapter before it gets its name.
+"""LoRA adapters merged into their base: a full model, which is compared with base and adapters before it gets its name.
 
-Several adapters are added up with their weights: W + Σ wᵢ·sᵢ·BᵢAᵢ, with sᵢ each adapter's own scale. That is PEFT's
-combination "cat" without its intermediate adapter: exact, whatever ranks and targets they have. "linear" adds the A and
-the B matrices by themselves, which needs equal ranks and brings in products of one's B and another's A; "svd" is an
-approximation.
+Several adapters are added with their weights: W + Σ wᵢ·sᵢ·BᵢAᵢ, with sᵢ the scale of each. This is PEFT's combination
+"cat" without its intermediate adapter, and exact for any ranks and targets. PEFT's "linear" adds the A and the B
+matrices separately, which needs equal ranks and adds products of one's B and another's A; "svd" is an approximation.
 """
 
 import os
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import peft
 import torch
 
-from hf_recipes import __version__
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import new_folder, write_text, writing
-from hf_recipes.export import merge_record
+from hf_recipes.core.settings import PositiveFloat, check_limits, setting
+from hf_recipes.evaluation.method import versions
+from hf_recipes.export import merge_record, merge_weights
 from hf_recipes.export.parity import answer, compare, default_tolerance, parity_prompts
+from hf_recipes.models import weight_files
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.checks import weight_files
 from hf_recipes.models.devices import has_accelerator
-from hf_recipes.models.generation_settings import make_savable, stop_at_eos
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.generation_settings import make_savable, stop_at_eos
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config
-from hf_recipes.models.lora import load_adapter, read_adapter_config
+from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
+from hf_recipes.publishing.model_card import model_card
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-WHOLE = "100TB"  # all weights in one file
+ONE_FILE = "100TB"  # a shard size that all weights fit into
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What is merged: the base in float32 with the first adapter, its configuration and the folder of its files; the
-    tokenizer that the merged model gets, and the ids of tokens that the base did not have."""
+    """What is merged.
+
+    Attributes:
+        model: the base, in float32, with the first adapter.
+        config, folder: the base's.
+        tokenizer: the one that the merged model gets.
+        new_tokens: ids that the base does not have, or whose embeddings were trained.
+    """
 
     model: ModelArguments
     config: "PretrainedConfig"
@@ -50,20 +57,21 @@ class Sources:
 
 @dataclass
 class MergeArguments:
-    """What to merge, and how the result is written."""
+    """What to merge, and in which form the result is saved."""
 
-    peft_path: list[str]
-    output_dir: str
-    model_name_or_path: str | None = None
-    model_revision: str = "main"
-    weights: list[float] | None = None
-    dtype: str = "auto"
-    max_shard_size: str | None = None
-    tolerance: float | None = None
-    trust_remote_code: bool = False
-    cache_dir: str | None = None
+    peft_path: list[str] = field(metadata={"help": "The adapter, or several, each with its weight."})
+    output_dir: str = field(metadata={"help": "Folder of the merged model; nothing in it is overwritten."})
+    model_name_or_path: str | None = setting("The base; by default the one that the adapter names.")
+    model_revision: str = setting("Of the base on the Hub.", "main")
+    weights: list[float] | None = setting("One for each adapter, by default 1.")
+    dtype: str = setting("Of the saved weights; auto takes that of the base's files.", "auto")
+    max_shard_size: str | None = setting("Of a weight file, such as 5GB; by default that of the base's largest.")
+    tolerance: PositiveFloat | None = setting("Largest difference of logits from base and adapters that is accepted.")
+    trust_remote_code: bool = setting("Run Python code that comes with the model.", False)
+    cache_dir: str | None = setting("Of what is fetched from the Hub.")
 
     def __post_init__(self):
+        check_limits(self)
         if self.dtype not in ("auto", *weight_files.FLOATS.values()):
             raise ValueError(f"--dtype {self.dtype}: expected auto, {', '.join(weight_files.FLOATS.values())}")
         if self.weights is None:
@@ -74,8 +82,6 @@ class MergeArguments:
             )
         if len({os.path.realpath(path) for path in self.peft_path}) < len(self.peft_path):
             raise ValueError("--peft_path names one adapter twice; give it once, with the sum of the weights")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"--tolerance {self.tolerance}: a positive difference of logits")
         if self.max_shard_size is not None:
             from huggingface_hub.serialization._base import parse_size_to_int
 
@@ -86,11 +92,9 @@ class MergeArguments:
 
 
 def merge(args: MergeArguments) -> Path:
-    """Write the merged model to `args.output_dir`, unless it is there already.
+    """Write the merged model to `args.output_dir`, unless the same merge is there already.
 
-    Raises:
-        UserError: adapters or a base that do not fit, another thing in the folder, or a difference from base and
-            adapters above the tolerance; nothing is left under the final name then.
+    Where its difference from base and adapters is above the tolerance, nothing is left under the final name.
     """
     configs = [read_adapter_config(path) for path in args.peft_path]
     _check_combination(args, configs)
@@ -100,7 +104,7 @@ def merge(args: MergeArguments) -> Path:
         {"name": merge_record.shown_name(path), "weight": weight, "files": merge_record.file_hashes(Path(path))}
         for path, weight in zip(args.peft_path, args.weights, strict=True)
     ]
-    _check_base(folder, args.peft_path, adapters)
+    merge_record.check_base(folder, args.peft_path, adapters)
     request = {
         "base": merge_record.file_hashes(folder) if os.path.isdir(base.model_name_or_path) else {"commit": folder.name},
         "adapters": [[adapter["files"], adapter["weight"]] for adapter in adapters],
@@ -121,8 +125,8 @@ def merge(args: MergeArguments) -> Path:
     }
     with writing(f"--output_dir {target}"), new_folder(target) as partial:
         record |= _write(args, sources, partial)
-        record |= {"versions": _versions(), "request": request}
-        write_text(partial / "README.md", merge_record.card(record, target.resolve().name, sources.is_reward))
+        record |= {"versions": versions() | {"peft": peft.__version__}, "request": request}
+        write_text(partial / "README.md", model_card(partial, merge=record, title=target.resolve().name))
         record["files"] = merge_record.file_hashes(partial, ["*"])
         merge_record.write_record(partial, record)
     return target
@@ -134,18 +138,8 @@ def _check_combination(args: MergeArguments, configs: Sequence["PeftConfig"]) ->
             raise UserError(f"--peft_path {path}: an adapter of type {config.peft_type.value}; only LoRA is merged")
         if len(configs) == 1 and weight == 1:
             continue
-        whole = [
-            key
-            for key, found in (
-                ("modules_to_save", config.modules_to_save),
-                ("trainable_token_indices", config.trainable_token_indices),
-                ("use_dora", config.use_dora),
-                ("bias", config.bias != "none"),
-                ("lora_bias", config.lora_bias),
-            )
-            if found
-        ]
-        if whole:
+        keys = ("modules_to_save", "trainable_token_indices", "use_dora", "bias", "lora_bias")
+        if whole := [key for key in keys if getattr(config, key) not in (None, False, "none", [])]:
             raise UserError(
                 f"--peft_path {path}: it has {', '.join(whole)}, which can be neither weighted nor added to another "
                 "adapter's; merge it by itself, without --weights"
@@ -158,11 +152,11 @@ def _check_combination(args: MergeArguments, configs: Sequence["PeftConfig"]) ->
 def _open(args: MergeArguments, configs: Sequence["PeftConfig"]) -> Sources:
     name, revision = args.model_name_or_path, args.model_revision
     if name is None:
-        found = {config.base_model_name_or_path for config in configs}
-        if len(found) > 1 or not found - {None, ""}:
-            why = f"adapters of several bases ({', '.join(map(str, found))})" if len(found) > 1 else "no base is named"
-            raise UserError(f"--peft_path: {why}; say which with --model_name_or_path")
-        [name] = found
+        bases = {config.base_model_name_or_path for config in configs}
+        if len(bases) > 1 or not bases - {None, ""}:
+            why = f"adapters of several bases ({', '.join(map(str, bases))})" if len(bases) > 1 else "no base is named"
+            raise UserError(f"--peft_path: {why}; name it with --model_name_or_path")
+        [name] = bases
         revision = configs[0].revision or revision
         say(f"the base is {name}, as {args.peft_path[0]} says")
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
@@ -171,7 +165,8 @@ def _open(args: MergeArguments, configs: Sequence["PeftConfig"]) -> Sources:
         config = load_config(base, **source)
     except UserError as error:
         if args.model_name_or_path is None:
-            raise UserError(f"{error} (the base that {args.peft_path[0]} names); --model_name_or_path says") from None
+            hint = f"(the base that {args.peft_path[0]} names); name another with --model_name_or_path"
+            raise UserError(f"{error} {hint}") from None
         raise
     if quantization := getattr(config, "quantization_config", None):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
@@ -181,15 +176,15 @@ def _open(args: MergeArguments, configs: Sequence["PeftConfig"]) -> Sources:
         )
     tokenizer = None
     for path in args.peft_path:
-        _, own = open_for_inference(ModelArguments(name, model_revision=revision, peft_path=path), **source)
+        _, other = open_for_inference(ModelArguments(name, model_revision=revision, peft_path=path), **source)
         if tokenizer is None:
-            tokenizer = own
-        elif own.get_vocab() != tokenizer.get_vocab():
+            tokenizer = other
+        elif other.get_vocab() != tokenizer.get_vocab():
             raise UserError(
                 f"--peft_path {path}: its tokenizer has other tokens than that of {args.peft_path[0]}; adapters of one "
                 "vocabulary can be merged together"
             )
-        elif own.chat_template != tokenizer.chat_template:
+        elif other.chat_template != tokenizer.chat_template:
             say(f"{path}: has another chat template; the merged model gets that of {args.peft_path[0]}")
     trained = configs[0].trainable_token_indices or []
     trained = [index for indices in trained.values() for index in indices] if isinstance(trained, dict) else trained
@@ -198,33 +193,24 @@ def _open(args: MergeArguments, configs: Sequence["PeftConfig"]) -> Sources:
     return Sources(base, config, folder, tokenizer, new, is_reward_model(config, args.peft_path[0]))
 
 
-def _check_base(folder: Path, paths: Sequence[str], adapters: Sequence[Mapping[str, Any]]) -> None:
-    record = merge_record.read_record(folder) or {}
-    weights = "adapter_model.safetensors"
-    there = {adapter["files"].get(weights) for adapter in record.get("adapters", ())}
-    for path, adapter in zip(paths, adapters, strict=True):
-        if adapter["files"][weights] in there:
-            raise UserError(f"--model_name_or_path {folder}: {path} is merged into this model already; name its base")
-
-
 def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, Any]:
-    """Merge, save in `partial`, and hold what is read back from there against base and adapters."""
+    """Merge, save in `partial`, and compare what is loaded from there with base and adapters."""
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
-    how = {"is_reward": sources.is_reward, "device_map": "cpu", **source}
+    options = {"is_reward": sources.is_reward, "device_map": "cpu", **source}
     prompts = parity_prompts(sources.tokenizer, sources.new_tokens)
-    model = load_for_inference(sources.model, sources.tokenizer, **how)
+    model = load_for_inference(sources.model, sources.tokenizer, **options)
     names = ["default", *(f"adapter{number}" for number in range(2, len(args.peft_path) + 1))]
     for path, name in zip(args.peft_path[1:], names[1:], strict=True):
         model = load_adapter(model, path, name=name)
-    model = _to_roomy_accelerator(model.eval())
-    _weigh(model, names, args.weights)
+    model = _to_accelerator(model.eval())
+    merge_weights.scale_adapters(model, names, args.weights)
     expected = answer(model, prompts)
     if not expected.is_finite:
         raise UserError(f"--peft_path {' '.join(args.peft_path)}: base and adapter give logits that are not numbers")
     with model.disable_adapter():
         effect = compare(expected, answer(model, prompts, expected.tokens)).logits
 
-    model = _unload(model, names)
+    model = merge_weights.merge_and_unload(model, names)
     merging = compare(expected, answer(model, prompts, expected.tokens))
     limit = max(default_tolerance(0.0, expected), args.tolerance or 0.0)
     if not merging.within(limit):
@@ -232,20 +218,20 @@ def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, A
             f"merging changes logits by {merging.logits:.3g}, before any rounding, beyond the tolerance of "
             f"{limit:.3g}: nothing is left in --output_dir"
         )
-    dtype = _cast(model, sources, args.dtype)
+    dtype = merge_weights.cast(model, sources.folder, args.dtype)
     stop_at_eos(model, sources.tokenizer)
     make_savable(model)
     model.save_pretrained(
-        partial, max_shard_size=args.max_shard_size or weight_files.largest_shard(sources.folder) or WHOLE
+        partial, max_shard_size=args.max_shard_size or weight_files.largest_shard(sources.folder) or ONE_FILE
     )
     sources.tokenizer.save_pretrained(partial)
     del model
 
     _, tokenizer = open_for_inference(ModelArguments(str(partial)), **source)
     if parity_prompts(tokenizer, sources.new_tokens) != prompts:
-        raise UserError("the tokenizer gives other tokens once it is saved and read back: nothing is left")
-    model = _to_roomy_accelerator(load_for_inference(ModelArguments(str(partial), dtype="float32"), tokenizer, **how))
-    found = compare(expected, answer(model, prompts, expected.tokens))
+        raise UserError("the tokenizer gives other tokens once it is saved and loaded: nothing is left")
+    model = _to_accelerator(load_for_inference(ModelArguments(str(partial), dtype="float32"), tokenizer, **options))
+    saved = compare(expected, answer(model, prompts, expected.tokens))
     rounding = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps
     tolerance = args.tolerance or default_tolerance(rounding, expected)
     kind = str(dtype).removeprefix("torch.")
@@ -254,104 +240,31 @@ def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, A
         f"{'scores' if sources.is_reward else 'logits'}\n"
         f"  base alone                    {effect:.6f}\n"
         f"  merged                        {merging.logits:.6f}   (at most {limit:.6f})\n"
-        f"  merged, read back ({kind + ')':<11} {found.logits:.6f}   (at most {tolerance:.6f})"
+        f"  merged, read back ({kind + ')':<11} {saved.logits:.6f}   (at most {tolerance:.6f})"
     )
-    if found.tokens:
-        say(f"  greedy tokens alike           {found.same} of {found.tokens}")
-    if not found.within(tolerance):
+    if saved.tokens:
+        say(f"  greedy tokens alike           {saved.same} of {saved.tokens}")
+    if not saved.within(tolerance):
         hint = "" if dtype == torch.float32 else "; --dtype float32 does not round"
         raise UserError(
-            f"the merged model's logits differ from those of base and adapter by {found.logits:.3g}, beyond the "
+            f"the merged model's logits differ from those of base and adapter by {saved.logits:.3g}, beyond the "
             f"tolerance of {tolerance:.3g}: nothing is left in --output_dir{hint}"
         )
     parity = {
         "prompts": len(prompts),
         "base_alone": effect,
         "merged": merging.logits,
-        "logits": found.logits,
+        "logits": saved.logits,
         "tolerance": tolerance,
-        "greedy_tokens": {"same": found.same, "of": found.tokens},
+        "greedy_tokens": {"same": saved.same, "of": saved.tokens},
     }
     return {"dtype": kind, "parity": parity}
 
 
-def _weigh(model: "PeftModel", names: Sequence[str], weights: Sequence[float]) -> None:
-    from peft.tuners.lora import LoraLayer
-
-    model.base_model.set_adapter(list(names))
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            for name, weight in zip(names, weights, strict=True):
-                if name in module.scaling:
-                    module.scaling[name] *= weight
-
-
-def _unload(model: "PeftModel", names: Sequence[str]) -> "PreTrainedModel":
-    """The base with the adapters in it. Embeddings that are one weight at first are one afterwards where they are still
-    alike, as after training a few tokens; where only one of the two was trained, they are two."""
-    base = model.base_model.model
-    text = base.config.get_text_config()
-    tied = bool(text.tie_word_embeddings) and base.get_output_embeddings() is not None
-    if tied:  # merging into one of them would change the other
-        seen: set[int] = set()
-        for module in base.modules():
-            for name, weight in module.named_parameters(recurse=False):
-                if id(weight) in seen:
-                    setattr(module, name, torch.nn.Parameter(weight.data.clone(), weight.requires_grad))
-                seen.add(id(weight))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that they are apart, which is settled below
-        try:
-            base = model.merge_and_unload(adapter_names=list(names))
-        except (ValueError, NotImplementedError) as error:
-            raise UserError(f"--peft_path: PEFT cannot merge this adapter ({' '.join(str(error).split())})") from None
-    if tied:
-        one, other = base.get_input_embeddings(), base.get_output_embeddings()
-        alike = torch.equal(one.weight, other.weight)
-        for config in (base.config, text):
-            config.tie_word_embeddings = alike
-        if alike:
-            other.weight = one.weight
-        else:
-            say("input and output embeddings are no longer one weight: the adapter trained one of them alone")
-    return base
-
-
-@torch.no_grad()
-def _cast(model: "PreTrainedModel", sources: Sources, wanted: str) -> torch.dtype:
-    """Weights in the dtype that the base's files have them in, or in the one that is wanted; a reward head in float32.
-
-    Returns:
-        That of most.
-    """
-    from hf_recipes.models.reward_head import ScoreHead
-
-    stored: dict[str, torch.dtype] = {}
-    if wanted != "auto":
-        most = getattr(torch, wanted)
-    else:
-        stored = weight_files.stored_dtypes(sources.folder)
-        most = weight_files.commonest(stored) or sources.config.dtype or torch.float32
-    heads = {name for name, module in model.named_modules() if isinstance(module, ScoreHead)}
-    for name, weight in model.named_parameters():
-        is_head = name.rpartition(".")[0] in heads
-        weight.data = weight.data.to(torch.float32 if is_head else stored.get(name, most))
-    model.config.dtype = most
-    return most
-
-
-def _to_roomy_accelerator(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
-    """`model` there, where twice its weights fit; float32 weights of many models do not."""
+def _to_accelerator(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
+    """`model` on the accelerator, where that has room for twice its weights (in float32)."""
     if has_accelerator():
         free, _ = torch.accelerator.get_memory_info()
         if free > 2 * sum(weight.numel() * weight.element_size() for weight in model.parameters()):
             return model.to(torch.accelerator.current_accelerator())
     return model
-
-
-def _versions() -> dict[str, str]:
-    import peft
-    import transformers
-
-    own = {"hf_recipes": __version__, "peft": peft.__version__, "transformers": transformers.__version__}
-    return {**own, "torch": torch.__version__}

@@ -1,8 +1,8 @@
-"""Ollama's Modelfile: a Go template that writes what a tokenizer's Jinja template writes, stop tokens and parameters.
+"""Ollama's Modelfile: a Go template that renders as the tokenizer's Jinja template does, stop texts and parameters.
 
-The Jinja template is asked, not read: it renders conversations of marked contents, and what stands between the marks is
-what each role begins and ends with. The Go template made of that is rendered again and held against the Jinja one. What
-Ollama gives a template is in https://github.com/ollama/ollama/blob/main/docs/template.mdx.
+The Jinja template is not parsed: it renders conversations with marks as contents, and the text between the marks is the
+prefix and suffix of each role. The Go template of these is rendered and compared with the Jinja template. The variables
+that Ollama has for templates are in https://github.com/ollama/ollama/blob/main/docs/template.mdx.
 """
 
 import json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Messages = Sequence[Mapping[str, str]]
 MARK = re.compile(r"⟦\d⟧")
 ROLES = ("system", "user", "assistant")
-# transformers' names of what Ollama has too, https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx
+# transformers' name → Ollama's, https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx
 PARAMETERS = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -33,8 +33,13 @@ PARAMETERS = {
 
 @dataclass(frozen=True)
 class Turns:
-    """What a template writes around contents: before everything where no system message is first (`start`), before and
-    after the content of each role, and at the end, where the model goes on."""
+    """The texts of a template around the contents.
+
+    Attributes:
+        start: before everything, where no system message is first.
+        before, after: prefix and suffix of each role's content.
+        end: after the last turn, where the model continues.
+    """
 
     start: str
     before: dict[str, str]
@@ -55,40 +60,37 @@ class Turns:
 
 
 def read_turns(tokenizer: "PreTrainedTokenizerBase") -> Turns:
-    """The form of a tokenizer's chat template.
+    """The texts of a tokenizer's chat template, without the BOS at the beginning that llama.cpp adds to every text.
 
-    The BOS that llama.cpp puts before every text is left out at the beginning.
-
-    Raises:
-        UserError: no template, or one that is more than what stands before and after each role's contents.
+    A template that does more than put a prefix and a suffix around each role's content is refused.
     """
     if tokenizer.chat_template is None:
         raise UserError(
             "--format ollama: the tokenizer has no chat template; --format gguf writes the model without one, for text "
             "that is continued"
         )
-    plain = _pieces(tokenizer, ["user", "assistant", "user"])
+    plain = _split_at_marks(tokenizer, ["user", "assistant", "user"])
     if plain is None:
         raise _not_translated("it does not render a question, an answer and another question in turn")
-    start, answer, again, end = plain
-    full = _pieces(tokenizer, ["system", "user", "assistant", "user"])
-    # What every question begins with, wherever it stands.
-    glues = [start, again] + ([full[1]] if full else [])
-    question = _common_start([glue[::-1] for glue in glues])[::-1]
+    start, between, again, end = plain
+    full = _split_at_marks(tokenizer, ["system", "user", "assistant", "user"])
+    # The prefix of every question, whatever precedes it.
+    before_questions = [start, again] + ([full[1]] if full else [])
+    question = _common_start([text[::-1] for text in before_questions])[::-1]
     if tokenizer.eos_token and (turn_end := re.match(rf"{re.escape(tokenizer.eos_token)}\s*", question)):
         question = question[turn_end.end() :]  # which belongs to the turn before
-    asked = _common_start([answer, end])
-    before = {"user": question, "assistant": answer[len(asked) :]}
-    after = {"user": asked, "assistant": again[: len(again) - len(question)]}
+    question_end = _common_start([between, end])
+    before = {"user": question, "assistant": between[len(question_end) :]}
+    after = {"user": question_end, "assistant": again[: len(again) - len(question)]}
     start, default = start[: len(start) - len(question)], None
     if full:
         before["system"], after["system"] = full[0], full[1][: len(full[1]) - len(question)]
-        lead, tail = before["system"], after["system"]
-        if start.startswith(lead) and start.endswith(tail) and len(start) > len(lead) + len(tail):
-            default = start[len(lead) : len(start) - len(tail)]
+        prefix, suffix = before["system"], after["system"]
+        if start.startswith(prefix) and start.endswith(suffix) and len(start) > len(prefix) + len(suffix):
+            default = start[len(prefix) : len(start) - len(suffix)]
     else:
-        say("the chat template has no form for system messages; in Ollama they are left out")
-    turns = Turns(start, before, after, end[len(asked) :], default)
+        say("the chat template has no form for system messages; in Ollama they are ignored")
+    turns = Turns(start, before, after, end[len(question_end) :], default)
     _check(turns, tokenizer)
     return turns
 
@@ -98,8 +100,8 @@ def _common_start(texts: Sequence[str]) -> str:
     return "".join(column[0] for column in same)
 
 
-def _pieces(tokenizer: "PreTrainedTokenizerBase", roles: Sequence[str]) -> list[str] | None:
-    """What stands before, between and after the contents of a conversation; None where not each stands there once."""
+def _split_at_marks(tokenizer: "PreTrainedTokenizerBase", roles: Sequence[str]) -> list[str] | None:
+    """The text before, between and after the contents of a conversation; None unless each content occurs once."""
     marks = [f"⟦{index}⟧" for index in range(len(roles))]
     chat = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
     text = _render_jinja(tokenizer, chat)
@@ -111,7 +113,7 @@ def _pieces(tokenizer: "PreTrainedTokenizerBase", roles: Sequence[str]) -> list[
 def _render_jinja(tokenizer: "PreTrainedTokenizerBase", chat: Messages) -> str | None:
     try:
         text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template raises what it likes, for a role that it has no form for
+    except Exception:  # a template can raise anything for a role that it does not have
         return None
     ids = tokenizer("a")["input_ids"]
     if tokenizer.bos_token and ids and ids[0] == tokenizer.bos_token_id:
@@ -120,7 +122,7 @@ def _render_jinja(tokenizer: "PreTrainedTokenizerBase", chat: Messages) -> str |
 
 
 def _check(turns: Turns, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Render conversations in both languages."""
+    """Compare both templates on some conversations."""
     template = turns.template()
     user, answer, system = "你好，\n请问 1+1=?", "等于2。\n\n再见", "你是助手。"
     chats = [["user"], ["user", "assistant", "user"], ["user", "assistant", "user", "assistant", "user"]]
@@ -129,7 +131,7 @@ def _check(turns: Turns, tokenizer: "PreTrainedTokenizerBase") -> None:
     for roles in chats:
         chat = [{"role": role, "content": contents[role]} for role in roles]
         if render(template, chat) != _render_jinja(tokenizer, chat):
-            raise _not_translated(f"it writes a conversation of {', '.join(roles)} in a way of its own")
+            raise _not_translated(f"it writes a conversation of {', '.join(roles)} in another way")
 
 
 def _not_translated(why: str) -> UserError:
@@ -140,22 +142,22 @@ def _not_translated(why: str) -> UserError:
 
 
 def render(template: str, messages: Messages) -> str:
-    """What Ollama makes of a template of `Turns`: ``range``, ``if``, ``else if``, ``.Content`` and strings."""
+    """A Go template of `Turns`, rendered as by Ollama: ``range``, ``if``, ``else if``, ``.Content`` and strings."""
     has_system = any(message["role"] == "system" for message in messages)
     parts = re.split(r'\{\{ ("(?:[^"\\]|\\.)*"|.*?) \}\}', template)
     loop, close = parts.index("range .Messages"), len(parts) - 2 - parts[::-1][1::2].index("end") * 2
 
     def run(section: Sequence[str], message: Mapping[str, str] | None) -> str:
-        text, shown, decided = "", True, False
+        text, is_active, is_decided = "", True, False
         for index, part in enumerate(section):
             if index % 2 == 0:
-                text += part if shown else ""
+                text += part if is_active else ""
             elif test := re.fullmatch(r'(?:else )?if (?:eq \.Role "(\w+)"|not \.System)', part):
                 matches = not has_system if message is None else message["role"] == test[1]
-                shown, decided = matches and not decided, decided or matches
+                is_active, is_decided = matches and not is_decided, is_decided or matches
             elif part == "end":
-                shown, decided = True, False
-            elif shown:
+                is_active, is_decided = True, False
+            elif is_active:
                 text += message["content"] if part == ".Content" and message else json.loads(part)
         return text
 
@@ -164,29 +166,26 @@ def render(template: str, messages: Messages) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text as it stands, or as Go's string where it would be taken for an action or the end of the template."""
+    """The text itself, or a Go string where it would be read as an action or as the end of the template."""
     if "{{" in text or "}}" in text or '"""' in text or text.startswith("}") or text.endswith(("{", '"')):
         return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
     return text
 
 
 def stop_texts(turns: Turns, tokenizer: "PreTrainedTokenizerBase", generation: "GenerationConfig") -> list[str]:
-    """The model's stop tokens, and what the template ends an answer with; where that is no token, what a question
-    begins with."""
+    """The model's stop tokens and the token with which the template ends an answer, or where that is no token, the
+    prefix of a question."""
     ids = generation.eos_token_id
     ids = ids if isinstance(ids, list) else [ids]
-    found = [tokenizer.convert_ids_to_tokens(i) for i in (*ids, tokenizer.eos_token_id) if i is not None]
+    stops = [tokenizer.convert_ids_to_tokens(i) for i in (*ids, tokenizer.eos_token_id) if i is not None]
     special = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     after = turns.after["assistant"]
     ends = sorted((token for token in special if token in after), key=after.index)
-    found += ends[:1]
-    if not ends and turns.before["user"].strip():
-        found.append(turns.before["user"].strip())
-    return list(dict.fromkeys(filter(None, found)))
+    stops += ends[:1] or [turns.before["user"].strip()]
+    return list(dict.fromkeys(filter(None, stops)))
 
 
 def modelfile(gguf_name: str, turns: Turns, stops: Sequence[str], generation: "GenerationConfig") -> str:
-    """The text of a Modelfile."""
     lines = [f"FROM ./{gguf_name}", f'TEMPLATE """{turns.template()}"""']
     if turns.default_system:
         system = _quoted(turns.default_system, '"""{}"""', "{}")
@@ -214,10 +213,10 @@ def modelfile(gguf_name: str, turns: Turns, stops: Sequence[str], generation: "G
 
 
 def _quoted(text: str, *forms: str) -> str | None:
-    """`text` in the first of `forms` that Ollama reads as it stands, or None.
+    """`text` in the first of `forms` from which Ollama reads it unchanged, or None.
 
-    A Modelfile knows no escapes. A value ends with its line, or if it begins with one or three quotes, with those; see
-    https://github.com/ollama/ollama/blob/main/parser/parser.go. Without quotes, spaces around it are lost.
+    A Modelfile has no escapes. A value ends with its line or, where it begins with one or three quotes, at the same
+    quotes; see https://github.com/ollama/ollama/blob/main/parser/parser.go. Without quotes, spaces around it are lost.
     """
     for form in forms:
         quote = form.partition("{}")[0]

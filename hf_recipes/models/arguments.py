@@ -2,10 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -41,5 +37,6 @@ class ModelArguments:
     @property
     def tokenizer_source(self) -> str:
         """The adapter's folder where a tokenizer was saved with it (its template and tokens), else the model."""
-        has_own = self.peft_path and os.path.isfile(os.path.join(self.peft_path, "tokenizer_config.json"))
-        return self.peft_path if has_own else self.model_name_or_path
+        if self.peft_path and os.path.isfile(os.path.join(self.peft_path, "tokenizer_config.json")):
+            return self.peft_path
+        return self.model_name_or_path

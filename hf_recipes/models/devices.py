@@ -1,10 +1,6 @@
 """What the machine computes with."""
 
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def has_accelerator() -> bool:

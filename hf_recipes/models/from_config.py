@@ -1,4 +1,4 @@
-"""Models made from a configuration, with weights drawn at random: for pretraining from nothing."""
+"""New models, made from a configuration with random weights, and freezing: for pretraining."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ from hf_recipes.models.loading import load_config, load_model
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-MULTIPLE = 64  # of which the vocabulary's size is made one: matrix kernels are slow for odd sizes
+MULTIPLE = 64  # the vocabulary is padded to a multiple of it: matrix kernels are slow for odd sizes
 
 
 @dataclass
 class PretrainModelArguments(ModelArguments):
-    """A model to go on with, or the shape of a new one; all weights are trained unless LoRA is asked for."""
+    """A model to train further, or the shape of a new one; all weights are trained unless LoRA is set."""
 
     model_name_or_path: str | None = None
     use_lora: bool = False
@@ -28,9 +28,7 @@ class PretrainModelArguments(ModelArguments):
 
     def __post_init__(self):
         if bool(self.model_name_or_path) == bool(self.config_name):
-            raise ValueError(
-                "give --model_name_or_path to go on with a model, or --config_name to begin with a new one"
-            )
+            raise ValueError("give --model_name_or_path to train a model further, or --config_name to make a new one")
         if self.config_name and not self.tokenizer_name:
             raise ValueError("--config_name makes a new model; --tokenizer_name says what its tokens are")
         if self.config_name and (self.use_lora or self.quantizes):
@@ -52,11 +50,7 @@ def read_model_config(
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
 ) -> "PretrainedConfig":
-    """The configuration of the model to go on with, or that of a new one, with the tokenizer's vocabulary.
-
-    Raises:
-        UserError: as `load_config`; a file that is no configuration or has keys that its kind of model does not know.
-    """
+    """The configuration of the model to train further, or of a new one with the tokenizer's vocabulary."""
     from transformers import CONFIG_MAPPING
 
     if not arguments.config_name:
@@ -83,11 +77,11 @@ def read_model_config(
 
 def make_model(arguments: PretrainModelArguments, *, config: "PretrainedConfig", **kwargs) -> "PreTrainedModel":
     """`load_model`, or a new model in float32 (weights that are trained lose small updates in bfloat16)."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     if not arguments.config_name:
         return load_model(arguments, **kwargs)
-    import torch
 
     dtype = torch.float32 if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     settings = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
@@ -103,29 +97,20 @@ def make_model(arguments: PretrainModelArguments, *, config: "PretrainedConfig",
 
 
 def freeze(model: "PreTrainedModel", train_only: str | None, layers: str | None) -> None:
-    """Leave only the embeddings trained (``train_only="embeddings"``), or all but the named layers.
-
-    Raises:
-        UserError: layers that are not there, or are not named as 0-11 or 0,2,4.
-    """
+    """Train only the embeddings (``train_only="embeddings"``), or all but the `layers`, such as 0-11 or 0,2,4."""
     if train_only == "embeddings":
         kept = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module}
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in kept)
     if layers:
-        stack = _layers(model)
-        for index in _numbers(layers, len(stack)):
+        import torch
+
+        count = model.config.get_text_config().num_hidden_layers
+        stack = next((m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), None)
+        if stack is None:
+            raise UserError(f"--freeze_layers: {model.config.model_type} has no list of its {count} layers")
+        for index in _numbers(layers, count):
             stack[index].requires_grad_(False)
-
-
-def _layers(model: "PreTrainedModel"):
-    import torch
-
-    count = model.config.get_text_config().num_hidden_layers
-    found = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count]
-    if not found:
-        raise UserError(f"--freeze_layers: {model.config.model_type} has no list of its {count} layers")
-    return found[0]
 
 
 def _numbers(text: str, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Checkpoints in other formats → safetensors folders that transformers loads."""
+"""Models in GGUF files: reading them, and converting one to a safetensors folder."""
 
 import os
 from collections.abc import Sequence
@@ -14,13 +14,9 @@ if TYPE_CHECKING:
 
 
 def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) -> Path:
-    """Turn a GGUF file into a safetensors folder in float32, once; an existing folder is used as it is.
+    """Convert a GGUF file to a safetensors folder with its weights dequantized to float32.
 
-    The weights are those of the quantized file, dequantized. The folder appears whole or not at all.
-
-    Raises:
-        UserError: no such file, an architecture that transformers cannot read from GGUF, a pre-tokenizer that is not
-            known, or something else in the folder.
+    The folder is complete or absent. One that holds a model already is returned as it is.
     """
     source, target = Path(gguf_file), Path(output_dir)
     if (target / "config.json").is_file():
@@ -39,13 +35,13 @@ def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) ->
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
     except UserError:
-        if not (target / "config.json").is_file():  # else another process was first
+        if not (target / "config.json").is_file():  # another process may have written it
             raise
     return target
 
 
 def read_metadata(source: Path, arrays: Sequence[str] = ()) -> dict[str, Any]:
-    """What a GGUF file says of its model and tokenizer, by key: of arrays the length, or the strings of `arrays`."""
+    """A GGUF file's metadata by key; of arrays only the length, but for the string arrays named in `arrays`."""
     from transformers.integrations.gguf import read_gguf_metadata
 
     return read_gguf_metadata(str(source), arrays)[0]
@@ -64,13 +60,13 @@ def load_gguf_model(source: Path) -> "PreTrainedModel":
     metadata = read_metadata(source)
     architecture = metadata["general.architecture"]
     head_dim = metadata.get(f"{architecture}.attention.key_length")
-    # transformers reads it for some architectures alone; that of qwen3 would be 128. Gemma has two of them.
+    # transformers reads it for some architectures only, and takes 128 for qwen3. Gemma has two of them.
     if head_dim and getattr(config, "head_dim", None) and not architecture.startswith("gemma"):
         config.head_dim = head_dim
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, config=config, dtype=torch.float32
     )
-    # The weights are plain floats now; save_pretrained refuses while the model still counts as quantized.
+    # The weights are plain floats now, but save_pretrained refuses a model that counts as quantized.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -78,12 +74,11 @@ def load_gguf_model(source: Path) -> "PreTrainedModel":
 
 
 def load_gguf_tokenizer(source: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a GGUF file, which cuts texts as llama.cpp does with that file.
+    """The tokenizer in a GGUF file, which splits texts as llama.cpp does with that file.
 
-    transformers takes the vocabulary and the merges; how texts are cut before that it knows for some families alone.
+    transformers reads vocabulary and merges; it knows the pre-tokenizers of some families only.
 
     Raises:
-        UserError: the file names a pre-tokenizer that is not known.
         ValueError, NotImplementedError, ImportError: what transformers raises for a file that it cannot read.
     """
     from tokenizers import decoders, normalizers
@@ -95,7 +90,7 @@ def load_gguf_tokenizer(source: Path) -> "PreTrainedTokenizerBase":
         name = metadata.get("tokenizer.ggml.pre")
         if not name:
             name = "default"
-            say(f"{source.name} names no pre-tokenizer (tokenizer.ggml.pre): texts are cut as llama.cpp does then")
+            say(f"{source.name} names no pre-tokenizer (tokenizer.ggml.pre): texts are split as llama.cpp does then")
         backend.pre_tokenizer = pre_tokenizer(name)
         backend.model.ignore_merges = name in WHOLE_TOKENS
         if name in ADDS_BOS and "tokenizer.ggml.add_bos_token" not in metadata:

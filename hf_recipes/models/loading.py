@@ -1,4 +1,4 @@
-"""Tokenizer, chat template, dtype and model: everything that happens before the first batch."""
+"""A base model's configuration and weights, for training as for inference."""
 
 import os
 import pickle
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
-from hf_recipes.models.checks.packing import _sees_later_tokens
-from hf_recipes.models.generation_settings import own_generation_config
+from hf_recipes.models.checks.packing import sees_later_tokens
+from hf_recipes.models.inference.generation_settings import own_generation_config
 from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def _explain(error: Exception, name: str) -> UserError:
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of a tokenizer, and among others of a model
+
+
+def loading_error(error: Exception, name: str) -> UserError:
     """A loading error of transformers as one sentence."""
     text = str(error)
     if "trust_remote_code" in text:
@@ -33,12 +36,7 @@ def _explain(error: Exception, name: str) -> UserError:
 
 
 def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: str | None = None) -> "PretrainedConfig":
-    """The model's configuration, before anything heavy is read.
-
-    Raises:
-        UserError: no such folder or model, a folder without config.json, remote code that was not allowed, or a
-            generation_config.json that cannot be read.
-    """
+    """The model's configuration, before any weight is read; its generation_config.json is checked too."""
     from transformers import AutoConfig
 
     name = arguments.model_name_or_path
@@ -52,13 +50,17 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
             name, revision=arguments.model_revision, trust_remote_code=trust_remote_code, cache_dir=cache_dir
         )
     except Exception as error:  # a configuration can be wrong in any way, and nothing else happens here
-        raise _explain(error, name) from None
+        raise loading_error(error, name) from None
     own_generation_config(arguments, config, cache_dir)
     return config
 
 
 def weight_dtype(arguments: ModelArguments, *, trains_all: bool, bf16: bool) -> "torch.dtype":
-    """What the base model's weights are loaded in: see `load_model`."""
+    """The dtype that the base model's weights are loaded in.
+
+    With ``--dtype auto``, frozen weights are in bfloat16 where the run computes in it; weights that are trained are in
+    float32, because an update of 1e-5 is lost in bfloat16's eight bits.
+    """
     import torch
 
     if arguments.dtype != "auto":
@@ -76,17 +78,10 @@ def load_model(
     may_lack: Collection[str] = (),
     **kwargs: Any,
 ) -> "PreTrainedModel":
-    """The causal language model, quantized where `arguments` ask for it; for training as for inference.
+    """The causal language model, or with `is_reward` the sequence classifier that scores conversations.
 
-    With `is_reward`, the sequence classifier that scores conversations instead; weights of the names in `may_lack`
-    are drawn where the files have none.
-
-    With ``--dtype auto``, frozen weights are in bfloat16 where the run computes in it; weights that are trained are
-    in float32, because an update of 1e-5 is lost in bfloat16's eight bits.
-
-    Raises:
-        UserError: the folder or Hub id holds no causal language model, lacks some of its weights, is quantized already
-            in another way, holds NaN or infinities, or `arguments.bnb_config` cannot be used.
+    It is quantized where `arguments` say so. The weights named in `may_lack` are initialized at random where the files
+    have none; any other missing weight, and NaN or infinities in one, are refused.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -116,16 +111,8 @@ def load_model(
                 output_loading_info=True,
                 **kwargs,
             )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-        RuntimeError,
-        SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise _explain(error, name) from None
+    except (*LOADING_ERRORS, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise loading_error(error, name) from None
     if missing := sorted(set(report["missing_keys"]) - set(may_lack)):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
@@ -137,36 +124,36 @@ def load_model(
     check_weights(model, arguments, kwargs.get("cache_dir"))
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
-    # With it, a mixture of experts cannot generate from prompts of several lengths; trainers ask for the logits of the
-    # routers at each of their own forward passes.
+    # With router logits, a mixture of experts cannot generate from prompts of several lengths. Trainers request them in
+    # each forward pass.
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         model.config.get_text_config().output_router_logits = False
-    # Families that can be both (BERT) say so in their configuration; some that cannot say it too (GPT-NeoX).
-    if not is_reward and getattr(model.config, "is_decoder", True) is False and _sees_later_tokens(model):
+    # is_decoder False is the truth of BERT, which can be either, and wrong of GPT-NeoX, which is always a decoder.
+    if not is_reward and getattr(model.config, "is_decoder", True) is False and sees_later_tokens(model):
         raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
     return model
 
 
 @contextmanager
 def without_deepspeed() -> Iterator[None]:
-    """While this lasts, transformers parts no weights of models that are built, as it does under ZeRO stage 3."""
+    """While this lasts, transformers does not shard the weights of new models, as it does under ZeRO stage 3."""
     from transformers.integrations import deepspeed
 
     reference = deepspeed._hf_deepspeed_config_weak_ref
-    own = reference and reference()
-    if own is None:
+    config = reference and reference()
+    if config is None:
         yield
         return
     deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
-        deepspeed.set_hf_deepspeed_config(own)
+        deepspeed.set_hf_deepspeed_config(config)
 
 
 @contextmanager
 def _without_report() -> Iterator[None]:
-    """transformers warns of a head that the files lack, and of one that they have and the model does not."""
+    """While this lasts, transformers does not warn of a new head, or of a head in the files that is not loaded."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

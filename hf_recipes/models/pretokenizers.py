@@ -1,7 +1,7 @@
 """llama.cpp's pre-tokenizers, which a GGUF file names (``tokenizer.ggml.pre``), as `tokenizers` builds them.
 
-Names and expressions are those of llama.cpp's src/llama-vocab.cpp, where that file notes it in the form that the model
-was published with. Each expression splits what the ones before it left whole.
+Names and expressions are those of llama.cpp's src/llama-vocab.cpp; where it has one in a comment as the model was
+published with it, that one. Each expression splits what the ones before it did not.
 """
 
 import random
@@ -29,7 +29,7 @@ _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 
 _LLAMA_NAMES = "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"
 
-# Names of equal expressions stand together. `named_like` takes the first one that fits.
+# Names with the same expressions are in one key. `named_like` returns the first that fits.
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert mpt olmo jais trillion "
     "granite-docling exaone4": (_GPT2,),
@@ -67,24 +67,20 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "default": (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 }
 PATTERNS = {name: patterns for names, patterns in _FAMILIES.items() for name in names.split()}
-# Of these a pre-token that is a token is that token, whatever the merges say; and texts begin with BOS unless the file
-# says otherwise.
+# With these, a pre-token that is in the vocabulary is one token, whatever the merges (`ignore_merges`), and texts begin
+# with BOS unless the file has add_bos_token.
 WHOLE_TOKENS = {*_LLAMA_NAMES.split(), "minicpm5", "tekken"}
 ADDS_BOS = WHOLE_TOKENS - {"minicpm5"}
 
 
 def pre_tokenizer(name: str) -> "PreTokenizer":
-    """The byte-level pre-tokenizer of that name.
-
-    Raises:
-        UserError: no such name, or one with rules that are no expressions.
-    """
+    """The byte-level pre-tokenizer of that name."""
     from tokenizers import Regex, pre_tokenizers
 
     if name not in PATTERNS:
         raise UserError(
-            f"its pre-tokenizer {name!r} (tokenizer.ggml.pre) is none that is known here, and any other cuts texts "
-            f"otherwise; known are {', '.join(PATTERNS)}"
+            f"its pre-tokenizer {name!r} (tokenizer.ggml.pre) is not known here, and any other splits texts "
+            f"differently; known are {', '.join(PATTERNS)}"
         )
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in PATTERNS[name]]
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -95,7 +91,7 @@ def named_like(tokenizer: "Tokenizer") -> str | None:
     splitter, texts = tokenizer.pre_tokenizer, mixed_texts()
     if splitter is None or type(tokenizer.model).__name__ != "BPE":
         return None
-    if type(tokenizer.normalizer).__name__ not in ("NoneType", "NFC"):  # llama.cpp changes no text
+    if type(tokenizer.normalizer).__name__ not in ("NoneType", "NFC"):  # llama.cpp does not normalize
         return None
     for name in (names.split()[0] for names in _FAMILIES):
         if (name in WHOLE_TOKENS) == tokenizer.model.ignore_merges:
@@ -107,81 +103,26 @@ def named_like(tokenizer: "Tokenizer") -> str | None:
 
 # In NFC: llama.cpp does not normalize, and Qwen's tokenizers would compose an accent first.
 _FRAGMENTS = (
-    *(
-        "今天天气很好，我们去公园散步。",
-        "患者年龄在十八岁以上",
-        "「繁體」与《简体》",
-        "第3章：机器学习",
-        "；……——",
-        "。",
-        "，",
-        "、",
-        "！",
-    ),
-    *(
-        " The quick brown fox",
-        "Hello",
-        " world",
-        "don't",
-        " I'LL",
-        "we've",
-        " state-of-the-art",
-        "HTTPServer",
-        "iPhone",
-    ),
-    *(
-        "0",
-        "1",
-        "12",
-        "123",
-        "1234567",
-        " 42",
-        "3.14",
-        "2024年12月31日",
-        "1,234,567",
-        "１２３",
-        "½",
-        "第Ⅷ卷",
-        "0x1F",
-        "٣",
-    ),
+    *("今天天气很好，我们去公园散步。", "患者年龄在十八岁以上", "「繁體」与《简体》", "第3章：机器学习", "；……——"),
+    *("。", "，", "、", "！", " The quick brown fox", "Hello", " world", "don't", " I'LL", "we've"),
+    *(" state-of-the-art", "HTTPServer", "iPhone", "0", "1", "12", "123", "1234567", " 42", "3.14", "2024年12月31日"),
+    *("1,234,567", "１２３", "½", "第Ⅷ卷", "0x1F", "٣"),
     *("def f(x):\n    return x + 1\n", "for (int i = 0; i < n; ++i) {\n\tsum += a[i];\n}\n", '<a href="/b?c=1&d">'),
     *("SELECT * FROM t WHERE id=42;", '{"k": [1, null]}', "x_1 != y**2", "http://a.b/c/", "```", "#include <a.h>\r\n"),
     *(" ", "  ", "   ", "\n", "\n\n", "\n\n\n", "\t", " \n", "\n ", "\r\n", "\u3000", "\u00a0", "        "),
     *("'", '"', "...", "!?", "$", "->", "==", "%", "(", ")", "[", "]", "~", "^", "|", "`", "€", "™", "→", "±"),
-    *("😀", "🚀🚀", "👨‍👩‍👧", "🇨🇳", "🤷🏽‍♂️", "❤️"),
-    *(
-        "Привет, мир",
-        "こんにちは世界",
-        "カタカナ",
-        "안녕하세요",
-        "naïve café",
-        "Straße",
-        "สวัสดี",
-        "مرحبا",
-        "हिन्दी",
-        "Ελλάδα",
-        "𠮷",
-    ),
+    *("😀", "🚀🚀", "👨‍👩‍👧", "🇨🇳", "🤷🏽‍♂️", "❤️", "Привет, мир", "こんにちは世界", "カタカナ", "안녕하세요"),
+    *("naïve café", "Straße", "สวัสดี", "مرحبا", "हिन्दी", "Ελλάδα", "𠮷"),
 )
 _FIXED = (
-    "\n\n1",
-    "1\n\n1",
-    " 1",
-    "  a",
-    "a  b",
-    "a \n b",
-    " ",
-    "\n",
-    "你好\n\n1. 第一",
-    "a\r\n\r\n2",
+    *("\n\n1", "1\n\n1", " 1", "  a", "a  b", "a \n b", " ", "\n", "你好\n\n1. 第一", "a\r\n\r\n2"),
     "I'm 25 years old.",
 )
 
 
 def mixed_texts(tokens: Sequence[str] = (), count: int = 500) -> list[str]:
-    """`count` texts, always the same ones, of Chinese, English, other scripts, digits, code, white space and emoji,
-    with `tokens` (special ones) among them."""
+    """`count` texts, always the same, of Chinese, English, other scripts, digits, code, white space, emoji and the
+    special `tokens`."""
     chance = random.Random(0)
     fragments = [*_FRAGMENTS, *(token for token in tokens for _ in range(max(1, 20 // len(tokens))))]
     made = ("".join(chance.choices(fragments, k=chance.randint(1, 12))) for _ in range(count - len(_FIXED)))

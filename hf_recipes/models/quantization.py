@@ -14,39 +14,35 @@ if TYPE_CHECKING:
 def read_bnb_config(
     path: str | None, *, load_in_4bit: bool = False, load_in_8bit: bool = False, compute_dtype: str = "float32"
 ) -> "BitsAndBytesConfig | None":
-    """The `BitsAndBytesConfig` of a JSON file with any of its keys, or of a flag alone; None where nothing is asked.
+    """The `BitsAndBytesConfig` of a JSON file with any of its keys, or of a flag alone; None without either.
 
     Without a file, four bits are NF4 with double quantization (QLoRA, https://arxiv.org/abs/2305.14314).
-    `compute_dtype` is what a 4-bit layer multiplies in where the file does not say.
-
-    Raises:
-        UserError: no such file, not a JSON object, an unknown key (the nearest is named), a value that bitsandbytes
-            refuses, neither or both of 4 and 8 bits.
+    `compute_dtype` is what a 4-bit layer multiplies in, unless the file has bnb_4bit_compute_dtype.
     """
     if path is None and not load_in_4bit and not load_in_8bit:
         return None
     from transformers import BitsAndBytesConfig
 
-    where = f"--bnb_config {path}" if path else "--load_in_4bit" if load_in_4bit else "--load_in_8bit"
+    flag = f"--bnb_config {path}" if path else "--load_in_4bit" if load_in_4bit else "--load_in_8bit"
     settings: dict[str, Any] = {}
-    if path is None:
-        settings |= {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True} if load_in_4bit else {}
-    else:
+    if path:
         settings = read_mapping(path, "--bnb_config")
+    elif load_in_4bit:
+        settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     known = inspect.signature(BitsAndBytesConfig.__init__).parameters.keys() - {"self", "kwargs"}
     for key in settings:
         if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
-    for key, flag in (("load_in_4bit", load_in_4bit), ("load_in_8bit", load_in_8bit)):
-        settings[key] = bool(settings.get(key)) or flag
+            raise UserError(f"{flag}: unknown key {key!r}{nearest(key, known)}")
+    settings["load_in_4bit"] = bool(settings.get("load_in_4bit")) or load_in_4bit
+    settings["load_in_8bit"] = bool(settings.get("load_in_8bit")) or load_in_8bit
     if settings["load_in_4bit"] == settings["load_in_8bit"]:
         which = "both" if settings["load_in_4bit"] else "neither"
-        raise UserError(f"{where}: {which} of load_in_4bit and load_in_8bit asked for; choose one")
+        raise UserError(f"{flag}: {which} of load_in_4bit and load_in_8bit; choose one")
     settings.setdefault("bnb_4bit_compute_dtype", compute_dtype)
     try:
         return BitsAndBytesConfig(**settings)
     except (TypeError, ValueError, AttributeError, ImportError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{flag}: {' '.join(str(error).split())}") from None
 
 
 def is_quantized(model: "PreTrainedModel") -> bool:
@@ -56,9 +52,8 @@ def is_quantized(model: "PreTrainedModel") -> bool:
 def prepare_quantized(model: "PreTrainedModel") -> None:
     """Freeze a quantized base, and put its one-dimensional weights (norms, biases) in float32.
 
-    This is PEFT's `prepare_model_for_kbit_training` but for the embeddings and the head, which it would turn into
-    float32 as well: 4.3 GB for Qwen2.5-7B, frozen as they are. The trainer asks for the gradients of the inputs where
-    it turns checkpointing on.
+    This is PEFT's `prepare_model_for_kbit_training` without casting the frozen embeddings and head to float32, which
+    takes 4.3 GB for Qwen2.5-7B. The trainer enables gradients of the inputs where it turns checkpointing on.
     """
     import torch
 
@@ -70,10 +65,10 @@ def prepare_quantized(model: "PreTrainedModel") -> None:
 
 
 def limit_cpu_kernel(model: "PreTrainedModel", *, inference: bool) -> None:
-    """Keep bitsandbytes' 4-bit kernel for CPUs with AVX-512 BF16 to where it is right.
+    """Allow bitsandbytes' 4-bit kernel for CPUs with AVX-512 BF16 only where it is correct.
 
-    At the first evaluation it repacks the weights for good, rounds their scales to bfloat16, and from then on passes no
-    gradient; and it takes no other widths than multiples of 32 (out) and of the block size (in).
+    In the first evaluation it repacks the weights for good and rounds their scales to bfloat16; afterwards it passes no
+    gradient. It takes only widths that are multiples of 32 (out) and of the block size (in).
     """
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):

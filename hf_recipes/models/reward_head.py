@@ -1,5 +1,7 @@
 """Reward models: a causal language model with a head that gives a conversation one score."""
 
+import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,22 +14,16 @@ from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_model
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 HEAD = "score"
 
 
 class ScoreHead(torch.nn.Linear):
-    """Linear, in float32 whatever comes in and under any autocast.
+    """Linear, in float32 for inputs of any dtype and under any autocast.
 
-    bfloat16 has eight bits: of two scores about 10, differences below 0.06 would be lost.
+    bfloat16 has eight bits: between two scores of about 10, differences below 0.06 would be lost.
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -50,15 +46,11 @@ def load_reward_model(
 ) -> PreTrainedModel:
     """The reward model in `arguments`, or a causal language model with a new head.
 
-    The pad token, by which the end of a conversation is found, is the model's own, or the tokenizer's.
+    The end of a conversation is found by the pad token: the model's, or the tokenizer's where it has none.
 
     Args:
-        config: the model's.
-        initializer_range: standard deviation of a new head's weights, which torch's global generator draws. Small, so
-            that all scores begin about equal, and the loss at log 2.
-
-    Raises:
-        UserError: as `load_model`; a classifier with several labels, or a family without a `score` head.
+        initializer_range: standard deviation of a new head's weights, from torch's global generator. It is small so
+            that at first all scores are about equal, and the loss is log 2.
     """
     new = is_new(config)
     if not new and config.num_labels != 1:
@@ -76,46 +68,38 @@ def load_reward_model(
 
 
 def prepare_head(model: PreTrainedModel, initializer_range: float | None) -> None:
-    """Make the head a `ScoreHead`, in float32 because it is trained, and draw its weights where a range is given.
-
-    Raises:
-        UserError: weights are to be drawn, and the model has no `score` head.
-    """
+    """Make the head a `ScoreHead`, in float32 because it is trained, initialized at random where a range is given."""
     head = getattr(model, HEAD, None)
     if type(head) is not torch.nn.Linear:
         if initializer_range is None:
-            return  # another family's, as it was trained
+            return  # another family's head, as it was trained
         raise UserError(f"{model.config.model_type} has no linear {HEAD!r} head, which reward models need here")
     head.__class__ = ScoreHead
     if initializer_range is not None:
-        _draw(head.weight, initializer_range)
-    if not is_deepspeed_zero3_enabled():  # which gathers weights of one dtype only, and keeps its own in float32
+        gathered = contextlib.nullcontext()
+        if hasattr(head.weight, "ds_id"):
+            import deepspeed
+
+            gathered = deepspeed.zero.GatheredParameters([head.weight], modifier_rank=0)
+        with gathered:
+            torch.nn.init.normal_(head.weight, std=initializer_range)
+    if not is_deepspeed_zero3_enabled():  # which gathers weights of one dtype only, and keeps copies in float32 itself
         head.float()
 
 
-def _draw(weight: torch.nn.Parameter, initializer_range: float) -> None:
-    if hasattr(weight, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
-            torch.nn.init.normal_(weight, std=initializer_range)
-    else:
-        torch.nn.init.normal_(weight, std=initializer_range)
-
-
-def _is_reward_model(model: "PreTrainedModel") -> bool:
+def _is_reward_model(model: PreTrainedModel) -> bool:
     """Whether `model` scores conversations; False where it predicts tokens."""
-    own = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if not type(own).__name__.endswith("ForSequenceClassification"):
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not type(inner).__name__.endswith("ForSequenceClassification"):
         return False
-    if own.config.num_labels != 1:
-        raise UserError(f"the classifier has {own.config.num_labels} labels; a reward model has one (num_labels: 1)")
-    if own.config.get_text_config().pad_token_id is None:
+    if inner.config.num_labels != 1:
+        raise UserError(f"the classifier has {inner.config.num_labels} labels; a reward model has one (num_labels: 1)")
+    if inner.config.get_text_config().pad_token_id is None:
         raise UserError("the reward model's config.json names no pad_token_id, by which it finds the end of a text")
     return True
 
 
-def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
+def rewards(model: PreTrainedModel, rows: Sequence["np.ndarray"]) -> list[float]:
     """The reward model's score of each of `rows` of token ids."""
     from hf_recipes.models.inference.forward import row_groups
 
@@ -123,9 +107,7 @@ def rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[floa
     return [score for group in groups for score in _rewards(model, rows[group])]
 
 
-def _rewards(model: "PreTrainedModel", rows: Sequence["np.ndarray"]) -> list[float]:
-    import torch
-
+def _rewards(model: PreTrainedModel, rows: Sequence["np.ndarray"]) -> list[float]:
     from hf_recipes.models.inference import forward
 
     ids = forward.padded(rows, model.config.get_text_config().pad_token_id, model.device)

@@ -6,14 +6,12 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.models.loading import LOADING_ERRORS, loading_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from hf_recipes.models.loading import _explain
 
 TEMPLATES = files("hf_recipes.models") / "templates"
-
-
 # What a template writes literally and a tokenizer should know as one token.
 _SPECIAL = re.compile(r"<\|[^|>\s']+\|>|\[gMASK\]|<sop>|<reserved_\d+>|<(?:start|end)_of_turn>")
 
@@ -29,24 +27,24 @@ def load_tokenizer(
 ) -> tuple["PreTrainedTokenizerBase", list[str]]:
     """A tokenizer that can render conversations and pad.
 
-    `chat_template` is a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's own;
-    without `needs_template` it may have none, and with `or_plain` one that has none gets the bundled plain text.
     Where the tokenizer puts a BOS before every text and the template does not, the template gets one, so that
     training and any later use of the saved tokenizer see exactly one.
 
+    Args:
+        chat_template: a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's.
+        needs_template: refuse a tokenizer without a template.
+        or_plain: give a tokenizer without a template the bundled one of plain text.
+
     Returns:
         The tokenizer and the special tokens that were added to it because the chosen template writes them.
-
-    Raises:
-        UserError: nothing to load, a tokenizer without a vocabulary, no such template, one that fails, or none at all.
     """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _explain(error, name) from None
-    # Without its files, transformers makes up an empty tokenizer of the model's kind.
+    except LOADING_ERRORS as error:
+        raise loading_error(error, name) from None
+    # Without vocabulary files, transformers makes an empty tokenizer of the model's class.
     if not set(tokenizer("a问", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
         raise UserError(f"{name}: the tokenizer knows no text (its vocabulary files are missing); copy them there")
     added: list[str] = []
@@ -54,13 +52,13 @@ def load_tokenizer(
         chat_template = "plain"
         say(f"{name}: the tokenizer has no chat template; question and answer follow each other as plain text")
     if chat_template is not None:
-        tokenizer.chat_template, own = _read_template(chat_template)
+        tokenizer.chat_template, special = _read_template(chat_template)
         vocabulary = tokenizer.get_vocab()
-        added = [token for token in own if token not in vocabulary]
+        added = [token for token in special if token not in vocabulary]
         tokenizer.add_special_tokens({"additional_special_tokens": added}, replace_extra_special_tokens=False)
         end = "<|im_end|>"
-        if end in own and tokenizer.eos_token != end:
-            tokenizer.eos_token = end  # what the model learns to end a turn with is what generation stops at
+        if end in special and tokenizer.eos_token != end:
+            tokenizer.eos_token = end  # generation stops at the token that turns are trained to end with
             say(f"{name}: turns end with {end}; it becomes the tokenizer's eos token")
         if added:
             say(f"{name}: added the template's special tokens {' '.join(added)}; their embeddings are trained")
@@ -72,7 +70,7 @@ def load_tokenizer(
     try:
         if tokenizer.chat_template is not None:
             tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)
-    except Exception as error:  # a template computes what it likes
+    except Exception as error:  # a template can raise anything
         owner = f"{name}: its chat template" if chat_template is None else f"--chat_template {chat_template}: it"
         raise UserError(f"{owner} cannot render a question ({type(error).__name__}: {error})") from None
     if tokenizer.pad_token is None:

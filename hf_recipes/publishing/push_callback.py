@@ -1,4 +1,4 @@
-"""A run's result on its way to a hub: a callback that pushes without ever failing the run."""
+"""Pushing a run to a hub while it trains and at its end, by a callback that never fails the run."""
 
 import os
 import shlex
@@ -16,8 +16,8 @@ from hf_recipes.hub import clients as hub
 from hf_recipes.hub.upload import ensure_repository, upload
 from hf_recipes.publishing.collect_files import STAGING, Address, staged
 
-PATIENCE = 120.0  # seconds that a stopped run gives to the push of its last checkpoint
-# In the repository, what an earlier push may have left that would be loaded in place of this one's or beside it.
+PATIENCE = 120.0  # seconds that a stopped run waits for the push of its last checkpoint
+# Files of an earlier push that would be loaded in place of, or together with, those of this one.
 REPLACED = (
     r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?",
     r"adapter_config\.json|(generation_)?config\.json|additional_chat_templates/.*",
@@ -25,7 +25,7 @@ REPLACED = (
 
 
 def push_command(folder: str | os.PathLike, repo: str, target: str, *, private: bool, revision: str | None) -> str:
-    """What pushes the folder later."""
+    """The command that pushes the folder later."""
     parts = ["python", "scripts/push.py", "--folder", str(folder), "--hub_model_id", repo]
     parts += ["--target", target] if target != "hf" else []
     parts += ["--private", "false"] if not private else []
@@ -36,10 +36,9 @@ def push_command(folder: str | os.PathLike, repo: str, target: str, *, private: 
 class Publisher(TrainerCallback):
     """Pushes a run to a hub at its end and, with another `hub_strategy` than ``end``, after each save.
 
-    Saves are pushed by a thread while training goes on; one that comes while another is on its way is left out, or with
-    `hub_always_push` waits its turn. ``checkpoint`` and ``all_checkpoints`` push the optimizer's state too, so that the
-    run can go on elsewhere. Whatever goes wrong is one line with the command that pushes later; only the main process
-    does anything.
+    A thread pushes while the run trains. A save during another's push is skipped, or with `hub_always_push` queued.
+    ``checkpoint`` and ``all_checkpoints`` push the optimizer's state too, so that the run can be resumed elsewhere. An
+    error is logged in one line with the command that pushes later. Only the main process does anything.
     """
 
     def __init__(self, args):
@@ -49,30 +48,30 @@ class Publisher(TrainerCallback):
         self.strategy, self.always = str(getattr(args.hub_strategy, "value", args.hub_strategy)), args.hub_always_push
         self._url: str | None = None
         self._jobs: SimpleQueue[tuple[Callable[[], object], Path, Event]] = SimpleQueue()
-        self._over = Event()  # that of the last job
-        self._over.set()
-        self._step = 0  # the last that was not left out
+        self._done = Event()  # set when the last job has ended
+        self._done.set()
+        self._step = 0  # the last that was not skipped
         self._given_up = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             remove_abandoned(self.run / STAGING)
             # A daemon: a run that is interrupted does not wait for it.
-            Thread(target=self._work, name="push", daemon=True).start()
-            self._hand_on(self._ensure, self.run)
+            Thread(target=self._run_jobs, name="push", daemon=True).start()
+            self._enqueue(self._ensure_repository, self.run)
 
     def on_save(self, args, state, control, **kwargs):
         step = state.global_step
         checkpoint = self._checkpoint(step)
         if not state.is_world_process_zero or self.strategy == "end" or not checkpoint.is_dir():
             return
-        if self._over.is_set() or self.always:
+        if self._done.is_set() or self.always:
             self._push_step(step)
         else:
-            say(f"step {step} is not pushed: an earlier push is still on its way")
+            say(f"step {step} is not pushed: an earlier push is still running")
 
     def push_last(self, step: int) -> None:
-        """Have the push of a stopped run's last checkpoint end, within `PATIENCE`.
+        """Push a stopped run's last checkpoint, or wait for its push, for at most `PATIENCE`.
 
         To be called when the other processes need nothing more of this one.
         """
@@ -81,15 +80,15 @@ class Publisher(TrainerCallback):
             return
         if step != self._step:
             self._push_step(step)
-        if not self._over.is_set():
-            say(f"pushing {checkpoint.name}, for {PATIENCE:g} seconds at the most")
-        if not self._over.wait(PATIENCE):
+        if not self._done.is_set():
+            say(f"pushing {checkpoint.name}, for at most {PATIENCE:g} seconds")
+        if not self._done.wait(PATIENCE):
             self._given_up = True
             say(f"{checkpoint.name} is not pushed after {PATIENCE:g} seconds. Push later: {self._command(checkpoint)}")
 
     def finish(self) -> None:
         """Push the finished run; to be called when the other processes need nothing more of this one."""
-        self._over.wait()
+        self._done.wait()
         say(f"pushing to {hub.NAMES[self.target]}")
         with self._reported(self.run), staged(self.run, self.address) as folder:
             say(f"pushed: {self._upload(folder, 'End of training')}")
@@ -98,40 +97,40 @@ class Publisher(TrainerCallback):
         return self.run / f"checkpoint-{step}"
 
     def _push_step(self, step: int) -> None:
-        """Stage a checkpoint, which training may delete, and hand the rest on to the thread."""
+        """Copy a checkpoint, which training may delete, to an upload folder, which the thread pushes."""
         checkpoint, self._step = self._checkpoint(step), step
         state_as = {"checkpoint": "last-checkpoint", "all_checkpoints": checkpoint.name}.get(self.strategy)
         with self._reported(checkpoint), ExitStack() as stack:
             folder = stack.enter_context(staged(checkpoint, self.address, state_as=state_as))
-            staging = stack.pop_all()
+            until_pushed = stack.pop_all()
 
             def push() -> None:
-                with staging:
+                with until_pushed:
                     say(f"step {step} pushed: {self._upload(folder, f'Step {step}')}")
 
-            self._hand_on(push, checkpoint)
+            self._enqueue(push, checkpoint)
 
-    def _ensure(self) -> str:
+    def _ensure_repository(self) -> str:
         self._url = self._url or ensure_repository(self.repo, self.target, private=self.private)
         return self._url
 
     def _upload(self, folder: Path, message: str) -> str:
-        url = self._ensure()
+        url = self._ensure_repository()
         upload(folder, self.repo, self.target, replaces=REPLACED, revision=self.revision, message=message)
         return url
 
-    def _hand_on(self, job: Callable[[], object], folder: Path) -> None:
-        self._over = Event()
-        self._jobs.put((job, folder, self._over))
+    def _enqueue(self, job: Callable[[], object], folder: Path) -> None:
+        self._done = Event()
+        self._jobs.put((job, folder, self._done))
 
-    def _work(self) -> None:
+    def _run_jobs(self) -> None:
         while True:
-            job, folder, over = self._jobs.get()
+            job, folder, done = self._jobs.get()
             if self._given_up:
                 return
             with self._reported(folder):
                 job()
-            over.set()
+            done.set()
 
     def _command(self, folder: Path) -> str:
         return push_command(folder, self.repo, self.target, private=self.private, revision=self.revision)
@@ -140,7 +139,7 @@ class Publisher(TrainerCallback):
     def _reported(self, folder: Path) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # nothing of a hub is worth a run
+        except Exception as error:  # no failure of a hub may end the run
             reason = str(error) if isinstance(error, UserError) else hub.explain(error, self.repo, self.target)
             if not self._given_up:
                 say(f"not pushed, the run is not affected ({reason}). Push later: {self._command(folder)}")

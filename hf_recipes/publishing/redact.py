@@ -1,4 +1,4 @@
-"""A run's files as others may see them: without rows, local paths or secrets."""
+"""A run's files without what others may not see: rows and local paths."""
 
 import json
 import os
@@ -11,27 +11,27 @@ from typing import Any
 
 import yaml
 
-from hf_recipes.core.ledger import without_values
+from hf_recipes.core.ledger import Entry, Ledger, without_values
 from hf_recipes.core.settings import DEFAULTS
 from hf_recipes.hub.clients import source_of
 from hf_recipes.privacy.redactor import Redactor
 
-# What concerns the machine rather than the model; a token is in no settings file to begin with.
-_LEFT_OUT = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
-# Settings that may name something on a hub, and those whose text may have a slash that parts no folders.
+# Settings of the machine rather than the model; tokens are in no settings file.
+_OMITTED = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
+# Settings that may name something on a hub, and those in whose text a slash may be no path's.
 _IDS = ("model_name_or_path", "tokenizer_name", "peft_path", "reward_model", "reward_base", "eval_files")
 _TEXTS = ("system_prompt", "hub_model_id", "hub_revision", "model_revision", "document_end_token")
 _TEXTS += ("prompt_column", "response_column", "history_column", "label_column")
 _PATHS = re.compile(r"(^|_)(files?|path|dir|config|config_name|tokenizer_name|deepspeed|mixture)$")  # in other files
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
-_SPLITS = {"train_file": "train", "validation_file": "validation"}  # read where none is named
+_SPLITS = {"train_file": "train", "validation_file": "validation"}  # the split that is read by default
 NAMES = ".public_names.json"  # in a run's folder
 
 
 def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The values of `settings`, and sources of their data, that name something on a hub → the name to show.
+    """The values of `settings`, and the sources of their data, that are on a hub → their names there.
 
-    Only a run itself can tell an id from a path, because only there a path leads to something.
+    Only the run itself can tell an id from a path: only on its machine a path exists.
     """
     names = {}
     for key in (*_IDS, *_SPLITS):
@@ -41,7 +41,7 @@ def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
             name, _, split = value.partition(":")
             if os.path.exists(value):
                 _, name = source_of(value) or ("", "")
-                if _HUB_ID.fullmatch(name) and key not in _SPLITS:  # a configuration may have the whole path
+                if _HUB_ID.fullmatch(name) and key not in _SPLITS:  # a configuration may have the full path
                     names |= dict.fromkeys((value, os.path.abspath(value), os.path.realpath(value)), name)
             elif _HUB_ID.fullmatch(name):
                 names[value] = value
@@ -52,8 +52,8 @@ def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def public_name(value: str, names: Mapping[str, str]) -> str:
-    """What `names` says, and of anything else the last part of its path, without personal data."""
-    return names.get(value) or Redactor().redact(PureWindowsPath(value).name)[0]  # which knows both kinds of slash
+    """The name in `names`, or else the last part of the path, without personal data."""
+    return names.get(value) or Redactor().redact(PureWindowsPath(value).name)[0]  # it splits at both kinds of slash
 
 
 def _is_absolute(value: str) -> bool:
@@ -62,95 +62,95 @@ def _is_absolute(value: str) -> bool:
 
 
 def public_values(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A configuration's mapping with `public_name` in place of each path: what is absolute, or named as a path's value.
+    """A configuration with `public_name` for each path: a text that is absolute, or whose key is that of a path.
 
-    Anything else stays, as a token with a slash does.
+    Any other text stays, as a token with a slash does.
     """
 
-    def shown(key: str, value: Any) -> Any:
+    def public(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
             return public_values(value, names)
         if isinstance(value, list):
-            return [shown(key, item) for item in value]
+            return [public(key, item) for item in value]
         if not isinstance(value, str) or "\n" in value or "{" in value:  # a template's text is no path
             return value
-        names_one = _PATHS.search(key) or key.endswith("name_or_path") or key == "best_model_checkpoint"
-        return public_name(value, names) if names_one or _is_absolute(value) else value
+        is_path_key = _PATHS.search(key) or key.endswith("name_or_path") or key == "best_model_checkpoint"
+        return public_name(value, names) if is_path_key or _is_absolute(value) else value
 
-    return {key: shown(key, value) for key, value in values.items() if key not in _LEFT_OUT}
+    return {key: public(key, value) for key, value in values.items() if key not in _OMITTED}
 
 
 def public_settings_values(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Settings with a name in place of whatever may be a path, wherever it stands: any text with a slash.
+    """Settings with `public_name` for whatever may be a path: any text with a slash, at any depth.
 
-    ``name=path`` and ``file.py:function=weight`` keep what is no path of them.
+    Of ``name=path`` and ``file.py:function=weight`` only the path is changed.
     """
 
-    def cut(value: str) -> str:
+    def without_path(value: str) -> str:
         is_path = "/" in value or "\\" in value or value.startswith("~")
         return public_name(value, names) if value in names or is_path else value
 
-    def shown(value: Any, key: Any = None) -> Any:
+    def public(value: Any, key: Any = None) -> Any:
         if isinstance(value, Mapping):
-            return {shown(name): shown(item) for name, item in value.items()}
+            return {public(name): public(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return [shown(item, key) for item in value]
-        if not isinstance(value, str) or value in names:
-            return cut(value) if isinstance(value, str) else value
+            return [public(item, key) for item in value]
+        if not isinstance(value, str):
+            return value
+        if value in names:
+            return names[value]
         if key in _TEXTS:
             is_path = _is_absolute(value) and not re.search(r"\s", value)
-            return cut(value) if is_path or os.path.exists(value) else value
+            return without_path(value) if is_path or os.path.exists(value) else value
         if value.lstrip()[:1] in ("{", "["):
             with suppress(ValueError):
-                return json.dumps(shown(json.loads(value)), ensure_ascii=False)
-        return cut(value) if os.path.exists(value) else "=".join(map(cut, value.split("=")))
+                return json.dumps(public(json.loads(value)), ensure_ascii=False)
+        return without_path(value) if os.path.exists(value) else "=".join(map(without_path, value.split("=")))
 
-    return {key: shown(value, key) for key, value in values.items() if key not in _LEFT_OUT}
+    return {key: public(value, key) for key, value in values.items() if key not in _OMITTED}
 
 
 def public_settings(text: str, names: Mapping[str, str]) -> str:
-    """`run_config.yaml` as it may be published: its comments, then what is set otherwise than by default, then that."""
-    given, mark, defaults = text.partition(DEFAULTS)
-    parts = []
-    for part in (given, defaults):
-        values = public_settings_values(yaml.safe_load(part) or {}, names)
-        parts.append(yaml.safe_dump(values, allow_unicode=True, sort_keys=False) if values else "")
-    comments = "".join(line for line in given.splitlines(keepends=True) if line.startswith("#"))
-    return f"{comments}\n{parts[0]}\n{mark}{parts[1]}"
+    """`run_config.yaml` as it may be published: its comments, the settings that differ from defaults, the others."""
+    changed, mark, defaults = text.partition(DEFAULTS)
+    sections = []
+    for section in (changed, defaults):
+        values = public_settings_values(yaml.safe_load(section) or {}, names)
+        sections.append(yaml.safe_dump(values, allow_unicode=True, sort_keys=False) if values else "")
+    comments = "".join(line for line in changed.splitlines(keepends=True) if line.startswith("#"))
+    return f"{comments}\n{sections[0]}\n{mark}{sections[1]}"
 
 
 def public_ledger(ledgers: Mapping[str, Mapping], names: Mapping[str, str]) -> dict[str, dict]:
-    """`data_ledger.json` as it may be published: counts and reasons by file name, without places or quoted values."""
+    """`data_ledger.json` as it may be published: counts and reasons by file name, no locations or quoted values."""
     public = {}
-    for name, ledger in ledgers.items():
-        sources: dict[str, Counter] = {}
-        for source, counts in ledger["sources"].items():
-            sources.setdefault(public_name(source, names), Counter()).update(counts)
-        reasons: Counter = Counter()
-        for entry in ledger["reasons"]:
-            reasons[public_name(entry["source"], names), without_values(entry["status"])] += entry["count"]
-        public[name] = {
-            "total": dict(ledger["total"]),
-            "sources": {source: dict(counts) for source, counts in sources.items()},
-            "reasons": [{"source": s, "status": status, "count": count} for (s, status), count in reasons.items()],
-        }
+    for name, value in ledgers.items():
+        ledger, by_name = Ledger.from_dict(value), Ledger()
+        for source, counts in ledger.sources.items():
+            by_name.sources.setdefault(public_name(source, names), Counter()).update(counts)
+        for (source, status), entry in ledger.reasons.items():
+            key = public_name(source, names), without_values(status)
+            by_name.reasons.setdefault(key, Entry()).count += entry.count
+        public[name] = by_name.to_dict()
+        for reason in public[name]["reasons"]:
+            del reason["first"]
     return public
 
 
 def is_merge(record: Any) -> bool:
-    """Whether `record`, what a `merge.json` holds, tells a base and the adapters that were merged into it."""
+    """Whether `record`, read from a `merge.json`, has a base and the adapters that were merged into it."""
     return isinstance(record, Mapping) and {"name"} <= set(record.get("base") or ()) and bool(record.get("adapters"))
 
 
 def public_merge(record: Mapping[str, Any], names: Mapping[str, str]) -> Mapping[str, Any]:
-    """`merge.json` as it may be published: what was merged into what, and how near the result is to it."""
+    """`merge.json` as it may be published: base, adapters and parity, without the files of this machine."""
     if not is_merge(record):
         raise ValueError("no record of a merge")
 
-    def named(part: Mapping[str, Any]) -> dict[str, Any]:
-        name = part["name"]  # what has one slash is no path: a merge records those by their last part
-        return {**part, "name": name if _HUB_ID.fullmatch(name) and name not in names else public_name(name, names)}
+    def named(model: Mapping[str, Any]) -> dict[str, Any]:
+        name = model["name"]  # OWNER/NAME is a hub's: of paths a merge records the last part
+        return {**model, "name": name if _HUB_ID.fullmatch(name) and name not in names else public_name(name, names)}
 
-    base, adapters = named(record["base"]), [named(one) for one in record["adapters"]]
-    kept = {key: value for key, value in record.items() if key not in ("request", "files")}  # of this machine's folder
-    return {**public_values(kept, names), "base": base, "adapters": adapters}
+    base, adapters = named(record["base"]), [named(adapter) for adapter in record["adapters"]]
+    rest = {key: value for key, value in record.items() if key not in ("request", "files")}
+    return {**public_values(rest, names), "base": base, "adapters": adapters}

@@ -1,4 +1,4 @@
-"""What every reward is: rules, functions of the user's own and a trained reward model alike."""
+"""The interface of rewards: rules, user functions and reward models."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,6 +7,6 @@ from hf_recipes.data.chat.prompts import Prompt
 
 
 class Reward(Protocol):
-    """What answers are worth: one number for each, None where the reward says nothing of an answer."""
+    """One number for each answer; None where the reward does not apply to an answer."""
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]: ...

@@ -1,4 +1,4 @@
-"""A trained reward model, as what answers are worth."""
+"""A trained reward model as a reward."""
 
 import json
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.compute import Compute
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config, without_deepspeed
 from hf_recipes.models.reward_head import rewards
 
@@ -26,16 +26,13 @@ BATCH_SIZE = 16  # conversations
 
 
 class ScoringModel:
-    """A trained reward model with its own tokenizer and chat template, which need not be those of what it scores.
+    """A trained reward model with its tokenizer and chat template, which may differ from those of the scored model.
 
     Its weights are read when the first answer is scored.
 
     Args:
-        path: a reward model, or an adapter of one, as scripts/reward.py leaves them.
-        base: an adapter's base; by default what the adapter names.
-
-    Raises:
-        UserError: no reward model, or a base that is not there.
+        path: a reward model or the adapter of one, trained by scripts/reward.py.
+        base: an adapter's base; by default the one that the adapter names.
     """
 
     def __init__(
@@ -48,29 +45,29 @@ class ScoringModel:
         self._encoder = ChatEncoder(self._tokenizer, max_length=limit)
 
     @cached_property
-    def network(self) -> "PreTrainedModel":
-        """Raises `UserError` for a vocabulary other than that which it was trained with."""
-        with without_deepspeed():  # each process has all of it: the policy's engine gathers the policy's weights alone
-            network = load_for_inference(self._arguments, self._tokenizer, is_reward=True, **self._source)
-        return network.requires_grad_(False)
+    def model(self) -> "PreTrainedModel":
+        with without_deepspeed():  # not sharded: the policy's engine gathers only the policy's weights
+            model = load_for_inference(self._arguments, self._tokenizer, is_reward=True, **self._source)
+        return model.requires_grad_(False)
 
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        """The score of each answer in its conversation, as a finished turn; of an empty one, that of ending at once."""
+        """The score of each answer as a finished turn of its conversation; an empty one is the end token alone."""
         rows = self._encode(prompts, answers)
         scores = [0.0] * len(rows)
-        with forward.evaluating(self.network):
+        with forward.evaluating(self.model):
             for batch in forward.batches([-len(ids) for ids in rows], BATCH_SIZE, Compute()):
-                for index, score in zip(batch, rewards(self.network, [rows[index] for index in batch]), strict=True):
+                for index, score in zip(batch, rewards(self.model, [rows[index] for index in batch]), strict=True):
                     scores[index] = score
         return scores
 
     def _encode(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[np.ndarray]:
-        chats, rows = [], []
+        conversations = []
         for prompt, answer in zip(prompts, answers, strict=True):
-            messages = prompt.messages or [{"role": "user", "content": prompt.question}]
-            chats.append([*messages, {"role": "assistant", "content": answer}] if answer.strip() else messages)
+            before = prompt.messages or [{"role": "user", "content": prompt.question}]
+            conversations.append([*before, {"role": "assistant", "content": answer}] if answer.strip() else before)
+        rows = []
         end = self._tokenizer.convert_tokens_to_ids(self._encoder.end_of_turn)
-        for prompt, answer, row in zip(prompts, answers, self._encoder.encode(chats), strict=True):
+        for prompt, answer, row in zip(prompts, answers, self._encoder.encode(conversations), strict=True):
             ids = row.input_ids
             if not len(ids):
                 raise UserError(

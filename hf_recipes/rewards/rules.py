@@ -1,4 +1,4 @@
-"""Rules: a number for an answer, from 0 to 1 where nothing else is said. Each function makes one of its setting."""
+"""Rules: a number for an answer, from 0 to 1 unless documented otherwise. Each function makes one from its setting."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def length(setting: str) -> Reward:
     return _of_answer(rule)
 
 
-def whole_format(setting: str) -> Reward:
+def full_match(setting: str) -> Reward:
     if not setting:
         raise ValueError("for instance format:答案：.+")
     pattern = re.compile(setting, re.DOTALL)
@@ -53,7 +53,7 @@ def whole_format(setting: str) -> Reward:
 
 
 def repetition(setting: str) -> Reward:
-    """The share of n-grams that are not new, negative."""
+    """Minus the share of n-grams of characters that occurred before: -1 to 0."""
     size = int(setting or 4)
     if size < 1:
         raise ValueError("at least 1")
@@ -81,13 +81,13 @@ RULES: dict[str, Callable[[str], Reward]] = {
     "choice": choice,
     "rouge": rouge,
     "length": length,
-    "format": whole_format,
+    "format": full_match,
     "repetition": repetition,
     "chinese": chinese,
 }
 NEEDS_REFERENCE = ("choice", "rouge")
-SETTINGS = {  # of the rules that take one: what it is
+SETTINGS = {  # of the rules that take one
     "length": "expected the least and the most characters",
-    "format": "expected a regular expression that the whole answer fits",
-    "repetition": "expected the length of the pieces that repeat, in characters",
+    "format": "expected a regular expression that matches the whole answer",
+    "repetition": "expected the length of the n-grams, in characters",
 }

@@ -1,4 +1,4 @@
-"""Which rewards an answer gets, and with which weights, as the user gives them."""
+"""The settings --rewards, --reward_model and --reward_base."""
 
 import math
 import re
@@ -13,14 +13,14 @@ MODEL = "model"
 
 @dataclass
 class RewardArguments:
-    """What answers are worth."""
+    """The rewards of answers."""
 
     rewards: list[str] | None = setting(
         "NAME, NAME:SETTING or NAME=WEIGHT, each added to the sum: choice, rouge, length:MIN-MAX, format:REGEX, "
         "repetition, chinese, model, or file.py:function."
     )
     reward_model: str | None = setting("A model or adapter of scripts/reward.py, whose score is the reward `model`.")
-    reward_base: str | None = setting("The reward adapter's base, where it is no longer where it was trained.")
+    reward_base: str | None = setting("The reward adapter's base, where its folder is another one than in training.")
 
     def __post_init__(self):
         specs = [read_spec(text) for text in self.rewards or ()]
@@ -34,14 +34,15 @@ class RewardArguments:
 
     @property
     def specs(self) -> "list[Spec]":
-        found = [read_spec(text) for text in self.rewards or ()]
-        named = any(spec.name == MODEL for spec in found)
-        return found if named or not self.reward_model else [Spec(MODEL, MODEL), *found]
+        specs = [read_spec(text) for text in self.rewards or ()]
+        if self.reward_model and not any(spec.name == MODEL for spec in specs):
+            specs.insert(0, Spec(MODEL, MODEL))
+        return specs
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One part of the sum: `name` as it is logged, `kind` and `setting` as they were given."""
+    """One reward of the sum: `name` as it is logged, `kind` and `setting` as they were given."""
 
     name: str
     kind: str
@@ -50,11 +51,7 @@ class Spec:
 
 
 def read_spec(text: str) -> Spec:
-    """``NAME[:SETTING][=WEIGHT]`` as a `Spec`.
-
-    Raises:
-        ValueError: an unknown name, a setting that does not fit it, or a weight that is no number or 0.
-    """
+    """``NAME[:SETTING][=WEIGHT]`` as a `Spec`; ValueError for one that is wrong."""
     body, sign, last = text.rpartition("=")
     try:
         weight = float(last) if sign else 1.0

@@ -1,4 +1,4 @@
-"""A function of the user's own as a reward."""
+"""A user's Python function as a reward."""
 
 import importlib.util
 from collections.abc import Collection, Sequence
@@ -10,10 +10,10 @@ from hf_recipes.rewards.interface import Reward
 
 
 def user_function(file: str, name: str, columns: Collection[str]) -> Reward:
-    """The function of a python file, called as TRL calls reward functions.
+    """The function `name` of a Python file, called as TRL calls reward functions.
 
-    It gets, one of each for each answer: `prompts` (lists of messages, or texts), `completions` (texts), `reference`
-    and `place`, and all other `columns` of the rows (None where a row does not have it).
+    It gets, with one item for each answer: `prompts` (lists of messages, or texts), `completions` (texts), `reference`,
+    `location` (`file:line`), and all other `columns` of the rows (None where a row does not have it).
     """
     path = Path(file)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What an answer is worth: the weighted sum of the rewards that were asked for."""
+"""The rewards of a run, and their weighted sum."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,7 @@ from hf_recipes.rewards.user_function import user_function
 
 
 class Rewards:
-    """The rewards of `arguments`; of a reward model, the weights are read when the first answer is scored.
-
-    Raises:
-        UserError: a file that cannot be run, or as `ScoringModel`.
-    """
+    """The rewards of `arguments`. A reward model's weights are read when the first answer is scored."""
 
     def __init__(self, arguments: RewardArguments, trust_remote_code: bool = False, cache_dir: str | None = None):
         self.specs = arguments.specs
@@ -35,18 +31,15 @@ class Rewards:
                 self._rewards[MODEL] = ScoringModel(*paths, trust_remote_code, cache_dir)
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Take note of the columns of `prompts`, and say which of them a reward has nothing to compare with.
-
-        Raises:
-            UserError: it has nothing for any of them.
-        """
+        """Collect the columns of `prompts` for user functions, and report prompts without a reference answer that a
+        reward needs; refuse them where none has one."""
         self._columns.update(*(prompt.row for prompt in prompts if prompt.row))
         for kind in sorted({spec.kind for spec in self.specs} & {*NEEDS_REFERENCE}):
             lacking = [prompt.location for prompt in prompts if prompt.reference is None]
             if lacking and len(lacking) == len(prompts):
                 raise UserError(f"--rewards {kind}: {lacking[0]} has no answer to compare with, nor has any other row")
             if lacking:
-                say(f"{kind} says nothing of {len(lacking):,} rows without an answer to compare with ({lacking[0]} …)")
+                say(f"{kind} is not computed for {len(lacking):,} rows without a reference answer ({lacking[0]} …)")
 
     @property
     def names(self) -> list[str]:
@@ -59,22 +52,22 @@ class Rewards:
     def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[float | None]]:
         """For each reward, in the order of `names`, one value for each answer.
 
-        Raises:
-            UserError: a reward that raises, or that gives something other than a finite number (Python's, numpy's or
-                torch's, or a bool) or None: the row is named.
+        A reward that raises, or returns anything but finite numbers (of Python, numpy or torch, or bools) and None, is
+        a `UserError` that names the row.
         """
         return [self._values(spec, prompts, answers) for spec in self.specs]
 
     def total(self, values: Sequence[float | None]) -> float | None:
         """The weighted sum of one answer's values, without those that are None; None where all are."""
-        parts = [spec.weight * value for spec, value in zip(self.specs, values, strict=True) if value is not None]
-        return math.fsum(parts) if parts else None
+        terms = [spec.weight * value for spec, value in zip(self.specs, values, strict=True) if value is not None]
+        return math.fsum(terms) if terms else None
 
     def directions(self) -> dict[str, bool]:
-        """As `Method.directions`, of `summarise_rewards`: a reward with a negative weight is better the smaller."""
-        found = {f"rewards/{spec.name}": spec.weight >= 0 for spec in self.specs}
-        more = {f"rewards/{MODEL}_positive": found[f"rewards/{MODEL}"]} if MODEL in self.names else {}
-        return {"reward": True, **found, **more}
+        """`Method.directions` of `summarise_rewards`: smaller is better for a reward with a negative weight."""
+        directions = {"reward": True} | {f"rewards/{spec.name}": spec.weight >= 0 for spec in self.specs}
+        if MODEL in self.names:
+            directions[f"rewards/{MODEL}_positive"] = directions[f"rewards/{MODEL}"]
+        return directions
 
     def _values(self, spec: Spec, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
         reward = self._rewards[spec.name]
@@ -101,12 +94,12 @@ class Rewards:
         numbers = [_number(value) for value in values]
         for prompt, answer, value, number in zip(prompts, answers, values, numbers, strict=True):
             if number is not None and not math.isfinite(number):
-                raise _failed(spec, prompt, answer, f"it gave {value!r}, which is no finite number")
+                raise _failed(spec, prompt, answer, f"it gave {value!r}, which is not a finite number")
         return numbers
 
 
 def _number(value: Any) -> float | None:
-    """A number of Python, numpy or torch (an array or tensor of one element, too) as a float; NaN for anything else."""
+    """A number of Python, numpy or torch (or an array or tensor of one element) as a float; NaN for anything else."""
     if value is None:
         return None
     try:
@@ -118,7 +111,7 @@ def _number(value: Any) -> float | None:
 
 def summarise_rewards(names: Sequence[str], records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Means over the records: `reward` (the weighted sum) and ``rewards/NAME``; of a reward model also the share of
-    scores above 0, ``rewards/model_positive``, which tells something where its training centred them
+    scores above 0, ``rewards/model_positive``, which means something where its training centred the scores
     (--center_rewards_coefficient).
     """
     columns = {"reward": [record["reward"] for record in records]}
@@ -131,5 +124,5 @@ def summarise_rewards(names: Sequence[str], records: Sequence[dict[str, Any]]) -
 
 
 def _failed(spec: Spec, prompt: Prompt, answer: str, why: str) -> UserError:
-    shown = answer if len(answer) <= 60 else answer[:60] + "…"
-    return UserError(f"--rewards {spec.name}: failed on {prompt.location} ({why}); the answer was {shown!r}")
+    answer = answer if len(answer) <= 60 else answer[:60] + "…"
+    return UserError(f"--rewards {spec.name}: failed on {prompt.location} ({why}); the answer was {answer!r}")

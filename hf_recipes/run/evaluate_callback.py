@@ -23,7 +23,7 @@ from hf_recipes.evaluation.methods.preference_accuracy import differences
 from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.evaluation.reports.plots import draw_histogram
-from hf_recipes.models.inference.compute import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import Compute, ForwardPass
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.forward import scored_pass
 from hf_recipes.rewards.weighted_sum import Rewards

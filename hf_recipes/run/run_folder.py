@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.core.settings import Parser, at_end
-from hf_recipes.dry_run.plan import DataStats
+from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.output_dir import (

@@ -10,7 +10,7 @@ from hf_recipes.core.files import write_json, writing
 from hf_recipes.core.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.core.settings import Parser
 from hf_recipes.dry_run.peak_memory import PeakMemory
-from hf_recipes.publishing.model_card import CardWords, model_card
+from hf_recipes.publishing.model_card import CardWords, Training, model_card
 from hf_recipes.publishing.push_callback import Publisher
 from hf_recipes.publishing.redact import NAMES, hub_names
 from hf_recipes.run.evaluate_callback import evaluated_with
@@ -32,7 +32,7 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
         counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
         history, best = trainer.state.log_history, _best(trainer)
         step = best["step"] if best else trainer.state.global_step
-        return model_card(folder, parser.settings, names, counts, history, step, words, best)
+        return model_card(folder, Training(parser.settings, names, counts, history, step, words, best))
 
     publisher = Publisher(trainer.args) if trainer.args.push_to_hub else None
     if publisher:

@@ -11,8 +11,9 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.core.settings import Parser
 from hf_recipes.data.arguments import DataArguments, SourceArguments
+from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.peak_memory import PeakMemory
-from hf_recipes.dry_run.plan import DataStats, make_plan
+from hf_recipes.dry_run.plan import make_plan
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments

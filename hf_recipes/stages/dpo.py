@@ -14,8 +14,8 @@ from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import DataStats, row_lengths, rows_digest
+from hf_recipes.dry_run.data_stats import DataStats, row_lengths, rows_digest
+from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.publishing.model_card import CardWords

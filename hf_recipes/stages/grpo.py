@@ -25,8 +25,8 @@ from hf_recipes.core.files import to_json, write_jsonl
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
-from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import DataStats
+from hf_recipes.dry_run.data_stats import DataStats
+from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches

@@ -12,8 +12,8 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.arguments import DataArguments, UnpairedArguments
 from hf_recipes.data.chat.preference import UnpairedEncoder
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import DataStats, row_lengths, rows_digest
+from hf_recipes.dry_run.data_stats import DataStats, row_lengths, rows_digest
+from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import KTOArguments

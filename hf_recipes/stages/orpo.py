@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_recipes.core.settings import PositiveFloat, PositiveInt, setting
 from hf_recipes.data.chat.encoder import IGNORED
-from hf_recipes.dry_run.plan import DataStats
+from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.inference.forward import supervised_losses

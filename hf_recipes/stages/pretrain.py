@@ -20,8 +20,8 @@ from hf_recipes.core.files import to_json, write_json
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.pretraining.mixture import Mixture
-from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import DataStats
+from hf_recipes.dry_run.data_stats import DataStats
+from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config

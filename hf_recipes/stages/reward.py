@@ -10,8 +10,8 @@ from trl import RewardTrainer
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.dry_run.memory import Batch
-from hf_recipes.dry_run.plan import DataStats, rows_digest
+from hf_recipes.dry_run.data_stats import DataStats, rows_digest
+from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.reward_head import load_reward_model

@@ -8,7 +8,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.dry_run.plan import row_stats
+from hf_recipes.dry_run.data_stats import row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
 from hf_recipes.models.inference.forward import supervised_losses

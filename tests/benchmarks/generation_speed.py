@@ -17,7 +17,7 @@ from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, plan_batches
-from hf_recipes.models.inference.opening import load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
 
 
 def main() -> None:

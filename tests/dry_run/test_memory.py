@@ -11,8 +11,9 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from conftest import ROOT, TEXT, tiny_model, write_jsonl
-from hf_recipes.dry_run.memory import Batch, estimate, optimizer_bytes, pass_memory, skeleton, step_memory
-from hf_recipes.models.inference.compute import ForwardPass
+from hf_recipes.dry_run.memory import estimate, optimizer_bytes
+from hf_recipes.dry_run.simulate import Batch, meta_model, pass_memory, step_memory
+from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import PIECE, scored_pass
 from hf_recipes.run.arguments import ModelArguments, SFTArguments
 from hf_recipes.trainer.sharding import Sharding
@@ -25,7 +26,7 @@ def make(tokenizer, tmp_path):
     def build(batch=None, model=None, keeps_reference=False, passes=(), **flags):
         args = SFTArguments(output_dir=str(tmp_path / "run"), report_to="none", **{"bf16": False, **flags})
         model_args = ModelArguments("tiny", dtype="float32", **(model or {}))
-        bare = skeleton(model_args, tiny_model(len(tokenizer)).config, tokenizer, [], bf16=bool(args.bf16))
+        bare = meta_model(model_args, tiny_model(len(tokenizer)).config, tokenizer, [], bf16=bool(args.bf16))
         return estimate(bare, batch or Batch(2, 16, 4), args, keeps_reference=keeps_reference, passes=passes)
 
     return build
@@ -92,7 +93,7 @@ def test_evaluations_are_counted_and_flat(make, tokenizer):
     assert make(Batch(64, 2048, 64 * 2048), passes=[scored]).batch.rows == 64  # a step of as many keeps everything
     cache = 16 * 2000 * 2 * 2 * 2 * 8 * 4  # rows, tokens, keys and values, layers, heads, of 8 float32 each
     assert with_both.parts["activations"] >= cache and with_both.parts["optimizer"] == alone.parts["optimizer"]
-    bare = skeleton(ModelArguments("tiny"), tiny_model(len(tokenizer)).config, tokenizer, [], bf16=False)
+    bare = meta_model(ModelArguments("tiny"), tiny_model(len(tokenizer)).config, tokenizer, [], bf16=False)
     taken = [pass_memory(bare, scored_pass(rows, 2048), autocast=None) for rows in (4, 64)]
     assert taken[0] == taken[1]
     assert sum(taken[1][name] for name in ("activations", "logits")) < 4 * 4 * PIECE

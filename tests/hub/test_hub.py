@@ -572,7 +572,7 @@ def test_training_does_not_wait_for_a_push(hub, sft, training, tmp_path, monkeyp
     assert out.count("is there already and public") == 1
 
     code, out, err = sft(*flags, "--overwrite_output_dir")
-    assert code == 0 and "is not pushed: an earlier push is still on its way" in out, out + err
+    assert code == 0 and "is not pushed: an earlier push is still running" in out, out + err
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import build_tokenizer, write_jsonl
-from hf_recipes.dry_run.memory import Batch, estimate, skeleton
+from hf_recipes.dry_run.memory import estimate
+from hf_recipes.dry_run.simulate import Batch, meta_model
 from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.lora import attach_lora, load_adapter, read_lora_config
+from hf_recipes.models.lora import attach_lora, read_lora_config
+from hf_recipes.models.saved_adapter import load_adapter
 from hf_recipes.run.arguments import ModelArguments, SFTArguments
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -78,7 +80,7 @@ def test_the_default_lora_is_loaded_merged_and_estimated(tmp_path, kind):
         "added_tokens": [],
         "bf16": False,
     }
-    memory = estimate(skeleton(ModelArguments(base, dtype="float32"), **how), Batch(2, 16, 4), args)
+    memory = estimate(meta_model(ModelArguments(base, dtype="float32"), **how), Batch(2, 16, 4), args)
     assert memory.trained == sum(p.numel() for p in trained) and memory.parts["activations"] > 0
 
 

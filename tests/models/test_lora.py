@@ -9,7 +9,8 @@ from conftest import ROOT, build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.checks.packing import keeps_packed_rows_apart
 from hf_recipes.models.loading import fit_embeddings
-from hf_recipes.models.lora import attach_lora, linear_modules, load_adapter, read_lora_config
+from hf_recipes.models.lora import attach_lora, linear_modules, read_lora_config
+from hf_recipes.models.saved_adapter import load_adapter
 
 
 def written(tmp_path, **settings) -> str:
@@ -56,7 +57,7 @@ def test_both_spellings_and_any_key_of_peft(tmp_path):
     ("settings", "message"),
     [
         ({"lora_rank": 8}, r"unknown key 'lora_rank' \(did you mean"),
-        ({"lora_r": 8, "r": 4}, "says again"),
+        ({"lora_r": 8, "r": 4}, "and another key both set r"),
         ({"lora_r": 0, "target_modules": "all-linear"}, None),
         ({"lora_r": "8"}, 'r is "8"; expected a number'),
         ({"lora_alpha": None}, "lora_alpha is null; expected a number"),

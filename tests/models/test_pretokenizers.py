@@ -80,7 +80,7 @@ def test_cuts_by_hand():
     assert cut("qwen2", "a\n\n12 b") == ["a", "\n\n", "1", "2", " b"]
     assert cut("llama-bpe", "1234 I'LL") == ["123", "4", " I", "'LL"]
     assert cut("deepseek-v3", "1234第12名") == ["123", "4", "第", "12", "名"]
-    with pytest.raises(UserError, match=r"its pre-tokenizer 'kimi-k2' \(tokenizer.ggml.pre\) is none that is known"):
+    with pytest.raises(UserError, match=r"its pre-tokenizer 'kimi-k2' \(tokenizer.ggml.pre\) is not known here"):
         pre_tokenizer("kimi-k2")
 
 

@@ -17,13 +17,13 @@ from hf_recipes.rewards.settings import RewardArguments, Spec, read_spec
 from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 
 
-def asked(reference=None, location="rows.jsonl:1", question="问？", **columns) -> Prompt:
+def prompt_of(reference=None, location="rows.jsonl:1", question="问？", **columns) -> Prompt:
     messages = conversation(question)
     return Prompt(location, np.arange(3), question, reference, None, is_chat=True, messages=messages, row=columns)
 
 
 def worth(spec: str, answer: str, reference=None) -> float | None:
-    [[value]] = Rewards(RewardArguments([spec]))([asked(reference)], [answer])
+    [[value]] = Rewards(RewardArguments([spec]))([prompt_of(reference)], [answer])
     return value
 
 
@@ -79,7 +79,7 @@ def test_specs(text, expected):
         (["rouge=0"], "a weight other than 0"),
         (["rouge=nan"], "a weight other than 0"),
         (["length:9-3"], "for instance length:20-200"),
-        (["format:("], "a regular expression that the whole answer fits"),
+        (["format:("], "a regular expression that matches the whole answer"),
         (["chinese:3"], "chinese takes no setting"),
         (["rouge", "rouge=2"], "rouge: given twice"),
         (["model"], "Name it with --reward_model"),
@@ -92,7 +92,7 @@ def test_specs_that_cannot_be(specs, message):
 
 def test_the_sum_leaves_out_what_has_no_value():
     rewards = Rewards(RewardArguments(["rouge=2", "chinese=0.5"]))
-    prompts, answers = [asked("好"), asked()], ["好", "好"]
+    prompts, answers = [prompt_of("好"), prompt_of()], ["好", "好"]
     columns = rewards(prompts, answers)
     assert columns == [[pytest.approx(1, abs=1e-6), None], [1.0, 1.0]]
     totals = [rewards.total(values) for values in zip(*columns, strict=True)]
@@ -109,16 +109,16 @@ def test_the_sum_leaves_out_what_has_no_value():
 
 def test_rows_without_references_are_said(capsys):
     rewards = Rewards(RewardArguments(["rouge", "choice"]))
-    rewards.check([asked("一"), asked(location="rows.jsonl:2")])
-    assert "rouge says nothing of 1 rows without an answer to compare with (rows.jsonl:2 …)" in capsys.readouterr().out
+    rewards.check([prompt_of("一"), prompt_of(location="rows.jsonl:2")])
+    assert "rouge is not computed for 1 rows without a reference answer (rows.jsonl:2 …)" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"--rewards choice: rows.jsonl:1 has no answer to compare with"):
-        rewards.check([asked()])
+        rewards.check([prompt_of()])
 
 
 OWN = """
 import math
 import numpy as np
-def reward(prompts, completions, reference, place, answer_choices, **rest):
+def reward(prompts, completions, reference, location, answer_choices, **rest):
     assert prompts == [[{"role": "user", "content": "问？"}]] * len(completions)
     if "坏" in completions[-1] and len(completions) == 1:
         raise KeyError("坏")
@@ -146,7 +146,7 @@ def infinite(completions, **rest):
 def test_functions_of_the_users_own(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(OWN, encoding="utf-8")
-    prompts = [asked(location="rows.jsonl:1", answer_choices=["甲", "乙"]), asked(location="rows.jsonl:2")]
+    prompts = [prompt_of(location="rows.jsonl:1", answer_choices=["甲", "乙"]), prompt_of(location="rows.jsonl:2")]
     rewards = Rewards(RewardArguments([f"{path}"]))
     rewards.check(prompts)
     assert rewards.names == ["own"] and rewards(prompts, ["甲", "甲"]) == [[1.0, None]]
@@ -160,9 +160,9 @@ def test_functions_of_the_users_own(tmp_path):
         Rewards(RewardArguments([f"{path}:infinite"]))(prompts, ["甲", "甲"])
     for name, message in (
         ("one", r"--rewards one: 1.0 for 2 answers; give a list"),
-        ("text", r"text: failed on rows.jsonl:1 \(it gave '1', which is no finite number\)"),
+        ("text", r"text: failed on rows.jsonl:1 \(it gave '1', which is not a finite number\)"),
         ("vector", r"vector: failed on rows.jsonl:1 \(it gave array"),
-        ("missing", r"missing: failed on rows.jsonl:1 \(it gave np.float32\(nan\), which is no finite number\)"),
+        ("missing", r"missing: failed on rows.jsonl:1 \(it gave np.float32\(nan\), which is not a finite number\)"),
         ("together", r"together: failed on rows.jsonl:1 \(AssertionError: , with 2 answers at once\)"),
     ):
         with pytest.raises(UserError, match=message):
@@ -197,7 +197,7 @@ def test_functions_of_the_users_own(tmp_path):
 def test_numbers_of_any_kind_are_floats(tmp_path, given, expected):
     head = "import numpy as np, torch\nfrom decimal import Decimal\nfrom fractions import Fraction\n"
     (tmp_path / "own.py").write_text(f"{head}def reward(completions, **rest):\n    return {given}\n")
-    [values] = Rewards(RewardArguments([f"{tmp_path}/own.py"]))([asked(), asked()], ["甲", "乙"])
+    [values] = Rewards(RewardArguments([f"{tmp_path}/own.py"]))([prompt_of(), prompt_of()], ["甲", "乙"])
     assert values == expected and {type(value) for value in values} <= {float, type(None)}
 
 
@@ -205,7 +205,7 @@ def test_a_reward_model_scores_the_conversation_in_its_own_words(judge):
     from transformers import AutoModelForSequenceClassification
 
     scorer = ScoringModel(str(judge))
-    prompts = [asked(question="今天天气怎么样？"), asked(question="请问？")]
+    prompts = [prompt_of(question="今天天气怎么样？"), prompt_of(question="请问？")]
     answers = ["天气很好，我们去公园散步吧！", " "]
     found = scorer(prompts, answers)
     tokenizer = AutoTokenizer.from_pretrained(judge)
@@ -217,7 +217,7 @@ def test_a_reward_model_scores_the_conversation_in_its_own_words(judge):
         with torch.no_grad():
             expected = model(torch.as_tensor(ids)[None].long()).logits.item()
         assert score == pytest.approx(expected, abs=0.05)  # the weights are in bfloat16 where the processor has it
-    assert not scorer.network.training and not any(p.requires_grad for p in scorer.network.parameters())
+    assert not scorer.model.training and not any(p.requires_grad for p in scorer.model.parameters())
 
 
 def test_reward_models_that_cannot_be_used(judge, model_dir, tmp_path):
@@ -244,4 +244,4 @@ def test_a_reward_model_with_another_vocabulary_is_named(judge, tmp_path):
     tokenizer.add_tokens(["新词一", "新词二"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(UserError, match=r"the tokenizer has 546 tokens and the reward model was trained with 544"):
-        ScoringModel(str(folder))([asked()], ["好"])
+        ScoringModel(str(folder))([prompt_of()], ["好"])

@@ -64,7 +64,7 @@ def test_a_run_tells_of_its_answers_and_their_rewards(grpo, script, asked, judge
     assert all(entry.keys() >= {"reward", "kl", "rewards/model/mean", "rewards/rouge/mean"} for entry in train)
     assert not any("eval_rewards/rouge/mean" in entry for entry in logged)
     card = (run / "README.md").read_text()
-    assert f"tags: [hf_recipes, {algorithm}, lora]" in card and "4 steps on 6 questions of asked.jsonl" in card
+    assert f"tags:\n- hf_recipes\n- {algorithm}\n- lora\n" in card and "4 steps on 6 questions of asked.jsonl" in card
     assert f"Mean reward of the answers: {train[0]['reward']:.4f} at first" in card
     assert f"mean reward {train[0]['reward']:.4f} at first and {train[-1]['reward']:.4f} at last" in out
     assert "reward" in out and "step 1/4  loss" in out and "newest answers at each log" in out

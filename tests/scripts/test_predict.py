@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from conftest import ROOT, tiny_model, write_jsonl
 from hf_recipes.core.files import lock_of, locked
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.inference.opening import load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
 
 SCRIPT = "scripts/predict.py"
 SHORT = ["--max_new_tokens", "6", "--batch_size", "2", "--dtype", "float32"]

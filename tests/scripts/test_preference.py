@@ -55,7 +55,7 @@ def test_a_run_evaluates_margins_and_answers(run, stage, tmp_path):
     kept = json.loads((folder / "data_ledger.json").read_text())["train"]["total"]["kept"]
     card = (folder / "README.md").read_text()
     what = "pairs of reviews.jsonl" if stage == "dpo" else "rated answers of comments.jsonl"
-    assert f"4 steps on {kept} {what}" in card and f"tags: [hf_recipes, {stage}, lora]" in card
+    assert f"4 steps on {kept} {what}" in card and f"tags:\n- hf_recipes\n- {stage}\n- lora\n" in card
 
 
 def test_likes_are_labels(script, model_dir, tmp_path):

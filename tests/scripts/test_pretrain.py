@@ -129,7 +129,7 @@ def test_what_cannot_be(pretrain, tmp_path, model_dir, bloom_dir):
     says("there is no layer 7; the model has 0 to 1", "--train_file", SAMPLES[0], "--freeze_layers", "7")
     lora = ("--use_lora", "True", "--train_only", "embeddings")
     says("--train_only embeddings trains weights that no adapter holds", "--train_file", SAMPLES[0], *lora)
-    says("give --model_name_or_path to go on with a model", "--train_file", SAMPLES[0], model=())
+    says("give --model_name_or_path to train a model further", "--train_file", SAMPLES[0], model=())
     shape = ("--config_name", tmp_path / "shape.json", "--tokenizer_name", model_dir)
     (tmp_path / "shape.json").write_text('{"model_type": "qwen3", "hiden_size": 3}')
     says("qwen3 has no key 'hiden_size' (did you mean", "--train_file", SAMPLES[0], model=shape)

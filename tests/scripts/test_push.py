@@ -1,6 +1,5 @@
 """scripts/push.py: what every kind of model becomes on a hub, and that its card's code loads it from there."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from conftest import ROOT, write_jsonl
+from hf_recipes.publishing.model_card import model_card
 from hub_server import TOKEN, point_to
 
 TARGETS = pytest.mark.parametrize("target", ["hf", "modelscope"])
@@ -62,7 +62,7 @@ def make_merged(model_dir, adapter: Path, folder: Path, weight: float = 1.0) -> 
         "dtype": "float32",
         "parity": {"logits": 3.5e-7, "greedy_tokens": {"same": 32, "of": 32}},
         "request": {"base": {str(folder): "1"}},
-        "files": {"README.md": hashlib.sha256(b"as the merge wrote it").hexdigest()},
+        "files": {"config.json": "0f"},
     }
     (folder / "merge.json").write_text(json.dumps(record))
     return folder
@@ -164,7 +164,6 @@ def run_code(card: str, target: str) -> dict:
 def test_a_merged_model_tells_what_it_was_merged_from(hub, script, train, model_dir, tmp_path):
     folder = make_merged(model_dir, train("sft.py"), tmp_path / "merged", weight=0.5)
     flags = ["--folder", folder, "--hub_model_id", "me/it"]
-    (folder / "README.md").write_text("as the merge wrote it")
     assert script("push.py", *flags)[0] == 0
     pushed = hub.repos["me/it"]
     record = json.loads(pushed["merge.json"])
@@ -174,9 +173,17 @@ def test_a_merged_model_tells_what_it_was_merged_from(hub, script, train, model_
     card = pushed["README.md"].decode()
     assert "`tiny` with the LoRA adapter `run` × 0.5 merged into its weights" in card and "base_model" not in card
     assert "trained on the base in 4 bits" in card and "适配器训练时基座为 4 bits" in card
+    assert "Weights in float32. Against base and adapter, computed in float32, " in card
     assert "logits differ by at most 3.5e-07, and 32 of 32 greedy tokens are the same" in card
     assert "logits 最多相差 3.5e-07，32 个贪心词元中 32 个相同" in card
     assert str(tmp_path).encode() not in b"".join(pushed.values())
+
+    written = model_card(folder, merge=json.loads((folder / "merge.json").read_text()) | {"base": {"name": "tiny"}})
+    (folder / "README.md").write_text(f"{written}\nA line of mine.\n")
+    assert script("push.py", *flags, "--base_model_name", "me/base", "--target", "modelscope")[0] == 0
+    card = hub.repos["me/it"]["README.md"].decode()
+    assert 'folder = snapshot_download("me/it")' in card and "`me/base` with the LoRA adapter" in card
+    assert "FOLDER" not in card and card.endswith("\nA line of mine.\n")
 
     (folder / "README.md").write_text('Mine, of `tiny`: load("FOLDER")')
     assert script("push.py", *flags, "--base_model_name", "me/base")[0] == 0
@@ -259,7 +266,7 @@ def test_a_folder_without_a_whole_model(script, model_dir, tmp_path):
     fails(ROOT / "datasets", "it holds README.md, alpaca, bilibili, eval, preference and ")
     (tmp_path / "bare").mkdir()
     shutil.copy(Path(model_dir) / "model.safetensors", tmp_path / "bare")
-    fails(tmp_path / "bare", "weights, but neither adapter_config.json nor config.json beside them; copy it there")
+    fails(tmp_path / "bare", "weights, but no adapter_config.json or config.json next to them; copy it there")
     shutil.copytree(model_dir, tmp_path / "cut")
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (tmp_path / "cut" / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -87,10 +87,10 @@ def test_an_adapter_of_another_stage_is_named(reward, script, model_dir, pairs, 
     where = ("--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--report_to", "none")
     assert script("sft.py", *where, "--max_steps", 1, "--output_dir", tmp_path / "sft")[0] == 0
     code, _, err = reward("--peft_path", tmp_path / "sft")
-    assert code == 1 and "an adapter for CAUSAL_LM; this stage goes on from one for SEQ_CLS" in err
+    assert code == 1 and "an adapter for CAUSAL_LM; this stage continues one for SEQ_CLS" in err
     assert reward("--max_steps", 1)[0] == 0
     code, _, err = script("sft.py", *where, "--peft_path", tmp_path / "run", "--output_dir", tmp_path / "two")
-    assert code == 1 and "a reward model's adapter; this stage goes on from one for CAUSAL_LM" in err
+    assert code == 1 and "a reward model's adapter; this stage continues one for CAUSAL_LM" in err
     code, _, err = reward(
         "--peft_path", tmp_path / "run", "--output_dir", tmp_path / "more", "--max_steps", 1, "--learning_rate", 0
     )

@@ -58,7 +58,7 @@ def test_a_run_leaves_an_adapter_and_its_evaluation(script, model_dir, tmp_path)
     assert {"accuracy", "accuracy_per_token", "pairs"} <= metrics["after"].keys() and metrics["train"]["loss"] > 0
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "tags: [hf_recipes, orpo, lora]" in card and "pairs of" in card
+    assert "tags:\n- hf_recipes\n- orpo\n- lora\n" in card and "pairs of" in card
     code, out, err = script("orpo.py", *flags, "--overwrite_output_dir", "--use_lora", False, "--dry_run")
     assert code == 0 and "tokens an epoch" in out, err
     code, _, err = script("orpo.py", *flags, "--overwrite_output_dir", "--beta", 0)

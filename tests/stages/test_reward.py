@@ -14,8 +14,8 @@ from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
-from hf_recipes.models.inference.compute import Compute
-from hf_recipes.models.inference.opening import load_for_inference
+from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.loading import load_for_inference
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.models.tokenizer import load_tokenizer

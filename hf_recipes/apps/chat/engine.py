@@ -19,8 +19,8 @@ from hf_recipes.evaluation.predict import prompt_budget
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import Continuation, continue_batches, not_numbers
-from hf_recipes.models.inference.opening import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.lora import load_adapter
+from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.saved_adapter import load_adapter
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.reports.plots import draw_confusion
 from hf_recipes.metrics import text as metrics
 from hf_recipes.metrics.text import without_thoughts
-from hf_recipes.models.inference.compute import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import Compute, ForwardPass
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, plan_batches
 from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards

@@ -16,7 +16,7 @@ from hf_recipes.evaluation.methods.questions import Question, read_question, rea
 from hf_recipes.evaluation.reports.plots import draw_letters
 from hf_recipes.metrics.intervals import wilson_interval
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.compute import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import Compute, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ from hf_recipes.data.examples import load_examples
 from hf_recipes.data.pretraining.document_encoder import leading_ids
 from hf_recipes.evaluation.method import EvalContext, Method, Record
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.compute import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import Compute, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

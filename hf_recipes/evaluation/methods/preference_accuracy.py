@@ -20,7 +20,7 @@ from hf_recipes.evaluation.methods.perplexity import source_of
 from hf_recipes.evaluation.reports.plots import draw_histogram
 from hf_recipes.metrics.intervals import wilson_interval
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.compute import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import Compute, ForwardPass
 from hf_recipes.models.reward_head import _is_reward_model, rewards
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Weights and settings that are numbers. A model with NaN or infinities in it gives results that look real."""
+"""Whether weights and settings are finite numbers: a model with NaN or infinities gives results that look real."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from hf_recipes.models.arguments import ModelArguments
 
-MOST = 3.4028234663852886e38
+FLOAT32_MAX = 3.4028234663852886e38
 WHY = "holds NaN or infinite values, with which the model would give logits that are not numbers"
 HINT = "download it again, or train it with a lower --learning_rate"
 
@@ -22,7 +22,7 @@ HINT = "download it again, or train it with a lower --learning_rate"
 def not_finite(settings: Mapping[str, Any]) -> str | None:
     """The dotted name of the first number in `settings`, or in mappings and lists in them, that float32 cannot hold."""
     for key, value in settings.items():
-        if isinstance(value, float) and not abs(value) <= MOST:  # as NaN is not
+        if isinstance(value, float) and not abs(value) <= FLOAT32_MAX:  # as NaN is not
             return key
         if isinstance(value, list | tuple):
             value = dict(enumerate(value))
@@ -32,34 +32,32 @@ def not_finite(settings: Mapping[str, Any]) -> str | None:
 
 
 def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_dir: str | None = None) -> None:
-    """Look once at each weight of a base model that was just loaded, in the first process of a machine.
+    """Refuse a base model, just loaded, with a weight that is not finite; only a machine's first process looks.
 
-    Its files are, where weights are quantized, which can hide a NaN, sharded by ZeRO's stage 3, or left on disk.
-
-    Raises:
-        UserError: the first tensor that is not finite, with its file.
+    Its files are read in place of its weights where these are quantized (which can hide a NaN), sharded by ZeRO's
+    stage 3, or left on disk.
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    from hf_recipes.models.checks.weight_files import local_folder
+    from hf_recipes.models.weight_files import local_folder
 
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return
-    weight, weights = None, dict(model.named_parameters())
+    wrong, weights = None, dict(model.named_parameters())
     if not (is_quantized(model) or is_deepspeed_zero3_enabled() or any(w.is_meta for w in weights.values())):
-        weight = next((name for name, tensor in weights.items() if not _is_finite(tensor)), None)
-        if weight is None:
+        wrong = next((name for name, tensor in weights.items() if not _is_finite(tensor)), None)
+        if wrong is None:
             return
     name = arguments.model_name_or_path
     for path in sorted(local_folder(name, arguments.model_revision, cache_dir).glob("*.safetensors")):
         check_file(path, f"{name}: {path.name}")
-    if weight is not None:
+    if wrong is not None:
         kind = str(model.dtype).removeprefix("torch.")
-        raise UserError(f"{name}: {weight} in {kind} {WHY}; --dtype float32 holds larger numbers, else {HINT}")
+        raise UserError(f"{name}: {wrong} in {kind} {WHY}; --dtype float32 holds larger numbers, else {HINT}")
 
 
 def check_file(path: str | os.PathLike, what: str) -> None:
-    """Raises `UserError`, which begins with `what`, for the first tensor of a safetensors file that is not finite."""
+    """Refuse a safetensors file with a tensor that is not finite; the error begins with `what`."""
     from safetensors import safe_open
 
     with safe_open(Path(path), "pt") as tensors:
@@ -69,7 +67,7 @@ def check_file(path: str | os.PathLike, what: str) -> None:
 
 
 def _is_finite(tensor: "torch.Tensor") -> bool:
-    """NaN and infinities come through a minimum and maximum, which take a twentieth of the time of `isfinite` here."""
+    """By the minimum and maximum, in which NaN and infinities show: a twentieth of the time of `tensor.isfinite()`."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     tensor = tensor.detach()

@@ -1,4 +1,4 @@
-"""What was trained is in what was saved."""
+"""Whether what was trained is in what was saved."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from hf_recipes.core.errors import UserError
 
 
 def saved_names(model: PeftModel) -> dict[str, str]:
-    """Of each parameter that `save_pretrained` writes, its name in the adapter's file."""
+    """The parameters that `save_pretrained` writes → their names in the adapter's file."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     saved = get_peft_model_state_dict(model, parameters, save_embedding_layers=False)
     names = {id(parameter): name for name, parameter in saved.items()}
@@ -20,31 +20,28 @@ def saved_names(model: PeftModel) -> dict[str, str]:
 
 
 def check_saved(model: PreTrainedModel, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Hold the files that were just saved in `folder` against what is trained.
+    """Compare the files that were just saved in `folder` with what is trained.
 
-    An adapter's tensors are compared by name and value; of a whole model, whose experts and tied weights can have other
-    names in its files, the number of weights.
+    An adapter's tensors are compared by name and value. A full model's experts and tied weights can have other names in
+    its files: there the number of weights is compared.
 
     Args:
-        state: the state that was saved, where it is not the model's own (DeepSpeed gathers it).
-
-    Raises:
-        UserError: trained weights that the files lack, or have otherwise.
+        state: the state that was saved, where DeepSpeed gathered it.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not isinstance(model, PeftModel):
-        there = 0
+        saved = 0
         for path in folder.glob("*.safetensors"):
             with safe_open(path, "pt") as file:
-                there += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+                saved += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
         count = sum(getattr(p, "ds_numel", p.numel()) for p in trained.values())
-        if there < count:
-            raise UserError(f"{folder}: {count:,} weights are trained and {there:,} were saved")
+        if saved < count:
+            raise UserError(f"{folder}: {count:,} weights are trained and {saved:,} were saved")
         return
     names, expected = saved_names(model), get_peft_model_state_dict(model, state, save_embedding_layers=False)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        there = set(file.keys())
+        saved = set(file.keys())
         for name in trained:
             key = names.get(name)
-            if key not in there or not torch.equal(file.get_tensor(key), expected[key].cpu()):
+            if key not in saved or not torch.equal(file.get_tensor(key), expected[key].cpu()):
                 raise UserError(f"{folder}: adapter_model.safetensors lacks {name} as it was trained")

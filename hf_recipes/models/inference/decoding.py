@@ -1,4 +1,4 @@
-"""How the next token is chosen."""
+"""Decoding: greedy, sampling that does not depend on the batch, beam search, and the repetition penalty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are continued: greedily unless `do_sample` or `num_beams` says otherwise.
-
-    Raises:
-        ValueError: a value outside its range, or one that has no effect beside the others.
-    """
+    """How texts are continued: greedily unless `do_sample` or `num_beams` says otherwise."""
 
     max_new_tokens: PositiveInt = setting("Tokens to generate at the most.", 256)
-    do_sample: bool = setting("Draw each token instead of taking the likeliest.", False)
+    do_sample: bool = setting("Sample each token instead of taking the likeliest.", False)
     temperature: Annotated[float, at(gt=0, text="more than 0; leave --do_sample out for the likeliest token")] = (
-        setting("Divides the logits before a token is drawn.", 1.0)
+        setting("Divides the logits before a token is sampled.", 1.0)
     )
     top_p: Annotated[float, at(gt=0, le=1)] = setting(
-        "Draw from the likeliest tokens that together have this probability.", 1.0
+        "Sample from the likeliest tokens that together have this probability.", 1.0
     )
-    top_k: NonNegativeInt = setting("Draw from so many of the likeliest tokens; 0 for all.", 0)
+    top_k: NonNegativeInt = setting("Sample from so many of the likeliest tokens; 0 for all.", 0)
     repetition_penalty: PositiveFloat = setting(
         "Over 1 makes tokens that were there before, the prompt's too, less likely.", 1.0
     )
     num_beams: PositiveInt = setting("Beams of a beam search; 1 for none.", 1)
-    seed: NonNegativeInt = setting("Of the draws.", 42)
+    seed: NonNegativeInt = setting("Of the sampling.", 42)
 
     def __post_init__(self):
         check_limits(self)
@@ -42,11 +38,11 @@ class Decoding:
                 raise ValueError(f"--{name} {getattr(self, name):g} has no effect without --do_sample")
 
     def processors(self, mask: "torch.Tensor", keys: Sequence[int]) -> list:
-        """What is done to the logits of one batch; the token is then the likeliest.
+        """Logits processors for one batch, after which the likeliest token is the one to take.
 
         Args:
             mask: (B, T), 0 where a prompt is padded.
-            keys: B numbers; which numbers a row is drawn with depends on `seed` and its key alone.
+            keys: B numbers; a row's random numbers depend only on `seed` and its key.
         """
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -57,12 +53,12 @@ class Decoding:
             steps += [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
             steps += [TopKLogitsWarper(self.top_k)] if self.top_k else []
             steps += [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
-            steps.append(_Draw(self.seed, keys))
+            steps.append(_Sample(self.seed, keys))
         return steps
 
 
 class _RepetitionPenalty:
-    """transformers' own takes padding for tokens that were there before, so that a text would depend on its batch."""
+    """transformers' penalty with padding taken for the prompt's last token, so that no text depends on its batch."""
 
     def __init__(self, penalty: float, mask: "torch.Tensor"):
         from transformers import RepetitionPenaltyLogitsProcessor
@@ -77,24 +73,24 @@ class _RepetitionPenalty:
         return self._apply(ids, scores)
 
 
-class _Draw:
-    """Leaves of each row the one token at which its next random number falls, by inversion of the distribution.
+class _Sample:
+    """Samples a token for each row by inversion of the distribution, and masks all others.
 
-    Each row has its own stream of numbers, so that neither the batch it is in nor torch's random state matters.
+    Each row has its own random generator, so that neither its batch nor torch's random state matters.
     """
 
     def __init__(self, seed: int, keys: Sequence[int]):
         import numpy as np
 
-        self._streams = [np.random.default_rng([seed, key]) for key in keys]
+        self._generators = [np.random.default_rng([seed, key]) for key in keys]
 
     def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
         import torch
 
         wide = torch.float32 if scores.device.type == "mps" else torch.float64
         sums = scores.softmax(-1, dtype=torch.float32).to(wide).cumsum(-1)
-        # 24 random bits: a number so near to 1 that it rounds to the sum of all would fall behind the last token.
-        numbers = [stream.integers(1 << 24) / (1 << 24) for stream in self._streams]
-        locations = torch.tensor(numbers, dtype=wide, device=scores.device)[:, None] * sums[:, -1:]
-        tokens = torch.searchsorted(sums, locations, right=True).clamp(max=scores.shape[-1] - 1)
+        # 24 random bits: a number so close to 1 that it rounds to the sum of all would be past the last token.
+        numbers = [generator.integers(1 << 24) / (1 << 24) for generator in self._generators]
+        targets = torch.tensor(numbers, dtype=wide, device=scores.device)[:, None] * sums[:, -1:]
+        tokens = torch.searchsorted(sums, targets, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens, 0.0)

@@ -1,8 +1,7 @@
-"""Forward passes that score given tokens: what training and the methods of evaluation share.
+"""Forward passes that score given tokens, for training and for evaluation.
 
-Rows of a batch are padded on the right. In a causal model no token sees a later one, so padding changes nothing, and
-neither an attention mask nor position ids are needed; this is so for recurrent layers too, which padding on the left
-would disturb.
+Rows of a batch are padded on the right. In a causal model no token sees a later one, so this padding changes nothing,
+and needs neither an attention mask nor position ids. Padding on the left would disturb recurrent layers.
 """
 
 import copy
@@ -16,74 +15,74 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from hf_recipes.models.inference.compute import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import Compute, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
 
-PIECE = 2**24  # logits that are held at a time where no gradient is needed: 64 MiB in float32
-TOKENS = 2**13  # in a forward pass without gradients; more would take memory and hardly any time less
+PIECE = 2**24  # logits held at a time where no gradient is needed: 64 MiB in float32
+TOKENS = 2**13  # in a forward pass without gradients; more need more memory and are hardly faster
 
 
 def supervised_losses(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Cross-entropy of the labelled tokens, with logits made only where a label is.
+    """Cross-entropy of the labelled tokens, with logits computed only where a label is.
 
-    Without gradients the rows go through the model in groups of at most `TOKENS` tokens, and the logits are made in
-    pieces, so that the memory does not grow with the batch.
+    Without gradients the rows go through the model in groups of at most `TOKENS` tokens, and at most `PIECE` logits are
+    computed at a time, so that the memory does not grow with the batch.
 
     Args:
         inputs: `input_ids`, `labels` (B, T), unshifted, and what else of (B, T) the model takes.
 
     Returns:
         Three (B,) tensors: summed loss in nats, number of labelled tokens, and how many of those had the highest logit.
-        A token that shares the highest logit with others counts as a hit, where argmax would take the first of them; in
-        bfloat16, whose values are coarse, such ties lift the accuracy a little above that of greedy decoding.
+        A token that shares the highest logit with others counts as one of these, where argmax would take the first of
+        them: in bfloat16, whose values are coarse, such ties lift the accuracy a little above greedy decoding's.
     """
     rows, length = inputs["input_ids"].shape
     groups = [slice(0, rows)] if torch.is_grad_enabled() else row_groups(rows, length)
-    found = []
+    results = []
     for group in groups:
-        own = {name: value[group] for name, value in inputs.items()}
-        positions = (_targets(own["labels"]) != -100).flatten().nonzero().flatten()
-        if positions.numel() == 0:  # the head is in the graph all the same, as processes that train together need
+        rows_of_group = {name: value[group] for name, value in inputs.items()}
+        positions = (_targets(rows_of_group["labels"]) != -100).flatten().nonzero().flatten()
+        if positions.numel() == 0:  # the head must be in the graph on all processes that train together
             positions = positions.new_zeros(1)
-        found.append(losses_at(positions, model, own))
-    return tuple(map(torch.cat, zip(*found, strict=True)))
+        results.append(losses_at(positions, model, rows_of_group))
+    return tuple(map(torch.cat, zip(*results, strict=True)))
 
 
 def row_groups(rows: int, length: int) -> list[slice]:
-    """A batch of `rows` of `length` in parts of at most `TOKENS` tokens, each of at least one row; all of it where
-    weights are sharded over processes, which must run as many forward passes."""
+    """Slices of a batch of `rows` × `length`, each of at most `TOKENS` tokens but at least one row; a single one where
+    weights are sharded over processes, which must run equally many forward passes."""
     size = rows if _sharded() else max(1, TOKENS // length)
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
 def scored_pass(rows: int, length: int) -> ForwardPass:
-    """The largest that a batch is scored by."""
+    """The largest forward pass by which a batch is scored."""
     return ForwardPass(min(rows, max(1, TOKENS // length)), length)
 
 
 def losses_at(positions: torch.Tensor, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> tuple:
-    """`supervised_losses` where `positions` (N,) are those, of the B · T of the batch, whose next token has a label."""
+    """`supervised_losses` at `positions` (N,), indices into the B · T tokens whose next token has a label."""
     rest = {key: value for key, value in inputs.items() if key != "labels"}
     targets = _targets(inputs["labels"])
     chosen = targets.flatten()[positions]
 
-    def score(piece: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        wanted, scores = chosen[piece], logits.detach()
+    def score(part: slice, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted, scores = chosen[part], logits.detach()
         losses = F.cross_entropy(logits.float(), wanted, reduction="none", ignore_index=-100)
         # Comparing with the maximum takes a quarter of the time of argmax on a CPU, in bfloat16 a seventeenth.
         hits = scores.amax(-1) == scores.gather(-1, wanted.clamp(min=0)[:, None])[:, 0]
         return losses, hits & (wanted != -100)
 
-    pieces = starmap(score, logits_at(positions, model, {**rest, "use_cache": False}))
-    losses, hits = map(torch.cat, zip(*pieces, strict=True))
+    scored = starmap(score, logits_at(positions, model, {**rest, "use_cache": False}))
+    losses, hits = map(torch.cat, zip(*scored, strict=True))
     tokens, shape = targets.numel(), targets.shape
     summed = losses.new_zeros(tokens).index_copy(0, positions, losses).view(shape).sum(1)
-    right = positions.new_zeros(tokens).index_copy(0, positions, hits.long()).view(shape).sum(1)
-    return summed, (targets != -100).sum(1), right
+    correct = positions.new_zeros(tokens).index_copy(0, positions, hits.long()).view(shape).sum(1)
+    return summed, (targets != -100).sum(1), correct
 
 
 def _targets(labels: torch.Tensor) -> torch.Tensor:
@@ -94,38 +93,38 @@ def _targets(labels: torch.Tensor) -> torch.Tensor:
 def logits_at(
     positions: torch.Tensor, model: torch.nn.Module, inputs: Mapping[str, Any]
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The logits at `positions` (N,), indices into the B · T tokens of `inputs`, as the model's own forward gives them.
+    """The logits at `positions` (N,), indices into the B · T tokens of `inputs`, computed by the model's own forward.
 
-    Between the model's body and its head the hidden states of the other positions are taken out, so that scaling,
-    softcapping and an adapter on the head are the model's own. Without gradients they come in pieces, (n, V) for a
-    slice of `positions`; for each the forward runs anew over what the body gave the first time.
+    A hook removes the other positions' hidden states between the model's body and its head, so that scaling,
+    softcapping and an adapter on the head stay in effect. Without gradients the logits come in several tensors, (n, V)
+    each, with their slice of `positions`; for the later ones the forward runs again with the first output of the body.
     """
-    own = unwrapped(model)
-    body = getattr(own, "base_model", own)
+    inner = unwrapped(model)
+    body = getattr(inner, "base_model", inner)
     size = len(positions)
     if not torch.is_grad_enabled():
-        size = max(1, PIECE // own.config.get_text_config().vocab_size)
-    count = _agreed(-(-len(positions) // size))
-    output, hidden, piece = None, None, slice(0, size)
+        size = max(1, PIECE // inner.config.get_text_config().vocab_size)
+    count = _largest_count(-(-len(positions) // size))
+    output, hidden, part = None, None, slice(0, size)
 
-    def select(module, args, found):
+    def select(module, args, result):
         nonlocal output, hidden
-        if getattr(found, "last_hidden_state", None) is None:
+        if getattr(result, "last_hidden_state", None) is None:
             return
         if hidden is None:
-            output, hidden = found, found.last_hidden_state.flatten(0, 1).index_select(0, positions)
-        found["last_hidden_state"] = hidden[piece][None]
+            output, hidden = result, result.last_hidden_state.flatten(0, 1).index_select(0, positions)
+        result["last_hidden_state"] = hidden[part][None]
 
     forward = body.__dict__.get("forward")
     hook = body.register_forward_hook(select)
     try:
         for start in range(0, count * size, size):
-            piece = slice(start, start + size)
+            part = slice(start, start + size)
             logits = model(**inputs).logits
-            if hidden is None:  # a model without a body of its own gives all logits at once
+            if hidden is None:  # a model without a separate body gives all logits at once
                 yield slice(None), logits.flatten(0, 1)[positions]
                 return
-            yield piece, logits[0]
+            yield part, logits[0]
             del logits
             body.forward = lambda *args, **kwargs: output
     finally:
@@ -136,7 +135,7 @@ def logits_at(
 
 
 def _sharded() -> bool:
-    """Whether weights are spread over processes (ZeRO's stage 3, FSDP), which then must run as many forward passes."""
+    """Whether weights are sharded over processes (ZeRO's stage 3, FSDP)."""
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -144,14 +143,14 @@ def _sharded() -> bool:
     return is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
 
 
-def _agreed(count: int) -> int:
-    """The highest `count` of all processes where they must run as many forward passes."""
+def _largest_count(count: int) -> int:
+    """The largest `count` of all processes where they must run equally many forward passes."""
     if torch.is_grad_enabled() or not _sharded():
         return count
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    found = torch.tensor(count, device=device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return int(found)
+    largest = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
 
 
 @contextmanager
@@ -168,16 +167,16 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
             module.training = mode
 
 
-def batches(keys: Sequence[Any], size: int, how: Compute) -> Iterator[list[int]]:
-    """The indices of `keys` in the order of the keys, `size` a batch, so that as many keys make as many batches."""
+def batches(keys: Sequence[Any], size: int, options: Compute) -> Iterator[list[int]]:
+    """Batches of `size` indices of `keys`, in the order of the keys."""
     order = sorted(range(len(keys)), key=keys.__getitem__)
     for start in range(0, len(order), size):
-        how.before_batch()
+        options.before_batch()
         yield order[start : start + size]
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> torch.Tensor:
-    """`rows` of any lengths as int64 (B, T), filled up with `value` on the right."""
+    """`rows` of any lengths as int64 (B, T), padded with `value` on the right."""
     tensors = [torch.as_tensor(row, dtype=torch.long) for row in rows]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value).to(device)
 
@@ -185,15 +184,14 @@ def padded(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> t
 def row_losses(
     model: "PreTrainedModel", rows: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[tuple[float, int, int]]:
-    """`supervised_losses` of one batch of rows, each its ids and its unshifted labels, as numbers for each row."""
+    """`supervised_losses` of one batch of rows of (ids, unshifted labels): three numbers for each row."""
     ids, labels = zip(*rows, strict=True)
     inputs = {"input_ids": padded(ids, 0, model.device), "labels": padded(labels, -100, model.device)}
-    found = supervised_losses(model, inputs)
-    return list(zip(*(part.tolist() for part in found), strict=True))
+    return list(zip(*(result.tolist() for result in supervised_losses(model, inputs)), strict=True))
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The transformers model within what trains it in parallel, compiles it or adapts it."""
+    """The transformers model without the wrappers of DDP or DeepSpeed, torch.compile and PEFT."""
     for name in ("module", "_orig_mod"):
         while isinstance(inner := getattr(model, name, None), torch.nn.Module):
             model = inner
@@ -201,12 +199,12 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def takes(model: torch.nn.Module, name: str) -> bool:
-    """Whether the model's own forward has a parameter of this name."""
+    """Whether the model's forward has a parameter of this name."""
     return name in inspect.signature(type(unwrapped(model)).forward).parameters
 
 
 def last_logits(model: "PreTrainedModel", rows: Sequence[Sequence[int]], cache: "Cache | None" = None) -> torch.Tensor:
-    """The logits after each of `rows`, float32 (B, V); `cache` (of as many rows, and spent by this) is before them."""
+    """The logits after each of `rows`, float32 (B, V); `cache` is what precedes them, and cannot be used again."""
     ids = padded(rows, 0, model.device)
     ends = torch.tensor([len(row) - 1 for row in rows], device=model.device)
     inputs = {"input_ids": ids, "use_cache": cache is not None}
@@ -217,23 +215,19 @@ def last_logits(model: "PreTrainedModel", rows: Sequence[Sequence[int]], cache: 
 
 
 def prefix_cache(model: "PreTrainedModel", ids: Sequence[int]) -> "Cache | None":
-    """The keys and values of `ids`, of one row; None where a model's state is more than that (recurrent layers)."""
+    """Keys and values of one row of `ids`; None where a model's state is more than these (recurrent layers)."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     kept = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     output = model(input_ids=padded([ids], 0, model.device), use_cache=True, **kept)
     cache = getattr(output, "past_key_values", None)
-    # Of layers with recurrent states beside, only keys and values are expanded (Falcon-H1 on transformers 5.23).
-    if type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= {
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-    }:
-        return cache
-    return None
+    # Of layers that have recurrent states too, only keys and values are expanded (Falcon-H1 on transformers 5.23).
+    kinds = {DynamicLayer, DynamicSlidingWindowLayer}
+    return cache if type(cache) is DynamicCache and {type(layer) for layer in cache.layers} <= kinds else None
 
 
 def expanded(cache: "Cache", rows: int) -> "Cache":
-    """A copy of a cache of one row for `rows` rows."""
+    """A copy of a cache of one row, repeated for `rows` rows."""
     cache = copy.deepcopy(cache)
     cache.batch_repeat_interleave(rows)
     return cache

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.inference.decoding import Decoding
-from hf_recipes.models.inference.opening import only_these
+from hf_recipes.models.inference.generation_settings import complete_generation_config
 
 if TYPE_CHECKING:
     import torch
@@ -17,10 +17,14 @@ Watch = Callable[["torch.Tensor"], bool]
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model wrote: without the token that ended it, of which `finished` tells, or other special tokens.
+    """What a model generated after a prompt.
 
-    `ids` are all that it wrote, the token that ended it too; `tokens` is their number without that one. Where
-    the logits were not numbers (not `is_finite`), the text means nothing.
+    Attributes:
+        text: without special tokens.
+        tokens: their number, without the end token.
+        finished: whether an end token ended it.
+        ids: all of them, with the end token.
+        is_finite: whether all logits were finite; else the text means nothing.
     """
 
     text: str
@@ -31,16 +35,17 @@ class Continuation:
 
 
 def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """The places of `prompts` in batches of similar length, the longest first."""
+    """The indices of `prompts` in batches of similar length, the longest first."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def stop_tokens(
-    tokenizer: "PreTrainedTokenizerBase", own: int | list[int] | None, stop_ids: Sequence[int] = ()
+    tokenizer: "PreTrainedTokenizerBase", model_stops: int | list[int] | None, stop_ids: Sequence[int] = ()
 ) -> set[int]:
-    """The ids that end a text: `stop_ids`, the tokenizer's eos, and the model's `own`."""
-    return {*stop_ids, tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    """The ids that end a text: `stop_ids`, the tokenizer's eos, and those of the model's generation settings."""
+    model_stops = model_stops if isinstance(model_stops, list) else [model_stops]
+    return {*stop_ids, tokenizer.eos_token_id, *model_stops} - {None}
 
 
 def continue_batches(
@@ -56,28 +61,27 @@ def continue_batches(
     watch: Watch | None = None,
     synced: bool = False,
 ) -> Iterator[tuple[Sequence[int], list[Continuation]]]:
-    """Continue `prompts` (lists of ids, any lengths) and yield each batch of places with its texts once it is done.
+    """Continue `prompts` (lists of ids, any lengths) and yield each batch of indices with its texts once it is done.
 
-    Batches are padded on the left. A text ends before the first of `stop_ids`, of the model's own end tokens, or of the
-    tokenizer's eos. Of the model's generation settings nothing else counts. Its mode and its use of the cache are
-    restored at the end, or when the iterator is closed.
+    Batches are padded on the left. A text ends before one of `stop_tokens`; nothing else of the model's generation
+    settings is used. Its mode and its use of the cache are restored at the end, or when the iterator is closed.
 
-    A greedy text does not depend on its batch but for rounding (in float32, not at all, in practice). Of a sampled one
-    this is true too: it is drawn with numbers of its own, and torch's random state is neither used nor changed.
+    Apart from rounding (in practice, not in float32), a text does not depend on its batch. This is true of sampled ones
+    too: each row has its own random numbers, and torch's random state is neither used nor changed.
 
     Args:
-        keys: a number for each prompt, by default its place, that decides together with the seed what is drawn for it.
+        keys: a number for each prompt, by default its index; seed and key decide what is sampled for it.
         before_batch: called before each batch.
-        watch: called after each token with the new ones of all rows, (B, t); the batch ends there where it is true.
-        synced: go on computing until all processes have their answers, as weights that are parted over them need
-            (ZeRO's stage 3, FSDP); each process must have as many batches.
+        watch: called after each token with the new ones of all rows, (B, t); where it returns True, the batch ends.
+        synced: compute until all processes have their answers, as weights that are sharded over them need (ZeRO's
+            stage 3, FSDP); each process must have equally many batches.
     """
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     stops = stop_tokens(tokenizer, model.generation_config.eos_token_id, stop_ids)
-    # Tokens are drawn by a processor of the logits, so that generate itself always takes the likeliest.
-    config = only_these(
+    # A logits processor samples, so that `generate` itself always takes the likeliest token.
+    config = complete_generation_config(
         max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
         num_beams=decoding.num_beams,
@@ -103,7 +107,7 @@ def continue_batches(
                 ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
                 mask[row, width - len(prompts[index]) :] = 1
             ids, mask = ids.to(model.device), mask.to(model.device)
-            logits = _Logits()
+            finite = _FiniteRows()
             processors = decoding.processors(mask, [index if keys is None else keys[index] for index in batch])
             criteria = [_Watched(watch, width)] if watch else []
             with torch.no_grad():
@@ -111,11 +115,11 @@ def continue_batches(
                     ids,
                     attention_mask=mask,
                     generation_config=config,
-                    logits_processor=LogitsProcessorList([logits, *processors]),
+                    logits_processor=LogitsProcessorList([finite, *processors]),
                     stopping_criteria=StoppingCriteriaList(criteria),
                     synced_gpus=synced,
                 )
-            rows = zip(output[:, width:].tolist(), logits.are_finite(len(batch)), strict=True)
+            rows = zip(output[:, width:].tolist(), finite.rows(len(batch)), strict=True)
             yield batch, [_read(tokenizer, new, stops, is_finite) for new, is_finite in rows]
     finally:
         hook.remove()
@@ -123,19 +127,19 @@ def continue_batches(
         model.train(was_training)
 
 
-class _Logits:
-    """Sees, and leaves as they are, the logits that the model gives, and tells of which rows all are numbers."""
+class _FiniteRows:
+    """A logits processor that changes nothing and records of which rows all logits were finite."""
 
     def __init__(self):
         self._finite: torch.Tensor | None = None
 
     def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-        finite = scores.amax(-1).isfinite()  # as NaN is
+        finite = scores.amax(-1).isfinite()  # the maximum of a row with NaN is NaN
         self._finite = finite if self._finite is None else self._finite & finite
         return scores
 
-    def are_finite(self, rows: int) -> list[bool]:
-        return self._finite.view(rows, -1).all(1).tolist()
+    def rows(self, count: int) -> list[bool]:
+        return self._finite.view(count, -1).all(1).tolist()
 
 
 class _Watched:

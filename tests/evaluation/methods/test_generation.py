@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.evaluation.methods.generation import GenerationMethod
-from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.batch_options import Compute
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, plan_batches
 

@@ -24,7 +24,7 @@ from hf_recipes.evaluation.methods.multiple_choice import SingleChoice
 from hf_recipes.evaluation.methods.questions import read_question, read_rows
 from hf_recipes.metrics.intervals import wilson_interval
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.batch_options import Compute
 
 ROWS = [
     {"question": f"{stem}？\nA. 甲\nB. {stem}\nC. 丙\nD. 丁\n答案：", "answer": answer, "source": source}

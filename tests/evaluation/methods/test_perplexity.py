@@ -10,7 +10,7 @@ from conftest import TEXT, build_tokenizer, conversation, tiny_model, write_json
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.perplexity import NLL
-from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.batch_options import Compute
 
 
 def texts(folder, rows, name="texts.jsonl"):

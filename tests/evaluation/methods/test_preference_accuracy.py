@@ -9,7 +9,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy, differences
 from hf_recipes.evaluation.reports.plots import draw_histogram
-from hf_recipes.models.inference.compute import Compute
+from hf_recipes.models.inference.batch_options import Compute
 
 TALK = conversation("请问这条标准属于哪一类？", "年龄", "为什么？")
 ROWS = [

@@ -15,7 +15,8 @@ from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.checks.saving import check_saved, saved_names
 from hf_recipes.models.from_config import PretrainModelArguments, freeze
 from hf_recipes.models.loading import fit_embeddings
-from hf_recipes.models.lora import attach_lora, load_adapter, read_adapter_config, read_lora_config
+from hf_recipes.models.lora import attach_lora, read_lora_config
+from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.run.arguments import DPOArguments, PretrainArguments, SFTArguments
 from hf_recipes.run.model import check_settings
 
@@ -199,8 +200,8 @@ def test_an_adapter_that_peft_saved_for_its_own_base(bases, tmp_path, kind):
         ({"init_lora_weights": "eva"}, "eva is computed from data beforehand"),
         ({"init_lora_weights": "corda"}, "corda is computed from data beforehand"),
         ({"init_lora_weights": "lora_ga"}, "lora_ga is computed from data beforehand"),
-        ({"kasa_config": {}}, "kasa_config makes another base"),
-        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication makes another base"),
+        ({"kasa_config": {}}, "kasa_config changes the base"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication changes the base"),
         ({"init_lora_weights": "pissa", "use_dora": True}, "pissa does not go with use_dora"),
     ],
 )
@@ -222,7 +223,7 @@ def test_layers_of_which_no_part_can_be_taken(bases, tmp_path):
 def test_a_saved_adapter_whose_base_is_not_known(bases, tmp_path):
     settings = {"target_modules": ["q_proj"], "init_lora_weights": "pissa_niter_4"}
     get_peft_model(opened(bases[True]), LoraConfig(**settings)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"pissa_niter_4 makes another base .*convert it to plain LoRA"):
+    with pytest.raises(UserError, match=r"pissa_niter_4 changes the base.*convert it to plain LoRA"):
         read_adapter_config(str(tmp_path))
 
 
@@ -234,7 +235,7 @@ def test_what_does_not_go_together_is_said_before_weights_are_read(bases, tmp_pa
         with pytest.raises(UserError, match=message):
             check_trained(model, args, is_quantized)
 
-    refused("pissa or olora takes whole float weights apart", is_quantized=True, init_lora_weights="olora")
+    refused("pissa or olora needs full float weights", is_quantized=True, init_lora_weights="olora")
     refused("which does not go with a reference", kind=DPOArguments, bias="all")
 
     tying = {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}

@@ -1,9 +1,9 @@
-"""A model's generation_config: read, completed, and made such that it can be saved."""
+"""A model's generation_config: reading and completing it, and making it savable."""
 
 import copy
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.arguments import ModelArguments
@@ -17,8 +17,7 @@ def own_generation_config(
 ) -> "GenerationConfig":
     """What the model will have as its `generation_config`; no weight is read.
 
-    Raises:
-        UserError: its file is not JSON (transformers would go on without it), or holds what transformers refuses.
+    A file that is not JSON is refused, where transformers would take the defaults without a word.
     """
     from transformers import GenerationConfig
 
@@ -34,19 +33,36 @@ def own_generation_config(
         raise UserError(f"{path}: {' '.join(str(error).split())[:300]}; mend it, or remove it") from None
 
 
+def complete_generation_config(**settings: Any) -> "GenerationConfig":
+    """Generation settings of which `generate` takes all others from transformers' defaults.
+
+    In any other GenerationConfig it fills those in from the model's (stop tokens, penalties, beams). Changing the
+    model's for a while could reach a saved file: PEFT copies the wrapper's settings to the model inside.
+    """
+    from transformers import GenerationConfig
+
+    class Complete(GenerationConfig):
+        def update(self, defaults_only=False, allow_custom_entries=False, **kwargs):
+            if allow_custom_entries:  # `generate` passes it with the model's settings only
+                return {}
+            return super().update(defaults_only=defaults_only, **kwargs)
+
+    return Complete(**settings)
+
+
 def stop_at_eos(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Add the tokenizer's eos token to those at which the model's own settings end a generation."""
+    """Add the tokenizer's eos token to those at which the model's settings end a generation."""
     if model.can_generate():
-        own = model.generation_config.eos_token_id
-        stops = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+        ids = model.generation_config.eos_token_id
+        stops = {*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id} - {None}
         model.generation_config.eos_token_id = sorted(stops)
 
 
 def make_savable(model: "PreTrainedModel") -> None:
     """Mend generation settings that transformers loads and, once a stop token is added to them, refuses to save.
 
-    Sampling values without a word on `do_sample` are what the model is meant to be sampled with (servers take them as
-    they are): it becomes true. What has no effect in any case is taken out.
+    Where sampling values are set and `do_sample` is not, it becomes true: servers sample with these values. Settings
+    that have no effect even then are removed.
     """
     if not model.can_generate() or not (unused := _unsavable(config := model.generation_config)):
         return
@@ -57,7 +73,7 @@ def make_savable(model: "PreTrainedModel") -> None:
         config.do_sample, unused = True, left
         changes.append(f"do_sample becomes true, which {', '.join(used)} need{'s' * (len(used) == 1)}")
     for name in unused:
-        changes.append(f"{name} {getattr(config, name)!r} is taken out, which has no effect")
+        changes.append(f"{name} {getattr(config, name)!r} is removed, which has no effect")
         setattr(config, name, None)
     say(f"generation_config.json is saved with other settings, since transformers refuses it: {'; '.join(changes)}")
 

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 from conftest import tiny_model
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.generation_settings import make_savable
+from hf_recipes.models.inference.generation_settings import make_savable
 from hf_recipes.models.loading import load_config
 
 
@@ -22,14 +22,14 @@ from hf_recipes.models.loading import load_config
             "temperature, top_p",
         ),
         ({"top_k": 20}, {"do_sample": True, "top_k": 20}, "do_sample becomes true, which top_k needs"),
-        ({"do_sample": False, "temperature": 0.6}, {"do_sample": False}, "temperature 0.6 is taken out"),
-        ({"temperature": 0.0}, {}, "temperature 0.0 is taken out"),
+        ({"do_sample": False, "temperature": 0.6}, {"do_sample": False}, "temperature 0.6 is removed"),
+        ({"temperature": 0.0}, {}, "temperature 0.0 is removed"),
         (
             {"temperature": 0.5, "length_penalty": 2.0, "max_new_tokens": 64},
             {"do_sample": True, "temperature": 0.5, "max_new_tokens": 64},
-            "length_penalty 2.0 is taken out",
+            "length_penalty 2.0 is removed",
         ),
-        ({"pad_token_id": -1, "output_scores": True}, {}, "pad_token_id -1 is taken out"),
+        ({"pad_token_id": -1, "output_scores": True}, {}, "pad_token_id -1 is removed"),
         ({"use_cache": False, "cache_implementation": "static"}, {"use_cache": False}, "cache_implementation"),
         ({"do_sample": True, "temperature": 0.7}, {"do_sample": True, "temperature": 0.7}, ""),
         ({"temperature": 1.0, "custom": 5}, {"temperature": 1.0, "custom": 5}, ""),

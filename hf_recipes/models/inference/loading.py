@@ -1,17 +1,17 @@
-"""A base model with or without an adapter, and its tokenizer, as evaluation and prediction use them."""
+"""Loading for inference: a base model, with or without an adapter, and the tokenizer that goes with it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.loading import fit_embeddings, load_config, load_model
-from hf_recipes.models.lora import is_reward_adapter, load_adapter, read_adapter_config
 from hf_recipes.models.quantization import is_quantized
+from hf_recipes.models.saved_adapter import is_reward_adapter, load_adapter, read_adapter_config
 from hf_recipes.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def open_for_inference(
@@ -23,10 +23,8 @@ def open_for_inference(
 ) -> tuple["PretrainedConfig", "PreTrainedTokenizerBase"]:
     """The model's configuration and the tokenizer (the adapter's, where one was saved with it); no weight is read.
 
-    The tokenizer may have no chat template, as a base model's that only continues text.
-
-    Raises:
-        UserError: no such model or adapter, or `chat_template` writes tokens that the tokenizer does not know.
+    The tokenizer may have no chat template, as a base model's that only continues text. A `chat_template` must not
+    write special tokens that it does not have.
     """
     source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
     config = load_config(arguments, **source)
@@ -45,23 +43,6 @@ def open_for_inference(
             f"the model was not trained with ({' '.join(added)}); take the template that it was trained with"
         )
     return config, tokenizer
-
-
-def only_these(**settings: Any) -> "GenerationConfig":
-    """Generation settings that are complete: `generate` takes what they leave open from transformers' defaults.
-
-    Of any other GenerationConfig it fills that in from the model's own (stop tokens, penalties, beams), and what is set
-    on a model for a while can reach a saved file: PEFT copies the wrapper's settings to the model inside.
-    """
-    from transformers import GenerationConfig
-
-    class Complete(GenerationConfig):
-        def update(self, defaults_only=False, allow_custom_entries=False, **kwargs):
-            if allow_custom_entries:  # the model's own settings are the only ones that come with this
-                return {}
-            return super().update(defaults_only=defaults_only, **kwargs)
-
-    return Complete(**settings)
 
 
 def is_reward_model(config: "PretrainedConfig", peft_path: str | None = None) -> bool:
@@ -92,33 +73,31 @@ def load_for_inference(
 ) -> "PreTrainedModel":
     """The model, quantized where `arguments` say so, with its adapter, on the accelerator where there is one.
 
-    A `device_map` says otherwise: ``"cpu"`` keeps it from the accelerator, ``"auto"`` spreads it over several.
-    With `is_reward` it is a reward model, or a base that its adapter makes one.
-
     With ``--dtype auto`` its weights are in bfloat16 where the machine computes in it, else in float32.
 
-    Raises:
-        UserError: as `load_model` and `load_adapter`; a reward model whose tokenizer has tokens that it never saw.
+    Args:
+        is_reward: it is a reward model, or its adapter makes it one.
+        device_map: ``"cpu"`` keeps it off the accelerator, ``"auto"`` spreads it over several.
     """
     import torch
 
     source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
-    how = {"trains_all": False, "bf16": computes_bf16(), **source}
+    options = {"trains_all": False, "bf16": computes_bf16(), **source}
     if is_reward:
         from hf_recipes.models.reward_head import load_reward_model
 
-        model = load_reward_model(arguments, config=load_config(arguments, **source), tokenizer=tokenizer, **how)
+        model = load_reward_model(arguments, config=load_config(arguments, **source), tokenizer=tokenizer, **options)
         if not arguments.peft_path and len(tokenizer) > (rows := model.get_input_embeddings().num_embeddings):
             raise UserError(
                 f"{arguments.model_name_or_path}: the tokenizer has {len(tokenizer):,} tokens and the reward model was "
                 f"trained with {rows:,}; give it the tokenizer that it was trained with"
             )
     else:
-        model = load_model(arguments, **how, **({"device_map": device_map} if device_map else {}))
-    with torch.random.fork_rng(devices=[]):  # rows that no adapter brings are drawn: the same ones each time
+        model = load_model(arguments, **options, **({"device_map": device_map} if device_map else {}))
+    with torch.random.fork_rng(devices=[]):  # new embedding rows, unless the adapter has them: the same each time
         torch.manual_seed(0)
         fit_embeddings(model, tokenizer)
-    # Quantized weights are put there as they are loaded.
+    # Quantized weights were put there while they were loaded.
     if has_accelerator() and not device_map and not is_quantized(model):
         model = model.to(torch.accelerator.current_accelerator())
     if arguments.peft_path:

@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-
 WEIGHTS = ("*.safetensors", "*.bin")
-
-
-NOT_READ = {"training_args.bin", "optimizer.bin", "scheduler.bin", "random_states_0.bin"}
-
-
+NOT_READ = {"training_args.bin", "optimizer.bin", "scheduler.bin", "random_states_0.bin"}  # what else is *.bin
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -34,14 +29,13 @@ def stored_dtypes(folder: Path) -> dict[str, "torch.dtype"]:
     import torch
     from safetensors import safe_open
 
-    found = {}
+    dtypes = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
-                kind = FLOATS.get(file.get_slice(name).get_dtype())
-                if kind:
-                    found[name] = getattr(torch, kind)
-    return found
+                if kind := FLOATS.get(file.get_slice(name).get_dtype()):
+                    dtypes[name] = getattr(torch, kind)
+    return dtypes
 
 
 def commonest(dtypes: Mapping[str, "torch.dtype"]) -> "torch.dtype | None":
