@@ -47,8 +47,6 @@ TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages 
 class RunArguments:
     """What every stage adds to the training arguments that it is put before in the bases."""
 
-    # What the trainer itself finds for the validation rows, and whether larger is better; see `Method.directions`.
-    validation_metrics: ClassVar[dict[str, bool]] = {}
     # Of the stage, as `inherited` has them for all.
     unusable: ClassVar[dict[str, str]] = {}
     needs: ClassVar[Needs] = {}
@@ -170,7 +168,6 @@ TRAINED = at(ge=1, text="at least 1; with {} there is no token to learn from")
 class SFTArguments(RunArguments, SFTConfig):
     """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
 
-    validation_metrics: ClassVar[dict[str, bool]] = {"loss": False, "mean_token_accuracy": True}
     needs: ClassVar = {
         "label_smoothing_factor": ("--loss_type nll", lambda args: args.loss_type == "nll"),
         **dict.fromkeys(("packing_strategy", "shuffle_dataset"), ("--packing", lambda args: args.packing)),
@@ -258,7 +255,6 @@ def _check_reference(args: "DPOArguments | KTOArguments", losses: tuple[str, ...
 class DPOArguments(RunArguments, DPOConfig):
     """TRL's `DPOConfig`, with what it would refuse after loading named before."""
 
-    validation_metrics: ClassVar[dict[str, bool]] = {**REFERENCE_METRICS, "rewards/accuracies": True}
     unusable: ClassVar = {
         **WITH_REFERENCE,
         "padding_free": f"{INERT}TRL's DPO pads",
@@ -308,7 +304,6 @@ class DPOArguments(RunArguments, DPOConfig):
 class KTOArguments(RunArguments, KTOConfig):
     """TRL's `KTOConfig`, with what it would refuse after loading named before."""
 
-    validation_metrics: ClassVar[dict[str, bool]] = {**REFERENCE_METRICS, "kl": False}
     unusable: ClassVar = WITH_REFERENCE
     needs: ClassVar = PRECOMPUTES
     limits: ClassVar = {"beta": at(gt=0), "desirable_weight": at(ge=0), "undesirable_weight": at(ge=0)}

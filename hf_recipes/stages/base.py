@@ -21,7 +21,7 @@ from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.data import prepare_rows
-from hf_recipes.run.evaluate_callback import choose_best_by, largest_passes
+from hf_recipes.run.evaluate_callback import choose_best_by
 from hf_recipes.run.model import build_model, build_reference, check_settings
 from hf_recipes.run.run_folder import RunFolder
 from hf_recipes.run.train import train
@@ -143,9 +143,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
 
     data = stage.read(context)
     methods = stage.evaluations(context, data)
-    validation = data.validation if args.validation_metrics else None  # the rows that the trainer evaluates itself
-    metrics = {} if validation is None else args.validation_metrics
-    choose_best_by(args, parser.settings["greater_is_better"], methods, metrics)
+    choose_best_by(args, parser.settings["greater_is_better"], methods)
     figures = stage.figures(context, data)
     shared = {"packs": stage.packing_error(context), "freeze": stage.freeze(context)}
     plan = make_plan(
@@ -153,7 +151,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         **shared,
         is_reward=stage.task_type == "SEQ_CLS",
         keeps_reference=context.keeps_reference,
-        passes=largest_passes(args, validation, methods),
+        passes=[method.largest_pass(args.per_device_eval_batch_size) for method in methods.values()],
     )
     folder.compare_data(figures, plan.steps)
     plan.show(whole=args.dry_run)
@@ -166,6 +164,6 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     model = build_model(model_args, args, context.tokenizer, context.added_tokens, **shared)
     held = {"reference": build_reference(model_args, args, context.tokenizer, **loads)} if args.has_reference else {}
     folder.enter(figures)
-    args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(validation or methods)
+    args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(methods)
     trainer = stage.trainer(context, data, model, methods, **held)
     train(trainer, folder, data.ledgers, memory, stage.card)

@@ -1,35 +1,32 @@
 """DPO: TRL's trainer and losses over our pairs, with means over an update."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
+from trl.trainer.utils import FusedCausalLMOutput
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import DataStats, row_lengths, rows_digest
 from hf_recipes.evaluation.method import Method
-from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import SORTING_LOSSES, DPOArguments, KTOArguments
-from hf_recipes.run.data import prepare_rows
+from hf_recipes.run.arguments import REFERENCE_METRICS, SORTING_LOSSES, DPOArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.stages.base import Context, Data, Stage
+from hf_recipes.trainer.preference_loss import PreferenceLoss, mean_of
 from hf_recipes.trainer.preference_losses import sorted_losses
-from hf_recipes.trainer.reference_log_probs import ReferenceLogProbs
+from hf_recipes.trainer.reference_log_probs import Inputs, ReferenceLogProbs
 from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, side_lengths
 
 COMPARING_LOSSES = ("sft", *SORTING_LOSSES)
-
-
+# Of `_compared`: what a loss that compares the pairs of an update needs of each.
+COMPARED = ("logps/chosen", "logps/rejected", "ref_logps/chosen", "ref_logps/rejected", "chosen_tokens", "chosen_loss")
 PAIR_METRICS = (
     *(f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")),
     "logps/chosen",
@@ -58,12 +55,12 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
         self.loss_types = [name for name, _ in losses if name not in COMPARING_LOSSES]
         self.loss_weights = [weight for name, weight in losses if name not in COMPARING_LOSSES]
 
-    def summed(self, log_probs, labelled):
+    def sum_tokens(self, log_probs, labelled):
         if self.args.ld_alpha is None:
             return log_probs.sum(1)
-        locations = labelled.cumsum(1)  # LD-DPO (arXiv 2409.06411): less of what the longer side has beyond the shorter
-        shared = locations[:, -1].view(2, -1).min(0).values.repeat(2)
-        return torch.where(locations <= shared[:, None], log_probs, self.args.ld_alpha * log_probs).sum(1)
+        counts = labelled.cumsum(1)  # LD-DPO (arXiv 2409.06411): less of what the longer side has beyond the shorter
+        shared = counts[:, -1].view(2, -1).min(0).values.repeat(2)
+        return torch.where(counts <= shared[:, None], log_probs, self.args.ld_alpha * log_probs).sum(1)
 
     def compute_ref_log_probs(self, model, inputs):
         return self.reference_log_probs(inputs, model=model).chunk(2)
@@ -79,8 +76,7 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
         return super().get_batch_samples(*args)
 
     def look_ahead(self, batches):
-        alone = isinstance(batches, list) and len(batches) * self.args.world_size == 1
-        if not self._comparing or alone:
+        if not self._comparing or len(batches) * self.args.world_size == 1:
             return
         pairs, rows = [], []
         for inputs in map(self._prepare_inputs, batches):
@@ -90,15 +86,25 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
             else:  # tokens are all that count
                 policy = torch.zeros(2 * len(inputs["row"]), device=self.args.device)
                 inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = policy.chunk(2)
-            pairs.append(self._compared(policy, inputs))
+            pairs.append(self._compared(policy, policy.chunk(2)[0], inputs))
             rows.append(inputs["row"])
-        pairs, rows = (self.accelerator.gather(torch.cat(parts)) for parts in (pairs, rows))
+        pairs, rows = (self.accelerator.gather(torch.cat(each)) for each in (pairs, rows))
         self._update = pairs[rows != PADDING_ROW], rows[rows != PADDING_ROW]
 
-    def _compared(self, policy: torch.Tensor, inputs) -> torch.Tensor:
-        """What losses that compare know of each pair, (B, 5): as of `sorted_losses`, and tokens of the chosen side."""
+    def _compared(self, policy: torch.Tensor, chosen_loss: torch.Tensor, inputs) -> torch.Tensor:
+        """What a loss that compares pairs needs of each, (B, 6): see `COMPARED`."""
         tokens = inputs["completion_mask"][:, 1:].sum(1).chunk(2)[0].float()
-        return torch.stack([*policy.chunk(2), inputs["ref_chosen_logps"], inputs["ref_rejected_logps"], tokens], 1)
+        references = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        return torch.stack([*policy.chunk(2), *references, tokens, chosen_loss], 1)
+
+    def _compared_outputs(self, outputs, batch) -> torch.Tensor:
+        """`_compared` of a batch that went through the policy; the loss on the chosen answer is in nats."""
+        labelled = batch["completion_mask"][:, 1:]
+        chosen_loss = -outputs.log_probs.chunk(2)[0].sum(1)
+        if self.args.use_weighting:  # WPO (arXiv 2406.11827), equation 2
+            aligned = ((outputs.log_probs.detach() - outputs.log_sum_sq_probs) * labelled).sum(1)
+            chosen_loss = chosen_loss * (aligned / labelled.sum(1).clamp(min=1)).exp().view(2, -1).prod(0)
+        return self._compared(self.sum_tokens(outputs.log_probs, labelled), chosen_loss, batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         batch, rows = self.real_rows(inputs)
@@ -109,63 +115,93 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
             outputs.append(model(**kwargs))
             return outputs[0]
 
-        loss, means = self.upstream_loss(recorded, batch)
-        self.note_means(means, dict.fromkeys(PAIR_METRICS, len(rows)))
-        losses = loss + self._comparing_losses(outputs[0], batch)
-        return self.finish_loss(losses[: len(rows)], num_items_in_batch)
+        loss, metrics = self._upstream_loss(recorded, batch)
+        for name in PAIR_METRICS:
+            self.note(**{name: torch.full((len(rows),), metrics[name], device=self.args.device)})
+        if self._comparing:
+            pairs = self._compared_outputs(outputs[0], batch)
+            update, index = pairs.detach(), torch.arange(len(pairs), device=pairs.device)
+            if self._update is not None:
+                update, numbers = self._update
+                index = (numbers == batch["row"][:, None]).int().argmax(1)
+            loss = loss + self._comparing_losses(pairs, update, index)
+        return self.mean_over_update(loss.expand(len(batch["row"]))[: len(rows)], num_items_in_batch)
 
-    def _comparing_losses(self, outputs, batch) -> torch.Tensor:
-        """The weighted sum of the losses that compare pairs, of each pair, (B,)."""
-        labelled = batch["completion_mask"][:, 1:]
-        pairs = self._compared(self.summed(outputs.log_probs, labelled), batch)
-        update, index = pairs.detach(), torch.arange(len(pairs), device=pairs.device)
-        if self._update is not None:
-            update, numbers = self._update
-            index = (numbers == batch["row"][:, None]).int().argmax(1)
+    def _upstream_loss(self, model: Callable, batch: Inputs) -> tuple[torch.Tensor | float, dict[str, float]]:
+        """TRL's loss of a batch that has the reference's log-probabilities, and the metrics that it would log."""
+        accelerator = self.accelerator
+        # TRL gathers its metrics, for which all processes need as many rows; `noted` adds up those of each.
+        accelerator.gather = accelerator.gather_for_metrics = lambda values: values
+        try:
+            loss = self._compute_loss(model, {name: value for name, value in batch.items() if name != "row"}, False)
+        finally:
+            del accelerator.gather, accelerator.gather_for_metrics
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        found = {name: values[-1] for name, values in metrics.items()}
+        metrics.clear()
+        return loss, found
+
+    def _comparing_losses(self, pairs: torch.Tensor, update: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of the losses that compare pairs, (B,), of `pairs` at `index` of all pairs of the `update`.
+
+        All pairs are as of `COMPARED`.
+        """
         total = torch.zeros_like(pairs[:, 0])
         for name, weight in self._comparing:
             if name == "sft":
-                each = -outputs.log_probs.chunk(2)[0].sum(1) / update[:, 4].mean().clamp(min=1 / len(update))
-                if self.args.use_weighting:  # WPO (arXiv 2406.11827), equation 2
-                    aligned = ((outputs.log_probs.detach() - outputs.log_sum_sq_probs) * labelled).sum(1)
-                    each = each * (aligned / labelled.sum(1).clamp(min=1)).exp().view(2, -1).prod(0)
+                losses = pairs[:, 5] / update[:, 4].mean().clamp(min=1 / len(update))
             else:
-                how = (self.args.beta, self.args.label_smoothing)
-                each = sorted_losses(name, pairs[:, :4], update[:, :4], index, *how)
-            total = total + weight * each
+                settings = self.args.beta, self.args.label_smoothing
+                losses = sorted_losses(name, pairs[:, :4], update[:, :4], index, *settings)
+            total = total + weight * losses
         return total
 
+    def evaluate_rows(self, inputs):
+        """TRL's figures of each pair by itself, without the balance of experts, and what its comparing losses need."""
+        inputs = self._with_reference(inputs)
+        outputs, count = self.score_tokens(self.model, inputs), len(inputs["row"])
+        compared = self._compared_outputs(outputs, inputs).tolist()
+        records = []
+        for index in range(count):
+            # The chosen and the rejected side of one pair.
+            tokens = {name: value[index::count] for name, value in outputs.items() if value.dim() == 2}
+            pair = {name: value[index::count] for name, value in inputs.items()}
+            scored = FusedCausalLMOutput(**tokens, aux_loss=0.0)
+            loss, metrics = self._upstream_loss(lambda scored=scored, **kwargs: scored, pair)
+            record = {"loss": float(loss)} | {name: metrics[name] for name in PAIR_METRICS}
+            records.append(record | dict(zip(COMPARED, compared[index], strict=True)))
+        return records
 
-Prepared = tuple[Dataset, Dataset | None, dict[str, Ledger]]
+    def summarise(self, records):
+        metrics = {name: mean_of(records, name) for name in ("loss", *PAIR_METRICS)}
+        if self._comparing:
+            pairs = torch.tensor([[record[name] for name in COMPARED] for record in records], dtype=torch.float64)
+            metrics["loss"] += self._comparing_losses(pairs, pairs, torch.arange(len(pairs))).mean().item()
+        return metrics
 
 
-def prepare_pairs(
-    data: DataArguments, args: DPOArguments, tokenizer: PreTrainedTokenizerBase, evaluates: bool = False
-) -> Prepared:
-    """Pairs as `chosen_ids`, `chosen_labels`, `rejected_ids`, `rejected_labels` and `place`; see `prepare_rows`."""
-    encoder = PairEncoder(tokenizer, args.max_length, keep_labels=True)
-    return prepare_rows(data, args, lambda name: encoder, form="preference", evaluates=evaluates)
+def pair_encoder(tokenizer: PreTrainedTokenizerBase, args: DPOArguments, name: str) -> PairEncoder:
+    return PairEncoder(tokenizer, args.max_length, keep_labels=True)
 
 
-def other_evaluations(
-    evaluation: EvaluationArguments,
-    args: DPOArguments | KTOArguments,
-    data: DataArguments,
-    config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-) -> dict[str, Method]:
-    """What is evaluated beside the validation rows, by name.
-
-    Raises:
-        UserError: as `build_evaluations`, or methods without a file.
-    """
+def reference_evaluations(context: Context, rows: Dataset | None, lengths: Callable, metrics: Mapping) -> dict:
+    """The loss of the validation rows, whose sides have these `lengths`, and the methods on --eval_files."""
+    evaluation = context.evaluation
     if evaluation.eval_methods and not evaluation.eval_files:
         raise UserError("--eval_methods without --eval_files name=path: of validation rows there is only the loss")
-    return build_evaluations(evaluation, args, data, config, tokenizer, None, [])
+    methods = {} if rows is None else {"": PreferenceLoss(rows, lengths(rows), metrics)}
+    settings = evaluation, context.args, context.data_args, context.config, context.tokenizer
+    return methods | build_evaluations(*settings, None, [])
 
 
-def pair_figures(train: Dataset, args: DPOArguments) -> DataStats:
+def evaluations(context: Context, data: Data) -> dict[str, Method]:
+    metrics = {**REFERENCE_METRICS, "rewards/accuracies": True}
+    return reference_evaluations(context, data.validation, side_lengths, metrics)
+
+
+def pair_figures(context: Context, data: Data) -> DataStats:
     """The figures of tokenized pairs."""
+    args, train = context.args, data.train
     lengths = side_lengths(train)
     labelled = sum(int(row_lengths(train, f"{side}_labels")[1].sum()) for side in SIDES)
     size = min(args.per_device_train_batch_size, len(train))
@@ -178,84 +214,47 @@ def pair_figures(train: Dataset, args: DPOArguments) -> DataStats:
     return DataStats(len(train), int(lengths.sum()), labelled, longest, batch, digest, **flags)
 
 
-def _pair_rows(rows: Dataset) -> Dataset:
-    return rows.remove_columns(["status", "location"]).add_column("row", list(range(len(rows))))
+def pair_rows(rows: Dataset, length_column: str) -> Dataset:
+    """Pairs with their `row` and the length of their longer side, by which `group_by_length` sorts them."""
+    rows = rows.remove_columns(["status", "location"]).add_column("row", list(range(len(rows))))
+    return rows.add_column(length_column, side_lengths(rows).max(0).tolist())
 
 
-def build_pair_trainer(
+def build_trainer(
+    context: Context,
+    data: Data,
     model: PreTrainedModel,
-    args: DPOArguments,
-    train: Dataset,
-    validation: Dataset | None,
-    tokenizer: PreTrainedTokenizerBase,
-    methods: Mapping[str, Method] | None = None,
-    *,
+    methods: Mapping[str, Method],
     reference: PreTrainedModel | None = None,
-    continues_adapter: bool = False,
 ) -> PairTrainer:
-    """DPO's trainer with its callbacks; `methods` are used at each evaluation, after the loss of the validation rows.
-
-    Args:
-        reference: that of a model without an adapter; see `build_reference`.
-        goes_on: the model's adapter was trained before.
-
-    Raises:
-        UserError: an adapter or a setting that the model cannot have.
-    """
+    args = context.args
     args.max_length = None  # every pair is within the budget already
-    rows = _pair_rows(train)
+    train, validation = (rows and pair_rows(rows, args.length_column_name) for rows in (data.train, data.validation))
     trainer = PairTrainer(
         model=model,
         ref_model=reference,
         args=args,
-        train_dataset=rows.add_column(args.length_column_name, side_lengths(train).max(0).tolist()),
-        eval_dataset=_pair_rows(validation) if validation is not None else {} if methods else None,
-        processing_class=tokenizer,
-        data_collator=PairCollator(tokenizer.pad_token_id, args.pad_to_multiple_of),
-        continues_adapter=continues_adapter,
+        train_dataset=train,
+        eval_dataset=validation or ({} if methods else None),
+        processing_class=context.tokenizer,
+        data_collator=PairCollator(context.tokenizer.pad_token_id, args.pad_to_multiple_of),
+        continues_adapter=context.continues_adapter,
     )
-    trainer.data_rows = train
+    trainer.data_rows = data.train
+    if validation:
+        methods[""].trainer = trainer
     add_callbacks(trainer, methods)
     return trainer
 
 
-def stage_with_reference(
-    name: str, arguments: type, prepare: Callable, figures: Callable, build: Callable, **more: Any
-) -> Stage:
-    """A `Stage` that learns against a reference, from functions that take what they need of a `Context`."""
-
-    def read(context: Context) -> Data:
-        evaluates = context.evaluates_files
-        return Data(*prepare(context.data_args, context.args, context.tokenizer, evaluates=evaluates))
-
-    def evaluations(context: Context, data: Data) -> dict[str, Method]:
-        settings = context.evaluation, context.args, context.data_args, context.config, context.tokenizer
-        return other_evaluations(*settings)
-
-    def trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method], reference=None):
-        rows = data.train, data.validation
-        held = {"reference": reference, "continues_adapter": context.continues_adapter}
-        return build(model, context.args, *rows, context.tokenizer, methods, **held)
-
-    return Stage(
-        name,
-        arguments,
-        read=read,
-        figures=lambda context, data: figures(data.train, context.args),
-        evaluations=evaluations,
-        trainer=trainer,
-        **more,
-    )
-
-
-STAGE = stage_with_reference(
+STAGE = Stage(
     "dpo",
     DPOArguments,
-    prepare_pairs,
-    pair_figures,
-    build_pair_trainer,
     forms=("preference",),
-    encoder=lambda tokenizer, args, name: PairEncoder(tokenizer, args.max_length, keep_labels=True),
+    encoder=pair_encoder,
+    figures=pair_figures,
+    evaluations=evaluations,
+    trainer=build_trainer,
     card=CardWords("dpo", ("pairs", "对数据")),
     legend="In colour: the answers, of which the chosen one is made likelier than the rejected one.",
 )

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.progress import warn_on_write_error
-from hf_recipes.trainer.reference import settle_reference
+from hf_recipes.trainer.reference import freeze_reference_adapter
 
 SAMPLES = "samples"  # folder of answers with their rewards
 
@@ -103,7 +102,7 @@ class RewardedMixin(RunMixin):
         args.reward_weights = rewards.weights
         super().__init__(args=args, reward_funcs=[_in_calculate_rewards] * len(rewards.names), **kwargs)
         self.reward_func_names = rewards.names
-        settle_reference(self.model, continues_adapter)
+        freeze_reference_adapter(self.model, continues_adapter)
         if reference is not None:
             args.beta = self.beta = beta
             add_fused_lm_head(reference, temperature=self.temperature)
@@ -205,13 +204,7 @@ class RewardedMixin(RunMixin):
     def log(self, logs, start_time=None):
         if "loss" in logs:
             self._write_samples()
-            return super().log(logs, start_time)
-        # TRL adds what it has gathered of the training to whatever is logged next.
-        gathered, self._metrics = self._metrics, {"train": defaultdict(list), "eval": defaultdict(list)}
-        try:
-            return super().log(logs, start_time)
-        finally:
-            self._metrics = gathered
+        super().log(logs, start_time)
 
     def _write_samples(self) -> None:
         if not self.is_world_process_zero() or not self._samples:

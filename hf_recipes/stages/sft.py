@@ -10,11 +10,11 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.dry_run.plan import row_stats
 from hf_recipes.evaluation.method import Method
+from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
-from hf_recipes.models.inference.forward import supervised_losses
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import SFTArguments
-from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations, prompts_of
+from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, add_callbacks, build_evaluations, prompts_of
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
@@ -38,10 +38,7 @@ class PackCollator(DataCollatorForLanguageModeling):
 
 
 class Trainer(RunMixin, SFTTrainer):
-    """TRL's trainer on rows that are already `input_ids` and `labels`.
-
-    The evaluation loss is the mean over all labelled tokens of the set, whatever the batches were.
-    """
+    """TRL's trainer on rows that are already `input_ids` and `labels`."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -51,9 +48,6 @@ class Trainer(RunMixin, SFTTrainer):
         self.model_accepts_loss_kwargs = True
         if self.args.use_cpu:
             add_cpu_lm_head(self.model, ("log_probs", "entropy", "is_top1"))
-        self._eval_sums: list = []
-        # Evaluation rows stay rows (never flattened into one), so that each is counted once over several processes.
-        self._eval_collator = DataCollatorForLanguageModeling(self.processing_class.pad_token_id)
         if self.args.packing and not joins_rows(self.accelerator.unwrap_model(self.model).config._attn_implementation):
             self.data_collator = PackCollator(
                 self.processing_class.pad_token_id,
@@ -61,33 +55,16 @@ class Trainer(RunMixin, SFTTrainer):
                 pad_to_multiple_of=self.args.pad_to_multiple_of,
             )
 
-    def get_eval_dataloader(self, eval_dataset=None):
-        collator, self.data_collator = self.data_collator, self._eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = collator
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        import torch
+class ValidationLoss(NLL):
+    """`nll` of the validation rows, under the names of TRL's metrics."""
 
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            losses, counts, hits = supervised_losses(model, inputs)
-        sums = self.accelerator.gather_for_metrics(torch.stack([losses, counts.float(), hits.float()], 1))
-        self._eval_sums.append(sums.double().sum(0))
-        return (losses.sum() / counts.sum().clamp(min=1)).detach(), None, None
+    def summarise(self, records):
+        metrics = super().summarise(records)
+        return {"loss": metrics["loss"], "mean_token_accuracy": metrics["token_accuracy"]}
 
-    def log(self, logs, start_time=None):
-        loss_key = next(
-            (key for key in logs if (key.startswith("eval_") and key.endswith("_loss")) or key == "eval_loss"), None
-        )
-        if loss_key and self._eval_sums:
-            loss, count, hits = sum(self._eval_sums).tolist()
-            logs[loss_key] = loss / max(1, count)
-            logs[loss_key.removesuffix("loss") + "mean_token_accuracy"] = hits / max(1, count)
-            self._eval_sums = []
-        super().log(logs, start_time)
+    def directions(self):
+        return {"loss": False, "mean_token_accuracy": True}
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: str = "train") -> ChatEncoder:
@@ -104,13 +81,12 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: st
 
 
 def evaluations(context: Context, data: Data) -> dict[str, Method]:
-    """The validation rows are answered too."""
+    """The validation rows are scored, and answered too."""
     tokenizer, args = context.tokenizer, context.args
     end_of_turn = tokenizer.convert_tokens_to_ids(encoder_for(tokenizer, args).end_of_turn)
-    prompts = prompts_of(data.validation)
-    return build_evaluations(
-        context.evaluation, args, context.data_args, context.config, tokenizer, prompts, [end_of_turn]
-    )
+    settings = context.evaluation, args, context.data_args, context.config, tokenizer
+    methods = {} if data.validation is None else {VALIDATION_LOSS: ValidationLoss.of_rows(data.validation)}
+    return methods | build_evaluations(*settings, prompts_of(data.validation), [end_of_turn])
 
 
 def packing_error(context: Context) -> UserError | None:
@@ -119,17 +95,15 @@ def packing_error(context: Context) -> UserError | None:
 
 
 def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]) -> Trainer:
-    args, validation = context.args, data.validation
+    args = context.args
     if not args.packing:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.max_length = None  # every row is within the budgets already
-    args.eval_packing = False
-    columns = ["input_ids", "labels"]
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=data.train.select_columns(columns),
-        eval_dataset=validation.select_columns(columns) if validation is not None else {} if methods else None,
+        train_dataset=data.train.select_columns(["input_ids", "labels"]),
+        eval_dataset={} if methods else None,
         processing_class=context.tokenizer,
     )
     trainer.data_rows = data.train

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
 
 from hf_recipes.core.errors import UserError, say
@@ -210,10 +210,6 @@ class RunMixin:
             dataset = concatenate_datasets([dataset, padding_row])
         return dataset, order
 
-    def _get_eval_sampler(self, eval_dataset):
-        """The order of the file, whatever that of the training is."""
-        return SequentialSampler(eval_dataset) if self.args.world_size == 1 else None
-
     def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
         if is_training and isinstance(dataset, Dataset):
             dataset, self._order = self.in_order(dataset, batch_size)
@@ -356,12 +352,6 @@ class RunMixin:
                 "--learning_rate, or leave --fp16 out, and go on with --resume_from_checkpoint true"
             )
 
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        rows, length = inputs["input_ids"].shape
-        self.note_work(f"an evaluation batch of {rows} × {length:,} tokens")
-        self.check_stop()
-        return super().prediction_step(model, inputs, *args, **kwargs)
-
     # Log
 
     def _count_tokens(self) -> None:
@@ -393,15 +383,12 @@ class RunMixin:
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):
-        start, device = time.monotonic(), self.args.device
+        """Run the evaluation methods, by `Evaluations.on_evaluate`; transformers' own loop is never used."""
+        start, metrics = time.monotonic(), {}
+        self.model.eval()  # as that loop leaves it, so that TRL logs nothing of the training here
         try:
-            # A data loader draws a number when it begins; training is to be the same with evaluations and without.
-            with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-                if self.eval_dataset:
-                    return super().evaluate(*args, **kwargs)
-                metrics: dict[str, float] = {}
-                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-                return metrics
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
         finally:
             self._paused += time.monotonic() - start
 

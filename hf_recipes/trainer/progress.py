@@ -43,10 +43,6 @@ class RunProgress(ProgressCallback):
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
 
-    def on_prediction_step(self, args, state, control, **kwargs):
-        if self.training_bar is not None:
-            super().on_prediction_step(args, state, control, **kwargs)
-
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
@@ -59,13 +55,8 @@ class RunProgress(ProgressCallback):
             parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
             minutes, seconds = divmod(logs["seconds_left"], 60)
             parts.append(f"{minutes}:{seconds:02d} left")
-        skipped = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
         for key, value in logs.items():
-            if (
-                key.startswith("eval_")
-                and not key.endswith(skipped)
-                and (shown(key[5:]) or key.endswith("token_accuracy"))
-            ):
+            if key.startswith("eval_") and (shown(key[5:]) or key.endswith("token_accuracy")):
                 parts.append(f"{key} {value:.4f}")
         line = "  ".join(parts)
         if len(parts) > 1:

@@ -89,15 +89,15 @@ def side_lengths(rows: Dataset) -> np.ndarray:
 class RowMeanLoss(RunMixin):
     """`RunMixin` for batches of rows, or of pairs of rows, whose numbers in `data_rows` are their `row`.
 
-    The loss of an update is the mean over its real rows, and what `note` was told is logged as the mean over those
-    since the last log, however they are spread over batches and processes; so are both in an evaluation.
+    The loss of an update is the mean over its real rows, and what `note` was given is logged as the mean over those
+    since the last log, however they are spread over batches and processes.
     """
 
     loss_is_scaled_for_ga = True  # by the number of the update's rows, in `mean_over_update`
     columns: tuple[str, ...]  # of the training rows, beside `row`
 
     def __init__(self, *args, **kwargs):
-        self._noted: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
+        self._noted: dict[str, torch.Tensor] = {}  # sum and count by name
         super().__init__(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self):
@@ -128,34 +128,20 @@ class RowMeanLoss(RunMixin):
     @torch.no_grad()
     def note(self, **values: torch.Tensor) -> None:
         """Remember values of real rows for the log, those that are finite; the names have to be the same each time."""
-        noted = self._noted["train" if self.model.training else "eval"]
         for name, value in values.items():
             value = value[value.isfinite()].float()
-            found = torch.stack([value.sum(), value.new_tensor(len(value))])
-            noted[name] = noted.get(name, 0) + found
+            self._noted[name] = self._noted.get(name, 0) + torch.stack([value.sum(), value.new_tensor(len(value))])
 
-    def noted(self, mode: str) -> dict[str, float]:
-        """The means of what was noted on all processes in training or evaluation, which is then forgotten."""
-        noted, self._noted[mode] = self._noted[mode], {}
+    def noted(self) -> dict[str, float]:
+        """The means of what was noted on all processes, which is then forgotten."""
+        noted, self._noted = self._noted, {}
         if not noted:
             return {}
         names = sorted(noted)
         sums = self.accelerator.reduce(torch.stack([noted[name] for name in names]), "sum").tolist()
         return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
 
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        return super().prediction_step(model, self.without_repeated_rows(inputs), *args, **kwargs)
-
-    def without_repeated_rows(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """An evaluation batch; rows with which accelerate filled the last one of the processes become padding rows."""
-        row = inputs["row"]
-        index = self.accelerator.process_index * len(row) + torch.arange(len(row), device=row.device)
-        repeated = ~torch.isin(index, self.accelerator.gather_for_metrics(index))
-        return inputs | {"row": row.masked_fill(repeated, PADDING_ROW)}
-
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs |= self.noted("train")
-        if key := next((key for key in logs if key.startswith("eval_") and key.endswith("loss")), None):
-            logs |= {key.removesuffix("loss") + name: value for name, value in self.noted("eval").items()}
+            logs |= self.noted()
         super().log(logs, start_time)
