@@ -26,7 +26,8 @@ from hf_recipes.models.loading import without_deepspeed
 from hf_recipes.models.quantization import read_bnb_config
 
 if TYPE_CHECKING:
-    from hf_recipes.run.arguments import RunArguments, SFTArguments
+    from hf_recipes.run.arguments import RunArguments
+    from hf_recipes.stages.sft import SFTArguments
 
 # What a twin of a model is shrunk to; a family whose sizes hang together in another way has no twin.
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}

@@ -12,7 +12,7 @@ from hf_recipes.inspection.rows import Conversations
 from hf_recipes.inspection.token_view import Pen
 
 if TYPE_CHECKING:
-    from hf_recipes.run.arguments import SFTArguments
+    from hf_recipes.stages.sft import SFTArguments
 
 
 class PackedConversations(Conversations):

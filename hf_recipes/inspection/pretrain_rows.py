@@ -14,7 +14,7 @@ from hf_recipes.inspection.checks import DOCUMENT, Texts
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.report import Example, Strip, Table, share
 from hf_recipes.inspection.rows import Rows
-from hf_recipes.run.arguments import PretrainArguments
+from hf_recipes.stages.pretrain import PretrainArguments
 
 SAMPLED = 10_000  # documents of a stream that are looked at
 # What becomes of a document that is longer than a block.

@@ -52,6 +52,18 @@ UNUSABLE = {
     "restore_callback_states_from_checkpoint": f"{INERT}no callback has a state",
     "use_cache": f"{INERT}training keeps no cache, and answers are always written with one",
 }
+# Reasons that several stages have.
+NO_SHIFTED_LABELS = f"{INERT}it is for losses over the vocabulary"
+NO_TOKEN_MEAN = f"{INERT}a loss is the mean over all rows of an update"
+WITHOUT_SYNC = f"{INERT}the reference stays as it was at the start"
+WITH_REFERENCE = {
+    "average_tokens_across_devices": NO_TOKEN_MEAN,
+    "label_smoothing_factor": NO_SHIFTED_LABELS,
+    "neftune_noise_alpha": "would be measured as a difference from the reference; leave it out",
+    "ref_model_mixup_alpha": WITHOUT_SYNC,
+    "ref_model_sync_steps": WITHOUT_SYNC,
+    "sync_ref_model": "would leave a run that is resumed without the reference as it was; leave it out",
+}
 _OPTIM_WITH_ARGS = ("anyprecision", "4bit", "torch_8bit", "ademamix", "sgd", "adagrad", "rmsprop", "galore", "grok")
 _OPTIM_WITH_ARGS += ("schedule_free", "apollo", "stable")
 

@@ -1,28 +1,101 @@
 """DPO: TRL's trainer and losses over our pairs, with means over an update."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import PositiveInt, at, nearest, setting
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import DataStats, row_lengths, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import REFERENCE_METRICS, SORTING_LOSSES, DPOArguments
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.preference_loss import PreferenceLoss, mean_of
 from hf_recipes.trainer.preference_losses import sorted_losses
 from hf_recipes.trainer.reference_log_probs import Inputs, ReferenceLogProbs
 from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, side_lengths
+
+# Losses of DPO of the difference between the sides' scores, which any divergence can make, and all of TRL's.
+DIFFERENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
+SORTING_LOSSES = ("aot", "aot_unpaired")
+PAIR_LOSSES = (*DIFFERENCE_LOSSES, "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", *SORTING_LOSSES)
+DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+SMOOTHED_LOSSES = ("exo_pair", "robust", *SORTING_LOSSES)
+PRECOMPUTES = {"precompute_ref_batch_size": ("--precompute_ref_log_probs", lambda args: args.precompute_ref_log_probs)}
+REFERENCE_METRICS = {
+    **dict.fromkeys(("rewards/chosen", "rewards/margins", "logps/chosen"), True),
+    **dict.fromkeys(("loss", "rewards/rejected", "logps/rejected"), False),
+}
+
+
+def check_loss_types(args: RunArguments, losses: tuple[str, ...]) -> None:
+    args.check_fields()
+    for name in [args.loss_type] if isinstance(args.loss_type, str) else args.loss_type:
+        if name not in losses:
+            raise ValueError(f"--loss_type {name}: no such loss{nearest(name, losses)}; there are {', '.join(losses)}")
+
+
+@dataclass
+class DPOArguments(RunArguments, DPOConfig):
+    """TRL's `DPOConfig`, with what it would refuse after loading named before."""
+
+    unusable: ClassVar = {
+        **WITH_REFERENCE,
+        "padding_free": f"{INERT}TRL's DPO pads",
+        "truncation_mode": f"{INERT}use --max_length",
+    }
+    limits: ClassVar = {"beta": at(gt=0), "label_smoothing": at(ge=0, lt=0.5), "ld_alpha": at(ge=0, le=1)}
+    needs: ClassVar = {
+        **PRECOMPUTES,
+        "discopop_tau": ("--loss_type discopop", lambda args: "discopop" in args.loss_type),
+        "f_alpha_divergence_coef": (
+            "--f_divergence_type alpha_divergence",
+            lambda args: args.f_divergence_type == "alpha_divergence",
+        ),
+        "label_smoothing": (
+            f"a --loss_type that has it ({', '.join(SMOOTHED_LOSSES)})",
+            lambda args: any(name in args.loss_type for name in SMOOTHED_LOSSES),
+        ),
+    }
+
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: PositiveInt | None = setting(
+        "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
+    )
+
+    def __post_init__(self):
+        check_loss_types(self, PAIR_LOSSES)
+        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(f"--loss_weights: {len(self.loss_weights)} of them for {len(self.loss_type)} --loss_type")
+        if self.f_divergence_type not in DIVERGENCES:
+            known = nearest(self.f_divergence_type, DIVERGENCES)
+            raise ValueError(f"--f_divergence_type {self.f_divergence_type}: no such divergence{known}")
+        others = [name for name in self.loss_type if name not in DIFFERENCE_LOSSES]
+        if others and self.f_divergence_type != "reverse_kl":
+            raise ValueError(
+                f"--f_divergence_type {self.f_divergence_type} goes with {', '.join(DIFFERENCE_LOSSES)}, not with "
+                f"--loss_type {others[0]}"
+            )
+        if self.use_weighting and (sorts := [name for name in self.loss_type if name in SORTING_LOSSES]):
+            raise ValueError(f"--use_weighting does not go with --loss_type {sorts[0]}, which sorts the pairs")
+        if "exo_pair" in self.loss_type and not self.label_smoothing:
+            raise ValueError("--loss_type exo_pair needs --label_smoothing above 0; its paper (2402.00856) takes 1e-3")
+        super().__post_init__()
+
 
 COMPARING_LOSSES = ("sft", *SORTING_LOSSES)
 # Of `_compared`: what a loss that compares the pairs of an update needs of each.

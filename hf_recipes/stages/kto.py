@@ -1,14 +1,17 @@
 """KTO: TRL's trainer over single answers that are good or bad, with the KL estimated over an update."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import KTOTrainer
+from trl import KTOConfig, KTOTrainer
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import PositiveInt, at, setting
 from hf_recipes.data.arguments import UnpairedArguments
 from hf_recipes.data.chat.preference import UnpairedEncoder
 from hf_recipes.data.schemas.registry import SIDES
@@ -16,13 +19,43 @@ from hf_recipes.dry_run.memory import Batch
 from hf_recipes.dry_run.plan import DataStats, row_lengths, rows_digest
 from hf_recipes.evaluation.method import Method
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import REFERENCE_METRICS, KTOArguments
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks
+from hf_recipes.run.inherited import WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage, read_examples
-from hf_recipes.stages.dpo import reference_evaluations
+from hf_recipes.stages.dpo import PRECOMPUTES, REFERENCE_METRICS, check_loss_types, reference_evaluations
 from hf_recipes.trainer.preference_loss import mean_of
 from hf_recipes.trainer.reference_log_probs import ReferenceLogProbs
 from hf_recipes.trainer.row_mean_loss import KL_PREFIX, PADDING_ROW, UnpairedCollator
+
+UNPAIRED_LOSSES = ("kto", "apo_zero_unpaired")
+
+
+@dataclass
+class KTOArguments(RunArguments, KTOConfig):
+    """TRL's `KTOConfig`, with what it would refuse after loading named before."""
+
+    unusable: ClassVar = WITH_REFERENCE
+    needs: ClassVar = PRECOMPUTES
+    limits: ClassVar = {"beta": at(gt=0), "desirable_weight": at(ge=0), "undesirable_weight": at(ge=0)}
+
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: PositiveInt | None = setting("Tokens of a row; longer ones are left out, which is counted.", 1024)
+
+    def __post_init__(self):
+        check_loss_types(self, UNPAIRED_LOSSES)
+        if self.loss_type != "apo_zero_unpaired":
+            if self.per_device_train_batch_size == 1:
+                raise ValueError(
+                    f"--per_device_train_batch_size 1: the loss {self.loss_type} estimates the KL divergence over the "
+                    "batch; take at least 2, or --loss_type apo_zero_unpaired, which needs none"
+                )
+            if self.train_sampling_strategy != "sequential":
+                raise ValueError(
+                    f"--train_sampling_strategy {self.train_sampling_strategy}: --loss_type {self.loss_type} needs "
+                    "sequential; the rows are shuffled once, by --seed"
+                )
+        super().__post_init__()
 
 
 class UnpairedTrainer(ReferenceLogProbs, KTOTrainer):

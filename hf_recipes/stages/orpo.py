@@ -16,8 +16,9 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.inference.forward import supervised_losses
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import NO_SHIFTED_LABELS, NO_TOKEN_MEAN, RunArguments
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.inherited import NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages import dpo
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss, side_lengths

@@ -31,16 +31,17 @@ from hf_recipes.data.pretraining.tokenize_corpus import store
 from hf_recipes.data.schemas import documents
 from hf_recipes.data.schemas import registry as schemas
 from hf_recipes.data.schemas.registry import Columns
-from hf_recipes.run.arguments import PretrainArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from hf_recipes.stages.pretrain import PretrainArguments
 
 LEDGER = "ledger.json"  # beside the shards of a source that was tokenized for a run
 
 
 def prepare_mixture(
-    data: SourceArguments, args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase"
+    data: SourceArguments, args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[Mixture, Ledger]:
     """The blocks that a run learns from, and what became of every row.
 
@@ -94,7 +95,7 @@ def prepare_mixture(
 
 
 def open_corpora(
-    data: SourceArguments, args: PretrainArguments, policy: Policy | None = None
+    data: SourceArguments, args: "PretrainArguments", policy: Policy | None = None
 ) -> tuple[list[Corpus], list[list[Reader]]]:
     """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
     found = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming)
@@ -164,7 +165,7 @@ def _open(folder: Path, corpus: Corpus, encoder: DocumentEncoder, ledger: Ledger
     return found
 
 
-def _exchange(args: PretrainArguments):
+def _exchange(args: "PretrainArguments"):
     """Gives all processes what one of them has; over gloo, whatever the gradients go over."""
     if args.world_size == 1:
         return None
@@ -180,7 +181,7 @@ def _exchange(args: PretrainArguments):
     return exchange
 
 
-def _say_mixture(mixture: Mixture, policy: Policy | None, args: PretrainArguments) -> None:
+def _say_mixture(mixture: Mixture, policy: Policy | None, args: "PretrainArguments") -> None:
     by = "" if policy is None or policy.by == "tokens" else f" (given by {policy.by})"
     for source, share in zip(mixture.sources, mixture.shares, strict=True):
         if isinstance(source, StreamedBlocks):

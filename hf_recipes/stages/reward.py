@@ -1,13 +1,16 @@
 """Reward modelling: TRL's `RewardTrainer` over our pairs, losses and checkpoints."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import PositiveFloat, PositiveInt, at, setting
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.memory import Batch
@@ -16,10 +19,35 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import RewardArguments
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.inherited import INERT, NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss, side_lengths
+
+
+@dataclass
+class RewardArguments(RunArguments, RewardConfig):
+    """TRL's `RewardConfig` with the head's first weights, and scores kept for looking at the data."""
+
+    limits: ClassVar = {"center_rewards_coefficient": at(ge=0)}
+    unusable: ClassVar = {
+        "average_tokens_across_devices": NO_TOKEN_MEAN,
+        "eval_temperature": f"{INERT}a reward model writes nothing",
+        "label_smoothing_factor": NO_SHIFTED_LABELS,
+        "max_new_tokens": f"{INERT}a reward model writes nothing",
+    }
+
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: PositiveInt | None = setting(
+        "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
+    )
+    initializer_range: PositiveFloat = setting("Standard deviation of a new score head's first weights.", 0.01)
+    save_scores: bool = setting("Score the training pairs too at each evaluation: predictions/train.", False)
+
+    def __post_init__(self):
+        self.check_fields()
+        super().__post_init__()
 
 
 class Trainer(RowMeanLoss, RewardTrainer):

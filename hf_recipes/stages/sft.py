@@ -1,23 +1,61 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import at, setting
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.dry_run.plan import row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import SFTArguments
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, add_callbacks, build_evaluations, prompts_of
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
+
+TOKEN_LOSSES = ("nll", "dft")
+TRAINED = at(ge=1, text="at least 1; with {} there is no token to learn from")
+
+
+@dataclass
+class SFTArguments(RunArguments, SFTConfig):
+    """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
+
+    needs: ClassVar = {
+        "label_smoothing_factor": ("--loss_type nll", lambda args: args.loss_type == "nll"),
+        **dict.fromkeys(("packing_strategy", "shuffle_dataset"), ("--packing", lambda args: args.packing)),
+    }
+
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    train_on: Literal["all", "last"] = setting("Assistant turns that carry loss.", "all")
+    max_source_length: Annotated[int | None, TRAINED] = setting("Tokens of the prompt at the most.")
+    max_target_length: Annotated[int | None, TRAINED] = setting("Tokens of the answer at the most.")
+    max_length: Annotated[int | None, TRAINED] = setting(
+        "Tokens in all; by default both budgets together (1024 for one not given) or 1024."
+    )
+    truncation_side: Literal["left", "right"] = setting("Side on which an over-long question is cut.", "left")
+
+    def __post_init__(self):
+        self.check_fields()
+        if self.loss_type not in TOKEN_LOSSES:
+            raise ValueError(f"--loss_type {self.loss_type}: no such loss; there are {' and '.join(TOKEN_LOSSES)}")
+        if self.max_length is None:
+            budgets = (self.max_source_length, self.max_target_length)
+            self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
+        if self.packing and self.packing_strategy != "bfd":
+            raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
+        if self.label_smoothing_factor and self.router_aux_loss_coef:
+            raise ValueError("--router_aux_loss_coef has no effect with --label_smoothing_factor; leave one out")
+        super().__post_init__()
 
 
 class PackCollator(DataCollatorForLanguageModeling):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -40,3 +41,32 @@ class WholeEpochSampler(Sampler[int]):
         for process in range(self.processes if whole < len(rows) else 0):
             own = rows[whole + process :: self.processes]
             yield from own + [self.padding_row] * (self.batch_size - len(own))
+
+
+class GroupSampler(Sampler[int]):
+    """The order of the prompts: each `group` times in a row, and each batch of `prompts` of them `repeats` times.
+
+    It depends on `seed` and the epoch alone. The last batch of an epoch is filled up with prompts from its beginning.
+
+    Example:
+        Three prompts, `group` 2, `prompts` 2, one repeat: 2 2 0 0, then 1 1 2 2.
+    """
+
+    def __init__(self, count: int, *, group: int, prompts: int, repeats: int, seed: int, shuffle: bool = True):
+        self.count, self.group, self.prompts, self.repeats = count, group, prompts, repeats
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.count // self.prompts) * self.prompts * self.group * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        order = np.resize(order, -(-self.count // self.prompts) * self.prompts).reshape(-1, self.prompts)
+        for batch in order:
+            for _ in range(self.repeats):
+                yield from np.repeat(batch, self.group).tolist()

@@ -13,8 +13,9 @@ from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.rewards.settings import RewardArguments
 from hf_recipes.rewards.weighted_sum import Rewards
-from hf_recipes.run.arguments import REFERENCE_METRICS, KTOArguments
 from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, choose_best_by
+from hf_recipes.stages.dpo import REFERENCE_METRICS
+from hf_recipes.stages.kto import KTOArguments
 from hf_recipes.trainer.preference_loss import PreferenceLoss
 from preference_runs import make_pairs
 

@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config, 
 
 from conftest import ROOT, same, weights
 from hf_recipes.core.errors import UserError
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_model
 from hf_recipes.models.lora import load_adapter
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.models.tokenizer import load_tokenizer
-from hf_recipes.run.arguments import ModelArguments, SFTArguments
 from hf_recipes.run.model import build_model
+from hf_recipes.stages.sft import SFTArguments
 
 FORMS = {
     "--load_in_4bit": {"load_in_4bit": True},

@@ -10,7 +10,8 @@ from conftest import conversation
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.arguments import UnpairedArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.run.arguments import DPOArguments, KTOArguments
+from hf_recipes.stages.dpo import DPOArguments
+from hf_recipes.stages.kto import KTOArguments
 from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, UnpairedCollator
 from preference_runs import ANSWERS, PAIRS, make_kto, make_pairs, stirred
 
