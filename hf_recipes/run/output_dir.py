@@ -14,9 +14,9 @@ from hf_recipes.core.files import writing
 from hf_recipes.core.folders import RECORD, OutputFolder
 from hf_recipes.core.ledger import LEDGER
 from hf_recipes.core.settings import Parser
-from hf_recipes.publishing.collect_files import STAGING as PUBLISHING
+from hf_recipes.publishing.collect_files import STAGING as UPLOAD
 from hf_recipes.publishing.redact import NAMES
-from hf_recipes.trainer.base import STAGING
+from hf_recipes.trainer.checkpointing import SAVING
 from hf_recipes.trainer.trackers import STATE as TRACKERS
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ SETTINGS, METRICS, CARD = "run_config.yaml", "metrics.json", "README.md"
 # Patterns of what a run writes: while it trains, and at its end. Trackers' own folders are kept over runs.
 TRAINING = (
     *map(re.escape, (SETTINGS, LEDGER, NAMES, TRACKERS, "curves.png")),
-    rf"{re.escape(STAGING)}/.*",
-    rf"{re.escape(PUBLISHING)}.*",
+    rf"{re.escape(SAVING)}/.*",
+    rf"{re.escape(UPLOAD)}.*",
     r"checkpoint-\d+/.*",
     r"predictions/(.+/)?(step-\d+\.jsonl|differences\.png)",
     r"tensorboard/.*",

@@ -14,7 +14,7 @@ from hf_recipes.publishing.model_card import CardWords, model_card
 from hf_recipes.publishing.push_callback import Publisher
 from hf_recipes.publishing.redact import NAMES, hub_names
 from hf_recipes.run.evaluate_callback import evaluated_with
-from hf_recipes.run.finish import _best, finish
+from hf_recipes.run.finish import best_step, finish
 from hf_recipes.run.output_dir import CARD, METRICS, SETTINGS, on_main_process
 from hf_recipes.run.run_folder import RunFolder
 from hf_recipes.trainer.failures import Stopped
@@ -30,7 +30,7 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
 
     def card(folder: Path) -> str:
         counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
-        history, best = trainer.state.log_history, _best(trainer)
+        history, best = trainer.state.log_history, best_step(trainer)
         step = best["step"] if best else trainer.state.global_step
         return model_card(folder, parser.settings, names, counts, history, step, words, best)
 

@@ -1,7 +1,9 @@
-"""What the trainers of DPO and KTO share: log-probabilities of the policy and of the reference."""
+"""What DPO and KTO share: log-probabilities of the policy and of the reference, and the loss of validation rows."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from accelerate.utils import is_peft_model
@@ -9,11 +11,17 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 from hf_recipes.data.chat.encoder import IGNORED
-from hf_recipes.evaluation.method import Record
-from hf_recipes.models.inference.forward import evaluating
+from hf_recipes.evaluation.method import Method, Record
+from hf_recipes.models.inference.compute import Compute, ForwardPass
+from hf_recipes.models.inference.forward import batches, evaluating, scored_pass
 from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
 from hf_recipes.trainer.reference import REFERENCE, freeze_reference_adapter
 from hf_recipes.trainer.row_mean_loss import PADDING_ROW, RowMeanLoss
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+    from transformers import PreTrainedModel
 
 Inputs = dict[str, torch.Tensor]
 
@@ -93,12 +101,12 @@ class ReferenceLogProbs(RowMeanLoss):
         """Compute what the loss needs to know of all batches of an update before the first of them."""
 
     def get_batch_samples(self, *args):
-        batches, count = super().get_batch_samples(*args)
-        if batches:
+        samples, count = super().get_batch_samples(*args)
+        if samples:
             self.model.eval()  # training_step sets it back
             with torch.no_grad():
-                self.look_ahead(batches)
-        return batches, count
+                self.look_ahead(samples)
+        return samples, count
 
     def evaluate_rows(self, inputs: Inputs) -> list[Record]:
         """The figures of each row of a validation batch; see `PreferenceLoss`."""
@@ -117,3 +125,56 @@ class ReferenceLogProbs(RowMeanLoss):
         real = row != PADDING_ROW
         kept = real if real.any() else ~real
         return {name: value[kept.repeat(len(value) // len(row))] for name, value in inputs.items()}, row[real]
+
+
+class PreferenceLoss(Method):
+    """What TRL logs of a batch, of all validation rows together, however they are spread over batches and processes.
+
+    The rows and their locations are known before any model is loaded; the trainer, which has the policy, the reference
+    and the loss, is set once it is built. A record holds the figures of one row, from `trainer.evaluate_rows`, and the
+    metrics are `trainer.summarise` of all records.
+
+    Args:
+        lengths: tokens of each side of the rows, (sides, N); the sides of a row go through the model together.
+        directions: of the trainer's metrics; see `Method.directions`.
+    """
+
+    name = suffix = "preference_loss"
+    forms: ClassVar = {}
+    trainer: ReferenceLogProbs
+
+    def __init__(self, rows: "Dataset", lengths: "np.ndarray", directions: Mapping[str, bool | None]):
+        self._locations: list[str] = rows["location"][:]
+        self._sides, self._lengths = len(lengths), lengths.max(0)
+        self._directions = dict(directions)
+
+    def __len__(self) -> int:
+        return len(self._locations)
+
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+        trainer, records = self.trainer, [{}] * len(units)
+        size = max(1, how.batch_size // self._sides)
+        with evaluating(model):
+            for batch in batches([-self._lengths[unit] for unit in units], size, how):
+                rows = [trainer.eval_dataset[units[index]] for index in batch]
+                figures = trainer.evaluate_rows(trainer._prepare_inputs(trainer.data_collator(rows)))
+                for index, found in zip(batch, figures, strict=True):
+                    records[index] = {"location": self._locations[units[index]], **found}
+        return records
+
+    def largest_pass(self, batch_size: int) -> ForwardPass:
+        rows = min(max(1, batch_size // self._sides), len(self))
+        return scored_pass(self._sides * rows, int(self._lengths.max()))
+
+    def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        return self.trainer.summarise(records)
+
+    def directions(self) -> dict[str, bool | None]:
+        return self._directions
+
+    def values(self, records: Sequence[Record]) -> dict[str, list[float | None]]:
+        return {}
+
+
+def mean_of(records: Sequence[Record], name: str) -> float:
+    return math.fsum(record[name] for record in records) / len(records)
