@@ -1,5 +1,6 @@
 """Evaluation in the course of training: the same methods as afterwards, on validation rows and named files."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -187,7 +188,7 @@ class Evaluations(TrainerCallback):
             if state.is_world_process_zero and name != VALIDATION_LOSS:
                 path = Path(prediction_path(args.output_dir, state.global_step, name))
                 with warn_on_write_error(str(path)):
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    os.makedirs(path.parent, exist_ok=True)
                     write_jsonl(path, records)
                 draw_change(method, path, records)
         if metrics is not None:

@@ -109,10 +109,11 @@ def block_figures(context: Context, data: Data) -> DataStats:
 
 
 def packing_error(context: Context) -> UserError | None:
-    """Tokens would attend beyond their document, and shall not."""
+    """The error where tokens would attend beyond their document, and shall not."""
     instead = "give --document_attention false, which lets them"
-    apart = context.args.document_attention
-    return packing_leaks(context.config.model_type, "--document_attention", instead) if apart else None
+    if not context.args.document_attention:
+        return None
+    return packing_leaks(context.config.model_type, "--document_attention", instead)
 
 
 def build_trainer(
@@ -147,5 +148,5 @@ STAGE = Stage(
     packing_error=packing_error,
     trainer=build_trainer,
     card=CardWords("pretraining", ("documents", "篇文档"), "continues"),
-    legend="In colour: the tokens that carry loss; the first of each document is given, not learned.",
+    legend="In colour: the tokens that carry loss; the first of each document is given and has none.",
 )

@@ -43,8 +43,8 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {**batch, "location": [row["location"] for row in rows]}
 
 
-class _Batches:
-    """Batches and the seconds that were spent waiting for them. It has no length: a run is one epoch to the Trainer."""
+class _TimedBatches:
+    """Batches, and the seconds spent waiting for them. Without a length, so that a run is one epoch to the Trainer."""
 
     def __init__(self, batches):
         self.batches, self.waited = batches, 0.0
@@ -60,18 +60,18 @@ class _Batches:
             yield batch
 
 
-class _Own:
-    """The batch sampler of `Mixture.own`."""
+class _ProcessBatches:
+    """The batch sampler of this process: `Mixture.own` of these arguments."""
 
-    def __init__(self, mixture: Mixture, *location: int):
-        self.mixture, self.location = mixture, location
+    def __init__(self, mixture: Mixture, *arguments: int):
+        self.mixture, self.arguments = mixture, arguments
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self.mixture.own(*self.location)
+        return self.mixture.own(*self.arguments)
 
 
 class _Epochs(TrainerCallback):
-    """Puts how often the data was gone through where the Trainer has the share of the steps."""
+    """Sets `state.epoch` to the passes over the data, where the Trainer has the share of the steps."""
 
     def __init__(self, trainer: "PretrainTrainer"):
         self.trainer = trainer
@@ -90,7 +90,7 @@ def step_blocks(args: "PretrainArguments") -> int:
 
 
 class PretrainTrainer(RunMixin, transformers.Trainer):
-    """transformers' Trainer over a `Mixture`: exact resume at any place, the loss of each source, and throughput.
+    """transformers' Trainer over a `Mixture`: exact resume at any step, the loss of each source, and throughput.
 
     The loss is the mean over all labelled tokens of a step, of all processes. Logged with it are the loss of each
     source since the last log (`loss_NAME`), tokens per second of each device, billions of tokens seen, the share of
@@ -111,12 +111,12 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         # Of each source: loss, labelled tokens, tokens, documents. Since the last log, and in all.
         self._recent = torch.zeros(size, 4, device=self.args.device)
         self._totals = np.zeros((size, 4))
-        self._batches: _Batches | None = None
+        self._batches: _TimedBatches | None = None
         self._train_seconds = self._waited = 0.0
-        own = self.accelerator.unwrap_model(self.model)
-        self._positions = takes(own, "position_ids")
-        self._flattens = joins_rows(own.config._attn_implementation)
-        self._flops, self._peak = flops_per_token(own, mixture.blocking.size), peak_flops(self.args.device)
+        model = self.accelerator.unwrap_model(self.model)
+        self._takes_positions = takes(model, "position_ids")
+        self._flattens = joins_rows(model.config._attn_implementation)
+        self._flops, self._peak = flops_per_token(model, mixture.blocking.size), peak_flops(self.args.device)
         self.add_callback(_Epochs(self))
 
     def _steps_left(self, args: "PretrainArguments") -> int:
@@ -125,7 +125,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
     @property
     def blocks_done(self) -> int:
-        """Blocks of the run that were learned; the last step may have room for more."""
+        """Blocks of the run that were trained on; the last step may have room for more."""
         done = self._start + (self.state.global_step - self.first_step) * step_blocks(self.args)
         return min(done, self._last_block)
 
@@ -133,7 +133,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if resume_from_checkpoint:
-            self._go_on(Path(resume_from_checkpoint))
+            self._resume_data(Path(resume_from_checkpoint))
         if self._by_epochs:
             self.args.max_steps = self._begun_at + self._steps_left(self.args)
         try:
@@ -143,18 +143,20 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
                 if isinstance(source, StreamedBlocks):
                     source.tokenization.close()
 
-    def _go_on(self, checkpoint: Path) -> None:
-        """Take up the data where `checkpoint` left it."""
+    def _resume_data(self, checkpoint: Path) -> None:
+        """Continue with the blocks after those of `checkpoint`."""
         try:
             saved = json.loads((checkpoint / DATA_STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise UserError(f"{checkpoint}: {DATA_STATE} is missing or damaged, so the data cannot go on") from None
+            raise UserError(
+                f"{checkpoint}: {DATA_STATE} is missing or damaged, so the data cannot be resumed"
+            ) from None
         settings = json.loads(json.dumps(self._settings()))
         for name, value in saved["settings"].items():
             if settings.get(name) != value:
                 raise UserError(
                     f"{checkpoint} was written with other data ({name} was {value}, and is {settings.get(name)}): its "
-                    "blocks cannot go on; give the same (a streamed file that was written or touched is another one), "
+                    "blocks cannot be resumed; give the same (a streamed file that was written or touched is another), "
                     "or start anew from its weights with --model_name_or_path"
                 )
         if saved["processes"] != self.args.world_size:
@@ -165,8 +167,8 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         self._start, self._begun_at = saved["blocks"], saved["step"]
         self._totals = np.array(saved["totals"])
         if saved["ledger"]:
-            found = Ledger.from_dict(saved["ledger"])
-            self.ledger.sources, self.ledger.reasons = found.sources, found.reasons
+            former = Ledger.from_dict(saved["ledger"])
+            self.ledger.sources, self.ledger.reasons = former.sources, former.reasons
         self.mixture.begin(saved["streams"])
 
     def _settings(self) -> dict[str, Any]:
@@ -187,28 +189,23 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         self._last_block = self._start + max(0, args.max_steps - self._begun_at) * step_blocks(args)
         if self._by_epochs:
             self._last_block = round(args.num_train_epochs * self.mixture.blocks)
-        location = (
-            self._start,
-            self._last_block,
-            args.per_device_train_batch_size,
-            args.process_index,
-            args.world_size,
-        )
+        blocks = (self._start, self._last_block)
+        process = (args.per_device_train_batch_size, args.process_index, args.world_size, step_blocks(args))
         if self.mixture.streams:
-            self._batches = _Batches(map(collate, self.mixture.stream(*location, step_blocks(args))))
+            self._batches = _TimedBatches(map(collate, self.mixture.stream(*blocks, *process)))
             return self._batches
         loader = DataLoader(
             self.mixture,
-            batch_sampler=_Own(self.mixture, *location, step_blocks(args)),
+            batch_sampler=_ProcessBatches(self.mixture, *blocks, *process),
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             collate_fn=collate,
             worker_init_fn=leave_signals_to_the_run,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            # Its own, so that beginning anew draws nothing from the run's random numbers.
+            # So that an iterator that begins takes no number from the run's random state.
             generator=torch.Generator().manual_seed(args.seed),
         )
-        self._batches = _Batches(loader)
+        self._batches = _TimedBatches(loader)
         return self._batches
 
     def tokens_in(self, inputs):
@@ -227,9 +224,9 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         ids, positions, labels = inputs["input_ids"], inputs["position_ids"], inputs["labels"]
         targets = F.pad(labels[:, 1:], (0, 1), value=-100)
-        if self._flattens:  # flash attention keeps rows apart by their positions, in one long row
+        if self._flattens:  # flash attention separates the rows of one long row by their positions
             ids, positions = ids.flatten()[None], positions.flatten()[None]
-        rest = {"position_ids": positions} if self._positions else {}
+        rest = {"position_ids": positions} if self._takes_positions else {}
         logits = model(input_ids=ids, use_cache=False, **rest).logits
         losses = F.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100
@@ -263,13 +260,13 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
     def rates(self, tokens_per_second):
         each = tokens_per_second / self.args.world_size
-        found = {
+        rates = {
             "tokens_per_second_per_device": round(each, 1),
             "billion_tokens": self.state.num_input_tokens_seen / 1e9,
         }
         if self._peak:
-            found["share_of_peak_flops"] = round(each * self._flops / self._peak, 4)
-        return found
+            rates["share_of_peak_flops"] = round(each * self._flops / self._peak, 4)
+        return rates
 
     def figures(self):
         """By source: target and realised share, epochs and loss; and the share of the time spent waiting for data."""
@@ -279,22 +276,22 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         epochs = self.mixture.epochs(self.blocks_done)
         sources = {
             name: {
-                "target": float(target[number]),
-                "realised": float(realised[number]),
-                "tokens": int(totals[number, 2]),
-                "documents": int(totals[number, 3]),
-                "epochs": float(epochs[number]),
-                "left_out": self._left_out(source, epochs[number]),
-                "loss": float(totals[number, 0] / totals[number, 1]) if totals[number, 1] else None,
+                "target": float(target[index]),
+                "realised": float(realised[index]),
+                "tokens": int(totals[index, 2]),
+                "documents": int(totals[index, 3]),
+                "epochs": float(epochs[index]),
+                "left_out": self._left_out(source, epochs[index]),
+                "loss": float(totals[index, 0] / totals[index, 1]) if totals[index, 1] else None,
             }
-            for number, (name, source) in enumerate(zip(names, self.mixture.sources, strict=True))
+            for index, (name, source) in enumerate(zip(names, self.mixture.sources, strict=True))
         }
         say(_table(sources))
         return {"sources": sources, "data_wait": self._waited / max(1e-9, self._train_seconds)}
 
     @staticmethod
     def _left_out(source: Blocks, epochs: float) -> int:
-        """Tokens that --sequence_sample_mode and --drop_last left out of what was gone through."""
+        """Tokens that --sequence_sample_mode and --drop_last left out of these passes over a source."""
         return source.left_out if isinstance(source, StreamedBlocks) else round(source.left_out * epochs)
 
     # Checkpoints
@@ -314,12 +311,12 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
 
 def _table(sources: Mapping[str, Mapping[str, Any]]) -> str:
-    counts_left_out = any(found["left_out"] for found in sources.values())
+    counts_left_out = any(source["left_out"] for source in sources.values())
     rows = [("source", "target", "realised", "tokens", "epochs", "loss") + ("left out",) * counts_left_out]
-    for name, found in sources.items():
-        loss = "–" if found["loss"] is None else f"{found['loss']:.4f}"
-        shares = (f"{found['target']:.1%}", f"{found['realised']:.1%}")
-        left_out = (f"{found['left_out']:,}",) * counts_left_out
-        rows.append((name, *shares, f"{found['tokens']:,}", f"{found['epochs']:.2f}", loss, *left_out))
+    for name, source in sources.items():
+        loss = "–" if source["loss"] is None else f"{source['loss']:.4f}"
+        shares = (f"{source['target']:.1%}", f"{source['realised']:.1%}")
+        left_out = (f"{source['left_out']:,}",) * counts_left_out
+        rows.append((name, *shares, f"{source['tokens']:,}", f"{source['epochs']:.2f}", loss, *left_out))
     widths = [max(len(cell) for cell in column) + 2 for column in zip(*rows, strict=True)]
     return "\n".join("".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)

@@ -1,4 +1,4 @@
-"""Reward modelling: TRL's `RewardTrainer` over our pairs, losses and checkpoints."""
+"""Reward modelling: TRL's `RewardTrainer` over our pairs and checkpoints, with means over an update."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,8 +54,8 @@ class Trainer(RowMeanLoss, RewardTrainer):
     """TRL's trainer on pairs that are already `chosen_ids` and `rejected_ids`, with the number of their `row`.
 
     The loss of an update is the mean of -log sigmoid(chosen - rejected) over all its pairs, however they are spread
-    over batches and processes, and with `center_rewards_coefficient` c, of c (chosen + rejected)² beside it. Logged
-    with it, over the pairs since the last log: `accuracy`, `difference_mean` and `score_mean`.
+    over batches and processes, plus c (chosen + rejected)² where `center_rewards_coefficient` is c. Logged with it,
+    over the pairs since the last log: `accuracy`, `difference_mean` and `score_mean`.
     """
 
     columns = ("chosen_ids", "rejected_ids")
@@ -68,9 +68,9 @@ class Trainer(RowMeanLoss, RewardTrainer):
         losses = -F.logsigmoid(chosen - rejected)
         if self.args.center_rewards_coefficient:
             losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
-        ahead = chosen - rejected
-        wins = (ahead > 0).float() + 0.5 * (ahead == 0)
-        self.note(accuracy=wins, difference_mean=ahead, score_mean=(chosen + rejected) / 2)
+        difference = chosen - rejected
+        wins = (difference > 0).float() + 0.5 * (difference == 0)
+        self.note(accuracy=wins, difference_mean=difference, score_mean=(chosen + rejected) / 2)
         loss = self.mean_over_update(losses, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -80,11 +80,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, args: RewardArguments, name: str
 
 
 def pair_evaluations(context: Context, data: Data) -> dict[str, Method]:
-    """The pairs that are scored at each evaluation.
-
-    Raises:
-        UserError: as `build_evaluations`, or a file that has no pairs.
-    """
+    """The pairs that are scored at each evaluation."""
     evaluation, args = context.evaluation, context.args
     for name in evaluation.eval_methods or ():
         if name != PairAccuracy.name:
