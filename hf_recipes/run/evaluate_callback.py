@@ -45,7 +45,7 @@ def with_validation(arguments: EvaluationArguments, files: Sequence[str] | None)
 
 
 def prompts_of(rows: "Dataset | None") -> list[Prompt] | None:
-    """Tokenized rows (with their texts, see `ChatEncoder`) as what is answered in an evaluation."""
+    """The prompts of tokenized rows, with their texts (see `ChatEncoder`)."""
     if rows is None:
         return None
     return [
@@ -75,36 +75,33 @@ def build_evaluations(
     """The methods of a run by name: that of the validation rows, which are answered, is empty.
 
     `rewards` are those of `evaluation`, where the run has made them already.
-
-    Raises:
-        UserError: as `build_methods`, or methods without anything to use them on.
     """
-    asked = evaluation.eval_methods
+    names = evaluation.eval_methods
     decoding = Decoding(max_new_tokens=args.max_new_tokens or getattr(args, "max_target_length", None) or 256)
     if args.eval_temperature:
         decoding = replace(decoding, do_sample=True, temperature=args.eval_temperature)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if asked and validation is None and not evaluation.eval_files:
+    if names and validation is None and not evaluation.eval_files:
         raise UserError("--eval_methods without rows to evaluate on: give --eval_files name=path or --validation_file")
-    if made := rewards is None and bool(evaluation.specs):
+    if makes_rewards := rewards is None and bool(evaluation.specs):
         rewards = Rewards(evaluation, args.trust_remote_code, data.cache_dir)
     methods: dict[str, Method] = {}
-    scores = [name for name in asked if name in GenerationMethod.forms["messages"]] if asked else None
+    scores = [name for name in names if name in GenerationMethod.forms["messages"]] if names else None
     if validation is not None and scores != []:
         if rewards:
             rewards.check(validation)
         methods[""] = GenerationMethod(validation, tokenizer, decoding, stop_ids, scores=scores, rewards=rewards)
     with args.main_process_first(local=True, desc="evaluation data"):
-        more = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
+        context = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
         methods |= build_methods(
             evaluation,
             tokenizer,
             decoding=decoding,
             served=scores or () if methods else (),
             rewards=rewards,
-            **more,
+            **context,
         )
-    if made and not any(isinstance(method, GenerationMethod) for method in methods.values()):
+    if makes_rewards and not any(isinstance(method, GenerationMethod) for method in methods.values()):
         raise UserError("--rewards and --reward_model without answers to score: give --eval_files with prompts")
     return methods
 
@@ -150,7 +147,7 @@ def choose_best_by(args: "RunArguments", greater_is_better: bool | None, methods
 
 
 def evaluated_with(trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What, beside the run's settings, has to be the same for the same figures."""
+    """What has to be the same for the same metrics, in addition to the run's settings."""
     methods = next((c.methods for c in trainer.callback_handler.callbacks if isinstance(c, Evaluations)), {})
     return {
         "versions": versions(),

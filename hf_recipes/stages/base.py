@@ -1,4 +1,4 @@
-"""A stage is what it does in its own way, as one `Stage`; a run is what all of them do alike, as `run`."""
+"""`Stage` is what differs between the stages, and `run` what is the same in all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ RESUME_HINT = "go on with --resume_from_checkpoint true"
 
 @dataclass
 class Data:
-    """What a run trains and evaluates on: rows, prompts, or a mixture of documents; and what became of every row."""
+    """What a run trains and evaluates on (rows, prompts, or a mixture of documents), and the ledger of all rows."""
 
     train: Any
     validation: Any
@@ -53,11 +53,7 @@ class Context:
     config: PretrainedConfig | None = None
 
     def open(self) -> None:
-        """Read the configuration and the tokenizer.
-
-        Raises:
-            UserError: as `load_config` and `load_tokenizer`.
-        """
+        """Read the configuration and the tokenizer."""
         args, read_config = self.args, self.stage.read_config
         source = {"trust_remote_code": args.trust_remote_code, "cache_dir": self.data_args.cache_dir}
         if read_config is None:
@@ -78,7 +74,7 @@ class Context:
 
     @property
     def evaluates_files(self) -> bool:
-        """Whether there are files to evaluate on beside the validation rows."""
+        """Whether there are files to evaluate on in addition to the validation rows."""
         return bool(self.evaluation.eval_files)
 
     @property
@@ -103,13 +99,15 @@ def read_examples(context: Context) -> Data:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage does in its own way; the functions take the run's `Context`, its `Data` where there are any, and
-    raise UserError for what cannot be, before a weight is read.
+    """What differs between the stages.
+
+    The functions take the run's `Context`, and its `Data` once they are read. They raise UserError for what cannot
+    work, before a weight is read.
     """
 
     name: str  # of its script, and how its recipes begin
     arguments: type[RunArguments]
-    forms: tuple[str, ...]  # of the rows that it learns from; the first is what it is for
+    forms: tuple[str, ...]  # of the rows that it is trained on; the first is the main one
     figures: Callable[[Context, Data], DataStats]  # sizes, and the largest batch, for the dry run
     evaluations: Callable[[Context, Data], dict[str, Method]]  # by name; that of the validation rows is empty
     trainer: Callable[..., RunMixin]  # of context, data, model, evaluations, and the reference where it has one
@@ -133,7 +131,7 @@ class Stage:
 
 
 def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
-    """A whole run of `stage`, from its command line to a folder with the trained weights and all that tells of them."""
+    """A whole run of `stage`, from its command line to a folder with the trained weights, metrics and model card."""
     parser = Parser([stage.model, stage.data, stage.arguments, EvaluationArguments])
     context = Context(stage, *parser.parse(argv))
     model_args, args = context.model_args, context.args

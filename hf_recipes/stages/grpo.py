@@ -89,9 +89,9 @@ class GRPOArguments(RunArguments, GRPOConfig):
     def __post_init__(self):
         self.check_fields()
         if self.algorithm == "rloo":
-            own = {f.name for f in fields(RLOOConfig)}
+            of_rloo = {f.name for f in fields(RLOOConfig)}
             for other in fields(GRPOConfig):
-                if other.name not in own and getattr(self, other.name) != other.default:
+                if other.name not in of_rloo and getattr(self, other.name) != other.default:
                     raise ValueError(f"--{other.name} has no effect with --algorithm rloo")
         elif self.normalize_advantages or self.reward_clip_range:
             raise ValueError("--normalize_advantages and --reward_clip_range are of --algorithm rloo")
@@ -157,20 +157,15 @@ class PromptData(Data):
 
 
 def prepare_prompts(context: Context) -> PromptData:
-    """Read prompts that the rewards can be given for.
-
-    Raises:
-        UserError: no reward, data that cannot be read, more rows lost than `max_drop_ratio` allows, or rows that a
-            reward cannot be given for.
-    """
+    """Read the prompts, and check that the rewards can be given for them."""
     if not context.evaluation.specs:
         raise UserError("nothing says what an answer is worth: give --rewards (see the README) or --reward_model")
     data, args = context.data_args, context.args
     rewards = Rewards(context.evaluation, args.trust_remote_code, data.cache_dir)
     check_evaluation_rows(data, args, context.evaluates_files)
-    found, ledgers, stop_ids = read_prompt_sets(data, args, context.tokenizer)
-    rewards.check(found["train"])
-    return PromptData(found["train"], found.get("validation"), ledgers, rewards, stop_ids)
+    prompts, ledgers, stop_ids = read_prompt_sets(data, args, context.tokenizer)
+    rewards.check(prompts["train"])
+    return PromptData(prompts["train"], prompts.get("validation"), ledgers, rewards, stop_ids)
 
 
 def read_prompt_sets(
@@ -178,28 +173,28 @@ def read_prompt_sets(
 ) -> tuple[dict[str, list[Prompt]], dict[str, Ledger], list[int]]:
     """The prompts called ``train`` and, where there are any, ``validation``; the rest as `prepare_prompts`."""
     ledgers: dict[str, Ledger] = {}
-    found: dict[str, list[Prompt]] = {}
+    prompts: dict[str, list[Prompt]] = {}
     stop_ids: set[int] = set()
     for name, specs in (("train", data.train_file), ("validation", data.validation_file)):
         if specs:
-            how = {"text_as": args.text_as, "max_source_length": args.max_source_length, "cache_dir": data.cache_dir}
-            reader = PromptReader(specs, tokenizer, columns_of(data), split=name, **how)
-            found[name], ledgers[name] = read_prompts(reader, data.max_drop_ratio)
+            kwargs = {"text_as": args.text_as, "max_source_length": args.max_source_length, "cache_dir": data.cache_dir}
+            reader = PromptReader(specs, tokenizer, columns_of(data), split=name, **kwargs)
+            prompts[name], ledgers[name] = read_prompts(reader, data.max_drop_ratio)
             stop_ids |= set(reader.stop_ids)
     if data.validation_split_percentage:
         from hf_recipes.data.examples import held_out_rows
 
-        kept, held = held_out_rows(len(found["train"]), data.validation_split_percentage, args.seed)
-        found["validation"] = [found["train"][row] for row in held]
-        found["train"] = [found["train"][row] for row in kept]
+        kept, held = held_out_rows(len(prompts["train"]), data.validation_split_percentage, args.seed)
+        prompts["validation"] = [prompts["train"][row] for row in held]
+        prompts["train"] = [prompts["train"][row] for row in kept]
         say(f"held out {len(held):,} of {len(kept) + len(held):,} rows for evaluation")
     for name, limit in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
-        if name in found and limit is not None and limit < len(found[name]):
-            say(f"{name}: the first {limit:,} of {len(found[name]):,} rows")
-            found[name] = found[name][:limit]
-    if not found["train"]:
+        if name in prompts and limit is not None and limit < len(prompts[name]):
+            say(f"{name}: the first {limit:,} of {len(prompts[name]):,} rows")
+            prompts[name] = prompts[name][:limit]
+    if not prompts["train"]:
         raise UserError("there is no row left to train on")
-    return found, ledgers, sorted(stop_ids)
+    return prompts, ledgers, sorted(stop_ids)
 
 
 def evaluations(context: Context, data: PromptData) -> dict[str, Method]:
@@ -244,9 +239,9 @@ def build_trainer(
     methods: Mapping[str, Method],
     reference: PreTrainedModel | None = None,
 ) -> RewardedMixin:
-    own, prompts = model.generation_config.eos_token_id, data.train
-    own = own if isinstance(own, list) else [own]
-    model.generation_config.eos_token_id = sorted({*data.stop_ids, *own} - {None})
+    eos, prompts = model.generation_config.eos_token_id, data.train
+    eos = eos if isinstance(eos, list) else [eos]
+    model.generation_config.eos_token_id = sorted({*data.stop_ids, *eos} - {None})
     rows = {"prompt": [prompt.ids.tolist() for prompt in prompts], "row": list(range(len(prompts)))}
     kind = RLOO if context.args.algorithm == "rloo" else GRPO
     trainer = kind(
@@ -274,5 +269,5 @@ STAGE = Stage(
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("grpo", ("questions", "个问题")),
-    legend="No token here carries loss: the model writes answers of its own to these, and they are scored.",
+    legend="No token here carries loss: the model answers these itself, and its answers are scored.",
 )

@@ -33,15 +33,14 @@ SAMPLES = "samples"  # folder of answers with their rewards
 class RewardedMixin(RunMixin):
     """Put it before TRL's trainer that learns from its own answers; its data set has `prompt` (ids) and `row`.
 
-    What is answered are the ids as they are, so that a prompt is the same in training, evaluation and prediction. Each
-    reward is logged as ``rewards/NAME/mean``, and at each log the newest answers go to ``samples/step-N.jsonl`` with
-    all that they are worth.
+    The ids are answered as they are, so that a prompt is the same in training, evaluation and prediction. Each reward
+    is logged as ``rewards/NAME/mean``, and at each log the newest answers go to ``samples/step-N.jsonl`` with their
+    rewards.
 
     Args:
-        prompts: what `row` counts.
-        rewards: of answers.
+        prompts: `row` is an index into them.
         reference: that of a model without an adapter; see `build_reference`.
-        goes_on: the model's adapter was trained before, and is then what KL is measured from.
+        continues_adapter: the model's adapter was trained before, and is then what KL is measured from.
     """
 
     def __init__(
@@ -92,18 +91,18 @@ class RewardedMixin(RunMixin):
         return prompts, None, {}
 
     def _prepare_inputs(self, generation_batch):
-        if self._buffered_inputs is None:  # at the beginning, and where a run goes on
+        if self._buffered_inputs is None:  # at the beginning, and where a run is resumed
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         return super()._prepare_inputs(generation_batch)
 
-    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+    def _generate_single_turn(self, prompt_ids, *more, **options):
         if self.use_vllm or self.use_transformers_continuous_batching:
-            return super()._generate_single_turn(prompt_ids, *args, **kwargs)
-        # What is drawn for an answer depends on the seed, the step and its place among the answers of the step, which
-        # is the same at any number of processes; and a run that goes on draws what it would have drawn.
+            return super()._generate_single_turn(prompt_ids, *more, **options)
+        # The random numbers of an answer depend on the seed and on the answer's index in the whole run, so that they
+        # do not depend on the number of processes, and a resumed run samples the same answers.
         args = self.args
-        turn = self._step // (args.steps_per_generation * args.num_iterations)
-        first = turn * args.generation_batch_size + args.process_index * len(prompt_ids)
+        generation = self._step // (args.steps_per_generation * args.num_iterations)
+        first = generation * args.generation_batch_size + args.process_index * len(prompt_ids)
         decoding = Decoding(
             max_new_tokens=self.max_completion_length,
             do_sample=True,
@@ -121,11 +120,11 @@ class RewardedMixin(RunMixin):
         )
         with whole as model, self._dist.summon_full_params(self.model_wrapped, recurse=False):
             batch = list(range(len(prompt_ids)))
-            how = {"stop_ids": self.eos_token_ids, "keys": range(first, first + len(batch))}
-            how["synced"] = is_deepspeed_zero3_enabled() and not args.ds3_gather_for_generation
-            written = continue_batches(model, self.processing_class, prompt_ids, [batch], decoding, **how)
-            [(_, found)] = list(written)
-        ids = [continuation.ids for continuation in found]
+            kwargs = {"stop_ids": self.eos_token_ids, "keys": range(first, first + len(batch))}
+            kwargs["synced"] = is_deepspeed_zero3_enabled() and not args.ds3_gather_for_generation
+            generated = continue_batches(model, self.processing_class, prompt_ids, [batch], decoding, **kwargs)
+            [(_, continuations)] = list(generated)
+        ids = [continuation.ids for continuation in continuations]
         return (ids, None) if isinstance(self, GRPOTrainer) else ids  # GRPO's has the log-probabilities of a server too
 
     def _generate_and_score_completions(self, inputs):
@@ -141,23 +140,23 @@ class RewardedMixin(RunMixin):
         return batch
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        asked = [self.prompts[example["row"]] for example in inputs]
-        answers = [prompt.trim(text) for prompt, text in zip(asked, completions, strict=True)]
-        values = list(zip(*self.rewards(asked, answers), strict=True))
-        own = [
+        prompts = [self.prompts[example["row"]] for example in inputs]
+        answers = [prompt.trim(text) for prompt, text in zip(prompts, completions, strict=True)]
+        rewards = list(zip(*self.rewards(prompts, answers), strict=True))
+        samples = [
             {
                 "step": self.state.global_step + 1,
                 "location": prompt.location,
                 "question": prompt.question,
                 "reference": prompt.reference,
                 "prediction": answer,
-                "rewards": dict(zip(self.rewards.names, found, strict=True)),
-                "reward": self.rewards.total(found),
+                "rewards": dict(zip(self.rewards.names, values, strict=True)),
+                "reward": self.rewards.total(values),
             }
-            for prompt, answer, found in zip(asked, answers, values, strict=True)
+            for prompt, answer, values in zip(prompts, answers, rewards, strict=True)
         ]
-        self._samples = gather_object(own)
-        numbers = [[math.nan if value is None else value for value in found] for found in values]
+        self._samples = gather_object(samples)
+        numbers = [[math.nan if value is None else value for value in values] for values in rewards]
         return gather(torch.tensor(numbers, dtype=torch.float32, device=self.args.device))
 
     def log(self, logs, start_time=None):
@@ -182,9 +181,9 @@ class GRPO(RewardedMixin, GRPOTrainer):
     """
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        self._entropies = found[1]  # (B, T)
-        return found
+        outputs = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._entropies = outputs[1]  # (B, T)
+        return outputs
 
     def _compute_loss(self, model, inputs):
         adapts, target = self.use_adaptive_entropy, self.args.entropy_target
