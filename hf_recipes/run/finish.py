@@ -1,4 +1,4 @@
-"""What a run writes once it is trained: weights, ledger, figures, card."""
+"""What a run writes once it is trained: weights, ledger, metrics, model card."""
 
 import os
 import re
@@ -14,12 +14,7 @@ from hf_recipes.core.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.dry_run.peak_memory import PeakMemory, describe
 from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports import tables as report
-from hf_recipes.run.output_dir import (
-    CARD,
-    END,
-    METRICS,
-    SETTINGS,
-)
+from hf_recipes.run.output_dir import CARD, END, METRICS, SETTINGS
 from hf_recipes.trainer.checkpointing import SAVING
 from hf_recipes.trainer.checkpoints import newest_whole
 from hf_recipes.trainer.failures import Stopped
@@ -27,7 +22,7 @@ from hf_recipes.trainer.progress import warn_on_write_error
 
 
 def _trained(trainer, seconds: float) -> dict:
-    """Say how the training went; its figures for metrics.json."""
+    """Report the course of the training; its figures for metrics.json."""
     state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
     mean = "" if loss is None else f", mean training loss {loss:.4f}"
     rewards = [entry["reward"] for entry in state.log_history if entry.get("reward") is not None]

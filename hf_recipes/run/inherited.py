@@ -11,7 +11,7 @@ Needs = dict[str, tuple[str, Callable[[Any], Any]]]
 INERT = "has no effect here; "
 # Inherited settings that no stage can use, and what to do instead. `RunArguments.unusable` has those of one stage.
 UNUSABLE = {
-    # Of TRL's preparation of the data, for which ours stands in.
+    # Of TRL's preparation of the data, which ours replaces.
     "assistant_only_loss": f"{INERT}use --train_on",
     "chat_template_kwargs": f"{INERT}use --chat_template",
     "chat_template_path": f"{INERT}use --chat_template",
@@ -24,10 +24,10 @@ UNUSABLE = {
     "length_column_name": f"{INERT}the lengths are counted",
     "model_init_kwargs": f"{INERT}use --dtype, --attn_implementation and --model_revision",
     "pad_token": f"{INERT}use a tokenizer that has one",
-    "remove_unused_columns": f"{INERT}columns that nobody reads are named in the ledger",
+    "remove_unused_columns": f"{INERT}columns that are not read are named in the ledger",
     "reward_weights": f"{INERT}use --rewards NAME=WEIGHT",
     "truncation_mode": f"{INERT}use --truncation_side",
-    # Of transformers' evaluation, for which the methods of --eval_methods stand in.
+    # Of transformers' evaluation, which the methods of --eval_methods replace.
     "batch_eval_metrics": f"{INERT}use --eval_methods",
     "bf16_full_eval": "is not for evaluations here, which compute as the training does; use --bf16",
     "eval_accumulation_steps": f"{INERT}evaluations keep no logits",
@@ -120,9 +120,6 @@ def refuse_unusable(args: Any, unusable: Mapping[str, str], needs: Needs) -> Non
     Args:
         args: a dataclass as it was parsed.
         unusable, needs: of its stage, beside `UNUSABLE` and `NEEDS`.
-
-    Raises:
-        ValueError: there is one.
     """
     unusable, needs = UNUSABLE | unusable, NEEDS | needs
     for one in fields(args):

@@ -143,10 +143,11 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     methods = stage.evaluations(context, data)
     choose_best_by(args, parser.settings["greater_is_better"], methods)
     figures = stage.figures(context, data)
-    shared = {"packs": stage.packing_error(context), "freeze": stage.freeze(context)}
+    packing_error, freeze = stage.packing_error(context), stage.freeze(context)
     plan = make_plan(
         *(model_args, args, context.config, context.tokenizer, context.added_tokens, figures),
-        **shared,
+        packs=packing_error,
+        freeze=freeze,
         is_reward=stage.task_type == "SEQ_CLS",
         keeps_reference=context.keeps_reference,
         passes=[method.largest_pass(args.per_device_eval_batch_size) for method in methods.values()],
@@ -157,11 +158,18 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         return
 
     memory = PeakMemory(plan.memory and plan.memory.peak)
-    loads = {"make": stage.load_model(context), "cache_dir": context.data_args.cache_dir}
-    shared |= {"task_type": stage.task_type, **loads}
-    model = build_model(model_args, args, context.tokenizer, context.added_tokens, **shared)
-    held = {"reference": build_reference(model_args, args, context.tokenizer, **loads)} if args.has_reference else {}
+    loading = {"make": stage.load_model(context), "cache_dir": context.data_args.cache_dir}
+    model = build_model(
+        *(model_args, args, context.tokenizer, context.added_tokens),
+        packing_error=packing_error,
+        freeze=freeze,
+        task_type=stage.task_type,
+        **loading,
+    )
+    reference = {}
+    if args.has_reference:
+        reference["reference"] = build_reference(model_args, args, context.tokenizer, **loading)
     folder.enter(figures)
     args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(methods)
-    trainer = stage.trainer(context, data, model, methods, **held)
+    trainer = stage.trainer(context, data, model, methods, **reference)
     train(trainer, folder, data.ledgers, memory, stage.card)

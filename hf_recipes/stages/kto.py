@@ -180,11 +180,7 @@ def read(context: Context) -> Data:
 
 
 def weigh_labels(good: int, bad: int, args: KTOArguments) -> str | None:
-    """What would make as many good and bad answers weigh the same; None where they do.
-
-    Raises:
-        UserError: there is none of one kind.
-    """
+    """What would make as many good and bad answers weigh the same; None where they do."""
     if not good or not bad:
         which = "bad" if good else "good"
         raise UserError(

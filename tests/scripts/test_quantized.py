@@ -173,7 +173,7 @@ def test_a_quantized_base_and_zero_3_are_refused_before_the_model_is_loaded(fork
     never = "import transformers\ntransformers.AutoModelForCausalLM.from_pretrained = None"
     run = forks.run(*argv, before=never)
     assert run.code == 1 and "Traceback" not in run.err
-    assert "cannot be parted over processes by DeepSpeed's stage 3: take --deepspeed configs/" in run.err
+    assert "cannot be sharded over processes by DeepSpeed's stage 3: take --deepspeed configs/" in run.err
     assert not (tmp_path / "run").exists()
 
 
