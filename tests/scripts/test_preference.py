@@ -170,12 +170,13 @@ def test_row_04_a_killed_run_goes_on_to_the_same_weights(start, tmp_path, way):
 
 def test_row_09_an_update_that_is_not_finite_names_its_rows(start, stage, tmp_path):
     spoil = """
-from hf_recipes.trainer import reference_log_probs
-upstream = reference_log_probs.Referred.upstream_loss
-def spoiled(self, model, batch):
-    loss, means = upstream(self, model, batch)
-    return loss * (float("nan") if 16 in batch["row"].tolist() else 1), means
-reference_log_probs.Referred.upstream_loss = spoiled
+from hf_recipes.stages.dpo_trainer import PairTrainer
+from hf_recipes.stages.kto import UnpairedTrainer
+for kind in (PairTrainer, UnpairedTrainer):
+    def spoiled(self, model, inputs, *args, compute_loss=kind.compute_loss, **kwargs):
+        loss = compute_loss(self, model, inputs, *args, **kwargs)
+        return loss * (float("nan") if 16 in inputs["row"].tolist() else 1)
+    kind.compute_loss = spoiled
 """
     run = start(tmp_path / "run", "--per_device_train_batch_size", 4, "--max_steps", 15, before=spoil)
     assert run.code == 0, run.err
