@@ -17,7 +17,7 @@ from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.from_config import PretrainModelArguments, read_model_config
 from hf_recipes.models.lora import read_lora_config
 from hf_recipes.models.quantization import read_bnb_config
-from hf_recipes.run.arguments import SFTArguments
+from hf_recipes.stages.sft import SFTArguments
 from hf_recipes.stages.table import STAGES
 
 CONFIGS = ROOT / "configs"

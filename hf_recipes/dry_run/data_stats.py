@@ -13,7 +13,7 @@ from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.models.checks.packing import joins_rows
 
 if TYPE_CHECKING:
-    from hf_recipes.run.arguments import SFTArguments
+    from hf_recipes.stages.sft import SFTArguments
 
 READ_ROWS = 10_000  # at a time
 

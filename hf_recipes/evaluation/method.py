@@ -60,6 +60,7 @@ class Method(Protocol):
         suffix: of the names of its metrics where a file has several methods.
         note: about what its figures count, for people.
         scores_reward_models: whether it can evaluate a reward model.
+        change_picture: name of the picture, by `draw`, of a training's first evaluation and its last.
     """
 
     name: ClassVar[str]
@@ -67,6 +68,7 @@ class Method(Protocol):
     suffix: str
     note: str | None = None
     scores_reward_models: bool = False
+    change_picture: str | None = None
 
     @classmethod
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "Method":

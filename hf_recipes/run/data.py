@@ -23,15 +23,12 @@ def prepare_rows(
     form: str = "messages",
     evaluates: bool = False,
 ) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
-    """Training rows, evaluation rows or None, and what became of every row read.
+    """Training rows, evaluation rows or None, and the ledgers of all rows read.
 
     Args:
         encoder_for: the encoder for the rows called ``train`` or ``validation``; see `tokenize_dataset`.
         form: of the examples, as for `load_examples`.
-        evaluates: there are files to evaluate on beside `data`'s.
-
-    Raises:
-        UserError: data that cannot be read, or more rows lost than `max_drop_ratio` allows.
+        evaluates: there are files to evaluate on in addition to those of `data`.
     """
     check_evaluation_rows(data, args, evaluates)
     # The first process reads and tokenizes; the others then find its cache.
@@ -86,11 +83,7 @@ def columns_of(data: "DataArguments") -> Columns:
 
 
 def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Dataset, Ledger]:
-    """The examples that can be read, each of them tokenized (dropped ones among them), and what became of all.
-
-    Raises:
-        UserError: no example can be read.
-    """
+    """The examples that can be read, each of them tokenized (dropped ones among them), and the ledger of all."""
     ledger = Ledger()
     for location, status in zip(*row_statuses(examples), strict=True):
         if is_dropped(status):

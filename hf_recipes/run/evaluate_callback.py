@@ -6,7 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.compute as pc
 from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -17,15 +16,12 @@ from hf_recipes.core.settings import nearest
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.data.pretraining.corpora import named_paths
 from hf_recipes.evaluation.compare import few_shot_of
-from hf_recipes.evaluation.method import Method, Record, run_method, versions
+from hf_recipes.evaluation.method import Method, Outcome, Record, run_method, versions
 from hf_recipes.evaluation.methods.generation import GenerationMethod
-from hf_recipes.evaluation.methods.preference_accuracy import differences
 from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
-from hf_recipes.evaluation.reports import tables as report
-from hf_recipes.evaluation.reports.plots import draw_histogram
-from hf_recipes.models.inference.batch_options import Compute, ForwardPass
+from hf_recipes.evaluation.reports.tables import read_predictions
+from hf_recipes.models.inference.batch_options import Compute
 from hf_recipes.models.inference.decoding import Decoding
-from hf_recipes.models.inference.forward import scored_pass
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.trainer.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
 
@@ -37,6 +33,9 @@ if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments
 
 
+VALIDATION_LOSS = "validation/loss"  # name of the method that scores the validation rows where another answers them
+
+
 def with_validation(arguments: EvaluationArguments, files: Sequence[str] | None) -> EvaluationArguments:
     """`arguments` with each of `files`, and each source that a folder of them holds, under its own name."""
     if not files:
@@ -46,7 +45,7 @@ def with_validation(arguments: EvaluationArguments, files: Sequence[str] | None)
 
 
 def prompts_of(rows: "Dataset | None") -> list[Prompt] | None:
-    """Tokenized rows (with their texts, see `ChatEncoder`) as what is answered in an evaluation."""
+    """The prompts of tokenized rows, with their texts (see `ChatEncoder`)."""
     if rows is None:
         return None
     return [
@@ -76,61 +75,56 @@ def build_evaluations(
     """The methods of a run by name: that of the validation rows, which are answered, is empty.
 
     `rewards` are those of `evaluation`, where the run has made them already.
-
-    Raises:
-        UserError: as `build_methods`, or methods without anything to use them on.
     """
-    asked = evaluation.eval_methods
+    names = evaluation.eval_methods
     decoding = Decoding(max_new_tokens=args.max_new_tokens or getattr(args, "max_target_length", None) or 256)
     if args.eval_temperature:
         decoding = replace(decoding, do_sample=True, temperature=args.eval_temperature)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if asked and validation is None and not evaluation.eval_files:
+    if names and validation is None and not evaluation.eval_files:
         raise UserError("--eval_methods without rows to evaluate on: give --eval_files name=path or --validation_file")
-    if made := rewards is None and bool(evaluation.specs):
+    if makes_rewards := rewards is None and bool(evaluation.specs):
         rewards = Rewards(evaluation, args.trust_remote_code, data.cache_dir)
     methods: dict[str, Method] = {}
-    scores = [name for name in asked if name in GenerationMethod.forms["messages"]] if asked else None
+    scores = [name for name in names if name in GenerationMethod.forms["messages"]] if names else None
     if validation is not None and scores != []:
         if rewards:
             rewards.check(validation)
         methods[""] = GenerationMethod(validation, tokenizer, decoding, stop_ids, scores=scores, rewards=rewards)
     with args.main_process_first(local=True, desc="evaluation data"):
-        more = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
+        context = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
         methods |= build_methods(
             evaluation,
             tokenizer,
             decoding=decoding,
             served=scores or () if methods else (),
             rewards=rewards,
-            **more,
+            **context,
         )
-    if made and not any(isinstance(method, GenerationMethod) for method in methods.values()):
+    if makes_rewards and not any(isinstance(method, GenerationMethod) for method in methods.values()):
         raise UserError("--rewards and --reward_model without answers to score: give --eval_files with prompts")
     return methods
 
 
-def choose_best_by(
-    args: "RunArguments",
-    greater_is_better: bool | None,
-    methods: Mapping[str, Method],
-    validation: Mapping[str, bool | None],
-) -> None:
+def metric_name(name: str, key: str) -> str:
+    """A metric as it is logged, after "eval_": with the name of its method, unless that is of the validation rows."""
+    return key if name in ("", VALIDATION_LOSS) else f"{name}_{key}"
+
+
+def choose_best_by(args: "RunArguments", greater_is_better: bool | None, methods: Mapping[str, Method]) -> None:
     """Set `args.metric_for_best_model` to a metric that the run's evaluations give, and which way it is better.
 
     Args:
         greater_is_better: as the user gave it; transformers fills `args` by the metric's name alone.
-        validation: as `Method.directions`, of what the trainer itself finds for the validation rows.
-
-    Raises:
-        UserError: no evaluation gives the metric, or it is better the other way.
     """
     name = args.metric_for_best_model
     if name is None:
         return
-    known = dict(validation)
-    for prefix, method in methods.items():
-        known |= {f"{prefix}_{key}" if prefix else key: value for key, value in method.directions().items()}
+    known = {
+        metric_name(prefix, key): larger
+        for prefix, method in methods.items()
+        for key, larger in method.directions().items()
+    }
     if not known or args.eval_strategy == "no":
         missing = "--eval_steps" if known else "--validation_file or --eval_files"
         raise UserError(f"--metric_for_best_model {name}: nothing is evaluated in the training; give {missing}")
@@ -152,22 +146,8 @@ def choose_best_by(
     args.greater_is_better = greater_is_better if larger is None else larger
 
 
-def largest_passes(
-    args: "RunArguments", validation: "Dataset | None", methods: Mapping[str, Method] | None
-) -> list[ForwardPass]:
-    """The largest forward pass of the validation rows' loss, and of each of `methods`."""
-    size = args.per_device_eval_batch_size
-    found = [method.largest_pass(size) for method in (methods or {}).values()]
-    sides = [name for name in validation.column_names if name.endswith("_ids")] if validation is not None else []
-    if sides:  # one of rows, two of pairs, which are scored together
-        columns = validation.select_columns(sides).with_format("arrow")[:].columns
-        longest = max(pc.max(pc.list_value_length(column)).as_py() for column in columns)
-        found.append(scored_pass(len(sides) * min(size, len(validation)), longest))
-    return found
-
-
 def evaluated_with(trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What, beside the run's settings, has to be the same for the same figures."""
+    """What has to be the same for the same metrics, in addition to the run's settings."""
     methods = next((c.methods for c in trainer.callback_handler.callbacks if isinstance(c, Evaluations)), {})
     return {
         "versions": versions(),
@@ -178,11 +158,11 @@ def evaluated_with(trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Evaluations(TrainerCallback):
-    """Runs evaluation methods after each evaluation of the loss.
+    """Runs the evaluation methods at each evaluation.
 
-    Their scores join the metrics of that evaluation (so that `metric_for_best_model` can name them, as eval_rougeL …),
-    the log and the trackers; the records go to ``predictions/step-N.jsonl`` for the validation rows and to
-    ``predictions/NAME/step-N.jsonl`` for a named file. Beside those of pairs stands ``differences.png``, a histogram of
+    Their metrics join those of transformers (so that `metric_for_best_model` can name them, as eval_rougeL …), the log
+    and the trackers; the records go to ``predictions/step-N.jsonl`` for the validation rows and to
+    ``predictions/NAME/step-N.jsonl`` for a named file. With those of pairs stands ``differences.png``, a histogram of
     the run's first evaluation and the last. Over several processes each row counts once.
 
     Args:
@@ -194,38 +174,38 @@ class Evaluations(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         size = args.per_device_eval_batch_size
-        parted = is_deepspeed_zero3_enabled() or self.trainer.is_fsdp_enabled
-        how = Compute(size, self.trainer.check_stop, synced=parted)
+        sharded = is_deepspeed_zero3_enabled() or self.trainer.is_fsdp_enabled
+        compute = Compute(size, self.trainer.check_stop, synced=sharded)
+        model = self.trainer.accelerator.unwrap_model(model)
         scores = {}
         for name, method in self.methods.items():
-            self.trainer.note_work(f"an evaluation batch of {size} {name or 'answers'}")
-            model = self.trainer.accelerator.unwrap_model(model)
-            records, found = run_method(method, model, how, args.process_index, args.world_size)
-            scores |= {f"eval_{name}_{key}" if name else f"eval_{key}": value for key, value in found.items()}
-            if state.is_world_process_zero:
-                path = prediction_path(args.output_dir, state.global_step, name)
-                self._write(path, records)
-                if method.name == "pair_accuracy":
-                    draw_change(Path(path), records)
+            self.trainer.note_work(f"an evaluation batch of {size} {name or 'rows'}")
+            records, summary = run_method(method, model, compute, args.process_index, args.world_size)
+            scores |= {f"eval_{metric_name(name, key)}": value for key, value in summary.items()}
+            if state.is_world_process_zero and name != VALIDATION_LOSS:
+                path = Path(prediction_path(args.output_dir, state.global_step, name))
+                with warn_on_write_error(str(path)):
+                    os.makedirs(path.parent, exist_ok=True)
+                    write_jsonl(path, records)
+                draw_change(method, path, records)
         if metrics is not None:
             metrics.update(scores)
         self.trainer.log(dict(scores))
 
-    def _write(self, path: str, records: Sequence[Record]) -> None:
-        with warn_on_write_error(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            write_jsonl(path, records)
 
-
-def draw_change(path: Path, records: Sequence[Record]) -> None:
-    """`differences.png` beside the records at `path`: their differences, and those of the run's first evaluation."""
-    with warn_on_write_error("differences.png"):
-        steps = sorted(path.parent.glob("step-*.jsonl"), key=lambda found: int(found.stem.split("-")[1]))
-        sets, labels = [differences(records)], [path.stem.replace("-", " ")]
-        if steps and steps[0] != path:
-            sets.insert(0, differences(report.read_predictions(steps[0])))
-            labels.insert(0, steps[0].stem.replace("-", " "))
-        draw_histogram(sets, path.with_name("differences.png"), labels)
+def draw_change(method: Method, path: Path, records: Sequence[Record]) -> None:
+    """The method's picture, if it has one, of the run's first evaluation and of the records that are at `path`."""
+    if not (name := method.change_picture):
+        return
+    with warn_on_write_error(f"{name}.png"):
+        steps = sorted(path.parent.glob("step-*.jsonl"), key=lambda step: int(step.stem.split("-")[1]))
+        outcomes = {steps[0].stem: read_predictions(steps[0])} if steps else {}
+        outcomes[path.stem] = records
+        method.draw(
+            path.parent,
+            name,
+            {step.replace("-", " "): Outcome({name: found}, {}) for step, found in outcomes.items()},
+        )
 
 
 def add_callbacks(trainer, methods: Mapping[str, Method] | None) -> None:

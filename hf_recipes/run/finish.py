@@ -1,4 +1,4 @@
-"""What a run writes once it is trained: weights, ledger, figures, card."""
+"""What a run writes once it is trained: weights, ledger, metrics, model card."""
 
 import os
 import re
@@ -14,20 +14,15 @@ from hf_recipes.core.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.dry_run.peak_memory import PeakMemory, describe
 from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports import tables as report
-from hf_recipes.run.output_dir import (
-    CARD,
-    END,
-    METRICS,
-    SETTINGS,
-)
-from hf_recipes.trainer.base import STAGING
+from hf_recipes.run.output_dir import CARD, END, METRICS, SETTINGS
+from hf_recipes.trainer.checkpointing import SAVING
 from hf_recipes.trainer.checkpoints import newest_whole
 from hf_recipes.trainer.failures import Stopped
 from hf_recipes.trainer.progress import warn_on_write_error
 
 
 def _trained(trainer, seconds: float) -> dict:
-    """Say how the training went; its figures for metrics.json."""
+    """Report the course of the training; its figures for metrics.json."""
     state, first, loss = trainer.state, trainer.first_step, report.mean_loss(trainer.state.log_history)
     mean = "" if loss is None else f", mean training loss {loss:.4f}"
     rewards = [entry["reward"] for entry in state.log_history if entry.get("reward") is not None]
@@ -80,7 +75,7 @@ def _write_results(
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
     train = _trained(trainer, seconds)
-    best = _best(trainer)
+    best = best_step(trainer)
     step = best["step"] if best else state.global_step
     if best:
         name, value = best["metric"], report.as_text(best["metric"], best["value"])
@@ -111,7 +106,7 @@ def _write_results(
             show()
 
 
-def _best(trainer) -> dict[str, Any] | None:
+def best_step(trainer) -> dict[str, Any] | None:
     """The step whose weights were loaded at the end, and by what; None where they are the last step's."""
     state, name = trainer.state, trainer.args.metric_for_best_model
     if not (trainer.args.load_best_model_at_end and os.path.isdir(state.best_model_checkpoint or "")):
@@ -134,19 +129,19 @@ def _evaluate(trainer) -> None:
 def _save_model(trainer, folder: OutputFolder | None) -> None:
     """Save the model by way of an empty folder, so that its files are whole and their names are known."""
     output_dir = Path(trainer.args.output_dir)
-    staging = output_dir / STAGING
+    temporary = output_dir / SAVING
     if folder is not None:
-        shutil.rmtree(staging, ignore_errors=True)
-    trainer.save_model(str(staging))
+        shutil.rmtree(temporary, ignore_errors=True)
+    trainer.save_model(str(temporary))
     if folder is None:
         return
-    (staging / CARD).unlink(missing_ok=True)  # PEFT's own
-    names = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+    (temporary / CARD).unlink(missing_ok=True)  # PEFT's own
+    names = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
     folder.claim((*END, *(re.escape(name.as_posix()) for name in names)))
     for name in names:
         (output_dir / name).parent.mkdir(exist_ok=True)
-        os.replace(staging / name, output_dir / name)
-    shutil.rmtree(staging)
+        os.replace(temporary / name, output_dir / name)
+    shutil.rmtree(temporary)
 
 
 def _print_report(output_dir: Path, step: int, before: dict | None, after: dict | None) -> None:

@@ -11,7 +11,7 @@ Needs = dict[str, tuple[str, Callable[[Any], Any]]]
 INERT = "has no effect here; "
 # Inherited settings that no stage can use, and what to do instead. `RunArguments.unusable` has those of one stage.
 UNUSABLE = {
-    # Of TRL's preparation of the data, for which ours stands in.
+    # Of TRL's preparation of the data, which ours replaces.
     "assistant_only_loss": f"{INERT}use --train_on",
     "chat_template_kwargs": f"{INERT}use --chat_template",
     "chat_template_path": f"{INERT}use --chat_template",
@@ -24,10 +24,10 @@ UNUSABLE = {
     "length_column_name": f"{INERT}the lengths are counted",
     "model_init_kwargs": f"{INERT}use --dtype, --attn_implementation and --model_revision",
     "pad_token": f"{INERT}use a tokenizer that has one",
-    "remove_unused_columns": f"{INERT}columns that nobody reads are named in the ledger",
+    "remove_unused_columns": f"{INERT}columns that are not read are named in the ledger",
     "reward_weights": f"{INERT}use --rewards NAME=WEIGHT",
     "truncation_mode": f"{INERT}use --truncation_side",
-    # Of transformers' evaluation, for which the methods of --eval_methods stand in.
+    # Of transformers' evaluation, which the methods of --eval_methods replace.
     "batch_eval_metrics": f"{INERT}use --eval_methods",
     "bf16_full_eval": "is not for evaluations here, which compute as the training does; use --bf16",
     "eval_accumulation_steps": f"{INERT}evaluations keep no logits",
@@ -51,6 +51,18 @@ UNUSABLE = {
     "parallelism_config": f"{INERT}use --deepspeed or --fsdp",
     "restore_callback_states_from_checkpoint": f"{INERT}no callback has a state",
     "use_cache": f"{INERT}training keeps no cache, and answers are always written with one",
+}
+# Reasons that several stages have.
+NO_SHIFTED_LABELS = f"{INERT}it is for losses over the vocabulary"
+NO_TOKEN_MEAN = f"{INERT}a loss is the mean over all rows of an update"
+WITHOUT_SYNC = f"{INERT}the reference stays as it was at the start"
+WITH_REFERENCE = {
+    "average_tokens_across_devices": NO_TOKEN_MEAN,
+    "label_smoothing_factor": NO_SHIFTED_LABELS,
+    "neftune_noise_alpha": "would be measured as a difference from the reference; leave it out",
+    "ref_model_mixup_alpha": WITHOUT_SYNC,
+    "ref_model_sync_steps": WITHOUT_SYNC,
+    "sync_ref_model": "would leave a run that is resumed without the reference as it was; leave it out",
 }
 _OPTIM_WITH_ARGS = ("anyprecision", "4bit", "torch_8bit", "ademamix", "sgd", "adagrad", "rmsprop", "galore", "grok")
 _OPTIM_WITH_ARGS += ("schedule_free", "apollo", "stable")
@@ -108,9 +120,6 @@ def refuse_unusable(args: Any, unusable: Mapping[str, str], needs: Needs) -> Non
     Args:
         args: a dataclass as it was parsed.
         unusable, needs: of its stage, beside `UNUSABLE` and `NEEDS`.
-
-    Raises:
-        ValueError: there is one.
     """
     unusable, needs = UNUSABLE | unusable, NEEDS | needs
     for one in fields(args):

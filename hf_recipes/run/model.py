@@ -9,22 +9,18 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.dry_run.checks import check_trained
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import joins_rows, keeps_packed_rows_apart
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_eos
 from hf_recipes.models.loading import fit_embeddings, load_model
 from hf_recipes.models.lora import attach_lora, read_lora_config
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
 from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
-from hf_recipes.run.arguments import ModelArguments, RunArguments
+from hf_recipes.run.arguments import RunArguments
 
 
 def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
-    """Name what cannot work together before anything is loaded.
-
-    Raises:
-        UserError: quantized weights with DeepSpeed's stage 3, a `bnb_config` that cannot be used, or rows joined for
-            an attention that does not take them so.
-    """
+    """Name what cannot work together before anything is loaded."""
     quantization = read_bnb_config(
         model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
     )
@@ -40,7 +36,7 @@ def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
         )
     if model_args.quantizes and is_deepspeed_zero3_enabled():
         raise UserError(
-            "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be parted over processes by "
+            "quantized weights (--load_in_4bit, --load_in_8bit, --bnb_config) cannot be sharded over processes by "
             "DeepSpeed's stage 3: take --deepspeed configs/deepspeed/zero2.json, or leave the quantization out"
         )
     if model_args.use_lora and getattr(args, "train_only", None):
@@ -58,12 +54,8 @@ def load_base(
     make: Callable[..., PreTrainedModel] = load_model,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """The model before any adapter: loaded, quantized, with embeddings for all tokens; the same at each call.
-
-    Raises:
-        UserError: as `make`.
-    """
-    set_seed(args.seed)  # new weights are drawn: a head, embeddings, and then the adapter
+    """The model before any adapter: loaded, quantized, with embeddings for all tokens; the same at each call."""
+    set_seed(args.seed)  # new weights are random: a head, embeddings, and then the adapter
     model = make(
         model_args,
         trains_all=not model_args.use_lora,
@@ -83,7 +75,7 @@ def build_model(
     tokenizer: PreTrainedTokenizerBase,
     added_tokens: Sequence[str] = (),
     *,
-    packs: UserError | None = None,
+    packing_error: UserError | None = None,
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
     task_type: str = "CAUSAL_LM",
     **kwargs: Any,
@@ -91,12 +83,9 @@ def build_model(
     """The base model with its adapter, or with all weights trained that `freeze` leaves.
 
     Args:
-        packs: the error to raise where rows that are packed would see each other; None where none are.
+        packing_error: to raise where packed rows would see each other; None where none are packed.
         task_type: PEFT's; SEQ_CLS for a reward model.
         kwargs: for `load_base`.
-
-    Raises:
-        UserError: a LoRA file, adapter or model that does not fit, or `packs`.
     """
     fresh = model_args.use_lora and not model_args.peft_path
     lora = read_lora_config(model_args.lora_config, task_type) if fresh else None
@@ -113,8 +102,8 @@ def build_model(
     stop_at_eos(model, tokenizer)
     if not model_args.use_lora:
         make_savable(model)
-    if packs is not None and not keeps_packed_rows_apart(model):
-        raise packs
+    if packing_error is not None and not keeps_packed_rows_apart(model):
+        raise packing_error
     if model_args.peft_path and added_tokens:
         raise UserError(
             f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
@@ -139,14 +128,12 @@ def build_model(
 def build_reference(
     model_args: ModelArguments, args: RunArguments, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
 ) -> PreTrainedModel | None:
-    """The frozen twin of a model all of whose weights are trained, new embeddings included; None with an adapter, or
-    where the reference is asked once, before the training.
+    """A frozen copy of a model all of whose weights are trained, new embeddings included.
+
+    None with an adapter, or where the reference's log-probabilities are computed before the training.
 
     Args:
         kwargs: for `load_base`.
-
-    Raises:
-        UserError: as `load_base`.
     """
     if model_args.use_lora or getattr(args, "precompute_ref_log_probs", False):
         return None

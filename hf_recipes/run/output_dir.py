@@ -1,4 +1,4 @@
-"""A run's folder: refused, held, entered, and agreed on by all processes before anything is written to it."""
+"""The output folder of a run: what is refused, what the run claims, and whether all processes share it."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from hf_recipes.core.files import writing
 from hf_recipes.core.folders import RECORD, OutputFolder
 from hf_recipes.core.ledger import LEDGER
 from hf_recipes.core.settings import Parser
-from hf_recipes.publishing.collect_files import STAGING as PUBLISHING
+from hf_recipes.publishing.collect_files import STAGING as UPLOAD
 from hf_recipes.publishing.redact import NAMES
-from hf_recipes.trainer.base import STAGING
+from hf_recipes.trainer.checkpointing import SAVING
 from hf_recipes.trainer.trackers import STATE as TRACKERS
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments
 
 T = TypeVar("T")
-SHARING = 20.0  # seconds in which what one node writes is seen by the others
+SHARING = 20.0  # seconds in which the other nodes see what one of them writes
 ENDING = 30.0  # seconds in which a process that torchrun has ended lets go of the folder
 # What may be another path on each node.
 LOCAL = {"model_name_or_path", "peft_path", "output_dir", "cache_dir", "train_file", "validation_file"}
@@ -33,8 +33,8 @@ SETTINGS, METRICS, CARD = "run_config.yaml", "metrics.json", "README.md"
 # Patterns of what a run writes: while it trains, and at its end. Trackers' own folders are kept over runs.
 TRAINING = (
     *map(re.escape, (SETTINGS, LEDGER, NAMES, TRACKERS, "curves.png")),
-    rf"{re.escape(STAGING)}/.*",
-    rf"{re.escape(PUBLISHING)}.*",
+    rf"{re.escape(SAVING)}/.*",
+    rf"{re.escape(UPLOAD)}.*",
     r"checkpoint-\d+/.*",
     r"predictions/(.+/)?(step-\d+\.jsonl|differences\.png)",
     r"tensorboard/.*",
@@ -97,16 +97,12 @@ def check_sources(path: Path, *sources: str | None) -> None:
 
 
 def check_output_dir(folder: OutputFolder, args: "RunArguments", use_lora: bool) -> None:
-    """Refuse a folder that holds something unless a flag said what to do with it; nothing is changed.
+    """Refuse a folder with files in it unless a flag says what to do with them; nothing is changed.
 
-    Of what is there, a run writes over and deletes what a former run recorded as its own, and nothing else.
+    A run writes over and deletes only files that a former run recorded as its own.
 
     Args:
         use_lora: an adapter is saved, not a model.
-
-    Raises:
-        UserError: the folder is not empty and holds no run (or no flag says what to do with that), or it has a file of
-            someone else where the run would write.
     """
     path = folder.path
     wanted = args.resume_from_checkpoint
@@ -138,11 +134,7 @@ def check_output_dir(folder: OutputFolder, args: "RunArguments", use_lora: bool)
 
 
 def enter_output_dir(folder: OutputFolder, args: "RunArguments") -> None:
-    """Record what the run is going to write; with `overwrite_output_dir` delete what a former run recorded before.
-
-    Raises:
-        UserError: the folder cannot be written to, or a link is where something would be deleted.
-    """
+    """Record what the run is going to write; with `overwrite_output_dir` delete what a former run recorded before."""
     with writing(f"--output_dir {folder.path}"):
         if args.overwrite_output_dir and folder.is_mine and not is_restart(folder):
             folder.clear()
@@ -154,9 +146,6 @@ def check_agreement(args: "TrainingArguments", parser: Parser, **sizes: int) -> 
 
     Args:
         sizes: of the data, by what they count.
-
-    Raises:
-        UserError: what differs, and where; on all processes.
     """
     if args.world_size == 1:
         return
@@ -168,12 +157,12 @@ def check_agreement(args: "TrainingArguments", parser: Parser, **sizes: int) -> 
     end = time.monotonic() + SHARING
     while not (shared := path.is_file() and path.read_text(encoding="utf-8") == token[0]) and time.monotonic() < end:
         time.sleep(0.2)
-    own = {f"--{name}": value for name, value in parser.recorded().items() if name not in LOCAL} | sizes
-    found = gather_object([(socket.gethostname(), shared, own)])
-    for rank, (host, is_shared, theirs) in enumerate(found):
+    settings = {f"--{name}": value for name, value in parser.recorded().items() if name not in LOCAL} | sizes
+    processes = gather_object([(socket.gethostname(), shared, settings)])
+    for rank, (host, is_shared, theirs) in enumerate(processes):
         if not is_shared:
             raise UserError(f"--output_dir {args.output_dir}: not the same folder for rank {rank} on {host}; share it")
-        for name, value in found[0][2].items():
+        for name, value in processes[0][2].items():
             if theirs.get(name) != value:
                 raise UserError(
                     f"rank 0 has {name} {value}, rank {rank} on {host} has {theirs.get(name)}; start them alike"

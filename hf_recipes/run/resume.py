@@ -1,7 +1,7 @@
-"""What a run was begun with, as each of its checkpoints has it, and what of that may be another where it is resumed.
+"""What each checkpoint records of its run's settings and data, and which of these may change when it is resumed.
 
-What is not known to be harmless is refused: a setting that would have no effect, as the optimizer's state and the
-schedule have their own, or by which rows would be lost or seen twice.
+All others are refused: a setting that would have no effect, because the optimizer's state and the schedule keep theirs,
+or by which rows would be lost or seen twice.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ def _names(*groups: str) -> set[str]:
     return {name for group in groups for name in group.split()}
 
 
-# What is compared by what it holds, wherever that lies: folders of models and files of settings.
+# Compared by contents, whatever the path: folders of models and files of settings.
 CONTENTS = _names(
     """model_name_or_path peft_path tokenizer_name config_name lora_config bnb_config chat_template deepspeed
     fsdp_config accelerator_config mixture reward_model reward_base rewards"""
@@ -60,7 +60,7 @@ MAY_CHANGE = EVALUATED | _names(
 )
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 LENGTH = ("max_steps", "num_train_epochs")
-# What is compared otherwise: the rows of an update, the learning rates, the data.
+# Compared in another way: the rows of an update, the learning rates, the data.
 OTHERWISE = {*BATCH, *LENGTH, "train_file"}
 
 
@@ -95,11 +95,11 @@ def _content(value: Any) -> Any:
 def read_begun_with(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
     """What `checkpoint` was written with; None, which is reported, where it does not say."""
     try:
-        found = json.loads(Path(checkpoint, BEGUN_WITH).read_text(encoding="utf-8"))
-        data = [found["data"][name] for name in ("what", "rows", "tokens", "digest")]
-        is_whole = found["settings"].keys() >= {"stage", *OTHERWISE} and found["contents"].keys() <= CONTENTS
-        if is_whole and all([*data, found["processes"], found["steps"]]):
-            return found
+        record = json.loads(Path(checkpoint, BEGUN_WITH).read_text(encoding="utf-8"))
+        data = [record["data"][name] for name in ("what", "rows", "tokens", "digest")]
+        is_whole = record["settings"].keys() >= {"stage", *OTHERWISE} and record["contents"].keys() <= CONTENTS
+        if is_whole and all([*data, record["processes"], record["steps"]]):
+            return record
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         pass
     say(f"{checkpoint} does not say with which settings and data it was written, so nothing can be compared")
@@ -107,12 +107,8 @@ def read_begun_with(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
 
 
 def compare_settings(checkpoint: str, was: Mapping[str, Any], now: Mapping[str, Any], args: "RunArguments") -> None:
-    """Report what is another than in the run that wrote `checkpoint`.
-
-    Raises:
-        UserError: something that may not change.
-    """
-    stages = [found["settings"]["stage"] for found in (was, now)]
+    """Report settings that differ from those of the run that wrote `checkpoint`; refuse those that may not."""
+    stages = [record["settings"]["stage"] for record in (was, now)]
     if stages[0] != stages[1]:
         raise _refusal(checkpoint, f"is of a run of {stages[0]}, and this is one of {stages[1]}")
     free = MAY_CHANGE if "num_generations" in now["settings"] else MAY_CHANGE | REWARDS
@@ -122,7 +118,7 @@ def compare_settings(checkpoint: str, was: Mapping[str, Any], now: Mapping[str, 
     for name, before in was["settings"].items():
         if name in OTHERWISE or name not in now["settings"]:
             continue
-        after, contents = now["settings"][name], [found["contents"].get(name) for found in (was, now)]
+        after, contents = now["settings"][name], [record["contents"].get(name) for record in (was, now)]
         if name in CONTENTS and None not in contents:
             if contents[0] != contents[1]:
                 (changed if name in free else refused).append(_difference(name, before, after, *contents))
@@ -149,22 +145,19 @@ def _difference(name: str, before: Any, after: Any, was: Any, now: Any) -> str:
     return f"--{name} {after}, " + ("whose contents were others" if before == after else f"was {before}")
 
 
-def _updates(found: Mapping[str, Any]) -> tuple[int, str]:
-    """The rows of an update, and how they come together."""
-    batch, accumulated = (found["settings"][name] for name in BATCH)
-    parts = f"--per_device_train_batch_size {batch} × --gradient_accumulation_steps {accumulated}"
-    processes = found["processes"]
-    return batch * accumulated * processes, f"{parts} × {processes} process{'es' * (processes > 1)}"
+def _updates(record: Mapping[str, Any]) -> tuple[int, str]:
+    """The rows of an update, and the product that they are."""
+    batch, accumulated = (record["settings"][name] for name in BATCH)
+    product = f"--per_device_train_batch_size {batch} × --gradient_accumulation_steps {accumulated}"
+    processes = record["processes"]
+    return batch * accumulated * processes, f"{product} × {processes} process{'es' * (processes > 1)}"
 
 
 def compare_data(checkpoint: str, was: Mapping[str, Any], now: Mapping[str, Any], args: "RunArguments") -> None:
-    """Report another place of the training data and another number of steps than `checkpoint` was written with.
-
-    Raises:
-        UserError: other data, or steps by which the learning rate would jump.
-    """
+    """Report other files of the same training data and another number of steps; refuse other data, and steps by which
+    the learning rate would jump."""
     before, after = was["data"], now["data"]
-    files = [" ".join(found["settings"]["train_file"]) for found in (was, now)]
+    files = [" ".join(record["settings"]["train_file"]) for record in (was, now)]
     moved = f"--train_file {files[1]}, was {files[0]}" if files[0] != files[1] else f"--train_file {files[1]}"
     if before["digest"] != after["digest"]:
         counts = [f"{data['rows']:,} {data['what']} with {data['tokens']:,} tokens" for data in (before, after)]
@@ -177,9 +170,9 @@ def compare_data(checkpoint: str, was: Mapping[str, Any], now: Mapping[str, Any]
         if total > step and _rates(args, total, step) != _rates(args, former, step):
             name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
             lengths = ", ".join(
-                f"--{name} {found}, was {was['settings'][name]}"
+                f"--{name} {now['settings'][name]}, was {was['settings'][name]}"
                 for name in LENGTH
-                if (found := now["settings"][name]) != was["settings"][name]
+                if now["settings"][name] != was["settings"][name]
             )
             raise _refusal(
                 checkpoint,

@@ -1,4 +1,4 @@
-"""A run's folder as its first process holds it: what it may not be, what it resumes from, what is going to be its."""
+"""The output folder of a run, locked by its first process, and the checkpoint that the run resumes from."""
 
 from contextlib import suppress
 from typing import Any
@@ -23,7 +23,7 @@ from hf_recipes.trainer.checkpoints import find_checkpoint
 
 
 class RunFolder:
-    """Held until the script ends; its methods are called by all processes.
+    """Locked until the script ends; its methods are called by all processes.
 
     Attributes:
         checkpoint: the one to resume from.
@@ -43,7 +43,7 @@ class RunFolder:
         check_sources(self.folder.path, model_args.model_name_or_path, model_args.peft_path)
         if not args.dry_run:
             at_end.enter_context(held(args.output_dir, ENDING if is_restart(self.folder) else 0))
-            self.folder = open_folder(args)  # as whoever held it before has left it
+            self.folder = open_folder(args)  # as the run that held the lock before left it
         check_output_dir(self.folder, args, model_args.use_lora)
         checkpoint = find_checkpoint(
             args.output_dir,
@@ -62,21 +62,21 @@ class RunFolder:
         """Refuse to resume on other rows."""
         on_main_process(self.args, self._compare_data, figures, steps)
 
-    def _compare_data(self, found: DataStats, steps: int) -> None:
-        data = {"what": found.what, "rows": found.rows, "tokens": found.tokens, "digest": found.digest}
+    def _compare_data(self, figures: DataStats, steps: int) -> None:
+        data = {"what": figures.what, "rows": figures.rows, "tokens": figures.tokens, "digest": figures.digest}
         self.begun_with |= {"data": data, "steps": steps}
         if self._former:
             compare_data(self.checkpoint, self._former, self.begun_with, self.args)
 
-    def enter(self, found: DataStats) -> None:
+    def enter(self, figures: DataStats) -> None:
         """Claim what the run is going to write; all processes agree on settings and data."""
         on_main_process(self.args, self._enter)
-        check_agreement(self.args, self.parser, **{found.what: found.rows, "tokens": found.tokens})
+        check_agreement(self.args, self.parser, **{figures.what: figures.rows, "tokens": figures.tokens})
 
     def _enter(self) -> None:
         enter_output_dir(self.folder, self.args)
         at_end.callback(self._settle)
 
     def _settle(self) -> None:
-        with suppress(OSError):  # the disk is full, and that was said; the claims stay
+        with suppress(OSError):  # the disk is full, which was reported; the claims stay
             self.folder.settle()

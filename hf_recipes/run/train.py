@@ -1,4 +1,4 @@
-"""From a trainer that is ready to a folder that is whole: the training, its end or its stop, and what it leaves."""
+"""The training of a run, until its end or a signal, and what it writes."""
 
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from hf_recipes.publishing.model_card import CardWords, Training, model_card
 from hf_recipes.publishing.push_callback import Publisher
 from hf_recipes.publishing.redact import NAMES, hub_names
 from hf_recipes.run.evaluate_callback import evaluated_with
-from hf_recipes.run.finish import _best, finish
+from hf_recipes.run.finish import best_step, finish
 from hf_recipes.run.output_dir import CARD, METRICS, SETTINGS, on_main_process
 from hf_recipes.run.run_folder import RunFolder
 from hf_recipes.trainer.failures import Stopped
@@ -30,7 +30,7 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
 
     def card(folder: Path) -> str:
         counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
-        history, best = trainer.state.log_history, _best(trainer)
+        history, best = trainer.state.log_history, best_step(trainer)
         step = best["step"] if best else trainer.state.global_step
         return model_card(folder, Training(parser.settings, names, counts, history, step, words, best))
 
@@ -62,10 +62,10 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
 
 
 def _write_first(output_dir: Path, parser: Parser, ledgers: dict[str, Ledger], names: dict) -> None:
-    """What tells of a run before it has trained."""
+    """Write the settings and the ledger before the training, and delete what an earlier end of the run wrote."""
     with writing(f"--output_dir {output_dir}"):
         write_ledgers(output_dir / LEDGER, **ledgers)
         parser.save_settings(output_dir / SETTINGS)
         write_json(output_dir / NAMES, names)
-        for name in (METRICS, CARD):  # of a run that goes on: they speak of its former end
+        for name in (METRICS, CARD):  # of a resumed run: they are of its former end
             (output_dir / name).unlink(missing_ok=True)

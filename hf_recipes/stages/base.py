@@ -1,4 +1,4 @@
-"""A stage is what it does in its own way, as one `Stage`; a run is what all of them do alike, as `run`."""
+"""`Stage` is what differs between the stages, and `run` what is the same in all of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.data import prepare_rows
-from hf_recipes.run.evaluate_callback import choose_best_by, largest_passes
+from hf_recipes.run.evaluate_callback import choose_best_by
 from hf_recipes.run.model import build_model, build_reference, check_settings
 from hf_recipes.run.run_folder import RunFolder
 from hf_recipes.run.train import train
@@ -33,7 +33,7 @@ RESUME_HINT = "go on with --resume_from_checkpoint true"
 
 @dataclass
 class Data:
-    """What a run trains and evaluates on: rows, prompts, or a mixture of documents; and what became of every row."""
+    """What a run trains and evaluates on (rows, prompts, or a mixture of documents), and the ledger of all rows."""
 
     train: Any
     validation: Any
@@ -54,11 +54,7 @@ class Context:
     config: PretrainedConfig | None = None
 
     def open(self) -> None:
-        """Read the configuration and the tokenizer.
-
-        Raises:
-            UserError: as `load_config` and `load_tokenizer`.
-        """
+        """Read the configuration and the tokenizer."""
         args, read_config = self.args, self.stage.read_config
         source = {"trust_remote_code": args.trust_remote_code, "cache_dir": self.data_args.cache_dir}
         if read_config is None:
@@ -79,7 +75,7 @@ class Context:
 
     @property
     def evaluates_files(self) -> bool:
-        """Whether there are files to evaluate on beside the validation rows."""
+        """Whether there are files to evaluate on in addition to the validation rows."""
         return bool(self.evaluation.eval_files)
 
     @property
@@ -104,13 +100,15 @@ def read_examples(context: Context) -> Data:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage does in its own way; the functions take the run's `Context`, its `Data` where there are any, and
-    raise UserError for what cannot be, before a weight is read.
+    """What differs between the stages.
+
+    The functions take the run's `Context`, and its `Data` once they are read. They raise UserError for what cannot
+    work, before a weight is read.
     """
 
     name: str  # of its script, and how its recipes begin
     arguments: type[RunArguments]
-    forms: tuple[str, ...]  # of the rows that it learns from; the first is what it is for
+    forms: tuple[str, ...]  # of the rows that it is trained on; the first is the main one
     figures: Callable[[Context, Data], DataStats]  # sizes, and the largest batch, for the dry run
     evaluations: Callable[[Context, Data], dict[str, Method]]  # by name; that of the validation rows is empty
     trainer: Callable[..., RunMixin]  # of context, data, model, evaluations, and the reference where it has one
@@ -134,7 +132,7 @@ class Stage:
 
 
 def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
-    """A whole run of `stage`, from its command line to a folder with the trained weights and all that tells of them."""
+    """A whole run of `stage`, from its command line to a folder with the trained weights, metrics and model card."""
     parser = Parser([stage.model, stage.data, stage.arguments, EvaluationArguments])
     context = Context(stage, *parser.parse(argv))
     model_args, args = context.model_args, context.args
@@ -144,17 +142,16 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
 
     data = stage.read(context)
     methods = stage.evaluations(context, data)
-    validation = data.validation if args.validation_metrics else None  # the rows that the trainer evaluates itself
-    metrics = {} if validation is None else args.validation_metrics
-    choose_best_by(args, parser.settings["greater_is_better"], methods, metrics)
+    choose_best_by(args, parser.settings["greater_is_better"], methods)
     figures = stage.figures(context, data)
-    shared = {"packs": stage.packing_error(context), "freeze": stage.freeze(context)}
+    packing_error, freeze = stage.packing_error(context), stage.freeze(context)
     plan = make_plan(
         *(model_args, args, context.config, context.tokenizer, context.added_tokens, figures),
-        **shared,
+        packs=packing_error,
+        freeze=freeze,
         is_reward=stage.task_type == "SEQ_CLS",
         keeps_reference=context.keeps_reference,
-        passes=largest_passes(args, validation, methods),
+        passes=[method.largest_pass(args.per_device_eval_batch_size) for method in methods.values()],
     )
     folder.compare_data(figures, plan.steps)
     plan.show(whole=args.dry_run)
@@ -162,11 +159,18 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         return
 
     memory = PeakMemory(plan.memory and plan.memory.peak)
-    loads = {"make": stage.load_model(context), "cache_dir": context.data_args.cache_dir}
-    shared |= {"task_type": stage.task_type, **loads}
-    model = build_model(model_args, args, context.tokenizer, context.added_tokens, **shared)
-    held = {"reference": build_reference(model_args, args, context.tokenizer, **loads)} if args.has_reference else {}
+    loading = {"make": stage.load_model(context), "cache_dir": context.data_args.cache_dir}
+    model = build_model(
+        *(model_args, args, context.tokenizer, context.added_tokens),
+        packing_error=packing_error,
+        freeze=freeze,
+        task_type=stage.task_type,
+        **loading,
+    )
+    reference = {}
+    if args.has_reference:
+        reference["reference"] = build_reference(model_args, args, context.tokenizer, **loading)
     folder.enter(figures)
-    args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(validation or methods)
-    trainer = stage.trainer(context, data, model, methods, **held)
+    args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(methods)
+    trainer = stage.trainer(context, data, model, methods, **reference)
     train(trainer, folder, data.ledgers, memory, stage.card)

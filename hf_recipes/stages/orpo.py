@@ -11,16 +11,18 @@ from transformers import PreTrainedModel
 
 from hf_recipes.core.settings import PositiveFloat, PositiveInt, setting
 from hf_recipes.data.chat.encoder import IGNORED
+from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.inference.forward import supervised_losses
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import NO_SHIFTED_LABELS, NO_TOKEN_MEAN, RunArguments
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.inherited import NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages import dpo
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss, side_lengths
+from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss
 
 
 @dataclass
@@ -82,25 +84,37 @@ class Trainer(RowMeanLoss, transformers.Trainer):
         return self.mean_over_update(odds_ratio_losses(chosen, rejected, self.args.beta), num_items_in_batch)
 
 
+class ValidationLoss(PairAccuracy):
+    """How often the chosen side is the likelier one, and the mean of `odds_ratio_losses`."""
+
+    beta: float
+
+    def summarise(self, records):
+        sides = ([record[side] / record[f"{side}_tokens"] for record in records] for side in SIDES)
+        chosen, rejected = (torch.tensor(log_probs, dtype=torch.float64) for log_probs in sides)
+        return super().summarise(records) | {"loss": odds_ratio_losses(chosen, rejected, self.beta).mean().item()}
+
+
 def evaluations(context: Context, data: Data) -> dict[str, Method]:
-    """Of the validation pairs, how often the chosen side is the likelier one."""
-    methods = {} if data.validation is None else {"": PairAccuracy.of_rows(data.validation)}
+    methods = {}
+    if data.validation is not None:
+        methods[""] = ValidationLoss.of_rows(data.validation)
+        methods[""].beta = context.args.beta
     settings = context.evaluation, context.args, context.data_args, context.config, context.tokenizer
     return methods | build_evaluations(*settings, None, [])
 
 
 def figures(context: Context, data: Data) -> DataStats:
-    found = dpo.STAGE.figures(context, data)
-    return replace(found, batch=replace(found.batch, fused_head=False))
+    of_pairs = dpo.pair_figures(context, data)
+    return replace(of_pairs, batch=replace(of_pairs.batch, fused_head=False))
 
 
 def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]) -> Trainer:
     args, train = context.args, data.train
-    rows = train.select_columns(list(Trainer.columns)).add_column("row", list(range(len(train))))
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=rows.add_column(args.length_column_name, side_lengths(train).max(0).tolist()),
+        train_dataset=dpo.pair_rows(train, args.length_column_name),
         eval_dataset={} if methods else None,
         processing_class=context.tokenizer,
         data_collator=PairCollator(context.tokenizer.pad_token_id, args.pad_to_multiple_of),
@@ -114,7 +128,7 @@ STAGE = Stage(
     "orpo",
     ORPOArguments,
     forms=("preference",),
-    encoder=dpo.STAGE.encoder,
+    encoder=dpo.pair_encoder,
     figures=figures,
     evaluations=evaluations,
     trainer=build_trainer,

@@ -1,330 +1,84 @@
-"""Pretraining: the Trainer that is our own, over mixtures of documents."""
+"""Pretraining over mixtures of documents."""
 
 import hashlib
-import json
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-import transformers
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainingArguments
 
-from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import to_json, write_json
-from hf_recipes.core.ledger import Ledger
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import to_json
+from hf_recipes.core.settings import Share, at, setting
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.pretraining.mixture import Mixture
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
-from hf_recipes.models.checks.packing import joins_rows, packing_leaks
+from hf_recipes.models.checks.packing import packing_leaks
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
-from hf_recipes.models.inference.forward import takes
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import PretrainArguments
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations, with_validation
-from hf_recipes.run.resume import decay_settings
+from hf_recipes.run.inherited import INERT
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.stages.pretrain_data import prepare_mixture
-from hf_recipes.trainer.base import RunMixin
-from hf_recipes.trainer.failures import leave_signals_to_the_run
-from hf_recipes.trainer.throughput import flops_per_token, peak_flops
+from hf_recipes.stages.pretrain_trainer import PretrainTrainer, step_blocks
 
-DATA_STATE = "data_state.json"
-CHECKED = 1000  # rows of a stream after which --max_drop_ratio holds
+# Schedules of transformers that pretraining uses, and the argument of each that --min_lr_ratio sets.
+FLOORED = "cosine_with_min_lr"
+FLOORS = {FLOORED: "min_lr_rate", "warmup_stable_decay": "min_lr_ratio"}
 
 
-def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Blocks as a batch: (B, T) int64 `input_ids`, `position_ids`, `labels`; (B,) `source`, `tokens`, `documents`."""
-    batch: dict[str, Any] = {
-        name: torch.from_numpy(np.stack([row[name] for row in rows]))
-        for name in ("input_ids", "position_ids", "labels")
+@dataclass
+class PretrainArguments(RunArguments, TrainingArguments):
+    """transformers' `TrainingArguments` with how documents become blocks, and defaults for learning from text."""
+
+    calls_head: ClassVar = True
+    unusable: ClassVar = {
+        "data_seed": f"{INERT}use --seed",
+        "dataloader_in_order": f"{INERT}blocks come in their order",
+        "dataloader_multiprocessing_context": f"{INERT}leave it out",
+        "dataloader_persistent_workers": f"{INERT}a run is one pass over the blocks",
+        "label_smoothing_factor": f"{INERT}leave it out",
+        "train_sampling_strategy": f"{INERT}use --shuffle",
     }
-    for name in ("source", "tokens", "documents"):
-        batch[name] = torch.tensor([row[name] for row in rows])
-    return {**batch, "location": [row["location"] for row in rows]}
 
+    inexact_resume: bool = setting("Resume what another number of processes wrote: every document is seen once.", True)
+    block_size: Annotated[int, at(ge=2)] = setting("Tokens of a block, which is what a row of a batch is.", 2048)
+    document_end_token: str | None = setting("Token after each document; by default the tokenizer's end token.")
+    document_attention: bool = setting("Whether tokens attend within their document only.", True)
+    sequence_sample_mode: Literal["none", "truncate", "sample", "split"] = setting(
+        "Documents longer than a block: run on into the next, keep the beginning, keep a random window, or part.",
+        "none",
+    )
+    drop_last: bool = setting("Leave out the last, shorter block of each source.", False)
+    mixture: str | None = setting("Policy file (configs/mixtures): the share of each source.")
+    streaming: bool = setting("Tokenize while training; nothing is written. Needs --max_steps.", False)
+    shuffle: bool = setting("Draw the order of the blocks anew in each epoch.", True)
+    train_only: Literal["embeddings"] | None = setting("Train input and output embeddings alone.")
+    freeze_layers: str | None = setting("Layers that stay as they are, counted from 0: 0-11, or 0,2,4.")
+    min_lr_ratio: Share = setting("The learning rate's floor, as a share of --learning_rate.", 0.1)
+    decay_ratio: Share = setting("Share of the steps in which warmup_stable_decay lowers the rate at the end.", 0.1)
+    learning_rate: float = setting("The highest learning rate.", 3e-4)
+    lr_scheduler_type: str = setting("cosine_with_min_lr, warmup_stable_decay, or any of transformers'.", FLOORED)
+    warmup_steps: float = setting("Steps in which the learning rate rises, or below 1 their share.", 0.01)
+    weight_decay: float = setting("Of matrices; norms and biases have none.", 0.1)
+    adam_beta2: float = setting("AdamW's second beta.", 0.95)
+    logging_steps: float = setting("Log every so many steps.", 10)
+    num_train_epochs: float = setting("How often the data is gone through.", 1.0)
 
-class _Batches:
-    """Batches and the seconds that were spent waiting for them. It has no length: a run is one epoch to the Trainer."""
-
-    def __init__(self, batches):
-        self.batches, self.waited = batches, 0.0
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        iterator = iter(self.batches)
-        while True:
-            start = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-
-class _Own:
-    """The batch sampler of `Mixture.batches_of`."""
-
-    def __init__(self, mixture: Mixture, *location: int):
-        self.mixture, self.location = mixture, location
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self.mixture.batches_of(*self.location)
-
-
-class _Epochs(TrainerCallback):
-    """Puts how often the data was gone through where the Trainer has the share of the steps."""
-
-    def __init__(self, trainer: "PretrainTrainer"):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        mixture, done = self.trainer.mixture, self.trainer.blocks_done
-        if mixture.blocks:
-            state.epoch = done / mixture.blocks
-        else:
-            state.epoch = float(mixture.shares @ mixture.epochs(done))
-
-
-def step_blocks(args: PretrainArguments) -> int:
-    """Blocks in an optimizer step."""
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-class PretrainTrainer(RunMixin, transformers.Trainer):
-    """transformers' Trainer over a `Mixture`: exact resume at any place, the loss of each source, and throughput.
-
-    The loss is the mean over all labelled tokens of a step, of all processes. Logged with it are the loss of each
-    source since the last log (`loss_NAME`), tokens per second of each device, billions of tokens seen, the share of
-    the time that training waited for data, and the share of the device's measured peak where there is one.
-    """
-
-    def __init__(self, mixture: Mixture, ledger: Ledger, *, args: PretrainArguments, max_drop_ratio=1.0, **kwargs):
-        self.mixture, self.ledger, self.max_drop_ratio = mixture, ledger, max_drop_ratio
-        self._start = self._begun_at = self._last_block = 0  # blocks and steps before this start; blocks of the run
-        self._by_epochs = args.max_steps <= 0
-        if self._by_epochs:
-            args.max_steps = self._steps_left(args)
-        super().__init__(args=args, train_dataset=mixture, **kwargs)
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by num_items_in_batch for every architecture
-        self._loss_shifts_labels = True
-        self.args.ignore_data_skip = True  # the mixture begins where the checkpoint says
-        size = len(mixture.sources)
-        # Of each source: loss, labelled tokens, tokens, documents. Since the last log, and in all.
-        self._recent = torch.zeros(size, 4, device=self.args.device)
-        self._totals = np.zeros((size, 4))
-        self._batches: _Batches | None = None
-        self._train_seconds = self._waited = 0.0
-        own = self.accelerator.unwrap_model(self.model)
-        self._positions = takes(own, "position_ids")
-        self._flattens = joins_rows(own.config._attn_implementation)
-        self._flops, self._peak = flops_per_token(own, mixture.blocking.size), peak_flops(self.args.device)
-        self.add_callback(_Epochs(self))
-
-    def _steps_left(self, args: PretrainArguments) -> int:
-        left = round(args.num_train_epochs * self.mixture.blocks) - self._start
-        return max(0, -(-left // step_blocks(args)))
-
-    @property
-    def blocks_done(self) -> int:
-        """Blocks of the run that were learned; the last step may have room for more."""
-        done = self._start + (self.state.global_step - self.first_step) * step_blocks(self.args)
-        return min(done, self._last_block)
-
-    # Data
-
-    def train(self, resume_from_checkpoint=None, **kwargs):
-        if resume_from_checkpoint:
-            self._go_on(Path(resume_from_checkpoint))
-        if self._by_epochs:
-            self.args.max_steps = self._begun_at + self._steps_left(self.args)
-        try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            for source in self.mixture.sources:
-                source.close()
-
-    def _go_on(self, checkpoint: Path) -> None:
-        """Take up the data where `checkpoint` left it."""
-        try:
-            saved = json.loads((checkpoint / DATA_STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"{checkpoint}: {DATA_STATE} is missing or damaged, so the data cannot go on") from None
-        settings = json.loads(json.dumps(self._settings()))
-        for name, value in saved["settings"].items():
-            if settings.get(name) != value:
-                raise UserError(
-                    f"{checkpoint} was written with other data ({name} was {value}, and is {settings.get(name)}): its "
-                    "blocks cannot go on; give the same (a streamed file that was written or touched is another one), "
-                    "or start anew from its weights with --model_name_or_path"
-                )
-        if saved["processes"] != self.args.world_size:
-            say(
-                f"{saved['processes']} processes wrote {checkpoint.name}, and there are {self.args.world_size}: every "
-                "document is still seen once, but sums are in another order, so weights will not be equal bit for bit"
-            )
-        self._start, self._begun_at = saved["blocks"], saved["step"]
-        self._totals = np.array(saved["totals"])
-        if saved["ledger"]:
-            found = Ledger.from_dict(saved["ledger"])
-            self.ledger.sources, self.ledger.reasons = found.sources, found.reasons
-        self.mixture.start_at(saved["streams"])
-
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same for the blocks to be the same."""
-        blocking = self.mixture.blocking
-        return {
-            "block_size": blocking.size,
-            "sequence_sample_mode": blocking.mode,
-            "drop_last": blocking.drop_last,
-            "seed": blocking.seed,
-            "shuffle": self.mixture.shuffle,
-            "document_attention": self.mixture.mask_documents,
-            "sources": self.mixture.identity(),
-        }
-
-    def get_train_dataloader(self):
-        args = self.args
-        self._last_block = self._start + max(0, args.max_steps - self._begun_at) * step_blocks(args)
-        if self._by_epochs:
-            self._last_block = round(args.num_train_epochs * self.mixture.blocks)
-        location = (
-            self._start,
-            self._last_block,
-            args.per_device_train_batch_size,
-            args.process_index,
-            args.world_size,
-        )
-        if self.mixture.streams:
-            self._batches = _Batches(map(collate, self.mixture.stream(*location, step_blocks(args))))
-            return self._batches
-        loader = DataLoader(
-            self.mixture,
-            batch_sampler=_Own(self.mixture, *location, step_blocks(args)),
-            num_workers=args.dataloader_num_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            collate_fn=collate,
-            worker_init_fn=leave_signals_to_the_run,
-            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
-            # Its own, so that beginning anew draws nothing from the run's random numbers.
-            generator=torch.Generator().manual_seed(args.seed),
-        )
-        self._batches = _Batches(loader)
-        return self._batches
-
-    def tokens_in(self, inputs):
-        return int(inputs["tokens"].sum())
-
-    def locations_of(self, batches):
-        return [location for inputs in batches for location in inputs["location"]]
-
-    # Steps
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        decay = decay_settings(self.args, num_training_steps)
-        self.args.lr_scheduler_kwargs = {**decay, **(self.args.lr_scheduler_kwargs or {})}
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        ids, positions, labels = inputs["input_ids"], inputs["position_ids"], inputs["labels"]
-        targets = F.pad(labels[:, 1:], (0, 1), value=-100)
-        if self._flattens:  # flash attention keeps rows apart by their positions, in one long row
-            ids, positions = ids.flatten()[None], positions.flatten()[None]
-        rest = {"position_ids": positions} if self._positions else {}
-        logits = model(input_ids=ids, use_cache=False, **rest).logits
-        losses = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100
-        ).view_as(targets)
-        sums, counts = losses.sum(1), (targets != -100).sum(1)
-        with torch.no_grad():
-            row = torch.stack([sums.detach(), counts, inputs["tokens"], inputs["documents"]], 1).to(self._recent.dtype)
-            row[~sums.isfinite(), :2] = 0
-            self._recent.index_add_(0, inputs["source"], row)
-        loss = sums.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)
-        # num_items_in_batch counts every process's tokens, and DDP averages the gradients.
-        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
-
-    # Log
-
-    def log(self, logs, start_time=None):
-        if "loss" in logs:
-            seconds = time.monotonic() - self._clock - self._paused
-            recent = self.accelerator.reduce(self._recent, "sum").double().cpu().numpy()
-            self._recent.zero_()
-            self._totals += recent
-            for name, (loss, count, *_) in zip(self.mixture.names, recent, strict=True):
-                if count and len(self.mixture.names) > 1:
-                    logs[f"loss_{name}"] = loss / count
-            self._train_seconds += seconds
-            self._waited, before = self._batches.waited, self._waited
-            logs["data_wait"] = round((self._waited - before) / max(1e-9, seconds), 4)
-            if self.ledger.totals["read"] >= CHECKED:
-                self.ledger.check(self.max_drop_ratio)
-        super().log(logs, start_time)
-
-    def rates(self, tokens_per_second):
-        each = tokens_per_second / self.args.world_size
-        found = {
-            "tokens_per_second_per_device": round(each, 1),
-            "billion_tokens": self.state.num_input_tokens_seen / 1e9,
-        }
-        if self._peak:
-            found["share_of_peak_flops"] = round(each * self._flops / self._peak, 4)
-        return found
-
-    def figures(self):
-        """By source: target and realised share, epochs and loss; and the share of the time spent waiting for data."""
-        names, totals = self.mixture.names, self._totals
-        target = self.mixture.shares
-        realised = totals[:, 2] / max(1, totals[:, 2].sum())
-        epochs = self.mixture.epochs(self.blocks_done)
-        sources = {
-            name: {
-                "target": float(target[number]),
-                "realised": float(realised[number]),
-                "tokens": int(totals[number, 2]),
-                "documents": int(totals[number, 3]),
-                "epochs": float(epochs[number]),
-                "left_out": source.skipped_tokens(float(epochs[number])),
-                "loss": float(totals[number, 0] / totals[number, 1]) if totals[number, 1] else None,
-            }
-            for number, (name, source) in enumerate(zip(names, self.mixture.sources, strict=True))
-        }
-        say(_table(sources))
-        return {"sources": sources, "data_wait": self._waited / max(1e-9, self._train_seconds)}
-
-    # Checkpoints
-
-    def _complete(self, checkpoint):
-        state = {
-            "step": self.state.global_step,
-            "blocks": self.blocks_done,
-            "processes": self.args.world_size,
-            "settings": self._settings(),
-            "totals": self._totals.tolist(),
-            "streams": self.mixture.state(),
-            "ledger": self.ledger.to_dict() if self.mixture.streams else None,
-        }
-        write_json(checkpoint / DATA_STATE, state, indent=None)
-        super()._complete(checkpoint)
-
-
-def _table(sources: Mapping[str, Mapping[str, Any]]) -> str:
-    counts_left_out = any(found["left_out"] for found in sources.values())
-    rows = [("source", "target", "realised", "tokens", "epochs", "loss") + ("left out",) * counts_left_out]
-    for name, found in sources.items():
-        loss = "–" if found["loss"] is None else f"{found['loss']:.4f}"
-        shares = (f"{found['target']:.1%}", f"{found['realised']:.1%}")
-        left_out = (f"{found['left_out']:,}",) * counts_left_out
-        rows.append((name, *shares, f"{found['tokens']:,}", f"{found['epochs']:.2f}", loss, *left_out))
-    widths = [max(len(cell) for cell in column) + 2 for column in zip(*rows, strict=True)]
-    return "\n".join("".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+    def __post_init__(self):
+        self.check_fields()
+        if self.streaming and self.max_steps <= 0:
+            raise ValueError("--streaming needs --max_steps: how long a stream is is known only at its end")
+        if self.train_only and self.freeze_layers:
+            raise ValueError("--train_only embeddings freezes all layers; leave --freeze_layers out")
+        floor = FLOORS.get(str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)))
+        if floor and not self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {floor: self.min_lr_ratio}
+        super().__post_init__()
 
 
 def read_mixture(context: Context) -> Data:
@@ -355,10 +109,11 @@ def block_figures(context: Context, data: Data) -> DataStats:
 
 
 def packing_error(context: Context) -> UserError | None:
-    """Tokens would attend beyond their document, and shall not."""
+    """The error where tokens would attend beyond their document, and shall not."""
     instead = "give --document_attention false, which lets them"
-    apart = context.args.document_attention
-    return packing_leaks(context.config.model_type, "--document_attention", instead) if apart else None
+    if not context.args.document_attention:
+        return None
+    return packing_leaks(context.config.model_type, "--document_attention", instead)
 
 
 def build_trainer(
@@ -393,5 +148,5 @@ STAGE = Stage(
     packing_error=packing_error,
     trainer=build_trainer,
     card=CardWords("pretraining", ("documents", "篇文档"), "continues"),
-    legend="In colour: the tokens that carry loss; the first of each document is given, not learned.",
+    legend="In colour: the tokens that carry loss; the first of each document is given and has none.",
 )

@@ -1,4 +1,4 @@
-"""The mixture of a run, from files, folders and token shards to blocks."""
+"""The mixture of a pretraining run: files, folders and token shards → blocks."""
 
 import json
 import os
@@ -29,43 +29,40 @@ from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 from hf_recipes.data.pretraining.token_shards import Damaged, TokenShards, open_shards
 from hf_recipes.data.pretraining.tokenize_corpus import store
 from hf_recipes.data.schemas.registry import Columns
-from hf_recipes.run.arguments import PretrainArguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LEDGER = "ledger.json"  # beside the shards of a source that was tokenized for a run
+    from hf_recipes.stages.pretrain import PretrainArguments
+
+LEDGER = "ledger.json"  # with the shards of a source that was tokenized for a run
 
 
 def prepare_mixture(
-    data: SourceArguments, args: PretrainArguments, tokenizer: "PreTrainedTokenizerBase"
+    data: SourceArguments, args: "PretrainArguments", tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[Mixture, Ledger]:
-    """The blocks that a run learns from, and what became of every row.
+    """The blocks that a run is trained on, and the data ledger.
 
     Files are tokenized once, into the cache; with `streaming`, while training. Token shards are used as they are.
-
-    Raises:
-        UserError: sources that are not there or cannot be read, a policy that does not fit them, shards of another
-            tokenizer, or a source without a document.
     """
     encoder = DocumentEncoder(tokenizer, args.document_end_token)
     policy = read_policy(args.mixture) if args.mixture else None
-    found, readers = open_corpora(data, args, policy)
-    say_plan(found, readers)
+    opened, readers = open_corpora(data, args, policy)
+    say_plan(opened, readers)
     blocking = Blocking(args.block_size, args.sequence_sample_mode, args.drop_last, args.seed)
     ledger = Ledger()
     sources: list[BlockSource] = []
     rates: dict[str, dict[str, float]] = {}
     shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, _exchange(args))
-    for corpus, own in zip(found, readers, strict=True):
+    for corpus, files in zip(opened, readers, strict=True):
         if args.streaming and not corpus.shards:
             seed = args.seed if args.shuffle else None
-            sources.append(StreamedBlocks(corpus.name, own, blocking, shared, seed, ledger.add))
-            rates[corpus.name] = _sampled_rates(own, encoder)
+            sources.append(StreamedBlocks(corpus.name, files, blocking, shared, seed, ledger.add))
+            rates[corpus.name] = _sampled_rates(files, encoder)
             continue
         with args.main_process_first(local=True, desc="tokens"):
             stored = open_shards(corpus.shards, corpus.name, encoder) if corpus.shards else None
-            stored = stored or _tokenized(corpus, own, encoder, data, ledger)
+            stored = stored or _tokenized(corpus, files, encoder, data, ledger)
         source = StoredBlocks(stored, blocking)
         if not len(source):
             raise UserError(
@@ -92,14 +89,14 @@ def prepare_mixture(
 
 
 def open_corpora(
-    data: SourceArguments, args: PretrainArguments, policy: Policy | None = None
+    data: SourceArguments, args: "PretrainArguments", policy: Policy | None = None
 ) -> tuple[list[Corpus], list[list[Reader]]]:
     """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
-    found = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming)
-    names = select_sources(policy, [corpus.name for corpus in found], f"--mixture {args.mixture}")
-    found = [corpus for corpus in found if corpus.name in names]
+    all_corpora = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming)
+    names = select_sources(policy, [corpus.name for corpus in all_corpora], f"--mixture {args.mixture}")
+    chosen_corpora = [corpus for corpus in all_corpora if corpus.name in names]
     columns = Columns(schema=data.schema, prompt=data.prompt_column)
-    return found, [[open_reader(file, columns) for file in corpus.files] for corpus in found]
+    return chosen_corpora, [[open_reader(file, columns) for file in corpus.files] for corpus in chosen_corpora]
 
 
 def _epoch_blocks(policy: Policy | None, sources: Sequence[BlockSource], quotas: np.ndarray) -> int:
@@ -144,26 +141,26 @@ def _tokenized(
                 say(f"{folder}: damaged ({error}); its documents are tokenized anew")
                 shutil.rmtree(folder)
         say(f"{corpus.name}: tokenizing into {folder}")
-        own = Ledger()
+        corpus_ledger = Ledger()
 
         def keep_ledger(building: Path) -> None:
-            write_json(building / LEDGER, own.to_dict(), indent=None)
+            write_json(building / LEDGER, corpus_ledger.to_dict(), indent=None)
 
         workers, chunks = data.preprocessing_num_workers or 0, read_chunks(readers, Cursor())
-        store(corpus.name, chunks, encoder, str(folder), workers, own.add, keep_ledger)
+        store(corpus.name, chunks, encoder, str(folder), workers, corpus_ledger.add, keep_ledger)
         return _open(folder, corpus, encoder, ledger)
 
 
 def _open(folder: Path, corpus: Corpus, encoder: DocumentEncoder, ledger: Ledger) -> TokenShards:
-    own = Ledger.from_dict(json.loads((folder / LEDGER).read_text(encoding="utf-8")))
-    found = open_shards(str(folder), corpus.name, encoder)
-    ledger.sources |= own.sources
-    ledger.reasons |= own.reasons
-    return found
+    stored = Ledger.from_dict(json.loads((folder / LEDGER).read_text(encoding="utf-8")))
+    shards = open_shards(str(folder), corpus.name, encoder)
+    ledger.sources |= stored.sources
+    ledger.reasons |= stored.reasons
+    return shards
 
 
-def _exchange(args: PretrainArguments):
-    """Gives all processes what one of them has; over gloo, whatever the gradients go over."""
+def _exchange(args: "PretrainArguments"):
+    """A function that broadcasts a value of one process; over gloo, whatever the gradients are reduced by."""
     if args.world_size == 1:
         return None
     import torch.distributed as dist
@@ -178,7 +175,7 @@ def _exchange(args: PretrainArguments):
     return exchange
 
 
-def _say_mixture(mixture: Mixture, policy: Policy | None, args: PretrainArguments) -> None:
+def _say_mixture(mixture: Mixture, policy: Policy | None, args: "PretrainArguments") -> None:
     by = "" if policy is None or policy.by == "tokens" else f" (given by {policy.by})"
     for source, share in zip(mixture.sources, mixture.shares, strict=True):
         if source.is_stream:

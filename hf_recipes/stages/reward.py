@@ -1,13 +1,16 @@
-"""Reward modelling: TRL's `RewardTrainer` over our pairs, losses and checkpoints."""
+"""Reward modelling: TRL's `RewardTrainer` over our pairs and checkpoints, with means over an update."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import RewardTrainer
+from trl import RewardConfig, RewardTrainer
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import PositiveFloat, PositiveInt, at, setting
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.data_stats import DataStats, rows_digest
@@ -16,18 +19,43 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import RewardArguments
+from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.inherited import INERT, NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss, side_lengths
+
+
+@dataclass
+class RewardArguments(RunArguments, RewardConfig):
+    """TRL's `RewardConfig` with the head's first weights, and scores kept for looking at the data."""
+
+    limits: ClassVar = {"center_rewards_coefficient": at(ge=0)}
+    unusable: ClassVar = {
+        "average_tokens_across_devices": NO_TOKEN_MEAN,
+        "eval_temperature": f"{INERT}a reward model writes nothing",
+        "label_smoothing_factor": NO_SHIFTED_LABELS,
+        "max_new_tokens": f"{INERT}a reward model writes nothing",
+    }
+
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    max_length: PositiveInt | None = setting(
+        "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
+    )
+    initializer_range: PositiveFloat = setting("Standard deviation of a new score head's first weights.", 0.01)
+    save_scores: bool = setting("Score the training pairs too at each evaluation: predictions/train.", False)
+
+    def __post_init__(self):
+        self.check_fields()
+        super().__post_init__()
 
 
 class Trainer(RowMeanLoss, RewardTrainer):
     """TRL's trainer on pairs that are already `chosen_ids` and `rejected_ids`, with the number of their `row`.
 
     The loss of an update is the mean of -log sigmoid(chosen - rejected) over all its pairs, however they are spread
-    over batches and processes, and with `center_rewards_coefficient` c, of c (chosen + rejected)² beside it. Logged
-    with it, over the pairs since the last log: `accuracy`, `difference_mean` and `score_mean`.
+    over batches and processes, plus c (chosen + rejected)² where `center_rewards_coefficient` is c. Logged with it,
+    over the pairs since the last log: `accuracy`, `difference_mean` and `score_mean`.
     """
 
     columns = ("chosen_ids", "rejected_ids")
@@ -40,9 +68,9 @@ class Trainer(RowMeanLoss, RewardTrainer):
         losses = -F.logsigmoid(chosen - rejected)
         if self.args.center_rewards_coefficient:
             losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
-        ahead = chosen - rejected
-        wins = (ahead > 0).float() + 0.5 * (ahead == 0)
-        self.note(accuracy=wins, difference_mean=ahead, score_mean=(chosen + rejected) / 2)
+        difference = chosen - rejected
+        wins = (difference > 0).float() + 0.5 * (difference == 0)
+        self.note(accuracy=wins, difference_mean=difference, score_mean=(chosen + rejected) / 2)
         loss = self.mean_over_update(losses, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -52,11 +80,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, args: RewardArguments, name: str
 
 
 def pair_evaluations(context: Context, data: Data) -> dict[str, Method]:
-    """The pairs that are scored at each evaluation.
-
-    Raises:
-        UserError: as `build_evaluations`, or a file that has no pairs.
-    """
+    """The pairs that are scored at each evaluation."""
     evaluation, args = context.evaluation, context.args
     for name in evaluation.eval_methods or ():
         if name != PairAccuracy.name:

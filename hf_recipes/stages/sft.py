@@ -1,23 +1,61 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import at, setting
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.dry_run.data_stats import row_stats
 from hf_recipes.evaluation.method import Method
+from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
-from hf_recipes.models.inference.forward import supervised_losses
 from hf_recipes.publishing.model_card import CardWords
-from hf_recipes.run.arguments import SFTArguments
-from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations, prompts_of
+from hf_recipes.run.arguments import RunArguments
+from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, add_callbacks, build_evaluations, prompts_of
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
+
+TOKEN_LOSSES = ("nll", "dft")
+TRAINED = at(ge=1, text="at least 1; with {} there is no token to learn from")
+
+
+@dataclass
+class SFTArguments(RunArguments, SFTConfig):
+    """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
+
+    needs: ClassVar = {
+        "label_smoothing_factor": ("--loss_type nll", lambda args: args.loss_type == "nll"),
+        **dict.fromkeys(("packing_strategy", "shuffle_dataset"), ("--packing", lambda args: args.packing)),
+    }
+
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    train_on: Literal["all", "last"] = setting("Assistant turns that carry loss.", "all")
+    max_source_length: Annotated[int | None, TRAINED] = setting("Tokens of the prompt at the most.")
+    max_target_length: Annotated[int | None, TRAINED] = setting("Tokens of the answer at the most.")
+    max_length: Annotated[int | None, TRAINED] = setting(
+        "Tokens in all; by default both budgets together (1024 for one not given) or 1024."
+    )
+    truncation_side: Literal["left", "right"] = setting("Side on which an over-long question is cut.", "left")
+
+    def __post_init__(self):
+        self.check_fields()
+        if self.loss_type not in TOKEN_LOSSES:
+            raise ValueError(f"--loss_type {self.loss_type}: no such loss; there are {' and '.join(TOKEN_LOSSES)}")
+        if self.max_length is None:
+            budgets = (self.max_source_length, self.max_target_length)
+            self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
+        if self.packing and self.packing_strategy != "bfd":
+            raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
+        if self.label_smoothing_factor and self.router_aux_loss_coef:
+            raise ValueError("--router_aux_loss_coef has no effect with --label_smoothing_factor; leave one out")
+        super().__post_init__()
 
 
 class PackCollator(DataCollatorForLanguageModeling):
@@ -38,10 +76,7 @@ class PackCollator(DataCollatorForLanguageModeling):
 
 
 class Trainer(RunMixin, SFTTrainer):
-    """TRL's trainer on rows that are already `input_ids` and `labels`.
-
-    The evaluation loss is the mean over all labelled tokens of the set, whatever the batches were.
-    """
+    """TRL's trainer on rows that are already `input_ids` and `labels`."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -51,9 +86,6 @@ class Trainer(RunMixin, SFTTrainer):
         self.model_accepts_loss_kwargs = True
         if self.args.use_cpu:
             add_cpu_lm_head(self.model, ("log_probs", "entropy", "is_top1"))
-        self._eval_sums: list = []
-        # Evaluation rows stay rows (never flattened into one), so that each is counted once over several processes.
-        self._eval_collator = DataCollatorForLanguageModeling(self.processing_class.pad_token_id)
         if self.args.packing and not joins_rows(self.accelerator.unwrap_model(self.model).config._attn_implementation):
             self.data_collator = PackCollator(
                 self.processing_class.pad_token_id,
@@ -61,33 +93,16 @@ class Trainer(RunMixin, SFTTrainer):
                 pad_to_multiple_of=self.args.pad_to_multiple_of,
             )
 
-    def get_eval_dataloader(self, eval_dataset=None):
-        collator, self.data_collator = self.data_collator, self._eval_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = collator
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        import torch
+class ValidationLoss(NLL):
+    """`nll` of the validation rows, under the names of TRL's metrics."""
 
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            losses, counts, hits = supervised_losses(model, inputs)
-        sums = self.accelerator.gather_for_metrics(torch.stack([losses, counts.float(), hits.float()], 1))
-        self._eval_sums.append(sums.double().sum(0))
-        return (losses.sum() / counts.sum().clamp(min=1)).detach(), None, None
+    def summarise(self, records):
+        metrics = super().summarise(records)
+        return {"loss": metrics["loss"], "mean_token_accuracy": metrics["token_accuracy"]}
 
-    def log(self, logs, start_time=None):
-        loss_key = next(
-            (key for key in logs if (key.startswith("eval_") and key.endswith("_loss")) or key == "eval_loss"), None
-        )
-        if loss_key and self._eval_sums:
-            loss, count, hits = sum(self._eval_sums).tolist()
-            logs[loss_key] = loss / max(1, count)
-            logs[loss_key.removesuffix("loss") + "mean_token_accuracy"] = hits / max(1, count)
-            self._eval_sums = []
-        super().log(logs, start_time)
+    def directions(self):
+        return {"loss": False, "mean_token_accuracy": True}
 
 
 def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: str = "train") -> ChatEncoder:
@@ -104,13 +119,12 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: st
 
 
 def evaluations(context: Context, data: Data) -> dict[str, Method]:
-    """The validation rows are answered too."""
+    """The validation rows are scored, and answered too."""
     tokenizer, args = context.tokenizer, context.args
     end_of_turn = tokenizer.convert_tokens_to_ids(encoder_for(tokenizer, args).end_of_turn)
-    prompts = prompts_of(data.validation)
-    return build_evaluations(
-        context.evaluation, args, context.data_args, context.config, tokenizer, prompts, [end_of_turn]
-    )
+    settings = context.evaluation, args, context.data_args, context.config, tokenizer
+    methods = {} if data.validation is None else {VALIDATION_LOSS: ValidationLoss.of_rows(data.validation)}
+    return methods | build_evaluations(*settings, prompts_of(data.validation), [end_of_turn])
 
 
 def packing_error(context: Context) -> UserError | None:
@@ -119,17 +133,15 @@ def packing_error(context: Context) -> UserError | None:
 
 
 def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]) -> Trainer:
-    args, validation = context.args, data.validation
+    args = context.args
     if not args.packing:
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         args.max_length = None  # every row is within the budgets already
-    args.eval_packing = False
-    columns = ["input_ids", "labels"]
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=data.train.select_columns(columns),
-        eval_dataset=validation.select_columns(columns) if validation is not None else {} if methods else None,
+        train_dataset=data.train.select_columns(["input_ids", "labels"]),
+        eval_dataset={} if methods else None,
         processing_class=context.tokenizer,
     )
     trainer.data_rows = data.train

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which one a run can go on from, what proves it whole, and which may be deleted."""
+"""Checkpoints on disk: which one a run can resume from, what proves it whole, and which may be deleted."""
 
 import json
 import os
@@ -9,13 +9,9 @@ import zipfile
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST = "files.json"
 _STEP = re.compile(r"checkpoint-(\d+)$")
@@ -54,19 +50,19 @@ def write_manifest(checkpoint: Path, world_size: int) -> None:
 
 
 def _checkpoints(output_dir: str | os.PathLike) -> list[tuple[int, Path]]:
-    found = ((_STEP.match(path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
-    return sorted((int(match[1]), path) for match, path in found if match)
+    matches = ((_STEP.match(path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def rotate(output_dir: Path, step: int, limit: int | None, best: str | None) -> None:
     """Delete the oldest checkpoints over `limit`, neither that of `step`, just written, nor the best.
 
-    Later ones are of a run that this one did not go on from (they are not whole); they do not count.
+    Later ones are of a run that this one did not resume (they are not whole); they do not count.
     """
-    own = [path for at, path in _checkpoints(output_dir) if at <= step]
-    protected = {own[-1], Path(best)} if best else {own[-1]}
-    surplus = len(own) - limit if limit else 0
-    for path in own:
+    written = [path for at, path in _checkpoints(output_dir) if at <= step]
+    protected = {written[-1], Path(best)} if best else {written[-1]}
+    surplus = len(written) - limit if limit else 0
+    for path in written:
         if surplus > 0 and path not in protected:
             shutil.rmtree(path, ignore_errors=True)
             surplus -= 1
@@ -119,7 +115,7 @@ def what_is_missing(checkpoint: str | os.PathLike) -> str | None:
 
 
 def _is_sharded(path: Path) -> bool:
-    """DeepSpeed and FSDP keep weights and optimizer in folders of their own, a part for each process."""
+    """Whether DeepSpeed or FSDP wrote it: weights and optimizer in folders, with a file for each process."""
     return any(path.glob("global_step*")) or any(path.glob("pytorch_model_fsdp*"))
 
 
@@ -136,7 +132,7 @@ def _check_width(checkpoint: str | os.PathLike, world_size: int, inexact: bool) 
     if wrote == world_size:
         return
     if _is_sharded(path):
-        raise UserError(f"{path}: its parts are of {wrote} processes, and this run has {world_size}; start {wrote}")
+        raise UserError(f"{path}: it is sharded over {wrote} processes, and this run has {world_size}; start {wrote}")
     if not inexact:
         raise UserError(
             f"{path} was written by {wrote} processes, and this run has {world_size}: it can go on with the same rows, "
@@ -149,8 +145,8 @@ def what_would_run(checkpoint: str | os.PathLike) -> str | None:
     """Code that resuming from `checkpoint` would run, as ``file: what``, or None.
 
     transformers unpickles its own files, those on top, with restrictions. DeepSpeed and distributed checkpoints
-    unpickle what is in the folders below without any, so that these files are read here first, by unpicklers that build
-    tensors and plain values and refuse everything else. Nothing in the checkpoint may have other files than these read.
+    unpickle files in the folders below without any. So these files are read here first, by unpicklers that build
+    tensors and plain values and refuse everything else. Links and names that lead to other files are refused too.
     """
     import torch
 
@@ -176,7 +172,7 @@ def _best_of(checkpoint: Path) -> list[Path]:
 
 
 def _leads_outside(checkpoint: Path) -> str | None:
-    """What in a checkpoint has other files loaded than those that `checkpoint.rglob` names."""
+    """A link or a name in a checkpoint by which a file outside of it would be loaded."""
     inside = os.path.realpath(checkpoint)
     for path in checkpoint.rglob("*"):
         if path.is_symlink() and (path.is_dir() or not Path(os.path.realpath(path)).is_relative_to(inside)):
@@ -202,13 +198,13 @@ def _code_in(path: Path) -> str | None:
             torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         return None
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|(?:global|function) ([\w.]+)", str(error))
-        if found:
-            return next(filter(None, found.groups()))
+        match = re.search(r"GLOBAL (\S+)|(?:global|function) ([\w.]+)", str(error))
+        if match:
+            return next(filter(None, match.groups()))
         problem = "unknown objects"
     except Exception as error:  # a crafted file can provoke any
         problem = f"cannot be read ({' '.join(str(error).split())[:100]})"
-    return problem if path.suffix in (".pt", ".bin") or path.name == ".metadata" else None  # else nobody unpickles it
+    return problem if path.suffix in (".pt", ".bin") or path.name == ".metadata" else None  # else it is not unpickled
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -245,12 +241,7 @@ def _deepspeed_types() -> list:
 def find_checkpoint(
     output_dir: str, wanted: str | None, *, world_size: int = 1, inexact: bool = False, trust: bool = False
 ) -> str | None:
-    """The checkpoint to resume from: `wanted` is a path, ``"true"`` for the newest whole one in `output_dir`, or None.
-
-    Raises:
-        UserError: the named checkpoint is not there or not whole; other than `world_size` processes wrote it (unless
-            `inexact`); its files hold more than tensors and plain values (unless `trust`).
-    """
+    """The checkpoint to resume from; `wanted` is a path, ``"true"`` (the newest whole one in `output_dir`) or None."""
     if wanted is None:
         return None
     chosen = wanted
@@ -277,13 +268,13 @@ def find_checkpoint(
     return chosen
 
 
-def newest_whole(output_dir: str | os.PathLike, tell: Callable[[str], None] = lambda line: None) -> Path | None:
-    """The newest checkpoint that a run can go on from; `tell` is called with why a newer one cannot."""
+def newest_whole(output_dir: str | os.PathLike, report: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The newest checkpoint that a run can resume from; `report` is called with why a newer one cannot be."""
     for _, path in reversed(_checkpoints(output_dir)):
         problem = what_is_missing(path)
         if problem is None:
             return path
-        tell(f"{path} is left aside: {problem}")
+        report(f"{path} is left aside: {problem}")
     return None
 
 

@@ -36,11 +36,11 @@ def add_cpu_lm_head(model: torch.nn.Module, outputs: tuple[str, ...] = ("log_pro
         targets = labels[:, 1:][mask]
         if len(positions) == 0:  # the head is in the graph all the same, as processes that train together need
             positions, targets = positions.new_zeros(1), targets.new_zeros(1)
-        pieces = logits_at(positions, self, {**kwargs, "use_cache": False})
-        scores = [_scores(logits, targets[piece], outputs) for piece, logits in pieces]
-        whole = {name: torch.cat([score[name] for score in scores]) for name in outputs}
-        spread = {name: value.new_zeros(mask.shape).masked_scatter(mask, value) for name, value in whole.items()}
-        return FusedCausalLMOutput(label_mask=mask, **spread)
+        chunks = logits_at(positions, self, {**kwargs, "use_cache": False})
+        scores = [_scores(logits, targets[chunk], outputs) for chunk, logits in chunks]
+        labelled = {name: torch.cat([score[name] for score in scores]) for name in outputs}
+        padded = {name: value.new_zeros(mask.shape).masked_scatter(mask, value) for name, value in labelled.items()}
+        return FusedCausalLMOutput(label_mask=mask, **padded)
 
     model.forward = MethodType(forward, model)
 
@@ -48,15 +48,15 @@ def add_cpu_lm_head(model: torch.nn.Module, outputs: tuple[str, ...] = ("log_pro
 def _scores(logits: torch.Tensor, targets: torch.Tensor, outputs: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """Fields of `FusedCausalLMOutput`, (N,), given logits (N, V) and the next tokens (N,)."""
     log_probs = logits.float().log_softmax(-1)
-    found = {"log_probs": log_probs.gather(-1, targets[:, None])[:, 0]}
+    scores = {"log_probs": log_probs.gather(-1, targets[:, None])[:, 0]}
     with torch.no_grad():
         if "entropy" in outputs:
-            parts = log_probs.split(16)  # that fit into the cache: a quarter of the time
-            found["entropy"] = -torch.cat([part.exp().mul_(part).sum(-1) for part in parts])
+            rows = log_probs.split(16)  # that fit into the cache: a quarter of the time
+            scores["entropy"] = -torch.cat([part.exp().mul_(part).sum(-1) for part in rows])
         if "log_sum_sq_probs" in outputs:
-            found["log_sum_sq_probs"] = (2 * log_probs).logsumexp(-1)
+            scores["log_sum_sq_probs"] = (2 * log_probs).logsumexp(-1)
         if "mean_logits" in outputs:
-            found["mean_logits"] = logits.float().mean(-1)
+            scores["mean_logits"] = logits.float().mean(-1)
         if "is_top1" in outputs:  # argmax takes four times as long as the maximum
-            found["is_top1"] = logits.gather(-1, targets[:, None])[:, 0] == logits.amax(-1)
-    return found
+            scores["is_top1"] = logits.gather(-1, targets[:, None])[:, 0] == logits.amax(-1)
+    return scores

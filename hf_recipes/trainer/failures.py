@@ -1,4 +1,4 @@
-"""What can go wrong in the middle of a run: being told to stop, hanging, running out of memory, losing its numbers."""
+"""What can go wrong in the middle of a run: a signal, a hang, too little memory; and which rows are to blame."""
 
 import contextlib
 import faulthandler
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Stopped(Exception):
-    """Raised between two batches of an evaluation when a signal asked for the end."""
+    """Raised between two batches of an evaluation after a signal."""
 
 
 class StopSignal:
@@ -34,7 +34,7 @@ class StopSignal:
         self.name: str | None = None
         self._former: dict[int, object] = {}
 
-    def _note(self, number: int, frame: object) -> None:
+    def _record(self, number: int, frame: object) -> None:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
@@ -44,7 +44,7 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._former[number] = signal.signal(number, self._note)
+                self._former[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,16 +54,16 @@ class StopSignal:
 
 
 def leave_signals_to_the_run(*worker: object) -> None:
-    """In a process that loads data: a signal to the whole group (Slurm's, Ctrl-C) is the run's alone to answer."""
+    """In a process that loads data, ignore signals to the whole group (Slurm's, Ctrl-C): the run handles them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class Watchdog:
-    """Ends this process when `beat` was not called for `seconds`.
+    """Ends this process when `heartbeat` was not called for `seconds`.
 
-    Ranks that wait in different collectives wait for ever (gloo's own timeout does not fire then), so that a mistake
-    would hold the machines until someone looks. Used as a context manager, and only where several processes train.
+    Ranks that wait in different collectives wait for ever (gloo's own timeout does not fire then) and would hold the
+    machines. Used as a context manager, and only where several processes train.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -125,7 +125,7 @@ def out_of_memory(doing: str, args: "TrainingArguments", quantized: bool, adapte
 
 
 def sequences(inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
-    """The token ids of each row of a batch, without padding; a packed row is parted where its positions restart."""
+    """The token ids of each row of a batch, without padding; a packed row is split where its positions restart."""
     ids = inputs["input_ids"]
     positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
     rows = []
@@ -140,13 +140,13 @@ def sequences(inputs: Mapping[str, torch.Tensor]) -> list[list[int]]:
     return rows
 
 
-def places_of(rows: "Dataset", wanted: Iterable[Sequence[int]]) -> list[str]:
-    """The `place` (file:line) of the rows of `rows` whose `input_ids` are among `wanted`, in the order of the data."""
+def row_locations(rows: "Dataset", wanted: Iterable[Sequence[int]]) -> list[str]:
+    """The locations (file:line) of the `rows` whose `input_ids` are among `wanted`, in the order of the data."""
     columns = rows.select_columns(["input_ids", "location"]).with_format("arrow")[:]
     lengths = pc.list_value_length(columns["input_ids"])
-    found: set[int] = set()
+    matches: set[int] = set()
     for ids in wanted:
         for index in pc.indices_nonzero(pc.equal(lengths, len(ids))).to_pylist():
             if columns["input_ids"][index].as_py() == list(ids):
-                found.add(index)
-    return [columns["location"][index].as_py() for index in sorted(found)]
+                matches.add(index)
+    return [columns["location"][index].as_py() for index in sorted(matches)]

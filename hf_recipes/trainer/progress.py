@@ -13,7 +13,13 @@ from hf_recipes.core.errors import say
 from hf_recipes.evaluation.reports.plots import draw_curves
 from hf_recipes.evaluation.reports.tables import shown
 
-TOLD = ("accuracy", "reward", "rewards/accuracies", "rewards/margins", "kl")  # with the loss, where a stage logs them
+LOGGED = (
+    "accuracy",
+    "reward",
+    "rewards/accuracies",
+    "rewards/margins",
+    "kl",
+)  # printed with the loss
 CURVES_EVERY = 20.0  # seconds between two drawings, which take about half a second
 
 
@@ -23,7 +29,7 @@ def prediction_path(output_dir: str, step: int, name: str = "") -> str:
 
 @contextmanager
 def warn_on_write_error(what: str, then: str = "training goes on") -> Iterator[None]:
-    """What only shows the results costs a line where it fails, whatever the reason, and not the training."""
+    """Report any error of what only shows the results, and go on: it must not end the training."""
     try:
         yield
     except Exception as error:
@@ -43,10 +49,6 @@ class RunProgress(ProgressCallback):
         if self.training_bar is not None:
             super().on_step_end(args, state, control, **kwargs)
 
-    def on_prediction_step(self, args, state, control, **kwargs):
-        if self.training_bar is not None:
-            super().on_prediction_step(args, state, control, **kwargs)
-
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
@@ -55,17 +57,12 @@ class RunProgress(ProgressCallback):
             return
         parts = [f"step {state.global_step}/{state.max_steps}"]
         if "loss" in logs:
-            parts += [f"{key} {logs[key]:.4f}" for key in ("loss", *TOLD) if logs.get(key) is not None]
+            parts += [f"{key} {logs[key]:.4f}" for key in ("loss", *LOGGED) if logs.get(key) is not None]
             parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
             minutes, seconds = divmod(logs["seconds_left"], 60)
             parts.append(f"{minutes}:{seconds:02d} left")
-        skipped = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
         for key, value in logs.items():
-            if (
-                key.startswith("eval_")
-                and not key.endswith(skipped)
-                and (shown(key[5:]) or key.endswith("token_accuracy"))
-            ):
+            if key.startswith("eval_") and (shown(key[5:]) or key.endswith("token_accuracy")):
                 parts.append(f"{key} {value:.4f}")
         line = "  ".join(parts)
         if len(parts) > 1:

@@ -1,8 +1,8 @@
-"""The reference that a policy is held to: the model as it was when the training began.
+"""The reference that the policy is compared with: the model as it was when the training began.
 
 - With a new adapter it is the model with its adapter off; no copy is kept.
-- With an adapter that a run goes on from (`--peft_path`) it is a frozen copy of that adapter, which is in no file: a
-  resumed run reads it anew from where the first one did.
+- With an adapter that was trained before (`--peft_path`) it is a frozen copy of that adapter. No file holds it: a
+  resumed run reads it from `--peft_path` again.
 - With all weights trained it is a second, frozen model.
 """
 
@@ -15,12 +15,12 @@ REFERENCE = "ref"  # what TRL's trainers call the copy of an adapter
 _POLICY = re.compile(r"\.default(?=\.|$)")
 
 
-def settle_reference(model: torch.nn.Module, continues_adapter: bool) -> None:
-    """Settle the adapter `REFERENCE` once a trainer of TRL was made, which gives one to every model with an adapter.
+def freeze_reference_adapter(model: torch.nn.Module, continues_adapter: bool) -> None:
+    """Keep or delete the adapter `REFERENCE`, which TRL's trainers copy from every model's adapter.
 
-    Args:
-        goes_on: the adapter was trained before; then its copy stays, and `save_pretrained` leaves it out. Else it is
-            deleted, unless the adapter's first weights (`init_lora_weights` false) change what the model says.
+    The copy of an adapter that was trained before stays, frozen, and `save_pretrained` leaves it out. That of a new
+    adapter is deleted, as the model with its adapter off is the same; it stays only where the adapter's first weights
+    (`init_lora_weights` false) change what the model computes.
     """
     if REFERENCE not in getattr(model, "peft_config", {}):
         return
@@ -30,8 +30,8 @@ def settle_reference(model: torch.nn.Module, continues_adapter: bool) -> None:
         return
     weights = dict(model.named_parameters())
     for name, weight in weights.items():
-        twin = weights.get(_POLICY.sub(f".{REFERENCE}", name)) if _POLICY.search(name) else None
-        if twin is not None:  # TRL's copy leaves out those of embeddings, and is in float32
-            twin.data = weight.data.clone()
-            twin.requires_grad_(False)
+        copy = weights.get(_POLICY.sub(f".{REFERENCE}", name)) if _POLICY.search(name) else None
+        if copy is not None:  # TRL's copy leaves out those of embeddings, and is in float32
+            copy.data = weight.data.clone()
+            copy.requires_grad_(False)
     model.save_pretrained = partial(model.save_pretrained, selected_adapters=adapters)

@@ -1,4 +1,4 @@
-"""Batches whose rows have numbers: padding, the row that is in no loss, and means over exactly the others."""
+"""Collators that keep each row's index in the data, and a loss averaged over the rows that are no padding rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,17 +14,17 @@ from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.trainer.base import RunMixin
 
-PADDING_ROW = -1  # the `row` of a row that is in no loss
-KL_PREFIX = "KL_"  # what TRL puts before the names of a prompt with another row's answer
+PADDING_ROW = -1  # the `row` of a padding row, which is in no loss
+KL_PREFIX = "KL_"  # TRL's prefix of the names of a mismatched completion: a prompt with another row's answer
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, multiple: int | None) -> torch.Tensor:
-    """int64 (B, T): `rows` of any lengths, filled up on the right to a multiple of `multiple`."""
+    """int64 (B, T): `rows` of any lengths, padded on the right to a multiple of `multiple`."""
     return pad([torch.as_tensor(row) for row in rows], value, pad_to_multiple_of=multiple)
 
 
 def labelled(labels: Sequence[int]) -> list[int]:
-    """1 where a token is learned."""
+    """1 where a token has a label."""
     return [int(label != IGNORED) for label in labels]
 
 
@@ -60,13 +60,13 @@ class UnpairedCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self._padded([(example["input_ids"], example["labels"]) for example in examples])
         if f"{KL_PREFIX}input_ids" in examples[0]:
-            mixed = self._padded([self._mixed(example) for example in examples])
-            batch |= {KL_PREFIX + name: value for name, value in mixed.items()}
+            mismatched = self._padded([self._mismatched(example) for example in examples])
+            batch |= {KL_PREFIX + name: value for name, value in mismatched.items()}
         before = [name for name in ("ref_logps", f"ref_{KL_PREFIX}logps") if name in examples[0]]
         names = ("row", "label", *before)
         return batch | {name: torch.tensor([example[name] for example in examples]) for name in names}
 
-    def _mixed(self, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    def _mismatched(self, example: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         end, start = example["prompt_length"], example[f"{KL_PREFIX}prompt_length"]
         ids = example["input_ids"][:end] + example[f"{KL_PREFIX}input_ids"][start:]
         labels = [IGNORED] * len(example["input_ids"][:end]) + example[f"{KL_PREFIX}labels"][start:]
@@ -87,17 +87,17 @@ def side_lengths(rows: Dataset) -> np.ndarray:
 
 
 class RowMeanLoss(RunMixin):
-    """`RunMixin` for batches of rows, or of pairs of rows, whose numbers in `data_rows` are their `row`.
+    """`RunMixin` for batches of rows, or of pairs of rows, whose indices in `data_rows` are their `row`.
 
-    The loss of an update is the mean over its real rows, and what `note` was told is logged as the mean over those
-    since the last log, however they are spread over batches and processes; so are both in an evaluation.
+    The loss of an update is the mean over its real rows, and what `note` was given is logged as the mean over those
+    since the last log, however they are spread over batches and processes.
     """
 
     loss_is_scaled_for_ga = True  # by the number of the update's rows, in `mean_over_update`
-    columns: tuple[str, ...]  # of the training rows, beside `row`
+    columns: tuple[str, ...]  # of the training rows, in addition to `row`
 
     def __init__(self, *args, **kwargs):
-        self._noted: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
+        self._noted: dict[str, torch.Tensor] = {}  # sum and count by name
         super().__init__(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self):
@@ -127,35 +127,21 @@ class RowMeanLoss(RunMixin):
 
     @torch.no_grad()
     def note(self, **values: torch.Tensor) -> None:
-        """Remember values of real rows for the log, those that are finite; the names have to be the same each time."""
-        noted = self._noted["train" if self.model.training else "eval"]
+        """Add values of real rows, those that are finite, to the next log; the names have to be the same each time."""
         for name, value in values.items():
             value = value[value.isfinite()].float()
-            found = torch.stack([value.sum(), value.new_tensor(len(value))])
-            noted[name] = noted.get(name, 0) + found
+            self._noted[name] = self._noted.get(name, 0) + torch.stack([value.sum(), value.new_tensor(len(value))])
 
-    def noted(self, mode: str) -> dict[str, float]:
-        """The means of what was noted on all processes in training or evaluation, which is then forgotten."""
-        noted, self._noted[mode] = self._noted[mode], {}
+    def noted(self) -> dict[str, float]:
+        """The means of the noted values of all processes, which are then forgotten."""
+        noted, self._noted = self._noted, {}
         if not noted:
             return {}
         names = sorted(noted)
         sums = self.accelerator.reduce(torch.stack([noted[name] for name in names]), "sum").tolist()
         return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
 
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        return super().prediction_step(model, self.without_repeated_rows(inputs), *args, **kwargs)
-
-    def without_repeated_rows(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """An evaluation batch; rows with which accelerate filled the last one of the processes become padding rows."""
-        row = inputs["row"]
-        index = self.accelerator.process_index * len(row) + torch.arange(len(row), device=row.device)
-        repeated = ~torch.isin(index, self.accelerator.gather_for_metrics(index))
-        return inputs | {"row": row.masked_fill(repeated, PADDING_ROW)}
-
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs |= self.noted("train")
-        if key := next((key for key in logs if key.startswith("eval_") and key.endswith("loss")), None):
-            logs |= {key.removesuffix("loss") + name: value for name, value in self.noted("eval").items()}
+            logs |= self.noted()
         super().log(logs, start_time)

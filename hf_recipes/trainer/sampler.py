@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.utils.data import Sampler
 
@@ -9,15 +10,15 @@ from torch.utils.data import Sampler
 class WholeEpochSampler(Sampler[int]):
     """The rows of `inner`, filled up so that each of `processes` gets as many batches of `batch_size`.
 
-    accelerate deals out whole batches in turn and, at the end of an epoch, fills the last of them with rows from its
-    beginning, which would be seen twice. Here the rows that are left over are spread over the processes and the rest
-    of their batches is `filler`, the index of a row without labels, which counts in no loss.
+    accelerate gives whole batches to the processes in turn and, at the end of an epoch, pads the last of them with rows
+    from its beginning, which would be seen twice. Here the last rows are spread over the processes, and their batches
+    are padded with `padding_row`, the index of a row without labels, which is in no loss.
 
-    An `inner` that draws at random does so from `seed` and the epoch alone, so that all processes draw the same.
+    The order of a random `inner` depends on `seed` and the epoch alone, and is the same in all processes.
 
     Example:
         Ten rows, two processes, batches of four: process 0 gets 0 1 2 3 and 8 · · ·, process 1 gets 4 5 6 7 and
-        9 · · ·, where · is the filler.
+        9 · · ·, where · is the padding row.
     """
 
     def __init__(self, inner: Sampler[int], processes: int, batch_size: int, padding_row: int, seed: int):
@@ -38,5 +39,34 @@ class WholeEpochSampler(Sampler[int]):
         whole = len(self) if len(self) == len(rows) else len(self) - self.processes * self.batch_size
         yield from rows[:whole]
         for process in range(self.processes if whole < len(rows) else 0):
-            own = rows[whole + process :: self.processes]
-            yield from own + [self.padding_row] * (self.batch_size - len(own))
+            last = rows[whole + process :: self.processes]
+            yield from last + [self.padding_row] * (self.batch_size - len(last))
+
+
+class GroupSampler(Sampler[int]):
+    """The order of the prompts: each `group` times in a row, and each batch of `prompts` of them `repeats` times.
+
+    It depends on `seed` and the epoch alone. The last batch of an epoch is filled up with prompts from its beginning.
+
+    Example:
+        Three prompts, `group` 2, `prompts` 2, one repeat: 2 2 0 0, then 1 1 2 2.
+    """
+
+    def __init__(self, count: int, *, group: int, prompts: int, repeats: int, seed: int, shuffle: bool = True):
+        self.count, self.group, self.prompts, self.repeats = count, group, prompts, repeats
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.count // self.prompts) * self.prompts * self.group * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.arange(self.count)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+        order = np.resize(order, -(-self.count // self.prompts) * self.prompts).reshape(-1, self.prompts)
+        for batch in order:
+            for _ in range(self.repeats):
+                yield from np.repeat(batch, self.group).tolist()

@@ -1,7 +1,7 @@
 """Trackers: metrics, settings, sample answers and curves go to swanlab, wandb and tensorboard.
 
-Everything is written to files in the run's folder unless the user chose the cloud. A tracker's calls run on a thread of
-its own, so that one whose server is away, or whose disk is full, costs a line of output and never the training.
+Everything is written to files in the run's folder unless the user chose the cloud. The calls for each tracker run on
+their own thread, so that a server that is away, or a full disk, costs a line of output and never the training.
 """
 
 import json
@@ -34,11 +34,11 @@ from hf_recipes.trainer.progress import warn_on_write_error
 
 STATE = "trackers.json"  # which runs of which trackers belong to the output folder
 PATIENCE = 60.0  # seconds to wait for a tracker to start, and again to finish
-GRACE = 5.0  # seconds more, in which a library says itself that its server does not answer
-SAMPLES, WIDTH = 5, 1000  # answers shown after each evaluation; characters of each text
+GRACE = 5.0  # seconds more, in which a library itself reports that its server does not answer
+SAMPLES, WIDTH = 5, 1000  # answers sent after each evaluation; characters of each text
 
 
-def command_line_tells(settings: Mapping[str, Any]) -> bool:
+def command_line_has_token(settings: Mapping[str, Any]) -> bool:
     """Whether a token stands on the command line, which swanlab and wandb record as it is."""
     values = [settings.get("hub_token"), *(os.environ.get(name) for name in SECRET_VARIABLES)]
     return any(value and value in " ".join(sys.argv) for value in values)
@@ -59,10 +59,10 @@ class SwanLab:
     def __init__(self, args):
         mode = getattr(args, "swanlab_mode", None) or os.environ.get("SWANLAB_MODE") or "local"
         self.mode = "cloud" if mode == "online" else mode
-        self.continues_adapter = self.mode == "cloud"
+        self.can_resume = self.mode == "cloud"
         self.folder = os.path.join(args.output_dir, "swanlog")
 
-    def start(self, run_name: str, config: dict, kept: str | None, step: int, bare: bool) -> str:
+    def start(self, run_name: str, config: dict, run_id: str | None, step: int, bare: bool) -> str:
         import swanlab
 
         self.run = swanlab.init(
@@ -70,7 +70,7 @@ class SwanLab:
             name=run_name,
             mode=self.mode,
             log_dir=self.folder,
-            id=kept,
+            id=run_id,
             resume="allow",
             reinit=True,
             config=config,
@@ -103,10 +103,10 @@ class Wandb:
 
     def __init__(self, args):
         self.mode = os.environ.get("WANDB_MODE") or "offline"
-        self.continues_adapter = self.mode == "online"
+        self.can_resume = self.mode == "online"
         self.folder = args.output_dir
 
-    def start(self, run_name: str, config: dict, kept: str | None, step: int, bare: bool) -> str:
+    def start(self, run_name: str, config: dict, run_id: str | None, step: int, bare: bool) -> str:
         import wandb
 
         if self.mode == "online" and not wandb.login(prompt=False):  # else it would ask at the terminal
@@ -123,13 +123,13 @@ class Wandb:
             name=run_name,
             mode=self.mode,
             dir=self.folder,
-            id=kept,
-            resume="allow" if kept else None,
+            id=run_id,
+            resume="allow" if run_id else None,
             reinit="finish_previous",
             config=config,
             settings=settings,
         )
-        # A run that goes on from a checkpoint has steps again, which wandb's own counter refuses.
+        # A resumed run has steps again that it had before, which wandb's own counter refuses.
         self.run.define_metric("train/global_step")
         self.run.define_metric("*", step_metric="train/global_step", step_sync=True)
         return self.run.id
@@ -154,17 +154,17 @@ class Wandb:
 
 
 class TensorBoard:
-    """Event files; a resumed run goes on in the same folder, and replaces what came after its checkpoint."""
+    """Event files; a resumed run writes to the same folder, and replaces what came after its checkpoint."""
 
-    name, mode, continues_adapter = "tensorboard", "files", True
+    name, mode, can_resume = "tensorboard", "files", True
 
     def __init__(self, args):
         self.folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or os.path.join(args.output_dir, "tensorboard")
 
-    def start(self, run_name: str, config: dict, kept: str | None, step: int, bare: bool) -> str:
+    def start(self, run_name: str, config: dict, run_id: str | None, step: int, bare: bool) -> str:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(self.folder, purge_step=step + 1 if kept else None)
+        self.writer = SummaryWriter(self.folder, purge_step=step + 1 if run_id else None)
         self.writer.add_text("config", f"```yaml\n{yaml.safe_dump(config, allow_unicode=True, sort_keys=False)}```")
         return self.folder
 
@@ -217,13 +217,14 @@ class Worker:
 
 
 class TrackersCallback(TrainerCallback):
-    """Starts the trackers of `args.report_to` with the training and sends them what the run finds.
+    """Starts the trackers of `args.report_to` with the training and sends them metrics, answers and curves.
 
-    It stands in for transformers' callbacks of the same trackers, which `add_trackers` takes out; other names in
-    `report_to` stay with transformers.
+    It replaces transformers' callbacks of the same trackers, which `add_trackers` removes; other names in `report_to`
+    stay with transformers.
 
     Args:
-        settings: what the run was set to, without secrets (`Parser.recorded`); becomes each tracker's config.
+        settings: those of the run, without secrets (`Parser.recorded`); they become each tracker's config.
+        bare: have no tracker record the command line, which has a token in it.
     """
 
     def __init__(self, args, settings: Mapping[str, Any], bare: bool = False):
@@ -249,15 +250,15 @@ class TrackersCallback(TrainerCallback):
 
     def _start(self, worker: Worker, former: dict | None, run_name: str, state, started: dict[str, dict]) -> None:
         tracker, history = worker.tracker, []
-        kept = former["id"] if former and tracker.continues_adapter and former["mode"] == tracker.mode else None
-        if state.global_step and not kept and tracker.mode != "disabled":
+        run_id = former["id"] if former and tracker.can_resume and former["mode"] == tracker.mode else None
+        if state.global_step and not run_id and tracker.mode != "disabled":
             history = [dict(entry) for entry in state.log_history]
-            why = "the run before has no id here" if tracker.continues_adapter else "its files cannot be opened again"
+            why = "the run before has no id here" if tracker.can_resume else "its files cannot be opened again"
             say(f"{tracker.name} ({tracker.mode}): {why}; a new run begins with the curves up to the checkpoint")
 
         def start() -> None:
-            own = tracker.start(run_name, self.settings, kept, state.global_step, self.bare)
-            started[tracker.name] = {"id": own, "mode": tracker.mode}
+            new_id = tracker.start(run_name, self.settings, run_id, state.global_step, self.bare)
+            started[tracker.name] = {"id": new_id, "mode": tracker.mode}
             write_json(self._state_path, started)
             for entry in history:
                 tracker.log(*_numbers(entry, entry.get("step", 0)))
@@ -305,8 +306,8 @@ class TrackersCallback(TrainerCallback):
 
 def _numbers(logs: Mapping[str, Any], step: int) -> tuple[dict[str, float], int]:
     """The numbers of a log entry under the names that trackers group by (train/…, eval/…)."""
-    kept = {key: value for key, value in logs.items() if isinstance(value, int | float) and key != "step"}
-    return rewrite_logs(kept), step
+    numbers = {key: value for key, value in logs.items() if isinstance(value, int | float) and key != "step"}
+    return rewrite_logs(numbers), step
 
 
 def _guard(callback: TrainerCallback) -> None:
@@ -337,6 +338,6 @@ def add_trackers(trainer, parser) -> TrackersCallback:
     for callback in trainer.callback_handler.callbacks:
         if type(callback) in INTEGRATION_TO_CALLBACK.values():
             _guard(callback)
-    trackers = TrackersCallback(trainer.args, parser.recorded(), bare=command_line_tells(parser.settings))
+    trackers = TrackersCallback(trainer.args, parser.recorded(), bare=command_line_has_token(parser.settings))
     trainer.add_callback(trackers)
     return trackers

@@ -15,7 +15,7 @@ from pathlib import Path
 from train_speed import build_tokenizer, made_up_rows
 
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.run.arguments import PretrainArguments
+from hf_recipes.stages.pretrain import PretrainArguments
 from hf_recipes.stages.pretrain_data import prepare_mixture
 
 NEAR, STEP = 10, 8

@@ -30,8 +30,7 @@ from trl import SFTConfig, SFTTrainer
 
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.models.tokenizer import TEMPLATES
-from hf_recipes.run.arguments import SFTArguments
-from hf_recipes.stages.sft import STAGE
+from hf_recipes.stages.sft import STAGE, SFTArguments
 
 BLOCK, BATCH = 512, 4
 

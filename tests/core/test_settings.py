@@ -10,8 +10,9 @@ import yaml
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser, PositiveInt, Share, at, check_limits, run_script, setting
 from hf_recipes.data.arguments import DataArguments
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.run import arguments
-from hf_recipes.run.arguments import ModelArguments, SFTArguments
+from hf_recipes.stages.sft import SFTArguments
 
 KINDS = [ModelArguments, DataArguments, SFTArguments]
 NEEDED = ["--model_name_or_path", "m", "--train_file", "t.json", "--output_dir", "o"]

@@ -14,7 +14,7 @@ from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
 from hf_recipes.data.examples import load_examples
 from hf_recipes.data.pretraining import token_shards
-from hf_recipes.run.arguments import PretrainArguments
+from hf_recipes.stages.pretrain import PretrainArguments
 from hf_recipes.stages.pretrain_data import prepare_mixture
 
 

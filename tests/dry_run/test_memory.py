@@ -13,9 +13,10 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from conftest import ROOT, TEXT, tiny_model, write_jsonl
 from hf_recipes.dry_run.memory import estimate, optimizer_bytes
 from hf_recipes.dry_run.simulate import Batch, meta_model, pass_memory, step_memory
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import PIECE, scored_pass
-from hf_recipes.run.arguments import ModelArguments, SFTArguments
+from hf_recipes.stages.sft import SFTArguments
 from hf_recipes.trainer.sharding import Sharding
 
 

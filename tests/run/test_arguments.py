@@ -9,15 +9,13 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTC
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser
-from hf_recipes.run.arguments import (
-    DPOArguments,
-    GRPOArguments,
-    KTOArguments,
-    PretrainArguments,
-    RewardArguments,
-    SFTArguments,
-)
+from hf_recipes.stages.dpo import DPOArguments
+from hf_recipes.stages.grpo import GRPOArguments
+from hf_recipes.stages.kto import KTOArguments
 from hf_recipes.stages.orpo import ORPOArguments
+from hf_recipes.stages.pretrain import PretrainArguments
+from hf_recipes.stages.reward import RewardArguments
+from hf_recipes.stages.sft import SFTArguments
 
 
 def names(text: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -12,8 +13,10 @@ from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.rewards.settings import RewardArguments
 from hf_recipes.rewards.weighted_sum import Rewards
-from hf_recipes.run.arguments import KTOArguments
-from hf_recipes.run.evaluate_callback import choose_best_by
+from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, choose_best_by
+from hf_recipes.stages.dpo import REFERENCE_METRICS
+from hf_recipes.stages.kto import KTOArguments
+from hf_recipes.trainer.reference_log_probs import PreferenceLoss
 from preference_runs import make_pairs
 
 SAMPLES = ROOT / "datasets"
@@ -132,6 +135,8 @@ def scored(tokenizer) -> dict:
     found[""].rewards = Rewards(RewardArguments(["chinese", "repetition=-1"]))
     rows = [{"text": text, "location": f"a:{n}", "meta": None, "status": "kept"} for n, text in enumerate(TEXT)]
     found |= dict.fromkeys(("wiki", "eval"), NLL(Dataset.from_list(rows), tokenizer, max_length=64))
+    directions = {**REFERENCE_METRICS, "kl": False}
+    found[VALIDATION_LOSS] = PreferenceLoss(Dataset.from_list(rows), np.ones((1, len(rows))), directions)
     return found
 
 
@@ -161,14 +166,14 @@ def test_each_metric_knows_its_direction(tokenizer, tmp_path, metric, expected):
     methods = scored(tokenizer)
     if isinstance(expected, str):
         with pytest.raises(UserError) as raised:
-            choose_best_by(args, None, methods, KTOArguments.validation_metrics)
+            choose_best_by(args, None, methods)
         assert str(raised.value).startswith(f"--metric_for_best_model {metric}: ") and expected in str(raised.value)
         return
-    choose_best_by(args, None, methods, KTOArguments.validation_metrics)
+    choose_best_by(args, None, methods)
     assert (args.metric_for_best_model, args.greater_is_better) == expected
-    choose_best_by(args, expected[1], methods, KTOArguments.validation_metrics)
+    choose_best_by(args, expected[1], methods)
     with pytest.raises(UserError, match=f"--greater_is_better {not expected[1]}: .* is better the"):
-        choose_best_by(args, not expected[1], methods, KTOArguments.validation_metrics)
+        choose_best_by(args, not expected[1], methods)
 
 
 def test_a_metric_of_nothing_is_refused_before_anything_is_loaded(sft, settings, tmp_path):

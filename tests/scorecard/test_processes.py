@@ -40,7 +40,7 @@ from hf_recipes.trainer import base as trainer
 clip = trainer.RunMixin._get_grad_norm
 def shown(self, *args, **kwargs):
     rows = [row for inputs, _ in self._micro_batches for row in trainer.sequences(inputs)]
-    print("rows", self.state.global_step, trainer.places_of(self.data_rows, rows), flush=True)
+    print("rows", self.state.global_step, trainer.row_locations(self.data_rows, rows), flush=True)
     return clip(self, *args, **kwargs)
 trainer.RunMixin._get_grad_norm = shown
 """

@@ -268,7 +268,7 @@ def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_pat
 KILL_AT = """
 import importlib, os, signal
 from hf_recipes.run import finish
-from hf_recipes.trainer import base as trainer
+from hf_recipes.trainer import base, checkpointing
 def deadly(owner, name, nth, last=""):
     original, calls = getattr(owner, name), 0
     def replacement(*args, **kwargs):
@@ -284,9 +284,9 @@ def deadly(owner, name, nth, last=""):
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("trainer.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
-        ("trainer, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
-        ("trainer.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
+        ("base.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
+        ("checkpointing, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
+        ("checkpointing.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
         ("finish, '_write_results', 1", "checkpoint-14"),  # after the last checkpoint, before the results
     ],
     ids=["training", "a save", "before the rename", "before the results"],

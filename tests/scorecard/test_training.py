@@ -10,10 +10,11 @@ import torch
 from stage_runs import trainer_of
 
 from conftest import ROOT, json_files, same, weights, write_jsonl, write_pairs
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.tokenizer import load_tokenizer
-from hf_recipes.run.arguments import ModelArguments, SFTArguments
 from hf_recipes.run.model import build_model
 from hf_recipes.stages.sft import STAGE as SFT
+from hf_recipes.stages.sft import SFTArguments
 
 # Makes the loss of every batch with `word` in it not finite, through its gradient as well.
 SPOIL = """

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import write_jsonl
 from hf_recipes.dry_run.plan import _linear_bits
-from hf_recipes.run.arguments import ModelArguments
+from hf_recipes.models.arguments import ModelArguments
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 from conftest import write_pairs
 from hf_recipes.core.errors import UserError
-from hf_recipes.run.arguments import SFTArguments
 from hf_recipes.run.output_dir import check_output_dir, check_sources, enter_output_dir, open_folder
+from hf_recipes.stages.sft import SFTArguments
 from hf_recipes.trainer.checkpoints import find_checkpoint
 
 

@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config, 
 
 from conftest import ROOT, same, weights
 from hf_recipes.core.errors import UserError
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_model
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.models.saved_adapter import load_adapter
 from hf_recipes.models.tokenizer import load_tokenizer
-from hf_recipes.run.arguments import ModelArguments, SFTArguments
 from hf_recipes.run.model import build_model
+from hf_recipes.stages.sft import SFTArguments
 
 FORMS = {
     "--load_in_4bit": {"load_in_4bit": True},
@@ -172,7 +173,7 @@ def test_a_quantized_base_and_zero_3_are_refused_before_the_model_is_loaded(fork
     never = "import transformers\ntransformers.AutoModelForCausalLM.from_pretrained = None"
     run = forks.run(*argv, before=never)
     assert run.code == 1 and "Traceback" not in run.err
-    assert "cannot be parted over processes by DeepSpeed's stage 3: take --deepspeed configs/" in run.err
+    assert "cannot be sharded over processes by DeepSpeed's stage 3: take --deepspeed configs/" in run.err
     assert not (tmp_path / "run").exists()
 
 

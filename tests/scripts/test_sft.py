@@ -136,10 +136,10 @@ def test_all_weights_are_trained_without_lora(sft, model_dir, pairs, tmp_path):
 def test_lora_moves_the_adapter_and_leaves_the_base(model_dir, pairs, tmp_path):
     from stage_runs import trainer_of
 
+    from hf_recipes.models.arguments import ModelArguments
     from hf_recipes.models.tokenizer import load_tokenizer
-    from hf_recipes.run.arguments import ModelArguments, SFTArguments
     from hf_recipes.run.model import build_model
-    from hf_recipes.stages.sft import STAGE
+    from hf_recipes.stages.sft import STAGE, SFTArguments
 
     args = SFTArguments(output_dir=str(tmp_path), report_to="none", max_steps=2, learning_rate=1e-2, save_strategy="no")
     tokenizer, added = load_tokenizer(model_dir)

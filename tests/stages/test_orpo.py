@@ -8,7 +8,8 @@ import torch
 from stage_runs import trainer_of
 
 from conftest import ROOT, tiny_model, write_jsonl
-from hf_recipes.stages.orpo import STAGE, odds_ratio_losses
+from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.stages.orpo import STAGE, ValidationLoss, odds_ratio_losses
 
 PAIRS = [{"prompt": f"标准{i}：", "chosen": "年龄" * (i + 1), "rejected": "药物，睡眠" * (i % 2 + 1)} for i in range(3)]
 
@@ -22,7 +23,7 @@ def test_the_loss_is_that_of_the_paper(tokenizer, tmp_path):
     [batch] = trainer.get_train_dataloader()
     model.eval()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(3)).item()
-    logged = trainer.noted("eval")
+    logged = trainer.noted()
 
     found, wins = [], []
     model.double()
@@ -38,6 +39,9 @@ def test_the_loss_is_that_of_the_paper(tokenizer, tmp_path):
         found.append(-mean["chosen"] - 0.3 * math.log(1 / (1 + math.exp(-math.log(ratio)))))
         wins.append(mean["chosen"] > mean["rejected"])
     assert loss == pytest.approx(sum(found) / 3, rel=1e-5)
+    method = ValidationLoss.of_rows(data.train)
+    method.beta = 0.3
+    assert method.summarise(method.compute(model, range(3), Compute()))["loss"] == pytest.approx(sum(found) / 3)
     assert logged["rewards/accuracies"] == pytest.approx(sum(wins) / 3)
 
 
@@ -55,7 +59,9 @@ def test_a_run_leaves_an_adapter_and_its_evaluation(script, model_dir, tmp_path)
     code, out, err = script("orpo.py", *flags)
     assert code == 0 and "the reference" not in out, err
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert {"accuracy", "accuracy_per_token", "pairs"} <= metrics["after"].keys() and metrics["train"]["loss"] > 0
+    assert {"loss", "accuracy", "accuracy_per_token", "pairs"} <= metrics["after"].keys() and metrics["train"][
+        "loss"
+    ] > 0
     assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
     card = (tmp_path / "run" / "README.md").read_text()
     assert "tags:\n- hf_recipes\n- orpo\n- lora\n" in card and "pairs of" in card

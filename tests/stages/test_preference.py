@@ -10,7 +10,8 @@ from conftest import conversation
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.arguments import UnpairedArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.run.arguments import DPOArguments, KTOArguments
+from hf_recipes.stages.dpo import DPOArguments
+from hf_recipes.stages.kto import KTOArguments
 from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, UnpairedCollator
 from preference_runs import ANSWERS, PAIRS, make_kto, make_pairs, stirred
 
@@ -97,19 +98,19 @@ def test_what_is_logged_and_evaluated_are_means_over_all_rows(model_dir, tmp_pat
     for size in (2, 5, 12):
         settings = {"per_device_train_batch_size": 5, "per_device_eval_batch_size": size, "num_train_epochs": 1}
         settings |= {"learning_rate": 0.0, "logging_steps": 99, "loss_type": loss_type}
-        trainer, _, _ = MAKE[stage](model_dir, tmp_path, **settings)
-        stirred(trainer).eval_dataset = trainer.train_dataset
-        found[size] = trainer.evaluate()
+        data = {"validation_file": [str(tmp_path / "rows.jsonl")]}
+        trainer, _, _ = MAKE[stage](model_dir, tmp_path, data=data, **settings)
+        found[size] = stirred(trainer).evaluate()
         trainer.train()
         logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
         names = {"rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected"}
         names |= {"rewards/accuracies"} if stage == "dpo" else {"kl"}
         assert {name for name in logged if "/" in name or name == "kl"} == names
-        for name in names - {"kl"}:
+        for name in names - {"kl"}:  # whose training rows are in another order
             assert logged[name] == pytest.approx(found[size][f"eval_{name}"], abs=1e-4), name
             assert found[size][f"eval_{name}"] == pytest.approx(found[2][f"eval_{name}"], abs=1e-4)
         assert found[size]["eval_loss"] == pytest.approx(found[2]["eval_loss"], abs=1e-5)
-    batch = batch_of(trainer, range(12))
+    batch = trainer.data_collator(list(trainer.eval_dataset))
     ahead = trainer.log_probs(trainer.model.eval(), batch).detach() - trainer.reference_log_probs(batch)
     if stage == "kto":
         kl = trainer._mismatched(batch).mean().clamp(min=0)

@@ -14,14 +14,14 @@ from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.batch_options import Compute
 from hf_recipes.models.inference.loading import load_for_inference
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.models.tokenizer import load_tokenizer
-from hf_recipes.run.arguments import ModelArguments, RewardArguments
 from hf_recipes.run.model import build_model
-from hf_recipes.stages.reward import STAGE
+from hf_recipes.stages.reward import STAGE, RewardArguments
 from hf_recipes.trainer.row_mean_loss import PairCollator
 
 ROWS = [

@@ -173,7 +173,7 @@ def test_no_tracker_and_a_disabled_one_leave_no_files(run, tmp_path, monkeypatch
 class Stub:
     """A tracker that keeps what it is sent, and does at `moment` what `act` does."""
 
-    name, mode, continues_adapter = "tensorboard", "files", True
+    name, mode, can_resume = "tensorboard", "files", True
 
     def __init__(self, args, moment, act):
         self.steps, self.moment, self.act = [], moment, act

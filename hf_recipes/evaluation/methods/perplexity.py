@@ -134,6 +134,17 @@ class NLL(Method):
         say(method.ledger.table())
         return method
 
+    @classmethod
+    def of_rows(cls, rows: "Dataset") -> "NLL":
+        """Of tokenized conversations, with `input_ids`, `labels` and `location`; their characters are not counted."""
+        method, locations = cls.__new__(cls), rows["location"][:]
+        method.note, method.ledger = None, Ledger().add_all(locations, [KEPT] * len(locations))
+        method._windows = [
+            _Window(location, _file(location), np.array(ids), 0, 0, len(ids), 0, np.array(labels))
+            for location, ids, labels in zip(locations, rows["input_ids"][:], rows["labels"][:], strict=True)
+        ]
+        return method
+
     def __len__(self) -> int:
         return len(self._windows)
 

@@ -68,6 +68,7 @@ class PairAccuracy(Method):
     name = suffix = "pair_accuracy"
     forms: ClassVar = {"preference": ("pair_accuracy",)}
     scores_reward_models = True
+    change_picture = "differences"
 
     def __init__(
         self,

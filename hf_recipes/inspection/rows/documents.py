@@ -15,7 +15,7 @@ from hf_recipes.evaluation.reports.report import Example, Table, TokenSequence, 
 from hf_recipes.inspection.checks import DOCUMENT, RowTexts
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.rows.base import Rows
-from hf_recipes.run.arguments import PretrainArguments
+from hf_recipes.stages.pretrain import PretrainArguments
 from hf_recipes.stages.pretrain_data import open_corpora, prepare_mixture
 
 SAMPLED = 10_000  # documents of a stream that are read

@@ -246,8 +246,7 @@ def test_the_validation_split_is_evaluated_on(hub, tokenizer, tmp_path):
     from stage_runs import rows_of
 
     from hf_recipes.data.arguments import DataArguments
-    from hf_recipes.run.arguments import SFTArguments
-    from hf_recipes.stages.sft import STAGE
+    from hf_recipes.stages.sft import STAGE, SFTArguments
 
     args = SFTArguments(output_dir=str(tmp_path), report_to="none")
     data = DataArguments(["some-owner/data.v2"], ["some-owner/data.v2:test"], cache_dir=str(tmp_path))

@@ -17,8 +17,10 @@ from hf_recipes.models.from_config import PretrainModelArguments, freeze
 from hf_recipes.models.loading import fit_embeddings
 from hf_recipes.models.lora import attach_lora, read_lora_config
 from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
-from hf_recipes.run.arguments import DPOArguments, PretrainArguments, SFTArguments
 from hf_recipes.run.model import check_settings
+from hf_recipes.stages.dpo import DPOArguments
+from hf_recipes.stages.pretrain import PretrainArguments
+from hf_recipes.stages.sft import SFTArguments
 
 IDS = torch.arange(3, 35).view(2, 16)
 

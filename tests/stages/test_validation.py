@@ -1,0 +1,43 @@
+"""Validation rows and the same rows as a file of --eval_files give the same figures."""
+
+import pytest
+from stage_runs import rows_of
+
+from conftest import conversation, tiny_model, write_jsonl
+from hf_recipes.data.examples import load_examples
+from hf_recipes.evaluation.method import run_method
+from hf_recipes.evaluation.methods.perplexity import NLL
+from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
+from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.stages.sft import STAGE, ValidationLoss
+from preference_runs import PAIRS, make_pairs, stirred
+
+
+def test_of_supervised_fine_tuning_it_is_nll(tokenizer, tmp_path):
+    rows = [{"messages": conversation(f"标准{n}：", "年龄" * (n % 4 + 1))} for n in range(7)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    args = STAGE.arguments(output_dir=str(tmp_path / "run"), report_to="none", bf16=False)
+    ours = ValidationLoss.of_rows(rows_of(STAGE, args, path, tokenizer).train)
+    other = NLL(load_examples([str(path)]), tokenizer)
+    model = tiny_model(len(tokenizer))
+    _, found = run_method(ours, model, Compute(3))
+    _, expected = run_method(other, model, Compute(8))
+    assert found == {
+        "loss": pytest.approx(expected["loss"], rel=1e-6),
+        "mean_token_accuracy": expected["token_accuracy"],
+    }
+
+
+def test_of_pairs_the_log_probabilities_are_those_of_pair_accuracy(model_dir, tokenizer, tmp_path):
+    data = {"validation_file": [str(tmp_path / "rows.jsonl")]}
+    trainer, _, _ = make_pairs(model_dir, tmp_path, data=data)
+    found = stirred(trainer).evaluate()
+    method = PairAccuracy(load_examples(data["validation_file"], form="preference"), tokenizer)
+    policy, _ = run_method(method, trainer.model, Compute(4))
+    with trainer.model.disable_adapter():
+        reference, _ = run_method(method, trainer.model, Compute(4))
+    assert len(policy) == len(PAIRS)
+    for side in ("chosen", "rejected"):
+        log_probs, before = (sum(record[side] for record in records) / len(records) for records in (policy, reference))
+        assert found[f"eval_logps/{side}"] == pytest.approx(log_probs, rel=1e-5)
+        assert found[f"eval_rewards/{side}"] == pytest.approx(0.1 * (log_probs - before), abs=1e-5)
