@@ -6,7 +6,7 @@ python scripts/prepare_bilibili.py --input_dir data --total 2000 --test_size 10 
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.importers.arguments import BilibiliArguments
 from hf_recipes.importers.bilibili.convert import prepare_bilibili
-from hf_recipes.importers.output import output_folder, say_counts
+from hf_recipes.importers.output import output_folder, print_counts
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     with output_folder(args.output_dir, args.overwrite_output_dir) as folder:
         splits = prepare_bilibili(args, folder)
         parser.save_settings(folder / "run_config.yaml")
-    say_counts(args.output_dir, splits)
+    print_counts(args.output_dir, splits)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ python scripts/prepare_qq.py --input 全部消息记录.txt --me NICKNAME_OR_NUM
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.importers.arguments import QQArguments
 from hf_recipes.importers.chat_logs.convert import prepare_qq
-from hf_recipes.importers.output import output_folder, say_counts
+from hf_recipes.importers.output import output_folder, print_counts
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     with output_folder(args.output_dir, args.overwrite_output_dir) as folder:
         splits = prepare_qq(args, folder)
         parser.save_settings(folder / "run_config.yaml")
-    say_counts(args.output_dir, splits)
+    print_counts(args.output_dir, splits)
 
 
 if __name__ == "__main__":

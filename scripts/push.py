@@ -38,7 +38,7 @@ def main() -> None:
     source, repo, target = Path(arguments.folder), arguments.hub_model_id, arguments.target
     if not source.is_dir():
         raise UserError(f"--folder {source}: no such folder")
-    hub.keep_token(arguments.hub_token, target)
+    hub.export_token(arguments.hub_token, target)
     with staged(source, Address(repo, target, arguments.base_model_name, arguments.license)) as folder:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in files:

@@ -15,7 +15,7 @@ from hf_recipes.core.files import locked
 BUILD_SECONDS = 900.0  # after which a lock is stale; a kernel compiles in about a minute
 
 
-def be_one_process() -> None:
+def set_single_process_env() -> None:
     """Without a launcher, set the environment of one process; without it DeepSpeed would look for MPI."""
     if "RANK" not in os.environ:
         values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}

@@ -5,7 +5,7 @@ import os
 import sys
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
-MAPPED = 4 * 2**20  # bytes: mapping smaller blocks slowed a training step by a fifth, these not measurably
+MIN_MAPPED_BYTES = 4 * 2**20  # bytes: mapping smaller blocks slowed a training step by a fifth, these not measurably
 
 
 def map_large_blocks() -> None:
@@ -18,4 +18,4 @@ def map_large_blocks() -> None:
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, MAPPED)
+            mallopt(M_MMAP_THRESHOLD, MIN_MAPPED_BYTES)

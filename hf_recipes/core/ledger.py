@@ -45,7 +45,7 @@ def shown(reason: str) -> str:
     return f"{reason} ({detail})" if detail and not _hidden.get() else reason
 
 
-def without_values(reason: str) -> str:
+def without_quoted_values(reason: str) -> str:
     """A reason of an earlier version's ledger, which may quote values of a row, without these."""
     return ": ".join(_QUOTED.sub("…", reason).split(": ")[:2])  # a third part is the message of another program
 

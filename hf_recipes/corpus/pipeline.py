@@ -31,7 +31,7 @@ from hf_recipes.corpus.folder import cached_json, clear_work, corpus_folder
 from hf_recipes.corpus.steps import Keep, LedgerWriter, ReadDocuments, Repair, Rules
 from hf_recipes.corpus.tasks import plan_tasks
 from hf_recipes.data.files.sources import Source, find_sources
-from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
+from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, print_plan
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 from hf_recipes.data.pretraining.token_shards import Shard, write_manifest
 from hf_recipes.data.schemas.registry import Columns
@@ -62,7 +62,7 @@ def prepare_corpus(
     corpora = _find_sources(args)
     columns = Columns(schema=args.schema, prompt=args.prompt_column, response=args.response_column)
     readers = [[open_reader(source, columns) for source in corpus.files] for corpus in corpora]
-    say_plan(corpora, readers)
+    print_plan(corpora, readers)
     settings = {name: value for name, value in recorded.items() if name not in CHANGEABLE}
     settings["tokenizer"] = encoder.settings["tokenizer"] if encoder else None
     files = [source for corpus in corpora for source in corpus.files] + find_sources(args.decontaminate or [])

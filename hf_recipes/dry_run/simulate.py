@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_recipes.core.heap import MAPPED
+from hf_recipes.core.heap import MIN_MAPPED_BYTES
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import losses_at, takes
@@ -113,14 +113,14 @@ class _LiveTensors(TorchDispatchMode):
     def _add(self, key: int, kind: str, size: int) -> None:
         self.entries[key] = (kind, size)
         self.now[kind] += size
-        self.on_heap += size if size < MAPPED else 0
+        self.on_heap += size if size < MIN_MAPPED_BYTES else 0
         if sum(self.now.values()) > self.peak:
             self.peak, self.at_peak = sum(self.now.values()), {**self.now, "heap": self.on_heap}
 
     def _forget(self, key: int) -> None:
         kind, size = self.entries.pop(key)
         self.now[kind] -= size
-        self.on_heap -= size if size < MAPPED else 0
+        self.on_heap -= size if size < MIN_MAPPED_BYTES else 0
 
     def to_gradients(self, parameter: torch.Tensor) -> None:
         key = parameter.grad.untyped_storage()._cdata

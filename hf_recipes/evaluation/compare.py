@@ -18,7 +18,7 @@ from hf_recipes.evaluation.method import Method, Outcome, run_method, versions
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.results import evaluation_report
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generate import not_numbers
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size
     outcome = Outcome({}, {})
     for name, method in methods.items():
         say(f"{what}: {name}")
-        outcome.records[name], outcome.metrics[name] = run_method(method, model, Compute(batch_size))
+        outcome.records[name], outcome.metrics[name] = run_method(method, model, BatchOptions(batch_size))
         for record in outcome.records[name]:
             numbers = [value for value in record.values() if isinstance(value, float)]
             if not all(map(math.isfinite, numbers)) or not record.get("is_finite", True):
@@ -131,13 +131,13 @@ def settings_of(
         "chat_template": template,
         "eval_methods": evaluation.eval_methods,
         "eval_files": sources,
-        "few_shot": few_shot_of(evaluation.few_shot_file, evaluation.few_shot),
+        "few_shot": few_shot_settings(evaluation.few_shot_file, evaluation.few_shot),
         "nll_prefix_token": evaluation.nll_prefix_token,
         "decoding": asdict(decoding),
     }
 
 
-def few_shot_of(path: str | None, count: int) -> dict[str, Any] | None:
+def few_shot_settings(path: str | None, count: int) -> dict[str, Any] | None:
     """The file of few-shot examples by its name and digest, and how many of them are used."""
     if path is None:
         return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from hf_recipes.models.inference.batch_options import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ class Method(Protocol):
         """Number of items."""
         ...
 
-    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: BatchOptions) -> list[Record]:
         """One record (plain values that json takes) for each of the items at these indices, in their order.
 
         The model's mode, settings and cache use are as before afterwards, and the random state is untouched.
@@ -114,7 +114,7 @@ class Method(Protocol):
 
 
 def run_method(
-    method: Method, model: "PreTrainedModel", options: Compute, rank: int = 0, world: int = 1
+    method: Method, model: "PreTrainedModel", options: BatchOptions, rank: int = 0, world: int = 1
 ) -> tuple[list[Record], dict[str, float]]:
     """All records of `method`, each computed by one of `world` processes, and their metrics; the same on all.
 

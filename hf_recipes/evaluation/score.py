@@ -19,7 +19,7 @@ from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import SIDES, Schema
 from hf_recipes.evaluation.over_file import FileArguments
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generate import not_numbers
 from hf_recipes.models.reward_head import rewards
 
@@ -112,7 +112,7 @@ class Score:
         scored: dict[int, dict[str, float]] = {}
         with forward.evaluating(model):
             lengths = [-len(rows[index].ids[name]) for index, name in sides]
-            for batch in forward.batches(lengths, self.batch_size, Compute()):
+            for batch in forward.batches(lengths, self.batch_size, BatchOptions()):
                 chosen = [sides[side] for side in batch]
                 if all(index < written for index, _ in chosen):
                     continue

@@ -32,7 +32,7 @@ UNREACHABLE = {
 TIMEOUT = 120.0  # seconds without a response
 
 
-def keep_token(token: str | None, target: Target) -> None:
+def export_token(token: str | None, target: Target) -> None:
     """Pass a token to the clients through the environment of this process."""
     if token:
         os.environ[TOKENS[target]] = token

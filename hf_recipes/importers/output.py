@@ -106,7 +106,7 @@ def finish_ledgers(folder: Path, args: ImportArguments, nothing_left: str | None
     write_ledgers(folder / LEDGER, **ledgers)
 
 
-def say_counts(output_dir: str, splits: bytearray) -> None:
+def print_counts(output_dir: str, splits: bytearray) -> None:
     for split, name in SPLITS.items():
         if count := splits.count(split):
             say(f"{os.path.join(output_dir, name)}.jsonl: {count:,} example{'s' * (count > 1)}")

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.ledger import LEDGER, Ledger, details_hidden, without_values
+from hf_recipes.core.ledger import LEDGER, Ledger, details_hidden, without_quoted_values
 from hf_recipes.evaluation.reports.report import Examples, Report, Section, Table, clip
 from hf_recipes.inspection.checks import Checks
 from hf_recipes.inspection.duplicates import RowHashes, duplicate_tables, overlap_table
@@ -96,7 +96,7 @@ def _check_rows(
 
 def _ledgers_of_files(specs: Sequence[str], privacy: bool) -> list[Section]:
     """The ledgers of the importer or the corpus pipeline that wrote the files, which lie in or next to them."""
-    mask = without_values if privacy else str
+    mask = without_quoted_values if privacy else str
     paths = [spec.rpartition("=")[2] for spec in specs]
     folders = dict.fromkeys(folder for path in paths for folder in (path, os.path.dirname(path)))
     sections = []

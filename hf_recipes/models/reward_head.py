@@ -87,7 +87,7 @@ def prepare_head(model: PreTrainedModel, initializer_range: float | None) -> Non
         head.float()
 
 
-def _is_reward_model(model: PreTrainedModel) -> bool:
+def scores_conversations(model: PreTrainedModel) -> bool:
     """Whether `model` scores conversations; False where it predicts tokens."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not type(inner).__name__.endswith("ForSequenceClassification"):

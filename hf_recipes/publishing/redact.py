@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from hf_recipes.core.ledger import Entry, Ledger, without_values
+from hf_recipes.core.ledger import Entry, Ledger, without_quoted_values
 from hf_recipes.core.settings import DEFAULTS
 from hf_recipes.hub.clients import source_of
 from hf_recipes.privacy.redactor import Redactor
@@ -129,7 +129,7 @@ def public_ledger(ledgers: Mapping[str, Mapping], names: Mapping[str, str]) -> d
         for source, counts in ledger.sources.items():
             by_name.sources.setdefault(public_name(source, names), Counter()).update(counts)
         for (source, status), entry in ledger.reasons.items():
-            key = public_name(source, names), without_values(status)
+            key = public_name(source, names), without_quoted_values(status)
             by_name.reasons.setdefault(key, Entry()).count += entry.count
         public[name] = by_name.to_dict()
         for reason in public[name]["reasons"]:

@@ -14,7 +14,7 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config, without_deepspeed
 from hf_recipes.models.reward_head import rewards
@@ -55,7 +55,7 @@ class ScoringModel:
         rows = self._encode(prompts, answers)
         scores = [0.0] * len(rows)
         with forward.evaluating(self.model):
-            for batch in forward.batches([-len(ids) for ids in rows], BATCH_SIZE, Compute()):
+            for batch in forward.batches([-len(ids) for ids in rows], BATCH_SIZE, BatchOptions()):
                 for index, score in zip(batch, rewards(self.model, [rows[index] for index in batch]), strict=True):
                     scores[index] = score
         return scores

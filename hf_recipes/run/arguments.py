@@ -9,9 +9,14 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
 
-from hf_recipes.core.distributed import be_one_process, compile_kernels, private_shared_memory, rendezvous_after_restart
+from hf_recipes.core.distributed import (
+    compile_kernels,
+    private_shared_memory,
+    rendezvous_after_restart,
+    set_single_process_env,
+)
 from hf_recipes.core.settings import PositiveFloat, PositiveInt, at, check_limits, nearest, setting
-from hf_recipes.hub.clients import Target, check_destination, keep_token
+from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.run.inherited import Needs, refuse_unusable
 
@@ -96,7 +101,7 @@ class RunArguments:
             check_destination(self.hub_model_id, self.hub_target)
         elif self.hub_model_id:
             raise ValueError("--hub_model_id has no effect without --push_to_hub")
-        keep_token(self.hub_token, self.hub_target)
+        export_token(self.hub_token, self.hub_target)
         self.hub_token = None  # else transformers pickles it into training_args.bin
         self.report_to = self.report_to or "none"
         if isinstance(self.report_to, str):
@@ -129,7 +134,7 @@ class RunArguments:
                 raise ValueError(f"--deepspeed {self.deepspeed}: no such file; see configs/deepspeed")
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
-            be_one_process()
+            set_single_process_env()
         rendezvous_after_restart(self.ddp_timeout)
         if not self.deepspeed and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
             super().__post_init__()

@@ -15,12 +15,12 @@ from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.settings import nearest
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.data.pretraining.corpora import named_paths
-from hf_recipes.evaluation.compare import few_shot_of
+from hf_recipes.evaluation.compare import few_shot_settings
 from hf_recipes.evaluation.method import Method, Outcome, Record, run_method, versions
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports.tables import read_predictions
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.trainer.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
@@ -152,7 +152,7 @@ def evaluated_with(trainer, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "versions": versions(),
         "chat_template": trainer.processing_class.chat_template,
-        "few_shot": few_shot_of(settings.get("few_shot_file"), settings.get("few_shot", 0)),
+        "few_shot": few_shot_settings(settings.get("few_shot_file"), settings.get("few_shot", 0)),
         "decoding": next((asdict(m.decoding) for m in methods.values() if hasattr(m, "decoding")), None),
     }
 
@@ -175,7 +175,7 @@ class Evaluations(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         size = args.per_device_eval_batch_size
         sharded = is_deepspeed_zero3_enabled() or self.trainer.is_fsdp_enabled
-        compute = Compute(size, self.trainer.check_stop, synced=sharded)
+        compute = BatchOptions(size, self.trainer.check_stop, synced=sharded)
         model = self.trainer.accelerator.unwrap_model(model)
         scores = {}
         for name, method in self.methods.items():

@@ -17,7 +17,7 @@ from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.examples import SCHEMA_CODE, cache_root, fingerprint
 from hf_recipes.data.files import file_io, records, sources
 from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
-from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, say_plan
+from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, print_plan
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 from hf_recipes.data.pretraining.document_stream import Cursor, read_chunks
 from hf_recipes.data.pretraining.mixture import Mixture, quotas_of, select_sources
@@ -48,7 +48,7 @@ def prepare_mixture(
     encoder = DocumentEncoder(tokenizer, args.document_end_token)
     policy = read_policy(args.mixture) if args.mixture else None
     opened, readers = open_corpora(data, args, policy)
-    say_plan(opened, readers)
+    print_plan(opened, readers)
     blocking = Blocking(args.block_size, args.sequence_sample_mode, args.drop_last, args.seed)
     ledger = Ledger()
     sources: list[BlockSource] = []

@@ -12,7 +12,7 @@ from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.evaluation.method import Method, Record
-from hf_recipes.models.inference.batch_options import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 from hf_recipes.models.inference.forward import batches, evaluating, scored_pass
 from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
 from hf_recipes.trainer.reference import REFERENCE, freeze_reference_adapter
@@ -151,7 +151,7 @@ class PreferenceLoss(Method):
     def __len__(self) -> int:
         return len(self._locations)
 
-    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: Compute) -> list[Record]:
+    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: BatchOptions) -> list[Record]:
         trainer, records = self.trainer, [{}] * len(units)
         size = max(1, how.batch_size // self._sides)
         with evaluating(model):

@@ -8,7 +8,7 @@ import torch
 from stage_runs import trainer_of
 
 from conftest import ROOT, tiny_model, write_jsonl
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.stages.orpo import STAGE, ValidationLoss, odds_ratio_losses
 
 PAIRS = [{"prompt": f"标准{i}：", "chosen": "年龄" * (i + 1), "rejected": "药物，睡眠" * (i % 2 + 1)} for i in range(3)]
@@ -41,7 +41,7 @@ def test_the_loss_is_that_of_the_paper(tokenizer, tmp_path):
     assert loss == pytest.approx(sum(found) / 3, rel=1e-5)
     method = ValidationLoss.of_rows(data.train)
     method.beta = 0.3
-    assert method.summarise(method.compute(model, range(3), Compute()))["loss"] == pytest.approx(sum(found) / 3)
+    assert method.summarise(method.compute(model, range(3), BatchOptions()))["loss"] == pytest.approx(sum(found) / 3)
     assert logged["rewards/accuracies"] == pytest.approx(sum(wins) / 3)
 
 

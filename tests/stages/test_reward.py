@@ -15,7 +15,7 @@ from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.loading import load_for_inference
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.reward_head import load_reward_model
@@ -177,7 +177,7 @@ def test_what_is_saved_scores_as_what_was_trained(model_dir, tmp_path, lora):
     trainer.train()
     trainer.save_model()
     folder = str(tmp_path / "run")
-    expected = PairAccuracy.of_rows(train).compute(trainer.model, range(12), Compute())
+    expected = PairAccuracy.of_rows(train).compute(trainer.model, range(12), BatchOptions())
     where = (
         ModelArguments(model_dir, peft_path=folder, dtype="float32")
         if lora
@@ -185,7 +185,7 @@ def test_what_is_saved_scores_as_what_was_trained(model_dir, tmp_path, lora):
     )
     tokenizer, _ = load_tokenizer(folder)
     again = load_for_inference(where, tokenizer, is_reward=True)
-    records = PairAccuracy.of_rows(train).compute(again, range(12), Compute())
+    records = PairAccuracy.of_rows(train).compute(again, range(12), BatchOptions())
     for one, two in zip(expected, records, strict=True):
         assert one["difference"] == pytest.approx(two["difference"], abs=1e-6)
     if not lora:

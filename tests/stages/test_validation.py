@@ -8,7 +8,7 @@ from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.method import run_method
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.stages.sft import STAGE, ValidationLoss
 from preference_runs import PAIRS, make_pairs, stirred
 
@@ -20,8 +20,8 @@ def test_of_supervised_fine_tuning_it_is_nll(tokenizer, tmp_path):
     ours = ValidationLoss.of_rows(rows_of(STAGE, args, path, tokenizer).train)
     other = NLL(load_examples([str(path)]), tokenizer)
     model = tiny_model(len(tokenizer))
-    _, found = run_method(ours, model, Compute(3))
-    _, expected = run_method(other, model, Compute(8))
+    _, found = run_method(ours, model, BatchOptions(3))
+    _, expected = run_method(other, model, BatchOptions(8))
     assert found == {
         "loss": pytest.approx(expected["loss"], rel=1e-6),
         "mean_token_accuracy": expected["token_accuracy"],
@@ -33,9 +33,9 @@ def test_of_pairs_the_log_probabilities_are_those_of_pair_accuracy(model_dir, to
     trainer, _, _ = make_pairs(model_dir, tmp_path, data=data)
     found = stirred(trainer).evaluate()
     method = PairAccuracy(load_examples(data["validation_file"], form="preference"), tokenizer)
-    policy, _ = run_method(method, trainer.model, Compute(4))
+    policy, _ = run_method(method, trainer.model, BatchOptions(4))
     with trainer.model.disable_adapter():
-        reference, _ = run_method(method, trainer.model, Compute(4))
+        reference, _ = run_method(method, trainer.model, BatchOptions(4))
     assert len(policy) == len(PAIRS)
     for side in ("chosen", "rejected"):
         log_probs, before = (sum(record[side] for record in records) / len(records) for records in (policy, reference))

@@ -104,7 +104,7 @@ def named_paths(spec: str) -> Iterator[tuple[str, str]]:
             yield source_name(spec), spec
 
 
-def say_plan(corpora: Sequence[Corpus], readers: Sequence[Sequence[Reader]]) -> None:
+def print_plan(corpora: Sequence[Corpus], readers: Sequence[Sequence[Reader]]) -> None:
     """Print a line for each source, with the schemas of its files."""
     for corpus, files in zip(corpora, readers, strict=True):
         if corpus.shards:

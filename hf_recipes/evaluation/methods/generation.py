@@ -10,7 +10,7 @@ from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.reports.plots import draw_confusion
 from hf_recipes.metrics import text as metrics
 from hf_recipes.metrics.text import without_thoughts
-from hf_recipes.models.inference.batch_options import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, plan_batches
 from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
@@ -94,7 +94,7 @@ class GenerationMethod(Method):
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: BatchOptions) -> list[Record]:
         """Records `location`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`;
         `is_finite` where it is False (see `Continuation`); with rewards `rewards`, by name, and their sum `reward`."""
         ids = [self.prompts[item].ids for item in items]

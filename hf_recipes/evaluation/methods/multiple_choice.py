@@ -16,7 +16,7 @@ from hf_recipes.evaluation.methods.questions import Question, read_question, rea
 from hf_recipes.evaluation.reports.plots import draw_letters
 from hf_recipes.metrics.intervals import wilson_interval
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.batch_options import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -155,7 +155,7 @@ class SingleChoice(Method):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: BatchOptions) -> list[Record]:
         """See `Method`; an item is a question.
 
         The prefix that prompts share is run once, and its keys and values are used for all of them, unless the model

@@ -17,7 +17,7 @@ from hf_recipes.data.examples import load_examples
 from hf_recipes.data.pretraining.document_encoder import leading_ids
 from hf_recipes.evaluation.method import EvalContext, Method, Record
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.batch_options import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -148,7 +148,7 @@ class NLL(Method):
     def __len__(self) -> int:
         return len(self._windows)
 
-    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: BatchOptions) -> list[Record]:
         """See `Method`; a record holds the sums of one item: nats, tokens, hits and characters."""
         chosen = [self._windows[item] for item in items]
         records: list[Record] = [{}] * len(chosen)

@@ -20,8 +20,8 @@ from hf_recipes.evaluation.methods.perplexity import source_of
 from hf_recipes.evaluation.reports.plots import draw_histogram
 from hf_recipes.metrics.intervals import wilson_interval
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.batch_options import Compute, ForwardPass
-from hf_recipes.models.reward_head import _is_reward_model, rewards
+from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
+from hf_recipes.models.reward_head import rewards, scores_conversations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -118,11 +118,11 @@ class PairAccuracy(Method):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: Compute) -> list[Record]:
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: BatchOptions) -> list[Record]:
         """See `Method`. A record holds the scores `chosen` and `rejected`; of a reward model also their `difference`,
         of a causal model the numbers of tokens, `chosen_tokens` and `rejected_tokens`.
         """
-        classifies = _is_reward_model(model)
+        classifies = scores_conversations(model)
         chosen = [self._pairs[item] for item in items]
         records: list[Record] = [{}] * len(chosen)
         with forward.evaluating(model):

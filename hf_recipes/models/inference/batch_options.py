@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Compute:
+class BatchOptions:
     """How a method runs its batches.
 
     Args:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from hf_recipes.models.inference.batch_options import Compute, ForwardPass
+from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -167,7 +167,7 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
             module.training = mode
 
 
-def batches(keys: Sequence[Any], size: int, options: Compute) -> Iterator[list[int]]:
+def batches(keys: Sequence[Any], size: int, options: BatchOptions) -> Iterator[list[int]]:
     """Batches of `size` indices of `keys`, in the order of the keys."""
     order = sorted(range(len(keys)), key=keys.__getitem__)
     for start in range(0, len(order), size):

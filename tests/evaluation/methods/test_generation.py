@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
 from hf_recipes.evaluation.methods.generation import GenerationMethod
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, plan_batches
 
@@ -168,13 +168,13 @@ def test_evaluation_by_generation(tokenizer, model, tmp_path):
     for decoding in (Decoding(8), Decoding(8, do_sample=True)):
         method = GenerationMethod(prompts, tokenizer, decoding, reader.stop_ids)
         assert len(method) == 6 and method.name == "generation"
-        records = method.compute(model, range(6), Compute(batch_size=4))
+        records = method.compute(model, range(6), BatchOptions(batch_size=4))
         assert json.loads(json.dumps(records)) == records
         assert [record["location"] for record in records] == [f"{path}:{line}" for line in range(1, 7)]
         assert [record["reference"] for record in records] == ["答"] * 5 + [None]
         assert records[2]["question"] == "问2" and records[2]["choices"] == ["答", "不"]
         # Units are the same whichever process computes them, and in whichever batch.
-        assert method.compute(model, [4, 1], Compute(batch_size=1)) == [records[4], records[1]]
+        assert method.compute(model, [4, 1], BatchOptions(batch_size=1)) == [records[4], records[1]]
 
 
 def test_the_summary_of_an_evaluation(tokenizer, tmp_path):

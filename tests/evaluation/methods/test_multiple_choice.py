@@ -24,7 +24,7 @@ from hf_recipes.evaluation.methods.multiple_choice import SingleChoice
 from hf_recipes.evaluation.methods.questions import read_question, read_rows
 from hf_recipes.metrics.intervals import wilson_interval
 from hf_recipes.models.inference import forward
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 
 ROWS = [
     {"question": f"{stem}？\nA. 甲\nB. {stem}\nC. 丙\nD. 丁\n答案：", "answer": answer, "source": source}
@@ -138,7 +138,7 @@ def test_shared_prefix_and_batches_change_nothing(name, tokenizer, bloom_dir, sh
     monkeypatch.setattr(forward, "expanded", lambda cache, rows: used.append(rows) or expanded(cache, rows))
     for size, synced in ((1, False), (2, False), (5, True)):
         used.clear()
-        records = method.compute(model, range(5), Compute(batch_size=size, synced=synced))
+        records = method.compute(model, range(5), BatchOptions(batch_size=size, synced=synced))
         found = [[*record["letters"].values(), record["mass"]] for record in records]
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=1e-5)
         assert sum(used) == (0 if recurrent else 5)
@@ -156,7 +156,7 @@ def test_as_many_batches_whatever_the_prefixes(tokenizer, tmp_path):
     for synced in (True, False):
         for units in ([0, 1, 4, 4], [2, 3, 0, 1]):
             passes.clear(), calls.clear()
-            how = Compute(batch_size=3, before_batch=lambda: calls.append(1), synced=synced)
+            how = BatchOptions(batch_size=3, before_batch=lambda: calls.append(1), synced=synced)
             found.append(method.compute(model, units, how))
             counts.append((len(calls), len(passes) if synced else None))
     assert counts == [(2, 2), (2, 2), (2, None), (2, None)]
@@ -173,11 +173,11 @@ def test_model_is_left_as_it_was(tokenizer, shots):
     model.config.use_cache = False
     state = torch.get_rng_state()
     method = SingleChoice(placed(ROWS), tokenizer, few_shot_file=shots, few_shot=2)
-    first = method.compute(model, range(5), Compute())
+    first = method.compute(model, range(5), BatchOptions())
     assert [module.training for module in model.modules()] == modes and model.config.use_cache is False
     assert torch.equal(torch.get_rng_state(), state)
     with model.disable_adapter():  # B is zero, so the adapter changes nothing; its dropout would
-        assert method.compute(model, range(5), Compute()) == first
+        assert method.compute(model, range(5), BatchOptions()) == first
 
 
 def test_the_letter_is_tokenized_as_it_continues_the_prompt(tokenizer, slow_tokenizer, shots):
@@ -266,4 +266,4 @@ def test_probabilities_that_are_no_numbers(tokenizer):
     model = tiny_model(len(tokenizer))
     model.model.norm.weight.data.fill_(float("nan"))
     with pytest.raises(UserError, match=r"data.jsonl:1: the model's probabilities"):
-        SingleChoice(placed(ROWS[:1]), tokenizer).compute(model, [0], Compute())
+        SingleChoice(placed(ROWS[:1]), tokenizer).compute(model, [0], BatchOptions())

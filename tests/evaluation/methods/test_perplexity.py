@@ -10,7 +10,7 @@ from conftest import TEXT, build_tokenizer, conversation, tiny_model, write_json
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.perplexity import NLL
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 
 
 def texts(folder, rows, name="texts.jsonl"):
@@ -33,7 +33,7 @@ def token_nats(model, ids, context):
 
 
 def everything(method, model, size=8):
-    return method.compute(model, range(len(method)), Compute(batch_size=size))
+    return method.compute(model, range(len(method)), BatchOptions(batch_size=size))
 
 
 @pytest.mark.parametrize(("length", "stride"), [(16, 8), (16, 15), (10, 1), (7, 3), (500, None)])

@@ -9,7 +9,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy, differences
 from hf_recipes.evaluation.reports.plots import draw_histogram
-from hf_recipes.models.inference.batch_options import Compute
+from hf_recipes.models.inference.batch_options import BatchOptions
 
 TALK = conversation("请问这条标准属于哪一类？", "年龄", "为什么？")
 ROWS = [
@@ -52,7 +52,7 @@ def test_rewards_are_those_of_each_side_alone(tokenizer, tmp_path, size):
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], lora_dropout=0.5)).train()
     method = single(tmp_path, tokenizer)
     state = torch.get_rng_state()
-    records = method.compute(model, range(3), Compute(batch_size=size))
+    records = method.compute(model, range(3), BatchOptions(batch_size=size))
     assert model.training and torch.equal(torch.get_rng_state(), state)
     model.eval()
     expected = []
@@ -87,7 +87,7 @@ def test_log_probability_of_the_answer_alone(tokenizer, tmp_path):
     order = [4, 5, 0, 1, 2, 3]
     method = single(tmp_path, tokenizer)
     for size in (1, 4, 6):
-        records = method.compute(model, [2, 0, 1], Compute(batch_size=size))
+        records = method.compute(model, [2, 0, 1], BatchOptions(batch_size=size))
         found = [(r[side], r[f"{side}_tokens"]) for r in records for side in ("chosen", "rejected")]
         assert [count for _, count in found] == [expected[i][1] for i in order]
         assert [total for total, _ in found] == pytest.approx([expected[i][0] for i in order], abs=1e-4)
@@ -97,7 +97,7 @@ def test_both_sides_are_in_one_batch(tokenizer, tmp_path):
     model, shapes = reward_model(tokenizer), []
     model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(len(kwargs["input_ids"])), with_kwargs=True)
     calls = []
-    how = Compute(batch_size=5, before_batch=lambda: calls.append(1))
+    how = BatchOptions(batch_size=5, before_batch=lambda: calls.append(1))
     single(tmp_path, tokenizer).compute(model, range(3), how)
     assert shapes == [4, 2] and len(calls) == 2
 
@@ -140,11 +140,11 @@ def test_pairs_that_do_not_fit(tokenizer, tmp_path):
 def test_classifiers_that_are_no_reward_models(tokenizer, tmp_path):
     method = PairAccuracy(pairs(tmp_path, ROWS[:2]), tokenizer)
     with pytest.raises(UserError, match="3 labels; a reward model has one"):
-        method.compute(reward_model(tokenizer, 3), [0], Compute())
+        method.compute(reward_model(tokenizer, 3), [0], BatchOptions())
     model = reward_model(tokenizer)
     model.config.pad_token_id = None
     with pytest.raises(UserError, match="no pad_token_id"):
-        method.compute(model, [0], Compute())
+        method.compute(model, [0], BatchOptions())
 
 
 def test_histogram(tmp_path):
