@@ -117,14 +117,11 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_file(path: str | os.PathLike, partial_name: str | None = None) -> Iterator[Path]:
-    """A path next to `path` to write to; it is renamed to `path` when nothing was raised, and removed otherwise.
-
-    With a `partial_name`, the next writer of `path`, on any machine, overwrites what a killed one left.
-    """
+def new_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A path next to `path` to write to; it is renamed to `path` when nothing was raised, and removed otherwise."""
     target = Path(path)
     remove_abandoned(target)
-    partial = target.with_name(partial_name) if partial_name else _partial_of(target)
+    partial = _partial_of(target)
     try:
         yield partial
         os.replace(partial, target)

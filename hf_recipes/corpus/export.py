@@ -2,8 +2,8 @@
 
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import groupby, islice, pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ import zstandard
 from datatrove.pipeline.base import PipelineStep
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.files import new_file, new_folder, to_json, write_json
+from hf_recipes.core.files import new_folder, to_json, write_json
 from hf_recipes.core.ledger import Ledger, row_status
 from hf_recipes.corpus.dedup import duplicates_of
 from hf_recipes.data.files.file_io import CHUNK
@@ -29,10 +29,10 @@ class TextShard:
 
     def __init__(self, path: Path, source: str):
         path = path.with_suffix(".jsonl.zst")
-        self.shard, self.source = Shard(path.name), source
-        self._stack = ExitStack()
-        partial = self._stack.enter_context(new_file(path, partial_name=f"{path.name}.partial"))
-        self._file = self._stack.enter_context(zstandard.open(partial, "wb", zstandard.ZstdCompressor(3)))
+        self.path, self.shard, self.source = path, Shard(path.name), source
+        # The next writer of the shard, on any machine, overwrites what a killed one left.
+        self._partial = Path(f"{path}.partial")
+        self._file = zstandard.open(self._partial, "wb", zstandard.ZstdCompressor(3))
 
     def add(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> None:
         for row, text in zip(rows, texts, strict=True):
@@ -44,7 +44,8 @@ class TextShard:
         self.shard.documents += len(rows)
 
     def close(self) -> Shard:
-        self._stack.close()
+        self._file.close()
+        os.replace(self._partial, self.path)
         return self.shard
 
 

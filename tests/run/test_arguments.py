@@ -177,4 +177,4 @@ def test_tokens_are_counted_once_whatever_is_asked_for(value, tmp_path):
 def test_a_mixtures_balance_is_for_mixtures(sft, model_dir, pairs, tmp_path):
     argv = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", tmp_path / "run"]
     code, _, err = sft(*argv, "--router_aux_loss_coef", 0.1, "--dry_run")
-    assert code == 1 and "--router_aux_loss_coef is for mixtures of experts; qwen3 is none" in err
+    assert code == 1 and "--router_aux_loss_coef is for mixtures of experts; qwen3 is not one" in err

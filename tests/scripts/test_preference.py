@@ -75,7 +75,7 @@ def test_dry_run_says_what_a_reference_needs(run, tmp_path):
         return {name.strip(): value for name, value in rows.items()}, out
 
     adapter, out = table()
-    assert ("pairs             40" in out) != ("rows              60" in out) and "of them learned" in out
+    assert ("pairs             40" in out) != ("rows              60" in out) and "of them trained on" in out
     whole, without = (table("--use_lora", "False", *more)[0] for more in ((), ("--precompute_ref_log_probs", "true")))
     sizes = [float(part["weights"].split()[0]) for part in (adapter, without, whole)]
     assert sizes[2] == pytest.approx(2 * sizes[1], rel=0.02) and sizes[0] < sizes[2]

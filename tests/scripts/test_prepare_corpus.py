@@ -377,7 +377,7 @@ def rows(tmp_path) -> Path:
         (["--shard_size", "0"], "--shard_size 0: expected at least 1"),
         (["--workers", "0"], "--workers 0: expected at least 1"),
         (["--executor", "slurm"], "name the partition with --slurm_partition"),
-        (["--schema", "preference"], "--schema preference: expected one of text"),
+        (["--schema", "preference"], "--schema preference: expected one of prompt_response, code, text"),
         (["--prompt_column", "body"], "--prompt_column 'body' is not a column; there are text"),
         (["--decontaminate", "none.jsonl"], "none.jsonl: no such file"),
         (["--qualty"], "unknown flag --qualty (did you mean --quality?)"),
