@@ -42,7 +42,7 @@ class ScoringModel:
         self._arguments = _open_reward_model(path, base, **self._source)
         config, self._tokenizer = open_for_inference(self._arguments, **self._source)
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self._encoder = ChatEncoder(self._tokenizer, max_length=limit)
+        self._encoder = ChatEncoder(self._tokenizer, train_on="last", max_length=limit)
 
     @cached_property
     def model(self) -> "PreTrainedModel":

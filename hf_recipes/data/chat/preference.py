@@ -37,7 +37,7 @@ class PreferenceEncoder:
         prompts = [[{**message, "weight": 0} for message in row["prompt"]] for row in examples]
         chats = [p + row[answer] for p, row in zip(prompts, examples, strict=True) for answer in self.answers]
         tools = [row.get("tools") for row in examples for _ in self.answers]
-        encoded = iter(self.encoder.encode(chats, tools) if chats else ())
+        encoded = iter(self.encoder.encode(chats, tools, split_turns=False) if chats else ())
         return [[next(encoded) for _ in self.answers] for _ in examples]
 
     def is_too_long(self, answers: Sequence[Encoded]) -> bool:
