@@ -71,6 +71,8 @@ class ChatEncoder:
         keep_text: also return, for evaluation, the columns `question` (the last user turn), `reference` (the last
             answer as the template shows it: thoughts and tool calls as the model has to write them), and `messages`
             and `meta` unchanged.
+        keep_rest: also what the template writes after the end of the last turn, without loss, as reward models see it.
+        template_options: variables of the chat template, such as ``enable_thinking``.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class ChatEncoder:
         max_length: int | None = None,
         truncation_side: str = "left",
         keep_text: bool = False,
+        keep_rest: bool = False,
         template_options: Mapping[str, Any] | None = None,
     ):
         if tokenizer.chat_template is None:
@@ -93,14 +96,15 @@ class ChatEncoder:
         self.max_target_length = max_target_length or sys.maxsize
         self.max_length = max_length or sys.maxsize
         self.truncation_side = truncation_side
-        self.keep_text = keep_text
+        self.keep_text, self.keep_rest = keep_text, keep_rest
         self.template = ChatTemplate(tokenizer, template_options)
         self._tails: dict[str, list[int]] = {}
         self._byte_lengths = byte_lengths(tokenizer)
 
     @property
-    def end_of_turn(self) -> str:
-        return self.template.end_of_turn
+    def end_ids(self) -> list[int]:
+        """The special tokens that end a turn; generation stops at the last of them."""
+        return list(map(int, self._align(self.template.end_of_turn).ids))
 
     @property
     def fingerprint(self) -> str:
@@ -109,7 +113,7 @@ class ChatEncoder:
         state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
         settings += [self.truncation_side, self.keep_text, tokenizer.chat_template, str(tokenizer.special_tokens_map)]
-        settings += [self.template.options]
+        settings += [self.keep_rest, self.template.options]
         return fingerprint(
             type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], token_offsets, template)
         )
@@ -271,6 +275,10 @@ class ChatEncoder:
             answer_ids = np.r_[answer_ids[:stop], answer_ids[-end:]]
             notes.append("answer cut")
         answer_labels = answer_ids if example.is_labelled else np.full(len(answer_ids), IGNORED, np.int32)
+        if self.keep_rest and example.rest:
+            rest = np.asarray(self._align(example.rest).ids, dtype=np.int32)
+            answer_ids = np.r_[answer_ids, rest]
+            answer_labels = np.r_[answer_labels, np.full(len(rest), IGNORED, np.int32)]
         notes = [example.note, *notes] if example.note else notes
         ends = len(example.end) * (len(example.earlier) + 1)
         return Encoded(

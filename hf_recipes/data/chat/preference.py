@@ -30,7 +30,7 @@ class PreferenceEncoder:
     answers: ClassVar[tuple[str, ...]]  # columns of messages
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
-        self.encoder, self.max_length = ChatEncoder(tokenizer), max_length
+        self.encoder, self.max_length = ChatEncoder(tokenizer, keep_rest=True), max_length
 
     def encode_answers(self, examples: Sequence[Example]) -> list[list[Encoded]]:
         """The answers of each row (`prompt` and answers as messages, and `tools`), labelled on the answer alone."""

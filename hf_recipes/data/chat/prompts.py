@@ -94,7 +94,7 @@ class PromptReader:
     @property
     def stop_ids(self) -> list[int]:
         """The token that ends an answer in the chat template, where one is used."""
-        return [self.tokenizer.convert_tokens_to_ids(self._encoder.end_of_turn)] if self._encoder else []
+        return self._encoder.end_ids[-1:] if self._encoder else []
 
     @property
     def template(self) -> str | None:

@@ -32,13 +32,15 @@ class Example:
 
     `prompt` is what a server sends before the last answer, `answer` what the model has to write: what the template puts
     before the turn's own texts, thoughts, the content and calls of tools, and last `end`, the special tokens that end
-    the turn. `earlier` are the answers in the prompt that carry loss too: index of the message, range of characters.
+    the turn; `rest` is the white space that the template writes after them. `earlier` are the answers in the prompt
+    that carry loss too: index of the message, range of characters.
     """
 
     prompt: str
     turns: int
     answer: str = ""
     end: str = ""
+    rest: str = ""
     earlier: list[tuple[int, int, int]] = field(default_factory=list)
     is_labelled: bool = True
     note: str | None = None
@@ -233,16 +235,18 @@ class ChatTemplate:
     def example(self, messages: list[Message], tools: list | None = None) -> Example:
         """The last turn of `messages`, which is the assistant's."""
         prompt, text, (_, after) = self._rest(messages, tools)
-        end = self._special_end(text[after:])
+        end, rest = self._special_end(text[after:]), ""
         if end:
-            text = text[: text.index(end, after) + len(end)]
+            stop = text.index(end, after) + len(end)
+            text, rest = text[:stop], text[stop:]
         else:
             if messages[-1].get("tool_calls"):
                 end = self._end_of_calls(messages, tools)
             end = end or self._inserted_end or self.end_of_turn
             text += end
         note = THOUGHTS_LEFT_OUT if self._leaves_out_thoughts(messages[:-1], prompt) else None
-        return Example(prompt, len(messages), text, end, is_labelled=messages[-1].get("weight") != 0, note=note)
+        is_labelled = messages[-1].get("weight") != 0
+        return Example(prompt, len(messages), text, end, rest, is_labelled=is_labelled, note=note)
 
     def split_thoughts(self, text: str) -> tuple[str, str]:
         """The thoughts of what a model wrote after a prompt, and its answer, empty where it was cut while thinking."""

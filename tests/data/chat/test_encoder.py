@@ -137,9 +137,11 @@ def test_row_12_templates_learn_the_end_and_have_one_bos(tmp_path, template, kin
     assert [text.split("<")[0].strip() for text in learned_text(tokenizer, two)] == ["模型", "语言"]
     assert (two.labels == tokenizer.eos_token_id).sum() == 2
     [text] = learned_text(tokenizer, row)
-    assert text.removesuffix(encoder.end_of_turn).strip() == "我是一个语言模型" and text.endswith(encoder.end_of_turn)
+    assert text.removesuffix(encoder.template.end_of_turn).strip() == "我是一个语言模型" and text.endswith(
+        encoder.template.end_of_turn
+    )
     last = row.labels[row.labels != -100][-1]
-    assert last == tokenizer.convert_tokens_to_ids(encoder.end_of_turn) == tokenizer.eos_token_id
+    assert last == tokenizer.convert_tokens_to_ids(encoder.template.end_of_turn) == tokenizer.eos_token_id
     if kind == "sentencepiece":
         assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     assert_generation_starts_where_the_loss_does(
@@ -204,7 +206,7 @@ def test_where_the_next_turns_opener_ends_an_answer_it_is_the_one_end(space):
     )
     tokenizer = build_tokenizer(chat_template=template.replace("SPACE", repr(space)), additional_special_tokens=special)
     encoder = ChatEncoder(tokenizer)
-    assert encoder.end_of_turn == "<|user|>"
+    assert encoder.template.end_of_turn == "<|user|>"
     [row] = encoder.encode([conversation("问一", "答一", "问二", "答二")])
     assert learned_text(tokenizer, row) == [f"\n答一{space}<|user|>", f"\n答二{space}<|user|>"]
     ends = (row.labels == tokenizer.convert_tokens_to_ids("<|user|>")).sum()

@@ -36,9 +36,9 @@ def test_shapes(tokenizer, tmp_path, row, columns):
     assert example["completion"] == [{"role": "assistant", "content": "十八岁"}]
     [one] = UnpairedEncoder(tokenizer).encode([example])
     whole = conversation("几岁？", "十八岁")
-    assert one.input_ids.tolist() == tokenizer.apply_chat_template(whole, return_dict=False)[:-1]
+    assert one.input_ids.tolist() == tokenizer.apply_chat_template(whole, return_dict=False)
     assert tokenizer.decode(one.labels[one.labels != -100]) == "十八岁<|im_end|>"
-    assert tokenizer.decode(one.input_ids[one.prompt_length :]) == "十八岁<|im_end|>"
+    assert tokenizer.decode(one.input_ids[one.prompt_length :]) == "十八岁<|im_end|>\n"
 
 
 def test_only_the_completion_is_learned(tokenizer, tmp_path):
