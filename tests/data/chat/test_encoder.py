@@ -141,7 +141,7 @@ def test_row_12_templates_learn_the_end_and_have_one_bos(tmp_path, template, kin
         encoder.template.end_of_turn
     )
     last = row.labels[row.labels != -100][-1]
-    assert last == tokenizer.convert_tokens_to_ids(encoder.template.end_of_turn) == tokenizer.eos_token_id
+    assert [last] == encoder.end_ids == [tokenizer.eos_token_id]
     if kind == "sentencepiece":
         assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     assert_generation_starts_where_the_loss_does(
