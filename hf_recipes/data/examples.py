@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, Value
 from datasets.arrow_writer import ArrowWriter
@@ -146,14 +147,17 @@ def _generate(files: list[tuple[Source, Schema]], form: str) -> Iterator[dict]:
 
 
 def row_statuses(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """The columns `location` and `status` as lists."""
+    """Location and status of each row that was read; of a conversation in several examples, those of the last."""
+    if "following" in dataset.column_names:
+        following = np.asarray(dataset.with_format("arrow")["following"][:])
+        dataset = dataset.select(np.flatnonzero(following == 0)) if following.any() else dataset
     table = dataset.select_columns(["location", "status"]).with_format("arrow")[:]
     return table["location"].to_pylist(), table["status"].to_pylist()
 
 
 def usable(dataset: Dataset) -> Dataset:
     """The rows that were not dropped."""
-    _, statuses = row_statuses(dataset)
+    statuses = dataset.with_format("arrow")["status"][:].to_pylist()
     kept = [index for index, status in enumerate(statuses) if not is_dropped(status)]
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
 
@@ -169,8 +173,6 @@ def held_out_rows(count: int, percentage: float, seed: int) -> tuple[list[int], 
 
     Both keep the order of the file; `seed` decides which are held out.
     """
-    import numpy as np
-
     size = max(1, round(count * percentage / 100))
     if size >= count:
         raise UserError(f"--validation_split_percentage {percentage:g} of {count} rows leaves none to train on")

@@ -54,7 +54,7 @@ class AnswerReader:
     """
 
     def __init__(self, args: ScoreArguments, tokenizer: "PreTrainedTokenizerBase", max_length: int | None):
-        self.max_length, self._encoder = max_length, ChatEncoder(tokenizer)
+        self.max_length, self._encoder = max_length, ChatEncoder(tokenizer, train_on="last", keep_rest=True)
         self.files = []
         for source in find_sources(args.input_file, "test", args.cache_dir):
             schema = schema_of(source, args.columns)

@@ -42,7 +42,7 @@ class ScoringModel:
         self._arguments = _open_reward_model(path, base, **self._source)
         config, self._tokenizer = open_for_inference(self._arguments, **self._source)
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self._encoder = ChatEncoder(self._tokenizer, max_length=limit)
+        self._encoder = ChatEncoder(self._tokenizer, train_on="last", max_length=limit, keep_rest=True)
 
     @cached_property
     def model(self) -> "PreTrainedModel":
@@ -66,14 +66,13 @@ class ScoringModel:
             before = prompt.messages or [{"role": "user", "content": prompt.question}]
             conversations.append([*before, {"role": "assistant", "content": answer}] if answer.strip() else before)
         rows = []
-        end = self._tokenizer.convert_tokens_to_ids(self._encoder.end_of_turn)
         for prompt, answer, row in zip(prompts, answers, self._encoder.encode(conversations), strict=True):
             ids = row.input_ids
             if not len(ids):
                 raise UserError(
                     f"{prompt.location}: the reward model cannot take this conversation ({shown(row.status)})"
                 )
-            rows.append(ids if answer.strip() else np.r_[ids, end])
+            rows.append(ids if answer.strip() else np.r_[ids, self._encoder.end_ids])
         return rows
 
 

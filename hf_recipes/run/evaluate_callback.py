@@ -59,6 +59,7 @@ def prompts_of(rows: "Dataset | None") -> list[Prompt] | None:
             messages=row["messages"][:-1],
         )
         for row in rows
+        if row["following"] == 0
     ]
 
 

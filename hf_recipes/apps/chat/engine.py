@@ -63,7 +63,7 @@ class ChatModel:
 
     @property
     def stop_ids(self) -> list[int]:
-        return [self.tokenizer.convert_tokens_to_ids(self._encoder.end_of_turn)]
+        return self._encoder.end_ids[-1:]
 
     def prompt(self, messages: Sequence[Message], budget: int | None) -> Prompt:
         """`messages`, the last one a question, rendered for generation and truncated to `budget` tokens."""

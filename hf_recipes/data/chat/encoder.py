@@ -1,8 +1,8 @@
 """Conversations → `input_ids` and unshifted `labels`: only here is decided what carries loss.
 
-Loss is on what the model must say after the generation prompt: the assistant's turn and its end-of-turn token. The
-conversation is rendered by the tokenizer's own chat template and tokenized as one text, so the ids are those of the
-rendered text; a second rendering shows where each turn is in it (see `template`).
+Loss is on what the model must say after the prompt that a server sends: the assistant's turn and what ends it (see
+`template`). Prompt and answer are tokenized apart, as they are when a model is asked. One example serves several turns
+where each prompt begins with the prompt and the answer before it; else each turn is an example of its own.
 """
 
 import gc
@@ -10,9 +10,10 @@ import json
 import os
 import sys
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,10 +24,10 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, writing
 from hf_recipes.core.ledger import KEPT, row_status
 from hf_recipes.data.chat import template, token_offsets
-from hf_recipes.data.chat.template import ChatTemplate, Rendered, has_answer
+from hf_recipes.data.chat.template import ChatTemplate, Example, find_text, has_answer
 from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
 from hf_recipes.data.examples import fingerprint
-from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 
 IGNORED = -100
 FEATURES = {
@@ -41,7 +42,9 @@ FEATURES = {
 class Encoded:
     """One example: `input_ids` and `labels` of one length; the last answer begins at `prompt_length`.
 
-    `full_prompt_length` is that before truncation. `reference` is, with `keep_text`, the whole answer as text.
+    `full_prompt_length` is that before truncation; `characters` are those of the labelled answers, without what ends
+    them; `reference` is, with `keep_text`, the answer without thoughts. `conversation` is the index of the conversation
+    in the batch, and `following` how many examples of it come after this one.
     """
 
     input_ids: np.ndarray
@@ -50,6 +53,9 @@ class Encoded:
     status: str = KEPT
     reference: str | None = None
     full_prompt_length: int = 0
+    characters: int = 0
+    conversation: int = 0
+    following: int = 0
 
 
 class ChatEncoder:
@@ -65,6 +71,8 @@ class ChatEncoder:
         keep_text: also return, for evaluation, the columns `question` (the last user turn), `reference` (the last
             answer as the template shows it: thoughts and tool calls as the model has to write them), and `messages`
             and `meta` unchanged.
+        keep_rest: also what the template writes after the end of the last turn, without loss, as reward models see it.
+        template_options: variables of the chat template, such as ``enable_thinking``.
     """
 
     def __init__(
@@ -77,6 +85,8 @@ class ChatEncoder:
         max_length: int | None = None,
         truncation_side: str = "left",
         keep_text: bool = False,
+        keep_rest: bool = False,
+        template_options: Mapping[str, Any] | None = None,
     ):
         if tokenizer.chat_template is None:
             raise UserError("the tokenizer has no chat template; name one with --chat_template (chatml, …)")
@@ -86,13 +96,15 @@ class ChatEncoder:
         self.max_target_length = max_target_length or sys.maxsize
         self.max_length = max_length or sys.maxsize
         self.truncation_side = truncation_side
-        self.keep_text = keep_text
-        self.template = ChatTemplate(tokenizer)
+        self.keep_text, self.keep_rest = keep_text, keep_rest
+        self.template = ChatTemplate(tokenizer, template_options)
+        self._tails: dict[str, list[int]] = {}
         self._byte_lengths = byte_lengths(tokenizer)
 
     @property
-    def end_of_turn(self) -> str:
-        return self.template.end_of_turn
+    def end_ids(self) -> list[int]:
+        """The special tokens that end a turn; generation stops at the last of them."""
+        return list(map(int, self._align(self.template.end_of_turn).ids))
 
     @property
     def fingerprint(self) -> str:
@@ -101,79 +113,192 @@ class ChatEncoder:
         state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
         settings += [self.truncation_side, self.keep_text, tokenizer.chat_template, str(tokenizer.special_tokens_map)]
+        settings += [self.keep_rest, self.template.options]
         return fingerprint(
             type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], token_offsets, template)
         )
 
-    def encode(self, conversations: list[list[Message]], tools: Sequence[list | None] | None = None) -> list[Encoded]:
+    def encode(
+        self,
+        conversations: list[list[Message]],
+        tools: Sequence[list | None] | None = None,
+        *,
+        split_turns: bool = True,
+    ) -> list[Encoded]:
         """Encode a batch; a row that cannot be used comes back empty, with its status.
 
-        A conversation that ends with a question becomes a prompt: all up to where the answer begins.
-        """
-        tools = tools or [None] * len(conversations)
-        rendered = self.template.render_all(conversations, tools)
-        aligned = self._align([row.text for row in rendered])
-        return [self._finish(*row) for row in zip(rendered, aligned, conversations, tools, strict=True)]
+        A conversation that ends with a question becomes a prompt: what a server sends for it.
 
-    def _align(self, texts: list[str]) -> list[Aligned]:
+        Args:
+            split_turns: turns that one example cannot serve become examples of their own; else the row is dropped.
+        """
+        encoded: list[Encoded] = []
+        tools = tools or [None] * len(conversations)
+        for index, (messages, row_tools) in enumerate(zip(conversations, tools, strict=True)):
+            try:
+                rows = self._encode_row(list(map(with_thoughts, messages)), row_tools, split_turns)
+            except RowProblem as problem:
+                rows = [_dropped(problem.reason)]
+            for number, row in enumerate(rows, 1):
+                row.conversation, row.following = index, len(rows) - number
+            encoded += rows
+        return encoded
+
+    def served_prompt(self, messages: list[Message], tools: list | None = None) -> np.ndarray:
+        """The ids that a server sends for `messages`, which end with a question or a tool's result.
+
+        Raises:
+            RowProblem: the template cannot show them.
+        """
+        prompt = self.template.prompt(list(map(with_thoughts, messages)), tools)
+        return np.asarray(self._align(prompt).ids, dtype=np.int32)
+
+    def _encode_row(self, messages: list[Message], tools: list | None, split_turns: bool) -> list[Encoded]:
+        examples = self._examples(messages, tools)
+        if len(examples) > 1 and not split_turns:
+            raise RowProblem("the chat template shows an earlier turn of the answer otherwise than it was asked for")
+        rows, problem = [], None
+        for example in examples:
+            try:
+                rows.append(self._encode_example(messages[: example.turns], tools, example))
+            except RowProblem as reason:
+                problem = reason
+        if not rows:
+            raise problem
+        notes = ["each turn is an example of its own"] if len(examples) > 1 else []
+        notes += [f"a turn is left out: {problem.reason}"] if problem else []
+        if notes:
+            for row in rows[:-1]:
+                row.status = KEPT
+            status = rows[-1].status
+            rows[-1].status = ", ".join([row_status("split", notes.pop(0)) if status == KEPT else status, *notes])
+        return rows
+
+    def _examples(self, messages: list[Message], tools: list | None) -> list[Example]:
+        """The examples of a conversation; each prompt has the ids of a served one before every answer that it holds."""
+        if not has_answer(messages):
+            return [Example(self.template.prompt(messages, tools), len(messages))]
+        last = len(messages) - 1
+        earlier = [index for index, message in enumerate(messages[:-1]) if message["role"] == "assistant"]
+        if self.train_on == "last":
+            earlier = []
+        labelled = [*(index for index in earlier if messages[index].get("weight") != 0), last]
+        separate: set[int] = set()
+        while True:
+            examples = self.template.examples(messages, tools, labelled, separate)
+            unserved = {turn for example in examples for turn in self._unserved(example)}
+            if not unserved:
+                return examples
+            separate |= unserved
+
+    def _unserved(self, example: Example) -> list[int]:
+        """The earlier answers that, or whose prompts, have other tokens alone than in the prompt of `example`."""
+        if not example.earlier:
+            return []
+        aligned, unserved = self._align(example.prompt), []
+        for turn, start, end in example.earlier:
+            first, last = aligned.tokens(start, end)
+            alone = aligned.tokens(start - 1, start)[1] <= first and last <= aligned.tokens(end, end + 1)[0]
+            if not (alone and self._begins_alike(aligned, start, first)):
+                unserved.append(turn)
+        return unserved
+
+    def _begins_alike(self, aligned: Aligned, end: int, count: int) -> bool:
+        """Whether the first `end` characters of a text have, by themselves, its first `count` tokens."""
+        special = self.template.last_special(aligned.text, end)
+        if special is None or not isinstance(aligned, ByteAligned):
+            return list(self._align(aligned.text[:end]).ids) == list(aligned.ids[:count])
+        tail = aligned.text[special:end]  # nothing before a special token depends on what follows it
+        if tail not in self._tails:
+            self._tails[tail] = list(self._align(tail).ids)
+        ids = self._tails[tail]
+        return list(aligned.ids[count - len(ids) : count]) == ids
+
+    def _align(self, text: str) -> Aligned:
         if not self.tokenizer.is_fast:
-            return [PrefixAligned(text, self.tokenizer) for text in texts]
+            return PrefixAligned(text, self.tokenizer)
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        if self._byte_lengths is None:
-            encodings = backend.encode_batch(texts, add_special_tokens=False)
-            return [OffsetAligned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
-        aligned: list[Aligned] = []
-        for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            row = ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
-            aligned.append(row if row.is_exact else OffsetAligned(text, backend.encode(text, add_special_tokens=False)))
-        return aligned
+        if self._byte_lengths is not None:
+            [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
+            aligned = ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
+            if aligned.is_exact:
+                return aligned
+        return OffsetAligned(text, backend.encode(text, add_special_tokens=False))
 
-    def _finish(self, row: Rendered, aligned: Aligned, messages: list[Message], tools: list | None) -> Encoded:
-        """Label the tokens to train on and truncate what is over the budgets."""
-        notes, full_prompt_length, is_prompt = [], 0, not has_answer(messages)
+    def _align_answer(self, prompt: Aligned, answer: str) -> tuple[Aligned, int]:
+        """The tokens of an answer after its prompt: those of a text from an index on.
+
+        Byte-level tokenizers give them of the answer alone; others may put a space before a text, and give them of the
+        answer behind its prompt, where that leaves the prompt's tokens as they are.
+        """
+        alone = self._align(answer)
+        if not isinstance(alone, ByteAligned):
+            whole, size = self._align(prompt.text + answer), len(prompt.ids)
+            if list(whole.ids[:size]) == list(prompt.ids):
+                return whole, size
+        return alone, 0
+
+    def _encode_example(self, messages: list[Message], tools: list | None, example: Example) -> Encoded:
+        """Tokenize an example, and truncate what is over the budgets."""
+        notes: list[str] = []
+        full_prompt_length = 0
         while True:
-            if row.problem:
-                return _dropped(row.problem)
-            size = len(aligned.ids)
-            start, end = (size, size) if is_prompt else aligned.tokens(*row.answers[-1])
+            prompt = self._align(example.prompt)
+            start = len(prompt.ids)
+            answer, first = self._align_answer(prompt, example.answer) if example.answer else (prompt, start)
+            size = len(answer.ids) - first
             full_prompt_length = full_prompt_length or start
-            source, target = self._budgets(start, end - start)
-            shorter = _without_oldest(messages, row, aligned, start - source) if start > source else None
+            source, target = self._budgets(start, size)
+            shorter = _without_oldest(messages, prompt, start - source) if start > source else None
             if shorter is None:
                 break
             messages, notes = shorter, ["oldest turns left out"]
-            row = self.template.render(messages, tools)
-            [aligned] = self._align([row.text])
-        ids = np.asarray(aligned.ids, dtype=np.int32)
-        labels = np.full(len(ids), IGNORED, dtype=np.int32)
-        for answer in row.labelled if self.train_on == "all" else row.answers[-1:]:
-            first, last = aligned.tokens(*answer)
-            labels[first:last] = ids[first:last]
-        removed = (0, 0)
+            example = self._examples(messages, tools)[-1]
+        ids = np.asarray(prompt.ids, dtype=np.int32)
+        labels = np.full(start, IGNORED, dtype=np.int32)
+        for _, begin, end in example.earlier:
+            begin, end = prompt.tokens(begin, end)
+            labels[begin:end] = ids[begin:end]
         if start > source:
-            question = row.turns[-1 if is_prompt else -2]
-            first, last = aligned.tokens(question.start, question.end)
-            removed = aligned.cut(first, last, start - source, self.truncation_side)
-            if removed is None:
-                return _dropped("the template and system turn alone fill the prompt's budget")
+            kept = self._cut_prompt(messages, prompt, start - source)
+            ids, labels = ids[kept], labels[kept]
             notes.append("prompt cut")
-        stop = end - 1
-        if end - start > target:
-            stop = aligned.boundary(start, start + target - 1)
-            if stop == start:
-                return _dropped("no token of the answer fits the budget")
+        answer_ids = np.asarray(answer.ids[first:], dtype=np.int32)
+        if size > target:
+            length = len(answer.text)
+            end = len(answer.ids) - answer.tokens(length - len(example.end), length)[0]
+            stop = answer.boundary(first, first + max(0, target - end)) - first
+            if stop == 0:
+                raise RowProblem("no token of the answer fits the budget")
+            answer_ids = np.r_[answer_ids[:stop], answer_ids[-end:]]
             notes.append("answer cut")
-        reference = self._reference(row, ids[start:end], messages[-1]) if self.keep_text and not is_prompt else None
-        prompt_length = start - (removed[1] - removed[0])
-        if notes or len(ids) > self.max_length:
-            # Without what a template writes after the end of turn.
-            keep = np.r_[: removed[0], removed[1] : stop, end - 1]
-            ids, labels = ids[keep], labels[keep]
-        notes = [row.note, *notes] if row.note else notes
-        status = row_status("truncated", ", ".join(notes)) if notes else KEPT
-        return Encoded(ids, labels, prompt_length, status, reference, full_prompt_length)
+        answer_labels = answer_ids if example.is_labelled else np.full(len(answer_ids), IGNORED, np.int32)
+        if self.keep_rest and example.rest:
+            rest = np.asarray(self._align(example.rest).ids, dtype=np.int32)
+            answer_ids = np.r_[answer_ids, rest]
+            answer_labels = np.r_[answer_labels, np.full(len(rest), IGNORED, np.int32)]
+        notes = [example.note, *notes] if example.note else notes
+        ends = len(example.end) * (len(example.earlier) + 1)
+        return Encoded(
+            np.r_[ids, answer_ids],
+            np.r_[labels, answer_labels],
+            len(ids),
+            row_status("truncated", ", ".join(notes)) if notes else KEPT,
+            self._reference(messages[-1], example) if self.keep_text and example.answer else None,
+            full_prompt_length,
+            len(example.answer) + sum(end - begin for _, begin, end in example.earlier) - ends,
+        )
+
+    def _cut_prompt(self, messages: list[Message], prompt: Aligned, count: int) -> np.ndarray:
+        """The indices of a prompt's tokens without `count` of its last question's."""
+        question = messages[-2 if has_answer(messages) else -1]["content"]
+        where = find_text(prompt.text, question, last=True)
+        removed = prompt.cut(*prompt.tokens(*where), count, self.truncation_side)
+        if removed is None:
+            raise RowProblem("the template and system turn alone fill the prompt's budget")
+        return np.r_[: removed[0], removed[1] : len(prompt.ids)]
 
     def _budgets(self, prompt: int, answer: int) -> tuple[int, int]:
         """How many of `prompt` and of `answer` tokens may stay."""
@@ -184,27 +309,33 @@ class ChatEncoder:
             source = min(source, self.max_length - target)
         return source, target
 
-    def _reference(self, row: Rendered, ids: np.ndarray, answer: Message) -> str:
-        if answer.get("tool_calls"):  # as a prediction is decoded: without special tokens
-            return self.tokenizer.decode(ids[:-1], skip_special_tokens=True).strip()
-        start, end = row.answers[-1]
-        return row.text[start:end].removesuffix(self.end_of_turn).strip()
+    def _reference(self, message: Message, example: Example) -> str:
+        if not message.get("tool_calls"):
+            return message["content"].strip()
+        ids = self._align(self.template.split_thoughts(example.answer.removesuffix(example.end))[1]).ids
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def map_batch(self, table: pa.Table) -> pa.Table:
         """`datasets.map` function on Arrow tables with the columns `messages`, `tools`, `meta` and `location`."""
         conversations = [json.loads(text) for text in table["messages"].to_pylist()]
         tools = [json.loads(text) if text else None for text in table["tools"].to_pylist()]
         rows = self.encode(conversations, tools)
-        columns = {**table_of(rows), "location": table["location"]}
+        indices = [row.conversation for row in rows]
+        columns = {
+            **table_of(rows),
+            "following": pa.array([row.following for row in rows], pa.int32()),
+            "location": table["location"].take(indices),
+        }
         if self.keep_text:
-            columns["question"] = pa.array([last_question(messages) for messages in conversations], pa.string())
-            columns["reference"] = pa.array([row.reference for row in rows], pa.string())
-            columns |= {name: table[name] for name in ("messages", "meta")}
+            questions = [last_question(conversations[index]) for index in indices]
+            columns |= {"question": pa.array(questions, pa.string())}
+            columns |= {"reference": pa.array([row.reference for row in rows], pa.string())}
+            columns |= {name: table[name].take(indices) for name in ("messages", "meta")}
         return pa.table(columns)
 
     @property
     def features(self) -> Features:
-        features = {**FEATURES, "location": Value("string")}
+        features = {**FEATURES, "following": Value("int32"), "location": Value("string")}
         if self.keep_text:
             features |= {"question": Value("string"), "reference": Value("string"), "messages": Json(), "meta": Json()}
         return Features(features)
@@ -246,15 +377,19 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     return tokenized.with_format(None)
 
 
-def _without_oldest(messages: list[Message], row: Rendered, aligned: Aligned, over: int) -> list[Message] | None:
-    """`messages` without the first exchanges that hold `over` tokens, at the most all but the last; None where there is
-    but one exchange."""
+def _without_oldest(messages: list[Message], prompt: Aligned, over: int) -> list[Message] | None:
+    """`messages` without the first exchanges that hold `over` tokens of the prompt, at the most all but the last; None
+    where there is but one exchange."""
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     if len(users) == 1:
         return None
+    starts, position = {}, 0
+    for index, message in enumerate(messages):
+        if found := find_text(prompt.text, message["content"], position):
+            starts[index], position = found
 
     def token_of(index: int) -> int:
-        return aligned.tokens(row.turns[index].start, row.turns[index].end)[0]
+        return prompt.tokens(starts[index], starts[index] + 1)[0]
 
     first = bisect_left(users, token_of(users[0]) + over, lo=1, hi=len(users) - 1, key=token_of)
     return messages[: users[0]] + messages[users[first] :]

@@ -83,7 +83,9 @@ class PromptReader:
             schema = schema_of(source, columns)
             is_bare = schema.form == "text" and text_as == "continuation"
             if not is_bare and self._encoder is None:
-                self._encoder = ChatEncoder(tokenizer, max_source_length=max_source_length, keep_text=True)
+                self._encoder = ChatEncoder(
+                    tokenizer, train_on="last", max_source_length=max_source_length, keep_text=True
+                )
             detail = f" ({schema.columns.prompt})" if schema.columns.prompt else ""
             detail += ", continued as it is (--text_as question asks it)" if is_bare else ""
             say(f"{source.path}: schema {schema.name}{detail}")
@@ -92,7 +94,7 @@ class PromptReader:
     @property
     def stop_ids(self) -> list[int]:
         """The token that ends an answer in the chat template, where one is used."""
-        return [self.tokenizer.convert_tokens_to_ids(self._encoder.end_of_turn)] if self._encoder else []
+        return self._encoder.end_ids[-1:] if self._encoder else []
 
     @property
     def template(self) -> str | None:

@@ -1,229 +1,49 @@
-"""How a chat template lays out a conversation: where each turn is in the text, and what of it the model must write.
+"""What a chat template sends before an answer, and what the model has to write after it.
 
-A second rendering, with marks around the contents, shows where the template put them and what it left out.
+For an assistant's turn, the prompt is the rendering of the turns before it with `add_generation_prompt`, as a server
+sends it; the answer is what the rendering with the turn adds. Both are texts of their own, so that nothing of an answer
+can move into its prompt. Where the rendering with the turn does not begin with the prompt (templates that open thoughts
+for generation alone, or that differ in white space), the answer begins with the first of the turn's own texts.
 """
 
 import contextlib
+import json
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import shown, with_detail
-from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.core.ledger import shown
+from hf_recipes.data.schemas.conversation import Message, RowProblem
 
-# Unicode noncharacters, which no text holds: around the content of an assistant's turn, around that of any other turn,
-# and at the start of reasoning content.
-ANSWER_START, ANSWER_END, OTHER_START, OTHER_END, REASONING = MARKS = "\ufdd0\ufdd1\ufdd2\ufdd3\ufdd4"
-_MARK = re.compile(f"([{MARKS}])")
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
+_OPEN_TAG = re.compile(r"<([A-Za-z_|][^<>/\s]*)>\s*\Z")
+_PROBE = {"user": "PROBEquestion", "answer": "PROBEanswer", "thoughts": "PROBEthoughts"}
 
 
 @dataclass
-class Turn:
-    """Where one turn is in the rendered text; [start, end) is its content, in characters, without thoughts."""
+class Example:
+    """What one example shows of a conversation, of which it has the first `turns` messages.
 
-    is_assistant: bool
-    start: int
-    end: int
+    `prompt` is what a server sends before the last answer, `answer` what the model has to write: what the template puts
+    before the turn's own texts, thoughts, the content and calls of tools, and last `end`, the special tokens that end
+    the turn; `rest` is the white space that the template writes after them. `earlier` are the answers in the prompt
+    that carry loss too: index of the message, range of characters.
+    """
+
+    prompt: str
+    turns: int
+    answer: str = ""
+    end: str = ""
+    rest: str = ""
+    earlier: list[tuple[int, int, int]] = field(default_factory=list)
     is_labelled: bool = True
-
-
-@dataclass
-class Rendered:
-    """A conversation as text. `answers` are what the model must write: [start, end) of each assistant turn.
-
-    A conversation that ends with a question is rendered up to where the answer begins.
-    """
-
-    text: str
-    turns: list[Turn] = field(default_factory=list)
-    answers: list[tuple[int, int]] = field(default_factory=list)
     note: str | None = None
-    problem: str | None = None
-
-    @property
-    def labelled(self) -> list[tuple[int, int]]:
-        """The answers that carry loss: all but those with the key ``"weight": 0``."""
-        turns = (turn for turn in self.turns if turn.is_assistant)
-        return [answer for answer, turn in zip(self.answers, turns, strict=True) if turn.is_labelled]
-
-
-class ChatTemplate:
-    """A tokenizer's chat template, with what it shows of two short conversations.
-
-    Attributes:
-        generation_prompt: what comes before an answer in training as at generation; empty where the template has none.
-        answer_prefix: without a generation prompt, what the template puts before an answer; the model has to write it.
-        end_of_turn: the one token that is trained on as the end of an answer. Where the template ends the last answer
-            with none, it is the special token that begins the next turn (GLM's ``<|user|>``), else the tokenizer's
-            eos; it is then inserted after every answer that it does not follow yet.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        self.generation_prompt = self.answer_prefix = self.end_of_turn = ""
-        self._end = re.compile(r"\s*")
-        self._suffix: re.Pattern | None = None  # up to where an end of turn is inserted, if the template has none
-        self._opening: str | None = None  # of an answer in training, where it is not that of generation
-        exchange = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
-        try:
-            bare = self._apply(exchange[:1])
-            prompt = self._apply(exchange[:1], add_generation_prompt=True)
-        except Exception as error:  # a template computes what it likes
-            raise UserError(f"the chat template cannot render a question: {_message(error)}") from None
-        self.generation_prompt = prompt[len(bare) :] if prompt.startswith(bare) else ""
-        rendered = self.render(exchange)
-        if rendered.problem:
-            raise UserError(f"the chat template cannot be used for training: {shown(rendered.problem)}")
-        text, (question, answer) = rendered.text, rendered.turns
-        if text.startswith(prompt):
-            self.answer_prefix = text[len(prompt) : answer.start]
-        trained = text[: self._start_of(text, question.end, answer, exchange[1])]
-        if trained != prompt and trained.startswith(bare):
-            self._opening = trained[len(bare) :]
-        following = self._special_after(text, answer.end)
-        if following is None:
-            following = self._opener_of_turns(exchange) or tokenizer.eos_token
-            self._suffix = re.compile(r"\s*?" + re.escape(text[answer.end :]))
-        if following is None:
-            raise UserError("neither the chat template nor the tokenizer has a token that ends a turn (eos_token)")
-        self.end_of_turn = following
-        self._end = re.compile(r"\s*" + re.escape(following))
-
-    def _special_after(self, text: str, position: int) -> str | None:
-        """The special token that follows `position` in `text`, with nothing but white space between."""
-        tokens = {*self.tokenizer.all_special_tokens, *map(str, self.tokenizer.added_tokens_decoder.values())}
-        rest = text[position:].lstrip()
-        return max((token for token in tokens if token.strip() and rest.startswith(token)), key=len, default=None)
-
-    def _opener_of_turns(self, exchange: list[Message]) -> str | None:
-        twice = self.render(exchange * 2)
-        if twice.problem:
-            return None
-        token = self._special_after(twice.text, twice.turns[1].end)
-        return None if token == self.tokenizer.bos_token else token
-
-    def _apply(self, conversation: list, tools: list | None = None, add_generation_prompt: bool = False):
-        """The rendered text of one conversation, or the texts of a list of them."""
-        return self.tokenizer.apply_chat_template(
-            conversation, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
-    def render(self, messages: list[Message], tools: list | None = None) -> Rendered:
-        return self.render_all([messages], [tools])[0]
-
-    def render_all(self, conversations: list[list[Message]], tools: Sequence[list | None]) -> list[Rendered]:
-        """Render each conversation; one that the template cannot show comes back with its `problem`."""
-        marked = [[_mark(message) for message in messages] for messages in conversations]
-        prompts = [self._opening is None and not has_answer(messages) for messages in conversations]
-        if not any(tools) and len(set(prompts)) == 1:
-            with contextlib.suppress(Exception):  # a row is refused: rendering one by one shows which
-                texts, marked_texts = (self._apply(rows, None, prompts[0]) for rows in (conversations, marked))
-                return [self._locate(*row) for row in zip(texts, marked_texts, conversations, strict=True)]
-        rendered = []
-        for messages, marked_messages, row_tools, is_prompt in zip(conversations, marked, tools, prompts, strict=True):
-            try:
-                text = self._apply(messages, row_tools, is_prompt)
-                marked_text = self._apply(marked_messages, row_tools, is_prompt)
-                shows_tools = not row_tools or text != self._apply(messages, None, is_prompt)
-            except Exception as error:  # a template computes what it likes
-                rendered.append(Rendered("", problem=with_detail("the chat template refuses it", _message(error))))
-                continue
-            row = self._locate(text, marked_text, messages)
-            if not shows_tools:
-                row.problem = "the chat template has no place for tools (--chat_template chatml has)"
-            rendered.append(row)
-        return rendered
-
-    def _locate(self, text: str, marked: str, messages: list[Message]) -> Rendered:
-        """Read the marks: where each turn's content is in `text`, and which answer begins and ends where."""
-        if _MARK.sub("", marked) != text:
-            return Rendered(text, problem="the chat template changes a turn's text")
-        turns, shows_thoughts = _read_marks(marked)
-        expected = [message["role"] == "assistant" for message in messages]
-        if [turn.is_assistant for turn in turns] != expected or any(t.start < 0 and not t.is_assistant for t in turns):
-            roles = ", ".join(sorted({message["role"] for message in messages}))
-            detail = f"{len(turns)} of {len(messages)}: {roles}"
-            return Rendered(text, problem=with_detail("the chat template does not show every turn", detail))
-        left_out = [
-            turn.start < 0 or (_has_thoughts(message) and not is_shown)
-            for turn, message, is_shown in zip(turns, messages, shows_thoughts, strict=True)
-        ]
-        if left_out[-1]:
-            reason = "the chat template leaves out the thoughts of the last answer (--chat_template chatml shows them)"
-            return Rendered(text, problem=reason)
-        row = Rendered(text, turns, note=THOUGHTS_LEFT_OUT if any(left_out) else None)
-        before = 0
-        for turn, message, following in zip(turns, messages, [*turns[1:], None], strict=True):
-            if turn.is_assistant:
-                turn.is_labelled = message.get("weight") != 0
-                start = self._start_of(text, before, turn, message)
-                end = self._end_of(text, turn, following, bool(message.get("tool_calls")))
-                if start < 0 or end < 0:
-                    what = "start of an answer" if start < 0 else "end of a tool call"
-                    return Rendered(text, problem=f"the {what} is not to be found in the rendered text")
-                row.answers.append((start, end))
-            before = turn.end
-        if self._suffix is not None:
-            row = self._insert_ends_of_turns(row)
-        if self._opening and not has_answer(messages):
-            row.text += self._opening
-        return row
-
-    def _start_of(self, text: str, before: int, turn: Turn, message: Message) -> int:
-        """Where the model begins to write this turn, or -1; `before` is where the turn before it ends."""
-        opened = text.find(self.generation_prompt, before, turn.end) if self.generation_prompt else -1
-        if opened >= 0:
-            return opened + len(self.generation_prompt)
-        if message.get("tool_calls") or turn.start < 0:
-            return -1
-        content, start = message["content"], turn.start
-        thoughts = content[: len(content) - len(content.rpartition("</think>")[2].lstrip())]
-        for prefix in (thoughts, thoughts.lstrip()):
-            if text.endswith(prefix, before, start):
-                start -= len(prefix)
-                break
-        return start - len(self.answer_prefix) if text.endswith(self.answer_prefix, before, start) else start
-
-    def _end_of(self, text: str, turn: Turn, following: Turn | None, is_call: bool) -> int:
-        """Where the model has written this turn and the token that ends it, or -1."""
-        limit = len(text) if following is None else max(following.start, turn.end)
-        if is_call:  # the mark is inside the call
-            position = text.find(self.end_of_turn, turn.end, limit)
-            if position < 0 or not self.end_of_turn:
-                return limit if following is None else -1
-            return position + len(self.end_of_turn)
-        end = self._end.match(text, turn.end, limit) or (self._suffix and self._suffix.match(text, turn.end, limit))
-        return end.end() if end else turn.end
-
-    def _insert_ends_of_turns(self, row: Rendered) -> Rendered:
-        """`row` with the end of turn after the answers that the template ends with none.
-
-        A position moves by the insertions before it; the start of a turn or the end of an answer also by one at it.
-        """
-        contents = [turn for turn in row.turns if turn.is_assistant]
-        insertions = [
-            end
-            for content, (_, end) in zip(contents, row.answers, strict=True)
-            if not row.text.endswith(self.end_of_turn, content.end, end)
-        ]
-        size = len(self.end_of_turn)
-
-        def after(position: int) -> int:
-            return position + size * bisect_right(insertions, position)
-
-        def before(position: int) -> int:
-            return position + size * bisect_left(insertions, position)
-
-        text = self.end_of_turn.join(row.text[a:b] for a, b in pairwise([0, *insertions, len(row.text)]))
-        turns = [replace(turn, start=after(turn.start), end=before(turn.end)) for turn in row.turns]
-        return Rendered(text, turns, [(after(start), after(end)) for start, end in row.answers], row.note)
 
 
 def has_answer(messages: list[Message]) -> bool:
@@ -231,66 +51,385 @@ def has_answer(messages: list[Message]) -> bool:
     return messages[-1]["role"] == "assistant"
 
 
-def _mark(message: Message) -> Message:
-    """`message` with marks just inside the white space around its content, and at the start of its thoughts.
+class ChatTemplate:
+    """A tokenizer's chat template with the options of a run.
 
-    Around the content means after the thoughts; of a turn that calls tools, around the name of the last tool.
+    Attributes:
+        options: variables of the template, such as ``enable_thinking``, as `apply_chat_template` takes them.
+        thoughts_start, thoughts_end: what stands around thoughts, such as ``<think>`` and ``</think>``; empty where the
+            template has no thoughts.
+        end_of_turn: what the model writes at the end of an answer. Where the template ends the last answer with no
+            special token, it is the one that begins the next turn (GLM's ``<|user|>``), else the tokenizer's eos.
+
+    Raises:
+        UserError: the template cannot show a question and an answer, or there is no token to end a turn with.
     """
-    is_assistant = message["role"] == "assistant"
-    start, end = (ANSWER_START, ANSWER_END) if is_assistant else (OTHER_START, OTHER_END)
-    marked, content = dict(message), message["content"]
-    before = tag = ""
-    if is_assistant and ("</think>" in content or "reasoning_content" in message):
-        before, tag, content = content.rpartition("</think>")
-        opening, think, thoughts = before.rpartition("<think>")
-        if message.get("reasoning_content"):
-            marked["reasoning_content"] = _surround(message["reasoning_content"], REASONING)
-        elif thoughts.strip():
-            before = opening + think + _surround(thoughts, REASONING)
-    if message.get("tool_calls"):
-        calls = [{**call, "function": dict(call["function"])} for call in message["tool_calls"]]
-        last = calls[-1]["function"]
-        last["name"] = f"{start}{last['name']}{end}"
-        marked["tool_calls"] = calls
-    else:
-        content = _surround(content, start, end)
-    marked["content"] = before + tag + content
-    return marked
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None):
+        self.tokenizer, self.options = tokenizer, dict(options or {})
+        added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+        special = {*tokenizer.all_special_tokens, *(token for token, is_special in added.items() if is_special)}
+        special = sorted((token for token in special if token.strip()), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self._uses_parts = False
+        self._thoughts: str | None = None  # the field that shows them, "inline", or None
+        self._close = ""  # what stands between thoughts and content
+        self._call_form: tuple[bool, str | None] | None = None
+        question, answer = self._messages("user", "answer")
+        try:
+            self.prompt([question])
+        except RowProblem as problem:
+            self._uses_parts = True
+            try:
+                self.prompt([question])
+            except RowProblem:
+                raise UserError(f"the chat template cannot render a question: {shown(problem.reason)}") from None
+        self._inserted_end = ""
+        try:
+            rest = self._rest([question, answer])
+        except RowProblem as problem:
+            raise UserError(f"the chat template cannot be used for training: {shown(problem.reason)}") from None
+        self.end_of_turn = self._special_end(rest[1][rest[2][1] :])
+        if not self.end_of_turn:
+            self._inserted_end = self.end_of_turn = (
+                self._opener([question, answer, question]) or tokenizer.eos_token or ""
+            )
+        if not self.end_of_turn:
+            raise UserError("neither the chat template nor the tokenizer has a token that ends a turn (eos_token)")
+        opened = self._opened_tag(rest[0], [question, answer])
+        self._opens_thoughts = opened is not None
+        self.thoughts_start, self.thoughts_end = (f"<{opened}>", f"</{opened}>") if opened else ("", "")
+        self._probe_thoughts(question, rest)
+        self._pattern: tuple[str, str, str] | None = None
+        with contextlib.suppress(RowProblem):
+            self._pattern = self._find_pattern()
 
-def _read_marks(marked: str) -> tuple[list[Turn], list[bool]]:
-    """The turns in a marked text, at their positions in the text without marks, and whether each shows thoughts.
+    @staticmethod
+    def _messages(*names: str) -> list[Message]:
+        return [{"role": "user" if name == "user" else "assistant", "content": _PROBE[name]} for name in names]
 
-    The start of a turn is -1 where its mark is missing.
-    """
-    turns, shows_thoughts, has_thoughts, position = [], [], False, 0
-    starts: dict[bool, int] = {}
-    for piece in _MARK.split(marked):
-        if piece == REASONING:
-            has_thoughts = True
-        elif piece in (ANSWER_START, OTHER_START):
-            starts[piece == ANSWER_START] = position
-        elif piece in (ANSWER_END, OTHER_END):
-            turns.append(Turn(piece == ANSWER_END, starts.pop(piece == ANSWER_END, -1), position))
-            shows_thoughts.append(has_thoughts)
-            has_thoughts = False
+    # Rendering
+
+    def _render(self, messages: list[Message], tools: list | None, is_prompt: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                [self._prepared(message) for message in messages],
+                tools=tools,
+                tokenize=False,
+                add_generation_prompt=is_prompt,
+                **self.options,
+            )
+        except Exception as error:  # a template computes what it likes
+            raise RowProblem("the chat template refuses it", _message(error)) from None
+
+    def _prepared(self, message: Message) -> Message:
+        """`message` in the form that this template shows."""
+        prepared = dict(message)
+        thoughts = prepared.pop("reasoning_content", None)
+        if message.get("tool_calls"):
+            as_text, empty = self._call_form or (False, "")
+            prepared["content"] = message["content"] or empty
+            prepared["tool_calls"] = [_with_arguments(call, as_text) for call in message["tool_calls"]]
+        if thoughts and self._thoughts == "inline":
+            prepared["content"] = f"<think>\n{thoughts}\n</think>\n\n{message['content'] or ''}"
+        elif thoughts and self._thoughts:
+            prepared[self._thoughts] = thoughts
+        if self._uses_parts and isinstance(prepared["content"], str):
+            prepared["content"] = [{"type": "text", "text": prepared["content"]}]
+        return prepared
+
+    def prompt(self, messages: list[Message], tools: list | None = None) -> str:
+        """What a server sends for `messages`, which end with a question or a tool's result.
+
+        Raises:
+            RowProblem: the template refuses them or leaves out a turn.
+        """
+        self._prepare_calls(messages, tools)
+        text = self._render(messages, tools, True)
+        if tools and text == self._render(messages, None, True):
+            raise RowProblem("the chat template has no place for tools (--chat_template chatml has)")
+        position = 0
+        for message in messages:
+            if message["role"] != "assistant":
+                found = find_text(text, message["content"], position)
+                if found is None:
+                    raise RowProblem("the chat template does not show every turn", message["role"])
+                position = found[1]
+        return text
+
+    def examples(
+        self,
+        messages: list[Message],
+        tools: list | None,
+        labelled: Sequence[int],
+        separate: Collection[int] = (),
+    ) -> list[Example]:
+        """The examples that the assistant's turns at the indices `labelled`, the last message among them, need.
+
+        One example has several where each prompt begins with the prompt and the answer before it; those in `separate`
+        end theirs.
+
+        Raises:
+            RowProblem: this template cannot show the conversation.
+        """
+        if not separate and (example := self._regular(messages, tools, labelled)):
+            return [example]
+        examples: list[Example] = []
+        for index in reversed(labelled):
+            one = self.example(messages[: index + 1], tools)
+            start, end = len(one.prompt), len(one.prompt) + len(one.answer)
+            if index not in separate and examples and examples[0].prompt.startswith(one.prompt + one.answer):
+                examples[0].earlier.insert(0, (index, start, end))
+            else:
+                examples.insert(0, one)
+        return examples
+
+    def _regular(self, messages: list[Message], tools: list | None, labelled: Sequence[int]) -> Example | None:
+        """The one example of a conversation of plain texts, if the template repeats one pattern."""
+        plain = {"role", "content", "weight"}
+        if self._pattern is None or len(labelled) < 2 or tools or any(message.keys() - plain for message in messages):
+            return None
+        generation, before, after = self._pattern
+        last = self.example(messages)
+        first = 1 if messages[0]["role"] == "system" else 0
+        position = last.prompt.find(messages[first]["content"])
+        for index, message in enumerate(messages[first:-1], first):
+            text = message["content"]
+            if text != text.strip() or not last.prompt.startswith(text, position):
+                return None
+            position += len(text)
+            between = generation + before if message["role"] == "user" else after
+            if index == len(messages) - 2:
+                return last if last.prompt[position:] == generation else None
+            if not last.prompt.startswith(between, position):
+                return None
+            position += len(between)
+            if index + 1 in labelled:
+                end = position + len(messages[index + 1]["content"]) + len(last.end)
+                last.earlier.append((index + 1, position - len(before), end))
+        return None
+
+    def _find_pattern(self) -> tuple[str, str, str] | None:
+        """What stands between a question and an answer, as a prompt and after it, and between an answer and a question.
+
+        None where the template does not repeat one pattern.
+        """
+        contents = [f"PROBE{number}" for number in range(6)]
+        messages = [
+            {"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(contents)
+        ]
+        examples = [self.example(messages[:count]) for count in (2, 4, 6)]
+        one, two, _ = examples
+        if any(not b.prompt.startswith(a.prompt + a.answer) for a, b in pairwise(examples)):
+            return None
+        generation = one.prompt.partition(contents[0])[2]
+        before = one.answer.partition(contents[1])[0]
+        after = two.prompt.partition(contents[1])[2].partition(contents[2])[0]
+        head = one.prompt.partition(contents[0])[0]
+        body = "".join(
+            text + (after if number % 2 else generation + before) for number, text in enumerate(contents[:4])
+        )
+        is_regular = examples[2].prompt == head + body + contents[4] + generation
+        return (generation, before, after) if is_regular and after.startswith(one.end) else None
+
+    def example(self, messages: list[Message], tools: list | None = None) -> Example:
+        """The last turn of `messages`, which is the assistant's."""
+        prompt, text, (_, after) = self._rest(messages, tools)
+        end, rest = self._special_end(text[after:]), ""
+        if end:
+            stop = text.index(end, after) + len(end)
+            text, rest = text[:stop], text[stop:]
         else:
-            position += len(piece)
-    return turns, shows_thoughts
+            if messages[-1].get("tool_calls"):
+                end = self._end_of_calls(messages, tools)
+            end = end or self._inserted_end or self.end_of_turn
+            text += end
+        note = THOUGHTS_LEFT_OUT if self._leaves_out_thoughts(messages[:-1], prompt) else None
+        is_labelled = messages[-1].get("weight") != 0
+        return Example(prompt, len(messages), text, end, rest, is_labelled=is_labelled, note=note)
+
+    def split_thoughts(self, text: str) -> tuple[str, str]:
+        """The thoughts of what a model wrote after a prompt, and its answer, empty where it was cut while thinking."""
+        before, mark, after = text.rpartition(self.thoughts_end) if self.thoughts_end else ("", "", text)
+        if not mark and self._thinks(text):
+            before, after = text, ""
+        return before.strip().removeprefix(self.thoughts_start).strip(), after.strip()
+
+    def _thinks(self, text: str) -> bool:
+        """Whether what a model wrote begins with thoughts."""
+        return text.lstrip().startswith(self.thoughts_start or "\0") or self._opens_thoughts
+
+    def _rest(self, messages: list[Message], tools: list | None = None) -> tuple[str, str, tuple[int, int]]:
+        """The prompt, what follows it with the last turn, and where in that the turn's content or calls are."""
+        prompt, last = self.prompt(messages[:-1], tools), messages[-1]
+        whole = self._render(messages, tools, False)
+        thoughts, content, calls = last.get("reasoning_content"), last["content"] or "", last.get("tool_calls")
+        is_prefix = whole.startswith(prompt)
+        start = len(prompt) if is_prefix else _common(prompt, whole)
+        shows_thoughts = thoughts and self._thoughts and find_text(whole, thoughts, start)
+        position = shows_thoughts[1] if shows_thoughts else start
+        found = find_text(whole, content, position) if content.strip() else None
+        if content.strip() and found is None:
+            what = "text before a call" if calls else "turn's text"
+            raise RowProblem(f"the chat template leaves out or changes a {what}")
+        begin = found[0] if found else position
+        if calls:
+            position = found[1] if found else position
+            for call in calls:
+                name, *values = (call["function"]["name"], *_strings(call["function"]["arguments"]))
+                where = find_text(whole, name, position)
+                ends = [where and find_text(whole, value, where[1]) for value in values]
+                if where is None or None in ends:
+                    raise RowProblem("the chat template does not show a call of a tool")
+                position = max(where[1], *(end for _, end in ends)) if ends else where[1]
+            found = (begin, position)
+        if found is None:
+            raise RowProblem("the chat template does not show every turn", "assistant")
+        if not is_prefix:
+            if calls and not (thoughts and shows_thoughts) and not content.strip():
+                if prompt[start:].strip():
+                    raise RowProblem("the chat template writes a call otherwise than it asks for one")
+            else:
+                start = shows_thoughts[0] if shows_thoughts else begin
+        rest = whole[start:]
+        content_range = (found[0] - start, found[1] - start)
+        opened = self._opened_tag(prompt, messages)
+        if opened and f"</{opened}>" not in rest[: content_range[0] if not calls else len(rest)]:
+            close = self._close or f"\n</{opened}>\n\n"
+            lead = (thoughts.strip() if thoughts else "") + close
+            if not thoughts and prompt.endswith("\n"):
+                lead = lead.lstrip("\n") if not close.startswith("\n</") else lead
+            cut = content_range[0] if not calls else 0
+            rest = lead + rest[cut:]
+            content_range = (len(lead) + content_range[0] - cut, len(lead) + content_range[1] - cut)
+        elif thoughts and not shows_thoughts:
+            raise RowProblem(
+                "the chat template leaves out the thoughts of the answer (--chat_template chatml shows them)"
+            )
+        return prompt, rest, content_range
+
+    def _opened_tag(self, prompt: str, messages: list[Message]) -> str | None:
+        """The tag that the prompt opens and the model has to close, such as ``think``."""
+        opened = _OPEN_TAG.search(prompt)
+        if opened is None or opened[0].strip() in (messages[-2]["content"] or ""):
+            return None
+        return None if self._special.fullmatch(opened[0].strip()) and "think" not in opened[1] else opened[1]
+
+    def _leaves_out_thoughts(self, messages: list[Message], prompt: str) -> bool:
+        return any(
+            message.get("reasoning_content") and find_text(prompt, message["reasoning_content"], 0) is None
+            for message in messages
+        )
+
+    # What ends a turn
+
+    def _special_end(self, tail: str) -> str:
+        """The special tokens at the end of `tail`, which is what follows a turn's text."""
+        stripped = tail.rstrip()
+        runs = [match.span() for match in self._special.finditer(stripped)]
+        end, stop = len(stripped), len(stripped)
+        while runs and not stripped[runs[-1][1] : end].strip():
+            start, after = runs.pop()
+            stop = stop if after == end else after  # white space between two: the turn ends at the first
+            end = start
+        return stripped[end:stop]
+
+    def last_special(self, text: str, end: int) -> int | None:
+        """Where the last special token before `end` begins, if it is near."""
+        return max((match.start() for match in self._special.finditer(text, max(0, end - 200), end)), default=None)
+
+    def _opener(self, messages: list[Message], tools: list | None = None) -> str | None:
+        """The special token that stands right before the last of `messages`."""
+        try:
+            text = self._render(messages, tools, False)
+        except RowProblem:
+            return None
+        position = text.rfind(messages[-2]["content"] or messages[-2]["tool_calls"][-1]["function"]["name"])
+        tail = text[position : text.rfind(messages[-1]["content"])]
+        token = next((match[0] for match in self._special.finditer(tail)), None)
+        return None if token in (self.tokenizer.bos_token, self.tokenizer.eos_token) else token
+
+    def _end_of_calls(self, messages: list[Message], tools: list | None) -> str:
+        call = messages[-1]["tool_calls"][-1]
+        result = {"role": "tool", "content": "PROBEresult", "name": call["function"]["name"]}
+        if "id" in call:
+            result["tool_call_id"] = call["id"]
+        return self._opener([*messages, result], tools) or ""
+
+    # Which form of a message shows all of it
+
+    def _probe_thoughts(self, question: Message, plain: tuple[str, str, tuple[int, int]]) -> None:
+        [answer] = self._messages("answer")
+        message = {**answer, "reasoning_content": _PROBE["thoughts"]}
+        adds_nothing = not plain[1][: plain[2][0]].strip()
+        for form in ("reasoning_content", "reasoning", "thinking", *(["inline"] if adds_nothing else [])):
+            self._thoughts = form
+            try:
+                text = self._render([question, message], None, False)
+            except RowProblem:
+                continue
+            if text.count(_PROBE["thoughts"]) == 1 and text.count(_PROBE["answer"]) == 1:
+                before, _, after = text.partition(_PROBE["thoughts"])
+                self._close = after.partition(_PROBE["answer"])[0]
+                self.thoughts_end = self._close.strip() or self.thoughts_end
+                if not self._opens_thoughts and before.startswith(plain[0]):
+                    self.thoughts_start = before[len(plain[0]) :].strip()
+                return
+        self._thoughts = None
+
+    def _prepare_calls(self, messages: list[Message], tools: list | None) -> None:
+        """Find the form of calls that this template shows, once."""
+        if self._call_form is not None or not any(message.get("tool_calls") for message in messages):
+            return
+        function = {"name": "PROBEcall", "arguments": {"PROBEkey": "PROBEvalue"}}
+        call = {"id": "call00000", "type": "function", "function": function}
+        [question] = self._messages("user")
+        described = {"name": "PROBEcall", "description": "", "parameters": {"type": "object", "properties": {}}}
+        probe = [{"type": "function", "function": described}] if tools else None
+        for as_text in (False, True):
+            for empty in ("", None):
+                self._call_form = (as_text, empty)
+                message = {"role": "assistant", "content": "", "tool_calls": [call]}
+                try:
+                    text = self._render([question, message], probe, False)
+                except RowProblem:
+                    continue
+                part = text[text.find(_PROBE["user"]) :]
+                if all(part.count(name) == 1 for name in ("PROBEcall", "PROBEkey", "PROBEvalue")) and '\\"' not in part:
+                    return
+        self._call_form = (False, "")
 
 
-def _surround(text: str, before: str, after: str = "") -> str:
-    """`text` with `before` and `after` just inside the white space around it."""
-    core = text.strip()
-    start = len(text) - len(text.lstrip())
-    return f"{text[:start]}{before}{core}{after}{text[start + len(core) :]}"
+def _with_arguments(call: dict, as_text: bool) -> dict:
+    function = dict(call["function"])
+    if as_text:
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": function}
 
 
-def _has_thoughts(message: Message) -> bool:
-    if message["role"] != "assistant":
-        return False
-    before = message["content"].rpartition("</think>")[0]
-    return bool(message.get("reasoning_content") or before.rpartition("<think>")[2].strip())
+def _strings(value: Any) -> Iterator[str]:
+    """The texts in the arguments of a call."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with in common."""
+    pairs = zip(one, other, strict=False)
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def find_text(text: str, content: str | None, position: int = 0, last: bool = False) -> tuple[int, int] | None:
+    """Where `content`, without white space around it, is in `text`; as JSON where it is not there as it is."""
+    content = (content or "").strip()
+    for form in (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1]):
+        start = text.rfind(form, position) if last else text.find(form, position)
+        if start >= 0:
+            return start, start + len(form)
+    return None
 
 
 def _message(error: Exception) -> str:

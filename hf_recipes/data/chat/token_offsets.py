@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 class Aligned(ABC):
     """The tokens of one text, addressed by its characters."""
 
+    text: str
     ids: Sequence[int]
 
     @abstractmethod
@@ -44,7 +45,7 @@ class ByteAligned(Aligned):
     """For byte-level vocabularies, whose tokens each stand for a known number of bytes: no offsets are needed."""
 
     def __init__(self, text: str, ids: np.ndarray, lengths: np.ndarray):
-        self.ids, self._text, self._bytes = ids, text, text.encode()
+        self.text, self.ids, self._bytes = text, ids, text.encode()
         self._ends = lengths[ids].cumsum()
 
     @property
@@ -53,8 +54,8 @@ class ByteAligned(Aligned):
         return (self._ends[-1] if len(self.ids) else 0) == len(self._bytes)
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
-        first = len(self._text[:start].encode())
-        last = first + len(self._text[start:end].encode())
+        first = len(self.text[:start].encode())
+        last = first + len(self.text[start:end].encode())
         return int(self._ends.searchsorted(first, "right")), int(self._ends.searchsorted(last, "left")) + 1
 
     def begins_character(self, token: int) -> bool:
@@ -65,12 +66,12 @@ class OffsetAligned(Aligned):
     """For any other fast tokenizer, from the offsets that it reports."""
 
     def __init__(self, text: str, encoding):
-        self.ids, self._length, self._encoding = encoding.ids, len(text), encoding
+        self.text, self.ids, self._encoding = text, encoding.ids, encoding
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
         find = self._encoding.char_to_token
         # White space that a normalizer removes has no token.
-        following = (token for token in map(find, range(start, self._length)) if token is not None)
+        following = (token for token in map(find, range(start, len(self.text))) if token is not None)
         first = next(following, len(self.ids))
         last = next((token for token in map(find, range(end - 1, start - 1, -1)) if token is not None), first - 1) + 1
         while first < last < len(self.ids) and self._encoding.offsets[last][0] < end:
@@ -86,14 +87,14 @@ class PrefixAligned(Aligned):
     """For slow tokenizers: a character's token is the first at which the text and the text before it differ."""
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase):
-        self._tokenizer, self._text = tokenizer, text
+        self._tokenizer, self.text = tokenizer, text
         self.ids = self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def tokens(self, start: int, end: int) -> tuple[int, int]:
-        before, until = (self._common(self._text[:position]) for position in (start, end))
+        before, until = (self._common(self.text[:position]) for position in (start, end))
         return before[0], until[0] + (not until[1])
 
     def _common(self, prefix: str) -> tuple[int, bool]:

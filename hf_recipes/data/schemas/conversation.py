@@ -30,6 +30,17 @@ class RowProblem(Exception):
         return shown(self.reason)
 
 
+def with_thoughts(message: Message) -> Message:
+    """`message` with the thoughts that its text begins with, up to ``</think>``, as `reasoning_content`."""
+    content = message.get("content")
+    if message["role"] != "assistant" or not isinstance(content, str) or "</think>" not in content:
+        return message
+    thoughts, _, answer = content.rpartition("</think>")
+    thoughts = thoughts.strip().removeprefix("<think>").strip()
+    message = {**message, "content": answer.strip("\n") if thoughts else answer.lstrip("\n")}
+    return message | ({"reasoning_content": thoughts} if thoughts and not message.get("reasoning_content") else {})
+
+
 class FilteredRow(RowProblem):
     """Why the settings leave out a row that could be used."""
 
@@ -60,7 +71,7 @@ def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Me
             raise RowProblem(f"'reasoning_content' is a {type(reasoning).__name__}, not text")
         if reasoning and reasoning.strip():
             message["reasoning_content"] = reasoning
-        messages.append(message)
+        messages.append(with_thoughts(message))
     return messages
 
 

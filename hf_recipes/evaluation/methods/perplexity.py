@@ -286,21 +286,15 @@ class _Conversations:
         self.encoder, self.max_length = ChatEncoder(tokenizer, train_on=train_on), max_length
 
     def __call__(self, rows: list[dict]) -> list[tuple[list[_Window], str]]:
-        encoder, results = self.encoder, []
         conversations, tools = ([row[name] for row in rows] for name in ("messages", "tools"))
-        rendered = encoder.template.render_all(conversations, tools)
-        for row, encoded, rendered_row in zip(rows, encoder.encode(conversations, tools), rendered, strict=True):
-            length = len(encoded.input_ids)
-            if is_dropped(encoded.status):
-                results.append(([], encoded.status))
-            elif self.max_length is not None and length > self.max_length:
-                results.append(([], row_status("dropped", f"longer than {self.max_length} tokens")))
-            else:
-                spans = rendered_row.labelled if encoder.train_on == "all" else rendered_row.labelled[-1:]
-                turns = [rendered_row.text[start:end].removesuffix(encoder.end_of_turn) for start, end in spans]
-                characters = sum(map(len, turns))
-                window = _Window(
-                    row["location"], source_of(row), encoded.input_ids, characters, 0, length, 0, encoded.labels
-                )
-                results.append(([window], encoded.status))
+        results: list[tuple[list[_Window], str]] = [([], KEPT) for _ in rows]
+        for encoded in self.encoder.encode(conversations, tools):
+            row, (windows, _) = rows[encoded.conversation], results[encoded.conversation]
+            length, status = len(encoded.input_ids), encoded.status
+            if not is_dropped(status) and self.max_length is not None and length > self.max_length:
+                status = row_status("dropped", f"longer than {self.max_length} tokens")
+            if not is_dropped(status):
+                columns = encoded.input_ids, encoded.characters, 0, length, 0, encoded.labels
+                windows.append(_Window(row["location"], source_of(row), *columns))
+            results[encoded.conversation] = windows, KEPT if windows and is_dropped(status) else status
         return results

@@ -88,7 +88,8 @@ class TokenizedRows(Rows):
 
     Attributes:
         examples: all that was read.
-        readable, tokenized: row for row; the latter includes rows that were dropped.
+        readable, tokenized: the rows, and the examples of each, dropped ones among them; `row_of` gives the row of each
+            example, and `following` how many examples of the row come after it.
         used: indices of the rows that are trained on.
     """
 
@@ -117,7 +118,12 @@ class TokenizedRows(Rows):
                 self.budgets[length] = Budget(f"--{flag}", limit, self.effect)
             setattr(unlimited, flag, None)
         self._unlimited = encoder_for(unlimited, "train")
-        self.locations, self.statuses = row_statuses(self.tokenized)
+        table = self.tokenized.with_format("arrow")
+        self.locations, self.statuses = (table[name][:].to_pylist() for name in ("location", "status"))
+        following = np.zeros(len(self.tokenized), np.int64)
+        if "following" in self.tokenized.column_names:
+            following = np.asarray(table["following"][:])
+        self.following, self.row_of = following, np.cumsum(np.r_[0, following == 0])[:-1]
         self.used = np.flatnonzero([not is_dropped(status) for status in self.statuses])
         self._lengths: dict[str, np.ndarray] | None = None
         self.tokens = self.labelled = np.zeros(0, np.int64)  # of each tokenized row; see `lengths`
@@ -146,11 +152,11 @@ class TokenizedRows(Rows):
         if self._lengths is None:
             lengths = self._measured(self.tokenized)
             self.tokens, self.labelled = lengths.pop("tokens"), lengths.pop("labelled")
-            changed = np.flatnonzero([status != KEPT for status in self.statuses])
+            changed = np.unique(self.row_of[[status != KEPT for status in self.statuses]])
             if len(changed):  # truncated and dropped rows are encoded again without the budgets
                 unlimited = self._measured(tokenize_dataset(self.readable.select(changed), self._unlimited))
-                for name, values in lengths.items():
-                    values[changed] = unlimited[name]
+                same = ~np.isin(self.row_of, changed)
+                lengths = {name: np.r_[values[same], unlimited[name]] for name, values in lengths.items()}
             encoded = np.any(list(lengths.values()), axis=0)  # no template can render the others
             self._lengths = {name: values[encoded] for name, values in lengths.items()}
         return self._lengths
@@ -173,7 +179,14 @@ class TokenizedRows(Rows):
             return sorted(chosen.tolist())
         known = first_by_location(zip(self.locations, range(len(self.locations)), strict=True))
         dropped = set(self.examples["location"][:]) - known.keys()
-        return [location if location in dropped else at_location(known, location) for location in locations]
+        chosen: list[int | str] = []
+        for location in locations:
+            if location in dropped:
+                chosen.append(location)
+            else:
+                first = at_location(known, location)
+                chosen += range(first, first + self.following[first] + 1)
+        return chosen
 
     def render(self, renderer, count, seed, locations):
         return [self.example(renderer, row) for row in self.choose(count, seed, locations)]

@@ -33,7 +33,7 @@ def test_loss_is_on_the_answers_and_their_end_and_nothing_else(tokenizer):
     [row] = ChatEncoder(tokenizer).encode([messages])
     assert learned_text(tokenizer, row) == ["答一<|im_end|>", "答二<|im_end|>"]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert row.input_ids.tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert row.input_ids.tolist() == tokenizer(rendered.rstrip(), add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(row.input_ids[: row.prompt_length]).endswith("问二<|im_end|>\n<|im_start|>assistant\n")
     labelled = row.labels != -100
     assert (row.labels[labelled] == row.input_ids[labelled]).all()
@@ -54,7 +54,7 @@ def test_of_a_prompt_and_a_completion_of_messages_the_completion_is_trained_on(t
 
 
 def test_labels_equal_trls_up_to_the_end_of_turn(tokenizer, tmp_path):
-    """TRL also learns what the template writes after the end of turn (ChatML's line break); we do not."""
+    """TRL also trains on what the template writes after the end of turn (ChatML's line break); we leave it out."""
     from datasets import Dataset
 
     from conftest import tiny_model
@@ -65,10 +65,9 @@ def test_labels_equal_trls_up_to_the_end_of_turn(tokenizer, tmp_path):
     trainer = SFTTrainer(tiny_model(len(tokenizer)), arguments, train_dataset=pairs, processing_class=tokenizer)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for ours, theirs in zip(ChatEncoder(tokenizer).encode(conversations), trainer.train_dataset, strict=True):
-        assert ours.input_ids.tolist() == theirs["input_ids"]
         last = len(theirs["labels"]) - theirs["labels"][::-1].index(end)
-        assert ours.labels[:last].tolist() == theirs["labels"][:last]
-        assert (ours.labels[last:] == -100).all()
+        assert ours.input_ids.tolist() == theirs["input_ids"][:last]
+        assert ours.labels.tolist() == theirs["labels"][:last]
 
 
 @pytest.mark.parametrize("messages", [LONG, *(conversation(*pair, *pair) for pair in QUESTIONS)])
@@ -134,15 +133,15 @@ def test_row_12_templates_learn_the_end_and_have_one_bos(tmp_path, template, kin
     tokenizer, _ = load_tokenizer(str(tmp_path), template)
     encoder = ChatEncoder(tokenizer)
     [row] = encoder.encode([[{"role": "system", "content": "短"}, *conversation("你好", "我是一个语言模型")]])
-    # Tokenizers join a last space to the answer that follows it.
-    assert not encoder.template.generation_prompt.endswith(" ")
     [two] = encoder.encode([conversation("你好", "模型", "你好", "语言")])
     assert [text.split("<")[0].strip() for text in learned_text(tokenizer, two)] == ["模型", "语言"]
     assert (two.labels == tokenizer.eos_token_id).sum() == 2
     [text] = learned_text(tokenizer, row)
-    assert text.removesuffix(encoder.end_of_turn).strip() == "我是一个语言模型" and text.endswith(encoder.end_of_turn)
+    assert text.removesuffix(encoder.template.end_of_turn).strip() == "我是一个语言模型" and text.endswith(
+        encoder.template.end_of_turn
+    )
     last = row.labels[row.labels != -100][-1]
-    assert last == tokenizer.convert_tokens_to_ids(encoder.end_of_turn) == tokenizer.eos_token_id
+    assert [last] == encoder.end_ids == [tokenizer.eos_token_id]
     if kind == "sentencepiece":
         assert row.input_ids.tolist().count(tokenizer.bos_token_id) == 1 and row.input_ids[0] == tokenizer.bos_token_id
     assert_generation_starts_where_the_loss_does(
@@ -185,12 +184,15 @@ def test_every_turn_of_a_template_without_end_tokens_gets_one(tmp_path):
     template.write_text("{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\n' }}{% endfor %}")
     build_tokenizer(chat_template=None).save_pretrained(tmp_path)
     tokenizer, _ = load_tokenizer(str(tmp_path), str(template))
-    [row] = ChatEncoder(tokenizer).encode([conversation("问一", "答一", "问二", "答二")])
-    assert learned_text(tokenizer, row) == ["assistant:答一\n<|im_end|>", "assistant:答二\n<|im_end|>"]
-    assert tokenizer.decode(row.input_ids) == (
-        "user:问一\nassistant:答一\n<|im_end|>user:问二\nassistant:答二\n<|im_end|>"
-    )
-    [row] = ChatEncoder(tokenizer, max_source_length=30).encode([conversation("问一", "答一", "二" * 50, "答二")])
+    rows = ChatEncoder(tokenizer).encode([conversation("问一", "答一", "问二", "答二")])
+    # A server sends no end in the history, so each turn is an example of its own.
+    assert [tokenizer.decode(row.input_ids) for row in rows] == [
+        "user:问一\nassistant:答一\n<|im_end|>",
+        "user:问一\nassistant:答一\nuser:问二\nassistant:答二\n<|im_end|>",
+    ]
+    assert [learned_text(tokenizer, row) for row in rows] == [[f"assistant:答{n}\n<|im_end|>"] for n in "一二"]
+    assert [row.status for row in rows] == ["kept", "split: each turn is an example of its own"]
+    _, row = ChatEncoder(tokenizer, max_source_length=30).encode([conversation("问一", "答一", "二" * 50, "答二")])
     assert tokenizer.decode(row.input_ids).startswith("user:二") and row.prompt_length <= 30
 
 
@@ -204,7 +206,7 @@ def test_where_the_next_turns_opener_ends_an_answer_it_is_the_one_end(space):
     )
     tokenizer = build_tokenizer(chat_template=template.replace("SPACE", repr(space)), additional_special_tokens=special)
     encoder = ChatEncoder(tokenizer)
-    assert encoder.end_of_turn == "<|user|>"
+    assert encoder.template.end_of_turn == "<|user|>"
     [row] = encoder.encode([conversation("问一", "答一", "问二", "答二")])
     assert learned_text(tokenizer, row) == [f"\n答一{space}<|user|>", f"\n答二{space}<|user|>"]
     ends = (row.labels == tokenizer.convert_tokens_to_ids("<|user|>")).sum()
@@ -219,8 +221,8 @@ def test_only_the_end_of_turn_is_learned_as_an_end():
         "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     )
     tokenizer = build_tokenizer(chat_template=template)
-    [row] = ChatEncoder(tokenizer).encode([conversation("问一", "答一", "问二", "答二")])
-    assert learned_text(tokenizer, row) == ["答一", "答二<|im_end|>"]
+    rows = ChatEncoder(tokenizer).encode([conversation("问一", "答一", "问二", "答二")])
+    assert [learned_text(tokenizer, row) for row in rows] == [["答一<|im_end|>"], ["答二<|im_end|>"]]
 
 
 def test_qwen3_style_template_learns_the_empty_thought_that_it_must_write(tokenizer):
@@ -232,8 +234,10 @@ def test_qwen3_style_template_learns_the_empty_thought_that_it_must_write(tokeni
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     encoder = ChatEncoder(build_tokenizer(chat_template=template))
-    [row] = encoder.encode([conversation("问一", "答一", "问二", "答二")])
-    assert learned_text(encoder.tokenizer, row) == ["答一<|im_end|>", "<think>\n\n</think>\n\n答二<|im_end|>"]
+    rows = encoder.encode([conversation("问一", "答一", "问二", "答二")])
+    assert [learned_text(encoder.tokenizer, row) for row in rows] == [
+        [f"<think>\n\n</think>\n\n答{n}<|im_end|>"] for n in "一二"
+    ]
 
 
 def test_templates_that_trim(tokenizer):
@@ -272,7 +276,7 @@ def test_what_a_template_cannot_show_is_dropped_with_the_reason(tokenizer):
     good = conversation("问", "答")
     tools = [{"type": "function", "function": {"name": "weather"}}]
     for encoder, messages, own_tools, reason in (
-        (ChatEncoder(tokenizer), calling, None, "does not show every turn"),
+        (ChatEncoder(tokenizer), calling, None, "does not show a call"),
         (ChatEncoder(silent), system, None, "does not show every turn"),
         (ChatEncoder(refusing), system, None, "no system"),
         (ChatEncoder(tokenizer), good, tools, "no place for tools"),

@@ -30,7 +30,8 @@ QWEN3 = """
             {%- set content = '<think>\n' + thoughts.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') %}
         {%- endif %}
         {%- for call in m.tool_calls or [] %}
-            {%- set content = content + '<tool_call>\n' + call.function.name + '\n</tool_call>' %}
+            {%- set called = call.function.name + (call.function.arguments.city or '') %}
+            {%- set content = content + '<tool_call>\n' + called + '\n</tool_call>' %}
             {{- '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}
         {%- else %}
             {{- '<|im_start|>assistant\n' + content + '<|im_end|>\n' }}
@@ -65,15 +66,16 @@ def two_turns(inline):
 def test_thoughts_that_the_template_leaves_out_are_told(inline):
     tokenizer = build_tokenizer(chat_template=QWEN3)
     messages = two_turns(inline)
-    both, last, none = ChatEncoder(tokenizer).encode([messages, messages[2:], conversation("问", "答")])
-    assert both.status == LEFT_OUT
-    assert learned_text(tokenizer, both) == ["答一<|im_end|>", "<think>\n想二\n</think>\n\n答二<|im_end|>"]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert both.input_ids.tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    one, two, last, none = ChatEncoder(tokenizer).encode([messages, messages[2:], conversation("问", "答")])
+    assert (one.status, two.status) == ("kept", f"{LEFT_OUT}, each turn is an example of its own")
+    for row, number in ((one, "一"), (two, "二")):
+        assert learned_text(tokenizer, row) == [f"<think>\n想{number}\n</think>\n\n答{number}<|im_end|>"]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+    assert two.input_ids.tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     assert last.status == "kept" and learned_text(tokenizer, last) == ["<think>\n想二\n</think>\n\n答二<|im_end|>"]
     assert none.status == "kept" and learned_text(tokenizer, none) == ["<think>\n\n</think>\n\n答<|im_end|>"]
-    [cut] = ChatEncoder(tokenizer, max_target_length=12).encode([messages])
-    assert cut.status == f"{LEFT_OUT}, answer cut"
+    _, cut = ChatEncoder(tokenizer, max_target_length=12).encode([messages])
+    assert cut.status == f"{LEFT_OUT}, answer cut, each turn is an example of its own"
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -89,19 +91,23 @@ def test_thoughts_before_a_tool_call(inline):
         "<think>\n看到\n</think>\n\n三度<|im_end|>",
     ]
     earlier = [*conversation("天气？"), calling, *answer, *conversation("谢谢", "不客气")]
-    [row] = ChatEncoder(tokenizer).encode([earlier])
-    assert row.status == LEFT_OUT
-    assert learned_text(tokenizer, row)[0] == "<tool_call>\nweather\n</tool_call><|im_end|>"
+    both, last = ChatEncoder(tokenizer).encode([earlier])
+    assert last.status == f"{LEFT_OUT}, each turn is an example of its own"
+    assert learned_text(tokenizer, both) == learned_text(tokenizer, row)
 
 
 @pytest.mark.parametrize("inline", [True, False])
-def test_an_answer_shown_without_its_thoughts_is_dropped_with_the_reason(inline):
+def test_thoughts_that_the_prompt_begins_are_trained_on_though_the_template_leaves_them_out(inline):
     tokenizer = build_tokenizer(chat_template=R1)
     messages = two_turns(inline)
-    bad, good = ChatEncoder(tokenizer).encode([messages, [*messages[:3], *conversation("", "答二")[1:]]])
-    assert bad.status.startswith("dropped: the chat template leaves out the thoughts of the last answer")
-    assert good.status == LEFT_OUT
-    assert [text.strip() for text in learned_text(tokenizer, good)] == ["答一<|im_end|>", "答二<|im_end|>"]
+    without = [*messages[:3], *conversation("", "答二")[1:]]
+    for chat, second in ((messages, "想二\n</think>\n\n答二<|im_end|>"), (without, "\n</think>\n\n答二<|im_end|>")):
+        rows = ChatEncoder(tokenizer).encode([chat])
+        assert [learned_text(tokenizer, row) for row in rows] == [["想一\n</think>\n\n答一<|im_end|>"], [second]]
+        assert all(tokenizer.decode(row.input_ids[: row.prompt_length]).endswith("<think>\n") for row in rows)
+    silent = build_tokenizer(chat_template=R1.replace("<think>", ""))
+    [bad] = ChatEncoder(silent).encode([messages])
+    assert bad.status.startswith("dropped: the chat template leaves out the thoughts of the answer")
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -131,14 +137,14 @@ def test_a_model_that_learned_its_row_scores_in_full(tmp_path):
     cut = tokenize_dataset(examples, ChatEncoder(tokenizer, keep_text=True, max_target_length=4))
     assert cut["reference"][:] == encoded["reference"][:]
     predictions = [
-        tokenizer.decode(row["input_ids"][row["prompt_length"] : -2], skip_special_tokens=True).strip()
+        tokenizer.decode(row["input_ids"][row["prompt_length"] : -1], skip_special_tokens=True).strip()
         for row in encoded
     ]
     assert predictions[:2] == ["<think>\n\n</think>\n\n年龄", "<think>\n想\n</think>\n\n年龄"]
     assert "weather" in predictions[2] and "<tool_call>" not in predictions[2]
     answers, references = (list(map(without_thoughts, texts)) for texts in (predictions, encoded["reference"][:]))
     assert exact_matches(answers, references) == [True, True, True]
-    assert json.loads(json.dumps(encoded["reference"][2])) == predictions[2]
+    assert json.loads(json.dumps(encoded["reference"][2])) == without_thoughts(predictions[2])
 
 
 def test_a_template_that_fails_on_some_rows_drops_those():
@@ -146,7 +152,7 @@ def test_a_template_that_fails_on_some_rows_drops_those():
     bad, good = ChatEncoder(failing).encode([conversation("x", "答"), conversation("问", "答")])
     assert shown(bad.status) == "dropped: the chat template refuses it (ZeroDivisionError: division by zero)"
     assert good.status == "kept"
-    with pytest.raises(UserError, match="cannot render a question: ValueError: substring not found"):
+    with pytest.raises(UserError, match=r"cannot render a question: .*\(ValueError: substring not found\)"):
         ChatEncoder(build_tokenizer(chat_template="{{ messages[0].content.index('x') }}"))
 
 

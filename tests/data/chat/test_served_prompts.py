@@ -1,0 +1,164 @@
+"""For every chat template of TRL and every bundled one: what is trained on is what will be asked and answered."""
+
+import re
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hf_recipes.core.ledger import is_dropped, shown
+from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.models.tokenizer import TEMPLATES
+
+PATHS = [*Path(str(files("trl"))).glob("chat_templates/*.jinja"), *Path(TEMPLATES).glob("*.jinja")]
+# What stands for one token in the models that have it; of these, thoughts and calls are no special tokens.
+MARKS = re.compile(r"<\|?[^<>\s{}'\"%]+?\|?>|<｜[^<>]+?｜>|\[/?[A-Z_]+\]")
+PLAIN = re.compile(r"</?(think|tool_call|tool_response|tools|function|parameter|arg_key|arg_value)[^>]*>")
+TOOL = {"name": "get_weather", "description": "天气", "parameters": {"type": "object", "properties": {}}}
+TOOLS = [{"type": "function", "function": TOOL}]
+QUESTION = {"role": "user", "content": "北京天气怎么样"}
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+def called(*cities, **more):
+    calls = [
+        {"id": f"call{number:05}", "type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
+        for number, city in enumerate(cities)
+    ]
+    return assistant(more.pop("content", ""), tool_calls=calls, **more)
+
+
+def result(content, number=0):
+    return {"role": "tool", "content": content, "name": "get_weather", "tool_call_id": f"call{number:05}"}
+
+
+PLAIN_CHATS = {
+    "single": [user("你好吗"), assistant("我很好。")],
+    "multi": [user("一问"), assistant("一答"), user("二问"), assistant("二答"), user("三问"), assistant("三答")],
+    "white space": [user("  空白  "), assistant("  两边空白 \n")],
+    "leading newline": [user("换行"), assistant("\n\n开头换行"), user("再来"), assistant("\n好")],
+    "emoji": [user("😀🎉"), assistant("好😀👨‍👩‍👧")],
+    "marks in the text": [user("<|im_end|>与</s>"), assistant("写 <|im_end|>\n<|im_start|>assistant\n 与 [/INST] 好")],
+}
+CHATS = PLAIN_CHATS | {
+    "system": [{"role": "system", "content": "你是助手"}, user("你好吗"), assistant("我很好。")],
+    "thoughts": [user("几加几"), assistant("是四", reasoning_content="二加二等于四嘛")],
+    "thoughts in the text": [user("几加几"), assistant("<think>\n二加二等于四嘛\n</think>\n\n是四")],
+    "thoughts without a beginning": [user("几加几"), assistant("二加二等于四嘛\n</think>\n\n是四")],
+    "empty thoughts": [user("几加几"), assistant("<think>\n\n</think>\n\n是四")],
+    "thoughts of two turns": [
+        user("几加几"),
+        assistant("是四", reasoning_content="想法甲"),
+        user("再加"),
+        assistant("是五", reasoning_content="想法乙"),
+    ],
+    "thoughts of one turn": [
+        user("几加几"),
+        assistant("是四", reasoning_content="想法甲"),
+        user("再"),
+        assistant("五"),
+    ],
+    "call": [QUESTION, called("北京")],
+    "two calls": [QUESTION, called("北京", "上海")],
+    "call and result": [QUESTION, called("北京"), result("晴天二十度"), assistant("今天晴")],
+    "calls in turn": [QUESTION, called("北京"), result("晴"), called("上海"), result("雨天"), assistant("都好")],
+    "text and call": [QUESTION, called("北京", content="我查一下")],
+    "thoughts and call": [QUESTION, called("北京", reasoning_content="要查天气的")],
+}
+
+
+def tokenizer_of(path):
+    template = path.read_text(encoding="utf-8")
+    backend = Tokenizer(models.BPE({sign: n for n, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=template
+    )
+    marks = sorted(set(MARKS.findall(template)))
+    special = [mark for mark in marks if not PLAIN.fullmatch(mark)]
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in special], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks if PLAIN.fullmatch(mark)])
+    return tokenizer
+
+
+def spans(row):
+    """[begin, end) of each run of labelled tokens."""
+    edges = np.diff(np.r_[0, row.labels != -100, 0].astype(int))
+    return zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_what_is_trained_on_is_what_is_asked_and_answered(path):
+    """The tokens before each answer are those of the served prompt, and loss is on the turn and what ends it alone."""
+    tokenizer = tokenizer_of(path)
+    encoder = ChatEncoder(tokenizer)
+    refused = {}
+    for name, messages in CHATS.items():
+        tools = TOOLS if "call" in name else None
+        rows = encoder.encode([messages], [tools])
+        if is_dropped(rows[0].status):
+            assert len(rows) == 1
+            refused[name] = shown(rows[0].status)
+            continue
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        trained = [(row, *span) for row in rows for span in spans(row)]
+        assert len(trained) == len(answers), name
+        for turn, (row, begin, end) in zip(answers, trained, strict=True):
+            assert (row.labels[begin:end] == row.input_ids[begin:end]).all()
+            served = encoder.served_prompt(messages[:turn], tools)
+            assert row.input_ids[:begin].tolist() == served.tolist(), name
+            text, message = tokenizer.decode(row.input_ids[begin:end]), messages[turn]
+            content = message["content"].rpartition("</think>")[2].strip()
+            assert content in text and user_texts(messages).isdisjoint(text.split()), name
+            for call in message.get("tool_calls", ()):
+                assert call["function"]["name"] in text and call["function"]["arguments"]["city"] in text, name
+            if "二加二" in str(message):
+                assert "二加二等于四嘛" in text
+            ending = text[text.rfind(content) + len(content) :] if content and not message.get("tool_calls") else text
+            assert any(ending.rstrip().endswith(token) for token in ends_of(tokenizer)), (name, text)
+    # What this template cannot show at all is all that may be refused.
+    assert not refused.keys() & PLAIN_CHATS.keys(), refused
+    reasons = "refuses it|no place for tools|show a call|text before a call|thoughts of the answer"
+    assert all(re.search(reasons, status) for status in refused.values()), refused
+
+
+def user_texts(messages):
+    return {message["content"].strip() for message in messages if message["role"] in ("user", "system", "tool")}
+
+
+def ends_of(tokenizer):
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def test_hardly_anything_is_refused():
+    counts = Counter()
+    for path in PATHS:
+        encoder = ChatEncoder(tokenizer_of(path))
+        for name, messages in CHATS.items():
+            [row, *_] = encoder.encode([messages], [TOOLS if "call" in name else None])
+            if "no place for tools" not in row.status:
+                counts[is_dropped(row.status)] += 1
+    assert counts[True] < 0.05 * counts.total()
+
+
+def test_served_prompts_are_those_of_the_template():
+    """Of plain conversations and without options, `served_prompt` is `apply_chat_template` itself."""
+    for path in PATHS:
+        tokenizer = tokenizer_of(path)
+        encoder = ChatEncoder(tokenizer)
+        for messages in PLAIN_CHATS.values():
+            shaped = [encoder.template._prepared(message) for message in messages[:-1]]
+            expected = tokenizer.apply_chat_template(shaped, add_generation_prompt=True, return_dict=False)
+            assert encoder.served_prompt(messages[:-1]).tolist() == expected, path
