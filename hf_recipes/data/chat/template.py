@@ -22,7 +22,7 @@ from hf_recipes.core.ledger import shown
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
-_OPEN_TAG = re.compile(r"<([A-Za-z_|][^<>/\s]*)>\s*\Z")
+_OPEN_TAG = re.compile(r"<(\w+)>\s*\Z")
 _PROBE = {"user": "PROBEquestion", "answer": "PROBEanswer", "thoughts": "PROBEthoughts"}
 
 
@@ -85,11 +85,13 @@ class ChatTemplate:
             except RowProblem:
                 raise UserError(f"the chat template cannot render a question: {shown(problem.reason)}") from None
         self._inserted_end = ""
+        self._tail = "\0"  # what stands after the content of the last answer
         try:
             rest = self._rest([question, answer])
         except RowProblem as problem:
             raise UserError(f"the chat template cannot be used for training: {shown(problem.reason)}") from None
-        self.end_of_turn = self._special_end(rest[1][rest[2][1] :])
+        self._tail = rest[1][rest[2][1] :]
+        self.end_of_turn = self._special_end(self._tail)
         if not self.end_of_turn:
             self._inserted_end = self.end_of_turn = (
                 self._opener([question, answer, question]) or tokenizer.eos_token or ""
@@ -241,7 +243,7 @@ class ChatTemplate:
             text, rest = text[:stop], text[stop:]
         else:
             if messages[-1].get("tool_calls"):
-                end = self._end_of_calls(messages, tools)
+                end = self._opener_after_calls(messages, tools)
             end = end or self._inserted_end or self.end_of_turn
             text += end
         note = THOUGHTS_LEFT_OUT if self._leaves_out_thoughts(messages[:-1], prompt) else None
@@ -260,60 +262,55 @@ class ChatTemplate:
         return text.lstrip().startswith(self.thoughts_start or "\0") or self._opens_thoughts
 
     def _rest(self, messages: list[Message], tools: list | None = None) -> tuple[str, str, tuple[int, int]]:
-        """The prompt, what follows it with the last turn, and where in that the turn's content or calls are."""
+        """The prompt, what the model has to write after it, and where in that the turn's content and calls are."""
         prompt, last = self.prompt(messages[:-1], tools), messages[-1]
         whole = self._render(messages, tools, False)
-        thoughts, content, calls = last.get("reasoning_content"), last["content"] or "", last.get("tool_calls")
+        thoughts, content, calls = last.get("reasoning_content") or "", last["content"] or "", last.get("tool_calls")
         is_prefix = whole.startswith(prompt)
         start = len(prompt) if is_prefix else _common(prompt, whole)
-        shows_thoughts = thoughts and self._thoughts and find_text(whole, thoughts, start)
-        position = shows_thoughts[1] if shows_thoughts else start
-        found = find_text(whole, content, position) if content.strip() else None
-        if content.strip() and found is None:
-            what = "text before a call" if calls else "turn's text"
-            raise RowProblem(f"the chat template leaves out or changes a {what}")
-        begin = found[0] if found else position
-        if calls:
-            position = found[1] if found else position
-            for call in calls:
-                name, *values = (call["function"]["name"], *_strings(call["function"]["arguments"]))
-                where = find_text(whole, name, position)
-                ends = [where and find_text(whole, value, where[1]) for value in values]
-                if where is None or None in ends:
-                    raise RowProblem("the chat template does not show a call of a tool")
-                position = max(where[1], *(end for _, end in ends)) if ends else where[1]
-            found = (begin, position)
-        if found is None:
+        thoughts_at = find_text(whole, thoughts, start) if thoughts and self._thoughts else None
+        begin = end = thoughts_at[1] if thoughts_at else start
+        if content.strip():
+            # Where the two part, they may begin with the same character by chance.
+            found = None if calls else self._last_content(whole, content, end if is_prefix else 0)
+            found = found or find_text(whole, content, end)
+            if found is None:
+                what = "text before a call" if calls else "turn's text"
+                raise RowProblem(f"the chat template leaves out or changes a {what}")
+            begin, end = found
+        elif not calls:
             raise RowProblem("the chat template does not show every turn", "assistant")
-        if not is_prefix:
-            if calls and not (thoughts and shows_thoughts) and not content.strip():
-                if prompt[start:].strip():
-                    raise RowProblem("the chat template writes a call otherwise than it asks for one")
-            else:
-                start = shows_thoughts[0] if shows_thoughts else begin
-        rest = whole[start:]
-        content_range = (found[0] - start, found[1] - start)
+        if calls:
+            end = _end_of_calls(whole, calls, end)
+        if not is_prefix and (thoughts_at or content.strip()):
+            start = thoughts_at[0] if thoughts_at else begin
+        elif prompt[start:].strip():
+            raise RowProblem("the chat template writes a call otherwise than it asks for one")
         opened = self._opened_tag(prompt, messages)
-        if opened and f"</{opened}>" not in rest[: content_range[0] if not calls else len(rest)]:
-            close = self._close or f"\n</{opened}>\n\n"
-            lead = (thoughts.strip() if thoughts else "") + close
-            if not thoughts and prompt.endswith("\n"):
-                lead = lead.lstrip("\n") if not close.startswith("\n</") else lead
-            cut = content_range[0] if not calls else 0
-            rest = lead + rest[cut:]
-            content_range = (len(lead) + content_range[0] - cut, len(lead) + content_range[1] - cut)
-        elif thoughts and not shows_thoughts:
+        if opened and f"</{opened}>" not in whole[start : end if calls else begin]:
+            closed = thoughts.strip() + (self._close or f"\n</{opened}>\n\n")
+            begin = start if calls else begin
+            return prompt, closed + whole[begin:], (len(closed), len(closed) + end - begin)
+        if thoughts and not thoughts_at:
             raise RowProblem(
                 "the chat template leaves out the thoughts of the answer (--chat_template chatml shows them)"
             )
-        return prompt, rest, content_range
+        return prompt, whole[start:], (begin - start, end - start)
+
+    def _last_content(self, whole: str, content: str, position: int) -> tuple[int, int] | None:
+        """Where the content of the last turn is in a rendering, if it is right before what ends a turn."""
+        end = len(whole) - len(self._tail)
+        for text in (content, content.strip()):
+            if end - len(text) >= position and whole.endswith(text + self._tail):
+                return end - len(text), end
+        return None
 
     def _opened_tag(self, prompt: str, messages: list[Message]) -> str | None:
-        """The tag that the prompt opens and the model has to close, such as ``think``."""
+        """The tag that the prompt opens and the template knows to close, such as ``think``."""
         opened = _OPEN_TAG.search(prompt)
         if opened is None or opened[0].strip() in (messages[-2]["content"] or ""):
             return None
-        return None if self._special.fullmatch(opened[0].strip()) and "think" not in opened[1] else opened[1]
+        return opened[1] if f"</{opened[1]}>" in str(self.tokenizer.chat_template) else None
 
     def _leaves_out_thoughts(self, messages: list[Message], prompt: str) -> bool:
         return any(
@@ -349,7 +346,7 @@ class ChatTemplate:
         token = next((match[0] for match in self._special.finditer(tail)), None)
         return None if token in (self.tokenizer.bos_token, self.tokenizer.eos_token) else token
 
-    def _end_of_calls(self, messages: list[Message], tools: list | None) -> str:
+    def _opener_after_calls(self, messages: list[Message], tools: list | None) -> str:
         call = messages[-1]["tool_calls"][-1]
         result = {"role": "tool", "content": "PROBEresult", "name": call["function"]["name"]}
         if "id" in call:
@@ -405,6 +402,17 @@ def _with_arguments(call: dict, as_text: bool) -> dict:
     if as_text:
         function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
     return {**call, "function": function}
+
+
+def _end_of_calls(whole: str, calls: list[dict], position: int) -> int:
+    """Where a rendering has shown `calls`, which begin after `position`."""
+    for call in calls:
+        name = find_text(whole, call["function"]["name"], position)
+        values = [name and find_text(whole, value, name[1]) for value in _strings(call["function"]["arguments"])]
+        if name is None or None in values:
+            raise RowProblem("the chat template does not show a call of a tool")
+        position = max(end for _, end in [name, *values])
+    return position
 
 
 def _strings(value: Any) -> Iterator[str]:

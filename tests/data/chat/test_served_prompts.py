@@ -162,3 +162,20 @@ def test_served_prompts_are_those_of_the_template():
             shaped = [encoder.template._prepared(message) for message in messages[:-1]]
             expected = tokenizer.apply_chat_template(shaped, add_generation_prompt=True, return_dict=False)
             assert encoder.served_prompt(messages[:-1]).tolist() == expected, path
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_short_answers_are_not_mistaken_for_what_stands_around_them(path):
+    tokenizer = tokenizer_of(path)
+    encoder = ChatEncoder(tokenizer)
+    for answer in ("n", "think", "t", "a", "<", "s", "assistant", "end"):
+        [row] = encoder.encode([[user("n"), assistant(answer)]])
+        [(begin, end)] = spans(row)
+        text = tokenizer.decode(row.input_ids[begin:end], skip_special_tokens=True)
+        assert encoder.template.split_thoughts(text.rstrip())[1].endswith(answer), (answer, text)
+        written = tokenizer.decode(row.input_ids[begin:end])
+        assert written.removesuffix(encoder.template.end_of_turn).rstrip().endswith(answer), (answer, written)
+        served = tokenizer.apply_chat_template(
+            [encoder.template._prepared(user("n"))], add_generation_prompt=True, return_dict=False
+        )
+        assert row.input_ids[:begin].tolist() == served
