@@ -147,7 +147,7 @@ def test_a_run_leaves_its_whole_folder(finished, stage):
     total = found[folder / "data_ledger.json"]["train"]["total"]
     assert total["read"] == total["kept"] == 24
     card = (folder / "README.md").read_text()
-    assert f"tags:\n- hf_recipes\n- {'reward-model' if stage == 'reward' else stage}\n" in card
+    assert f"tags:\n- hf_recipes\n- {STAGES[stage].card.tag}\n" in card
 
 
 @EVERY_STAGE
