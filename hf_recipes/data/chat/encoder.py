@@ -30,6 +30,7 @@ from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 
 IGNORED = -100
+MAX_TAILS = 1000
 FEATURES = {
     "input_ids": List(Value("int32")),
     "labels": List(Value("int32")),
@@ -98,7 +99,7 @@ class ChatEncoder:
         self.truncation_side = truncation_side
         self.keep_text, self.keep_rest = keep_text, keep_rest
         self.template = ChatTemplate(tokenizer, template_options)
-        self._tails: dict[str, list[int]] = {}
+        self._tails: dict[str, list[int]] = {}  # the tokens of ends of prompts, which are hardly ever different
         self._byte_lengths = byte_lengths(tokenizer)
 
     @property
@@ -210,6 +211,8 @@ class ChatEncoder:
             return list(self._align(aligned.text[:end]).ids) == list(aligned.ids[:count])
         tail = aligned.text[special:end]  # nothing before a special token depends on what follows it
         if tail not in self._tails:
+            if len(self._tails) == MAX_TAILS:
+                self._tails.clear()
             self._tails[tail] = list(self._align(tail).ids)
         ids = self._tails[tail]
         return list(aligned.ids[count - len(ids) : count]) == ids
@@ -280,7 +283,7 @@ class ChatEncoder:
             answer_ids = np.r_[answer_ids, rest]
             answer_labels = np.r_[answer_labels, np.full(len(rest), IGNORED, np.int32)]
         notes = [example.note, *notes] if example.note else notes
-        ends = len(example.end) * (len(example.earlier) + 1)
+        spans = [end - begin for _, begin, end in example.earlier] + [len(example.answer)] * example.is_labelled
         return Encoded(
             np.r_[ids, answer_ids],
             np.r_[labels, answer_labels],
@@ -288,7 +291,7 @@ class ChatEncoder:
             row_status("truncated", ", ".join(notes)) if notes else KEPT,
             self._reference(messages[-1], example) if self.keep_text and example.answer else None,
             full_prompt_length,
-            len(example.answer) + sum(end - begin for _, begin, end in example.earlier) - ends,
+            sum(spans) - len(spans) * len(example.end),
         )
 
     def _cut_prompt(self, messages: list[Message], prompt: Aligned, count: int) -> np.ndarray:
@@ -385,8 +388,8 @@ def _without_oldest(messages: list[Message], prompt: Aligned, over: int) -> list
         return None
     starts, position = {}, 0
     for index, message in enumerate(messages):
-        if found := find_text(prompt.text, message["content"], position):
-            starts[index], position = found
+        if message["role"] != "assistant":  # of these the template may leave something out
+            starts[index], position = find_text(prompt.text, message["content"], position)
 
     def token_of(index: int) -> int:
         return prompt.tokens(starts[index], starts[index] + 1)[0]
