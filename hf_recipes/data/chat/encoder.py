@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -100,6 +100,7 @@ class ChatEncoder:
         self.keep_text, self.keep_rest = keep_text, keep_rest
         self.template = ChatTemplate(tokenizer, template_options)
         self._tails: dict[str, list[int]] = {}  # the tokens of ends of prompts, which are hardly ever different
+        self._aligned: dict[str, Aligned] = {}  # the texts of a batch, tokenized at once
         self._byte_lengths = byte_lengths(tokenizer)
 
     @property
@@ -133,16 +134,29 @@ class ChatEncoder:
         Args:
             split_turns: turns that one example cannot serve become examples of their own; else the row is dropped.
         """
-        encoded: list[Encoded] = []
+        conversations = [list(map(with_thoughts, messages)) for messages in conversations]
         tools = tools or [None] * len(conversations)
-        for index, (messages, row_tools) in enumerate(zip(conversations, tools, strict=True)):
+        rendered: list[list[Example] | RowProblem] = []
+        for row in zip(conversations, tools, strict=True):
             try:
-                rows = self._encode_row(list(map(with_thoughts, messages)), row_tools, split_turns)
+                rendered.append(self._render(*row))
+            except RowProblem as problem:
+                rendered.append(problem)
+        examples = [example for row in rendered if isinstance(row, list) for example in row]
+        texts = dict.fromkeys(text for example in examples for text in (example.prompt, example.answer))
+        self._aligned = dict(zip(texts, self._align_all(list(texts)), strict=True))
+        encoded: list[Encoded] = []
+        for index, (messages, row_tools, row) in enumerate(zip(conversations, tools, rendered, strict=True)):
+            try:
+                if isinstance(row, RowProblem):
+                    raise row
+                rows = self._encode_row(messages, row_tools, split_turns, row)
             except RowProblem as problem:
                 rows = [_dropped(problem.reason)]
-            for number, row in enumerate(rows, 1):
-                row.conversation, row.following = index, len(rows) - number
+            for number, one in enumerate(rows, 1):
+                one.conversation, one.following = index, len(rows) - number
             encoded += rows
+        self._aligned = {}
         return encoded
 
     def served_prompt(self, messages: list[Message], tools: list | None = None) -> np.ndarray:
@@ -154,8 +168,10 @@ class ChatEncoder:
         prompt = self.template.prompt(list(map(with_thoughts, messages)), tools)
         return np.asarray(self._align(prompt).ids, dtype=np.int32)
 
-    def _encode_row(self, messages: list[Message], tools: list | None, split_turns: bool) -> list[Encoded]:
-        examples = self._examples(messages, tools)
+    def _encode_row(
+        self, messages: list[Message], tools: list | None, split_turns: bool, rendered: list[Example]
+    ) -> list[Encoded]:
+        examples = self._served(messages, tools, rendered)
         if len(examples) > 1 and not split_turns:
             raise RowProblem("the chat template shows an earlier turn of the answer otherwise than it was asked for")
         rows, problem = [], None
@@ -175,22 +191,26 @@ class ChatEncoder:
             rows[-1].status = ", ".join([row_status("split", notes.pop(0)) if status == KEPT else status, *notes])
         return rows
 
-    def _examples(self, messages: list[Message], tools: list | None) -> list[Example]:
-        """The examples of a conversation; each prompt has the ids of a served one before every answer that it holds."""
+    def _render(self, messages: list[Message], tools: list | None, separate: Collection[int] = ()) -> list[Example]:
         if not has_answer(messages):
             return [Example(self.template.prompt(messages, tools), len(messages))]
+        return self.template.examples(messages, tools, self._labelled(messages), separate)
+
+    def _labelled(self, messages: list[Message]) -> list[int]:
+        """The indices of the turns that carry loss, and of the last."""
         last = len(messages) - 1
         earlier = [index for index, message in enumerate(messages[:-1]) if message["role"] == "assistant"]
         if self.train_on == "last":
             earlier = []
-        labelled = [*(index for index in earlier if messages[index].get("weight") != 0), last]
+        return [*(index for index in earlier if messages[index].get("weight") != 0), last]
+
+    def _served(self, messages: list[Message], tools: list | None, examples: list[Example]) -> list[Example]:
+        """`examples`, or more of them: each prompt has the ids of a served one before every answer that it holds."""
         separate: set[int] = set()
-        while True:
-            examples = self.template.examples(messages, tools, labelled, separate)
-            unserved = {turn for example in examples for turn in self._unserved(example)}
-            if not unserved:
-                return examples
+        while unserved := {turn for example in examples for turn in self._unserved(example)}:
             separate |= unserved
+            examples = self._render(messages, tools, separate)
+        return examples
 
     def _unserved(self, example: Example) -> list[int]:
         """The earlier answers that, or whose prompts, have other tokens alone than in the prompt of `example`."""
@@ -218,17 +238,22 @@ class ChatEncoder:
         return list(aligned.ids[count - len(ids) : count]) == ids
 
     def _align(self, text: str) -> Aligned:
+        return self._aligned.get(text) or self._align_all([text])[0]
+
+    def _align_all(self, texts: list[str]) -> list[Aligned]:
         if not self.tokenizer.is_fast:
-            return PrefixAligned(text, self.tokenizer)
+            return [PrefixAligned(text, self.tokenizer) for text in texts]
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        if self._byte_lengths is not None:
-            [encoding] = backend.encode_batch_fast([text], add_special_tokens=False)
-            aligned = ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
-            if aligned.is_exact:
-                return aligned
-        return OffsetAligned(text, backend.encode(text, add_special_tokens=False))
+        if self._byte_lengths is None:
+            encodings = backend.encode_batch(texts, add_special_tokens=False)
+            return [OffsetAligned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        aligned: list[Aligned] = []
+        for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+            one = ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
+            aligned.append(one if one.is_exact else OffsetAligned(text, backend.encode(text, add_special_tokens=False)))
+        return aligned
 
     def _align_answer(self, prompt: Aligned, answer: str) -> tuple[Aligned, int]:
         """The tokens of an answer after its prompt: those of a text from an index on.
@@ -258,7 +283,7 @@ class ChatEncoder:
             if shorter is None:
                 break
             messages, notes = shorter, ["oldest turns left out"]
-            example = self._examples(messages, tools)[-1]
+            example = self._served(messages, tools, self._render(messages, tools))[-1]
         ids = np.asarray(prompt.ids, dtype=np.int32)
         labels = np.full(start, IGNORED, dtype=np.int32)
         for _, begin, end in example.earlier:
@@ -275,18 +300,18 @@ class ChatEncoder:
             stop = answer.boundary(first, first + max(0, target - end)) - first
             if stop == 0:
                 raise RowProblem("no token of the answer fits the budget")
-            answer_ids = np.r_[answer_ids[:stop], answer_ids[-end:]]
+            answer_ids = np.concatenate([answer_ids[:stop], answer_ids[-end:]])
             notes.append("answer cut")
         answer_labels = answer_ids if example.is_labelled else np.full(len(answer_ids), IGNORED, np.int32)
         if self.keep_rest and example.rest:
             rest = np.asarray(self._align(example.rest).ids, dtype=np.int32)
-            answer_ids = np.r_[answer_ids, rest]
-            answer_labels = np.r_[answer_labels, np.full(len(rest), IGNORED, np.int32)]
+            answer_ids = np.concatenate([answer_ids, rest])
+            answer_labels = np.concatenate([answer_labels, np.full(len(rest), IGNORED, np.int32)])
         notes = [example.note, *notes] if example.note else notes
         spans = [end - begin for _, begin, end in example.earlier] + [len(example.answer)] * example.is_labelled
         return Encoded(
-            np.r_[ids, answer_ids],
-            np.r_[labels, answer_labels],
+            np.concatenate([ids, answer_ids]),
+            np.concatenate([labels, answer_labels]),
             len(ids),
             row_status("truncated", ", ".join(notes)) if notes else KEPT,
             self._reference(messages[-1], example) if self.keep_text and example.answer else None,
