@@ -8,13 +8,14 @@ python scripts/chat.py --model_name_or_path MODEL --host 0.0.0.0 --auth user:pas
 from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.chat.launch import check, choose_devices, load, run
 from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.models.templates.options import TemplateArguments
 
 
 def main() -> None:
-    [arguments] = Parser([ChatArguments]).parse()
+    arguments, template = Parser([ChatArguments, TemplateArguments]).parse()
     choose_devices(arguments.gpus)
     check(arguments)
-    run(load(arguments), arguments)
+    run(load(arguments, template), arguments)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,13 @@ from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.rewards.weighted_sum import Rewards
 
 
 def main() -> None:
-    parser = Parser([ModelArguments, Decoding, EvaluationArguments, EvaluateArguments])
-    model_args, decoding, evaluation, args = parser.parse()
+    parser = Parser([ModelArguments, Decoding, EvaluationArguments, EvaluateArguments, TemplateArguments])
+    model_args, decoding, evaluation, args, template = parser.parse()
     if not evaluation.eval_files:
         raise UserError("--eval_files is missing: name=path of what to evaluate on")
     if args.compare == "base" and not model_args.peft_path:
@@ -40,7 +41,7 @@ def main() -> None:
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
 
     def prepare(model_args: ModelArguments):
-        config, tokenizer = open_for_inference(model_args, chat_template=args.chat_template, **source)
+        config, tokenizer = open_for_inference(model_args, template=template, **source)
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         options = {"max_length": limit, "max_drop_ratio": args.max_drop_ratio, "cache_dir": args.cache_dir}
         rewards = Rewards(evaluation, **source) if evaluation.specs else None

@@ -15,18 +15,19 @@ from hf_recipes.evaluation.predict import Predict, PredictArguments, predict_set
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
+from hf_recipes.models.templates.options import TemplateArguments
 
 
 def main() -> None:
-    parser = Parser([ModelArguments, Decoding, PredictArguments])
-    model_args, decoding, args = parser.parse()
+    parser = Parser([ModelArguments, Decoding, PredictArguments, TemplateArguments])
+    model_args, decoding, args, template = parser.parse()
     for name in ("use_lora", "lora_config"):
         if name in parser.given:
             raise UserError(f"--{name} is for training; name the adapter with --peft_path")
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process answers all rows
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
-    config, tokenizer = open_for_inference(model_args, chat_template=args.chat_template, **source)
+    config, tokenizer = open_for_inference(model_args, template=template, **source)
     budget = prompt_budget(config, decoding.max_new_tokens)
     reader = PromptReader(
         args.input_file,

@@ -13,14 +13,15 @@ from hf_recipes.evaluation.over_file import run_over_file, settings_of_model
 from hf_recipes.evaluation.score import AnswerReader, Score, ScoreArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.templates.options import TemplateArguments
 
 
 def main() -> None:
-    model_args, args = Parser([ModelArguments, ScoreArguments]).parse()
+    model_args, args, template = Parser([ModelArguments, ScoreArguments, TemplateArguments]).parse()
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process scores all rows
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
-    config, tokenizer = open_for_inference(model_args, chat_template=args.chat_template, **source)
+    config, tokenizer = open_for_inference(model_args, template=template, **source)
     if not is_reward_model(config, model_args.peft_path):
         raise UserError(
             f"{model_args.peft_path or model_args.model_name_or_path}: not a reward model; scripts/reward.py trains one"

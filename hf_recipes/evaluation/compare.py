@@ -39,7 +39,6 @@ class EvaluateArguments:
     compare: str | None = setting("base: the model without its adapter; or another model.")
     batch_size: PositiveInt = setting("Sequences in a forward pass.", 8)
     max_drop_ratio: Share = setting("Stop where more rows cannot be used.", 0.01)
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     overwrite_output_dir: bool = setting("Write over an earlier evaluation's files.", False)
     trust_remote_code: bool = setting("Run code that comes with the model.", False)
     cache_dir: str | None = setting("Where downloads are cached.")

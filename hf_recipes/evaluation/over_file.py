@@ -34,7 +34,6 @@ class FileArguments:
     output_file: str = field(metadata={"help": "A jsonl file: every row with its result, in the order of the input."})
     overwrite_output: bool = setting("Start over where the output file is there already.", False)
     batch_size: PositiveInt = setting("Conversations in a forward pass.", 8)
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     schema: str | None = setting(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
     prompt_column: str | None = setting("Column of the question.")
     response_column: str | None = setting("Column of the answer.")

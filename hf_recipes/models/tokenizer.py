@@ -2,11 +2,13 @@
 
 import os
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.loading import LOADING_ERRORS, loading_error
+from hf_recipes.models.templates.options import Thinking, choose_template, thinking_options, with_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,9 @@ def load_tokenizer(
     name: str,
     chat_template: str | None = None,
     *,
+    template_name: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    thinking: Thinking | None = None,
     needs_template: bool = True,
     or_plain: bool = False,
     trust_remote_code: bool = False,
@@ -32,6 +37,8 @@ def load_tokenizer(
 
     Args:
         chat_template: a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's.
+        template_name, template_options, thinking: see `TemplateArguments`; the template of the tokenizer, also of a
+            saved one, has them at its top.
         needs_template: refuse a tokenizer without a template.
         or_plain: give a tokenizer without a template the bundled one of plain text.
 
@@ -51,6 +58,7 @@ def load_tokenizer(
     if or_plain and chat_template is None and tokenizer.chat_template is None:
         chat_template = "plain"
         say(f"{name}: the tokenizer has no chat template; question and answer follow each other as plain text")
+    choose_template(tokenizer, template_name, name)
     if chat_template is not None:
         tokenizer.chat_template, special = _read_template(chat_template)
         vocabulary = tokenizer.get_vocab()
@@ -67,6 +75,13 @@ def load_tokenizer(
             f"{name}: the tokenizer has no chat template; choose one with --chat_template {' | '.join(_bundled())} "
             "or a jinja file"
         )
+    if tokenizer.chat_template is None and (template_options or thinking):
+        flag = f"--thinking {thinking}" if thinking else "--chat_template_kwargs"
+        raise UserError(f"{flag}: {name} has no chat template; choose one with --chat_template")
+    if thinking:
+        template_options = thinking_options(tokenizer, thinking) | (template_options or {})
+    if template_options:
+        tokenizer.chat_template = with_options(tokenizer.chat_template, template_options)
     try:
         if tokenizer.chat_template is not None:
             tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)

@@ -13,7 +13,6 @@ INERT = "has no effect here; "
 UNUSABLE = {
     # Of TRL's preparation of the data, which ours replaces.
     "assistant_only_loss": f"{INERT}use --train_on",
-    "chat_template_kwargs": f"{INERT}use --chat_template",
     "chat_template_path": f"{INERT}use --chat_template",
     "completion_only_loss": f"{INERT}use --train_on",
     "dataset_kwargs": f"{INERT}use --schema and the column flags",

@@ -18,6 +18,7 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config, load_model
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
@@ -66,7 +67,7 @@ class Context:
     def load_tokenizer(self) -> None:
         self.tokenizer, self.added_tokens = load_tokenizer(
             self.model_args.tokenizer_source,
-            getattr(self.args, "chat_template", None),
+            **(self.args.template_settings() if isinstance(self.args, TemplateArguments) else {}),
             **self.stage.tokenizer,
             revision=self.model_args.model_revision,
             trust_remote_code=self.args.trust_remote_code,

@@ -16,6 +16,7 @@ from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.data_stats import DataStats, row_lengths, rows_digest
 from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
@@ -45,7 +46,7 @@ def check_loss_types(args: RunArguments, losses: tuple[str, ...]) -> None:
 
 
 @dataclass
-class DPOArguments(RunArguments, DPOConfig):
+class DPOArguments(TemplateArguments, RunArguments, DPOConfig):
     """TRL's `DPOConfig`, with what it would refuse after loading named before."""
 
     unusable: ClassVar = {
@@ -67,7 +68,6 @@ class DPOArguments(RunArguments, DPOConfig):
         ),
     }
 
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: PositiveInt | None = setting(
         "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
     )

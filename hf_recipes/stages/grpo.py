@@ -22,6 +22,7 @@ from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.devices import has_accelerator
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import RunArguments
@@ -34,7 +35,7 @@ from hf_recipes.trainer.sampler import GroupSampler
 
 
 @dataclass
-class GRPOArguments(RunArguments, GRPOConfig):
+class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
     """TRL's `GRPOConfig`, and what its `RLOOConfig` has beside it."""
 
     unusable: ClassVar = {
@@ -75,7 +76,6 @@ class GRPOArguments(RunArguments, GRPOConfig):
     }
 
     algorithm: Literal["grpo", "rloo"] = setting("How rewards become advantages; see the README.", "grpo")
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     text_as: Literal["continuation", "question"] = setting("What rows of bare text are.", "continuation")
     max_source_length: PositiveInt | None = setting("Tokens of a prompt at the most; the oldest turns go first.", 512)
     beta: Annotated[float, at(ge=0)] = setting(

@@ -18,6 +18,7 @@ from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.data_stats import DataStats, row_lengths, rows_digest
 from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks
@@ -31,14 +32,13 @@ UNPAIRED_LOSSES = ("kto", "apo_zero_unpaired")
 
 
 @dataclass
-class KTOArguments(RunArguments, KTOConfig):
+class KTOArguments(TemplateArguments, RunArguments, KTOConfig):
     """TRL's `KTOConfig`, with what it would refuse after loading named before."""
 
     unusable: ClassVar = WITH_REFERENCE
     needs: ClassVar = PRECOMPUTES
     limits: ClassVar = {"beta": at(gt=0), "desirable_weight": at(ge=0), "undesirable_weight": at(ge=0)}
 
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: PositiveInt | None = setting("Tokens of a row; longer ones are left out, which is counted.", 1024)
 
     def __post_init__(self):

@@ -16,6 +16,7 @@ from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.inference.forward import supervised_losses
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
@@ -26,7 +27,7 @@ from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanL
 
 
 @dataclass
-class ORPOArguments(RunArguments, transformers.TrainingArguments):
+class ORPOArguments(TemplateArguments, RunArguments, transformers.TrainingArguments):
     """transformers' `TrainingArguments` with the weight of the preference."""
 
     calls_head: ClassVar = True
@@ -36,7 +37,6 @@ class ORPOArguments(RunArguments, transformers.TrainingArguments):
         "label_smoothing_factor": NO_SHIFTED_LABELS,
     }
 
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: PositiveInt | None = setting(
         "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
     )

@@ -18,6 +18,7 @@ from hf_recipes.dry_run.simulate import Batch
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.models.reward_head import load_reward_model
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
@@ -27,7 +28,7 @@ from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanL
 
 
 @dataclass
-class RewardArguments(RunArguments, RewardConfig):
+class RewardArguments(TemplateArguments, RunArguments, RewardConfig):
     """TRL's `RewardConfig` with the head's first weights, and scores kept for looking at the data."""
 
     limits: ClassVar = {"center_rewards_coefficient": at(ge=0)}
@@ -38,7 +39,6 @@ class RewardArguments(RunArguments, RewardConfig):
         "max_new_tokens": f"{INERT}a reward model writes nothing",
     }
 
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_length: PositiveInt | None = setting(
         "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
     )

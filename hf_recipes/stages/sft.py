@@ -15,6 +15,7 @@ from hf_recipes.dry_run.data_stats import row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, add_callbacks, build_evaluations, prompts_of
@@ -27,7 +28,7 @@ TRAINED = at(ge=1, text="at least 1; with {} there is no token to learn from")
 
 
 @dataclass
-class SFTArguments(RunArguments, SFTConfig):
+class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
     """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
 
     needs: ClassVar = {
@@ -35,7 +36,6 @@ class SFTArguments(RunArguments, SFTConfig):
         **dict.fromkeys(("packing_strategy", "shuffle_dataset"), ("--packing", lambda args: args.packing)),
     }
 
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     train_on: Literal["all", "last"] = setting("Assistant turns that carry loss.", "all")
     max_source_length: Annotated[int | None, TRAINED] = setting("Tokens of the prompt at the most.")
     max_target_length: Annotated[int | None, TRAINED] = setting("Tokens of the answer at the most.")

@@ -26,7 +26,6 @@ class ChatArguments:
     load_in_4bit: bool = setting("Load the base in 4 bits.", False)
     bnb_config: str | None = setting("JSON with keys of BitsAndBytesConfig.")
     gpus: str | None = setting("Numbers of GPUs with commas between (0,1), or cpu; by default the first GPU, if any.")
-    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
     max_source_length: PositiveInt | None = setting("Largest number of prompt tokens; by default the context's.")
     system_prompt: str = setting("System prompt at the start.", "")
     temperature: Annotated[float, at(ge=0, le=2)] = setting("At the start; 0 always takes the likeliest token.", 0.7)

@@ -21,6 +21,7 @@ from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import Continuation, continue_batches, not_numbers
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.saved_adapter import load_adapter
+from hf_recipes.models.templates.options import TemplateArguments
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +178,7 @@ def open_engine(
     *,
     max_new_tokens: int,
     max_source_length: int | None = None,
-    chat_template: str | None = None,
+    template: TemplateArguments | None = None,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
     device_map: str | None = None,
@@ -190,7 +191,7 @@ def open_engine(
     opened = []
     for path in (*adapters, None):
         model_arguments = replace(arguments, peft_path=path)
-        config, tokenizer = open_for_inference(model_arguments, chat_template=chat_template, **source)
+        config, tokenizer = open_for_inference(model_arguments, template=template, **source)
         if is_reward_model(config, path):
             flag = f"--peft_path {path}" if path else arguments.model_name_or_path
             raise UserError(f"{flag}: a reward model, which scores answers and generates none; use scripts/score.py")
@@ -223,7 +224,7 @@ def _with_template(arguments: ModelArguments, tokenizer, first, source: dict):
         say(f"{arguments.tokenizer_source}: the tokenizer has no chat template; the first adapter's is used")
         return first
     say(f"{arguments.tokenizer_source}: the tokenizer has no chat template; question and answer are plain text")
-    return open_for_inference(arguments, chat_template="plain", **source)[1]
+    return open_for_inference(arguments, template=TemplateArguments("plain"), **source)[1]
 
 
 def model_names(paths: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.ports import check_port
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.saved_adapter import read_adapter_config
+from hf_recipes.models.templates.options import TemplateArguments
 
 if TYPE_CHECKING:
     from hf_recipes.apps.chat.engine import Engine
@@ -30,7 +31,7 @@ def check(arguments: ChatArguments) -> None:
     check_port(arguments.port, arguments.host)
 
 
-def load(arguments: ChatArguments) -> "Engine":
+def load(arguments: ChatArguments, template: TemplateArguments | None = None) -> "Engine":
     import torch
 
     from hf_recipes.apps.chat.engine import open_engine
@@ -44,7 +45,7 @@ def load(arguments: ChatArguments) -> "Engine":
         arguments.peft_path or (),
         max_new_tokens=arguments.max_new_tokens,
         max_source_length=arguments.max_source_length,
-        chat_template=arguments.chat_template,
+        template=template,
         trust_remote_code=arguments.trust_remote_code,
         cache_dir=arguments.cache_dir,
         device_map=arguments.device_map,

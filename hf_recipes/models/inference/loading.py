@@ -8,6 +8,7 @@ from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.loading import fit_embeddings, load_config, load_model
 from hf_recipes.models.quantization import is_quantized
 from hf_recipes.models.saved_adapter import is_reward_adapter, load_adapter, read_adapter_config
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -17,30 +18,31 @@ if TYPE_CHECKING:
 def open_for_inference(
     arguments: ModelArguments,
     *,
-    chat_template: str | None = None,
+    template: TemplateArguments | None = None,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
 ) -> tuple["PretrainedConfig", "PreTrainedTokenizerBase"]:
     """The model's configuration and the tokenizer (the adapter's, where one was saved with it); no weight is read.
 
-    The tokenizer may have no chat template, as a base model's that only continues text. A `chat_template` must not
-    write special tokens that it does not have.
+    The tokenizer may have no chat template, as a base model's that only continues text. Another one, of `template`,
+    must not write special tokens that it does not have.
     """
+    template = template or TemplateArguments()
     source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
     config = load_config(arguments, **source)
     if arguments.peft_path:
         read_adapter_config(arguments.peft_path)
     tokenizer, added = load_tokenizer(
         arguments.tokenizer_source,
-        chat_template,
+        **template.template_settings(),
         needs_template=False,
         revision=arguments.model_revision,
         **source,
     )
     if added:
         raise UserError(
-            f"--chat_template {chat_template}: it writes tokens that {arguments.tokenizer_source} does not have and "
-            f"the model was not trained with ({' '.join(added)}); take the template that it was trained with"
+            f"--chat_template {template.chat_template}: it writes tokens that {arguments.tokenizer_source} does not "
+            f"have and the model was not trained with ({' '.join(added)}); take the template that it was trained with"
         )
     return config, tokenizer
 

@@ -1,0 +1,171 @@
+"""Variables of a chat template, such as ``enable_thinking``, as lines at its top.
+
+There they are defaults of whoever renders the template: training, evaluation, and plain transformers or vLLM with the
+saved tokenizer send the same prompts. A value that is given to `apply_chat_template` comes before them.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.settings import setting
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Thinking = Literal["on", "off", "keep"]
+# What transformers gives to a template by itself.
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+_OPTION = re.compile(r"\{%- set (\w+) = \1 if \1 is defined else [^\n]* -%\}\n")
+_NAME = re.compile(r"(?<![\w.'\"<|/])\w*(?:think|reason)\w*(?![\w'\">|(])", re.IGNORECASE)
+_OPENS, _CLOSES = re.compile(r"<(\w+)>\s*\Z"), re.compile(r"</\w*(?:think|reason)\w*>\s*\Z", re.IGNORECASE)
+_OPPOSITE = re.compile(r"(?:^|_)(?:no|not|dis\w*|skip|without|hide)(?:_|$)")
+_QUESTION = {"role": "user", "content": "PROBEquestion"}
+_THOUGHTS = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "PROBEthoughts")
+
+
+@dataclass
+class TemplateArguments:
+    """Which chat template, and its variables."""
+
+    chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
+    chat_template_name: str | None = setting("Which one, of a tokenizer with several; by default that named default.")
+    chat_template_kwargs: str | None = setting(
+        "Variables of the template as JSON, such as '{\"enable_thinking\": false}'; saved with it."
+    )
+    thinking: Thinking | None = setting(
+        "Think or do not, by the variable that the template has for it; keep also shows the thoughts of earlier turns."
+    )
+
+    def template_settings(self) -> dict[str, Any]:
+        """Keywords of `load_tokenizer`."""
+        return {
+            "chat_template": self.chat_template,
+            "template_name": self.chat_template_name,
+            "template_options": read_options(self.chat_template_kwargs),
+            "thinking": self.thinking,
+        }
+
+
+def read_options(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The variables of ``--chat_template_kwargs``."""
+    flag = f"--chat_template_kwargs {value}"
+    try:
+        options = json.loads(value) if isinstance(value, str) else dict(value or {})
+    except ValueError as error:
+        raise UserError(f"{flag}: not JSON ({error})") from None
+    if not isinstance(options, dict):
+        raise UserError(f'{flag}: expected a JSON object, such as {{"enable_thinking": false}}')
+    for name in options:
+        if not name.isidentifier() or name in RESERVED:
+            raise UserError(f"{flag}: {name} is no variable that can be set")
+    return options
+
+
+def choose_template(tokenizer: "PreTrainedTokenizerBase", name: str | None, source: str) -> None:
+    """Leave the tokenizer one template: the one called `name`, or ``default``."""
+    templates = tokenizer.chat_template
+    if not isinstance(templates, dict):
+        if name is not None:
+            raise UserError(f"--chat_template_name {name}: {source} has one chat template, without a name")
+        return
+    listed = ", ".join(templates)
+    chosen = name or ("default" if "default" in templates else None)
+    if chosen not in templates:
+        raise UserError(f"--chat_template_name {chosen or ''}: {source} has the chat templates {listed}; name one")
+    if name is None and len(templates) > 1:
+        say(f"{source}: of the chat templates {listed} the one named {chosen} is used (--chat_template_name)")
+    tokenizer.chat_template = templates[chosen]
+
+
+def with_options(template: str, options: Mapping[str, Any]) -> str:
+    """`template` with `options` as its defaults, in place of those of the same names that it had."""
+    start = 0
+    kept = []
+    while line := _OPTION.match(template, start):
+        start = line.end()
+        kept += [line[0]] if line[1] not in options else []
+    new = [
+        f"{{%- set {name} = {name} if {name} is defined else {_literal(value)} -%}}\n"
+        for name, value in options.items()
+    ]
+    return "".join([*kept, *new]) + template[start:]
+
+
+def _literal(value: Any) -> str:
+    """A value of JSON as Jinja writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def thinking_options(tokenizer: "PreTrainedTokenizerBase", thinking: Thinking) -> dict[str, Any]:
+    """The variables by which the tokenizer's template does what ``--thinking`` asks, found by trying them."""
+    options = _switch(tokenizer, thinking != "off")
+    if thinking == "keep":
+        options |= _keep(tokenizer, options)
+    values = ", ".join(f"{name} {_literal(value)}" for name, value in options.items())
+    say(
+        f"--thinking {thinking}: "
+        + (f"the chat template's {values}" if values else "no variable of the chat template is to be set")
+    )
+    return options
+
+
+def _variables(template: str) -> Iterator[tuple[str, list[Any]]]:
+    """Names that may be switches of thinking, and the values that may be theirs."""
+    for name in dict.fromkeys(_NAME.findall(template)):
+        texts = re.findall(rf"\b{name}\s*[!=]=\s*['\"](\w+)['\"]", template)
+        yield name, [True, False, *dict.fromkeys(texts)]
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], options: Mapping[str, Any]) -> str | None:
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    except Exception:  # a template computes what it likes
+        return None
+
+
+def _state(prompt: str) -> int:
+    """How much a prompt asks to think: 2 where it opens thoughts, 0 where it closes them, else 1."""
+    return 0 if _CLOSES.search(prompt) else 2 if _OPENS.search(prompt) else 1
+
+
+def _switch(tokenizer: "PreTrainedTokenizerBase", on: bool) -> dict[str, Any]:
+    by_text: dict[str, Any] = {}
+    for name, values in _variables(tokenizer.chat_template):
+        prompts = {value: _render(tokenizer, [_QUESTION], {name: value}) for value in values}
+        states = {value: _state(prompt) for value, prompt in prompts.items() if prompt is not None}
+        if len(set(states.values())) > 1:
+            wanted, default = (max if on else min)(states.values()), _render(tokenizer, [_QUESTION], {})
+            if len(values) > 2 and default is not None and _state(default) == wanted:
+                return {}  # any of several degrees
+            return {name: next(value for value in states if states[value] == wanted)}
+        if {True, False} <= states.keys() and prompts[True] != prompts[False]:
+            by_text = by_text or {name: on is not bool(_OPPOSITE.search(name))}
+    return by_text
+
+
+def _keep(tokenizer: "PreTrainedTokenizerBase", options: Mapping[str, Any]) -> dict[str, Any]:
+    answer = {"role": "assistant", "content": "PROBEanswer", **_THOUGHTS}
+    inline = {"role": "assistant", "content": "<think>\nPROBEthoughts\n</think>\n\nPROBEanswer"}
+    has_field = "PROBEthoughts" in (_render(tokenizer, [_QUESTION, answer], options) or "")
+    chat = [_QUESTION, answer if has_field else inline, _QUESTION]
+
+    def shows(more: Mapping[str, Any]) -> bool:
+        return "PROBEthoughts" in (_render(tokenizer, chat, {**options, **more}) or "")
+
+    if shows({}):
+        say("--thinking keep: the chat template shows the thoughts of earlier turns anyway")
+        return {}
+    for name, values in _variables(tokenizer.chat_template):
+        for value in values:
+            if name not in options and shows({name: value}):
+                return {name: value}
+    say("--thinking keep: the chat template always leaves out the thoughts of earlier turns")
+    return {}
