@@ -61,7 +61,8 @@ STAGES = {
     ),
     GRPOArguments: (
         GRPOConfig,
-        names("""chat_template_kwargs data_seed dataloader_in_order trust_remote_code router_aux_loss_coef disable_dropout
+        names("""chat_template_kwargs data_seed dataloader_in_order trust_remote_code router_aux_loss_coef
+        disable_dropout
         cast_lm_head_to_fp32 num_generations max_completion_length ds3_gather_for_generation shuffle_dataset
         pad_to_multiple_of generation_batch_size steps_per_generation temperature top_p top_k repetition_penalty
         use_vllm beta num_iterations epsilon epsilon_high delta importance_sampling_level multi_objective_aggregation
