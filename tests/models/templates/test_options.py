@@ -1,11 +1,12 @@
 """Variables of a chat template: set at its top, found for --thinking, saved with the tokenizer."""
 
 import json
+from importlib.resources import files
 
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import build_tokenizer, conversation, write_jsonl
+from conftest import ROOT, build_tokenizer, conversation, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.models.templates.options import thinking_options, with_options
@@ -29,6 +30,10 @@ ASKED = HEAD + TAIL + "{% if thinking %}<think>{% else %}</think>{% endif %}{% e
 EFFORT = HEAD + CLEARED + TAIL + "{% if reasoning_effort == 'none' %}" + CLOSED + "{% endif %}{% endif %}"
 SYSTEM = "{% if enable_thinking %}<|im_start|>system\nthink<|im_end|>\n{% endif %}" + HEAD + TAIL + "{% endif %}"
 CHAT = [{"role": "user", "content": "问"}]
+
+
+def trl_template(name: str) -> str:
+    return (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -63,6 +68,22 @@ def save(tmp_path):
 )
 def test_the_switch_of_thinking_is_found(save, template, thinking, expected):
     assert thinking_options(load_tokenizer(save(template))[0], thinking) == expected
+
+
+def test_the_switches_of_the_page_on_thinking(save):
+    """Those of docs/thinking_and_tools.md, in the templates that TRL has."""
+    think, page = "enable_thinking", (ROOT / "docs" / "thinking_and_tools.md").read_text(encoding="utf-8")
+    kept = {"qwen3": {}, "qwen3_6": {"preserve_thinking": True}, "qwen3_8": {}, "glm4moe": {}}
+    kept |= {"nemotron_3_nano": {"truncate_history_thinking": False}}
+    for name, more in kept.items():
+        tokenizer, _ = load_tokenizer(save(trl_template(name)))
+        assert thinking_options(tokenizer, "off") == {think: False}, name
+        assert thinking_options(tokenizer, "on") == {think: True}, name
+        assert thinking_options(tokenizer, "keep") == {think: True, **more}, name
+        assert all(option in page for option in (think, *more))
+    for name in ("deepseek_r1_distill", "gptoss"):
+        tokenizer, _ = load_tokenizer(save(trl_template(name)))
+        assert [thinking_options(tokenizer, how) for how in ("off", "on", "keep")] == [{}] * 3, name
 
 
 def test_what_is_chosen_is_saved_and_is_what_plain_transformers_sends(save, tmp_path, capsys):
