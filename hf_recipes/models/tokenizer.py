@@ -58,7 +58,10 @@ def load_tokenizer(
     if or_plain and chat_template is None and tokenizer.chat_template is None:
         chat_template = "plain"
         say(f"{name}: the tokenizer has no chat template; question and answer follow each other as plain text")
-    choose_template(tokenizer, template_name, name)
+    if chat_template is None:
+        choose_template(tokenizer, template_name, name)
+    elif template_name is not None:
+        raise UserError("--chat_template and --chat_template_name contradict each other; give one")
     if chat_template is not None:
         tokenizer.chat_template, special = _read_template(chat_template)
         vocabulary = tokenizer.get_vocab()

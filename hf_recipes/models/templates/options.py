@@ -54,7 +54,7 @@ def read_options(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """The variables of ``--chat_template_kwargs``."""
     flag = f"--chat_template_kwargs {value}"
     try:
-        options = json.loads(value) if isinstance(value, str) else dict(value or {})
+        options = json.loads(value, parse_constant=_no_constant) if isinstance(value, str) else dict(value or {})
     except ValueError as error:
         raise UserError(f"{flag}: not JSON ({error})") from None
     if not isinstance(options, dict):
@@ -63,6 +63,10 @@ def read_options(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
         if not name.isidentifier() or name in RESERVED:
             raise UserError(f"{flag}: {name} is no variable that can be set")
     return options
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is none of its numbers")
 
 
 def choose_template(tokenizer: "PreTrainedTokenizerBase", name: str | None, source: str) -> None:

@@ -1,6 +1,7 @@
 """Variables of a chat template: set at its top, found for --thinking, saved with the tokenizer."""
 
 import json
+import shutil
 from importlib.resources import files
 
 import pytest
@@ -43,6 +44,7 @@ def save(tmp_path):
     def saved(template) -> str:
         tokenizer = build_tokenizer()
         tokenizer.chat_template = template
+        shutil.rmtree(tmp_path / "tokenizer", ignore_errors=True)
         tokenizer.save_pretrained(tmp_path / "tokenizer")
         return str(tmp_path / "tokenizer")
 
@@ -116,6 +118,12 @@ def test_one_of_several_templates(save, capsys):
     assert "T" in load_tokenizer(folder, template_name="tool_use")[0].chat_template
     with pytest.raises(UserError, match=r"--chat_template_name rag: .* default, tool_use"):
         load_tokenizer(folder, template_name="rag")
+    other = save({"rag": HEAD + TAIL + "{% endif %}", "tool_use": HEAD + "T" + TAIL + "{% endif %}"})
+    with pytest.raises(UserError, match="rag, tool_use; name one"):
+        load_tokenizer(other)
+    assert "im_start" in load_tokenizer(other, "chatml")[0].chat_template
+    with pytest.raises(UserError, match="contradict"):
+        load_tokenizer(other, "chatml", template_name="rag")
 
 
 def test_the_adapter_asks_as_it_was_trained_to(forks, model_dir, tmp_path):
@@ -146,6 +154,7 @@ def test_the_adapter_asks_as_it_was_trained_to(forks, model_dir, tmp_path):
     ("flags", "message"),
     [
         (["--chat_template_kwargs", "{"], "--chat_template_kwargs {: not JSON"),
+        (["--chat_template_kwargs", '{"x": NaN}'], "not JSON (NaN is none of its numbers)"),
         (["--chat_template_kwargs", "[1]"], "expected a JSON object"),
         (["--chat_template_kwargs", '{"messages": 1}'], "messages is no variable that can be set"),
         (["--chat_template_name", "rag"], "has one chat template, without a name"),
