@@ -76,7 +76,7 @@ def choose_template(tokenizer: "PreTrainedTokenizerBase", name: str | None, sour
         if name is not None:
             raise UserError(f"--chat_template_name {name}: {source} has one chat template, without a name")
         return
-    listed = ", ".join(templates)
+    listed = ", ".join(sorted(templates))
     chosen = name or ("default" if "default" in templates else None)
     if chosen not in templates:
         raise UserError(f"--chat_template_name {chosen or ''}: {source} has the chat templates {listed}; name one")
