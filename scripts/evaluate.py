@@ -38,6 +38,7 @@ def main() -> None:
         return  # the first process evaluates all rows
     at_end.enter_context(held(args.output_dir))
     folder = open_folder(args)
+    template.keep_date()
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
 
     def prepare(model_args: ModelArguments):
@@ -59,7 +60,7 @@ def main() -> None:
     other_tokenizer, other_methods, other_options = prepare(others) if others else (None, {}, {})
     who = "adapted" if model_args.peft_path else "model"
     check_results(folder, methods, [who, "base" if args.compare == "base" else "other"])
-    settings = settings_of(model_args, args, evaluation, decoding, tokenizer.chat_template)
+    settings = settings_of(model_args, args, evaluation, decoding, tokenizer)
 
     model = load_for_inference(model_args, tokenizer, **options)
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}

@@ -10,7 +10,7 @@ from functools import partial
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.data.chat.prompts import PromptReader
-from hf_recipes.evaluation.over_file import run_over_file
+from hf_recipes.evaluation.over_file import date_of, run_over_file
 from hf_recipes.evaluation.predict import Predict, PredictArguments, predict_settings, prompt_budget, write_submission
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
@@ -27,6 +27,7 @@ def main() -> None:
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process answers all rows
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
+    template.keep_date(date_of(args))
     config, tokenizer = open_for_inference(model_args, template=template, **source)
     budget = prompt_budget(config, decoding.max_new_tokens)
     reader = PromptReader(

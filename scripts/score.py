@@ -9,7 +9,8 @@ from functools import partial
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser, run_script
-from hf_recipes.evaluation.over_file import run_over_file, settings_of_model
+from hf_recipes.data.chat.dates import printed_date
+from hf_recipes.evaluation.over_file import date_of, run_over_file, settings_of_model
 from hf_recipes.evaluation.score import AnswerReader, Score, ScoreArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
@@ -21,6 +22,7 @@ def main() -> None:
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process scores all rows
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
+    template.keep_date(date_of(args))
     config, tokenizer = open_for_inference(model_args, template=template, **source)
     if not is_reward_model(config, model_args.peft_path):
         raise UserError(
@@ -31,6 +33,7 @@ def main() -> None:
     settings = {
         **settings_of_model(model_args, config),
         "chat_template": tokenizer.chat_template,
+        "chat_template_date": printed_date(tokenizer),
         "max_length": max_length,
         "method": "score",
     }

@@ -13,6 +13,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
 from hf_recipes.core.settings import PositiveInt, Share, check_limits, setting
+from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.evaluation.method import Method, Outcome, run_method, versions
 from hf_recipes.evaluation.reports.page import write_page
@@ -22,7 +23,7 @@ from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generate import not_numbers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_recipes.evaluation.registry import EvaluationArguments
     from hf_recipes.models.arguments import ModelArguments
@@ -116,7 +117,7 @@ def settings_of(
     args: EvaluateArguments,
     evaluation: "EvaluationArguments",
     decoding: "Decoding",
-    template: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, Any]:
     """Everything that the figures depend on: versions, model, template, files and decoding."""
     sources = {
@@ -127,7 +128,8 @@ def settings_of(
         "model": {key: value for key, value in asdict(model_args).items() if key not in ("use_lora", "lora_config")},
         "compare": args.compare,
         "batch_size": args.batch_size,
-        "chat_template": template,
+        "chat_template": tokenizer.chat_template,
+        "chat_template_date": printed_date(tokenizer),
         "eval_methods": evaluation.eval_methods,
         "eval_files": sources,
         "few_shot": few_shot_settings(evaluation.few_shot_file, evaluation.few_shot),

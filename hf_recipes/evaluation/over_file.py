@@ -13,7 +13,7 @@ from hf_recipes.core.settings import PositiveInt, check_limits, setting
 from hf_recipes.data.files.records import Record
 from hf_recipes.data.schemas.registry import SCHEMAS, Columns
 from hf_recipes.evaluation.method import versions
-from hf_recipes.evaluation.resumable_output import Results, digest
+from hf_recipes.evaluation.resumable_output import Results, digest, recorded_settings
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.loading import computes_bf16
 from hf_recipes.models.loading import weight_dtype
@@ -165,6 +165,11 @@ def _append_ready(results: Results, records: Mapping[int, Record], ready: Mappin
         rows.append({**(records[index].value or {}), **ready[index]})
     if rows:
         results.append(rows)
+
+
+def date_of(args: FileArguments) -> str | None:
+    """The date in the prompts of the results that are continued."""
+    return None if args.overwrite_output else recorded_settings(args.output_file).get("chat_template_date")
 
 
 def settings_of_model(model_args: ModelArguments, config: "PretrainedConfig") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.ledger import shown
 from hf_recipes.core.settings import PositiveInt, setting
+from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.prompts import Prompt, PromptReader
 from hf_recipes.data.files.records import Record
 from hf_recipes.evaluation.over_file import FileArguments, settings_of_model
@@ -119,6 +120,7 @@ def predict_settings(
         "bos_token_id": tokenizer.bos_token_id,
         **settings_of_model(model_args, config),
         "chat_template": reader.template,
+        "chat_template_date": printed_date(tokenizer) if reader.template else None,
         "max_source_length": reader.max_source_length,
         "text_as": args.text_as,
         "prediction_column": args.prediction_column,

@@ -99,6 +99,15 @@ class Results:
         self.count += len(rows)
 
 
+def recorded_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """The settings and notes next to the results at `path`; empty where there are none."""
+    try:
+        recorded = json.loads(_sidecar_of(Path(path)).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return recorded if isinstance(recorded, dict) and recorded.get(OWNER) == Path(path).name else {}
+
+
 def _sidecar_of(path: Path) -> Path:
     common, separate = path.with_name(SIDECAR), path.with_name(f"{path.name}.{SIDECAR}")
     if separate.is_file() or not common.is_file():

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.data.chat.dates import set_date
 from hf_recipes.models.loading import LOADING_ERRORS, loading_error
 from hf_recipes.models.templates.options import Thinking, choose_template, thinking_options, with_options
 
@@ -25,6 +26,7 @@ def load_tokenizer(
     template_name: str | None = None,
     template_options: Mapping[str, Any] | None = None,
     thinking: Thinking | None = None,
+    date: str | None = None,
     needs_template: bool = True,
     or_plain: bool = False,
     trust_remote_code: bool = False,
@@ -39,6 +41,7 @@ def load_tokenizer(
         chat_template: a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's.
         template_name, template_options, thinking: see `TemplateArguments`; the template of the tokenizer, also of a
             saved one, has them at its top.
+        date: see `set_date`.
         needs_template: refuse a tokenizer without a template.
         or_plain: give a tokenizer without a template the bundled one of plain text.
 
@@ -54,6 +57,7 @@ def load_tokenizer(
     # Without vocabulary files, transformers makes an empty tokenizer of the model's class.
     if not set(tokenizer("a问", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
         raise UserError(f"{name}: the tokenizer knows no text (its vocabulary files are missing); copy them there")
+    set_date(tokenizer, date)
     added: list[str] = []
     if or_plain and chat_template is None and tokenizer.chat_template is None:
         chat_template = "plain"

@@ -5,8 +5,10 @@ from typing import Any
 
 from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.core.settings import Parser, at_end
+from hf_recipes.data.chat.dates import today
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.output_dir import (
     ENDING,
@@ -35,9 +37,12 @@ class RunFolder:
 
     def __init__(self, parser: Parser, model_args: ModelArguments, args: RunArguments):
         self.parser, self.args = parser, args
-        self.checkpoint: str | None = on_main_process(args, self._open, model_args)
+        self.checkpoint: str | None
+        self.checkpoint, day = on_main_process(args, self._open, model_args)
+        if isinstance(args, TemplateArguments):
+            args.chat_template_date = parser.settings["chat_template_date"] = day
 
-    def _open(self, model_args: ModelArguments) -> str | None:
+    def _open(self, model_args: ModelArguments) -> tuple[str | None, str | None]:
         args = self.args
         self.folder = open_folder(args)
         check_sources(self.folder.path, model_args.model_name_or_path, model_args.peft_path)
@@ -52,11 +57,15 @@ class RunFolder:
             inexact=args.inexact_resume,
             trust=args.trust_checkpoint,
         )
-        self.begun_with = begun_with(self.parser, args)
         self._former = read_begun_with(checkpoint) if checkpoint else None
+        settings = self.parser.settings
+        if "chat_template_date" in settings and settings["chat_template_date"] is None:
+            former = self._former["settings"].get("chat_template_date") if self._former else None
+            settings["chat_template_date"] = former or today()
+        self.begun_with = begun_with(self.parser, args)
         if self._former:
             compare_settings(checkpoint, self._former, self.begun_with, args)
-        return checkpoint
+        return checkpoint, settings.get("chat_template_date")
 
     def compare_data(self, figures: DataStats, steps: int) -> None:
         """Refuse to resume on other rows."""

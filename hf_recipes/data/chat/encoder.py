@@ -24,6 +24,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, writing
 from hf_recipes.core.ledger import KEPT, row_status
 from hf_recipes.data.chat import template, token_offsets
+from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.template import ChatTemplate, Example, find_text, has_answer
 from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
 from hf_recipes.data.examples import fingerprint
@@ -115,7 +116,7 @@ class ChatEncoder:
         state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
         settings += [self.truncation_side, self.keep_text, tokenizer.chat_template, str(tokenizer.special_tokens_map)]
-        settings += [self.keep_rest, self.template.options]
+        settings += [self.keep_rest, self.template.options, printed_date(tokenizer)]
         return fingerprint(
             type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], token_offsets, template)
         )

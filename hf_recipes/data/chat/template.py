@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
+from hf_recipes.data.chat.dates import with_date
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
@@ -71,6 +72,7 @@ class ChatTemplate:
         special = {*tokenizer.all_special_tokens, *(token for token, is_special in added.items() if is_special)}
         special = sorted((token for token in special if token.strip()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self._dated = with_date(tokenizer)
         self._uses_parts = False
         self._thoughts: str | None = None  # the field that shows them, "inline", or None
         self._close = ""  # what stands between thoughts and content
@@ -116,6 +118,7 @@ class ChatTemplate:
         try:
             return self.tokenizer.apply_chat_template(
                 [self._prepared(message) for message in messages],
+                chat_template=self._dated,
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=is_prompt,

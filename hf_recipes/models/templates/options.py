@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import setting
+from hf_recipes.data.chat.dates import today
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,6 +40,13 @@ class TemplateArguments:
     thinking: Thinking | None = setting(
         "Think or do not, by the variable that the template has for it; keep also shows the thoughts of earlier turns."
     )
+    chat_template_date: str | None = setting(
+        "What a template prints as today's date, such as 2026-11-29; by default the day of the run's first start."
+    )
+
+    def keep_date(self, begun: str | None = None) -> None:
+        """Print one date from now on: that of the flag, or `begun`, or today's."""
+        self.chat_template_date = self.chat_template_date or begun or today()
 
     def template_settings(self) -> dict[str, Any]:
         """Keywords of `load_tokenizer`."""
@@ -47,6 +55,7 @@ class TemplateArguments:
             "template_name": self.chat_template_name,
             "template_options": read_options(self.chat_template_kwargs),
             "thinking": self.thinking,
+            "date": self.chat_template_date,
         }
 
 
