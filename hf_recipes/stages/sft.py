@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import at, setting
-from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.chat.encoder import ChatEncoder, SplitTurns
 from hf_recipes.dry_run.data_stats import row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.perplexity import NLL
@@ -37,6 +37,11 @@ class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
     }
 
     train_on: Literal["all", "last"] = setting("Assistant turns that carry loss.", "all")
+    split_turns: SplitTurns = setting(
+        "When turns become examples of their own: where one cannot serve several (auto), always, or never, and rows "
+        "that need it are dropped.",
+        "auto",
+    )
     max_source_length: Annotated[int | None, TRAINED] = setting("Tokens of the prompt at the most.")
     max_target_length: Annotated[int | None, TRAINED] = setting("Tokens of the answer at the most.")
     max_length: Annotated[int | None, TRAINED] = setting(
@@ -114,6 +119,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: st
         max_target_length=args.max_target_length,
         max_length=args.max_length,
         truncation_side=args.truncation_side,
+        split_turns=args.split_turns,
         keep_text=name == "validation",
     )
 

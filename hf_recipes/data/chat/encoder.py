@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAlign
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 
+SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
 MAX_TAILS = 1000
 FEATURES = {
@@ -70,6 +71,8 @@ class ChatEncoder:
             last user turn, on `truncation_side`; the template's own tokens and the system turn stay.
         max_target_length: tokens of the last answer. Over it, its end is cut; the end-of-turn token stays.
         max_length: tokens in all. Over it, the prompt is cut to half of it at the least, then the answer.
+        split_turns: when the turns of a conversation become examples of their own: where one example cannot serve them
+            (``"auto"``), each of them (``"always"``), or none: then rows that need it are dropped (``"never"``).
         keep_text: also return, for evaluation, the columns `question` (the last user turn), `reference` (the last
             answer as the template shows it: thoughts and tool calls as the model has to write them), and `messages`
             and `meta` unchanged.
@@ -86,6 +89,7 @@ class ChatEncoder:
         max_target_length: int | None = None,
         max_length: int | None = None,
         truncation_side: str = "left",
+        split_turns: SplitTurns = "auto",
         keep_text: bool = False,
         keep_rest: bool = False,
         template_options: Mapping[str, Any] | None = None,
@@ -97,7 +101,7 @@ class ChatEncoder:
         self.max_source_length = max_source_length or sys.maxsize
         self.max_target_length = max_target_length or sys.maxsize
         self.max_length = max_length or sys.maxsize
-        self.truncation_side = truncation_side
+        self.truncation_side, self.split_turns = truncation_side, split_turns
         self.keep_text, self.keep_rest = keep_text, keep_rest
         self.template = ChatTemplate(tokenizer, template_options)
         self._tails: dict[str, list[int]] = {}  # the tokens of ends of prompts, which are hardly ever different
@@ -115,32 +119,29 @@ class ChatEncoder:
         tokenizer = self.tokenizer
         state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
-        settings += [self.truncation_side, self.keep_text, tokenizer.chat_template, str(tokenizer.special_tokens_map)]
+        settings += [
+            self.truncation_side,
+            self.split_turns,
+            self.keep_text,
+            tokenizer.chat_template,
+            str(tokenizer.special_tokens_map),
+        ]
         settings += [self.keep_rest, self.template.options, printed_date(tokenizer)]
         return fingerprint(
             type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], token_offsets, template)
         )
 
-    def encode(
-        self,
-        conversations: list[list[Message]],
-        tools: Sequence[list | None] | None = None,
-        *,
-        split_turns: bool = True,
-    ) -> list[Encoded]:
+    def encode(self, conversations: list[list[Message]], tools: Sequence[list | None] | None = None) -> list[Encoded]:
         """Encode a batch; a row that cannot be used comes back empty, with its status.
 
         A conversation that ends with a question becomes a prompt: what a server sends for it.
-
-        Args:
-            split_turns: turns that one example cannot serve become examples of their own; else the row is dropped.
         """
         conversations = [list(map(with_thoughts, messages)) for messages in conversations]
         tools = tools or [None] * len(conversations)
         rendered: list[list[Example] | RowProblem] = []
         for row in zip(conversations, tools, strict=True):
             try:
-                rendered.append(self._render(*row))
+                rendered.append(self._render(*row, range(len(row[0])) if self.split_turns == "always" else ()))
             except RowProblem as problem:
                 rendered.append(problem)
         examples = [example for row in rendered if isinstance(row, list) for example in row]
@@ -151,7 +152,7 @@ class ChatEncoder:
             try:
                 if isinstance(row, RowProblem):
                     raise row
-                rows = self._encode_row(messages, row_tools, split_turns, row)
+                rows = self._encode_row(messages, row_tools, row)
             except RowProblem as problem:
                 rows = [_dropped(problem.reason)]
             for number, one in enumerate(rows, 1):
@@ -169,16 +170,14 @@ class ChatEncoder:
         prompt = self.template.prompt(list(map(with_thoughts, messages)), tools)
         return np.asarray(self._align(prompt).ids, dtype=np.int32)
 
-    def _encode_row(
-        self, messages: list[Message], tools: list | None, split_turns: bool, rendered: list[Example]
-    ) -> list[Encoded]:
+    def _encode_row(self, messages: list[Message], tools: list | None, rendered: list[Example]) -> list[Encoded]:
         examples = self._served(messages, tools, rendered)
-        if len(examples) > 1 and not split_turns:
+        if len(examples) > 1 and self.split_turns == "never":
             raise RowProblem("the chat template shows an earlier turn of the answer otherwise than it was asked for")
         rows, problem = [], None
         for example in examples:
             try:
-                rows.append(self._encode_example(messages[: example.turns], tools, example))
+                rows.append(self._encode_example(_labelled_in(example, messages), tools, example))
             except RowProblem as reason:
                 problem = reason
         if not rows:
@@ -404,6 +403,13 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     finally:
         gc.unfreeze()
     return tokenized.with_format(None)
+
+
+def _labelled_in(example: Example, messages: list[Message]) -> list[Message]:
+    """The turns of an example; of the answers, those that are labelled in others have the weight 0."""
+    *before, last = messages[: example.turns]
+    labelled = {turn for turn, _, _ in example.earlier}
+    return [*(m if index in labelled else {**m, "weight": 0} for index, m in enumerate(before)), last]
 
 
 def _without_oldest(messages: list[Message], prompt: Aligned, over: int) -> list[Message] | None:

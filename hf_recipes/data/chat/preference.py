@@ -30,14 +30,14 @@ class PreferenceEncoder:
     answers: ClassVar[tuple[str, ...]]  # columns of messages
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None = None):
-        self.encoder, self.max_length = ChatEncoder(tokenizer, keep_rest=True), max_length
+        self.encoder, self.max_length = ChatEncoder(tokenizer, keep_rest=True, split_turns="never"), max_length
 
     def encode_answers(self, examples: Sequence[Example]) -> list[list[Encoded]]:
         """The answers of each row (`prompt` and answers as messages, and `tools`), labelled on the answer alone."""
         prompts = [[{**message, "weight": 0} for message in row["prompt"]] for row in examples]
         chats = [p + row[answer] for p, row in zip(prompts, examples, strict=True) for answer in self.answers]
         tools = [row.get("tools") for row in examples for _ in self.answers]
-        encoded = iter(self.encoder.encode(chats, tools, split_turns=False) if chats else ())
+        encoded = iter(self.encoder.encode(chats, tools) if chats else ())
         return [[next(encoded) for _ in self.answers] for _ in examples]
 
     def is_too_long(self, answers: Sequence[Encoded]) -> bool:

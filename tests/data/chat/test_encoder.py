@@ -39,6 +39,33 @@ def test_loss_is_on_the_answers_and_their_end_and_nothing_else(tokenizer):
     assert (row.labels[labelled] == row.input_ids[labelled]).all()
 
 
+def test_each_turn_is_an_example_of_its_own_if_asked(tokenizer):
+    chat = conversation("问一" * 9, "答一", "问二", "答二", "问三", "答三")
+    always = ChatEncoder(tokenizer, split_turns="always")
+    rows = always.encode([chat])
+    assert [learned_text(tokenizer, row) for row in rows] == [
+        ["答一<|im_end|>"],
+        ["答二<|im_end|>"],
+        ["答三<|im_end|>"],
+    ]
+    assert [row.following for row in rows] == [2, 1, 0] and "of its own" in rows[-1].status
+    for row, end in zip(rows, (1, 3, 5), strict=True):
+        assert row.input_ids[: row.prompt_length].tolist() == always.served_prompt(chat[:end]).tolist()
+    short = ChatEncoder(tokenizer, split_turns="always", max_source_length=len(rows[-1].input_ids) - 20)
+    [*_, last] = short.encode([chat])
+    assert "oldest turns left out" in last.status
+    assert learned_text(tokenizer, last) == ["答三<|im_end|>"]  # the second is an example already
+
+
+def test_rows_whose_turns_would_be_split_are_dropped_if_asked():
+    """A template that ends no turn: a server's history has no end where the answer of an example has one."""
+    folded = build_tokenizer(chat_template="{% for m in messages %}{{ m['role'] + ':' + m['content'] }}{% endfor %}")
+    chats = [conversation("问一", "答一", "问二", "答二"), conversation("问", "答")]
+    rows = ChatEncoder(folded, split_turns="never").encode(chats)
+    assert "dropped" in rows[0].status and "shows an earlier turn of the answer otherwise" in rows[0].status
+    assert rows[1].status == "kept" and len(ChatEncoder(folded).encode(chats)) == 3
+
+
 def test_train_on_last(tokenizer):
     [row] = ChatEncoder(tokenizer, train_on="last").encode([conversation("问一", "答一", "问二", "答二")])
     assert learned_text(tokenizer, row) == ["答二<|im_end|>"]
