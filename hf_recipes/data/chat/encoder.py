@@ -119,14 +119,8 @@ class ChatEncoder:
         tokenizer = self.tokenizer
         state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
-        settings += [
-            self.truncation_side,
-            self.split_turns,
-            self.keep_text,
-            tokenizer.chat_template,
-            str(tokenizer.special_tokens_map),
-        ]
-        settings += [self.keep_rest, self.template.options, printed_date(tokenizer)]
+        settings += [self.truncation_side, self.split_turns, self.keep_text, self.keep_rest, self.template.options]
+        settings += [tokenizer.chat_template, str(tokenizer.special_tokens_map), printed_date(tokenizer)]
         return fingerprint(
             type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], token_offsets, template)
         )
