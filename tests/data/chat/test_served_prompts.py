@@ -7,17 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from chat_templates import tokenizer_of
 
 from hf_recipes.core.ledger import is_dropped, shown
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.models.tokenizer import TEMPLATES
 
 PATHS = [*Path(str(files("trl"))).glob("chat_templates/*.jinja"), *Path(TEMPLATES).glob("*.jinja")]
-# What stands for one token in the models that have it; of these, thoughts and calls are no special tokens.
-MARKS = re.compile(r"<\|?[^<>\s{}'\"%]+?\|?>|<｜[^<>]+?｜>|\[/?[A-Z_]+\]")
-PLAIN = re.compile(r"</?(think|tool_call|tool_response|tools|function|parameter|arg_key|arg_value)[^>]*>")
 TOOL = {"name": "get_weather", "description": "天气", "parameters": {"type": "object", "properties": {}}}
 TOOLS = [{"type": "function", "function": TOOL}]
 QUESTION = {"role": "user", "content": "北京天气怎么样"}
@@ -76,21 +72,6 @@ CHATS = PLAIN_CHATS | {
     "text and call": [QUESTION, called("北京", content="我查一下")],
     "thoughts and call": [QUESTION, called("北京", reasoning_content="要查天气的")],
 }
-
-
-def tokenizer_of(path):
-    template = path.read_text(encoding="utf-8")
-    backend = Tokenizer(models.BPE({sign: n for n, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", chat_template=template
-    )
-    marks = sorted(set(MARKS.findall(template)))
-    special = [mark for mark in marks if not PLAIN.fullmatch(mark)]
-    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in special], special_tokens=True)
-    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in marks if PLAIN.fullmatch(mark)])
-    return tokenizer
 
 
 def spans(row):
