@@ -1,7 +1,6 @@
 """A model evaluated on files and compared with another one on the same rows; the files of the results."""
 
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from hf_recipes.core.folders import OutputFolder
 from hf_recipes.core.settings import PositiveInt, Share, check_limits, setting
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.files.sources import find_sources
-from hf_recipes.evaluation.method import Method, Outcome, run_method, versions
+from hf_recipes.evaluation.method import Method, Outcome, first_not_finite, run_method, versions
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.results import evaluation_report
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
@@ -85,10 +84,8 @@ def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size
     for name, method in methods.items():
         say(f"{what}: {name}")
         outcome.records[name], outcome.metrics[name] = run_method(method, model, BatchOptions(batch_size))
-        for record in outcome.records[name]:
-            numbers = [value for value in record.values() if isinstance(value, float)]
-            if not all(map(math.isfinite, numbers)) or not record.get("is_finite", True):
-                raise not_numbers(record["location"])
+        if location := first_not_finite(outcome.records[name]):
+            raise not_numbers(location)
     return outcome
 
 

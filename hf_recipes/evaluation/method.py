@@ -1,5 +1,6 @@
 """The interface of all methods that evaluate a model on the rows of a file."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,8 @@ def run_method(
 ) -> tuple[list[Record], dict[str, float]]:
     """All records of `method`, each computed by one of `world` processes, and their metrics; the same on all.
 
+    The metrics are NaN where the logits of a record are not finite (`first_not_finite`).
+
     Each process computes equally many items, the last one repeatedly if need be, because all must take part in each
     forward pass where weights are sharded.
     """
@@ -129,7 +132,18 @@ def run_method(
 
         gathered = dict(gather_object(list(zip(items, records, strict=True))))
         records = [gathered[item] for item in range(len(method))]
+    if first_not_finite(records):
+        return records, dict.fromkeys(method.directions(), math.nan)
     return records, method.summarise(records)
+
+
+def first_not_finite(records: Sequence[Record]) -> str | None:
+    """The location of the first record that means nothing, as the model's logits were NaN or infinite."""
+    for record in records:
+        numbers = [value for value in record.values() if isinstance(value, float)]
+        if not all(map(math.isfinite, numbers)) or not record.get("is_finite", True):
+            return record["location"]
+    return None
 
 
 def versions() -> dict[str, str]:

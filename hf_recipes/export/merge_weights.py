@@ -33,6 +33,8 @@ def merge_and_unload(model: "PeftModel", names: Sequence[str]) -> "PreTrainedMod
     Tied embeddings stay tied where both are still equal, as after training the rows of a few tokens; where only one of
     the two was trained, they are untied.
     """
+    from peft.utils.other import TrainableTokensWrapper
+
     base = model.base_model.model
     text = base.config.get_text_config()
     tied = bool(text.tie_word_embeddings) and base.get_output_embeddings() is not None
@@ -43,6 +45,10 @@ def merge_and_unload(model: "PeftModel", names: Sequence[str]) -> "PreTrainedMod
                 if id(weight) in seen:
                     setattr(module, name, torch.nn.Parameter(weight.data.clone(), weight.requires_grad))
                 seen.add(id(weight))
+    # The head of tied embeddings gets their trained rows too. PEFT (0.21) would add LoRA on it to a copy of its weight.
+    for module in list(base.modules()):
+        if isinstance(rows := getattr(module, "base_layer", None), TrainableTokensWrapper):
+            module.base_layer = rows.unload_and_optionally_merge_module(True, False, list(names))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that they are untied
         try:

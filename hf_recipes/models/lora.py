@@ -111,6 +111,8 @@ def linear_modules(model: "PreTrainedModel") -> list[str]:
 def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None, new_tokens: list[int]) -> "PeftModel":
     """Put a fresh adapter on `model`; the embeddings of `new_tokens` (ids) are trained with it."""
     from peft import get_peft_model
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.utils.other import ModulesToSaveWrapper
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     names = {name for name, _ in model.named_modules()}
@@ -140,6 +142,12 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
             f"{path or 'lora_config'}: {' '.join(str(error).split())[:300]} "
             f"(linear modules of {type(model).__name__}: {linear})"
         ) from None
+    rows = [module for module in adapted.modules() if isinstance(module, TrainableTokensLayer)]
+    if any(isinstance(module.base_layer, ModulesToSaveWrapper) for module in rows):
+        raise UserError(
+            f"{path}: modules_to_save trains one of the tied embeddings whole and trainable_token_indices rows of the "
+            "other, which are one weight; leave one of the two keys out"
+        )
     if kind:
         initialize_residual(adapted, kind)
     restore_when_disabled(adapted, biases)

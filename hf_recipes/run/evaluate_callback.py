@@ -1,5 +1,6 @@
 """Evaluation in the course of training: the same methods as afterwards, on validation rows and named files."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -10,13 +11,13 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.settings import nearest
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.data.pretraining.corpora import named_paths
 from hf_recipes.evaluation.compare import few_shot_settings
-from hf_recipes.evaluation.method import Method, Outcome, Record, run_method, versions
+from hf_recipes.evaluation.method import Method, Outcome, Record, first_not_finite, run_method, versions
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports.tables import read_predictions
@@ -166,6 +167,8 @@ class Evaluations(TrainerCallback):
     ``predictions/NAME/step-N.jsonl`` for a named file. With those of pairs stands ``differences.png``, a histogram of
     the run's first evaluation and the last. Over several processes each row counts once.
 
+    A metric that has no finite value is reported, is NaN in the log and null in files, and never makes a step the best.
+
     Args:
         methods: by name; that of the validation rows is empty.
     """
@@ -182,13 +185,19 @@ class Evaluations(TrainerCallback):
         for name, method in self.methods.items():
             self.trainer.note_work(f"an evaluation batch of {size} {name or 'rows'}")
             records, summary = run_method(method, model, compute, args.process_index, args.world_size)
-            scores |= {f"eval_{metric_name(name, key)}": value for key, value in summary.items()}
+            named = {f"eval_{metric_name(name, key)}": value for key, value in summary.items()}
+            if missing := [key for key, value in named.items() if not math.isfinite(value)]:
+                location = first_not_finite(records)
+                why = f" (the logits of {location} are NaN or infinite)" if location else ""
+                say(f"step {state.global_step}: no finite value of {', '.join(missing)}{why}; it counts as missing")
+            scores |= named | dict.fromkeys(missing, math.nan)
             if state.is_world_process_zero and name != VALIDATION_LOSS:
                 path = Path(prediction_path(args.output_dir, state.global_step, name))
                 with warn_on_write_error(str(path)):
                     os.makedirs(path.parent, exist_ok=True)
                     write_jsonl(path, records)
-                draw_change(method, path, records)
+                if not missing:
+                    draw_change(method, path, records)
         if metrics is not None:
             metrics.update(scores)
         self.trainer.log(dict(scores))

@@ -81,6 +81,7 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
     beta: Annotated[float, at(ge=0)] = setting(
         "Weight of the KL divergence from the start of the run; 0 for none.", 0.04
     )
+    disable_dropout: bool = setting("Train without dropout, as the answers are written.", True)
     use_vllm: bool | None = setting("Answer with vLLM; by default where it is installed and there is a GPU.")
     num_generations_eval: int | None = setting("No effect: evaluations answer each prompt once.", 1)
     normalize_advantages: bool = setting("Of rloo: to mean 0 and standard deviation 1 over a step's answers.", False)

@@ -17,6 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.forward import evaluating
 from hf_recipes.models.inference.generate import continue_batches
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.trainer.base import RunMixin
@@ -138,6 +139,13 @@ class RewardedMixin(RunMixin):
         for sample, advantage in zip(self._samples, newest, strict=True):
             sample["advantage"] = advantage
         return batch
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        # Of the reference, and of the policy that wrote the answers: neither has the dropout of training.
+        with evaluating(self.accelerator.unwrap_model(self.model)):
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         prompts = [self.prompts[example["row"]] for example in inputs]

@@ -77,6 +77,10 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints):
         super().__init__(*args, **kwargs)
         for parameter, data in precise.items():
             parameter.data = data
+        if getattr(self.args, "disable_dropout", False):
+            for module in self.model.modules():  # where it is a number, not a module, TRL leaves it
+                if isinstance(getattr(module, "attention_dropout", None), float):
+                    module.attention_dropout = 0.0
         self._signal = StopSignal()
         self._stop_agreed = False
         self._watchdog: Watchdog | None = None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from conftest import ROOT, TEXT, same, weights, write_pairs
+from conftest import ROOT, TEXT, json_files, same, weights, write_pairs
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.evaluation.methods.generation import GenerationMethod
@@ -123,6 +123,49 @@ def test_the_best_step_is_kept_by_the_metrics_own_direction(forks, settings, tmp
     card = (output / "README.md").read_text()
     assert f"The weights are those of step {best} of 5, the best by wiki perplexity ({value})." in card
     assert f"权重取自 5 步中的第 {best} 步" in card and value in card.split("```")[3]
+
+
+# The model of these steps' evaluations has logits that are not numbers.
+SPOIL = """
+import torch
+from hf_recipes.run.evaluate_callback import Evaluations
+evaluate = Evaluations.on_evaluate
+def spoiled(self, args, state, control, model=None, **kwargs):
+    norm = model.get_base_model().model.norm.weight
+    kept = norm.data.clone()
+    if state.global_step >= 2:
+        norm.data.fill_(torch.nan)
+    evaluate(self, args, state, control, model=model, **kwargs)
+    norm.data = kept
+Evaluations.on_evaluate = spoiled
+"""
+
+
+@pytest.mark.parametrize("metric", ["exam_accuracy", "loss"])
+def test_figures_of_logits_that_are_not_numbers_are_missing(forks, settings, tmp_path, metric):
+    output = tmp_path / "run"
+    argv = [*settings, *EVALUATED, "--per_device_train_batch_size", 8, "--output_dir", output, "--max_steps", 3]
+    argv += ["--eval_steps", 1, "--save_steps", 1, "--max_eval_samples", 4, "--max_new_tokens", 2]
+    best = ["--load_best_model_at_end", "True", "--metric_for_best_model", metric] if metric != "loss" else []
+    run = forks.run(*argv, *best, before=SPOIL)
+    assert run.code == 0, run.err
+    for step, count in ((1, 0), (2, 8), (3, 8)):  # a line for each method
+        lines = [line for line in run.out.splitlines() if line.startswith(f"step {step}: no finite value of eval_")]
+        assert len(lines) == count, run.out
+        assert all("are NaN or infinite); it counts as missing" in line for line in lines)
+    found = json_files(output)  # without NaN
+    history = found[output / "checkpoint-3" / "trainer_state.json"]["log_history"]
+    figures = [entry for entry in history if "eval_loss" in entry]
+    assert [entry["step"] for entry in figures] == [0, 1, 2, 3]
+    for entry in figures:
+        numbers = [value for key, value in entry.items() if key.startswith("eval_")]
+        assert len(numbers) > 20 and {value is None for value in numbers} == {entry["step"] >= 2}
+    metrics = found[output / "metrics.json"]
+    assert metrics["steps"] == (1 if best else 3)
+    if best:
+        assert metrics["best"]["step"] == 1 and same(weights(output), weights(output / "checkpoint-1"))
+    else:
+        assert metrics["after"]["loss"] is metrics["after"]["exam_accuracy"] is metrics["after"]["rougeL"] is None
 
 
 SCORED = {"": ["rouge", "accuracy"], "my_loss": ["accuracy", "generation"]}

@@ -180,7 +180,7 @@ def grown(base: Path, tokenizer_tokens: list[str], tie: bool) -> tuple[str, obje
 
 
 @pytest.mark.parametrize("tie", [True, False])
-@pytest.mark.parametrize("how", ["rows", "both", "input", "head", "lora"])
+@pytest.mark.parametrize("how", ["rows", "both", "input", "head", "lora", "rows, LoRA on the head"])
 def test_embeddings_tied_and_not(merge, tmp_path, tie, how):
     """New tokens' rows, whole embeddings or LoRA on them: what was one weight stays one only where it still is."""
     base, tokenizer = grown(tmp_path / "base", ["<|a|>", "<|b|>"], tie)
@@ -192,6 +192,10 @@ def test_embeddings_tied_and_not(merge, tmp_path, tie, how):
         "input": {"modules_to_save": ["embed_tokens"]},
         "head": {"modules_to_save": ["lm_head"]},
         "lora": {"target_modules": ["embed_tokens", "q_proj"]},
+        "rows, LoRA on the head": {
+            "trainable_token_indices": {"embed_tokens": new},
+            "target_modules": ["lm_head", "q_proj"],
+        },
     }[how]
     adapter = make_adapter(tmp_path / "adapter", base, tokenizer, **settings)
     out = tmp_path / "merged"

@@ -118,6 +118,38 @@ def test_a_trained_adapter_is_compared_with_itself_at_the_start(tokenizer, promp
     assert not same(start, weights(tmp_path / "run")) and start.keys() == weights(tmp_path / "run").keys()
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize("keeps_dropout", [False, True])
+def test_dropout_is_measured_as_no_difference(tokenizer, prompts, tmp_path, algorithm, keeps_dropout):
+    """In the first update policy, the policy that wrote the answers and the reference are one."""
+    base, lora = tiny_model(len(tokenizer)), read_lora_config(LORA)
+    lora.lora_dropout = 0.1
+    model = attach_lora(base, lora, LORA, [])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.1
+    settings = {"per_device_train_batch_size": 8, "beta": 1.0, "max_steps": 1, "algorithm": algorithm}
+    settings |= {"num_iterations": 2} if algorithm == "grpo" else {}
+    settings |= {"disable_dropout": False} if keeps_dropout else {}
+    trainer = made(tokenizer, prompts, tmp_path, model, True, **settings)
+    found, measure = [], trainer._get_per_token_logps_and_entropies
+
+    def measured(*args, **kwargs):
+        outputs = measure(*args, **kwargs)
+        found.append(outputs[0].detach())
+        return outputs
+
+    trainer._get_per_token_logps_and_entropies = measured
+    trainer.train()
+    written, reference, policy = (log_probs.flatten().sort().values for log_probs in found)  # of shuffled answers
+    assert torch.equal(written, reference) and torch.allclose(written, policy, atol=1e-5) is not keeps_dropout
+    if not keeps_dropout:
+        assert logged(trainer, "kl") == pytest.approx([0], abs=1e-6)
+
+
 def test_answers_end_at_the_templates_end_of_turn(tokenizer, prompts, tmp_path):
     trainer = made(tokenizer, prompts, tmp_path, per_device_train_batch_size=8)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in trainer.eos_token_ids

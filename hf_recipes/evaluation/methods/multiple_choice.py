@@ -188,9 +188,7 @@ class SingleChoice(Method):
 
     def _record(self, item: int, scores) -> Record:
         question = self.questions[item]
-        if not scores.isfinite().all():
-            raise UserError(f"{question.location}: the model's probabilities of the letters are not finite numbers")
-        return {
+        record = {
             "location": question.location,
             "source": question.source,
             "question": question.text,
@@ -199,6 +197,7 @@ class SingleChoice(Method):
             "letters": dict(zip(question.letters, scores.log_softmax(-1).tolist(), strict=True)),
             "mass": float(scores.exp().sum()),
         }
+        return record if scores.isfinite().all() else record | {"is_finite": False}
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
         """As if no prefix were shared: a shared one is in memory for every row of the batch too."""

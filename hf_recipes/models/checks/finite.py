@@ -1,9 +1,10 @@
 """Whether weights and settings are finite numbers: a model with NaN or infinities gives results that look real."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.quantization import is_quantized
@@ -49,7 +50,8 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
         if wrong is None:
             return
     name = arguments.model_name_or_path
-    for path in sorted(local_folder(name, arguments.model_revision, cache_dir).glob("*.safetensors")):
+    folder = local_folder(name, arguments.model_revision, cache_dir)
+    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")):
         check_file(path, f"{name}: {path.name}")
     if wrong is not None:
         kind = str(model.dtype).removeprefix("torch.")
@@ -57,13 +59,23 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
 
 
 def check_file(path: str | os.PathLike, what: str) -> None:
-    """Refuse a safetensors file with a tensor that is not finite; the error begins with `what`."""
+    """Refuse a file of weights, safetensors or .bin, with a tensor that is not finite; the error begins with `what`."""
+    for key, tensor in _stored_tensors(Path(path)):
+        if not _is_finite(tensor):
+            raise UserError(f"{what}: {key} {WHY}; {HINT}")
+
+
+def _stored_tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+    """The tensors of a file by name, read as they are needed; a .bin in torch's format before 1.6 at once."""
+    import torch
     from safetensors import safe_open
 
-    with safe_open(Path(path), "pt") as tensors:
+    if path.suffix != ".safetensors":
+        yield from torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path)).items()
+        return
+    with safe_open(path, "pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118
-            if not _is_finite(tensors.get_tensor(key)):
-                raise UserError(f"{what}: {key} {WHY}; {HINT}")
+            yield key, tensors.get_tensor(key)
 
 
 def _is_finite(tensor: "torch.Tensor") -> bool:

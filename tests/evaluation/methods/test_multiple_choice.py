@@ -20,6 +20,7 @@ from transformers import (
 
 from conftest import build_tokenizer, tiny_model, write_jsonl
 from hf_recipes.core.errors import UserError
+from hf_recipes.evaluation.method import first_not_finite, run_method
 from hf_recipes.evaluation.methods.multiple_choice import SingleChoice
 from hf_recipes.evaluation.methods.questions import read_question, read_rows
 from hf_recipes.metrics.intervals import wilson_interval
@@ -265,5 +266,7 @@ def test_summary_by_hand(tokenizer):
 def test_probabilities_that_are_no_numbers(tokenizer):
     model = tiny_model(len(tokenizer))
     model.model.norm.weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"data.jsonl:1: the model's probabilities"):
-        SingleChoice(placed(ROWS[:1]), tokenizer).compute(model, [0], BatchOptions())
+    method = SingleChoice(placed(ROWS[:1]), tokenizer)
+    records, metrics = run_method(method, model, BatchOptions())
+    assert records[0]["is_finite"] is False and first_not_finite(records).endswith("data.jsonl:1")
+    assert metrics.keys() == method.directions().keys() and all(map(math.isnan, metrics.values()))

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -100,6 +101,26 @@ def test_sharded_weights_are_looked_at_in_their_files(model_dir, tmp_path, monke
     check_weights(tiny_model(64), base)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_of_torch_are_looked_at_where_weights_cannot_be(model_dir, tmp_path, monkeypatch, zipped):
+    good, bad = (shutil.copytree(model_dir, tmp_path / name) for name in ("good", "bad"))
+    for folder in (good, bad):
+        tensors = load_file(folder / "model.safetensors")
+        if folder == bad:
+            tensors[UP][3, 4] = float("nan")
+        (folder / "model.safetensors").unlink()
+        torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        torch.save({"state": float("nan")}, folder / "optimizer.bin")
+    for how in ({"load_in_4bit": True}, {"load_in_8bit": True}, {}):
+        with pytest.raises(UserError, match=f"bad: pytorch_model.bin: {UP} holds NaN or infinite values"):
+            load(bad, **how)
+        assert load(good, **how)
+    monkeypatch.setattr("transformers.integrations.is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(UserError, match=f"bad: pytorch_model.bin: {UP}"):
+        check_weights(tiny_model(64), ModelArguments(str(bad)))
+    check_weights(tiny_model(64), ModelArguments(str(good)))
+
+
 def test_an_adapter(model_dir, adapter, tmp_path):
     with pytest.raises(UserError, match=f"--peft_path .*bad: adapter_model.safetensors: {Q} holds NaN or infinite"):
         load(model_dir, peft_path=spoiled(adapter, tmp_path / "bad", Q, float("inf")))
@@ -125,10 +146,12 @@ def test_weights_that_are_numbers_and_logits_that_are_not(script, model_dir, jud
     huge, reward = (enlarged(folder, tmp_path / name) for name, folder in (("huge", model_dir), ("reward", judge)))
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "你好", "response": "年龄"}])
     texts = write_jsonl(tmp_path / "texts.jsonl", [{"text": "今天天气很好，我们去吃药"}])
+    choices = write_jsonl(tmp_path / "exam.jsonl", [{"question": "你好", "A": "好", "B": "不", "answer": "A"}])
     output = tmp_path / "out.jsonl"
     for name, model, path, flags in (
         ("evaluate.py", huge, rows, ["--eval_files", f"a={rows}", "--output_dir", tmp_path / "run"]),
         ("evaluate.py", huge, texts, ["--eval_files", f"a={texts}", "--output_dir", tmp_path / "run"]),
+        ("evaluate.py", huge, choices, ["--eval_files", f"a={choices}", "--output_dir", tmp_path / "run"]),
         ("predict.py", huge, rows, ["--input_file", rows, "--output_file", output]),
         ("score.py", reward, rows, ["--input_file", rows, "--output_file", output, "--overwrite_output"]),
     ):

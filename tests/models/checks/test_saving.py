@@ -137,6 +137,7 @@ def test_saved_is_trained_and_the_base_is_the_base(bases, tmp_path, kind):
         (False, {"modules_to_save": ["embed_tokens", "lm_head"]}),
         (False, {"modules_to_save": ["embed_tokens"]}),
         (False, {"trainable_token_indices": [3, 4]}),
+        (True, {"target_modules": ".*(q_proj|lm_head)"}),
     ],
     ids=str,
 )
@@ -173,6 +174,17 @@ def test_new_tokens_that_could_not_be_learned(bases, tmp_path, settings, message
     path = written(tmp_path, **settings)
     with pytest.raises(UserError, match=message):
         attach_lora(opened(bases[True]), read_lora_config(path), path, [558, 559])
+
+
+@pytest.mark.parametrize(
+    ("rows", "whole", "tying"),
+    [("embed_tokens", "lm_head", False), ("embed_tokens", "lm_head", True), ("lm_head", "embed_tokens", True)],
+)
+def test_rows_of_one_tied_embedding_and_the_whole_other(bases, tmp_path, rows, whole, tying):
+    settings = {"target_modules": ["q_proj"], "trainable_token_indices": {rows: [3, 4]}, "modules_to_save": [whole]}
+    path = written(tmp_path, **settings, ensure_weight_tying=tying)
+    with pytest.raises(UserError, match="whole and trainable_token_indices rows of the other, which are one weight"):
+        attach_lora(opened(bases[True]), read_lora_config(path), path, [])
 
 
 @pytest.mark.parametrize("kind", ["pissa", "olora"])
