@@ -23,13 +23,12 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, writing
 from hf_recipes.core.ledger import KEPT, row_status
-from hf_recipes.data.chat import message_form, template, token_offsets
+from hf_recipes.data.chat import message_form, rendered_text, template, token_offsets
+from hf_recipes.data.chat.rendered_text import describes_tools, find_text
 from hf_recipes.data.chat.template import (
     TOOLS_IN_SYSTEM,
     ChatTemplate,
     Example,
-    describes_tools,
-    find_text,
     has_answer,
 )
 from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
@@ -127,7 +126,7 @@ class ChatEncoder:
             type(tokenizer).__name__,
             state,
             settings,
-            code=(sys.modules[__name__], token_offsets, template, message_form),
+            code=(sys.modules[__name__], token_offsets, template, message_form, rendered_text),
         )
 
     def encode(

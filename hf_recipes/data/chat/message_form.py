@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 
-from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 
@@ -78,3 +79,29 @@ def _ids(messages: list[Message]) -> Iterator[str]:
         yield from (call.get("id", "") for call in message.get("tool_calls") or ())
         if message["role"] == "tool" and "tool_call_id" in message:
             yield message["tool_call_id"]
+
+
+def form_of_calls(
+    form: MessageForm, render: Callable[[MessageForm, list[Message], list | None, bool], str]
+) -> MessageForm:
+    """`form` with that of calls, which a template shows whole; `render` raises RowProblem where it refuses them."""
+    question = {"role": "user", "content": "PROBEquestion"}
+    function = {"name": "PROBEcall", "arguments": {"PROBEkey": "PROBEvalue"}}
+    call = {"id": "call_PROBE_of_any_length", "type": "function", "function": function}
+    calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result = {"role": "tool", "content": "PROBEresult", "name": "PROBEcall", "tool_call_id": call["id"]}
+    described = {"name": "PROBEcall", "description": "", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": described}]
+    for chat, is_short, is_text, empty, some in product(
+        ([question, calling, result], [question, calling]), (False, True), (False, True), ("", None), (tools, None)
+    ):
+        tried = replace(form, has_short_ids=is_short, has_text_arguments=is_text, no_content=empty)
+        try:
+            text = render(tried, chat, some, False).partition("PROBEquestion")[2]
+        except RowProblem:
+            continue
+        is_whole = "PROBEcall" in text and all(text.count(name) == 1 for name in ("PROBEkey", "PROBEvalue"))
+        # JSON in JSON, or an object as Python writes it.
+        if is_whole and '\\"' not in text and "{'PROBEkey'" not in text:
+            return tried
+    return form

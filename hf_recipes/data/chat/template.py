@@ -7,11 +7,10 @@ for generation alone, or that differ in white space), the answer begins with the
 """
 
 import contextlib
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -19,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
-from hf_recipes.data.chat.message_form import MessageForm
+from hf_recipes.data.chat.message_form import MessageForm, form_of_calls
+from hf_recipes.data.chat.rendered_text import common_length, end_of_calls, find_text
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
@@ -53,22 +53,6 @@ class Example:
     is_labelled: bool = True
     left_out: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-
-
-def describes_tools(messages: list[Message], tools: list) -> bool:
-    """Whether the system turn has of each tool the name, and the description or all names of parameters in quotes."""
-    text = messages[0]["content"] if messages[0]["role"] == "system" else ""
-
-    def has(some: list[str]) -> bool:
-        return bool(some) and all(find_text(text, one) for one in some)
-
-    for tool in tools:
-        function = tool.get("function", tool)
-        parameters = (function.get("parameters") or {}).get("properties") or {}
-        texts = [[one] if (one := function.get("description")) else [], [json.dumps(one) for one in parameters]]
-        if not has([function.get("name") or "\0"]) or not any(map(has, texts)):
-            return False
-    return True
 
 
 def has_answer(messages: list[Message]) -> bool:
@@ -127,6 +111,8 @@ class ChatTemplate:
             )
         if not self.end_of_turn:
             raise UserError("neither the chat template nor the tokenizer has a token that ends a turn (eos_token)")
+        # What stands between a question and an answer, but for a tag that opens thoughts.
+        self._opening = _OPEN_TAG.sub("", rest[0].partition(question["content"])[2]).strip()
         opened = self._opened_tag(rest[0], [question, answer])
         self._opens_thoughts = opened is not None
         self.thoughts_start, self.thoughts_end = (f"<{opened}>", f"</{opened}>") if opened else ("", "")
@@ -144,14 +130,13 @@ class ChatTemplate:
     def _render(self, messages: list[Message], tools: list | None, is_prompt: bool) -> str:
         if not self._knows_calls and any(message.get("tool_calls") for message in messages):
             self._knows_calls = True
-            self._probe_calls()
+            self.form = form_of_calls(self.form, self._rendered)
+        return self._rendered(self.form, messages, tools, is_prompt)
+
+    def _rendered(self, form: MessageForm, messages: list[Message], tools: list | None, is_prompt: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                self.form.prepared(messages),
-                tools=tools,
-                tokenize=False,
-                add_generation_prompt=is_prompt,
-                **self.options,
+                form.prepared(messages), tools=tools, tokenize=False, add_generation_prompt=is_prompt, **self.options
             )
         except Exception as error:  # a template computes what it likes
             raise RowProblem("the chat template refuses it", _message(error)) from None
@@ -172,7 +157,7 @@ class ChatTemplate:
             if found is None:
                 raise RowProblem("the chat template does not show every turn", message["role"])
             if calls:
-                position = _end_of_calls(text, calls, position)
+                position = end_of_calls(text, calls, position)
             elif not is_system:  # which a template may write anywhere
                 position = found[1]
         return text
@@ -295,7 +280,7 @@ class ChatTemplate:
         whole = self._render(messages, tools, False)
         thoughts, content, calls = last.get("reasoning_content") or "", last["content"] or "", last.get("tool_calls")
         is_prefix = whole.startswith(prompt)
-        start = len(prompt) if is_prefix else _common(prompt, whole)
+        start = len(prompt) if is_prefix else common_length(prompt, whole)
         thoughts_at = find_text(whole, thoughts, start) if thoughts and self.form.thoughts else None
         begin = end = thoughts_at[1] if thoughts_at else start
         if content.strip():
@@ -310,9 +295,9 @@ class ChatTemplate:
             raise RowProblem("the chat template does not show every turn", "assistant")
         if calls:
             name = find_text(whole, calls[0]["function"]["name"], end)
-            if name and self.end_of_turn in whole[end : name[0]]:
+            if name and self._opening and self._opening in whole[end : name[0]]:
                 raise RowProblem("the chat template ends the turn before its call")
-            end = _end_of_calls(whole, calls, end)
+            end = end_of_calls(whole, calls, end)
         if not is_prefix and (thoughts_at or content.strip()):
             start = thoughts_at[0] if thoughts_at else begin
         elif prompt[start:].strip():
@@ -349,7 +334,7 @@ class ChatTemplate:
         if opened and whole.startswith(prompt[: opened.start()]):
             return opened.start()
         answer = {"role": "assistant", "content": "\ufffd"}
-        return _common(whole, self._render([*messages[:-1], answer], tools, False))
+        return common_length(whole, self._render([*messages[:-1], answer], tools, False))
 
     @staticmethod
     def left_out(messages: list[Message], prompt: str) -> list[str]:
@@ -426,65 +411,6 @@ class ChatTemplate:
                     self.thoughts_start = before[len(plain[0]) :].strip()
                 return
         self.form = replace(self.form, thoughts=None)
-
-    def _probe_calls(self) -> None:
-        [question] = self._messages("user")
-        function = {"name": "PROBEcall", "arguments": {"PROBEkey": "PROBEvalue"}}
-        call = {"id": "call_PROBE_of_any_length", "type": "function", "function": function}
-        calling = {"role": "assistant", "content": "", "tool_calls": [call]}
-        result = {"role": "tool", "content": "PROBEresult", "name": "PROBEcall", "tool_call_id": call["id"]}
-        described = {"name": "PROBEcall", "description": "", "parameters": {"type": "object", "properties": {}}}
-        tools = [{"type": "function", "function": described}]
-        first = self.form
-        for chat, is_short, is_text, empty, some in product(
-            ([question, calling, result], [question, calling]), (False, True), (False, True), ("", None), (tools, None)
-        ):
-            self.form = replace(first, has_short_ids=is_short, has_text_arguments=is_text, no_content=empty)
-            try:
-                text = self._render(chat, some, False).partition(_PROBE["user"])[2]
-            except RowProblem:
-                continue
-            is_whole = "PROBEcall" in text and all(text.count(name) == 1 for name in ("PROBEkey", "PROBEvalue"))
-            # JSON in JSON, or an object as Python writes it.
-            if is_whole and '\\"' not in text and "{'PROBEkey'" not in text:
-                return
-        self.form = first
-
-
-def _end_of_calls(whole: str, calls: list[dict], position: int) -> int:
-    """Where a rendering has shown `calls`, which begin after `position`."""
-    for call in calls:
-        name = find_text(whole, call["function"]["name"], position)
-        values = [name and find_text(whole, value, name[1]) for value in _strings(call["function"]["arguments"])]
-        if name is None or None in values:
-            raise RowProblem("the chat template does not show a call of a tool")
-        position = max(end for _, end in [name, *values])
-    return position
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """The texts in the arguments of a call."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
-    pairs = zip(one, other, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def find_text(text: str, content: str | None, position: int = 0, last: bool = False) -> tuple[int, int] | None:
-    """Where `content`, without white space around it, is in `text`; as JSON where it is not there as it is."""
-    content = (content or "").strip()
-    for form in (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1]):
-        start = text.rfind(form, position) if last else text.find(form, position)
-        if start >= 0:
-            return start, start + len(form)
-    return None
 
 
 def _message(error: Exception) -> str:
