@@ -295,7 +295,8 @@ class ChatTemplate:
             raise RowProblem("the chat template does not show every turn", "assistant")
         if calls:
             name = find_text(whole, calls[0]["function"]["name"], end)
-            if name and self._opening and self._opening in whole[end : name[0]]:
+            between = whole[end : name[0]] if name else ""
+            if self.end_of_turn in between and self._opening and self._opening in between:
                 raise RowProblem("the chat template ends the turn before its call")
             end = end_of_calls(whole, calls, end)
         if not is_prefix and (thoughts_at or content.strip()):
