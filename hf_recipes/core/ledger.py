@@ -21,7 +21,10 @@ UNUSABLE = "unusable row: "  # prefix of the reasons of rows that cannot be read
 
 
 def row_status(action: str, reason: str) -> str:
-    """The status of a row, as in the `status` column of data sets (`KEPT` for an unchanged row)."""
+    """The status of a row, as in the `status` column of data sets (`KEPT` for an unchanged row).
+
+    With the action `KEPT`, the reason is a remark on a row of which nothing is left out.
+    """
     return f"{action}: {reason}"
 
 
@@ -97,7 +100,7 @@ class Ledger:
         counts["read"] += 1
         counts["dropped" if any(map(is_dropped, statuses)) else "kept"] += 1
         statuses = [status for status in statuses if status != KEPT]
-        for action in {status.split(":", 1)[0] for status in statuses} - {"dropped"}:
+        for action in {status.split(":", 1)[0] for status in statuses} - {"dropped", KEPT}:
             counts[action] += 1
         for status in statuses:
             reason, _, detail = status.partition(_DETAIL)

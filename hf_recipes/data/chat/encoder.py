@@ -23,9 +23,15 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, writing
 from hf_recipes.core.ledger import KEPT, row_status
-from hf_recipes.data.chat import template, token_offsets
+from hf_recipes.data.chat import message_form, rendered_text, template, token_offsets
 from hf_recipes.data.chat.dates import printed_date
-from hf_recipes.data.chat.template import ChatTemplate, Example, find_text, has_answer
+from hf_recipes.data.chat.rendered_text import describes_tools, find_text
+from hf_recipes.data.chat.template import (
+    TOOLS_IN_SYSTEM,
+    ChatTemplate,
+    Example,
+    has_answer,
+)
 from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
@@ -122,7 +128,10 @@ class ChatEncoder:
         settings += [self.truncation_side, self.split_turns, self.keep_text, self.keep_rest, self.template.options]
         settings += [tokenizer.chat_template, str(tokenizer.special_tokens_map), printed_date(tokenizer)]
         return fingerprint(
-            type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], token_offsets, template)
+            type(tokenizer).__name__,
+            state,
+            settings,
+            code=(sys.modules[__name__], token_offsets, template, message_form, rendered_text),
         )
 
     def encode(self, conversations: list[list[Message]], tools: Sequence[list | None] | None = None) -> list[Encoded]:
@@ -131,7 +140,8 @@ class ChatEncoder:
         A conversation that ends with a question becomes a prompt: what a server sends for it.
         """
         conversations = [list(map(with_thoughts, messages)) for messages in conversations]
-        tools = tools or [None] * len(conversations)
+        given = tools or [None] * len(conversations)
+        tools = list(map(_shown_tools, conversations, given))
         rendered: list[list[Example] | RowProblem] = []
         for row in zip(conversations, tools, strict=True):
             try:
@@ -146,7 +156,8 @@ class ChatEncoder:
             try:
                 if isinstance(row, RowProblem):
                     raise row
-                rows = self._encode_row(messages, row_tools, row)
+                remarks = [TOOLS_IN_SYSTEM] if given[index] and not row_tools else []
+                rows = self._encode_row(messages, row_tools, row, remarks)
             except RowProblem as problem:
                 rows = [_dropped(problem.reason)]
             for number, one in enumerate(rows, 1):
@@ -161,10 +172,16 @@ class ChatEncoder:
         Raises:
             RowProblem: the template cannot show them.
         """
-        prompt = self.template.prompt(list(map(with_thoughts, messages)), tools)
+        prompt = self.template.prompt(list(map(with_thoughts, messages)), _shown_tools(messages, tools))
         return np.asarray(self._align(prompt).ids, dtype=np.int32)
 
-    def _encode_row(self, messages: list[Message], tools: list | None, rendered: list[Example]) -> list[Encoded]:
+    def _encode_row(
+        self,
+        messages: list[Message],
+        tools: list | None,
+        rendered: list[Example],
+        remarks: list[str],
+    ) -> list[Encoded]:
         examples = self._served(messages, tools, rendered)
         if len(examples) > 1 and self.split_turns == "never":
             raise RowProblem("the chat template shows an earlier turn of the answer otherwise than it was asked for")
@@ -176,18 +193,23 @@ class ChatEncoder:
                 problem = reason
         if not rows:
             raise problem
-        notes = ["each turn is an example of its own"] if len(examples) > 1 else []
-        notes += [f"a turn is left out: {problem.reason}"] if problem else []
-        if notes:
-            for row in rows[:-1]:
-                row.status = KEPT
-            status = rows[-1].status
-            rows[-1].status = ", ".join([row_status("split", notes.pop(0)) if status == KEPT else status, *notes])
+        for row in rows[:-1]:
+            row.status = KEPT
+        action, _, reason = rows[-1].status.partition(": ")
+        notes = [reason] if reason else []
+        if len(examples) > 1:
+            action = "split" if action == KEPT else action
+            notes.append("each turn is an example of its own")
+        if problem:
+            notes.append(f"a turn is left out: {problem.reason}")
+        notes += dict.fromkeys([*remarks, *(remark for example in examples for remark in example.remarks)])
+        rows[-1].status = row_status(action, ", ".join(notes)) if notes else KEPT
         return rows
 
     def _render(self, messages: list[Message], tools: list | None, separate: Collection[int] = ()) -> list[Example]:
         if not has_answer(messages):
-            return [Example(self.template.prompt(messages, tools), len(messages))]
+            prompt = self.template.prompt(messages, tools)
+            return [Example(prompt, len(messages), left_out=self.template.left_out(messages, prompt))]
         return self.template.examples(messages, tools, self._labelled(messages), separate)
 
     def _labelled(self, messages: list[Message]) -> list[int]:
@@ -301,7 +323,7 @@ class ChatEncoder:
             rest = np.asarray(self._align(example.rest).ids, dtype=np.int32)
             answer_ids = np.concatenate([answer_ids, rest])
             answer_labels = np.concatenate([answer_labels, np.full(len(rest), IGNORED, np.int32)])
-        notes = [example.note, *notes] if example.note else notes
+        notes = [*example.left_out, *notes]
         spans = [end - begin for _, begin, end in example.earlier] + [len(example.answer)] * example.is_labelled
         return Encoded(
             np.concatenate([ids, answer_ids]),
@@ -412,16 +434,32 @@ def _without_oldest(messages: list[Message], prompt: Aligned, over: int) -> list
     users = [index for index, message in enumerate(messages) if message["role"] == "user"]
     if len(users) == 1:
         return None
-    starts, position = {}, 0
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":  # of these the template may leave something out
-            starts[index], position = find_text(prompt.text, message["content"], position)
+    end = find_text(prompt.text, messages[0]["content"])[1] if messages[0]["role"] == "system" else 0
+    # A template may write the system turn in the last question.
+    starts = _starts(messages, prompt.text, end) or _starts(messages, prompt.text, 0)
 
     def token_of(index: int) -> int:
         return prompt.tokens(starts[index], starts[index] + 1)[0]
 
     first = bisect_left(users, token_of(users[0]) + over, lo=1, hi=len(users) - 1, key=token_of)
     return messages[: users[0]] + messages[users[first] :]
+
+
+def _starts(messages: list[Message], text: str, position: int) -> dict[int, int] | None:
+    """Where in `text` the questions and results are, by index, from `position` on; None where they are not."""
+    starts = {}
+    for index, message in enumerate(messages):
+        if message["role"] in ("user", "tool"):  # of the assistant's turns the template may leave something out
+            found = find_text(text, message["content"], position)
+            if found is None:
+                return None
+            starts[index], position = found
+    return starts
+
+
+def _shown_tools(messages: list[Message], tools: list | None) -> list | None:
+    """The tools that the template shows: none that the system turn describes."""
+    return None if tools and describes_tools(messages, tools) else tools
 
 
 def _dropped(reason: str) -> Encoded:

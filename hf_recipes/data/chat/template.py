@@ -7,10 +7,9 @@ for generation alone, or that differ in white space), the answer begins with the
 """
 
 import contextlib
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +19,17 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
 from hf_recipes.data.chat.dates import with_date
+from hf_recipes.data.chat.message_form import MessageForm, form_of_calls
+from hf_recipes.data.chat.rendered_text import common_length, end_of_calls, find_text
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
+TEXT_LEFT_OUT = "the template leaves out the text before an earlier call"
+TOOLS_IN_SYSTEM = "the system turn describes the tools; those of the row are not shown a second time"
+NO_THOUGHTS = (
+    "no thoughts, though the prompt opens some: the model learns to close them at once "
+    "(--thinking off closes them in the prompt, where the template can)"
+)
 _OPEN_TAG = re.compile(r"<(\w+)>\s*\Z")
 _PROBE = {"user": "PROBEquestion", "answer": "PROBEanswer", "thoughts": "PROBEthoughts"}
 
@@ -34,7 +41,8 @@ class Example:
     `prompt` is what a server sends before the last answer, `answer` what the model has to write: what the template puts
     before the turn's own texts, thoughts, the content and calls of tools, and last `end`, the special tokens that end
     the turn; `rest` is the white space that the template writes after them. `earlier` are the answers in the prompt
-    that carry loss too: index of the message, range of characters.
+    that carry loss too: index of the message, range of characters. `left_out` are what the prompt does not show of
+    earlier turns, `remarks` what else is to be known of the row.
     """
 
     prompt: str
@@ -44,7 +52,8 @@ class Example:
     rest: str = ""
     earlier: list[tuple[int, int, int]] = field(default_factory=list)
     is_labelled: bool = True
-    note: str | None = None
+    left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def has_answer(messages: list[Message]) -> bool:
@@ -73,15 +82,14 @@ class ChatTemplate:
         special = sorted((token for token in special if token.strip()), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._dated = with_date(tokenizer)
-        self._uses_parts = False
-        self._thoughts: str | None = None  # the field that shows them, "inline", or None
+        self.form = MessageForm()
         self._close = ""  # what stands between thoughts and content
-        self._call_form: tuple[bool, str | None] | None = None
+        self._knows_calls = False  # whether the form of calls was looked for
         question, answer = self._messages("user", "answer")
         try:
             self.prompt([question])
         except RowProblem as problem:
-            self._uses_parts = True
+            self.form = MessageForm(has_parts=True)
             try:
                 self.prompt([question])
             except RowProblem:
@@ -93,6 +101,11 @@ class ChatTemplate:
         except RowProblem as problem:
             raise UserError(f"the chat template cannot be used for training: {shown(problem.reason)}") from None
         self._tail = rest[1][rest[2][1] :]
+        if self._opens_another_answer(question, answer, rest):
+            raise UserError(
+                "the chat template cannot be used for training: it begins another answer after the last one, though "
+                "add_generation_prompt is false; correct it or choose another with --chat_template"
+            )
         self.end_of_turn = self._special_end(self._tail)
         if not self.end_of_turn:
             self._inserted_end = self.end_of_turn = (
@@ -100,6 +113,8 @@ class ChatTemplate:
             )
         if not self.end_of_turn:
             raise UserError("neither the chat template nor the tokenizer has a token that ends a turn (eos_token)")
+        # What stands between a question and an answer, but for a tag that opens thoughts.
+        self._opening = _OPEN_TAG.sub("", rest[0].partition(question["content"])[2]).strip()
         opened = self._opened_tag(rest[0], [question, answer])
         self._opens_thoughts = opened is not None
         self.thoughts_start, self.thoughts_end = (f"<{opened}>", f"</{opened}>") if opened else ("", "")
@@ -115,9 +130,15 @@ class ChatTemplate:
     # Rendering
 
     def _render(self, messages: list[Message], tools: list | None, is_prompt: bool) -> str:
+        if not self._knows_calls and any(message.get("tool_calls") for message in messages):
+            self._knows_calls = True
+            self.form = form_of_calls(self.form, self._rendered)
+        return self._rendered(self.form, messages, tools, is_prompt)
+
+    def _rendered(self, form: MessageForm, messages: list[Message], tools: list | None, is_prompt: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
-                [self._prepared(message) for message in messages],
+                form.prepared(messages),
                 chat_template=self._dated,
                 tools=tools,
                 tokenize=False,
@@ -127,38 +148,24 @@ class ChatTemplate:
         except Exception as error:  # a template computes what it likes
             raise RowProblem("the chat template refuses it", _message(error)) from None
 
-    def _prepared(self, message: Message) -> Message:
-        """`message` in the form that this template shows."""
-        prepared = dict(message)
-        thoughts = prepared.pop("reasoning_content", None)
-        if message.get("tool_calls"):
-            as_text, empty = self._call_form or (False, "")
-            prepared["content"] = message["content"] or empty
-            prepared["tool_calls"] = [_with_arguments(call, as_text) for call in message["tool_calls"]]
-        if thoughts and self._thoughts == "inline":
-            prepared["content"] = f"<think>\n{thoughts}\n</think>\n\n{message['content'] or ''}"
-        elif thoughts and self._thoughts:
-            prepared[self._thoughts] = thoughts
-        if self._uses_parts and isinstance(prepared["content"], str):
-            prepared["content"] = [{"type": "text", "text": prepared["content"]}]
-        return prepared
-
     def prompt(self, messages: list[Message], tools: list | None = None) -> str:
         """What a server sends for `messages`, which end with a question or a tool's result.
 
         Raises:
             RowProblem: the template refuses them or leaves out a turn.
         """
-        self._prepare_calls(messages, tools)
         text = self._render(messages, tools, True)
         if tools and text == self._render(messages, None, True):
             raise RowProblem("the chat template has no place for tools (--chat_template chatml has)")
         position = 0
         for message in messages:
-            if message["role"] != "assistant":
-                found = find_text(text, message["content"], position)
-                if found is None:
-                    raise RowProblem("the chat template does not show every turn", message["role"])
+            calls, is_system = message.get("tool_calls"), message["role"] == "system"
+            found = (position, position) if calls else find_text(text, message["content"], 0 if is_system else position)
+            if found is None:
+                raise RowProblem("the chat template does not show every turn", message["role"])
+            if calls:
+                position = end_of_calls(text, calls, position)
+            elif not is_system:  # which a template may write anywhere
                 position = found[1]
         return text
 
@@ -181,7 +188,7 @@ class ChatTemplate:
             return [example]
         examples: list[Example] = []
         for index in reversed(labelled):
-            one = self.example(messages[: index + 1], tools)
+            one = self.example(messages[: index + 1], tools, messages[index + 1 : index + 2])
             start, end = len(one.prompt), len(one.prompt) + len(one.answer)
             if index not in separate and examples and examples[0].prompt.startswith(one.prompt + one.answer):
                 examples[0].earlier.insert(0, (index, start, end))
@@ -192,7 +199,9 @@ class ChatTemplate:
     def _regular(self, messages: list[Message], tools: list | None, labelled: Sequence[int]) -> Example | None:
         """The one example of a conversation of plain texts, if the template repeats one pattern."""
         plain = {"role", "content", "weight"}
-        if self._pattern is None or len(labelled) < 2 or tools or any(message.keys() - plain for message in messages):
+        if self._pattern is None or len(labelled) < 2 or tools:
+            return None
+        if any(message.keys() - plain or message["role"] == "tool" for message in messages):
             return None
         generation, before, after = self._pattern
         last = self.example(messages)
@@ -237,21 +246,29 @@ class ChatTemplate:
         is_regular = examples[2].prompt == head + body + contents[4] + generation
         return (generation, before, after) if is_regular and after.startswith(one.end) else None
 
-    def example(self, messages: list[Message], tools: list | None = None) -> Example:
-        """The last turn of `messages`, which is the assistant's."""
+    def example(self, messages: list[Message], tools: list | None = None, following: Sequence[Message] = ()) -> Example:
+        """The last turn of `messages`, which is the assistant's; `following` is the turn after it, if there is one."""
         prompt, text, (_, after) = self._rest(messages, tools)
         end, rest = self._special_end(text[after:]), ""
         if end:
             stop = text.index(end, after) + len(end)
             text, rest = text[:stop], text[stop:]
         else:
-            if messages[-1].get("tool_calls"):
-                end = self._opener_after_calls(messages, tools)
+            if messages[-1].get("tool_calls") or any(message["role"] == "tool" for message in following):
+                end = self._opener_of_result(messages, tools)
             end = end or self._inserted_end or self.end_of_turn
             text += end
-        note = THOUGHTS_LEFT_OUT if self._leaves_out_thoughts(messages[:-1], prompt) else None
-        is_labelled = messages[-1].get("weight") != 0
-        return Example(prompt, len(messages), text, end, rest, is_labelled=is_labelled, note=note)
+        is_closed = not messages[-1].get("reasoning_content") and self._opened_tag(prompt, messages)
+        return Example(
+            prompt,
+            len(messages),
+            text,
+            end,
+            rest,
+            is_labelled=messages[-1].get("weight") != 0,
+            left_out=self.left_out(messages[:-1], prompt),
+            remarks=[NO_THOUGHTS] if is_closed else [],
+        )
 
     def split_thoughts(self, text: str) -> tuple[str, str]:
         """The thoughts of what a model wrote after a prompt, and its answer, empty where it was cut while thinking."""
@@ -270,8 +287,8 @@ class ChatTemplate:
         whole = self._render(messages, tools, False)
         thoughts, content, calls = last.get("reasoning_content") or "", last["content"] or "", last.get("tool_calls")
         is_prefix = whole.startswith(prompt)
-        start = len(prompt) if is_prefix else _common(prompt, whole)
-        thoughts_at = find_text(whole, thoughts, start) if thoughts and self._thoughts else None
+        start = len(prompt) if is_prefix else common_length(prompt, whole)
+        thoughts_at = find_text(whole, thoughts, start) if thoughts and self.form.thoughts else None
         begin = end = thoughts_at[1] if thoughts_at else start
         if content.strip():
             # Where the two part, they may begin with the same character by chance.
@@ -284,11 +301,15 @@ class ChatTemplate:
         elif not calls:
             raise RowProblem("the chat template does not show every turn", "assistant")
         if calls:
-            end = _end_of_calls(whole, calls, end)
+            name = find_text(whole, calls[0]["function"]["name"], end)
+            between = whole[end : name[0]] if name else ""
+            if self.end_of_turn in between and self._opening and self._opening in between:
+                raise RowProblem("the chat template ends the turn before its call")
+            end = end_of_calls(whole, calls, end)
         if not is_prefix and (thoughts_at or content.strip()):
             start = thoughts_at[0] if thoughts_at else begin
         elif prompt[start:].strip():
-            raise RowProblem("the chat template writes a call otherwise than it asks for one")
+            start = self._begin_of_call(messages, tools, whole, prompt)
         opened = self._opened_tag(prompt, messages)
         if opened and f"</{opened}>" not in whole[start : end if calls else begin]:
             closed = thoughts.strip() + (self._close or f"\n</{opened}>\n\n")
@@ -315,13 +336,35 @@ class ChatTemplate:
             return None
         return opened[1] if f"</{opened[1]}>" in str(self.tokenizer.chat_template) else None
 
-    def _leaves_out_thoughts(self, messages: list[Message], prompt: str) -> bool:
-        return any(
-            message.get("reasoning_content") and find_text(prompt, message["reasoning_content"], 0) is None
-            for message in messages
-        )
+    def _begin_of_call(self, messages: list[Message], tools: list | None, whole: str, prompt: str) -> int:
+        """Where `whole`, the rendering of `messages`, has their last call: where a text would stand in its place."""
+        opened = _OPEN_TAG.search(prompt)
+        if opened and whole.startswith(prompt[: opened.start()]):
+            return opened.start()
+        answer = {"role": "assistant", "content": "\ufffd"}
+        return common_length(whole, self._render([*messages[:-1], answer], tools, False))
+
+    @staticmethod
+    def left_out(messages: list[Message], prompt: str) -> list[str]:
+        """What a prompt does not show of the assistant's turns `messages` in it."""
+        texts = {
+            THOUGHTS_LEFT_OUT: [message.get("reasoning_content") for message in messages],
+            TEXT_LEFT_OUT: [message["content"] for message in messages if message.get("tool_calls")],
+        }
+        return [name for name, some in texts.items() if any(find_text(prompt, text) is None for text in some if text)]
 
     # What ends a turn
+
+    def _opens_another_answer(self, question: Message, answer: Message, rest: tuple[str, str, tuple[int, int]]) -> bool:
+        """Whether what stands after the last answer is the beginning of one, as after a question."""
+        prompt, text, (begin, _) = rest
+        if text[:begin].strip() or prompt.partition(question["content"])[2] != self._tail:
+            return False
+        try:
+            chat = self._render([question, answer, question], None, False)
+        except RowProblem:
+            return False
+        return not chat.partition(answer["content"])[2].startswith(self._tail)
 
     def _special_end(self, tail: str) -> str:
         """The special tokens at the end of `tail`, which is what follows a turn's text."""
@@ -349,11 +392,11 @@ class ChatTemplate:
         token = next((match[0] for match in self._special.finditer(tail)), None)
         return None if token in (self.tokenizer.bos_token, self.tokenizer.eos_token) else token
 
-    def _opener_after_calls(self, messages: list[Message], tools: list | None) -> str:
-        call = messages[-1]["tool_calls"][-1]
-        result = {"role": "tool", "content": "PROBEresult", "name": call["function"]["name"]}
-        if "id" in call:
-            result["tool_call_id"] = call["id"]
+    def _opener_of_result(self, messages: list[Message], tools: list | None) -> str:
+        """The special token that begins the result of a tool after `messages`."""
+        result = {"role": "tool", "content": "PROBEresult"}
+        if calls := messages[-1].get("tool_calls"):
+            result |= {"name": calls[-1]["function"]["name"], "tool_call_id": calls[-1].get("id", "")}
         return self._opener([*messages, result], tools) or ""
 
     # Which form of a message shows all of it
@@ -362,8 +405,8 @@ class ChatTemplate:
         [answer] = self._messages("answer")
         message = {**answer, "reasoning_content": _PROBE["thoughts"]}
         adds_nothing = not plain[1][: plain[2][0]].strip()
-        for form in ("reasoning_content", "reasoning", "thinking", *(["inline"] if adds_nothing else [])):
-            self._thoughts = form
+        for name in ("reasoning_content", "reasoning", "thinking", *(["inline"] if adds_nothing else [])):
+            self.form = replace(self.form, thoughts=name)
             try:
                 text = self._render([question, message], None, False)
             except RowProblem:
@@ -375,72 +418,7 @@ class ChatTemplate:
                 if not self._opens_thoughts and before.startswith(plain[0]):
                     self.thoughts_start = before[len(plain[0]) :].strip()
                 return
-        self._thoughts = None
-
-    def _prepare_calls(self, messages: list[Message], tools: list | None) -> None:
-        """Find the form of calls that this template shows, once."""
-        if self._call_form is not None or not any(message.get("tool_calls") for message in messages):
-            return
-        function = {"name": "PROBEcall", "arguments": {"PROBEkey": "PROBEvalue"}}
-        call = {"id": "call00000", "type": "function", "function": function}
-        [question] = self._messages("user")
-        described = {"name": "PROBEcall", "description": "", "parameters": {"type": "object", "properties": {}}}
-        probe = [{"type": "function", "function": described}] if tools else None
-        for as_text in (False, True):
-            for empty in ("", None):
-                self._call_form = (as_text, empty)
-                message = {"role": "assistant", "content": "", "tool_calls": [call]}
-                try:
-                    text = self._render([question, message], probe, False)
-                except RowProblem:
-                    continue
-                part = text[text.find(_PROBE["user"]) :]
-                if all(part.count(name) == 1 for name in ("PROBEcall", "PROBEkey", "PROBEvalue")) and '\\"' not in part:
-                    return
-        self._call_form = (False, "")
-
-
-def _with_arguments(call: dict, as_text: bool) -> dict:
-    function = dict(call["function"])
-    if as_text:
-        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    return {**call, "function": function}
-
-
-def _end_of_calls(whole: str, calls: list[dict], position: int) -> int:
-    """Where a rendering has shown `calls`, which begin after `position`."""
-    for call in calls:
-        name = find_text(whole, call["function"]["name"], position)
-        values = [name and find_text(whole, value, name[1]) for value in _strings(call["function"]["arguments"])]
-        if name is None or None in values:
-            raise RowProblem("the chat template does not show a call of a tool")
-        position = max(end for _, end in [name, *values])
-    return position
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """The texts in the arguments of a call."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
-    pairs = zip(one, other, strict=False)
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def find_text(text: str, content: str | None, position: int = 0, last: bool = False) -> tuple[int, int] | None:
-    """Where `content`, without white space around it, is in `text`; as JSON where it is not there as it is."""
-    content = (content or "").strip()
-    for form in (content, json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1]):
-        start = text.rfind(form, position) if last else text.find(form, position)
-        if start >= 0:
-            return start, start + len(form)
-    return None
+        self.form = replace(self.form, thoughts=None)
 
 
 def _message(error: Exception) -> str:

@@ -5,7 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from hf_recipes.data.schemas.columns import Columns, Example, Row, is_empty, optional, text_of
-from hf_recipes.data.schemas.conversation import Message, RowProblem, check_conversation, read_tools, read_turns
+from hf_recipes.data.schemas.conversation import (
+    Message,
+    RowProblem,
+    check_conversation,
+    link_results,
+    read_tools,
+    read_turns,
+)
 
 # Columns of a question and its answer, in the order in which they are looked for.
 PAIRS = (
@@ -52,6 +59,7 @@ def make_conversation(messages: list[Message], row: Row, columns: Columns, tools
         if last["role"] == "assistant" and is_empty(last["content"]) and not last.get("tool_calls"):
             messages = messages[:-1]
     check_conversation(messages, needs_answer=columns.reads != "prompts")
+    link_results(messages)
     example: Example = {"messages": messages}
     if tools is not None and (described := read_tools(tools)):
         example["tools"] = described

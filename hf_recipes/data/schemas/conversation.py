@@ -1,6 +1,7 @@
 """Conversations of any known spelling as messages, and the order that their turns must have."""
 
 import json
+from itertools import count
 from typing import Any
 
 from hf_recipes.core.ledger import shown, with_detail
@@ -46,7 +47,10 @@ class FilteredRow(RowProblem):
 
 
 def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Message]:
-    """The value of `column` as messages: `role`, `content` and, where given, `tool_calls` or `reasoning_content`."""
+    """The value of `column` as messages: `role`, `content` and, where given, `tool_calls` or `reasoning_content`.
+
+    A tool's result has the `tool_call_id` and `name` that it has in the file.
+    """
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise RowProblem(f"{column!r} is not a list of turns")
     messages = []
@@ -63,7 +67,9 @@ def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Me
         if role == "function_call":
             message = {"role": "assistant", "content": "", "tool_calls": _calls(turn.get(text_key))}
         elif tool_calls:
-            message["tool_calls"] = _calls([call.get("function", call) for call in tool_calls])
+            message["tool_calls"] = _calls(tool_calls)
+        if role == "tool":
+            message |= {key: str(turn[key]) for key in ("tool_call_id", "name") if turn.get(key)}
         if role == "tool" or tool_calls:
             message["content"] = message["content"] or ""
         reasoning = turn.get("reasoning_content")
@@ -88,14 +94,40 @@ def _calls(value: Any) -> list[dict]:
     try:
         calls = json.loads(value) if isinstance(value, str) else value
         calls = calls if isinstance(calls, list) else [calls]
-        functions = []
+        read = []
         for call in calls:
-            arguments = call.get("arguments", {})
+            function = call.get("function", call)
+            arguments = function.get("arguments") or {}
             arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            functions.append({"type": "function", "function": {"name": call["name"], "arguments": arguments}})
+            one = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+            read.append({"id": str(call["id"]), **one} if call.get("id") else one)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise RowProblem("a tool call that is not JSON with a name and arguments") from None
-    return functions
+    return read
+
+
+def link_results(messages: list[Message]) -> None:
+    """Give every call an id and every result the id and name of its call: the one that it names, else the next.
+
+    A call written as text has no id, and the result after it none.
+    """
+    taken = {call.get("id") for message in messages for call in message.get("tool_calls", ())}
+    free = (name for name in (f"call{number:05}" for number in count()) if name not in taken)
+    calls: dict[str, dict] = {}  # all before, by id
+    waiting: list[str] = []  # the ids of those of the turn before that have no result
+    for message in messages:
+        if message["role"] == "assistant":
+            for call in message.get("tool_calls", ()):
+                call["id"] = call.get("id") or next(free)
+                calls[call["id"]] = call
+            waiting = [call["id"] for call in message.get("tool_calls", ())]
+        elif message["role"] == "tool" and waiting:
+            identifier = message.setdefault("tool_call_id", waiting[0])
+            if identifier not in calls:
+                raise RowProblem("a tool result with the id of no call", identifier)
+            message.setdefault("name", calls[identifier]["function"]["name"])
+            if identifier in waiting and len(waiting) > 1:
+                waiting.remove(identifier)
 
 
 def read_tools(tools: Any) -> list[dict]:
@@ -113,8 +145,8 @@ def read_tools(tools: Any) -> list[dict]:
 def check_conversation(messages: list[Message], needs_answer: bool = True) -> None:
     """Raise `RowProblem` unless the turns are well formed: an optional system turn, then user and assistant in turn.
 
-    An assistant turn may call tools instead of answering; the tools' results follow, then the assistant again. The
-    last turn is the assistant's; where no answer is needed, it may also be the user's or a tool result.
+    An assistant turn may call tools, also by a text of the row's own form; the tools' results follow, then the
+    assistant again. The last turn is the assistant's; where no answer is needed, it may also be the user's or a result.
     """
     if not messages:
         raise RowProblem("empty conversation")
@@ -134,7 +166,7 @@ def check_conversation(messages: list[Message], needs_answer: bool = True) -> No
                 raise RowProblem("two assistant turns in a row")
             if before == "system":
                 raise RowProblem("the conversation begins with the assistant")
-        elif before not in ("call", "tool"):
+        elif before not in ("assistant", "call", "tool"):
             raise RowProblem("a tool result without a call")
         if content is not None and not isinstance(content, str):
             raise RowProblem(f"the {role}'s content is a {type(content).__name__}, not text")

@@ -33,7 +33,9 @@ class TemplateArguments:
     """Which chat template, and its variables."""
 
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
-    chat_template_name: str | None = setting("Which one, of a tokenizer with several; by default that named default.")
+    chat_template_name: str | None = setting(
+        "Which one, of a tokenizer with several; by default that named default, and tool_use for rows with tools."
+    )
     chat_template_kwargs: str | None = setting(
         "Variables of the template as JSON, such as '{\"enable_thinking\": false}'; saved with it."
     )
@@ -79,7 +81,10 @@ def _no_constant(name: str) -> None:
 
 
 def choose_template(tokenizer: "PreTrainedTokenizerBase", name: str | None, source: str) -> None:
-    """Leave the tokenizer one template: the one called `name`, or ``default``."""
+    """Leave the tokenizer one template: the one called `name`, else ``default``, or ``tool_use`` where tools are given.
+
+    That is how `apply_chat_template` chooses, of several.
+    """
     templates = tokenizer.chat_template
     if not isinstance(templates, dict):
         if name is not None:
@@ -89,9 +94,15 @@ def choose_template(tokenizer: "PreTrainedTokenizerBase", name: str | None, sour
     chosen = name or ("default" if "default" in templates else None)
     if chosen not in templates:
         raise UserError(f"--chat_template_name {chosen or ''}: {source} has the chat templates {listed}; name one")
+    has_tools = name is None and "tool_use" in templates
     if name is None and len(templates) > 1:
-        say(f"{source}: of the chat templates {listed} the one named {chosen} is used (--chat_template_name)")
+        used = f"{chosen} is used" + (", for rows with tools tool_use" if has_tools else "")
+        say(f"{source}: of the chat templates {listed} the one named {used} (--chat_template_name)")
     tokenizer.chat_template = templates[chosen]
+    if has_tools:
+        default, tool_use = (templates[one].removesuffix("\n") for one in (chosen, "tool_use"))
+        # transformers' Jinja drops the line feed after a block.
+        tokenizer.chat_template = f"{{% if tools is not none %}}\n{tool_use}{{% else %}}\n{default}{{% endif %}}"
 
 
 def with_options(template: str, options: Mapping[str, Any]) -> str:

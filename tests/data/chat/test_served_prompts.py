@@ -140,7 +140,7 @@ def test_served_prompts_are_those_of_the_template():
         tokenizer = tokenizer_of(path)
         encoder = ChatEncoder(tokenizer)
         for messages in PLAIN_CHATS.values():
-            shaped = [encoder.template._prepared(message) for message in messages[:-1]]
+            shaped = encoder.template.form.prepared(messages[:-1])
             expected = tokenizer.apply_chat_template(shaped, add_generation_prompt=True, return_dict=False)
             assert encoder.served_prompt(messages[:-1]).tolist() == expected, path
 
@@ -157,6 +157,6 @@ def test_short_answers_are_not_mistaken_for_what_stands_around_them(path):
         written = tokenizer.decode(row.input_ids[begin:end])
         assert written.removesuffix(encoder.template.end_of_turn).rstrip().endswith(answer), (answer, written)
         served = tokenizer.apply_chat_template(
-            [encoder.template._prepared(user("n"))], add_generation_prompt=True, return_dict=False
+            encoder.template.form.prepared([user("n")]), add_generation_prompt=True, return_dict=False
         )
         assert row.input_ids[:begin].tolist() == served

@@ -85,10 +85,11 @@ def test_tool_calls():
         "tools": '[{"name": "weather", "description": "", "parameters": {}}]',
     }
     name, example = convert(row)
-    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "北京"}}}
+    call = {"id": "call00000", "type": "function", "function": {"name": "weather", "arguments": {"city": "北京"}}}
     assert name == "sharegpt"
     assert example["messages"][1] == {"role": "assistant", "content": "", "tool_calls": [call]}
-    assert example["messages"][2] == {"role": "tool", "content": '{"temp": 3}'}
+    result = {"role": "tool", "content": '{"temp": 3}', "tool_call_id": "call00000", "name": "weather"}
+    assert example["messages"][2] == result
     assert example["tools"] == [
         {"type": "function", "function": {"name": "weather", "description": "", "parameters": {}}}
     ]
@@ -105,10 +106,40 @@ def test_tool_calls_as_json_text_and_results_that_are_empty():
     ]
     _, example = convert({"messages": messages})
     assert example["messages"][1:4] == [
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": ""},
-        {"role": "tool", "content": ""},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "call00000", **call}]},
+        {"role": "tool", "content": "", "tool_call_id": "call00000", "name": "f"},
+        {"role": "tool", "content": "", "tool_call_id": "call00000", "name": "f"},
     ]
+
+
+def linked(calls, results):
+    """The ids of calls, and id and name of each result, after reading."""
+    calling = {"role": "assistant", "content": "", "tool_calls": calls}
+    _, example = convert({"messages": [*turns("问"), calling, *results, {"role": "assistant", "content": "答"}]})
+    _, calling, *results, _ = example["messages"]
+    return [call["id"] for call in calling["tool_calls"]], [(r["tool_call_id"], r["name"]) for r in results]
+
+
+def test_calls_and_their_results_are_linked():
+    f, g = ({"type": "function", "function": {"name": name, "arguments": '{"x": 1}'}} for name in "fg")
+    result = {"role": "tool", "content": "1"}
+    assert linked([f, g], [result, result]) == (["call00000", "call00001"], [("call00000", "f"), ("call00001", "g")])
+    known = [{"id": "call00001", **f}, g, {"id": "c", **g}]
+    named = [{**result, "tool_call_id": "c", "name": "own"}, {**result, "tool_call_id": None, "name": ""}, result]
+    assert linked(known, named) == (
+        ["call00001", "call00000", "c"],
+        [("c", "own"), ("call00001", "f"), ("call00000", "g")],
+    )
+    with pytest.raises(RowProblem, match=r"a tool result with the id of no call \(d\)"):
+        linked(known, [{**result, "tool_call_id": "d"}])
+
+
+def test_calls_as_text():
+    """They and their results are what the row has; a result needs an answer of the assistant before it."""
+    chat = [*turns("问", "[f(x=1)]"), {"role": "tool", "content": "1"}, {"role": "assistant", "content": "答"}]
+    assert convert({"messages": chat})[1] == {"messages": chat}
+    with pytest.raises(RowProblem, match="a tool result without a call"):
+        convert({"messages": [chat[0], *chat[2:]]})
 
 
 def test_thoughts_are_kept_for_the_template():

@@ -104,6 +104,23 @@ def test_what_is_chosen_is_saved_and_is_what_plain_transformers_sends(save, tmp_
     assert again.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True).endswith("<think>\n")
 
 
+def test_tool_use_is_for_rows_with_tools(save, tmp_path, capsys):
+    """As `apply_chat_template` chooses, and the same from what is saved."""
+    tool_use = "{% for tool in tools %}{{ tool.function.name }}\n{% endfor %}" + HEAD + TAIL + "{% endif %}\n"
+    folder = save({"default": HEAD + TAIL + "{% endif %}\n", "tool_use": tool_use})
+    tokenizer, _ = load_tokenizer(folder, template_options={"enable_thinking": False})
+    assert "default is used, for rows with tools tool_use" in capsys.readouterr().out
+    tokenizer.save_pretrained(tmp_path / "saved")
+    several, saved = (AutoTokenizer.from_pretrained(name) for name in (folder, tmp_path / "saved"))
+    tools = [{"type": "function", "function": {"name": "查", "description": "", "parameters": {}}}]
+    for some in (None, tools):
+        options = {"tokenize": False, "add_generation_prompt": True, "tools": some}
+        expected = several.apply_chat_template(CHAT, enable_thinking=False, **options)
+        assert saved.apply_chat_template(CHAT, **options) == expected
+        assert tokenizer.decode(ChatEncoder(tokenizer).served_prompt(CHAT, some)) == expected
+        assert ("查" in expected) == bool(some)
+
+
 @pytest.mark.parametrize("value", [True, None, 3, 0.5, 'a "b" {{ 好\n', ["x", {"y": False}]])
 def test_any_value_of_json(tokenizer, value):
     template = with_options("{{ messages[0].content }}{{ v | tojson(ensure_ascii=False) }}", {"v": value})
@@ -112,9 +129,10 @@ def test_any_value_of_json(tokenizer, value):
 
 
 def test_one_of_several_templates(save, capsys):
-    folder = save({"default": HEAD + TAIL + "{% endif %}", "tool_use": HEAD + "T" + TAIL + "{% endif %}"})
+    folder = save({"default": HEAD + TAIL + "{% endif %}", "rag": HEAD + "T" + TAIL + "{% endif %}"})
     assert "T" not in load_tokenizer(folder)[0].chat_template
-    assert "the one named default is used" in capsys.readouterr().out
+    assert "the one named default is used (" in capsys.readouterr().out
+    folder = save({"default": HEAD + TAIL + "{% endif %}", "tool_use": HEAD + "T" + TAIL + "{% endif %}"})
     assert "T" in load_tokenizer(folder, template_name="tool_use")[0].chat_template
     with pytest.raises(UserError, match=r"--chat_template_name rag: .* default, tool_use"):
         load_tokenizer(folder, template_name="rag")
