@@ -20,7 +20,7 @@ from hf_recipes.export.parity import Difference, ModelOutputs, answer, compare, 
 from hf_recipes.models import weight_files
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.from_gguf import load_gguf_model, read_metadata
-from hf_recipes.models.inference.generation_settings import stop_at_eos
+from hf_recipes.models.inference.generation_settings import stop_at_ends
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.pretokenizers import mixed_texts, named_like
 
@@ -81,7 +81,7 @@ def export(args: ExportArguments) -> Path:
     expected = answer(model, prompts)
     if not expected.is_finite:
         raise UserError(f"--model_name_or_path {name}: its logits are not finite numbers: the weights are damaged")
-    stop_at_eos(model, tokenizer)
+    stop_at_ends(model, tokenizer)
     generation = model.generation_config
     del model
     folder = weight_files.local_folder(name, args.model_revision, args.cache_dir)

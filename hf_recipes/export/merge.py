@@ -23,7 +23,7 @@ from hf_recipes.export.parity import answer, compare, default_tolerance, parity_
 from hf_recipes.models import weight_files
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.devices import has_accelerator
-from hf_recipes.models.inference.generation_settings import make_savable, stop_at_eos
+from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
@@ -219,7 +219,7 @@ def _write(args: MergeArguments, sources: Sources, partial: Path) -> dict[str, A
             f"{limit:.3g}: nothing is left in --output_dir"
         )
     dtype = merge_weights.cast(model, sources.folder, args.dtype)
-    stop_at_eos(model, sources.tokenizer)
+    stop_at_ends(model, sources.tokenizer)
     make_savable(model)
     model.save_pretrained(
         partial, max_shard_size=args.max_shard_size or weight_files.largest_shard(sources.folder) or ONE_FILE

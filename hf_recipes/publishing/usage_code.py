@@ -1,12 +1,15 @@
 """How a model is loaded and used: the Python in its card, before and after the model has a repository."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+
+from hf_recipes.models.inference.generation_settings import answer_ends
+from hf_recipes.models.loading import LOADING_ERRORS
 
 Does = Literal["answers", "continues", "scores"]
 FOLDER = "FOLDER"  # stands for the repository in a card that is not published yet
@@ -26,6 +29,17 @@ TEMPLATES = jinja2.Environment(
 TEMPLATES.filters |= {"quoted": quoted, "thousands": "{:,}".format, "decimals": "{:.4f}".format}
 
 
+def _ends(folder: Path, is_given: bool) -> list[str]:
+    """The ends of answers, where the template was given to the run or ends a turn with another token than eos."""
+    from transformers import AutoTokenizer
+
+    try:
+        ends = answer_ends(AutoTokenizer.from_pretrained(folder))
+    except LOADING_ERRORS:  # one of code that is not run here
+        return []
+    return ends if is_given or len(ends) > 1 else []
+
+
 @dataclass(frozen=True)
 class Usage:
     """What the Python that loads and uses a model depends on.
@@ -34,14 +48,14 @@ class Usage:
         does: answer a question, continue a text, or score an answer.
         base: of an adapter; its name on a hub where it has one.
         adds_tokens: the adapter has tokens that its base may not have.
-        ends_with_eos: answers end with the tokenizer's eos, of which the base may not know.
+        ends: tokens that end an answer, where the base may not know them.
         system_prompt: that it was trained with.
     """
 
     does: Does = "answers"
     base: str | None = None
     adds_tokens: bool = False
-    ends_with_eos: bool = False
+    ends: Sequence[str] = ()
     system_prompt: str | None = None
 
     @classmethod
@@ -56,7 +70,7 @@ class Usage:
             does,
             base,
             adds_tokens=bool(config.get("trainable_token_indices")) or any("embed" in name for name in saved),
-            ends_with_eos=settings.get("chat_template") not in (None, "glm"),  # glm's end with the next turn's role
+            ends=_ends(folder, is_given=settings.get("chat_template") is not None),
             system_prompt=settings.get("system_prompt"),
         )
 

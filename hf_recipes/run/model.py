@@ -11,7 +11,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.dry_run.checks import check_trained
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import joins_rows, keeps_packed_rows_apart
-from hf_recipes.models.inference.generation_settings import make_savable, stop_at_eos
+from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.loading import fit_embeddings, load_model
 from hf_recipes.models.lora import attach_lora, read_lora_config
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
@@ -99,7 +99,7 @@ def build_model(
                 "saved adapter keeps its rank: leave --lora_config out"
             )
     model = load_base(model_args, args, tokenizer, **kwargs)
-    stop_at_eos(model, tokenizer)
+    stop_at_ends(model, tokenizer)
     if not model_args.use_lora:
         make_savable(model)
     if packing_error is not None and not keeps_packed_rows_apart(model):

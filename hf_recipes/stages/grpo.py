@@ -240,9 +240,7 @@ def build_trainer(
     methods: Mapping[str, Method],
     reference: PreTrainedModel | None = None,
 ) -> RewardedMixin:
-    eos, prompts = model.generation_config.eos_token_id, data.train
-    eos = eos if isinstance(eos, list) else [eos]
-    model.generation_config.eos_token_id = sorted({*data.stop_ids, *eos} - {None})
+    prompts = data.train
     rows = {"prompt": [prompt.ids.tolist() for prompt in prompts], "row": list(range(len(prompts)))}
     kind = RLOO if context.args.algorithm == "rloo" else GRPO
     trainer = kind(

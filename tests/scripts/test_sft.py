@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import ROOT, same, weights, write_jsonl
+from conftest import ROOT, build_tokenizer, same, weights, write_jsonl
 
 STEPS = ["--report_to", "none", "--per_device_train_batch_size", "4", "--logging_steps", "1", "--learning_rate", "1e-2"]
 
@@ -88,6 +88,22 @@ def test_the_model_card_loads_the_adapter(sft, model_dir, pairs, tmp_path, monke
     scope: dict = {}
     exec(code.replace('"tiny"', repr(model_dir)), scope)
     assert scope["tokenizer"].chat_template and scope["model"].peft_config
+
+
+@pytest.mark.parametrize("use_lora", ["True", "False"])
+def test_generation_stops_where_the_template_ends_a_turn(sft, model_dir, pairs, tmp_path, use_lora):
+    """Base models often have another eos than their template's end of turn, such as Qwen's <|endoftext|>."""
+    base, output = shutil.copytree(model_dir, tmp_path / "base"), tmp_path / "run"
+    build_tokenizer(eos_token="<|endoftext|>").save_pretrained(base)
+    (base / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert sft(*flags(base, pairs, output, "--max_steps", "1", "--use_lora", use_lora))[0] == 0
+    code = (output / "README.md").read_text().split("```python\n")[1]
+    if use_lora == "False":
+        assert json.loads((output / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+        assert "stops" not in code
+    else:  # the base's settings are not the adapter's
+        assert 'stops = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])' in code
+        assert "eos_token_id=stops" in code
 
 
 def test_loss_is_the_mean_over_answer_tokens(sft, model_dir, pairs, tmp_path, tokenizer):

@@ -1,11 +1,13 @@
 """A model's generation_config: reading and completing it, and making it savable."""
 
+import contextlib
 import copy
 import os
 import re
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.models.arguments import ModelArguments
 
 if TYPE_CHECKING:
@@ -50,12 +52,21 @@ def complete_generation_config(**settings: Any) -> "GenerationConfig":
     return Complete(**settings)
 
 
-def stop_at_eos(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Add the tokenizer's eos token to those at which the model's settings end a generation."""
+def stop_at_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Add the tokens of `answer_ends` to those at which the model's settings end a generation."""
     if model.can_generate():
         ids = model.generation_config.eos_token_id
-        stops = {*(ids if isinstance(ids, list) else [ids]), tokenizer.eos_token_id} - {None}
-        model.generation_config.eos_token_id = sorted(stops)
+        ends = tokenizer.convert_tokens_to_ids(answer_ends(tokenizer))
+        model.generation_config.eos_token_id = sorted({*(ids if isinstance(ids, list) else [ids]), *ends} - {None})
+
+
+def answer_ends(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The tokenizer's eos, and the token that ends an answer in its chat template."""
+    ends = [tokenizer.eos_token] if tokenizer.eos_token else []
+    if tokenizer.chat_template:
+        with contextlib.suppress(UserError):  # a template that shows no answers
+            ends += tokenizer.convert_ids_to_tokens(ChatEncoder(tokenizer).end_ids[-1:])
+    return list(dict.fromkeys(ends))
 
 
 def make_savable(model: "PreTrainedModel") -> None:
