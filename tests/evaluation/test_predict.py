@@ -19,7 +19,7 @@ def test_what_is_left_is_computed_in_the_batches_of_a_whole_run(tokenizer, tmp_p
     reader = PromptReader([str(write_jsonl(tmp_path / "rows.jsonl", rows))], tokenizer)
     formed: list[list[int]] = []
 
-    def answer(model, tokenizer, prompts, batches, decoding, *, stop_ids, keys):
+    def answer(model, tokenizer, prompts, batches, decoding, *, stop_ids, marks, keys):
         for batch in batches:
             assert all(len(prompts[location]) > len(rows[keys[location]]["input"]) for location in batch)
             formed.append([keys[location] for location in batch])

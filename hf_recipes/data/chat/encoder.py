@@ -27,6 +27,7 @@ from hf_recipes.data.chat import template, token_offsets
 from hf_recipes.data.chat.template import ChatTemplate, Example, find_text, has_answer
 from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
 from hf_recipes.data.examples import fingerprint
+from hf_recipes.data.schemas import thoughts
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 
 IGNORED = -100
@@ -117,7 +118,7 @@ class ChatEncoder:
         settings += [self.truncation_side, self.keep_text, tokenizer.chat_template, str(tokenizer.special_tokens_map)]
         settings += [self.keep_rest, self.template.options]
         return fingerprint(
-            type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], token_offsets, template)
+            type(tokenizer).__name__, state, settings, code=(sys.modules[__name__], token_offsets, template, thoughts)
         )
 
     def encode(
