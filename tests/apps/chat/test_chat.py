@@ -5,7 +5,6 @@ import shutil
 import socket
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from chatting import at_each_step
 from conftest import CHATML, build_tokenizer, tiny_model
 from hf_recipes.apps.chat import engine as chat_engine
 from hf_recipes.apps.chat.arguments import ChatArguments, is_loopback
-from hf_recipes.apps.chat.engine import BASE, ChatModel, Engine, model_names, open_engine
+from hf_recipes.apps.chat.engine import BASE, Answer, ChatModel, Engine, model_names, open_engine
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.terminal import Terminal
 from hf_recipes.apps.chat.texts import Texts
@@ -134,7 +133,7 @@ def test_long_input_is_cut_with_a_notice(engine, tokenizer):
     prompt = chat_model.prompt([{"role": "user", "content": "甲" * 50 + "乙"}], 30)
     assert (prompt.turns_dropped, prompt.question_cut) == (False, True)
     assert "乙" in tokenizer.decode(prompt.ids) and len(prompt.ids) <= 30
-    answer = SimpleNamespace(prompt=prompt, end=None, tokens=0)
+    answer = Answer(prompt)
     assert f"读入 {prompt.full_length} 个词元中的 {len(prompt.ids)} 个" in Texts("zh").notes(answer)
     with pytest.raises(UserError, match="system turn alone"):
         chat_model.prompt([{"role": "system", "content": "长" * 60}, *QUESTION], 30)

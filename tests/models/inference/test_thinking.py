@@ -170,7 +170,7 @@ def test_an_evaluation_counts_what_was_cut_and_scores_the_answer(capsys):
     method = GenerationMethod(prompts, tokenizer, Decoding(12, max_thinking_tokens=30), scores=["accuracy"])
     model = Scripted(tokenizer, [ids], ["想\n</think>\n\n年龄<|im_end|>", "好" * 200]).model
     records = method.compute(model, [0, 1], BatchOptions(2))
-    assert [record["prediction"] for record in records][0] == "年龄" and records[0]["reasoning_content"] == "想"
+    assert records[0]["prediction"] == "年龄" and records[0]["reasoning_content"] == "想"
     assert [record["cut_while_thinking"] for record in records] == [False, True]
     summary = method.summarise(records)
     assert (summary["accuracy"], summary["thinking"], summary["cut_while_thinking"]) == (0.5, 2, 1)
