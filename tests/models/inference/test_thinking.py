@@ -175,3 +175,23 @@ def test_an_evaluation_counts_what_was_cut_and_scores_the_answer(capsys):
     summary = method.summarise(records)
     assert (summary["accuracy"], summary["thinking"], summary["cut_while_thinking"]) == (0.5, 2, 1)
     assert "cut while thinking: 1 of 2 answers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(12), Decoding(12, do_sample=True), Decoding(12, num_beams=2)],
+    ids=["greedy", "sample", "beams"],
+)
+def test_a_budget_changes_nothing_where_nothing_is_thought(decoding):
+    tokenizer = build_tokenizer(chat_template=PLAIN)
+    prompts = [tokenizer.encode(text) for text in ("你好", "请问这条标准属于哪一类？")]
+    model = tiny_model(len(tokenizer)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.25) if weight.ndim == 2 else None
+    found = []
+    for marks in (None, thought_marks(tokenizer)):
+        [(_, continuations)] = list(continue_batches(model, tokenizer, prompts, [[0, 1]], decoding, marks=marks))
+        found.append(continuations)
+    assert found[0] == found[1] and all(one.tokens for one in found[0])
