@@ -55,7 +55,7 @@ def prompt_tables(rows: Conversations, mask: Callable[[str], str] = str) -> list
     note = f"Of the first {len(kept):,} rows that are neither cut nor split."
     return [
         Table("Prompts, trained and served", ["served by", "verdict", "equal", "first difference"], compared, note),
-        Table(f"The prompt of {rows.locations[kept[0]]}", ["", "text"], shown),
+        Table("The first of these prompts", ["", "text"], shown),
     ]
 
 

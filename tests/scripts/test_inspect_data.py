@@ -104,7 +104,7 @@ def test_trained_prompts_are_shown_beside_the_served_ones(look, tokenizer):
         ["apply_chat_template", "equal", "3 of 3", "–"],
     ]
     prompt = tokenizer.apply_chat_template(rows[0]["messages"][:-1], tokenize=False, add_generation_prompt=True)
-    [shown] = [b for b in report.sections[0].blocks if isinstance(b, Table) and b.title.startswith("The prompt of")]
+    [shown] = [b for b in report.sections[0].blocks if isinstance(b, Table) and b.title == "The first of these prompts"]
     assert [row[0] for row in shown.rows] == ["trained", "served_prompt", "apply_chat_template"]
     assert {row[1] for row in shown.rows} == {visible(prompt)}
 

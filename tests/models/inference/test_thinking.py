@@ -40,11 +40,9 @@ def channels():
 class Scripted:
     """A model's forward that writes given texts, one for each row, whatever it reads."""
 
-    def __init__(self, tokenizer, prompts, texts):
+    def __init__(self, tokenizer, texts):
         self.model = tiny_model(len(tokenizer)).eval()
-        self.width = max(map(len, prompts))
         self.texts = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        self.closers = {}
         forward, position = self.model.forward, [0]
 
         def scripted(input_ids, **kwargs):
@@ -58,10 +56,20 @@ class Scripted:
         self.model.forward = scripted
 
 
+def spread_model(tokenizer):
+    """Weights so large that the next token depends on all before it."""
+    model = tiny_model(len(tokenizer)).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.25) if weight.ndim == 2 else None
+    return model
+
+
 def written(tokenizer, texts, decoding, prompt=None):
     """What is read of `texts` as answers to one question."""
     ids = prompt or tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
-    model = Scripted(tokenizer, [ids], texts).model
+    model = Scripted(tokenizer, texts).model
     batches = continue_batches(
         model, tokenizer, [ids] * len(texts), [range(len(texts))], decoding, marks=thought_marks(tokenizer)
     )
@@ -84,30 +92,24 @@ def test_an_answer_has_its_tokens_after_the_thoughts():
 
 
 @pytest.mark.parametrize("opens", [False, True])
-@pytest.mark.parametrize("beams", [1, 2])
-def test_thoughts_without_an_end_are_closed_at_their_budget_and_counted(opens, beams):
+def test_thoughts_without_an_end_are_closed_at_their_budget_and_counted(opens):
     tokenizer = build_tokenizer(chat_template=OPENS if opens else PLAIN)
     close = tokenizer.encode(TAGS.close, add_special_tokens=False)
-    start = "" if opens else "<think>"
-    budget = 40
-    decoding = Decoding(12, max_thinking_tokens=budget, num_beams=beams)
-    if beams == 1:
-        [one] = written(tokenizer, [start + "好" * 200], decoding)
-        assert one.ids[budget : budget + len(close)] == close
-        assert one.tokens == budget + len(close) + 12 and not one.finished
-        assert one.cut_while_thinking and set(one.thoughts.rstrip("\ufffd")) == {"好"} and one.text.strip("\ufffd")
-    else:
-        ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
-        model = tiny_model(len(tokenizer)).eval()
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.normal_(std=0.25) if weight.ndim == 2 else None
-        run = continue_batches(model, tokenizer, [ids], [[0]], decoding, marks=thought_marks(tokenizer))
-        [(_, [one])] = list(run)
-        if opens and one.cut_while_thinking:
-            assert one.ids[budget : budget + len(close)] == close
-        assert one.tokens <= budget + len(close) + 12
+    [one] = written(tokenizer, [("" if opens else "<think>") + "好" * 200], Decoding(12, max_thinking_tokens=40))
+    assert one.ids[40 : 40 + len(close)] == close
+    assert one.tokens == 40 + len(close) + 12 and not one.finished
+    assert one.cut_while_thinking and set(one.thoughts.rstrip("\ufffd")) == {"好"} and one.text.strip("\ufffd")
+
+
+def test_beams_are_closed_too():
+    tokenizer = build_tokenizer(chat_template=OPENS)
+    close = tokenizer.encode(TAGS.close, add_special_tokens=False)
+    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
+    decoding = Decoding(12, max_thinking_tokens=10, num_beams=2)
+    model = spread_model(tokenizer)
+    [(_, [one])] = list(continue_batches(model, tokenizer, [ids], [[0]], decoding, marks=thought_marks(tokenizer)))
+    assert one.cut_while_thinking and one.ids[10 : 10 + len(close)] == close
+    assert one.tokens <= 10 + len(close) + 12
 
 
 def test_without_a_budget_or_without_room_thoughts_and_answer_share_the_tokens():
@@ -168,7 +170,7 @@ def test_an_evaluation_counts_what_was_cut_and_scores_the_answer(capsys):
     meta = {"answer_choices": ["年龄", "性别"]}
     prompts = [Prompt(f"a:{n}", ids, "你好", "年龄", meta, is_chat=True) for n in (1, 2)]
     method = GenerationMethod(prompts, tokenizer, Decoding(12, max_thinking_tokens=30), scores=["accuracy"])
-    model = Scripted(tokenizer, [ids], ["想\n</think>\n\n年龄<|im_end|>", "好" * 200]).model
+    model = Scripted(tokenizer, ["想\n</think>\n\n年龄<|im_end|>", "好" * 200]).model
     records = method.compute(model, [0, 1], BatchOptions(2))
     assert records[0]["prediction"] == "年龄" and records[0]["reasoning_content"] == "想"
     assert [record["cut_while_thinking"] for record in records] == [False, True]
@@ -185,11 +187,7 @@ def test_an_evaluation_counts_what_was_cut_and_scores_the_answer(capsys):
 def test_a_budget_changes_nothing_where_nothing_is_thought(decoding):
     tokenizer = build_tokenizer(chat_template=PLAIN)
     prompts = [tokenizer.encode(text) for text in ("你好", "请问这条标准属于哪一类？")]
-    model = tiny_model(len(tokenizer)).eval()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.normal_(std=0.25) if weight.ndim == 2 else None
+    model = spread_model(tokenizer)
     found = []
     for marks in (None, thought_marks(tokenizer)):
         [(_, continuations)] = list(continue_batches(model, tokenizer, prompts, [[0, 1]], decoding, marks=marks))
