@@ -11,9 +11,11 @@ from hf_recipes.core.folders import held
 from hf_recipes.core.settings import Parser, at_end, run_script
 from hf_recipes.evaluation.compare import (
     EvaluateArguments,
+    answers,
     check_results,
     compare,
     evaluate,
+    evaluate_base,
     open_folder,
     settings_of,
     write_results,
@@ -23,7 +25,7 @@ from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.templates.options import TemplateArguments
+from hf_recipes.models.templates.options import TemplateArguments, thinking_templates
 from hf_recipes.rewards.weighted_sum import Rewards
 
 
@@ -41,8 +43,9 @@ def main() -> None:
     template.keep_date()
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
 
-    def prepare(model_args: ModelArguments):
+    def prepare(model_args: ModelArguments, chat_template: str | None = None):
         config, tokenizer = open_for_inference(model_args, template=template, **source)
+        tokenizer.chat_template = chat_template or tokenizer.chat_template
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         options = {"max_length": limit, "max_drop_ratio": args.max_drop_ratio, "cache_dir": args.cache_dir}
         rewards = Rewards(evaluation, **source) if evaluation.specs else None
@@ -56,6 +59,13 @@ def main() -> None:
         return tokenizer, methods, {**source, "is_reward": is_reward}
 
     tokenizer, methods, options = prepare(model_args)
+    of_base = {"": methods}
+    if args.compare == "base" and tokenizer.chat_template and any(map(answers, methods.values())):
+        templates = thinking_templates(tokenizer)
+        if args.compare_thinking and not templates:
+            raise UserError(f"--compare_thinking {args.compare_thinking}: the chat template cannot switch")
+        chosen = [args.compare_thinking] if args.compare_thinking else list(templates)
+        of_base = {name: prepare(model_args, templates[name])[1] for name in chosen} or of_base
     others = ModelArguments(args.compare) if args.compare not in (None, "base") else None
     other_tokenizer, other_methods, other_options = prepare(others) if others else (None, {}, {})
     who = "adapted" if model_args.peft_path else "model"
@@ -66,7 +76,7 @@ def main() -> None:
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}
     if args.compare == "base":
         with model.disable_adapter():
-            outcomes["base"] = evaluate(model, methods, args.batch_size, "base")
+            outcomes["base"], settings["base_thinking"] = evaluate_base(model, of_base, args.batch_size)
     elif others:
         del model
         model = load_for_inference(others, other_tokenizer, **other_options)

@@ -11,10 +11,19 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.evaluation.over_file import date_of, run_over_file
-from hf_recipes.evaluation.predict import Predict, PredictArguments, predict_settings, prompt_budget, write_submission
+from hf_recipes.evaluation.predict import (
+    Predict,
+    PredictArguments,
+    count_cut,
+    predict_settings,
+    prompt_budget,
+    thoughts_columns,
+    write_submission,
+)
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
+from hf_recipes.models.inference.thinking import cut_message
 from hf_recipes.models.templates.options import TemplateArguments
 
 
@@ -41,6 +50,9 @@ def main() -> None:
     step = Predict(reader, decoding, args.batch_size, args.prediction_column)
     settings = predict_settings(args, model_args, decoding, reader, config)
     run_over_file(args, reader, step, settings, partial(load_for_inference, model_args, tokenizer, **source))
+    cut, answered = count_cut(args.output_file, args.prediction_column)
+    if cut:
+        say(f"{cut_message(cut, answered)}; {thoughts_columns(args.prediction_column)[1]} is true in these rows")
     if args.submission:
         say(f"submission in {write_submission(args.output_file, args.prediction_column)}")
 

@@ -1,12 +1,13 @@
 """A model evaluated on files and compared with another one on the same rows; the files of the results."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, write_jsonl, writing
@@ -15,6 +16,7 @@ from hf_recipes.core.settings import PositiveInt, Share, check_limits, setting
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.evaluation.method import Method, Outcome, first_not_finite, run_method, versions
+from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.results import evaluation_report
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
@@ -37,6 +39,10 @@ class EvaluateArguments:
 
     output_dir: str = field(metadata={"help": "Folder of metrics.json, report.html, pictures and predictions."})
     compare: str | None = setting("base: the model without its adapter; or another model.")
+    compare_thinking: Literal["on", "off"] | None = setting(
+        "How the base is asked with --compare base, where its chat template can switch thinking; by default both ways, "
+        "which takes twice the time, and the better one is compared."
+    )
     batch_size: PositiveInt = setting("Sequences in a forward pass.", 8)
     max_drop_ratio: Share = setting("Stop where more rows cannot be used.", 0.01)
     overwrite_output_dir: bool = setting("Write over an earlier evaluation's files.", False)
@@ -45,6 +51,8 @@ class EvaluateArguments:
 
     def __post_init__(self):
         check_limits(self)
+        if self.compare_thinking and self.compare != "base":
+            raise ValueError(f"--compare_thinking {self.compare_thinking}: has an effect with --compare base alone")
         path = Path(self.output_dir)
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output_dir {path}: this is a file")
@@ -89,6 +97,41 @@ def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size
     return outcome
 
 
+def evaluate_base(
+    model: "PreTrainedModel", methods: Mapping[str, Mapping[str, Method]], batch_size: int
+) -> tuple[Outcome, dict[str, Any] | None]:
+    """The better outcome of the base, and what was chosen; None where there was no choice.
+
+    Args:
+        methods: by the setting of thinking, which is empty where the template has no switch.
+    """
+    outcomes = {
+        setting: evaluate(model, of_setting, batch_size, f"base, thinking {setting}" if setting else "base")
+        for setting, of_setting in methods.items()
+    }
+    if not any(outcomes):
+        return outcomes[""], None
+    scores = {setting: main_score(methods[setting], outcome) for setting, outcome in outcomes.items()}
+    best = max(scores, key=lambda setting: -math.inf if scores[setting] is None else scores[setting])
+    listed = ", ".join(f"{name} {'–' if score is None else format(score, '.4f')}" for name, score in scores.items())
+    say(f"base: compared with thinking {best} (main score of its answers, thinking {listed})")
+    return outcomes[best], {"compared": best, "main_score": scores}
+
+
+def main_score(methods: Mapping[str, Method], outcome: Outcome) -> float | None:
+    """The mean of the generated answers' first metric that each row has, over the evaluations; None without any."""
+    means = []
+    for name, method in methods.items():
+        values = next(iter(method.values(outcome.records[name]).values()), []) if answers(method) else []
+        known = [value for value in values if value is not None]
+        means += [math.fsum(known) / len(known)] if known else []
+    return math.fsum(means) / len(means) if means else None
+
+
+def answers(method: Method) -> bool:
+    return isinstance(method, GenerationMethod)
+
+
 def compare(methods: Mapping[str, Method], one: Outcome, other: Outcome) -> dict[str, Paired]:
     """`one` less `other` for each metric of `Method.values`, with 95 % intervals, over the rows with values of both."""
     changes = {}
@@ -124,6 +167,7 @@ def settings_of(
         "versions": versions(),
         "model": {key: value for key, value in asdict(model_args).items() if key not in ("use_lora", "lora_config")},
         "compare": args.compare,
+        "compare_thinking": args.compare_thinking,
         "batch_size": args.batch_size,
         "chat_template": tokenizer.chat_template,
         "chat_template_date": printed_date(tokenizer),

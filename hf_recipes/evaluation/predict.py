@@ -15,7 +15,6 @@ from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.prompts import Prompt, PromptReader
 from hf_recipes.data.files.records import Record
 from hf_recipes.evaluation.over_file import FileArguments, settings_of_model
-from hf_recipes.metrics.text import without_thoughts
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, not_numbers, plan_batches, stop_tokens
@@ -65,14 +64,22 @@ def problem_column(prediction_column: str) -> str:
     return f"{prediction_column}_problem"
 
 
+def thoughts_columns(prediction_column: str) -> tuple[str, str]:
+    """The columns with the thoughts before an answer, and with whether they were cut."""
+    return f"{prediction_column}_reasoning_content", f"{prediction_column}_cut_while_thinking"
+
+
 class Predict:
-    """The step of `run_over_file` that answers prompts; the answer is `column`."""
+    """The step of `run_over_file` that answers prompts; the answer is `column`, without thoughts.
+
+    Only rows with thoughts have `thoughts_columns`.
+    """
 
     rename = "name another with --prediction_column"
 
     def __init__(self, reader: PromptReader, decoding: Decoding, batch_size: int, column: str):
         self.reader, self.decoding, self.batch_size, self.column = reader, decoding, batch_size, column
-        self.columns = (column, problem_column(column))
+        self.columns = (column, problem_column(column), *thoughts_columns(column))
         self.of_dropped = f"{column} null and the reason as {problem_column(column)}"
 
     def result_of_dropped(self, record: Record, prompt: None, status: str) -> dict[str, Any]:
@@ -87,16 +94,20 @@ class Predict:
         batches = [
             batch for batch in plan_batches(ids, self.batch_size) if any(rows[index] >= written for index in batch)
         ]
-        stop_ids = self.reader.stop_ids
+        options = {"stop_ids": self.reader.stop_ids, "marks": self.reader.marks, "keys": rows}
         for batch, continuations in continue_batches(
-            model, self.reader.tokenizer, ids, batches, self.decoding, stop_ids=stop_ids, keys=rows
+            model, self.reader.tokenizer, ids, batches, self.decoding, **options
         ):
             answers = {}
             for index, continuation in zip(batch, continuations, strict=True):
                 prompt = prompts[rows[index]]
                 if not continuation.is_finite:
                     raise not_numbers(prompt.location)
-                answers[rows[index]] = {self.column: prompt.trim(continuation.text)}
+                answer = {self.column: prompt.trim(continuation.text)}
+                if continuation.thoughts or continuation.cut_while_thinking:
+                    thoughts = continuation.thoughts, continuation.cut_while_thinking
+                    answer |= zip(thoughts_columns(self.column), thoughts, strict=True)
+                answers[rows[index]] = answer
             yield answers
 
 
@@ -127,18 +138,27 @@ def predict_settings(
     }
 
 
+def count_cut(path: str | os.PathLike, column: str) -> tuple[int, int]:
+    """How many of the answers in the results at `path` were cut while thinking, and how many answers there are."""
+    with open(path, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    answered = [row for row in rows if row[column] is not None]
+    return sum(row.get(thoughts_columns(column)[1], False) for row in answered), len(answered)
+
+
 def write_submission(path: str | os.PathLike, column: str) -> Path:
     """The input of PromptCBLUE's post-processing, next to the results at `path`: every row with its answer as `target`.
 
-    A `target` is without thoughts, and empty where a row has no answer.
+    A `target` is empty where a row has no answer.
     """
     target = Path(path).with_name(SUBMISSIONS["promptcblue"])
 
     def rows(lines):
         for line in lines:
             row = json.loads(line)
-            row.pop(problem_column(column), None)
-            row["target"] = without_thoughts(row.pop(column) or "")
+            for name in (problem_column(column), *thoughts_columns(column)):
+                row.pop(name, None)
+            row["target"] = row.pop(column) or ""
             yield row
 
     with open(path, encoding="utf-8") as lines:

@@ -10,7 +10,9 @@ from hf_recipes.evaluation.reports.report import Examples, Report, Section, Tabl
 from hf_recipes.inspection.checks import Checks
 from hf_recipes.inspection.duplicates import RowHashes, duplicate_tables, overlap_table
 from hf_recipes.inspection.lengths import histogram, length_tables
+from hf_recipes.inspection.prompts import prompt_tables
 from hf_recipes.inspection.rows.base import Rows
+from hf_recipes.inspection.rows.conversations import Conversations
 from hf_recipes.inspection.rows.read import read_sets
 from hf_recipes.inspection.settings import InspectContext
 from hf_recipes.inspection.token_renderer import TokenRenderer
@@ -82,6 +84,8 @@ def _check_rows(
         locations += texts.locations
     lengths = {name: values for name, values in rows.lengths().items() if len(values)}
     blocks = [*_ledger_tables(rows.ledger), *rows.tables()]
+    if isinstance(rows, Conversations):
+        blocks += prompt_tables(rows, renderer.mask)
     blocks += length_tables(lengths, rows.budgets, "Lengths, before any budget")
     blocks += [histogram(name, values, rows.budgets.get(name)) for name, values in lengths.items()]
     if checks.rows:

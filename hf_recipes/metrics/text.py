@@ -11,8 +11,8 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-# The opening tag may be part of the prompt instead.
-_THOUGHTS = re.compile(r"\s*(?:<think>)?(?:(?!<think>).)*?</think>\s*", re.DOTALL)
+from hf_recipes.data.schemas.thoughts import TAGS
+
 # rouge-chinese ends a sentence after six full stops, and takes the rest of a longer word for another word.
 _ELLIPSIS = re.compile(r"(\.{6})([^”’])")
 PUNCTUATION = " \t\r\n。．.，,；;：:！!？?、\"'“”‘’"
@@ -35,9 +35,8 @@ def _check(predictions: Sequence[str], references: Sequence[str]) -> None:
 
 
 def without_thoughts(text: str) -> str:
-    """`text` without the thoughts (``<think>…</think>``) that it begins with; thoughts without an end are kept."""
-    thoughts = _THOUGHTS.match(text)
-    return text[thoughts.end() :] if thoughts else text
+    """`text` without the thoughts (``<think>…</think>``) that it begins with; of thoughts without an end nothing."""
+    return TAGS.split(text)[1]
 
 
 def _f1(overlap: int, predicted: int, expected: int) -> float:

@@ -7,6 +7,11 @@ from hf_recipes.data.chat.prompts import Prompt
 
 
 class Reward(Protocol):
-    """One number for each answer; None where the reward does not apply to an answer."""
+    """One number for each answer; None where the reward does not apply to an answer.
 
-    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]: ...
+    Answers are without thoughts, which are `thoughts`: an empty text where an answer has none.
+    """
+
+    def __call__(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], thoughts: Sequence[str]
+    ) -> list[float | None]: ...

@@ -50,8 +50,9 @@ class ScoringModel:
             model = load_for_inference(self._arguments, self._tokenizer, is_reward=True, **self._source)
         return model.requires_grad_(False)
 
-    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        """The score of each answer as a finished turn of its conversation; an empty one is the end token alone."""
+    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str], thoughts: Sequence[str] = ()) -> list[float]:
+        """The score of each answer, without its thoughts, as a finished turn of its conversation; an empty one is the
+        end token alone."""
         rows = self._encode(prompts, answers)
         scores = [0.0] * len(rows)
         with forward.evaluating(self.model):

@@ -4,21 +4,21 @@ import re
 from collections.abc import Callable, Sequence
 
 from hf_recipes.data.chat.prompts import Prompt
-from hf_recipes.metrics.text import exact_matches, rouge_pairs, without_thoughts
+from hf_recipes.metrics.text import exact_matches, rouge_pairs
 from hf_recipes.rewards.interface import Reward
 
 
 def _of_answer(rule: Callable[[str], float]) -> Reward:
-    return lambda prompts, answers: [rule(answer) for answer in answers]
+    return lambda prompts, answers, thoughts: [rule(answer) for answer in answers]
 
 
 def _of_reference(score: Callable[[list[str], list[str]], list[float]]) -> Reward:
-    """A score of answers against references, both without thoughts; None where there is no reference."""
+    """A score of answers against references; None where there is no reference."""
 
-    def reward(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
+    def reward(prompts: Sequence[Prompt], answers: Sequence[str], thoughts: Sequence[str]) -> list[float | None]:
         rows = [index for index, prompt in enumerate(prompts) if prompt.reference is not None]
         texts = ([answers[index] for index in rows], [prompts[index].reference for index in rows])
-        values = dict(zip(rows, score(*([without_thoughts(text) for text in side] for side in texts)), strict=True))
+        values = dict(zip(rows, score(*texts), strict=True))
         return [values.get(index) for index in range(len(prompts))]
 
     return reward
@@ -48,6 +48,8 @@ def length(setting: str) -> Reward:
 def full_match(setting: str) -> Reward:
     if not setting:
         raise ValueError("for instance format:答案：.+")
+    if "think>" in setting:
+        raise ValueError("answers are without thoughts; a function, file.py:name, gets them as reasoning_content")
     pattern = re.compile(setting, re.DOTALL)
     return _of_answer(lambda answer: float(bool(pattern.fullmatch(answer))))
 

@@ -12,8 +12,9 @@ from hf_recipes.rewards.interface import Reward
 def user_function(file: str, name: str, columns: Collection[str]) -> Reward:
     """The function `name` of a Python file, called as TRL calls reward functions.
 
-    It gets, with one item for each answer: `prompts` (lists of messages, or texts), `completions` (texts), `reference`,
-    `location` (`file:line`), and all other `columns` of the rows (None where a row does not have it).
+    It gets, with one item for each answer: `prompts` (lists of messages, or texts), `completions` (texts, without
+    thoughts), `reasoning_content` (the thoughts), `reference`, `location` (`file:line`), and all other `columns` of the
+    rows (None where a row does not have it).
     """
     path = Path(file)
     if not path.is_file():
@@ -29,10 +30,10 @@ def user_function(file: str, name: str, columns: Collection[str]) -> Reward:
     if not callable(function):
         raise UserError(f"--rewards {file}: no function {name} in it; name one as {file}:name")
 
-    def call(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
+    def call(prompts: Sequence[Prompt], answers: Sequence[str], thoughts: Sequence[str]) -> list[float | None]:
         given = {column: [(prompt.row or {}).get(column) for prompt in prompts] for column in sorted(columns)}
         given["prompts"] = [prompt.messages if prompt.is_chat else prompt.question for prompt in prompts]
-        given["completions"] = list(answers)
+        given |= {"completions": list(answers), "reasoning_content": list(thoughts)}
         given |= {"reference": [p.reference for p in prompts], "location": [p.location for p in prompts]}
         return function(**given)
 

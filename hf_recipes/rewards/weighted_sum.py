@@ -49,13 +49,16 @@ class Rewards:
     def weights(self) -> list[float]:
         return [spec.weight for spec in self.specs]
 
-    def __call__(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[list[float | None]]:
-        """For each reward, in the order of `names`, one value for each answer.
+    def __call__(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], thoughts: Sequence[str] | None = None
+    ) -> list[list[float | None]]:
+        """For each reward, in the order of `names`, one value for each answer; `thoughts` are those before it.
 
         A reward that raises, or returns anything but finite numbers (of Python, numpy or torch, or bools) and None, is
         a `UserError` that names the row.
         """
-        return [self._values(spec, prompts, answers) for spec in self.specs]
+        thoughts = [""] * len(answers) if thoughts is None else thoughts
+        return [self._values(spec, prompts, answers, thoughts) for spec in self.specs]
 
     def total(self, values: Sequence[float | None]) -> float | None:
         """The weighted sum of one answer's values, without those that are None; None where all are."""
@@ -69,16 +72,18 @@ class Rewards:
             directions[f"rewards/{MODEL}_positive"] = directions[f"rewards/{MODEL}"]
         return directions
 
-    def _values(self, spec: Spec, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float | None]:
+    def _values(
+        self, spec: Spec, prompts: Sequence[Prompt], answers: Sequence[str], thoughts: Sequence[str]
+    ) -> list[float | None]:
         reward = self._rewards[spec.name]
         try:
-            given = reward(prompts, answers)
+            given = reward(prompts, answers, thoughts)
         except UserError:
             raise
         except Exception as failure:
-            for prompt, answer in zip(prompts, answers, strict=True):
+            for prompt, answer, thought in zip(prompts, answers, thoughts, strict=True):
                 try:
-                    reward([prompt], [answer])
+                    reward([prompt], [answer], [thought])
                 except Exception as error:
                     raise _failed(spec, prompt, answer, f"{type(error).__name__}: {error}") from error
             why = f"{type(failure).__name__}: {failure}"

@@ -15,9 +15,10 @@ from hf_recipes.core.distributed import (
     rendezvous_after_restart,
     set_single_process_env,
 )
-from hf_recipes.core.settings import PositiveFloat, PositiveInt, at, check_limits, nearest, setting
+from hf_recipes.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits, nearest, setting
 from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
+from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
 from hf_recipes.run.inherited import Needs, refuse_unusable
 
 # Of numbers that all stages inherit.
@@ -56,6 +57,10 @@ class RunArguments:
     trust_checkpoint: bool = setting("Resume from files that can run code; only if you know who wrote them.", False)
     max_new_tokens: PositiveInt | None = setting(
         "Tokens to generate in evaluations; by default max_target_length, or 256."
+    )
+    max_thinking_tokens: NonNegativeInt | None = setting(
+        "Tokens of thoughts before an answer of an evaluation at the most; longer ones are closed and counted as cut.",
+        MAX_THINKING_TOKENS,
     )
     eval_temperature: PositiveFloat | None = setting(
         "Draw the answers of evaluations; by default the likeliest is taken."

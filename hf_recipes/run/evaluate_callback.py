@@ -79,7 +79,8 @@ def build_evaluations(
     `rewards` are those of `evaluation`, where the run has made them already.
     """
     names = evaluation.eval_methods
-    decoding = Decoding(max_new_tokens=args.max_new_tokens or getattr(args, "max_target_length", None) or 256)
+    max_new_tokens = args.max_new_tokens or getattr(args, "max_target_length", None) or 256
+    decoding = Decoding(max_new_tokens, max_thinking_tokens=args.max_thinking_tokens)
     if args.eval_temperature:
         decoding = replace(decoding, do_sample=True, temperature=args.eval_temperature)
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)

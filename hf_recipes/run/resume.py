@@ -31,8 +31,8 @@ CONTENTS = _names(
     fsdp_config accelerator_config mixture reward_model reward_base rewards"""
 )
 EVALUATED = _names(
-    """validation_file max_eval_samples eval_files eval_methods few_shot_file few_shot max_new_tokens eval_temperature
-    num_generations_eval save_scores eval_packing"""
+    """validation_file max_eval_samples eval_files eval_methods few_shot_file few_shot max_new_tokens
+    max_thinking_tokens eval_temperature     num_generations_eval save_scores eval_packing"""
 )
 REWARDS = {"rewards", "reward_model", "reward_base"}  # of other stages than GRPO, evaluations'
 MAY_CHANGE = EVALUATED | _names(

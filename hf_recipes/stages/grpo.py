@@ -15,7 +15,7 @@ from trl import GRPOConfig, RLOOConfig
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.core.settings import PositiveInt, at, setting
+from hf_recipes.core.settings import NonNegativeInt, PositiveInt, at, setting
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.dry_run.data_stats import DataStats
@@ -82,6 +82,10 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
         "Weight of the KL divergence from the start of the run; 0 for none.", 0.04
     )
     disable_dropout: bool = setting("Train without dropout, as the answers are written.", True)
+    max_thinking_tokens: NonNegativeInt | None = setting(
+        "Tokens of thoughts in evaluations; by default thoughts and answer share --max_new_tokens, as in training they "
+        "share --max_completion_length.",
+    )
     use_vllm: bool | None = setting("Answer with vLLM; by default where it is installed and there is a GPU.")
     num_generations_eval: int | None = setting("No effect: evaluations answer each prompt once.", 1)
     normalize_advantages: bool = setting("Of rloo: to mean 0 and standard deviation 1 over a step's answers.", False)

@@ -16,9 +16,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.chat.prompts import Prompt
+from hf_recipes.data.chat.template import thought_marks
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.forward import evaluating
 from hf_recipes.models.inference.generate import continue_batches
+from hf_recipes.models.inference.thinking import opens_thoughts, split_ids
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.progress import warn_on_write_error
@@ -54,7 +56,7 @@ class RewardedMixin(RunMixin):
         continues_adapter: bool = False,
         **kwargs,
     ):
-        self.prompts, self.rewards = prompts, rewards
+        self.prompts, self.rewards, self.marks = prompts, rewards, thought_marks(kwargs["processing_class"])
         self._samples: list[dict[str, Any]] = []
         beta = args.beta
         args.beta = 0.0 if reference is not None else beta  # TRL would load another from the model's path
@@ -149,8 +151,17 @@ class RewardedMixin(RunMixin):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         prompts = [self.prompts[example["row"]] for example in inputs]
-        answers = [prompt.trim(text) for prompt, text in zip(prompts, completions, strict=True)]
-        rewards = list(zip(*self.rewards(prompts, answers), strict=True))
+        thoughts, answers, are_cut = [], [], []
+        for prompt, text, ids in zip(prompts, completions, completion_ids_list, strict=True):
+            thought, is_cut = "", False
+            if self.marks and prompt.is_chat:
+                opened = opens_thoughts(self.processing_class, self.marks, prompt.ids)
+                thought, text, start = split_ids(self.processing_class, self.marks, ids, opened)
+                is_cut = start is None and ids[-1:] not in [[token] for token in self.eos_token_ids]
+            thoughts.append(thought)
+            answers.append(prompt.trim(text))
+            are_cut.append(is_cut)
+        rewards = list(zip(*self.rewards(prompts, answers, thoughts), strict=True))
         samples = [
             {
                 "step": self.state.global_step + 1,
@@ -158,12 +169,18 @@ class RewardedMixin(RunMixin):
                 "question": prompt.question,
                 "reference": prompt.reference,
                 "prediction": answer,
+                **({"reasoning_content": thought, "cut_while_thinking": is_cut} if thought or is_cut else {}),
                 "rewards": dict(zip(self.rewards.names, values, strict=True)),
                 "reward": self.rewards.total(values),
             }
-            for prompt, answer, values in zip(prompts, answers, rewards, strict=True)
+            for prompt, thought, answer, is_cut, values in zip(
+                prompts, thoughts, answers, are_cut, rewards, strict=True
+            )
         ]
         self._samples = gather_object(samples)
+        if any("cut_while_thinking" in sample for sample in self._samples):
+            cut = sum(sample.get("cut_while_thinking", False) for sample in self._samples)
+            self._metrics["train"]["completions/cut_while_thinking"].append(cut / len(self._samples))
         numbers = [[math.nan if value is None else value for value in values] for values in rewards]
         return gather(torch.tensor(numbers, dtype=torch.float32, device=self.args.device))
 

@@ -36,7 +36,7 @@ class RewardArguments(TemplateArguments, RunArguments, RewardConfig):
         "average_tokens_across_devices": NO_TOKEN_MEAN,
         "eval_temperature": f"{INERT}a reward model writes nothing",
         "label_smoothing_factor": NO_SHIFTED_LABELS,
-        "max_new_tokens": f"{INERT}a reward model writes nothing",
+        **dict.fromkeys(("max_new_tokens", "max_thinking_tokens"), f"{INERT}a reward model writes nothing"),
     }
 
     max_length: PositiveInt | None = setting(

@@ -19,7 +19,7 @@ def test_what_is_left_is_computed_in_the_batches_of_a_whole_run(tokenizer, tmp_p
     reader = PromptReader([str(write_jsonl(tmp_path / "rows.jsonl", rows))], tokenizer)
     formed: list[list[int]] = []
 
-    def answer(model, tokenizer, prompts, batches, decoding, *, stop_ids, keys):
+    def answer(model, tokenizer, prompts, batches, decoding, *, stop_ids, marks, keys):
         for batch in batches:
             assert all(len(prompts[location]) > len(rows[keys[location]]["input"]) for location in batch)
             formed.append([keys[location] for location in batch])
@@ -70,3 +70,35 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path):
         results._file.close()
         results._file = open("/dev/full", "wb")  # noqa: SIM115
         results.append([{"a": 1}])
+
+
+def test_thoughts_have_columns_of_their_own_and_cut_ones_are_counted(tokenizer, tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"input": "问"}, {"input": "再问"}, {"input": "又问"}])
+    reader = PromptReader([str(path)], tokenizer)
+    written = [
+        Continuation("答", 9, True, [], thoughts="想"),
+        Continuation("", 9, False, [], thoughts="一直想", cut_while_thinking=True),
+        Continuation("直接答", 3, True, []),
+    ]
+
+    def answer(model, tokenizer, prompts, batches, decoding, *, stop_ids, marks, keys):
+        assert marks == reader.marks
+        yield from ((batch, [written[keys[index]] for index in batch]) for batch in batches)
+
+    monkeypatch.setattr(predict, "continue_batches", answer)
+    output = tmp_path / "out.jsonl"
+    with Results(output, {}, {}) as results:
+        over_file.write_rows(None, reader, predict.Predict(reader, Decoding(), 4, "said"), results, 4, 3)
+    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"input": "问", "said": "答", "said_reasoning_content": "想", "said_cut_while_thinking": False},
+        {"input": "再问", "said": "", "said_reasoning_content": "一直想", "said_cut_while_thinking": True},
+        {"input": "又问", "said": "直接答"},
+    ]
+    assert predict.count_cut(output, "said") == (1, 3)
+    target = predict.write_submission(output, "said").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in target] == [
+        {"input": "问", "target": "答"},
+        {"input": "再问", "target": ""},
+        {"input": "又问", "target": "直接答"},
+    ]

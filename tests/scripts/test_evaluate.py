@@ -150,3 +150,35 @@ def test_mistakes(evaluate, model_dir, tmp_path, flags, message):
     code, _, err = evaluate("--model_name_or_path", model_dir, "--output_dir", tmp_path / "out", *flags)
     assert code == 1 and message in err and "Traceback" not in err
     assert not (tmp_path / "out").exists()
+
+
+SWITCH = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}{% endif %}"
+)
+
+
+def test_the_base_is_compared_with_its_better_setting_of_thinking(evaluate, model_dir, adapter, tmp_path):
+    template = tmp_path / "switch.jinja"
+    template.write_text(SWITCH)
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"input": f"第{n}问", "target": "年龄性别药物"} for n in range(3)])
+    judge = tmp_path / "closed.py"
+    judge.write_text("def reward(completions, **rest):\n    return [len(text) / 6 for text in completions]\n")
+    flags = ["--model_name_or_path", model_dir, "--peft_path", adapter, "--compare", "base", "--max_new_tokens", 6]
+    flags += ["--chat_template", template, "--eval_files", f"dev={rows}", "--rewards", judge, "--dtype", "float32"]
+    code, out, err = evaluate(*flags, "--output_dir", tmp_path / "both")
+    assert code == 0, err
+    chosen = json.loads((tmp_path / "both" / "metrics.json").read_text())["settings"]["base_thinking"]
+    scores, best = chosen["main_score"], chosen["compared"]
+    # The tiny model repeats what its prompt ends with: white space, or the end of a mark.
+    assert (scores, best) == ({"on": 0.0, "off": 1.0}, "off")
+    assert f"base: compared with thinking {best}" in out
+    assert f"compared with thinking {best}" in (tmp_path / "both" / "report.html").read_text()
+    for setting in scores:
+        code, _, err = evaluate(*flags, "--compare_thinking", setting, "--output_dir", tmp_path / setting)
+        assert code == 0, err
+        found = json.loads((tmp_path / setting / "metrics.json").read_text())
+        assert found["settings"]["base_thinking"] == {"compared": setting, "main_score": {setting: scores[setting]}}
+        records = [(tmp_path / folder / "dev_base.jsonl").read_text() for folder in ("both", setting)]
+        assert (records[0] == records[1]) is (setting == best)

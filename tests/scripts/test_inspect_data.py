@@ -10,7 +10,7 @@ from trl import pack_dataset
 
 from conftest import ROOT, conversation, write_jsonl
 from hf_recipes.core.ledger import Ledger, write_ledgers
-from hf_recipes.evaluation.reports.report import Examples, Histogram, Report, Table
+from hf_recipes.evaluation.reports.report import Examples, Histogram, Report, Table, visible
 from hf_recipes.inspection.inspect import inspect
 from hf_recipes.inspection.settings import read_settings
 
@@ -94,6 +94,35 @@ def test_sft_shows_the_labels_that_training_has(look, tokenizer):
         count = sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in wanted)
         assert sum(map(sum, labelled(shown.rows[0].sequences[0]))) == count
         assert numbers(table(report, "Counts"))["tokens that carry loss"] == 3 * count
+
+
+def test_trained_prompts_are_shown_beside_the_served_ones(look, tokenizer):
+    rows = [{"messages": conversation("你好", "早上好", "再见", "再会")}] * 3
+    report = look(rows)
+    assert table(report, "Prompts, trained and served").rows == [
+        ["served_prompt", "equal", "3 of 3", "–"],
+        ["apply_chat_template", "equal", "3 of 3", "–"],
+    ]
+    prompt = tokenizer.apply_chat_template(rows[0]["messages"][:-1], tokenize=False, add_generation_prompt=True)
+    [shown] = [b for b in report.sections[0].blocks if isinstance(b, Table) and b.title == "The first of these prompts"]
+    assert [row[0] for row in shown.rows] == ["trained", "served_prompt", "apply_chat_template"]
+    assert {row[1] for row in shown.rows} == {visible(prompt)}
+
+
+def test_prompts_that_a_server_sends_otherwise_are_named(look, tmp_path):
+    """A template that shows the thoughts of earlier turns only inside their text."""
+    template = tmp_path / "inline.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    answer = {"role": "assistant", "content": "早上好", "reasoning_content": "想一想"}
+    chat = conversation("你好", "早上好", "再见", "再会")
+    report = look([{"messages": [chat[0], answer, *chat[2:]]}], "--chat_template", template)
+    own, plain = table(report, "Prompts, trained and served").rows
+    assert own[:3] == ["served_prompt", "equal", "1 of 1"]
+    assert plain[:3] == ["apply_chat_template", "different", "0 of 1"]
+    assert ":1: from token" in plain[3] and "trained '<" in plain[3] and "served '早上好" in plain[3]
 
 
 def test_rows_are_shown_by_their_location(look, tmp_path):

@@ -150,6 +150,21 @@ def test_dropout_is_measured_as_no_difference(tokenizer, prompts, tmp_path, algo
         assert logged(trainer, "kl") == pytest.approx([0], abs=1e-6)
 
 
+def test_rewards_are_of_answers_without_thoughts(tokenizer, prompts, tmp_path):
+    trainer = made(tokenizer, prompts, tmp_path)
+    texts = ["<think>abc</think>好好", "<think>好好", "好好"]
+    ids = [tokenizer.encode(text) + [tokenizer.eos_token_id] * (index != 1) for index, text in enumerate(texts)]
+    rewards = trainer._calculate_rewards([{"row": 0}] * 3, None, texts, ids)
+    assert rewards.tolist() == [[1, 1], [0, 0], [1, 1]]
+    columns = ("prediction", "reasoning_content", "cut_while_thinking")
+    assert [tuple(sample.get(name) for name in columns) for sample in trainer._samples] == [
+        ("好好", "abc", False),
+        ("", "好好", True),
+        ("好好", None, None),
+    ]
+    assert trainer._metrics["train"]["completions/cut_while_thinking"] == [pytest.approx(1 / 3)]
+
+
 def test_answers_end_at_the_templates_end_of_turn(tokenizer, prompts, tmp_path):
     trainer = made(tokenizer, prompts, tmp_path, per_device_train_batch_size=8)
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in trainer.eos_token_ids

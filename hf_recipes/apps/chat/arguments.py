@@ -5,9 +5,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from hf_recipes.core.settings import PositiveInt, at, check_limits, setting
+from hf_recipes.core.settings import NonNegativeInt, PositiveInt, at, check_limits, setting
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS, Decoding
 
 NUMBERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")  # arguments of `decoding_of`
 
@@ -31,6 +31,9 @@ class ChatArguments:
     temperature: Annotated[float, at(ge=0, le=2)] = setting("At the start; 0 always takes the likeliest token.", 0.7)
     top_p: float = setting("At the start.", 0.9)
     max_new_tokens: int = setting("Tokens of an answer, at the start.", 512)
+    max_thinking_tokens: NonNegativeInt = setting(
+        "Tokens of thoughts before an answer; longer ones are closed, and the answer follows.", MAX_THINKING_TOKENS
+    )
     repetition_penalty: Annotated[float, at(ge=1, le=2)] = setting("At the start.", 1.0)
     seed: int = setting("Seed of the sampling: the same questions with the same settings get the same answers.", 42)
     cli: bool = setting("Chat in the terminal; no page is served.", False)
@@ -65,7 +68,7 @@ class ChatArguments:
 
     @property
     def decoding(self) -> Decoding:
-        return decoding_of(*(getattr(self, name) for name in NUMBERS), self.seed)
+        return decoding_of(*(getattr(self, name) for name in NUMBERS), self.seed, self.max_thinking_tokens)
 
     @property
     def device_map(self) -> str | None:
@@ -85,6 +88,7 @@ def decoding_of(
     max_new_tokens: float | None,
     repetition_penalty: float | None,
     seed: int,
+    max_thinking_tokens: int = MAX_THINKING_TOKENS,
 ) -> Decoding:
     """`Decoding`, greedy at a temperature of 0; ValueError where a number is missing or outside its range."""
     if None in (temperature, top_p, max_new_tokens, repetition_penalty):
@@ -93,6 +97,7 @@ def decoding_of(
         name, value = ("temperature", temperature) if temperature < 0 else ("top_p", top_p)
         raise ValueError(f"--{name} {value:g}: expected {'at least 0' if temperature < 0 else '0 to 1'}")
     values = {"max_new_tokens": int(max_new_tokens), "repetition_penalty": float(repetition_penalty), "seed": seed}
+    values["max_thinking_tokens"] = max_thinking_tokens
     if temperature:
         values |= {"do_sample": True, "temperature": float(temperature), "top_p": float(top_p)}
     return Decoding(**values)

@@ -15,11 +15,13 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import is_dropped
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.data.schemas.thoughts import TAGS, ThoughtMarks
 from hf_recipes.evaluation.predict import prompt_budget
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import Continuation, continue_batches, not_numbers
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.thinking import opens_thoughts, split_ids
 from hf_recipes.models.saved_adapter import load_adapter
 from hf_recipes.models.templates.options import TemplateArguments
 
@@ -45,7 +47,8 @@ class Prompt:
 class Answer:
     """An answer, finished or not: `tokens` of its `ids` make `text`, without the token that ends the turn.
 
-    `end` is why it ended: ``"end"`` (the model ended it), ``"length"`` or ``"stop"``; None while it is generated.
+    Thoughts are in the text as ``<think>…</think>``, whatever the template's marks. `end` is why it ended: ``"end"``
+    (the model ended it), ``"length"`` or ``"stop"``; None while it is generated.
     """
 
     prompt: Prompt
@@ -53,6 +56,7 @@ class Answer:
     tokens: int = 0
     ids: Sequence[int] = ()
     end: str | None = None
+    cut_while_thinking: bool = False
 
 
 class ChatModel:
@@ -65,6 +69,10 @@ class ChatModel:
     @property
     def stop_ids(self) -> list[int]:
         return self._encoder.end_ids[-1:]
+
+    @property
+    def marks(self) -> ThoughtMarks:
+        return self._encoder.template.marks
 
     def prompt(self, messages: Sequence[Message], budget: int | None) -> Prompt:
         """`messages`, the last one a question, rendered for generation and truncated to `budget` tokens."""
@@ -118,11 +126,14 @@ class Engine:
         """
         chat_model, answer = self.chat_models[name], Answer(prompt)
         updates: queue.SimpleQueue = queue.SimpleQueue()
-        closed = threading.Event()
+        closed, ended = threading.Event(), threading.Event()
+        opened = opens_thoughts(chat_model.tokenizer, chat_model.marks, prompt.ids)
 
         def watch(new: "torch.Tensor") -> bool:
             updates.put(new[0].tolist())
-            return closed.is_set() or stopped()
+            if closed.is_set() or stopped():
+                ended.set()
+            return ended.is_set()
 
         def work() -> None:
             try:
@@ -138,12 +149,14 @@ class Engine:
                 if isinstance(update, BaseException):
                     raise update
                 if isinstance(update, Continuation):
-                    is_full = update.tokens >= decoding.max_new_tokens
-                    end = "end" if update.finished else "length" if is_full else "stop"
-                    text = update.text.rstrip("\ufffd").strip()
-                    answer = replace(answer, text=text, tokens=update.tokens, ids=update.ids, end=end)
+                    end = "end" if update.finished else "stop" if ended.is_set() else "length"
+                    text = _shown(update.thoughts, update.text.rstrip("\ufffd").strip())
+                    is_cut = update.cut_while_thinking and end != "stop"
+                    kwargs = {"end": end, "cut_while_thinking": is_cut}
+                    answer = replace(answer, text=text, tokens=update.tokens, ids=update.ids, **kwargs)
                 else:  # without an incomplete character at the end
-                    text = chat_model.tokenizer.decode(update, skip_special_tokens=True).rstrip("\ufffd").lstrip()
+                    thoughts, text, _ = split_ids(chat_model.tokenizer, chat_model.marks, update, opened)
+                    text = _shown(thoughts.rstrip("\ufffd"), text.rstrip("\ufffd").lstrip())
                     answer = replace(answer, text=text, tokens=len(update), ids=update)
                 yield answer
         finally:
@@ -155,13 +168,20 @@ class Engine:
             self.model.set_adapter(chat_model.adapter)
         elif any(other.adapter for other in self.chat_models.values()):
             context = self.model.disable_adapter()
-        options = {"stop_ids": chat_model.stop_ids, "keys": [key], "watch": watch}
+        options = {"stop_ids": chat_model.stop_ids, "marks": chat_model.marks, "keys": [key], "watch": watch}
         with context:
             batches = continue_batches(self.model, chat_model.tokenizer, [prompt.ids], [[0]], decoding, **options)
             [(_, [continuation])] = batches
         if not continuation.is_finite:
             raise not_numbers(chat_model.name)
         return continuation
+
+
+def _shown(thoughts: str, answer: str) -> str:
+    """Both as one text, in the form that the page folds and that training files have."""
+    if not thoughts:
+        return answer
+    return f"{TAGS.start}\n{thoughts}" + (f"{TAGS.close}\n\n{answer}" if answer else "")
 
 
 def _newest(updates: queue.SimpleQueue):

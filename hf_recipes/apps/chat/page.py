@@ -25,7 +25,8 @@ class Page:
     """The page's components, in the order in which they are laid out, and what happens when they are used."""
 
     def __init__(self, engine: Engine, decoding: Decoding, language: str | None, system: str = ""):
-        self.engine, self.language, self.seed = engine, language, decoding.seed
+        self.engine, self.language = engine, language
+        self.fixed = decoding.seed, decoding.max_thinking_tokens
         self.labels: list[tuple[gr.blocks.Block, dict[str, str]]] = []
         self.blocks = gr.Blocks(title="对话 · Chat", fill_width=True, analytics_enabled=False)
         with self.blocks:
@@ -217,7 +218,7 @@ class Page:
             problem = texts("too long", count=longest, most=MAX_CHARACTERS)
         try:
             models = (model, compare_with) if compare_with else (model,)
-            settings = Settings(models, decoding_of(*values, self.seed), system)
+            settings = Settings(models, decoding_of(*values, *self.fixed), system)
         except ValueError as error:
             problem = texts("bad setting", reason=escape(str(error)))
         if problem:

@@ -96,7 +96,8 @@ class Terminal:
         now["temperature"] = now["temperature"] if self.decoding.do_sample else 0.0
         if name in NUMBERS and value:
             now[name] = float(value)
-            self.decoding = decoding_of(*(now[key] for key in NUMBERS), self.decoding.seed)
+            fixed = self.decoding.seed, self.decoding.max_thinking_tokens
+            self.decoding = decoding_of(*(now[key] for key in NUMBERS), *fixed)
         elif name:
             print(self.texts("no command", name=name))
         print("  ".join(f"{key} {now[key]:g}" for key in NUMBERS))

@@ -54,6 +54,7 @@ _TEXTS = {
         "问题超出模型长度：开头部分未读（读入 {length:,} 个词元中的 {read:,} 个）。",
     ),
     "length": ("Cut at the maximum length.", "已达最大长度，回答被截断。"),
+    "thoughts cut": ("Its thoughts were cut at their maximum length.", "思考已达最大长度，被截断。"),
     "stopped": ("Stopped.", "已停止。"),
     "empty answer": ("(no answer)", "（没有回答）"),
     "commands": (
@@ -89,5 +90,6 @@ class Texts:
         notes = [self(cut, read=len(prompt.ids), length=prompt.full_length)] if cut else []
         if answer.end:
             notes.append(self("tokens", read=len(prompt.ids), written=answer.tokens))
+        notes += [self("thoughts cut")] if answer.cut_while_thinking else []
         notes += {"length": [self("length")], "stop": [self("stopped")]}.get(answer.end, [])
         return (" " if self.language == "en" else "").join(notes)

@@ -34,6 +34,7 @@ from hf_recipes.data.chat.template import (
 )
 from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
 from hf_recipes.data.examples import fingerprint
+from hf_recipes.data.schemas import thoughts
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 
 SplitTurns = Literal["auto", "always", "never"]
@@ -131,7 +132,7 @@ class ChatEncoder:
             type(tokenizer).__name__,
             state,
             settings,
-            code=(sys.modules[__name__], token_offsets, template, message_form, rendered_text),
+            code=(sys.modules[__name__], token_offsets, template, message_form, rendered_text, thoughts),
         )
 
     def encode(self, conversations: list[list[Message]], tools: Sequence[list | None] | None = None) -> list[Encoded]:

@@ -18,6 +18,7 @@ from hf_recipes.data.files.sources import Source, find_sources
 from hf_recipes.data.schemas.columns import Columns, Row, Schema
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 from hf_recipes.data.schemas.registry import metadata
+from hf_recipes.data.schemas.thoughts import ThoughtMarks
 
 TextAs = Literal["continuation", "question"]
 ROWS = 256  # encoded at a time
@@ -95,6 +96,11 @@ class PromptReader:
     def stop_ids(self) -> list[int]:
         """The token that ends an answer in the chat template, where one is used."""
         return self._encoder.end_ids[-1:] if self._encoder else []
+
+    @property
+    def marks(self) -> ThoughtMarks | None:
+        """What stands around thoughts in the chat template, where one is used."""
+        return self._encoder.template.marks if self._encoder else None
 
     @property
     def template(self) -> str | None:

@@ -22,6 +22,7 @@ from hf_recipes.data.chat.dates import with_date
 from hf_recipes.data.chat.message_form import MessageForm, form_of_calls
 from hf_recipes.data.chat.rendered_text import common_length, end_of_calls, find_text
 from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.schemas.thoughts import TAGS, ThoughtMarks
 
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
 TEXT_LEFT_OUT = "the template leaves out the text before an earlier call"
@@ -56,6 +57,11 @@ class Example:
     remarks: list[str] = field(default_factory=list)
 
 
+def thought_marks(tokenizer: PreTrainedTokenizerBase) -> ThoughtMarks | None:
+    """What stands around thoughts in the tokenizer's chat template; None without one."""
+    return ChatTemplate(tokenizer).marks if tokenizer.chat_template else None
+
+
 def has_answer(messages: list[Message]) -> bool:
     """Whether a conversation ends with the assistant's turn, not with a question."""
     return messages[-1]["role"] == "assistant"
@@ -66,8 +72,7 @@ class ChatTemplate:
 
     Attributes:
         options: variables of the template, such as ``enable_thinking``, as `apply_chat_template` takes them.
-        thoughts_start, thoughts_end: what stands around thoughts, such as ``<think>`` and ``</think>``; empty where the
-            template has no thoughts.
+        marks: what stands around thoughts, such as ``<think>`` and ``</think>``.
         end_of_turn: what the model writes at the end of an answer. Where the template ends the last answer with no
             special token, it is the one that begins the next turn (GLM's ``<|user|>``), else the tokenizer's eos.
 
@@ -117,7 +122,9 @@ class ChatTemplate:
         self._opening = _OPEN_TAG.sub("", rest[0].partition(question["content"])[2]).strip()
         opened = self._opened_tag(rest[0], [question, answer])
         self._opens_thoughts = opened is not None
-        self.thoughts_start, self.thoughts_end = (f"<{opened}>", f"</{opened}>") if opened else ("", "")
+        self.marks = TAGS
+        if opened:
+            self.marks = ThoughtMarks(f"<{opened}>", f"</{opened}>", f"\n</{opened}>", expected=True)
         self._probe_thoughts(question, rest)
         self._pattern: tuple[str, str, str] | None = None
         with contextlib.suppress(RowProblem):
@@ -272,14 +279,7 @@ class ChatTemplate:
 
     def split_thoughts(self, text: str) -> tuple[str, str]:
         """The thoughts of what a model wrote after a prompt, and its answer, empty where it was cut while thinking."""
-        before, mark, after = text.rpartition(self.thoughts_end) if self.thoughts_end else ("", "", text)
-        if not mark and self._thinks(text):
-            before, after = text, ""
-        return before.strip().removeprefix(self.thoughts_start).strip(), after.strip()
-
-    def _thinks(self, text: str) -> bool:
-        """Whether what a model wrote begins with thoughts."""
-        return text.lstrip().startswith(self.thoughts_start or "\0") or self._opens_thoughts
+        return self.marks.split(text, self._opens_thoughts)
 
     def _rest(self, messages: list[Message], tools: list | None = None) -> tuple[str, str, tuple[int, int]]:
         """The prompt, what the model has to write after it, and where in that the turn's content and calls are."""
@@ -414,9 +414,12 @@ class ChatTemplate:
             if text.count(_PROBE["thoughts"]) == 1 and text.count(_PROBE["answer"]) == 1:
                 before, _, after = text.partition(_PROBE["thoughts"])
                 self._close = after.partition(_PROBE["answer"])[0]
-                self.thoughts_end = self._close.strip() or self.thoughts_end
+                start, end, close = self.marks.start, self._close.strip(), self._close.rstrip()
                 if not self._opens_thoughts and before.startswith(plain[0]):
-                    self.thoughts_start = before[len(plain[0]) :].strip()
+                    start = before[len(plain[0]) :].strip() or start
+                direct = plain[1][: plain[2][0]].strip()
+                if end:
+                    self.marks = ThoughtMarks(start, end, close, "" if end in direct else direct, bool(direct))
                 return
         self.form = replace(self.form, thoughts=None)
 

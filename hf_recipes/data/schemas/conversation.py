@@ -5,6 +5,7 @@ from itertools import count
 from typing import Any
 
 from hf_recipes.core.ledger import shown, with_detail
+from hf_recipes.data.schemas.thoughts import TAGS
 
 Message = dict[str, Any]
 
@@ -34,10 +35,9 @@ class RowProblem(Exception):
 def with_thoughts(message: Message) -> Message:
     """`message` with the thoughts that its text begins with, up to ``</think>``, as `reasoning_content`."""
     content = message.get("content")
-    if message["role"] != "assistant" or not isinstance(content, str) or "</think>" not in content:
+    if message["role"] != "assistant" or not isinstance(content, str) or not (start := TAGS.answer_start(content)):
         return message
-    thoughts, _, answer = content.rpartition("</think>")
-    thoughts = thoughts.strip().removeprefix("<think>").strip()
+    thoughts, answer = TAGS.split(content)[0], content[start:]
     message = {**message, "content": answer.strip("\n") if thoughts else answer.lstrip("\n")}
     return message | ({"reasoning_content": thoughts} if thoughts and not message.get("reasoning_content") else {})
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
+from hf_recipes.data.chat.template import thought_marks
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.reports.plots import draw_confusion
 from hf_recipes.metrics import text as metrics
-from hf_recipes.metrics.text import without_thoughts
 from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, plan_batches
+from hf_recipes.models.inference.thinking import cut_message
 from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class GenerationMethod(Method):
         self.decoding, self.rewards = decoding or Decoding(), rewards
         if not prompts:
             raise UserError("there is no prompt to answer")
+        self.marks = thought_marks(tokenizer) if any(prompt.is_chat for prompt in prompts) else None
         compared = [prompt for prompt in prompts if prompt.reference is not None]
         if scores is None:
             chooses = any(metrics.is_choice(p.reference, choices_of(p.meta) or ()) for p in compared)
@@ -96,7 +98,8 @@ class GenerationMethod(Method):
 
     def compute(self, model: "PreTrainedModel", items: Sequence[int], options: BatchOptions) -> list[Record]:
         """Records `location`, `question`, `reference` (or None), `prediction`, `choices`, `meta`, `tokens`, `finished`;
-        `is_finite` where it is False (see `Continuation`); with rewards `rewards`, by name, and their sum `reward`."""
+        `reasoning_content` and `cut_while_thinking` where there are thoughts; `is_finite` where it is False (see
+        `Continuation`); with rewards `rewards`, by name, and their sum `reward`."""
         ids = [self.prompts[item].ids for item in items]
         records: list[Record] = [{}] * len(items)
         for batch, continuations in continue_batches(
@@ -106,6 +109,7 @@ class GenerationMethod(Method):
             plan_batches(ids, options.batch_size),
             self.decoding,
             stop_ids=self.stop_ids,
+            marks=self.marks,
             keys=items,
             before_batch=options.before_batch,
             synced=options.synced,
@@ -122,11 +126,15 @@ class GenerationMethod(Method):
                     "tokens": continuation.tokens,
                     "finished": continuation.finished,
                 }
+                if continuation.thoughts or continuation.cut_while_thinking:
+                    records[index]["reasoning_content"] = continuation.thoughts
+                    records[index]["cut_while_thinking"] = continuation.cut_while_thinking
                 if not continuation.is_finite:
                     records[index]["is_finite"] = False
         if self.rewards:
             answers = [record["prediction"] for record in records]
-            values = self.rewards([self.prompts[item] for item in items], answers)
+            thoughts = [record.get("reasoning_content", "") for record in records]
+            values = self.rewards([self.prompts[item] for item in items], answers, thoughts)
             for record, row in zip(records, zip(*values, strict=True), strict=True):
                 record["rewards"] = dict(zip(self.rewards.names, row, strict=True))
                 record["reward"] = self.rewards.total(row)
@@ -134,9 +142,13 @@ class GenerationMethod(Method):
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
         rows = min(batch_size, len(self)) * self.decoding.num_beams
-        return ForwardPass(rows, max(len(prompt.ids) for prompt in self.prompts), self.decoding.max_new_tokens)
+        thoughts = (self.decoding.max_thinking_tokens or 0) if self.marks and self.marks.expected else 0
+        longest = max(len(prompt.ids) for prompt in self.prompts)
+        return ForwardPass(rows, longest, thoughts + self.decoding.max_new_tokens)
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
+        """The scores; where the model or the template thinks, also the numbers of answers `thinking` and
+        `cut_while_thinking`."""
         compared = [record for record in records if record["reference"] is not None]
         predictions, references = texts_of(compared)
         summary: dict[str, float] = {}
@@ -163,6 +175,11 @@ class GenerationMethod(Method):
         if "generation" in self.scores and records:
             for name, key in (("new_tokens", "tokens"), ("finished", "finished")):
                 summary[name] = sum(record[key] for record in records) / len(records)
+        thinking = [record["cut_while_thinking"] for record in records if "cut_while_thinking" in record]
+        if thinking or (self.marks and self.marks.expected):
+            summary |= {"thinking": len(thinking), "cut_while_thinking": sum(thinking)}
+        if any(thinking):
+            say(cut_message(sum(thinking), len(records)))
         if self.rewards:
             summary |= summarise_rewards(self.rewards.names, records)
         return summary
@@ -217,5 +234,4 @@ def with_choices(records: Sequence[Record]) -> list[Record]:
 
 
 def texts_of(records: Sequence[Record]) -> tuple[list[str], list[str]]:
-    """Predictions and references as they are scored, without thoughts."""
-    return [without_thoughts(r["prediction"]) for r in records], [without_thoughts(r["reference"]) for r in records]
+    return [record["prediction"] for record in records], [record["reference"] for record in records]

@@ -27,6 +27,8 @@ def evaluation_report(
     model = settings["model"]
     report = Report(str(model["peft_path"] or model["model_name_or_path"]))
     report.settings = json.dumps(settings, ensure_ascii=False, indent=2)
+    if chosen := settings.get("base_thinking"):
+        report.facts.append(("base", f"compared with thinking {chosen['compared']}; main score {chosen['main_score']}"))
     models = list(reversed(outcomes))  # the model to compare with comes first, as in the terminal
     for name, method in methods.items():
         metrics = _metrics_table(name, {model: outcomes[model].metrics[name] for model in models}, changes)

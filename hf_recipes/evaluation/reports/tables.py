@@ -85,6 +85,8 @@ def as_text(key: str, value: float | None) -> str:
     """A share in percent, any other metric as it is."""
     if value is None:
         return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value * 100:.1f} %" if _is_share(key) else f"{value:.4f}"
 
 

@@ -111,6 +111,7 @@ class TokenizedRows(Rows):
         self.name, self.examples, self.args, self.stage = name, examples, context.args, context.stage
         encoder_for = partial(context.stage.encoder, context.tokenizer)
         encoder = encoder_for(self.args, name)
+        self.encoder = encoder
         self.readable, self.tokenized, self.ledger = tokenize_rows(examples, encoder, context.data_args)
         self.budgets, unlimited = {}, copy(self.args)
         for length, flag in self.limits.items():

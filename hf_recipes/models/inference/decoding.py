@@ -9,12 +9,19 @@ from hf_recipes.core.settings import NonNegativeInt, PositiveFloat, PositiveInt,
 if TYPE_CHECKING:
     import torch
 
+MAX_THINKING_TOKENS = 1024
+
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are continued: greedily unless `do_sample` or `num_beams` says otherwise."""
+    """How texts are continued: greedily unless `do_sample` or `num_beams` says otherwise.
 
-    max_new_tokens: PositiveInt = setting("Tokens to generate at the most.", 256)
+    With a `max_thinking_tokens` of None, thoughts and answer share `max_new_tokens`.
+    """
+
+    max_new_tokens: PositiveInt = setting(
+        "Tokens to generate at the most, after the thoughts of a model that has some.", 256
+    )
     do_sample: bool = setting("Sample each token instead of taking the likeliest.", False)
     temperature: Annotated[float, at(gt=0, text="more than 0; leave --do_sample out for the likeliest token")] = (
         setting("Divides the logits before a token is sampled.", 1.0)
@@ -28,6 +35,11 @@ class Decoding:
     )
     num_beams: PositiveInt = setting("Beams of a beam search; 1 for none.", 1)
     seed: NonNegativeInt = setting("Of the sampling.", 42)
+    max_thinking_tokens: NonNegativeInt | None = setting(
+        "Tokens of thoughts before an answer at the most; longer ones are closed, the answer follows, and the row is "
+        "counted as cut while thinking.",
+        MAX_THINKING_TOKENS,
+    )
 
     def __post_init__(self):
         check_limits(self)

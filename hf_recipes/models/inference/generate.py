@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.schemas.thoughts import ThoughtMarks
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generation_settings import complete_generation_config
+from hf_recipes.models.inference.thinking import Thinking
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +22,13 @@ class Continuation:
     """What a model generated after a prompt.
 
     Attributes:
-        text: without special tokens.
-        tokens: their number, without the end token.
+        text: without special tokens, and without thoughts where these are told apart.
+        tokens: their number, thoughts included, without the end token.
         finished: whether an end token ended it.
         ids: all of them, with the end token.
         is_finite: whether all logits were finite; else the text means nothing.
+        thoughts: without their marks.
+        cut_while_thinking: whether the thoughts did not end by themselves.
     """
 
     text: str
@@ -32,6 +36,8 @@ class Continuation:
     finished: bool
     ids: list[int]
     is_finite: bool = True
+    thoughts: str = ""
+    cut_while_thinking: bool = False
 
 
 def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
@@ -56,6 +62,7 @@ def continue_batches(
     decoding: Decoding,
     *,
     stop_ids: Sequence[int] = (),
+    marks: ThoughtMarks | None = None,
     keys: Sequence[int] | None = None,
     before_batch: Callable[[], None] = lambda: None,
     watch: Watch | None = None,
@@ -70,6 +77,7 @@ def continue_batches(
     too: each row has its own random numbers, and torch's random state is neither used nor changed.
 
     Args:
+        marks: of thoughts, which are told apart and have a budget (see `Thinking`); None where there are none.
         keys: a number for each prompt, by default its index; seed and key decide what is sampled for it.
         before_batch: called before each batch.
         watch: called after each token with the new ones of all rows, (B, t); where it returns True, the batch ends.
@@ -80,16 +88,7 @@ def continue_batches(
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     stops = stop_tokens(tokenizer, model.generation_config.eos_token_id, stop_ids)
-    # A logits processor samples, so that `generate` itself always takes the likeliest token.
-    config = complete_generation_config(
-        max_new_tokens=decoding.max_new_tokens,
-        do_sample=False,
-        num_beams=decoding.num_beams,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(stops),
-        bos_token_id=tokenizer.bos_token_id,
-    )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # The last position's hidden states are a strided view; F.linear then copies the head's weights once for each row of
     # the batch (1.1 GB for 20 rows of a 135M model on torch 2.13).
     head = model.get_output_embeddings()
@@ -109,7 +108,24 @@ def continue_batches(
             ids, mask = ids.to(model.device), mask.to(model.device)
             finite = _FiniteRows()
             processors = decoding.processors(mask, [index if keys is None else keys[index] for index in batch])
-            criteria = [_Watched(watch, width)] if watch else []
+            criteria: list = [_Watched(watch, width)] if watch else []
+            max_new_tokens, thinking = decoding.max_new_tokens, None
+            if marks is not None:
+                budgets = max_new_tokens, decoding.max_thinking_tokens, context
+                thinking = Thinking(tokenizer, marks, [prompts[index] for index in batch], *budgets)
+                max_new_tokens = thinking.max_tokens
+                processors.append(thinking.close)
+                criteria.append(thinking.stop)
+            # A logits processor samples, so that `generate` itself always takes the likeliest token.
+            config = complete_generation_config(
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=decoding.num_beams,
+                use_cache=True,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=sorted(stops),
+                bos_token_id=tokenizer.bos_token_id,
+            )
             with torch.no_grad():
                 output = model.generate(
                     ids,
@@ -119,8 +135,8 @@ def continue_batches(
                     stopping_criteria=StoppingCriteriaList(criteria),
                     synced_gpus=synced,
                 )
-            rows = zip(output[:, width:].tolist(), finite.rows(len(batch)), strict=True)
-            yield batch, [_read(tokenizer, new, stops, is_finite) for new, is_finite in rows]
+            rows = enumerate(zip(output[:, width:].tolist(), finite.rows(len(batch)), strict=True))
+            yield batch, [_read(tokenizer, new, stops, is_finite, thinking, row) for row, (new, is_finite) in rows]
     finally:
         hook.remove()
         model.config.use_cache = used_cache
@@ -150,11 +166,21 @@ class _Watched:
         return ids.new_full((len(ids),), bool(self._watch(ids[:, self._width :])), dtype=bool)
 
 
-def _read(tokenizer: "PreTrainedTokenizerBase", new: list[int], stops: set[int], is_finite: bool) -> Continuation:
+def _read(
+    tokenizer: "PreTrainedTokenizerBase",
+    new: list[int],
+    stops: set[int],
+    is_finite: bool,
+    thinking: Thinking | None,
+    row: int,
+) -> Continuation:
     end = next((index for index, token in enumerate(new) if token in stops), None)
-    text = tokenizer.decode(new[:end], skip_special_tokens=True)
-    count, ids = (len(new), new) if end is None else (end, new[: end + 1])
-    return Continuation(text, count, end is not None, ids, is_finite)
+    if thinking is None:
+        finished, count, thoughts, is_cut = end is not None, len(new) if end is None else end, "", False
+        text = tokenizer.decode(new[:end], skip_special_tokens=True)
+    else:
+        thoughts, text, count, finished, is_cut = thinking.read(row, new, end)
+    return Continuation(text, count, finished, new[: count + finished], is_finite, thoughts, is_cut)
 
 
 def not_numbers(what: str) -> UserError:

@@ -141,6 +141,22 @@ def thinking_options(tokenizer: "PreTrainedTokenizerBase", thinking: Thinking) -
     return options
 
 
+def thinking_templates(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """The tokenizer's template with its switch of thinking ``on`` and ``off``, the one that it has by default first.
+
+    Empty where it has no switch.
+    """
+    templates = {
+        name: with_options(tokenizer.chat_template, _switch(tokenizer, is_on))
+        for name, is_on in (("on", True), ("off", False))
+    }
+    prompts = {name: _render(tokenizer, [_QUESTION], {"chat_template": text}) for name, text in templates.items()}
+    if None in prompts.values() or prompts["on"] == prompts["off"]:
+        return {}
+    default = _render(tokenizer, [_QUESTION], {})
+    return dict(sorted(templates.items(), key=lambda item: prompts[item[0]] != default))
+
+
 def _variables(template: str) -> Iterator[tuple[str, list[Any]]]:
     """Names that may be switches of thinking, and the values that may be theirs."""
     for name in dict.fromkeys(_NAME.findall(template)):

@@ -5,7 +5,6 @@ import shutil
 import socket
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from chatting import at_each_step
 from conftest import CHATML, build_tokenizer, tiny_model
 from hf_recipes.apps.chat import engine as chat_engine
 from hf_recipes.apps.chat.arguments import ChatArguments, is_loopback
-from hf_recipes.apps.chat.engine import BASE, ChatModel, Engine, model_names, open_engine
+from hf_recipes.apps.chat.engine import BASE, Answer, ChatModel, Engine, model_names, open_engine
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.terminal import Terminal
 from hf_recipes.apps.chat.texts import Texts
@@ -28,6 +27,7 @@ from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.registry import Columns, detect_schema
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import Continuation
 
 pytest_plugins = ["chatting"]
 GREEDY = Decoding(max_new_tokens=12)
@@ -134,10 +134,18 @@ def test_long_input_is_cut_with_a_notice(engine, tokenizer):
     prompt = chat_model.prompt([{"role": "user", "content": "甲" * 50 + "乙"}], 30)
     assert (prompt.turns_dropped, prompt.question_cut) == (False, True)
     assert "乙" in tokenizer.decode(prompt.ids) and len(prompt.ids) <= 30
-    answer = SimpleNamespace(prompt=prompt, end=None, tokens=0)
+    answer = Answer(prompt)
     assert f"读入 {prompt.full_length} 个词元中的 {len(prompt.ids)} 个" in Texts("zh").notes(answer)
     with pytest.raises(UserError, match="system turn alone"):
         chat_model.prompt([{"role": "system", "content": "长" * 60}, *QUESTION], 30)
+
+
+def test_thoughts_are_shown_in_one_form_and_cut_ones_are_noted(engine, monkeypatch):
+    continuation = Continuation("答", 9, True, [], thoughts="想", cut_while_thinking=True)
+    monkeypatch.setattr(engine, "_generate", lambda *args: continuation)
+    answer = whole(engine, BASE)
+    assert answer.text == "<think>\n想\n</think>\n\n答" and answer.cut_while_thinking
+    assert "thoughts were cut" in Texts("en").notes(answer)
 
 
 def ask(session: Session, engine: Engine, question: str, *models: str, system: str = "", at: int | None = None) -> None:

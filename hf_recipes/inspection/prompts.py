@@ -1,0 +1,67 @@
+"""The prompts that are trained on, beside those that a server sends."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_recipes.core.ledger import KEPT
+from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.evaluation.reports.report import Table, visible
+from hf_recipes.inspection.rows.conversations import Conversations
+
+ROWS = 200  # that are compared
+SHOWN = 12  # tokens of a difference
+
+
+def prompt_tables(rows: Conversations, mask: Callable[[str], str] = str) -> list[Table]:
+    """Whether the prompts of the first rows that are trained on whole are those that are served; one of them as text.
+
+    They are compared with `ChatEncoder.served_prompt`, and with `apply_chat_template` of the tokenizer as saved.
+    """
+    kept = [row for row in rows.used.tolist() if rows.statuses[row] == KEPT and rows.following[row] == 0][:ROWS]
+    if not kept:
+        return []
+    encoder = rows.encoder
+    served_by: dict[str, Callable[[list, Any], Sequence[int]]] = {
+        "served_prompt": encoder.served_prompt,
+        "apply_chat_template": lambda messages, tools: encoder.tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, return_dict=False
+        ),
+    }
+    verdicts = {name: [0, "–"] for name in served_by}
+    texts = {}
+    for row in kept:
+        columns, source = rows.tokenized[row], rows.readable[int(rows.row_of[row])]
+        trained = list(columns["input_ids"][: columns["prompt_length"]])
+        messages, tools = source["messages"], source["tools"] or None
+        texts.setdefault("trained", encoder.tokenizer.decode(trained))
+        for name, serve in served_by.items():
+            try:
+                served = np.asarray(serve(messages[:-1], tools)).tolist()
+            except Exception as error:  # a template computes what it likes
+                served, problem = None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            texts.setdefault(name, problem if served is None else encoder.tokenizer.decode(served))
+            if served == trained:
+                verdicts[name][0] += 1
+            elif verdicts[name][1] == "–":
+                what = problem if served is None else difference(encoder, trained, served)
+                verdicts[name][1] = f"{rows.locations[row]}: {mask(what)}"
+    compared = [
+        [name, "equal" if equal == len(kept) else "different", f"{equal:,} of {len(kept):,}", first]
+        for name, (equal, first) in verdicts.items()
+    ]
+    shown = [[name, visible(mask(text))] for name, text in texts.items()]
+    note = f"Of the first {len(kept):,} rows that are neither cut nor split."
+    return [
+        Table("Prompts, trained and served", ["served by", "verdict", "equal", "first difference"], compared, note),
+        Table("The first of these prompts", ["", "text"], shown),
+    ]
+
+
+def difference(encoder: ChatEncoder, trained: Sequence[int], served: Sequence[int]) -> str:
+    """The first tokens in which two prompts differ."""
+    pairs = zip(trained, served, strict=False)
+    first = next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(trained), len(served)))
+    texts = [encoder.tokenizer.decode(ids[first : first + SHOWN]) for ids in (trained, served)]
+    return f"from token {first + 1:,} on trained {texts[0]!r}, served {texts[1]!r}"
