@@ -1,8 +1,10 @@
 """Distributed runs: rendezvous, also after a restart of torchrun, DeepSpeed's kernels and buffers, and the end."""
 
 import contextlib
+import hashlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -31,7 +33,9 @@ def _free_port() -> int:
 def compile_kernels(names: Sequence[str]) -> None:
     """Compile DeepSpeed's kernels, one process after the other, under a lock that is released when its process ends.
 
-    torch's own lock is a file that a killed compiler leaves, and later processes would wait for it forever.
+    torch's own lock is a file that a killed compiler leaves, and later processes would wait for it forever. Its default
+    folder is that of all environments, each of which would compile the kernels of the one before anew: the build files
+    hold an environment's paths. So each has a folder there, unless TORCH_EXTENSIONS_DIR names one.
 
     Args:
         names: DeepSpeed's builders; those that the accelerator does not have are skipped.
@@ -40,7 +44,8 @@ def compile_kernels(names: Sequence[str]) -> None:
     from deepspeed.ops import __compatible_ops__ as compatible
     from torch.utils.cpp_extension import get_default_build_root
 
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]
+    root = Path(os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(get_default_build_root(), environment)))
     begun = root / "hf_recipes.compiling"  # a killed process leaves it
     busy = f"waiting for another process, which compiles DeepSpeed's kernels in {root}"
     with locked(root / ".hf_recipes.lock", busy, wait=-1):

@@ -38,6 +38,17 @@ def test_locks_of_a_run_that_was_killed_while_it_compiled_are_removed(locks, tmp
     assert not (tmp_path / "hf_recipes.compiling").exists()
 
 
+def test_environments_do_not_compile_each_others_kernels_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.utils.cpp_extension.get_default_build_root", lambda: str(tmp_path))
+    folders = set()
+    for prefix in ("/one/.venv", "/two/.venv", "/one/.venv"):
+        monkeypatch.setattr("sys.prefix", prefix)
+        monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+        compile_kernels([])
+        folders.add(os.environ["TORCH_EXTENSIONS_DIR"])
+    assert folders == {str(path) for path in tmp_path.iterdir()} and len(folders) == 2
+
+
 def test_kernels_are_compiled_by_one_process_at_a_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     with locked(tmp_path / ".hf_recipes.lock", ""):
