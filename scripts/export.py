@@ -8,11 +8,12 @@ import shlex
 from hf_recipes.core.errors import say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.export.gguf import ExportArguments, export
+from hf_recipes.models.templates.options import TemplateChoice
 
 
 def main() -> None:
-    [arguments] = Parser([ExportArguments]).parse()
-    path = export(arguments)
+    arguments, template = Parser([ExportArguments, TemplateChoice]).parse()
+    path = export(arguments, template)
     say(f"model in {path}")
     if arguments.format == "ollama":
         say(f"ollama create NAME -f {shlex.quote(str(path.with_name('Modelfile')))} && ollama run NAME")

@@ -7,11 +7,11 @@ python scripts/merge_adapter.py --peft_path runs/first runs/second --weights 0.7
 from hf_recipes.core.errors import say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.export.merge import MergeArguments, merge
+from hf_recipes.models.templates.options import TemplateChoice
 
 
 def main() -> None:
-    [arguments] = Parser([MergeArguments]).parse()
-    say(f"merged model in {merge(arguments)}")
+    say(f"merged model in {merge(*Parser([MergeArguments, TemplateChoice]).parse())}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """A model as a GGUF file, for Ollama with a Modelfile; compared with the model before it gets its name."""
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +26,7 @@ from hf_recipes.models.from_gguf import load_gguf_model, read_metadata
 from hf_recipes.models.inference.generation_settings import stop_at_ends
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.pretokenizers import mixed_texts, named_like
+from hf_recipes.models.templates.options import TemplateChoice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +58,7 @@ class ExportArguments:
         check_limits(self)
 
 
-def export(args: ExportArguments) -> Path:
+def export(args: ExportArguments, template: TemplateChoice) -> Path:
     """Write the GGUF file, with ``--format ollama`` also a Modelfile, and return the file's path.
 
     Nothing is left where its logits or tokens differ from the model's beyond the tolerance.
@@ -71,7 +75,7 @@ def export(args: ExportArguments) -> Path:
     if not converter.is_file():
         raise UserError(f"--llama_cpp {args.llama_cpp}: no {CONVERTER} there; get it with: {GET_CONVERTER}")
     base = ModelArguments(name, model_revision=args.model_revision, dtype="float32")
-    config, tokenizer = open_for_inference(base, cache_dir=args.cache_dir)
+    config, tokenizer = open_for_inference(base, template=template, cache_dir=args.cache_dir)
     if is_reward_model(config):
         raise UserError(f"--model_name_or_path {name}: a reward model, which GGUF cannot hold")
     turns = read_turns(tokenizer) if args.format == "ollama" else None
@@ -90,12 +94,29 @@ def export(args: ExportArguments) -> Path:
     file_name = f"{merge_record.shown_name(name).rsplit('/', 1)[-1]}-{outtype}.gguf"
     with writing(f"--output_dir {target}", "make room or name another"), new_folder(target) as partial:
         gguf = partial / file_name
-        _convert(converter, folder, gguf, outtype, name, tokenizer)
+        chosen = tokenizer.chat_template if template != TemplateChoice() else None
+        with _with_template(folder, chosen) as source:
+            _convert(converter, source, gguf, outtype, name, tokenizer)
         _check(gguf, tokenizer, prompts, expected, outtype, args)
         if turns is not None:
             text = modelfile(gguf.name, turns, stop_texts(turns, tokenizer, generation), generation)
             (partial / "Modelfile").write_text(text, encoding="utf-8")
     return target / file_name
+
+
+@contextlib.contextmanager
+def _with_template(folder: Path, chat_template: str | None) -> Iterator[Path]:
+    """A folder of links to the files in `folder`, with another chat template; without one, `folder` itself."""
+    if chat_template is None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as links:
+        for path in folder.iterdir():
+            os.symlink(path.resolve(), os.path.join(links, path.name))
+        replaced = Path(links, "chat_template.jinja")
+        replaced.unlink(missing_ok=True)
+        replaced.write_text(chat_template, encoding="utf-8")
+        yield Path(links)
 
 
 def _convert(

@@ -5,6 +5,7 @@ Several adapters are added with their weights: W + Σ wᵢ·sᵢ·BᵢAᵢ, with
 matrices separately, which needs equal ranks and adds products of one's B and another's A; "svd" is an approximation.
 """
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from hf_recipes.models.inference.generation_settings import make_savable, stop_a
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
+from hf_recipes.models.templates.options import TemplateChoice
 from hf_recipes.publishing.model_card import model_card
 
 if TYPE_CHECKING:
@@ -91,14 +93,16 @@ class MergeArguments:
                 raise ValueError(f"--max_shard_size {self.max_shard_size}: expected a size such as 5GB") from None
 
 
-def merge(args: MergeArguments) -> Path:
+def merge(args: MergeArguments, template: TemplateChoice) -> Path:
     """Write the merged model to `args.output_dir`, unless the same merge is there already.
+
+    Its chat template is the adapter's, with what `template` sets.
 
     Where its difference from base and adapters is above the tolerance, nothing is left under the final name.
     """
     configs = [read_adapter_config(path) for path in args.peft_path]
     _check_combination(args, configs)
-    sources = _open(args, configs)
+    sources = _open(args, configs, template)
     base, folder = sources.model, sources.folder
     adapters = [
         {"name": merge_record.shown_name(path), "weight": weight, "files": merge_record.file_hashes(Path(path))}
@@ -110,6 +114,8 @@ def merge(args: MergeArguments) -> Path:
         "adapters": [[adapter["files"], adapter["weight"]] for adapter in adapters],
         **{name: getattr(args, name) for name in ("dtype", "max_shard_size", "tolerance")},
     }
+    if template != TemplateChoice():
+        request["chat_template"] = hashlib.sha256(sources.tokenizer.chat_template.encode()).hexdigest()
     target = Path(args.output_dir)
     if merge_record.is_done(target, request):
         say(f"{target}: this merge is done already; nothing is changed")
@@ -149,7 +155,7 @@ def _check_combination(args: MergeArguments, configs: Sequence["PeftConfig"]) ->
         raise UserError(f"--peft_path: adapters for different tasks ({', '.join(map(str, kinds))}); merge one kind")
 
 
-def _open(args: MergeArguments, configs: Sequence["PeftConfig"]) -> Sources:
+def _open(args: MergeArguments, configs: Sequence["PeftConfig"], template: TemplateChoice) -> Sources:
     name, revision = args.model_name_or_path, args.model_revision
     if name is None:
         bases = {config.base_model_name_or_path for config in configs}
@@ -176,7 +182,8 @@ def _open(args: MergeArguments, configs: Sequence["PeftConfig"]) -> Sources:
         )
     tokenizer = None
     for path in args.peft_path:
-        _, other = open_for_inference(ModelArguments(name, model_revision=revision, peft_path=path), **source)
+        arguments = ModelArguments(name, model_revision=revision, peft_path=path)
+        _, other = open_for_inference(arguments, template=template, **source)
         if tokenizer is None:
             tokenizer = other
         elif other.get_vocab() != tokenizer.get_vocab():

@@ -39,7 +39,7 @@ def load_tokenizer(
 
     Args:
         chat_template: a bundled name (a file in `TEMPLATES`) or a path to a jinja file; None keeps the tokenizer's.
-        template_name, template_options, thinking: see `TemplateArguments`; the template of the tokenizer, also of a
+        template_name, template_options, thinking: see `TemplateChoice`; the template of the tokenizer, also of a
             saved one, has them at its top.
         date: see `set_date`.
         needs_template: refuse a tokenizer without a template.

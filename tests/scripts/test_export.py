@@ -117,6 +117,28 @@ def test_a_merged_model_is_served_with_the_settings_of_its_base(export, script, 
     assert not [line for line in parameters[1] if "num_predict" in line]
 
 
+def test_variables_of_the_template_are_set_by_a_merge_and_an_export(export, script, llama, tmp_path):
+    """In the merged model's template, in that of the GGUF file and in the Modelfile."""
+    base = shutil.copytree(llama, tmp_path / "base")
+    text = "{{ '<think>' if thinking else '</think>' }}"
+    template = build_tokenizer().chat_template.replace("{{ '<|im_start|>assistant\n' }}", text)
+    build_tokenizer(chat_template=template).save_pretrained(base)
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).save_pretrained(tmp_path / "adapter")
+    flags = ("--peft_path", tmp_path / "adapter", "--output_dir", tmp_path / "merged")
+    code, out, err = script("merge_adapter.py", *flags, "--thinking", "on")
+    assert code == 0 and "--thinking on: the chat template's thinking true" in out, err
+    assert "thinking is defined else true -%}" in (tmp_path / "merged" / "chat_template.jinja").read_text()
+    assert "done already" in script("merge_adapter.py", *flags, "--thinking", "on")[1]
+    assert "another merge" in script("merge_adapter.py", *flags, "--thinking", "off")[2]
+    options = ("--chat_template_kwargs", '{"thinking": false}')
+    code, _, err = export("--model_name_or_path", tmp_path / "merged", "--output_dir", tmp_path / "gguf", *options)
+    assert code == 0, err
+    [file] = (tmp_path / "gguf").glob("*.gguf")
+    served = read_metadata(file, ["tokenizer.chat_template"])["tokenizer.chat_template"]
+    assert served.startswith("{%- set thinking = thinking if thinking is defined else false -%}")
+
+
 @pytest.mark.parametrize("name", ["alpaca", "baichuan", "chatml", "glm", "llama2", "plain", "vicuna"])
 @pytest.mark.parametrize("system", [False, True])
 def test_bundled_templates_are_translated(llama, name, system):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.data.chat.template import ChatTemplate
 from hf_recipes.data.pretraining.document_encoder import leading_ids
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.methods.questions import Question, read_question, read_rows
@@ -107,8 +108,7 @@ class SingleChoice(Method):
         for question, chosen in zip(questions, examples, strict=True):
             prompt = "".join(f"{example.text}{example.answer}\n\n" for example in chosen) + question.text
             if self._chat:
-                turn = [{"role": "user", "content": prompt}]
-                prompt = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+                prompt = ChatTemplate(self._tokenizer).prompt([{"role": "user", "content": prompt}])
             texts += [prompt + letter for letter in question.letters]
         encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
         results = []

@@ -8,7 +8,7 @@ from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.loading import fit_embeddings, load_config, load_model
 from hf_recipes.models.quantization import is_quantized
 from hf_recipes.models.saved_adapter import is_reward_adapter, load_adapter, read_adapter_config
-from hf_recipes.models.templates.options import TemplateArguments
+from hf_recipes.models.templates.options import TemplateChoice
 from hf_recipes.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def open_for_inference(
     arguments: ModelArguments,
     *,
-    template: TemplateArguments | None = None,
+    template: TemplateChoice | None = None,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
 ) -> tuple["PretrainedConfig", "PreTrainedTokenizerBase"]:
@@ -27,7 +27,7 @@ def open_for_inference(
     The tokenizer may have no chat template, as a base model's that only continues text. Another one, of `template`,
     must not write special tokens that it does not have.
     """
-    template = template or TemplateArguments()
+    template = template or TemplateChoice()
     source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
     config = load_config(arguments, **source)
     if arguments.peft_path:

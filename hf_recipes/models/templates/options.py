@@ -29,7 +29,7 @@ _THOUGHTS = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "PROBE
 
 
 @dataclass
-class TemplateArguments:
+class TemplateChoice:
     """Which chat template, and its variables."""
 
     chat_template: str | None = setting("A bundled template (chatml, llama2, vicuna, …) or a jinja file.")
@@ -42,6 +42,21 @@ class TemplateArguments:
     thinking: Thinking | None = setting(
         "Think or do not, by the variable that the template has for it; keep also shows the thoughts of earlier turns."
     )
+
+    def template_settings(self) -> dict[str, Any]:
+        """Keywords of `load_tokenizer`."""
+        return {
+            "chat_template": self.chat_template,
+            "template_name": self.chat_template_name,
+            "template_options": read_options(self.chat_template_kwargs),
+            "thinking": self.thinking,
+        }
+
+
+@dataclass
+class TemplateArguments(TemplateChoice):
+    """The template of what is rendered, and the date that it prints."""
+
     chat_template_date: str | None = setting(
         "What a template prints as today's date, such as 2026-11-29; by default the day of the run's first start."
     )
@@ -51,14 +66,7 @@ class TemplateArguments:
         self.chat_template_date = self.chat_template_date or begun or today()
 
     def template_settings(self) -> dict[str, Any]:
-        """Keywords of `load_tokenizer`."""
-        return {
-            "chat_template": self.chat_template,
-            "template_name": self.chat_template_name,
-            "template_options": read_options(self.chat_template_kwargs),
-            "thinking": self.thinking,
-            "date": self.chat_template_date,
-        }
+        return {**super().template_settings(), "date": self.chat_template_date}
 
 
 def read_options(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
