@@ -7,9 +7,9 @@ from datasets import Dataset
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
-from hf_recipes.data.chat.encoder import tokenize_dataset
 from hf_recipes.data.examples import hold_out, load_examples, row_statuses, usable
 from hf_recipes.data.schemas.registry import Columns
+from hf_recipes.data.tokenized import tokenize_dataset
 
 if TYPE_CHECKING:
     from hf_recipes.data.arguments import DataArguments

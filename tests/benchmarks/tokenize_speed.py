@@ -17,8 +17,9 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import load_examples
+from hf_recipes.data.tokenized import tokenize_dataset
 
 ENGLISH = ["the", "model", "Python", "data", "2023", "100", "def", "return", "learning", "is", "of", "print(x)", "GPU"]
 

@@ -11,9 +11,10 @@ from datasets.arrow_writer import ArrowWriter
 from conftest import conversation, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import load_examples
 from hf_recipes.data.pretraining import token_shards
+from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.stages.pretrain import PretrainArguments
 from hf_recipes.stages.pretrain_data import prepare_mixture
 

@@ -5,23 +5,19 @@ Loss is on what the model must say after the prompt that a server sends: the ass
 where each prompt begins with the prompt and the answer before it; else each turn is an example of its own.
 """
 
-import gc
 import json
-import os
 import sys
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import disk_problem, writing
+from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, row_status
 from hf_recipes.data.chat import message_form, rendered_text, template, token_offsets
 from hf_recipes.data.chat.dates import printed_date
@@ -32,20 +28,14 @@ from hf_recipes.data.chat.template import (
     Example,
     has_answer,
 )
-from hf_recipes.data.chat.token_offsets import Aligned, ByteAligned, OffsetAligned, PrefixAligned, byte_lengths
+from hf_recipes.data.chat.token_offsets import Aligned, Aligner
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas import thoughts
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
+from hf_recipes.data.tokenized import FEATURES, table_of
 
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
-MAX_TAILS = 1000
-FEATURES = {
-    "input_ids": List(Value("int32")),
-    "labels": List(Value("int32")),
-    "prompt_length": Value("int32"),
-    "status": Value("string"),
-}
 
 
 @dataclass
@@ -111,9 +101,7 @@ class ChatEncoder:
         self.truncation_side, self.split_turns = truncation_side, split_turns
         self.keep_text, self.keep_rest = keep_text, keep_rest
         self.template = ChatTemplate(tokenizer, template_options)
-        self._tails: dict[str, list[int]] = {}  # the tokens of ends of prompts, which are hardly ever different
-        self._aligned: dict[str, Aligned] = {}  # the texts of a batch, tokenized at once
-        self._byte_lengths = byte_lengths(tokenizer)
+        self._align = Aligner(tokenizer)
 
     @property
     def end_ids(self) -> list[int]:
@@ -150,8 +138,7 @@ class ChatEncoder:
             except RowProblem as problem:
                 rendered.append(problem)
         examples = [example for row in rendered if isinstance(row, list) for example in row]
-        texts = dict.fromkeys(text for example in examples for text in (example.prompt, example.answer))
-        self._aligned = dict(zip(texts, self._align_all(list(texts)), strict=True))
+        self._align.prepare(text for example in examples for text in (example.prompt, example.answer))
         encoded: list[Encoded] = []
         for index, (messages, row_tools, row) in enumerate(zip(conversations, tools, rendered, strict=True)):
             try:
@@ -164,7 +151,7 @@ class ChatEncoder:
             for number, one in enumerate(rows, 1):
                 one.conversation, one.following = index, len(rows) - number
             encoded += rows
-        self._aligned = {}
+        self._align.prepare(())
         return encoded
 
     def served_prompt(self, messages: list[Message], tools: list | None = None) -> np.ndarray:
@@ -237,53 +224,12 @@ class ChatEncoder:
         for turn, start, end in example.earlier:
             first, last = aligned.tokens(start, end)
             alone = aligned.tokens(start - 1, start)[1] <= first and last <= aligned.tokens(end, end + 1)[0]
-            if not (alone and self._begins_alike(aligned, start, first)):
+            if not (
+                alone
+                and self._align.begins_alike(aligned, start, first, self.template.last_special(aligned.text, start))
+            ):
                 unserved.append(turn)
         return unserved
-
-    def _begins_alike(self, aligned: Aligned, end: int, count: int) -> bool:
-        """Whether the first `end` characters of a text have, by themselves, its first `count` tokens."""
-        special = self.template.last_special(aligned.text, end)
-        if special is None or not isinstance(aligned, ByteAligned):
-            return list(self._align(aligned.text[:end]).ids) == list(aligned.ids[:count])
-        tail = aligned.text[special:end]  # nothing before a special token depends on what follows it
-        if tail not in self._tails:
-            if len(self._tails) == MAX_TAILS:
-                self._tails.clear()
-            self._tails[tail] = list(self._align(tail).ids)
-        ids = self._tails[tail]
-        return list(aligned.ids[count - len(ids) : count]) == ids
-
-    def _align(self, text: str) -> Aligned:
-        return self._aligned.get(text) or self._align_all([text])[0]
-
-    def _align_all(self, texts: list[str]) -> list[Aligned]:
-        if not self.tokenizer.is_fast:
-            return [PrefixAligned(text, self.tokenizer) for text in texts]
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        if self._byte_lengths is None:
-            encodings = backend.encode_batch(texts, add_special_tokens=False)
-            return [OffsetAligned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
-        aligned: list[Aligned] = []
-        for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            one = ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
-            aligned.append(one if one.is_exact else OffsetAligned(text, backend.encode(text, add_special_tokens=False)))
-        return aligned
-
-    def _align_answer(self, prompt: Aligned, answer: str) -> tuple[Aligned, int]:
-        """The tokens of an answer after its prompt: those of a text from an index on.
-
-        Byte-level tokenizers give them of the answer alone; others may put a space before a text, and give them of the
-        answer behind its prompt, where that leaves the prompt's tokens as they are.
-        """
-        alone = self._align(answer)
-        if not isinstance(alone, ByteAligned):
-            whole, size = self._align(prompt.text + answer), len(prompt.ids)
-            if list(whole.ids[:size]) == list(prompt.ids):
-                return whole, size
-        return alone, 0
 
     def _encode_example(self, messages: list[Message], tools: list | None, example: Example) -> Encoded:
         """Tokenize an example, and truncate what is over the budgets."""
@@ -292,7 +238,7 @@ class ChatEncoder:
         while True:
             prompt = self._align(example.prompt)
             start = len(prompt.ids)
-            answer, first = self._align_answer(prompt, example.answer) if example.answer else (prompt, start)
+            answer, first = self._align.after(prompt, example.answer) if example.answer else (prompt, start)
             size = len(answer.ids) - first
             full_prompt_length = full_prompt_length or start
             source, target = self._budgets(start, size)
@@ -386,42 +332,6 @@ class ChatEncoder:
         return Features(features)
 
 
-def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) -> Dataset:
-    """Encode every row of `examples` (those of `load_examples`), cached by content.
-
-    Args:
-        encoder: a `ChatEncoder` for the form messages, a `PairEncoder` for preference, an `UnpairedEncoder` for
-            unpaired.
-    """
-    if len(examples) == 0:
-        raise UserError("there is no row left to train on")
-    # Full garbage collections need not walk the million objects of torch and transformers: a tenth less time.
-    gc.freeze()
-    encode = partial(
-        examples.with_format("arrow").map,
-        encoder.map_batch,
-        batched=True,
-        num_proc=num_proc if num_proc and num_proc > 1 else None,
-        remove_columns=examples.column_names,
-        features=encoder.features,
-        new_fingerprint=fingerprint(examples._fingerprint, encoder.fingerprint),
-        desc="Tokenizing",
-    )
-    cache = next((os.path.dirname(file["filename"]) for file in examples.cache_files), "memory")
-    try:
-        with writing(f"the cache in {cache}", "make room there or name another with --cache_dir"):
-            try:
-                tokenized = encode()
-            except (pa.ArrowException, OSError) as error:
-                if disk_problem(error):
-                    raise
-                say(f"{cache}: tokenized rows are damaged ({' '.join(str(error).split())[:100]}); they are made anew")
-                tokenized = encode(load_from_cache_file=False)
-    finally:
-        gc.unfreeze()
-    return tokenized.with_format(None)
-
-
 def _labelled_in(example: Example, messages: list[Message]) -> list[Message]:
     """The turns of an example; of the answers, those that are labelled in others have the weight 0."""
     *before, last = messages[: example.turns]
@@ -470,20 +380,3 @@ def _dropped(reason: str) -> Encoded:
 
 def last_question(messages: list[Message]) -> str:
     return next(message["content"] for message in reversed(messages) if message["role"] == "user")
-
-
-def table_of(rows: Sequence[Encoded]) -> dict[str, pa.Array]:
-    """The columns of `FEATURES`."""
-    return {
-        "input_ids": list_array([row.input_ids for row in rows]),
-        "labels": list_array([row.labels for row in rows]),
-        "prompt_length": pa.array([row.prompt_length for row in rows], pa.int32()),
-        "status": pa.array([row.status for row in rows], pa.string()),
-    }
-
-
-def list_array(rows: list[np.ndarray]) -> pa.ListArray:
-    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    values = np.concatenate(rows) if rows else np.empty(0, np.int32)
-    return pa.ListArray.from_arrays(offsets, values)

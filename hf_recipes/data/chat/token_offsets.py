@@ -1,10 +1,12 @@
 """Which tokens of a text hold which of its characters, for fast tokenizers and slow ones."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
+
+MAX_ENDS = 1000
 
 
 class Aligned(ABC):
@@ -105,6 +107,68 @@ class PrefixAligned(Aligned):
 
     def begins_character(self, token: int) -> bool:
         return not self._tokenizer.decode(self.ids[max(0, token - 4) : token]).endswith("\ufffd")
+
+
+class Aligner:
+    """Tokenizes texts, without special tokens but those that they hold."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenizer = tokenizer
+        self._byte_lengths = byte_lengths(tokenizer)
+        self._prepared: dict[str, Aligned] = {}
+        self._ends: dict[str, list[int]] = {}  # the tokens of ends of prompts, which are hardly ever different
+
+    def __call__(self, text: str) -> Aligned:
+        return self._prepared.get(text) or self._align([text])[0]
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Tokenize at once `texts`, which will be asked for, and forget those before."""
+        different = list(dict.fromkeys(texts))
+        self._prepared = dict(zip(different, self._align(different), strict=True))
+
+    def _align(self, texts: list[str]) -> list[Aligned]:
+        if not self._tokenizer.is_fast:
+            return [PrefixAligned(text, self._tokenizer) for text in texts]
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        if self._byte_lengths is None:
+            encodings = backend.encode_batch(texts, add_special_tokens=False)
+            return [OffsetAligned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        aligned: list[Aligned] = []
+        for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+            one = ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
+            aligned.append(one if one.is_exact else OffsetAligned(text, backend.encode(text, add_special_tokens=False)))
+        return aligned
+
+    def after(self, prompt: Aligned, answer: str) -> tuple[Aligned, int]:
+        """The tokens of an answer after its prompt: those of a text from an index on.
+
+        Byte-level tokenizers give them of the answer alone; others may put a space before a text, and give them of the
+        answer behind its prompt, where that leaves the prompt's tokens as they are.
+        """
+        alone = self(answer)
+        if not isinstance(alone, ByteAligned):
+            whole, size = self(prompt.text + answer), len(prompt.ids)
+            if list(whole.ids[:size]) == list(prompt.ids):
+                return whole, size
+        return alone, 0
+
+    def begins_alike(self, aligned: Aligned, end: int, count: int, special: int | None) -> bool:
+        """Whether the first `end` characters of a text have, by themselves, its first `count` tokens.
+
+        Args:
+            special: where a special token near that end begins.
+        """
+        if special is None or not isinstance(aligned, ByteAligned):
+            return list(self(aligned.text[:end]).ids) == list(aligned.ids[:count])
+        tail = aligned.text[special:end]  # nothing before a special token depends on what follows it
+        if tail not in self._ends:
+            if len(self._ends) == MAX_ENDS:
+                self._ends.clear()
+            self._ends[tail] = list(self(tail).ids)
+        ids = self._ends[tail]
+        return list(aligned.ids[count - len(ids) : count]) == ids
 
 
 def byte_lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:

@@ -7,8 +7,9 @@ from trl import SFTConfig, SFTTrainer
 
 from conftest import ROOT, build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import load_examples, row_statuses
+from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.models.tokenizer import _bundled, load_tokenizer
 
 QUESTIONS = [
@@ -116,7 +117,7 @@ def test_multi_turn_labels_equal_a_token_by_token_reference(tokenizer, messages)
 
 def offsets_only(tokenizer):
     encoder = ChatEncoder(tokenizer)
-    encoder._byte_lengths = None
+    encoder._align._byte_lengths = None
     return encoder
 
 
@@ -319,7 +320,7 @@ def test_prompts_are_cut_within_the_question(tokenizer, slow_tokenizer, kind, si
     settings = {"max_source_length": 30, "max_target_length": 12, "truncation_side": side}
     encoder = ChatEncoder(slow_tokenizer if kind == "slow" else tokenizer, **settings)
     if kind == "offsets":
-        encoder._byte_lengths = None
+        encoder._align._byte_lengths = None
     messages = conversation("开头" + "很长的问题" * 20 + "结尾", "好")
     [row] = encoder.encode([messages])
     text = tokenizer.decode(row.input_ids)
@@ -335,7 +336,7 @@ def test_prompts_are_cut_within_the_question(tokenizer, slow_tokenizer, kind, si
 def test_row_12_answers_keep_their_end_of_turn_when_cut(tokenizer, slow_tokenizer, kind):
     encoder = ChatEncoder(slow_tokenizer if kind == "slow" else tokenizer, max_target_length=10)
     if kind == "offsets":
-        encoder._byte_lengths = None
+        encoder._align._byte_lengths = None
     for answer in ("很长的回答" * 20, "龘靐齉爩" * 20):
         [row] = encoder.encode([conversation("问", answer)])
         [labelled] = learned_text(tokenizer, row)

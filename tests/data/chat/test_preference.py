@@ -6,10 +6,10 @@ import pytest
 from conftest import conversation, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import FILTERED, Ledger, shown
-from hf_recipes.data.chat.encoder import tokenize_dataset
 from hf_recipes.data.chat.preference import UnpairedEncoder
 from hf_recipes.data.examples import load_examples, row_statuses
 from hf_recipes.data.schemas.registry import Columns
+from hf_recipes.data.tokenized import tokenize_dataset
 
 LIKES = {"label": "likes", "threshold": 10.0}
 

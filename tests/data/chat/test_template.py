@@ -7,8 +7,9 @@ import pytest
 from conftest import CHATML, build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
-from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import load_examples
+from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.metrics.text import exact_matches, without_thoughts
 from hf_recipes.models.tokenizer import load_tokenizer
 

@@ -5,10 +5,11 @@ import pytest
 from conftest import build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.chat.encoder import ChatEncoder, tokenize_dataset
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import load_examples, row_statuses
 from hf_recipes.data.schemas.columns import Columns
 from hf_recipes.data.schemas.registry import detect_schema
+from hf_recipes.data.tokenized import tokenize_dataset
 
 TOOL = {"name": "weather", "description": "查天气", "parameters": {"type": "object", "properties": {"city": {}}}}
 TOOLS = [{"type": "function", "function": TOOL}]
