@@ -5,10 +5,12 @@ as it is saved has no date in it, and prints that of the day on which it is rend
 """
 
 from datetime import date
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CODES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
 
@@ -17,7 +19,7 @@ def today() -> str:
     return date.today().isoformat()
 
 
-def set_date(tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
+def set_date(tokenizer: "PreTrainedTokenizerBase", day: str | None) -> None:
     """The date, as 2026-11-29, that `ChatTemplate` prints for this tokenizer; None is that of each rendering."""
     try:
         tokenizer.template_date = day and date.fromisoformat(day).isoformat()
@@ -25,13 +27,13 @@ def set_date(tokenizer: PreTrainedTokenizerBase, day: str | None) -> None:
         raise UserError(f"--chat_template_date {day}: expected a date such as 2026-11-29") from None
 
 
-def printed_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def printed_date(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """The date that was set, if the tokenizer's template prints one."""
     is_printed = "strftime_now" in str(tokenizer.chat_template or "")
     return getattr(tokenizer, "template_date", None) if is_printed else None
 
 
-def with_date(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def with_date(tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """The tokenizer's template with a `strftime_now` of its own, for midnight of the date that was set.
 
     transformers passes no functions to a template, so a macro replaces each code of a format. None where there is

@@ -224,10 +224,8 @@ class ChatEncoder:
         for turn, start, end in example.earlier:
             first, last = aligned.tokens(start, end)
             alone = aligned.tokens(start - 1, start)[1] <= first and last <= aligned.tokens(end, end + 1)[0]
-            if not (
-                alone
-                and self._align.begins_alike(aligned, start, first, self.template.last_special(aligned.text, start))
-            ):
+            special = self.template.last_special(aligned.text, start)
+            if not (alone and self._align.begins_alike(aligned, start, first, special)):
                 unserved.append(turn)
         return unserved
 

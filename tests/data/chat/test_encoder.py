@@ -7,7 +7,7 @@ from trl import SFTConfig, SFTTrainer
 
 from conftest import ROOT, build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.chat import ChatEncoder
 from hf_recipes.data.examples import load_examples, row_statuses
 from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.models.tokenizer import _bundled, load_tokenizer
