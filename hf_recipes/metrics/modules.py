@@ -51,8 +51,8 @@ def _module(score: Callable, columns: dict[str, Value | ListOf] = PAIRS) -> type
 
 def accuracy(**columns) -> dict[str, float]:
     """`metrics.choice_accuracy`; `choices` are a list of texts or None for each row. Nothing where no row counts."""
-    found = metrics.choice_accuracy(**columns)
-    return {"accuracy": found[0]} if found else {}
+    accuracy = metrics.choice_accuracy(**columns)
+    return {"accuracy": accuracy[0]} if accuracy else {}
 
 
 MODULES = {

@@ -46,18 +46,18 @@ def prepare_rows(
 def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages") -> dict[str, Dataset]:
     """The examples called ``train`` and, where there are any, ``validation``; see `load_examples`."""
     columns = columns_of(data)
-    found = {"train": load_examples(data.train_file, columns, form, data.cache_dir)}
+    splits = {"train": load_examples(data.train_file, columns, form, data.cache_dir)}
     if data.validation_file:
-        found["validation"] = load_examples(data.validation_file, columns, form, data.cache_dir, split="validation")
+        splits["validation"] = load_examples(data.validation_file, columns, form, data.cache_dir, split="validation")
     elif data.validation_split_percentage:
-        found["train"], found["validation"] = hold_out(found["train"], data.validation_split_percentage, args.seed)
-        held, rest = len(found["validation"]), len(found["train"])
+        splits["train"], splits["validation"] = hold_out(splits["train"], data.validation_split_percentage, args.seed)
+        held, rest = len(splits["validation"]), len(splits["train"])
         say(f"held out {held:,} of {rest + held:,} rows for evaluation")
     for name, limit in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
-        if name in found and limit is not None and limit < len(found[name]):
-            say(f"{name}: the first {limit:,} of {len(found[name]):,} rows")
-            found[name] = found[name].select(range(limit))
-    return found
+        if name in splits and limit is not None and limit < len(splits[name]):
+            say(f"{name}: the first {limit:,} of {len(splits[name]):,} rows")
+            splits[name] = splits[name].select(range(limit))
+    return splits
 
 
 def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:

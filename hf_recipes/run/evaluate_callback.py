@@ -215,7 +215,7 @@ def draw_change(method: Method, path: Path, records: Sequence[Record]) -> None:
         method.draw(
             path.parent,
             name,
-            {step.replace("-", " "): Outcome({name: found}, {}) for step, found in outcomes.items()},
+            {step.replace("-", " "): Outcome({name: rows}, {}) for step, rows in outcomes.items()},
         )
 
 

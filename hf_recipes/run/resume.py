@@ -69,8 +69,8 @@ def begun_with(parser: "Parser", args: "RunArguments") -> dict[str, Any]:
     settings = {"stage": type(args).__name__.removesuffix("Arguments"), **parser.recorded()}
     settings |= {name: getattr(args, name) for name in ("bf16", "use_vllm") if name in settings}  # as the machine is
     contents = {name: _content(settings[name]) for name in CONTENTS if settings.get(name)}
-    found = {"settings": settings, "contents": contents, "processes": args.world_size}
-    return json.loads(to_json(found, default=str))
+    record = {"settings": settings, "contents": contents, "processes": args.world_size}
+    return json.loads(to_json(record, default=str))
 
 
 def _content(value: Any) -> Any:

@@ -125,9 +125,9 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
         finally:
             del accelerator.gather, accelerator.gather_for_metrics
         metrics = self._metrics["train" if self.model.training else "eval"]
-        found = {name: values[-1] for name, values in metrics.items()}
+        last = {name: values[-1] for name, values in metrics.items()}
         metrics.clear()
-        return loss, found
+        return loss, last
 
     def _comparing_losses(self, pairs: torch.Tensor, update: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """The weighted sum of the losses that compare pairs, (B,), of `pairs` at `index` of all pairs of the `update`.

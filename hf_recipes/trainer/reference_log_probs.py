@@ -158,8 +158,8 @@ class PreferenceLoss(Method):
             for batch in batches([-self._lengths[unit] for unit in units], size, how):
                 rows = [trainer.eval_dataset[units[index]] for index in batch]
                 figures = trainer.evaluate_rows(trainer._prepare_inputs(trainer.data_collator(rows)))
-                for index, found in zip(batch, figures, strict=True):
-                    records[index] = {"location": self._locations[units[index]], **found}
+                for index, values in zip(batch, figures, strict=True):
+                    records[index] = {"location": self._locations[units[index]], **values}
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:

@@ -17,22 +17,22 @@ class Sharding:
     @classmethod
     def of(cls, args) -> "Sharding":
         """As the training arguments or the configuration of ``accelerate launch`` say."""
-        found = cls(processes=args.world_size)
+        sharding = cls(processes=args.world_size)
         if args.deepspeed_plugin is not None:
             zero = args.deepspeed_plugin.deepspeed_config.get("zero_optimization") or {}
-            found.stage = int(zero.get("stage", 0))
-            found.offloads_optimizer = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
-            found.offloads_weights = (zero.get("offload_param") or {}).get("device", "none") != "none"
-            found.half = bool(args.bf16 or args.fp16)
+            sharding.stage = int(zero.get("stage", 0))
+            sharding.offloads_optimizer = (zero.get("offload_optimizer") or {}).get("device", "none") != "none"
+            sharding.offloads_weights = (zero.get("offload_param") or {}).get("device", "none") != "none"
+            sharding.half = bool(args.bf16 or args.fp16)
         elif args.use_cpu:  # accelerate leaves FSDP out there
             pass
         elif args.fsdp:
-            found.stage = 3 if args.fsdp_config.get("reshard_after_forward", True) else 2
-            found.offloads_optimizer = found.offloads_weights = bool(args.fsdp_config.get("cpu_offload"))
+            sharding.stage = 3 if args.fsdp_config.get("reshard_after_forward", True) else 2
+            sharding.offloads_optimizer = sharding.offloads_weights = bool(args.fsdp_config.get("cpu_offload"))
         elif _says("ACCELERATE_USE_FSDP", "false"):
-            found.stage = 3 if _says("FSDP_RESHARD_AFTER_FORWARD", "true") else 2
-            found.offloads_optimizer = found.offloads_weights = _says("FSDP_OFFLOAD_PARAMS", "false")
-        return found
+            sharding.stage = 3 if _says("FSDP_RESHARD_AFTER_FORWARD", "true") else 2
+            sharding.offloads_optimizer = sharding.offloads_weights = _says("FSDP_OFFLOAD_PARAMS", "false")
+        return sharding
 
 
 def _says(name: str, default: str) -> bool:

@@ -359,10 +359,10 @@ def _starts(messages: list[Message], text: str, position: int) -> dict[int, int]
     starts = {}
     for index, message in enumerate(messages):
         if message["role"] in ("user", "tool"):  # of the assistant's turns the template may leave something out
-            found = find_text(text, message["content"], position)
-            if found is None:
+            span = find_text(text, message["content"], position)
+            if span is None:
                 return None
-            starts[index], position = found
+            starts[index], position = span
     return starts
 
 

@@ -167,13 +167,13 @@ class ChatTemplate:
         position = 0
         for message in messages:
             calls, is_system = message.get("tool_calls"), message["role"] == "system"
-            found = (position, position) if calls else find_text(text, message["content"], 0 if is_system else position)
-            if found is None:
+            span = (position, position) if calls else find_text(text, message["content"], 0 if is_system else position)
+            if span is None:
                 raise RowProblem("the chat template does not show every turn", message["role"])
             if calls:
                 position = end_of_calls(text, calls, position)
             elif not is_system:  # which a template may write anywhere
-                position = found[1]
+                position = span[1]
         return text
 
     def examples(
@@ -292,12 +292,12 @@ class ChatTemplate:
         begin = end = thoughts_at[1] if thoughts_at else start
         if content.strip():
             # Where the two part, they may begin with the same character by chance.
-            found = None if calls else self._last_content(whole, content, end if is_prefix else 0)
-            found = found or find_text(whole, content, end)
-            if found is None:
+            span = None if calls else self._last_content(whole, content, end if is_prefix else 0)
+            span = span or find_text(whole, content, end)
+            if span is None:
                 what = "text before a call" if calls else "turn's text"
                 raise RowProblem(f"the chat template leaves out or changes a {what}")
-            begin, end = found
+            begin, end = span
         elif not calls:
             raise RowProblem("the chat template does not show every turn", "assistant")
         if calls:

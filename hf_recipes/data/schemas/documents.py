@@ -42,8 +42,8 @@ def is_program(row: Row) -> bool:
 
 
 def fill_text(columns: Columns, row: Row) -> Columns:
-    found = next((name for name in TEXT_COLUMNS[columns.reads] if name in row), "text")
-    return replace(columns, prompt=columns.prompt or found)
+    column = next((name for name in TEXT_COLUMNS[columns.reads] if name in row), "text")
+    return replace(columns, prompt=columns.prompt or column)
 
 
 def fill_code(columns: Columns, row: Row) -> Columns:

@@ -109,11 +109,11 @@ def _find(row: Row, columns: Columns) -> Schema | None:
     schemas = [schema for schema in REGISTRY if columns.reads in schema.reads]
     if columns.schema:
         return next((schema for schema in schemas if schema.name == columns.schema), None)
-    found = next((schema for schema in schemas if schema.matches(columns, row)), None)
-    if found is None and columns.reads == "prompts" and (prompt := chat.prompt_of(row)):
+    matching = next((schema for schema in schemas if schema.matches(columns, row)), None)
+    if matching is None and columns.reads == "prompts" and (prompt := chat.prompt_of(row)):
         row = {**row, chat.ANSWER_OF[prompt]: None}  # the answer that a prompt may lack
-        found = next((schema for schema in schemas if schema.matches(columns, row)), None)
-    return found
+        matching = next((schema for schema in schemas if schema.matches(columns, row)), None)
+    return matching
 
 
 def named_schema(name: str, columns: Columns, path: str = "") -> Schema:

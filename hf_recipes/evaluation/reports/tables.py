@@ -77,8 +77,8 @@ def mean_loss(log_history: Sequence[Mapping]) -> float | None:
 
 
 def _is_share(key: str) -> bool:
-    found = shown(key)
-    return found is not None and found[1] not in PLAIN
+    known = shown(key)
+    return known is not None and known[1] not in PLAIN
 
 
 def as_text(key: str, value: float | None) -> str:
