@@ -125,7 +125,9 @@ def digest(path: str | os.PathLike) -> str:
     if not folder.is_dir():
         return str(path)
     for file in sorted(folder.iterdir()):
-        if file.name.startswith("tokenizer") or file.name.endswith((".safetensors", "config.json", ".jinja", ".model")):
+        if file.name.startswith("tokenizer") or file.name.endswith(
+            (".safetensors", ".bin", "config.json", ".jinja", ".model")
+        ):
             size = file.stat().st_size
             hashed.update(f"{file.name} {size}".encode())
             with open(file, "rb") as stream:

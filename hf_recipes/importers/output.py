@@ -57,15 +57,16 @@ def output_folder(output_dir: str, overwrite: bool) -> Iterator[Path]:
 
 
 def _written_by_import(out: Path) -> set[str]:
-    """The files of an earlier import into `out`, which its ledger proves and its settings describe."""
+    """The files of an earlier import into `out`, which its ledger and its settings prove."""
     if (out / RECORD).exists() or not (out / LEDGER).is_file():  # with a record, it is a training run's ledger
         return set()
     try:
         settings = yaml.safe_load((out / "run_config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         settings = None
-    has_no_test = isinstance(settings, dict) and settings.get("test_size") == 0
-    return set(FILES) - ({"test.jsonl"} if has_no_test else set())
+    if not isinstance(settings, dict) or "test_size" not in settings:  # a corpus has a ledger and settings too
+        return set()
+    return set(FILES) - (set() if settings["test_size"] else {"test.jsonl"})
 
 
 def write_examples(

@@ -37,10 +37,15 @@ def test_an_import_replaces_what_an_import_wrote(tmp_path):
     put(out, "test.jsonl")  # the import made none
     with pytest.raises(UserError, match=r"no earlier run wrote test\.jsonl there"):
         imports(out)
+    (out / "test.jsonl").unlink()
+    (out / "run_config.yaml").write_text("max_chars: 100\n")  # a corpus's, which has a ledger too
+    with pytest.raises(UserError, match="no earlier run wrote"):
+        imports(out)
+    (out / "run_config.yaml").write_text("test_size: 0\n")
     (out / ".run").write_text("{}")  # a training run's
     with pytest.raises(UserError, match="no earlier run wrote"):
         imports(out)
-    assert (out / "test.jsonl").read_text() == "mine"
+    assert (out / "train.jsonl").exists()
 
 
 def corpus(out, overwrite=True):

@@ -22,7 +22,7 @@ from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import Continuation, continue_batches, not_numbers
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.inference.thinking import opens_thoughts, split_ids
-from hf_recipes.models.saved_adapter import load_adapter
+from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.templates.options import TemplateArguments
 
 if TYPE_CHECKING:
@@ -207,6 +207,12 @@ def open_engine(
 
     A tokenizer without a chat template is replaced by the first adapter's, or else gets the bundled template `plain`.
     """
+    biased = next((path for path in adapters if read_adapter_config(path).bias != "none"), None)
+    if biased and len(adapters) > 1:
+        raise UserError(
+            f"--peft_path {biased}: it has biases of the base (bias), which would stay in the answers of the other "
+            "adapters; chat with it alone, or merge it"
+        )
     source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
     opened = []
     for path in (*adapters, None):

@@ -23,25 +23,24 @@ def check_saved(model: PreTrainedModel, folder: Path, state: dict[str, torch.Ten
     """Compare the files that were just saved in `folder` with what is trained.
 
     An adapter's tensors are compared by name and value. A full model's experts and tied weights can have other names in
-    its files: there the number of weights is compared.
+    its files: there the number of all weights is compared.
 
     Args:
         state: the state that was saved, where DeepSpeed gathered it.
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not isinstance(model, PeftModel):
         saved = 0
         for path in folder.glob("*.safetensors"):
             with safe_open(path, "pt") as file:
                 saved += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        count = sum(getattr(p, "ds_numel", p.numel()) for p in trained.values())
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
         if saved < count:
-            raise UserError(f"{folder}: {count:,} weights are trained and {saved:,} were saved")
+            raise UserError(f"{folder}: the model has {count:,} weights and {saved:,} were saved")
         return
     names, expected = saved_names(model), get_peft_model_state_dict(model, state, save_embedding_layers=False)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:
         saved = set(file.keys())
-        for name in trained:
+        for name in (name for name, parameter in model.named_parameters() if parameter.requires_grad):
             key = names.get(name)
             if key not in saved or not torch.equal(file.get_tensor(key), expected[key].cpu()):
                 raise UserError(f"{folder}: adapter_model.safetensors lacks {name} as it was trained")

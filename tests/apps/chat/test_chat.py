@@ -323,6 +323,10 @@ def test_commands_that_fail(fails, model_dir, adapters, judge, tmp_path):
     type(wide)(wide.config).save_pretrained(other)
     build_tokenizer().save_pretrained(other)
     fails("an adapter for another base", "--peft_path", adapters[0], "--cli", model=other)
+    biased = shutil.copytree(adapters[0], tmp_path / "biased")
+    settings = json.loads((biased / "adapter_config.json").read_text()) | {"bias": "all"}
+    (biased / "adapter_config.json").write_text(json.dumps(settings))
+    fails("would stay in the answers of the other adapters", "--peft_path", adapters[1], biased, "--cli")
     fails("given twice", "--peft_path", adapters[0], adapters[0], "--cli")
 
 

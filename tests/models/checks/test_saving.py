@@ -285,12 +285,16 @@ def test_what_is_trained_and_not_saved_is_named(bases, tmp_path):
         check_trained(model, args, is_quantized=False)
 
 
-def test_of_a_whole_model_the_weights_are_counted(bases, tmp_path):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_of_a_whole_model_the_weights_are_counted(bases, tmp_path, frozen):
+    """Frozen ones too: they would stand in for those that are missing."""
     model = opened(bases[True])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen or "norm" in name)
     model.save_pretrained(tmp_path)
     check_saved(model, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file({name: t for name, t in tensors.items() if "norm.weight" not in name}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"weights are trained and .* were saved"):
+    with pytest.raises(UserError, match=r"the model has [\d,]+ weights and [\d,]+ were saved"):
         check_saved(model, tmp_path)
     assert not same(tensors, load_file(tmp_path / "model.safetensors"))
