@@ -19,7 +19,7 @@ def prompt_tables(rows: Conversations, mask: Callable[[str], str] = str) -> list
 
     They are compared with `ChatEncoder.served_prompt`, and with `apply_chat_template` of the tokenizer as saved.
     """
-    kept = [row for row in rows.used.tolist() if rows.statuses[row] == KEPT and rows.following[row] == 0][:ROWS]
+    kept = [row for row in rows.used.tolist() if rows.following[row] == 0 and _is_whole(rows.statuses[row])][:ROWS]
     if not kept:
         return []
     encoder = rows.encoder
@@ -52,11 +52,16 @@ def prompt_tables(rows: Conversations, mask: Callable[[str], str] = str) -> list
         for name, (equal, first) in verdicts.items()
     ]
     shown = [[name, visible(mask(text))] for name, text in texts.items()]
-    note = f"Of the first {len(kept):,} rows that are neither cut nor split."
+    note = f"Of the first {len(kept):,} rows that are not cut."
     return [
         Table("Prompts, trained and served", ["served by", "verdict", "equal", "first difference"], compared, note),
         Table("The first of these prompts", ["", "text"], shown),
     ]
+
+
+def _is_whole(status: str) -> bool:
+    """Whether the last answer of a row is trained on, after all of its turns."""
+    return status.startswith((KEPT, "split")) and "left out" not in status
 
 
 def difference(encoder: ChatEncoder, trained: Sequence[int], served: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from hf_recipes.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CODES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
+CODES = "aAbBcCdDeFfgGhHIjklmMpPrRSTuUVwWxXyYzZ"
 
 
 def today() -> str:

@@ -31,7 +31,7 @@ from hf_recipes.data.chat.template import (
 from hf_recipes.data.chat.token_offsets import Aligned, Aligner
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas import thoughts
-from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
+from hf_recipes.data.schemas.conversation import Message, RowProblem, with_objects, with_thoughts
 from hf_recipes.data.tokenized import FEATURES, table_of
 
 SplitTurns = Literal["auto", "always", "never"]
@@ -128,7 +128,7 @@ class ChatEncoder:
 
         A conversation that ends with a question becomes a prompt: what a server sends for it.
         """
-        conversations = [list(map(with_thoughts, messages)) for messages in conversations]
+        conversations = [list(map(_uniform, messages)) for messages in conversations]
         given = tools or [None] * len(conversations)
         tools = list(map(_shown_tools, conversations, given))
         rendered: list[list[Example] | RowProblem] = []
@@ -160,7 +160,7 @@ class ChatEncoder:
         Raises:
             RowProblem: the template cannot show them.
         """
-        prompt = self.template.prompt(list(map(with_thoughts, messages)), _shown_tools(messages, tools))
+        prompt = self.template.prompt(list(map(_uniform, messages)), _shown_tools(messages, tools))
         return np.asarray(self._align(prompt).ids, dtype=np.int32)
 
     def _encode_row(
@@ -328,6 +328,11 @@ class ChatEncoder:
         if self.keep_text:
             features |= {"question": Value("string"), "reference": Value("string"), "messages": Json(), "meta": Json()}
         return Features(features)
+
+
+def _uniform(message: Message) -> Message:
+    """`message` with thoughts and arguments of calls in one form."""
+    return with_objects(with_thoughts(message))
 
 
 def _labelled_in(example: Example, messages: list[Message]) -> list[Message]:

@@ -99,6 +99,7 @@ class ChatTemplate:
                 self.prompt([question])
             except RowProblem:
                 raise UserError(f"the chat template cannot render a question: {shown(problem.reason)}") from None
+        self._opens_thoughts = False
         self._inserted_end = ""
         self._tail = "\0"  # what stands after the content of the last answer
         try:
@@ -106,6 +107,7 @@ class ChatTemplate:
         except RowProblem as problem:
             raise UserError(f"the chat template cannot be used for training: {shown(problem.reason)}") from None
         self._tail = rest[1][rest[2][1] :]
+        rest = self._rest([question, answer])  # a tag that is closed in the tail is the turn's
         if self._opens_another_answer(question, answer, rest):
             raise UserError(
                 "the chat template cannot be used for training: it begins another answer after the last one, though "
@@ -330,11 +332,14 @@ class ChatTemplate:
         return None
 
     def _opened_tag(self, prompt: str, messages: list[Message]) -> str | None:
-        """The tag that the prompt opens and the template knows to close, such as ``think``."""
-        opened = _OPEN_TAG.search(prompt)
-        if opened is None or opened[0].strip() in (messages[-2]["content"] or ""):
+        """The tag that the prompt opens and the template knows to close before an answer, such as ``think``."""
+        opened, question = _OPEN_TAG.search(prompt), (messages[-2]["content"] or "").strip()
+        if opened is None:
             return None
-        return opened[1] if f"</{opened[1]}>" in str(self.tokenizer.chat_template) else None
+        if not self._opens_thoughts and question.endswith(opened[0].strip()) and prompt.rstrip().endswith(question):
+            return None
+        closing = f"</{opened[1]}>"
+        return opened[1] if closing in str(self.tokenizer.chat_template) and closing not in self._tail else None
 
     def _begin_of_call(self, messages: list[Message], tools: list | None, whole: str, prompt: str) -> int:
         """Where `whole`, the rendering of `messages`, has their last call: where a text would stand in its place."""

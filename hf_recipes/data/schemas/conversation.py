@@ -21,6 +21,9 @@ ROLES = {
 }
 
 
+THOUGHTS_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
 class RowProblem(Exception):
     """Why one row cannot be used: `reason` for the ledger, with `detail` as what of the row shows it."""
 
@@ -38,8 +41,18 @@ def with_thoughts(message: Message) -> Message:
     if message["role"] != "assistant" or not isinstance(content, str) or not (start := TAGS.answer_start(content)):
         return message
     thoughts, answer = TAGS.split(content)[0], content[start:]
+    if (known := message.get("reasoning_content")) and known.strip() != thoughts:
+        return message  # the mark is a part of the text
     message = {**message, "content": answer.strip("\n") if thoughts else answer.lstrip("\n")}
-    return message | ({"reasoning_content": thoughts} if thoughts and not message.get("reasoning_content") else {})
+    return message | ({"reasoning_content": thoughts} if thoughts and not known else {})
+
+
+def with_objects(message: Message) -> Message:
+    """`message` with the arguments of its calls as objects, where they are JSON text as in OpenAI's interface."""
+    try:
+        return {**message, "tool_calls": _calls(message["tool_calls"])} if message.get("tool_calls") else message
+    except RowProblem:
+        return message  # for the template to refuse
 
 
 class FilteredRow(RowProblem):
@@ -72,9 +85,10 @@ def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Me
             message |= {key: str(turn[key]) for key in ("tool_call_id", "name") if turn.get(key)}
         if role == "tool" or tool_calls:
             message["content"] = message["content"] or ""
-        reasoning = turn.get("reasoning_content")
+        name = next((name for name in THOUGHTS_KEYS if turn.get(name) is not None), THOUGHTS_KEYS[0])
+        reasoning = turn.get(name)
         if reasoning is not None and not isinstance(reasoning, str):
-            raise RowProblem(f"'reasoning_content' is a {type(reasoning).__name__}, not text")
+            raise RowProblem(f"{name!r} is a {type(reasoning).__name__}, not text")
         if reasoning and reasoning.strip():
             message["reasoning_content"] = reasoning
         messages.append(with_thoughts(message))

@@ -102,9 +102,20 @@ def test_a_file_of_answers_that_is_continued_keeps_its_date(script, dated, pairs
     assert json.loads(sidecar.read_text())["chat_template_date"] == "2026-03-02"
 
 
-@pytest.mark.parametrize(
-    "moment", ["%d %b %Y", "%-d/%-m/%y", "%A, %B", "%Y-%m-%dT%H:%M:%S%%", "今天是%Y年%m月%d日", "%j"]
-)
+FORMATS = [
+    "%d %b %Y",
+    "%-d/%-m/%y",
+    "%A, %B",
+    "%Y-%m-%dT%H:%M:%S%%",
+    "今天是%Y年%m月%d日",
+    "%j",
+    "%F %T",
+    "%e %B",
+    "%D %R",
+]
+
+
+@pytest.mark.parametrize("moment", FORMATS)
 def test_every_format_is_printed_as_strftime_does(moment):
     template = "\n{% macro m() %}{{ strftime_now('" + moment + "') }}{% endmacro %}{{ m() }}\n" + CHATML
     tokenizer = build_tokenizer(chat_template=template)
