@@ -58,12 +58,12 @@ class ExportArguments:
         check_limits(self)
 
 
-def export(args: ExportArguments, template: TemplateChoice) -> Path:
+def export(args: ExportArguments, template: TemplateChoice | None = None) -> Path:
     """Write the GGUF file, with ``--format ollama`` also a Modelfile, and return the file's path.
 
     Nothing is left where its logits or tokens differ from the model's beyond the tolerance.
     """
-    name, target = args.model_name_or_path, Path(args.output_dir)
+    name, target, template = args.model_name_or_path, Path(args.output_dir), template or TemplateChoice()
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
         raise UserError(
             f"--model_name_or_path {name}: this is an adapter; merge it first: python scripts/merge_adapter.py "

@@ -93,13 +93,14 @@ class MergeArguments:
                 raise ValueError(f"--max_shard_size {self.max_shard_size}: expected a size such as 5GB") from None
 
 
-def merge(args: MergeArguments, template: TemplateChoice) -> Path:
+def merge(args: MergeArguments, template: TemplateChoice | None = None) -> Path:
     """Write the merged model to `args.output_dir`, unless the same merge is there already.
 
     Its chat template is the adapter's, with what `template` sets.
 
     Where its difference from base and adapters is above the tolerance, nothing is left under the final name.
     """
+    template = template or TemplateChoice()
     configs = [read_adapter_config(path) for path in args.peft_path]
     _check_combination(args, configs)
     sources = _open(args, configs, template)
