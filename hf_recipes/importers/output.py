@@ -57,16 +57,17 @@ def output_folder(output_dir: str, overwrite: bool) -> Iterator[Path]:
 
 
 def _written_by_import(out: Path) -> set[str]:
-    """The files of an earlier import into `out`, which its ledger and its settings prove."""
+    """The files of an earlier import into `out`, which its ledger proves and its settings describe."""
     if (out / RECORD).exists() or not (out / LEDGER).is_file():  # with a record, it is a training run's ledger
         return set()
     try:
         settings = yaml.safe_load((out / "run_config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         settings = None
-    if not isinstance(settings, dict) or "test_size" not in settings:  # a corpus has a ledger and settings too
+    settings = settings if isinstance(settings, dict) else {}
+    if settings and "test_size" not in settings:  # a corpus has a ledger and settings too
         return set()
-    return set(FILES) - (set() if settings["test_size"] else {"test.jsonl"})
+    return set(FILES) - ({"test.jsonl"} if settings.get("test_size") == 0 else set())
 
 
 def write_examples(
