@@ -7,6 +7,7 @@ import numpy as np
 
 from hf_recipes.core.ledger import KEPT
 from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.chat.rendered_text import common_length
 from hf_recipes.evaluation.reports.report import Table, visible
 from hf_recipes.inspection.rows.conversations import Conversations
 
@@ -66,7 +67,6 @@ def _is_whole(status: str) -> bool:
 
 def difference(encoder: ChatEncoder, trained: Sequence[int], served: Sequence[int]) -> str:
     """The first tokens in which two prompts differ."""
-    pairs = zip(trained, served, strict=False)
-    first = next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(trained), len(served)))
+    first = common_length(trained, served)
     texts = [encoder.tokenizer.decode(ids[first : first + SHOWN]) for ids in (trained, served)]
     return f"from token {first + 1:,} on trained {texts[0]!r}, served {texts[1]!r}"

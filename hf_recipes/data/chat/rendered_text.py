@@ -1,7 +1,7 @@
 """Where the rendering of a conversation shows what its messages hold."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_recipes.data.schemas.conversation import Message, RowProblem
@@ -37,8 +37,8 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def common_length(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
+def common_length(one: Sequence, other: Sequence) -> int:
+    """How many characters of two texts, or ids, are alike from the first on."""
     pairs = zip(one, other, strict=False)
     return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
