@@ -14,8 +14,8 @@ from hf_recipes.apps.mixture.sizes import folder_sizes
 from hf_recipes.core.settings import Parser
 from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.models.adapters.lora import read_lora_config
 from hf_recipes.models.from_config import PretrainModelArguments, read_model_config
-from hf_recipes.models.lora import read_lora_config
 from hf_recipes.models.quantization import read_bnb_config
 from hf_recipes.stages.sft import SFTArguments
 from hf_recipes.stages.table import STAGES

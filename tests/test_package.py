@@ -31,6 +31,7 @@ ROOMS = (
     "metrics",
     "rewards",
     "evaluation",
+    "vocabulary",
     "trainer",
     "publishing",
     "export",

@@ -8,8 +8,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.models.adapters.residual import has_residual
 from hf_recipes.models.checks.saving import saved_names
-from hf_recipes.models.residual import has_residual
 
 if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments

@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_recipes.core.heap import MIN_MAPPED_BYTES
+from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
+from hf_recipes.models.adapters.saved_adapter import read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import losses_at, takes
 from hf_recipes.models.loading import weight_dtype
-from hf_recipes.models.lora import attach_lora, read_lora_config
-from hf_recipes.models.saved_adapter import read_adapter_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

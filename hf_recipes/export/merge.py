@@ -22,12 +22,12 @@ from hf_recipes.evaluation.method import versions
 from hf_recipes.export import merge_record, merge_weights
 from hf_recipes.export.parity import answer, compare, default_tolerance, parity_prompts
 from hf_recipes.models import weight_files
+from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.devices import has_accelerator
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_config
-from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.templates.options import TemplateChoice
 from hf_recipes.publishing.model_card import model_card
 

@@ -12,7 +12,7 @@ import yaml
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import is_empty, write_json
 from hf_recipes.hub.clients import source_of
-from hf_recipes.models.saved_adapter import MERGE_RECORD
+from hf_recipes.models.adapters.saved_adapter import MERGE_RECORD
 from hf_recipes.models.weight_files import NOT_READ, WEIGHTS
 
 # The files of a base and of an adapter that a merge depends on.

@@ -10,8 +10,8 @@ import numpy as np
 import xxhash
 
 from hf_recipes.corpus.cleaning import INLINE_CODE
+from hf_recipes.data.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.evaluation.reports.report import Table, clip, count_table, share
-from hf_recipes.inspection.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.inspection.duplicates import RowHashes
 from hf_recipes.metrics.text import is_choice
 

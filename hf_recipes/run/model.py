@@ -9,13 +9,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.dry_run.checks import check_trained
+from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
+from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import joins_rows, keeps_packed_rows_apart
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.loading import fit_embeddings, load_model
-from hf_recipes.models.lora import attach_lora, read_lora_config
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
-from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.run.arguments import RunArguments
 
 

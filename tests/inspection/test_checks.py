@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hf_recipes.inspection.character_scripts import SCRIPTS, scripts_of
+from hf_recipes.data.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.inspection.checks import HTML, MOJIBAKE, Checks, RowTexts, normalized
 from hf_recipes.inspection.duplicates import duplicate_tables, overlap_table
 from hf_recipes.privacy.redactor import Redactor

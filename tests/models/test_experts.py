@@ -12,11 +12,11 @@ from conftest import build_tokenizer, write_jsonl
 from hf_recipes.dry_run.memory import estimate
 from hf_recipes.dry_run.simulate import Batch, meta_model
 from hf_recipes.export.merge import MergeArguments, merge
+from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
+from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.lora import attach_lora, read_lora_config
-from hf_recipes.models.saved_adapter import load_adapter
 from hf_recipes.stages.sft import SFTArguments
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

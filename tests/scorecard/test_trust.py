@@ -10,9 +10,9 @@ import torch
 
 from conftest import tiny_model, write_pairs
 from hf_recipes.core.errors import UserError
+from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.saved_adapter import load_adapter
 from hf_recipes.trainer.checkpoints import find_checkpoint, what_would_run
 
 TOKEN = "hf_SecretSecretSecretSecretSecret"

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from conftest import ROOT, json_files, tiny_model, write_jsonl
-from hf_recipes.models.lora import attach_lora, read_lora_config
+from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 
 SAMPLES = ROOT / "datasets"
 FILES = ["dev=D/dev.json", *(f"{name}={SAMPLES}/{path}" for name, path in (("exam", "eval/single_choice.jsonl"),))]

@@ -7,9 +7,9 @@ from stage_runs import context_of
 
 from conftest import same, tiny_model, weights, write_jsonl
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
+from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
+from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.lora import attach_lora, read_lora_config
-from hf_recipes.models.saved_adapter import load_adapter
 from hf_recipes.rewards.settings import RewardArguments
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.stages.grpo import STAGE, GroupSampler, GRPOArguments, PromptData

@@ -17,12 +17,12 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.schemas.conversation import Message
 from hf_recipes.data.schemas.thoughts import TAGS, ThoughtMarks
 from hf_recipes.evaluation.predict import prompt_budget
+from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import Continuation, continue_batches, not_numbers
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.inference.thinking import opens_thoughts, split_ids
-from hf_recipes.models.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.templates.options import TemplateArguments
 
 if TYPE_CHECKING:

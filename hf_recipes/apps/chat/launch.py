@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.ports import check_port
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.saved_adapter import read_adapter_config
+from hf_recipes.models.adapters.saved_adapter import read_adapter_config
 from hf_recipes.models.templates.options import TemplateArguments
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 from conftest import build_tokenizer, json_files, tiny_model, write_jsonl
 from hf_recipes.apps.chat.engine import ChatModel, Engine
 from hf_recipes.core.errors import UserError
+from hf_recipes.models.adapters.lora import read_lora_config
+from hf_recipes.models.adapters.saved_adapter import read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
-from hf_recipes.models.lora import read_lora_config
-from hf_recipes.models.saved_adapter import read_adapter_config
 
 UP = "model.layers.1.mlp.up_proj.weight"
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"

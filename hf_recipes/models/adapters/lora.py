@@ -12,8 +12,8 @@ from unittest.mock import patch
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import nearest
+from hf_recipes.models.adapters.residual import initialize_residual, is_residual
 from hf_recipes.models.checks.finite import not_finite
-from hf_recipes.models.residual import initialize_residual, is_residual
 
 if TYPE_CHECKING:
     import torch

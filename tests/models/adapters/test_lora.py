@@ -7,10 +7,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import ROOT, build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
+from hf_recipes.models.adapters.lora import attach_lora, linear_modules, read_lora_config
+from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.checks.packing import keeps_packed_rows_apart
 from hf_recipes.models.loading import fit_embeddings
-from hf_recipes.models.lora import attach_lora, linear_modules, read_lora_config
-from hf_recipes.models.saved_adapter import load_adapter
 
 
 def written(tmp_path, **settings) -> str:

@@ -5,9 +5,9 @@ import re
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.models.adapters.lora import base_biases, check_initialization, restore_when_disabled, token_rows_on_cpu
+from hf_recipes.models.adapters.residual import is_residual, to_plain_lora
 from hf_recipes.models.checks.finite import check_file, not_finite
-from hf_recipes.models.lora import base_biases, check_initialization, restore_when_disabled, token_rows_on_cpu
-from hf_recipes.models.residual import is_residual, to_plain_lora
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

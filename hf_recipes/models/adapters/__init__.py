@@ -1,0 +1,1 @@
+"""LoRA adapters: attached to a base, initialized, saved and loaded again."""
