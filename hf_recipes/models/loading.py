@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
 from hf_recipes.models.checks.packing import sees_later_tokens
@@ -15,7 +15,7 @@ from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of a tokenizer, and among others of a model
@@ -162,11 +162,3 @@ def _without_report() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def fit_embeddings(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Grow the embeddings where the tokenizer has more tokens than they have rows."""
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        model.resize_token_embeddings(len(tokenizer))
-        say(f"embeddings grown from {rows:,} to {len(tokenizer):,} rows")

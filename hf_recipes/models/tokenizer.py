@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.dates import set_date
 from hf_recipes.models.loading import LOADING_ERRORS, loading_error
+from hf_recipes.models.special_tokens import read_special_tokens
 from hf_recipes.models.templates.options import Thinking, choose_template, thinking_options, with_options
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def load_tokenizer(
     template_options: Mapping[str, Any] | None = None,
     thinking: Thinking | None = None,
     date: str | None = None,
+    special_tokens: str | None = None,
     needs_template: bool = True,
     or_plain: bool = False,
     trust_remote_code: bool = False,
@@ -42,11 +44,12 @@ def load_tokenizer(
         template_name, template_options, thinking: see `TemplateChoice`; the template of the tokenizer, also of a
             saved one, has them at its top.
         date: see `set_date`.
+        special_tokens: a file of tokens that the tokenizer gets; the template that it names is taken where no other is.
         needs_template: refuse a tokenizer without a template.
         or_plain: give a tokenizer without a template the bundled one of plain text.
 
     Returns:
-        The tokenizer and the special tokens that were added to it because the chosen template writes them.
+        The tokenizer, and the special tokens that were added to it: those of the file and those of the template.
     """
     from transformers import AutoTokenizer
 
@@ -59,6 +62,10 @@ def load_tokenizer(
         raise UserError(f"{name}: the tokenizer knows no text (its vocabulary files are missing); copy them there")
     set_date(tokenizer, date)
     added: list[str] = []
+    if special_tokens is not None:
+        special = read_special_tokens(special_tokens)
+        added = special.add_to(tokenizer)
+        chat_template = chat_template or special.chat_template
     if or_plain and chat_template is None and tokenizer.chat_template is None:
         chat_template = "plain"
         say(f"{name}: the tokenizer has no chat template; question and answer follow each other as plain text")
@@ -67,16 +74,17 @@ def load_tokenizer(
     elif template_name is not None:
         raise UserError("--chat_template and --chat_template_name contradict each other; give one")
     if chat_template is not None:
-        tokenizer.chat_template, special = _read_template(chat_template)
+        tokenizer.chat_template, written = _read_template(chat_template)
         vocabulary = tokenizer.get_vocab()
-        added = [token for token in special if token not in vocabulary]
-        tokenizer.add_special_tokens({"additional_special_tokens": added}, replace_extra_special_tokens=False)
+        missing = [token for token in written if token not in vocabulary]
+        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+        added += missing
         end = "<|im_end|>"
-        if end in special and tokenizer.eos_token != end:
+        if end in written and tokenizer.eos_token != end:
             tokenizer.eos_token = end  # generation stops at the token that turns are trained to end with
             say(f"{name}: turns end with {end}; it becomes the tokenizer's eos token")
         if added:
-            say(f"{name}: added the template's special tokens {' '.join(added)}; their embeddings are trained")
+            say(f"{name}: added the special tokens {' '.join(added)}; their embeddings are trained")
     elif tokenizer.chat_template is None and needs_template:
         raise UserError(
             f"{name}: the tokenizer has no chat template; choose one with --chat_template {' | '.join(_bundled())} "

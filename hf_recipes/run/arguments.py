@@ -44,6 +44,7 @@ class RunArguments:
     calls_head: ClassVar[bool] = False
 
     output_dir: str | None = setting("Folder of the run.")
+    add_special_tokens: str | None = setting("File of special tokens to add (configs/special_tokens).")
     dry_run: bool = setting("Print what the run would do and need, and stop before any weight is loaded.", False)
     overwrite_output_dir: bool = setting("Start over in an earlier run's folder: what it wrote is deleted.", False)
     bf16: bool | None = setting("Compute in bfloat16; by default where the device does.")

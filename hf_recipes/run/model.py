@@ -13,9 +13,11 @@ from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import joins_rows, keeps_packed_rows_apart
+from hf_recipes.models.embeddings import fit_embeddings
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
-from hf_recipes.models.loading import fit_embeddings, load_model
+from hf_recipes.models.loading import load_model
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
+from hf_recipes.models.special_tokens import read_special_tokens
 from hf_recipes.run.arguments import RunArguments
 
 
@@ -65,7 +67,8 @@ def load_base(
     )
     if is_quantized(model):
         prepare_quantized(model)
-    fit_embeddings(model, tokenizer)
+    special = args.add_special_tokens
+    fit_embeddings(model, tokenizer, read_special_tokens(special).tokens if special else {})
     return model
 
 

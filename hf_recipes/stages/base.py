@@ -69,6 +69,7 @@ class Context:
             self.model_args.tokenizer_source,
             **(self.args.template_settings() if isinstance(self.args, TemplateArguments) else {}),
             **self.stage.tokenizer,
+            special_tokens=self.args.add_special_tokens,
             revision=self.model_args.model_revision,
             trust_remote_code=self.args.trust_remote_code,
             cache_dir=self.data_args.cache_dir,

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from conftest import ROOT, build_tokenizer, tiny_model, weights, write_jsonl
 from hf_recipes.export import merge as merging
 from hf_recipes.export.parity import ModelOutputs, compare, parity_prompts
-from hf_recipes.models.loading import fit_embeddings
+from hf_recipes.models.embeddings import fit_embeddings
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FILES = {

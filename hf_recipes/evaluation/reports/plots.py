@@ -209,6 +209,26 @@ def draw_histogram(
     save_figure(figure, path)
 
 
+def draw_bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], what: str) -> bytes:
+    """A bar of each series for each group, side by side, with its value, as a PNG."""
+    figure, panel = _subplots(figsize=(max(4.5, 1.6 * len(groups)), 3.2), dpi=110)
+    width = 0.8 / len(series)
+    for index, (label, values) in enumerate(series.items()):
+        positions = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
+        drawn = panel.bar(positions, values, width, label=label, color=BLUE if index else "#b8b8b8")
+        panel.bar_label(drawn, fmt="%.2f", fontsize=8)
+    from matplotlib.font_manager import FontProperties
+
+    font = _font("".join(groups))
+    panel.set_xticks(range(len(groups)), groups, fontproperties=FontProperties(fname=font) if font else None)
+    panel.set(ylabel=what)
+    panel.margins(y=0.15)
+    if len(series) > 1:
+        panel.legend(fontsize=8)
+    panel.grid(axis="y", alpha=0.3)
+    return png_of(figure)
+
+
 def length_histogram(histogram: "Histogram") -> bytes:
     """Lengths in tokens on a logarithmic scale, as a PNG; what is right of a line is over that budget."""
     figure, panel = _subplots(figsize=(5.2, 2.6), dpi=110)

@@ -6,7 +6,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.saved_adapter import is_reward_adapter, load_adapter, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
-from hf_recipes.models.loading import fit_embeddings, load_config, load_model
+from hf_recipes.models.embeddings import fit_embeddings
+from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.quantization import is_quantized
 from hf_recipes.models.templates.options import TemplateChoice
 from hf_recipes.models.tokenizer import load_tokenizer

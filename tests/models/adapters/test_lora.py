@@ -10,7 +10,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.lora import attach_lora, linear_modules, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.checks.packing import keeps_packed_rows_apart
-from hf_recipes.models.loading import fit_embeddings
+from hf_recipes.models.embeddings import fit_embeddings
 
 
 def written(tmp_path, **settings) -> str:

@@ -15,8 +15,8 @@ from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.checks.saving import check_saved, saved_names
+from hf_recipes.models.embeddings import fit_embeddings
 from hf_recipes.models.from_config import PretrainModelArguments, freeze
-from hf_recipes.models.loading import fit_embeddings
 from hf_recipes.run.model import check_settings
 from hf_recipes.stages.dpo import DPOArguments
 from hf_recipes.stages.pretrain import PretrainArguments

@@ -1,0 +1,119 @@
+"""An existing tokenizer with more tokens: words, tokens learned from texts, special tokens. No old id changes."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import is_empty, new_folder, write_json, writing
+from hf_recipes.evaluation.reports.page import write_page
+from hf_recipes.evaluation.reports.report import Report
+from hf_recipes.evaluation.reports.terminal import print_report
+from hf_recipes.models.special_tokens import read_special_tokens
+from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.vocabulary import sentencepiece_model as pieces
+from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments
+from hf_recipes.vocabulary.growing import BpeVocabulary, UnigramVocabulary, Vocabulary
+from hf_recipes.vocabulary.report import as_report, measure, token_texts
+from hf_recipes.vocabulary.sample import Sample, read_sample
+from hf_recipes.vocabulary.words import read_words
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+EXTENSION, PAGE = "extension.json", "vocabulary.html"  # in the tokenizer's folder
+SHOWN = 5  # refused words of each reason
+
+
+def extend_tokenizer(arguments: ExtendTokenizerArguments) -> Path:
+    target = Path(arguments.output_dir)
+    if target.exists() and not (target.is_dir() and is_empty(target)):
+        raise UserError(f"--output_dir {target}: there is something already; name another folder")
+    name = arguments.tokenizer_name
+    tokenizer, _ = load_tokenizer(
+        name, needs_template=False, trust_remote_code=arguments.trust_remote_code, cache_dir=arguments.cache_dir
+    )
+    if not tokenizer.is_fast:
+        raise UserError(f"{name}: its tokenizer is Python code, which is not extended; those with a tokenizer.json are")
+    path = pieces.find_model(name, arguments.cache_dir)
+    model = pieces.read_model(path) if path else None
+    is_unigram = model is not None and model.trainer_spec.model_type == pieces.UNIGRAM
+    kind = UnigramVocabulary if is_unigram else BpeVocabulary
+    vocabulary = kind(name, tokenizer.backend_tokenizer, model)
+    special = read_special_tokens(arguments.special_tokens, "--special_tokens") if arguments.special_tokens else None
+    words = read_words(arguments.words) if arguments.words else []
+    sample = read_sample(arguments) if arguments.train_file else Sample()
+    if words:
+        vocabulary.add_words(words)
+        _say_words(words, vocabulary)
+    if arguments.num_new_tokens:
+        vocabulary.learn(sample, arguments.num_new_tokens, arguments.max_token_length, arguments.character_coverage)
+    vocabulary.finish()
+    if not vocabulary.tokens and not special:
+        raise UserError("no token is new; nothing was written")
+    report = _report(vocabulary, sample, name)
+    print_report(report, Console())
+    with writing(f"--output_dir {target}"), new_folder(target) as partial:
+        save(tokenizer, vocabulary.backend, partial, vocabulary.model)
+        added = _add_special(partial, arguments.special_tokens) if special else []
+        record = {
+            "base": name,
+            "first_new_id": vocabulary.first_id,
+            "new_tokens": len(vocabulary.tokens),
+            "special_tokens": {token: special.tokens[token] for token in added} if special else {},
+        }
+        write_json(partial / EXTENSION, record)
+        write_page(report, partial / PAGE)
+    say(f"{len(vocabulary.tokens):,} new tokens from id {vocabulary.first_id:,} on; tokenizer in {target}")
+    return target
+
+
+def save(
+    tokenizer: "PreTrainedTokenizerBase", backend: "Tokenizer", folder: Path, model: "ModelProto | None" = None
+) -> None:
+    """Save `tokenizer` with another `backend`, and the SentencePiece model of the same pieces."""
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(folder)
+    for former in ("vocab.json", "merges.txt", *pieces.FILES):
+        (folder / former).unlink(missing_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    if model is not None:
+        (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    again = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    if json.loads(again.to_str())["model"] != json.loads(backend.to_str())["model"]:
+        raise UserError(f"{tokenizer.name_or_path}: transformers reads its extended tokenizer.json otherwise")
+
+
+def _add_special(folder: Path, path: str) -> list[str]:
+    tokenizer, added = load_tokenizer(str(folder), special_tokens=path)
+    tokenizer.save_pretrained(folder)
+    return added
+
+
+def _say_words(words: Sequence[str], vocabulary: Vocabulary) -> None:
+    say(f"{len(words) - len(vocabulary.refused):,} of {len(words):,} words are made a token of their own")
+    reasons: dict[str, list[str]] = {}
+    for word, reason in vocabulary.refused.items():
+        reasons.setdefault(reason.partition(":")[0], []).append(word)
+    for reason, refused in reasons.items():
+        more = f" and {len(refused) - SHOWN:,} more" if len(refused) > SHOWN else ""
+        say(f"  not {'、'.join(refused[:SHOWN])}{more}: {reason}")
+
+
+def _report(vocabulary: Vocabulary, sample: Sample, name: str) -> Report:
+    measured = measure(vocabulary.backend, sample, vocabulary.former, vocabulary.first_id)
+    ids = range(vocabulary.first_id, vocabulary.first_id + len(vocabulary.tokens))
+    facts = [
+        ("tokenizer", name),
+        ("tokens", f"{vocabulary.first_id:,} before, {vocabulary.first_id + len(vocabulary.tokens):,} now"),
+    ]
+    if sample.held_out:
+        used = int((measured.counts > 0).sum())
+        facts.append(("used", f"{used:,} of the new tokens occur in the held-out texts"))
+    return as_report(measured, "Extended vocabulary", facts, token_texts(vocabulary.backend, ids))

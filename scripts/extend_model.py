@@ -1,0 +1,17 @@
+"""Give a model embeddings for the new tokens of an extended tokenizer.
+
+python scripts/extend_model.py --model_name_or_path MODEL --tokenizer_name tokenizer --output_dir model
+"""
+
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.vocabulary.arguments import ExtendModelArguments
+
+
+def main() -> None:
+    from hf_recipes.vocabulary.extend_model import extend_model
+
+    extend_model(*Parser([ExtendModelArguments]).parse())
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,18 @@
+"""Give a tokenizer more tokens: learned from texts, words of a list, special ones; no old id changes.
+
+python scripts/extend_tokenizer.py --tokenizer_name MODEL --train_file zh=corpus/*.jsonl --num_new_tokens 8000 \
+    --output_dir tokenizer
+"""
+
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments
+
+
+def main() -> None:
+    from hf_recipes.vocabulary.extend import extend_tokenizer
+
+    extend_tokenizer(*Parser([ExtendTokenizerArguments]).parse())
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,17 @@
+"""Train a tokenizer on texts.
+
+python scripts/train_tokenizer.py --train_file wiki=wikipedia-cn.json news/ --vocab_size 32000 --output_dir tokenizer
+"""
+
+from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.vocabulary.arguments import TrainTokenizerArguments
+
+
+def main() -> None:
+    from hf_recipes.vocabulary.train import train_tokenizer
+
+    train_tokenizer(*Parser([TrainTokenizerArguments]).parse())
+
+
+if __name__ == "__main__":
+    run_script(main)
