@@ -17,6 +17,8 @@ from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.adapters.lora import read_lora_config
 from hf_recipes.models.from_config import PretrainModelArguments, read_model_config
 from hf_recipes.models.quantization import read_bnb_config
+from hf_recipes.models.special_tokens import read_special_tokens
+from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.stages.sft import SFTArguments
 from hf_recipes.stages.table import STAGES
 
@@ -94,6 +96,15 @@ def read_mixture(path):
     assert set(policy.sources) == set(folder_sizes(str(ROOT / "datasets" / "pretrain")).amounts)
 
 
+def read_special(path, tokens_only):
+    """A tokenizer gets the tokens, and its new template writes them."""
+    special = read_special_tokens(str(path))
+    tokenizer, added = load_tokenizer(tokens_only, special_tokens=str(path))
+    assert set(added) <= set(special.tokens) and all(special.tokens.values())
+    rendered = tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)
+    assert tokenizer.eos_token == special.roles["eos_token"] and tokenizer.eos_token in rendered
+
+
 KINDS = {
     "lora_*.json": read_lora,
     "bnb_*.json": read_bnb,
@@ -103,11 +114,13 @@ KINDS = {
     "slurm/*.slurm": read_slurm,
     "mixtures/*.json": read_mixture,
     "models/*.json": read_model,
+    "special_tokens/*.json": read_special,
 }
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_configuration_is_read(path, tokenizer):
+def test_every_configuration_is_read(path, tokenizer, tokens_only):
     [read] = [function for pattern, function in KINDS.items() if path.match(pattern)]
-    read(CONFIGS / path, *([tokenizer] if read is read_model else []))
+    more = {read_model: [tokenizer], read_special: [tokens_only]}
+    read(CONFIGS / path, *more.get(read, []))

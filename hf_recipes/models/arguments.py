@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from hf_recipes.core.settings import setting
+
 
 @dataclass
 class ModelArguments:
@@ -15,6 +17,9 @@ class ModelArguments:
     use_lora: bool = True
     lora_config: str | None = None
     peft_path: str | None = None
+    train_new_tokens: bool = setting(
+        "With a new adapter, train the embeddings of the tokens that extend_model.py gave the model too.", True
+    )
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     bnb_config: str | None = None

@@ -18,6 +18,7 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config, load_model
+from hf_recipes.models.new_tokens import read_new_tokens
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
@@ -74,6 +75,10 @@ class Context:
             trust_remote_code=self.args.trust_remote_code,
             cache_dir=self.data_args.cache_dir,
         )
+        args = self.model_args
+        if args.use_lora and not args.peft_path and args.train_new_tokens:
+            ids = read_new_tokens(args.model_name_or_path, args.model_revision, self.data_args.cache_dir)
+            self.added_tokens = [*self.added_tokens, *self.tokenizer.convert_ids_to_tokens(list(ids))]
 
     @property
     def evaluates_files(self) -> bool:

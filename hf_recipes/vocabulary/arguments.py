@@ -43,7 +43,7 @@ class TrainTokenizerArguments(TextArguments):
         "byte_level_bpe",
     )
     vocab_size: Annotated[int, at(ge=2)] = setting("Tokens, special ones included.", 32_000)
-    character_coverage: Annotated[float, at(gt=0, le=1, text="a share from above 0 to 1")] = setting(
+    character_coverage: Annotated[float, at(ge=0.98, le=1)] = setting(
         "SentencePiece: share of the characters of the texts that become pieces; the others are written as bytes.",
         0.9995,
     )

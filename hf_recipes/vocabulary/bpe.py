@@ -6,9 +6,9 @@ Tokens are strings of the vocabulary's own alphabet: one sign for each byte (GPT
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError
@@ -67,6 +67,7 @@ class Bpe:
                 "train a tokenizer of your own (train_tokenizer.py)"
             )
         self.vocabulary: dict[str, int] = model["vocab"]
+        self._whole: dict[str, bool] = {}
         self.special = {token["content"]: token["id"] for token in self.settings["added_tokens"]}
 
     @property
@@ -104,32 +105,44 @@ class Bpe:
         except (KeyError, UnicodeDecodeError):
             return None
 
-    def joinable(self, tokens: Sequence[str]) -> list[list[str]]:
-        """Runs of `tokens`, which are all those of a pre-token, within which a new token may join any two."""
-        if self.is_byte_level:
-            cuts = self._byte_level_cuts(tokens)
-        else:
-            cuts = [
-                index
-                for index, (a, b) in enumerate(pairwise(tokens), 1)
-                if _BYTE.fullmatch(a) or _BYTE.fullmatch(b) or not self._joins(a, b)
-            ]
-        bounds = [0, *cuts, len(tokens)]
-        return [list(tokens[a:b]) for a, b in pairwise(bounds)]
+    def chunks(self, text: str) -> Iterator[str]:
+        """The pre-tokens of `text`, cut further where no token, old or new, joins two characters (`Joins`)."""
+        for part in self.split(text):
+            spelled = part if self.is_byte_level else part.replace(SPACE, " ")
+            plain = self.text_of(part) if self.is_byte_level else spelled
+            if plain is None:  # the pre-tokenizer cut a character in two
+                yield part
+                continue
+            start = 0
+            for end, (left, right) in enumerate(pairwise(plain), 1):
+                if not self.joins.may_join(left, right):
+                    yield self.spell(plain[start:end])
+                    start = end
+            yield self.spell(plain[start:])
 
-    def _joins(self, left: str, right: str) -> bool:
-        return self.joins.may_join(left[-1].replace(SPACE, " "), right[0].replace(SPACE, " "))
+    def runs(self, tokens: Sequence[str]) -> Iterator[list[str]]:
+        """Runs of `tokens`, which are those of a chunk, within which two may be joined: of whole characters, and those
+        of one character that has several."""
+        whole: list[str] = []
+        part: list[str] = []
+        for token in tokens:
+            if part or not self._is_whole(token):
+                part.append(token)
+                if self.is_byte_level and self.text_of("".join(part)) is None:
+                    continue
+                yield whole
+                yield part if self.is_byte_level else []
+                whole, part = [], []
+            else:
+                whole.append(token)
+        yield whole
+        yield part
 
-    def _byte_level_cuts(self, tokens: Sequence[str]) -> list[int]:
-        data = bytes(_BYTES[sign] for token in tokens for sign in token)
-        text = data.decode(errors="replace")
-        starts = dict(zip(accumulate((len(c.encode()) for c in text), initial=0), range(len(text)), strict=False))
-        cuts = []
-        for index, end in enumerate(accumulate(map(len, tokens[:-1])), 1):
-            at = starts.get(end)
-            if at and not self.joins.may_join(text[at - 1], text[at]):
-                cuts.append(index)
-        return cuts
+    def _is_whole(self, token: str) -> bool:
+        is_whole = self._whole.get(token)
+        if is_whole is None:
+            is_whole = self._whole[token] = self.text_of(token) is not None
+        return is_whole
 
     def add(self, tokens: Sequence[str], merges: Sequence[tuple[str, str]]) -> None:
         """Give `tokens` the next ids, and append `merges`.

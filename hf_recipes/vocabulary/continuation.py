@@ -17,6 +17,7 @@ from hf_recipes.vocabulary.bpe import UTF8_BYTES, Bpe, byte_signs
 
 _FIRST = 0xE000  # of the code points that stand for tokens while training: from here on none is white space
 _SPARE = 1.3  # merges to learn for each one wanted: some are not admitted
+ROUNDS = 4  # more do not shorten texts further
 MIN_FREQUENCY = 2  # of a pair in the texts
 
 Admits = Callable[[str], bool]
@@ -36,15 +37,35 @@ class Extension:
 
 
 def learn(bpe: Bpe, texts: Iterable[str], count: int, max_length: int, admits: Admits = bool) -> Extension:
-    """At most `count` new tokens of at most `max_length` characters, those that `admits` takes.
+    """Give `bpe` at most `count` new tokens of at most `max_length` characters, those that `admits` takes.
 
     Tokens are whole characters, or parts of one; white space, digits, and letters of two scripts are joined only where
-    an old token joins such (`Joins`).
+    an old token joins such (`Joins`). A character of several tokens, as a byte-level vocabulary has them, can be joined
+    to its neighbours once it is one token: in the next of several rounds.
     """
+    chunks: Counter[str] = Counter()
+    for text in tqdm(texts, "reading", unit=" texts", disable=None, leave=False):
+        chunks.update(bpe.chunks(text))
     extension = Extension()
-    segments, symbols = _segments(bpe, texts)
-    if not segments:
+    rounds = ROUNDS if bpe.is_byte_level else 1
+    for number in range(1, rounds + 1):
+        learned = _learn(bpe, chunks, count * number // rounds - len(extension.tokens), max_length, admits)
+        bpe.add(list(learned.tokens), list(learned.merges))
+        for pair in learned.merges:
+            extension.merge(*pair)
+    if not extension.tokens:
         raise UserError(f"{bpe.name}: the texts have nothing that more tokens would shorten")
+    return extension
+
+
+def _learn(bpe: Bpe, chunks: Mapping[str, int], count: int, max_length: int, admits: Admits) -> Extension:
+    symbols: dict[str, str] = {}
+    segments: Counter[str] = Counter()
+    for chunk, occurrences in chunks.items():
+        for run in bpe.runs(bpe.tokenize(chunk)):
+            if len(run) > 1:
+                segments["".join(symbols.setdefault(t, chr(_FIRST + len(symbols))) for t in run)] += occurrences
+    extension = Extension()
     text_of = {symbol: token for token, symbol in symbols.items()}
     unusable: set[str] = set()
     for left, right in _train(segments, len(symbols), int(count * _SPARE) + 256):
@@ -56,27 +77,13 @@ def learn(bpe: Bpe, texts: Iterable[str], count: int, max_length: int, admits: A
         token = text_of[whole] = "".join(pair)
         if token in extension.tokens:
             extension.merge(*pair)
-        elif token in bpe.vocabulary or not _is_whole(bpe, *pair, max_length) or not admits(token):
+        elif token in bpe.vocabulary or _is_too_long(bpe, token, max_length) or not admits(token):
             unusable.add(whole)
         elif len(extension.tokens) < count:
             extension.merge(*pair)
         else:
             break
     return extension
-
-
-def _segments(bpe: Bpe, texts: Iterable[str]) -> tuple[Counter[str], dict[str, str]]:
-    """How often each run of symbols occurs within which tokens may be joined, and the symbol of each old token."""
-    pre_tokens: Counter[str] = Counter()
-    for text in tqdm(texts, "reading", unit=" texts", disable=None, leave=False):
-        pre_tokens.update(bpe.split(text))
-    symbols: dict[str, str] = {}
-    segments: Counter[str] = Counter()
-    for pre_token, count in tqdm(pre_tokens.items(), "tokenizing", unit=" words", disable=None, leave=False):
-        for run in bpe.joinable(bpe.tokenize(pre_token)):
-            if len(run) > 1:
-                segments["".join(symbols.setdefault(token, chr(_FIRST + len(symbols))) for token in run)] += count
-    return segments, symbols
 
 
 def _train(segments: Mapping[str, int], alphabet: int, merges: int) -> list[tuple[str, str]]:
@@ -89,12 +96,9 @@ def _train(segments: Mapping[str, int], alphabet: int, merges: int) -> list[tupl
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def _is_whole(bpe: Bpe, left: str, right: str, max_length: int) -> bool:
-    """Whether the token is at most `max_length` whole characters, or a part of one character."""
-    text = bpe.text_of(left + right)
-    if text is not None:
-        return len(text) <= max_length
-    return bpe.text_of(left) is None and bpe.text_of(right) is None and len(left + right) < 4
+def _is_too_long(bpe: Bpe, token: str, max_length: int) -> bool:
+    text = bpe.text_of(token)
+    return text is not None and len(text) > max_length
 
 
 def too_few_tokens(count: int, missing: int) -> UserError:

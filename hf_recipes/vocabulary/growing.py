@@ -18,7 +18,7 @@ from hf_recipes.vocabulary.continuation import (
     too_few_tokens,
 )
 from hf_recipes.vocabulary.sample import Sample
-from hf_recipes.vocabulary.train import train_sentencepiece
+from hf_recipes.vocabulary.train import LEAST_COVERAGE, train_sentencepiece
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -69,6 +69,10 @@ class BpeVocabulary(Vocabulary):
 
     def add_words(self, words: Sequence[str]) -> None:
         bpe, extension = Bpe(self.backend, self.name), Extension()
+        if not bpe.is_byte_level:  # a piece is made of the pieces of its characters
+            characters = {bpe.spell(c): None for word in words for c in word if not c.isspace()}
+            self._add(bpe, Extension({c: None for c in characters if c not in bpe.vocabulary and self._admits(c)}))
+            bpe = Bpe(self.backend, self.name)
         add_words(bpe, words, extension, self._admits)
         self.refused |= extension.refused
         self._add(bpe, extension)
@@ -87,11 +91,14 @@ class BpeVocabulary(Vocabulary):
             self._add(bpe, Extension(dict.fromkeys(missing)))
             bpe = Bpe(self.backend, self.name)
         extension = learn(bpe, sample.texts(), count - len(missing), max_length, self._admits)
-        self._add(bpe, extension)
+        self._take(bpe, extension)
         self._say_fewer(len(missing) + len(extension.tokens), count)
 
     def _add(self, bpe: Bpe, extension: Extension) -> None:
         bpe.add(list(extension.tokens), list(extension.merges))
+        self._take(bpe, extension)
+
+    def _take(self, bpe: Bpe, extension: Extension) -> None:
         self.tokens += extension.tokens
         self.backend = bpe.backend
 
@@ -123,14 +130,16 @@ class UnigramVocabulary(Vocabulary):
     def learn(self, sample: Sample, count: int, max_length: int, coverage: float) -> None:
         joins = Joins(piece.replace(SPACE, " ") for piece in self._old if not piece.startswith("<"))
         known = {*self._old, *self.tokens}
-        trained = train_sentencepiece(sample.texts(), pieces.UNIGRAM, count + len(self._old), coverage, exact=False)
+        size, flag = count + len(self._old), f"--num_new_tokens {count:,}"
+        coverage = max(coverage, LEAST_COVERAGE)
+        trained = train_sentencepiece(sample.texts(), pieces.UNIGRAM, size, coverage, exact=False, flag=flag)
         new = [piece.piece for piece in trained.pieces if piece.type == pieces.NORMAL and piece.piece not in known]
         admitted = [piece for piece in new if len(piece) <= max_length and joins.admit(piece.replace(SPACE, " "))]
         self.tokens += admitted[:count]
         self._say_fewer(len(admitted[:count]), count)
 
     def finish(self) -> None:
-        scores = {token: pieces.unigram_score(token, self._old) for token in self.tokens}
+        scores = pieces.unigram_scores(self.tokens, self._old)
         pieces.add_unigram_pieces(self._settings, scores, self._special, self.first_id)
         pieces.append_pieces(self.model, scores, self._special, self.first_id)
         self.backend = type(self.former).from_str(json.dumps(self._settings, ensure_ascii=False))

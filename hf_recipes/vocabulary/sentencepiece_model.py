@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 UNKNOWN_PENALTY = 10.0  # of a character without a piece, below the lowest score (SentencePiece's kUnkPenalty)
-MARGIN = 0.01  # of log probability
+MARGIN = 0.1  # of log probability
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # SentencePiece.Type
 
 
@@ -109,14 +109,27 @@ def all_merges(pieces: Sequence[str], old: Iterable[str]) -> list[tuple[str, str
     ]
 
 
-def unigram_score(piece: str, old: Mapping[str, float]) -> float:
-    """A log probability just above that of the best segmentation of `piece` into `old` ones, which it then replaces."""
+def unigram_scores(pieces: Sequence[str], old: Mapping[str, float]) -> dict[str, float]:
+    """Log probabilities with which new `pieces`, the most wanted first, replace their best cuts into `old` ones.
+
+    Each is above the score of that cut by a margin that grows with its length, so that a longer new piece wins
+    over shorter ones, and falls with its rank, so that two cuts hardly ever have the same score, of which libraries
+    choose differently.
+    """
     unknown = min(old.values()) - UNKNOWN_PENALTY
+    return {
+        piece: best_score(piece, old, unknown) + MARGIN * (len(piece) ** 2 + 1 - rank / len(pieces))
+        for rank, piece in enumerate(pieces)
+    }
+
+
+def best_score(text: str, scores: Mapping[str, float], unknown: float) -> float:
+    """The score of the best segmentation of `text`, in which a character without a piece scores `unknown`."""
     best = [0.0]
-    for end in range(1, len(piece) + 1):
-        parts = (best[start] + old[piece[start:end]] for start in range(end) if piece[start:end] in old)
+    for end in range(1, len(text) + 1):
+        parts = (best[start] + scores[text[start:end]] for start in range(end) if text[start:end] in scores)
         best.append(max(parts, default=best[end - 1] + unknown))
-    return best[-1] + MARGIN
+    return best[-1]
 
 
 def add_unigram_pieces(

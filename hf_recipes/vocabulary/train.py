@@ -27,6 +27,7 @@ END = "<|endoftext|>"
 PAGE = "vocabulary.html"
 # llama.cpp's pre-tokenizers of these names, so that a model with the tokenizer can be exported to GGUF.
 SPLITS_DIGITS, JOINS_DIGITS = "qwen2", "gpt-2"
+LEAST_COVERAGE = 0.98  # that SentencePiece takes
 MAX_SENTENCE = 16_384  # bytes: SentencePiece leaves longer ones out, so that longer lines are cut
 
 
@@ -116,11 +117,13 @@ def train_sentencepiece(
     special_tokens: Iterable[str] = (),
     seed: int = 0,
     exact: bool = True,
+    flag: str = "--vocab_size",
 ) -> "ModelProto":
     """SentencePiece's BPE or Unigram, whose texts come back as they were, white space included.
 
     Args:
         exact: refuse a `vocab_size` that the texts do not fill.
+        flag: named in errors.
     """
     try:
         import sentencepiece
@@ -150,7 +153,8 @@ def train_sentencepiece(
             num_threads=1,
         )
     except (RuntimeError, OSError) as error:
-        raise UserError(f"--vocab_size {vocab_size:,}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).rpartition("]")[2].split())
+        raise UserError(f"{flag}: SentencePiece: {reason}") from None
     model = ModelProto()
     model.ParseFromString(written.getvalue())
     return model

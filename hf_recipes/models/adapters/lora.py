@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import nearest
 from hf_recipes.models.adapters.residual import initialize_residual, is_residual
@@ -175,6 +175,12 @@ def _train_tokens(model: "PreTrainedModel", config: "LoraConfig", path: str | No
             )
         embeddings = [] if whole else embeddings[:1]
     rest = [name for name in embeddings if name not in whole]
+    if rest:
+        weights = len(ids) * len(rest) * model.get_input_embeddings().weight.shape[1]
+        say(
+            f"{len(ids):,} new tokens: their embeddings are trained beside the adapter (trainable_token_indices of "
+            f"{' and '.join(rest)}), {weights:,} weights, {weights * 16 / 1e6:,.1f} MB with gradients and moments"
+        )
     indices = config.trainable_token_indices or {}
     indices = indices if isinstance(indices, dict) else {names[model.get_input_embeddings()]: indices}
     config.trainable_token_indices = {
