@@ -44,6 +44,10 @@ demo-pretrain: $(VENV)/.installed $(BASE)
 .cache/reviews/test.jsonl: | $(VENV)/.installed
 	@$(BIN)/python scripts/download.py --source reviews --output_dir $(@D)
 
+.cache/reviews-tokenizer/tokenizer.json: | .cache/reviews/test.jsonl
+	@$(BIN)/python scripts/train_tokenizer.py --train_file .cache/reviews/long_texts.jsonl --held_out_share 0 --vocab_size 8000 \
+		--split_digits false --output_dir $(@D)
+
 # Pairs of shop reviews. demo-reward: a model that tells the good one from the bad one. demo-orpo: one that comes to write
 # good ones. demo-dpo and demo-grpo go on from one that writes both: good reviews made likelier, judged by the reward
 # model of demo-reward, and 100 steps of learning from that reward.
@@ -62,7 +66,7 @@ runs/demo-reviews/metrics.json: | $(VENV)/.installed .cache/reviews/test.jsonl $
 		--model_name_or_path $(MODEL) --overwrite_output_dir
 
 # The longer run: pairs of long reviews, and a small new model whose tokens are Chinese words.
-demo-reward-long: $(VENV)/.installed .cache/reviews/test.jsonl
+demo-reward-long: $(VENV)/.installed .cache/reviews/test.jsonl .cache/reviews-tokenizer/tokenizer.json
 	$(BIN)/python scripts/pretrain.py --config configs/recipes/pretrain_reviews.yaml --overwrite_output_dir
 	$(BIN)/python scripts/reward.py --config configs/recipes/reward_long.yaml --overwrite_output_dir
 

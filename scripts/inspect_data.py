@@ -1,7 +1,8 @@
-"""Report on the rows that a stage is going to train on, before it is trained: no weights are read.
+"""Report on the rows that a stage is going to train on, before it is trained, or on how tokenizers cut the same texts.
 
 python scripts/inspect_data.py --model_name_or_path MODEL --train_file train.json --html report.html
 python scripts/inspect_data.py --config configs/recipes/demo.yaml --model_name_or_path MODEL --show train.json:12
+python scripts/inspect_data.py --tokenizer MODEL EXTENDED --text news.jsonl
 """
 
 import sys
@@ -10,18 +11,23 @@ from rich.console import Console
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import writing
-from hf_recipes.core.settings import run_script
+from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.terminal import print_report
 from hf_recipes.inspection.inspect import inspect
 from hf_recipes.inspection.settings import read_settings
+from hf_recipes.inspection.tokenizers import TokenizersArguments, compare_tokenizers
 
 
 def main() -> None:
-    context = read_settings(sys.argv[1:])
-    report = inspect(context)
-    arguments = context.inspection
-    print_report(report, Console(highlight=False), None if arguments.show else arguments.examples)
+    if "--tokenizer" in sys.argv:
+        [arguments] = Parser([TokenizersArguments]).parse()
+        report, count = compare_tokenizers(arguments), arguments.examples
+    else:
+        context = read_settings(sys.argv[1:])
+        report, arguments = inspect(context), context.inspection
+        count = None if arguments.show else arguments.examples
+    print_report(report, Console(highlight=False), count)
     if arguments.html:
         with writing(f"--html {arguments.html}"):
             write_page(report, arguments.html)

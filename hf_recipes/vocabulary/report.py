@@ -120,9 +120,11 @@ def as_report(measured: VocabularyReport, title: str, facts: Sequence[tuple[str,
         Table("Longest", ["token", "count"], [[visible(names[i]), int(measured.counts[i])] for i in longest]),
     ]
     groups = {f"{name}": compression.rates() for name, compression in measured.sources.items()}
-    picture = Picture(f"Characters a token of {first}", bars(groups))
     report = Report(title, list(facts))
-    report.sections = [Section("Held-out texts", [*tables, picture]), Section("New tokens", lists)]
+    report.sections = [Section("New tokens", lists)]
+    if groups:
+        picture = Picture(f"Characters a token of {first}", bars(groups))
+        report.sections.insert(0, Section("Held-out texts", [*tables, picture]))
     if measured.changed:
         report.warnings.append(
             f"{len(measured.changed):,} texts without a new token are cut otherwise than before, such as "

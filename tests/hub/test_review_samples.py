@@ -1,6 +1,4 @@
-from transformers import AutoTokenizer
-
-from hf_recipes.hub.review_samples import CONTINUATIONS, PROMPT, make_samples, train_tokenizer
+from hf_recipes.hub.review_samples import CONTINUATIONS, PROMPT, make_samples
 
 
 def test_each_review_is_once_in_a_file_and_never_on_both_sides():
@@ -25,12 +23,3 @@ def test_each_review_is_once_in_a_file_and_never_on_both_sides():
     assert {row["text"] for row in files["long_texts"]} == sides["long_train"]
     assert files["continuations"] == [{"prompt": PROMPT}] * CONTINUATIONS
     assert files == make_samples(reversed(good), bad) != make_samples(good, bad, seed=1)
-
-
-def test_the_tokenizer_has_the_words_of_its_texts_and_loses_none(tmp_path):
-    train_tokenizer(["酒店很好，房间很干净。"] * 50, tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert len(tokenizer("酒店很好")["input_ids"]) == 1
-    for text in ("酒店很好 a\n", "龘😀"):
-        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"

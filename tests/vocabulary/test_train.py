@@ -17,7 +17,7 @@ TEXTS = [*mixed_texts(), "  在 2024 年，\n\t共有１２３人。", "naïve �
 
 
 def train(folder, **settings):
-    settings = {"vocab_size": 3000, "train_file": CORPUS, **settings}
+    settings = {"vocab_size": 2500, "train_file": CORPUS, "held_out_share": 0.1, **settings}
     return train_tokenizer(TrainTokenizerArguments(output_dir=str(folder), **settings))
 
 
@@ -26,7 +26,7 @@ def test_texts_come_back_and_the_chosen_tokens_are_there(kind, tmp_path, capsys)
     special = str(ROOT / "configs/special_tokens/roles.json")
     folder = train(tmp_path / "new", model_type=kind, special_tokens=special)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert len(tokenizer) == 3000
+    assert len(tokenizer) == 2500
     for text in TEXTS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids) == text
@@ -67,7 +67,7 @@ def test_pre_tokenizers_are_ones_that_llama_cpp_has(split, name, tmp_path):
 
 
 def test_other_characters_are_unknown_without_byte_fallback(tmp_path):
-    folder = train(tmp_path / "new", model_type="bpe", byte_fallback=False, vocab_size=2500)
+    folder = train(tmp_path / "new", model_type="bpe", byte_fallback=False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("🙂", add_special_tokens=False)["input_ids"] == [tokenizer.unk_token_id]
 
@@ -89,3 +89,12 @@ def test_what_cannot_be_trained(tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match="there is something already"):
         train(tmp_path / "full")
+
+
+def test_words_of_the_texts_are_tokens_without_held_out_ones(tmp_path):
+    (tmp_path / "texts.txt").write_text("酒店很好，房间很干净。\n" * 50, encoding="utf-8")
+    settings = {"train_file": [str(tmp_path / "texts.txt")], "held_out_share": 0.0, "vocab_size": 300}
+    tokenizer = AutoTokenizer.from_pretrained(train(tmp_path / "new", **settings))
+    assert len(tokenizer("酒店很好")["input_ids"]) == 1
+    assert tokenizer.decode(tokenizer("龘😀")["input_ids"]) == "龘😀"
+    assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
