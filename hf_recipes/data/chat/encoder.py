@@ -19,21 +19,18 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, row_status
-from hf_recipes.data.chat import message_form, rendered_text, template, token_offsets
+from hf_recipes.data.chat import message_form, probes, rendered_text, rendering, template, token_offsets
 from hf_recipes.data.chat.dates import printed_date
+from hf_recipes.data.chat.example import Example
 from hf_recipes.data.chat.rendered_text import describes_tools, find_text
-from hf_recipes.data.chat.template import (
-    TOOLS_IN_SYSTEM,
-    ChatTemplate,
-    Example,
-    has_answer,
-)
+from hf_recipes.data.chat.template import TOOLS_IN_SYSTEM, ChatTemplate, has_answer
 from hf_recipes.data.chat.token_offsets import Aligned, Aligner
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas import thoughts
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_objects, with_thoughts
 from hf_recipes.data.tokenized import FEATURES, table_of
 
+MODULES = (token_offsets, template, message_form, rendered_text, rendering, thoughts)  # what ids depend on, with probes
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
 
@@ -120,7 +117,7 @@ class ChatEncoder:
             type(tokenizer).__name__,
             state,
             settings,
-            code=(sys.modules[__name__], token_offsets, template, message_form, rendered_text, thoughts),
+            code=(sys.modules[__name__], *MODULES, *probes.MODULES),
         )
 
     def encode(self, conversations: list[list[Message]], tools: Sequence[list | None] | None = None) -> list[Encoded]:
@@ -197,7 +194,7 @@ class ChatEncoder:
     def _render(self, messages: list[Message], tools: list | None, separate: Collection[int] = ()) -> list[Example]:
         if not has_answer(messages):
             prompt = self.template.prompt(messages, tools)
-            return [Example(prompt, len(messages), left_out=self.template.left_out(messages, prompt))]
+            return [Example(prompt, len(messages), left_out=self.template.left_out(messages, tools, prompt))]
         return self.template.examples(messages, tools, self._labelled(messages), separate)
 
     def _labelled(self, messages: list[Message]) -> list[int]:
