@@ -120,11 +120,15 @@ def form_of_calls(
         is_whole = "PROBEcall" in text and all(text.count(name) == 1 for name in ("PROBEkey", "PROBEvalue"))
         # JSON in JSON, or an object as Python writes it.
         if is_whole and '\\"' not in text and "{'PROBEkey'" not in text:
-            thinking = [question, {**calling, "reasoning_content": "PROBEthoughts"}, *chat[2:]]
             first = None if form.thoughts == "inline" else form.thoughts
-            for field in filter(None, dict.fromkeys((first, *THOUGHTS_KEYS, "parts", form.thoughts))):
+            fields = filter(None, dict.fromkeys((first, *THOUGHTS_KEYS, "parts", form.thoughts)))
+            thinking = {**calling, "reasoning_content": "PROBEthoughts"}
+            for field, more in product(fields, (chat[2:], [])):
                 with_thoughts = replace(tried, thoughts_of_calls=field)
-                if rendered(with_thoughts, thinking, some).count("PROBEthoughts") == 1:
+                before, thoughts, after = rendered(with_thoughts, [question, thinking, *more], some).partition(
+                    "PROBEthoughts"
+                )
+                if thoughts and "PROBEcall" in after and "PROBEcall" not in before:
                     return with_thoughts
-            return tried
+            return replace(tried, thoughts_of_calls=None)
     return form

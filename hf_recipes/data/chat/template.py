@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.data.chat.example import Example
 from hf_recipes.data.chat.message_form import MessageForm
-from hf_recipes.data.chat.rendered_text import NO_CALL, common_length, end_of_calls, find_text
-from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.chat.probes.repeated_turns import RepeatedTurns
 from hf_recipes.data.chat.probes.shown_fields import ShownFields
 from hf_recipes.data.chat.probes.template_probes import TemplateProbes
 from hf_recipes.data.chat.probes.turn_end import TurnEnd
+from hf_recipes.data.chat.rendered_text import NO_CALL, common_length, end_of_calls, find_text
+from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 from hf_recipes.data.schemas.thoughts import ThoughtMarks
 
@@ -164,6 +164,10 @@ class ChatTemplate:
         if names.keys() - hidden:
             hidden |= set(self._shown.hidden(messages, tools, True, (names.keys() - hidden).__contains__))
         return list(dict.fromkeys(name for path, name in names.items() if path in hidden))
+
+    def opens_thoughts(self, messages: list[Message], tools: list | None = None) -> bool:
+        """Whether the prompt of `messages`, which end with a question, ends with what opens thoughts."""
+        return self._probes.opens_thoughts(self.prompt(messages, tools), messages[-1]["content"] or "")
 
     def _opens_thoughts(self, prompt: str, messages: list[Message]) -> bool:
         return self._probes.opens_thoughts(prompt, messages[-2]["content"] or "")

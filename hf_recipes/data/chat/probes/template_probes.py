@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
 from hf_recipes.data.chat.message_form import MessageForm
-from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.chat.probes.thought_style import ANSWER, QUESTION, PlainTurn, ThoughtStyle, learn_thoughts
 from hf_recipes.data.chat.probes.turn_end import TurnEnd
+from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 

@@ -101,7 +101,11 @@ def _style(plain: PlainTurn, text: str, field: str) -> ThoughtStyle:
     opening = _opening_of(plain, end) if _tight(before) == _tight(plain.prompt) else ""
     is_open = bool(opening)
     if not opening:
-        opening = before[common_length(plain.prompt, before) :].strip() or TAGS.start
+        parting = common_length(plain.prompt, before)
+        opening = before[parting:].strip()
+        if plain.prompt[parting:].lstrip().startswith(end):  # the prompt closes thoughts at once
+            opening = before[max((mark.start() for mark in _BRACKETED.finditer(before)), default=parting) :].strip()
+        opening = opening or TAGS.start
     expected = is_open or bool(direct)
     marks = ThoughtMarks(opening, end, close.rstrip(), "" if end in direct else direct, expected)
     return ThoughtStyle(marks, field, close=close, opens=is_open)
@@ -134,7 +138,7 @@ def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, 
         for end in marks:
             answer = {**ANSWER, "content": f"{THOUGHTS}{end}{ANSWER['content']}"}
             text = render.tried([QUESTION, answer])
-            if text and ANSWER["content"] in text and THOUGHTS not in text and end not in after:
+            if text and ANSWER["content"] in text and THOUGHTS not in text and end not in after + added:
                 return added, end
     return "", ""
 
