@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, row_status
-from hf_recipes.data.chat import message_form, probes, rendered_text, rendering, template, token_offsets
+from hf_recipes.data.chat import answer_finder, message_form, probes, rendered_text, rendering, template, token_offsets
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.example import Example
 from hf_recipes.data.chat.rendered_text import describes_tools, find_text
@@ -30,7 +30,8 @@ from hf_recipes.data.schemas import thoughts
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_objects, with_text, with_thoughts
 from hf_recipes.data.tokenized import FEATURES, table_of
 
-MODULES = (token_offsets, template, message_form, rendered_text, rendering, thoughts)  # what ids depend on, with probes
+# What ids and labels depend on, with what is learned about a template.
+MODULES = (answer_finder, message_form, rendered_text, rendering, template, thoughts, token_offsets, *probes.MODULES)
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
 
@@ -117,7 +118,7 @@ class ChatEncoder:
             type(tokenizer).__name__,
             state,
             settings,
-            code=(sys.modules[__name__], *MODULES, *probes.MODULES),
+            code=(sys.modules[__name__], *MODULES),
         )
 
     def encode(self, conversations: list[list[Message]], tools: Sequence[list | None] | None = None) -> list[Encoded]:

@@ -66,6 +66,11 @@ class MessageForm:
         return {**call, "function": function}
 
 
+def shows_list(text: str) -> bool:
+    """Whether a rendering has a content in parts as Python or JSON writes a list."""
+    return any(f"{sign}type{sign}: {sign}thinking{sign}" in text for sign in "'\"")
+
+
 def with_short_ids(messages: list[Message]) -> list[Message]:
     """`messages`, where one of their ids is not nine letters and digits with other ids for all: ids have no meaning."""
     if all(_SHORT_ID.fullmatch(identifier) for identifier in _ids(messages)):
@@ -125,10 +130,9 @@ def form_of_calls(
             thinking = {**calling, "reasoning_content": "PROBEthoughts"}
             for field, more in product(fields, (chat[2:], [])):
                 with_thoughts = replace(tried, thoughts_of_calls=field)
-                before, thoughts, after = rendered(with_thoughts, [question, thinking, *more], some).partition(
-                    "PROBEthoughts"
-                )
-                if thoughts and "PROBEcall" in after and "PROBEcall" not in before:
+                text = rendered(with_thoughts, [question, thinking, *more], some)
+                before, thoughts, after = text.partition("PROBEthoughts")
+                if thoughts and "PROBEcall" in after and "PROBEcall" not in before and not shows_list(text):
                     return with_thoughts
             return replace(tried, thoughts_of_calls=None)
     return form

@@ -12,18 +12,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_recipes.data.chat.answer_finder import AnswerFinder
 from hf_recipes.data.chat.example import Example
 from hf_recipes.data.chat.message_form import MessageForm
 from hf_recipes.data.chat.probes.repeated_turns import RepeatedTurns
 from hf_recipes.data.chat.probes.shown_fields import ShownFields
 from hf_recipes.data.chat.probes.template_probes import TemplateProbes
 from hf_recipes.data.chat.probes.turn_end import TurnEnd
-from hf_recipes.data.chat.rendered_text import NO_CALL, common_length, end_of_calls, find_text
+from hf_recipes.data.chat.rendered_text import end_of_calls, find_text
 from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 from hf_recipes.data.schemas.thoughts import ThoughtMarks
 
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
+THOUGHTS_CLOSED = "the prompt closes thoughts at once; those of the answer are left out"
 TEXT_LEFT_OUT = "the template leaves out the text before an earlier call"
 TOOLS_IN_SYSTEM = "the system turn describes the tools; those of the row are not shown a second time"
 NO_THOUGHTS = (
@@ -61,10 +63,11 @@ class ChatTemplate:
         self._ends = TurnEnd(tokenizer, self._render)
         self._shown = ShownFields(self._render)
         self._probes = TemplateProbes(tokenizer, self._render, self._ends)
+        self._answers = AnswerFinder(self._render, self._shown, self._probes)
         self.marks, self.end_of_turn = self._probes.thoughts.marks, self._probes.end_of_turn
         self._repeated: RepeatedTurns | None = None
         with contextlib.suppress(RowProblem):
-            self._repeated = RepeatedTurns.of(self.example)
+            self._repeated = RepeatedTurns.of(self.example, str(tokenizer.chat_template))
 
     @property
     def form(self) -> MessageForm:
@@ -88,7 +91,7 @@ class ChatTemplate:
                 raise RowProblem("the chat template does not show every turn", message["role"])
             elif not is_system:  # which a template may write anywhere
                 position = span[1]
-        self._check_shown(messages, tools, True, range(len(messages)))
+        self._shown.check(messages, tools, True, range(len(messages)))
         return text
 
     def examples(
@@ -122,17 +125,14 @@ class ChatTemplate:
 
     def example(self, messages: list[Message], tools: list | None = None, following: Sequence[Message] = ()) -> Example:
         """The last turn of `messages`, which is the assistant's; `following` is the turn after it, if there is one."""
-        prompt, text, (_, after) = self._answer(messages, tools)
-        end, rest = self._ends.at_end(text[after:]), ""
-        if end:
-            stop = text.index(end, after) + len(end)
-            text, rest = text[:stop], text[stop:]
-        else:
-            if messages[-1].get("tool_calls") or any(message["role"] == "tool" for message in following):
-                end = self._opener_of_result(messages, tools, text[after:])
-            end = end or self.end_of_turn
-            text += end
-        is_closed = not messages[-1].get("reasoning_content") and self._opens_thoughts(prompt, messages)
+        prompt = self.prompt(messages[:-1], tools)
+        text, (_, after) = self._answers.after(prompt, messages, tools)
+        text, end, rest = self._with_end(text, after, messages, tools, following)
+        has_thoughts = bool(messages[-1].get("reasoning_content"))
+        left_out = self.left_out(messages[:-1], tools, prompt)
+        if has_thoughts and self._probes.closes_thoughts(prompt, messages[:-1]):
+            left_out.append(THOUGHTS_CLOSED)
+        is_closed_at_once = not has_thoughts and self._probes.opens_thoughts(prompt, messages[:-1])
         return Example(
             prompt,
             len(messages),
@@ -140,8 +140,8 @@ class ChatTemplate:
             end,
             rest,
             is_labelled=messages[-1].get("weight") != 0,
-            left_out=self.left_out(messages[:-1], tools, prompt),
-            remarks=[NO_THOUGHTS] if is_closed else [],
+            left_out=left_out,
+            remarks=[NO_THOUGHTS] if is_closed_at_once else [],
         )
 
     def split_thoughts(self, text: str) -> tuple[str, str]:
@@ -167,108 +167,22 @@ class ChatTemplate:
 
     def opens_thoughts(self, messages: list[Message], tools: list | None = None) -> bool:
         """Whether the prompt of `messages`, which end with a question, ends with what opens thoughts."""
-        return self._probes.opens_thoughts(self.prompt(messages, tools), messages[-1]["content"] or "")
+        return self._probes.opens_thoughts(self.prompt(messages, tools), messages)
 
-    def _opens_thoughts(self, prompt: str, messages: list[Message]) -> bool:
-        return self._probes.opens_thoughts(prompt, messages[-2]["content"] or "")
-
-    def _answer(self, messages: list[Message], tools: list | None = None) -> tuple[str, str, tuple[int, int]]:
-        """The prompt, what the model has to write after it, and where in that the turn's content and calls are."""
-        prompt, last = self.prompt(messages[:-1], tools), messages[-1]
-        whole = self._render(messages, tools)
-        thoughts, content, calls = last.get("reasoning_content") or "", last["content"] or "", last.get("tool_calls")
-        is_prefix = whole.startswith(prompt)
-        start = len(prompt) if is_prefix else common_length(prompt, whole)
-        thoughts_at = self._find_thoughts(messages, tools, whole, start)
-        begin = end = thoughts_at[1] if thoughts_at else start
-        if content.strip():
-            # Where the two part, they may begin with the same character by chance.
-            span = None if calls else self._last_content(whole, content, end if is_prefix else 0)
-            span = span or find_text(whole, content, end)
-            if span is None:
-                what = "text before a call" if calls else "turn's text"
-                raise RowProblem(f"the chat template leaves out or changes a {what}")
-            begin, end = span
-        elif not calls:
-            raise RowProblem("the chat template does not show every turn", "assistant")
-        if calls:
-            begin, end = self._span_with_calls(whole, calls, begin, end, thoughts_at[1] if thoughts_at else start)
-        self._check_shown(messages, tools, False, [len(messages) - 1])
-        if not is_prefix and (thoughts_at or content.strip()):
-            start = thoughts_at[0] if thoughts_at else begin
-        elif prompt[start:].strip():
-            start = self._begin_of_call(messages, tools, whole, prompt)
-        style = self._probes.thoughts
-        if self._opens_thoughts(prompt, messages) and style.marks.end not in whole[start : end if calls else begin]:
-            closed = thoughts.strip() + style.close
-            begin = start if calls else begin
-            return prompt, closed + whole[begin:], (len(closed), len(closed) + end - begin)
-        if thoughts and not thoughts_at:
-            raise RowProblem(
-                "the chat template leaves out the thoughts of the answer (--chat_template chatml shows them)"
-            )
-        return prompt, whole[start:], (begin - start, end - start)
-
-    def _span_with_calls(self, whole: str, calls: list[dict], begin: int, end: int, first: int) -> tuple[int, int]:
-        """Where the content, at [begin, end), and `calls` are in a rendering that has both from `first` on."""
-        name = find_text(whole, calls[0]["function"]["name"], end)
-        between = whole[end : name[0]] if name else ""
-        opening = self._probes.opening
-        if self.end_of_turn in between and opening and opening in between:
-            raise RowProblem("the chat template ends the turn before its call")
-        try:
-            return begin, end_of_calls(whole, calls, end)
-        except RowProblem:  # the content may stand after them
-            return first, max(end, end_of_calls(whole, calls, first))
-
-    def _find_thoughts(
-        self, messages: list[Message], tools: list | None, whole: str, start: int
-    ) -> tuple[int, int] | None:
-        """Where the thoughts of the last turn are in `whole`, its rendering, from `start` on."""
-        path = len(messages) - 1, "reasoning_content"
-        thoughts = messages[-1].get("reasoning_content")
-        span = find_text(whole, thoughts, start) if thoughts and self.form.shows_thoughts(messages[-1]) else None
-        return None if span and self._shown.hidden(messages, tools, False, path.__eq__) else span
-
-    def _last_content(self, whole: str, content: str, position: int) -> tuple[int, int] | None:
-        """Where the content of the last turn is in a rendering, if it is right before what ends a turn."""
-        end = len(whole) - len(self._probes.tail)
-        for text in (content, content.strip()):
-            if end - len(text) >= position and whole.endswith(text + self._probes.tail):
-                return end - len(text), end
-        return None
-
-    def _check_shown(
-        self, messages: list[Message], tools: list | None, is_prompt: bool, indices: Collection[int]
-    ) -> None:
-        """Raise `RowProblem` unless the rendering shows the texts and calls of the turns at `indices`.
-
-        Text beside a call and thoughts are reported otherwise (see `left_out`).
-        """
-
-        def is_needed(path: tuple) -> bool:
-            index, name, *_ = path
-            return index in indices and (
-                name == "tool_calls" or (name == "content" and not (is_prompt and messages[index].get("tool_calls")))
-            )
-
-        for index, name, *_ in self._shown.hidden(messages, tools, is_prompt, is_needed):
-            if name == "tool_calls":
-                raise RowProblem(NO_CALL)
-            raise RowProblem("the chat template does not show every turn", messages[index]["role"])
-
-    def _begin_of_call(self, messages: list[Message], tools: list | None, whole: str, prompt: str) -> int:
-        """Where `whole`, the rendering of `messages`, has their last call: where a text would stand in its place."""
-        if self._opens_thoughts(prompt, messages):
-            before = prompt.rstrip().removesuffix(self.marks.start)
-            if whole.startswith(before):
-                return len(before)
-        answer = {"role": "assistant", "content": "\ufffd"}
-        return common_length(whole, self._render([*messages[:-1], answer], tools))
-
-    def _opener_of_result(self, messages: list[Message], tools: list | None, tail: str) -> str:
-        """The special token that begins the result of a tool after `messages`, which end with `tail`."""
-        result = {"role": "tool", "content": "PROBEresult"}
-        if calls := messages[-1].get("tool_calls"):
-            result |= {"name": calls[-1]["function"]["name"], "tool_call_id": calls[-1].get("id", "")}
-        return self._ends.opener(messages, result, tools, tail)
+    def _with_end(
+        self, text: str, after: int, messages: list[Message], tools: list | None, following: Sequence[Message]
+    ) -> tuple[str, str, str]:
+        """An answer, whose own texts end at `after`, up to and with what ends its turn, the end, and the rest."""
+        end, opener, calls = self._ends.at_end(text[after:]), "", messages[-1].get("tool_calls")
+        # Where no turn has an end of its own, a special token after a call is the call's.
+        if not end or (calls and not self._probes.has_own_end):
+            result = {"role": "tool", "content": "PROBEresult"}
+            if calls:
+                result |= {"name": calls[-1]["function"]["name"], "tool_call_id": calls[-1].get("id", "")}
+            if calls or any(message["role"] == "tool" for message in following):
+                opener = self._ends.opener(messages, result, tools, text[after:])
+        if end and not opener:
+            stop = text.index(end, after) + len(end)
+            return text[:stop], end, text[stop:]
+        end = opener or self.end_of_turn
+        return text + end, end, ""

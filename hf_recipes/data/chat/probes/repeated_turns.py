@@ -1,5 +1,6 @@
 """Conversations of plain texts, which a template that repeats one pattern shows in one rendering."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,6 +8,8 @@ from itertools import pairwise
 from hf_recipes.data.chat.example import Example
 from hf_recipes.data.schemas.conversation import Message
 
+_TEXT = r"(?:'([^'\n]+)'|\"([^\"\n]+)\")"
+_CUE = re.compile(rf"{_TEXT}\s+(?:not\s+)?in\b|\.(?:starts|ends)with\(\s*{_TEXT}")
 MakeExample = Callable[[list[Message]], Example]
 
 
@@ -18,14 +21,17 @@ class RepeatedTurns:
         generation: what stands between a question and an answer in a prompt.
         before: what the model writes before the text of an answer.
         after: what stands between an answer and a question.
+        cues: the texts that the template looks for in contents, such as ``/no_think``: of a conversation with one, each
+            turn may be asked for in another way.
     """
 
     generation: str
     before: str
     after: str
+    cues: re.Pattern
 
     @classmethod
-    def of(cls, example: MakeExample) -> "RepeatedTurns | None":
+    def of(cls, example: MakeExample, source: str) -> "RepeatedTurns | None":
         """The pattern by the examples of probes; None where the template does not repeat one."""
         contents = [f"PROBE{number}" for number in range(6)]
         messages = [
@@ -42,7 +48,9 @@ class RepeatedTurns:
             text + (after if number % 2 else generation + before) for number, text in enumerate(contents[:4])
         )
         is_regular = three.prompt == head + body + contents[4] + generation and after.startswith(one.end)
-        return cls(generation, before, after) if is_regular else None
+        cues = {text for groups in _CUE.findall(source) for text in groups if text}
+        pattern = re.compile("|".join(map(re.escape, sorted(cues))) or r"(?!)")
+        return cls(generation, before, after, pattern) if is_regular else None
 
     def example(self, messages: list[Message], labelled: Sequence[int], example: MakeExample) -> Example | None:
         """The one example of a conversation, if it is of plain texts and follows the pattern."""
@@ -54,7 +62,7 @@ class RepeatedTurns:
         position = last.prompt.find(messages[first]["content"])
         for index, message in enumerate(messages[first:-1], first):
             text = message["content"]
-            if text != text.strip() or not last.prompt.startswith(text, position):
+            if text != text.strip() or self.cues.search(text) or not last.prompt.startswith(text, position):
                 return None
             position += len(text)
             between = self.generation + self.before if message["role"] == "user" else self.after

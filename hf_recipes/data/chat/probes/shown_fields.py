@@ -3,9 +3,10 @@
 That a text stands in a rendering does not tell: a short one may be a part of another turn, or of the template.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from hf_recipes.data.chat.rendered_text import NO_CALL
 from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
@@ -42,6 +43,23 @@ class ShownFields:
                 else:
                     paths.append(path)
         return paths
+
+    def check(self, messages: list[Message], tools: list | None, is_prompt: bool, indices: Collection[int]) -> None:
+        """Raise `RowProblem` unless the rendering shows the texts and calls of the turns at `indices`.
+
+        Thoughts, and text beside an earlier call, may be left out.
+        """
+
+        def is_needed(path: tuple) -> bool:
+            index, name, *_ = path
+            return index in indices and (
+                name == "tool_calls" or (name == "content" and not (is_prompt and messages[index].get("tool_calls")))
+            )
+
+        for index, name, *_ in self.hidden(messages, tools, is_prompt, is_needed):
+            if name == "tool_calls":
+                raise RowProblem(NO_CALL)
+            raise RowProblem("the chat template does not show every turn", messages[index]["role"])
 
     def _shown_together(self, messages: list[Message], tools: list | None, is_prompt: bool, values: list) -> set[int]:
         others = {path: _other(value, number) for number, (path, value) in enumerate(values)}

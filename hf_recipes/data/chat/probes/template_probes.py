@@ -53,16 +53,22 @@ class TemplateProbes:
         opening = plain.generation.strip()
         self.opening = opening.removesuffix(self.thoughts.marks.start).strip() if self.thoughts.opens else opening
 
-    def opens_thoughts(self, prompt: str, question: str) -> bool:
-        """Whether `prompt` ends with what opens thoughts, though it does not just end with the `question`."""
-        style, prompt = self.thoughts, prompt.rstrip()
-        if not prompt.endswith(style.marks.start):
+    def opens_thoughts(self, prompt: str, messages: list[Message]) -> bool:
+        """Whether the prompt of `messages` ends with what opens thoughts, not just with the last question."""
+        style = self.thoughts
+        is_role = self._plain_prompt.endswith(style.marks.start) and not style.opens
+        return not is_role and self._ends_with(prompt, style.marks.start, messages)
+
+    def closes_thoughts(self, prompt: str, messages: list[Message]) -> bool:
+        """Whether the prompt of `messages` ends with what closes thoughts."""
+        return self._ends_with(prompt, self.thoughts.marks.end, messages)
+
+    def _ends_with(self, prompt: str, mark: str, messages: list[Message]) -> bool:
+        prompt, question = prompt.rstrip(), (messages[-1]["content"] or "").strip()
+        if not prompt.endswith(mark):
             return False
-        if style.opens:
-            return True
-        question = question.strip()
-        is_question = question.endswith(style.marks.start) and prompt.endswith(question)
-        return not is_question and not self._plain_prompt.endswith(style.marks.start)
+        is_question = question.endswith(mark) and prompt.endswith(question)
+        return not is_question or self._plain_prompt.endswith(mark)
 
     def _plain_turn(self) -> PlainTurn:
         try:

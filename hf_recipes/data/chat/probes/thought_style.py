@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from hf_recipes.data.chat.message_form import shows_list
 from hf_recipes.data.chat.rendered_text import common_length
 from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, Message
@@ -46,7 +47,7 @@ class PlainTurn:
     @property
     def start(self) -> int:
         """Where in `whole` begins what the model writes."""
-        return common_length(self.prompt, self.whole)
+        return _common_marks(self.prompt, self.whole)
 
     @property
     def lead(self) -> str:
@@ -84,10 +85,8 @@ def learn_thoughts(render: Renderer, plain: PlainTurn) -> ThoughtStyle:
 
 
 def _shows(text: str | None) -> bool:
-    """Whether a rendering shows thoughts and answer once, not a list of parts as Python or JSON writes it."""
-    if text is None or "'type':" in text or '"type":' in text:
-        return False
-    return text.count(THOUGHTS) == text.count(ANSWER["content"]) == 1
+    """Whether a rendering shows thoughts and answer once."""
+    return text is not None and text.count(THOUGHTS) == text.count(ANSWER["content"]) == 1 and not shows_list(text)
 
 
 def _style(plain: PlainTurn, text: str, field: str) -> ThoughtStyle:
@@ -101,7 +100,7 @@ def _style(plain: PlainTurn, text: str, field: str) -> ThoughtStyle:
     opening = _opening_of(plain, end) if _tight(before) == _tight(plain.prompt) else ""
     is_open = bool(opening)
     if not opening:
-        parting = common_length(plain.prompt, before)
+        parting = _common_marks(plain.prompt, before)
         opening = before[parting:].strip()
         if plain.prompt[parting:].lstrip().startswith(end):  # the prompt closes thoughts at once
             opening = before[max((mark.start() for mark in _BRACKETED.finditer(before)), default=parting) :].strip()
@@ -160,6 +159,13 @@ def _words(mark: str) -> tuple[bool, list[str]]:
     """Whether a mark names an end, and its other words."""
     words = _WORD.findall(mark.replace("_", " ").lower())
     return any(_SIDES.get(word) == 1 for word in words), [word for word in words if word not in _SIDES]
+
+
+def _common_marks(one: str, other: str) -> int:
+    """How many characters of two texts are alike, without a mark that they have only begun alike."""
+    length = common_length(one, other)
+    marks = [*_BRACKETED.finditer(one), *_BRACKETED.finditer(other)]
+    return min((mark.start() for mark in marks if mark.start() < length < mark.end()), default=length)
 
 
 def _tight(text: str) -> str:
