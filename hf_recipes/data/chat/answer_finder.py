@@ -40,9 +40,6 @@ class AnswerFinder:
             begin, end = self._span_with_calls(whole, calls, begin, end, thoughts_at[1] if thoughts_at else start)
         self._shown.check(messages, tools, False, [len(messages) - 1])
         style, opens = self._probes.thoughts, self._probes.opens_thoughts(prompt, messages[:-1])
-        if thoughts_at and self._probes.closes_thoughts(prompt, messages[:-1]):
-            start = self._after_thoughts(whole, thoughts_at[1], begin if content.strip() else end, prompt)
-            return whole[start:], (begin - start, end - start)
         if not is_prefix and (thoughts_at or content.strip()):
             start = self._begin_of_thoughts(whole, start, thoughts_at[0], opens) if thoughts_at else begin
         elif prompt[start:].strip():
@@ -51,7 +48,7 @@ class AnswerFinder:
             closed = thoughts.strip() + style.close
             begin = start if calls else begin
             return closed + whole[begin:], (len(closed), len(closed) + end - begin)
-        if thoughts and not thoughts_at and not self._probes.closes_thoughts(prompt, messages[:-1]):
+        if thoughts and not thoughts_at:
             raise RowProblem(
                 "the chat template leaves out the thoughts of the answer (--chat_template chatml shows them)"
             )
@@ -82,16 +79,8 @@ class AnswerFinder:
     def _begin_of_thoughts(self, whole: str, start: int, thoughts: int, opens: bool) -> int:
         """Where what the model writes of its thoughts begins, which are at `thoughts` in a rendering."""
         mark = self._probes.thoughts.marks.start
-        begin = whole.rfind(mark, max(0, start - len(mark)), thoughts)
+        begin = whole.rfind(mark, max(0, start - len(mark) + 1), thoughts)  # not all of it is in the prompt
         return thoughts if opens or begin < 0 or whole[begin + len(mark) : thoughts].strip() else begin
-
-    def _after_thoughts(self, whole: str, thoughts_end: int, stop: int, prompt: str) -> int:
-        """Where what follows the thoughts begins, which `prompt` has closed already."""
-        mark = self._probes.thoughts.marks.end
-        closed = whole.find(mark, thoughts_end, stop)
-        start = closed + len(mark) if closed >= 0 else thoughts_end
-        has_space = prompt != prompt.rstrip()  # what stands after the mark is in the prompt
-        return start + len(whole[start:]) - len(whole[start:].lstrip()) if has_space else start
 
     def _last_content(self, whole: str, content: str, position: int) -> tuple[int, int] | None:
         """Where the content of the last turn is in a rendering, if it is right before what ends a turn."""

@@ -25,9 +25,12 @@ from hf_recipes.data.schemas.conversation import Message, RowProblem
 from hf_recipes.data.schemas.thoughts import ThoughtMarks
 
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
-THOUGHTS_CLOSED = "the prompt closes thoughts at once; those of the answer are left out"
 TEXT_LEFT_OUT = "the template leaves out the text before an earlier call"
 TOOLS_IN_SYSTEM = "the system turn describes the tools; those of the row are not shown a second time"
+THOUGHTS_AFTER_CLOSED = (
+    "thoughts after a prompt that has closed some: the model learns to think all the same "
+    "(--thinking on opens them, where the template can)"
+)
 NO_THOUGHTS = (
     "no thoughts, though the prompt opens some: the model learns to close them at once "
     "(--thinking off closes them in the prompt, where the template can)"
@@ -128,11 +131,11 @@ class ChatTemplate:
         prompt = self.prompt(messages[:-1], tools)
         text, (_, after) = self._answers.after(prompt, messages, tools)
         text, end, rest = self._with_end(text, after, messages, tools, following)
-        has_thoughts = bool(messages[-1].get("reasoning_content"))
-        left_out = self.left_out(messages[:-1], tools, prompt)
-        if has_thoughts and self._probes.closes_thoughts(prompt, messages[:-1]):
-            left_out.append(THOUGHTS_CLOSED)
-        is_closed_at_once = not has_thoughts and self._probes.opens_thoughts(prompt, messages[:-1])
+        remarks = []
+        if messages[-1].get("reasoning_content"):
+            remarks += [THOUGHTS_AFTER_CLOSED] if self._probes.closes_thoughts(prompt, messages[:-1]) else []
+        elif self._probes.opens_thoughts(prompt, messages[:-1]):
+            remarks.append(NO_THOUGHTS)
         return Example(
             prompt,
             len(messages),
@@ -140,8 +143,8 @@ class ChatTemplate:
             end,
             rest,
             is_labelled=messages[-1].get("weight") != 0,
-            left_out=left_out,
-            remarks=[NO_THOUGHTS] if is_closed_at_once else [],
+            left_out=self.left_out(messages[:-1], tools, prompt),
+            remarks=remarks,
         )
 
     def split_thoughts(self, text: str) -> tuple[str, str]:
