@@ -44,7 +44,8 @@ class AnswerFinder:
             start = self._begin_of_thoughts(whole, start, thoughts_at[0], opens) if thoughts_at else begin
         elif prompt[start:].strip():
             start = self._begin_of_call(messages, tools, whole, prompt)
-        if opens and style.marks.end not in whole[start : end if calls else begin]:
+        first = find_text(whole, calls[0]["function"]["name"], begin)[0] if calls and not content.strip() else begin
+        if opens and style.marks.end not in whole[start:first]:
             closed = thoughts.strip() + style.close
             begin = start if calls else begin
             return closed + whole[begin:], (len(closed), len(closed) + end - begin)

@@ -167,6 +167,12 @@ def test_a_call_where_the_prompt_opens_thoughts():
     assert learned_text(one.tokenizer, row) == [f"\n</think>\n\n<call>{BEIJING}</call>{END}"]
 
 
+def test_an_argument_with_the_mark_closes_no_thoughts():
+    one = encoder(template(ONE, opens="<think>\\n", before="{# </think> #}"))
+    [row] = one.encode(*read(ASKED, called("</think>")))
+    assert learned_text(one.tokenizer, row) == [f'\n</think>\n\n<call>weather{{"city": "</think>"}}</call>{END}']
+
+
 def test_a_turn_that_ends_before_its_call():
     [row] = encoder(template(f"'{END}\\n{START}assistant\\n' + {ONE}")).encode(*read(ASKED, called(content="我查")))
     assert row.status == "dropped: the chat template ends the turn before its call"

@@ -113,7 +113,7 @@ def _style(plain: PlainTurn, text: str, field: str) -> ThoughtStyle:
 def _opening_of(plain: PlainTurn, end: str) -> str:
     """What opens, at the end of the prompt, the thoughts that `end` closes; empty where the answer may begin there."""
     mirrored = end.replace("/", "", 1)
-    if plain.prompt.rstrip().endswith(mirrored):
+    if mirrored != end and plain.prompt.rstrip().endswith(mirrored):
         return mirrored
     return plain.prompt[plain.start :].strip() or (plain.generation.strip() if end in plain.lead else "")
 
@@ -123,7 +123,8 @@ def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, 
 
     They are named alike (``[THINK]`` and ``[/THINK]``), or the template cuts contents at what closes them.
     """
-    marks = _marks_in_source(render)
+    source = str(render.tokenizer.chat_template)
+    marks = _marks(source, render)
     prompt, added = plain.prompt.rstrip(), plain.prompt[plain.start :].strip()
     chat = render.tried([QUESTION, ANSWER, {**QUESTION, "content": "PROBEnext"}]) or ""
     after = plain.tail + chat.partition(ANSWER["content"])[2].partition("PROBEnext")[0]
@@ -133,8 +134,8 @@ def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, 
         for end in marks:
             if _closes(end, opening) and end not in after:
                 return opening, end
-    if added:
-        for end in marks:
+    if added and added not in plain.lead:
+        for end in filter(source.__contains__, marks):
             answer = {**ANSWER, "content": f"{THOUGHTS}{end}{ANSWER['content']}"}
             text = render.tried([QUESTION, answer])
             if text and ANSWER["content"] in text and THOUGHTS not in text and end not in after + added:
@@ -142,8 +143,8 @@ def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, 
     return "", ""
 
 
-def _marks_in_source(render: Renderer) -> list[str]:
-    source = str(render.tokenizer.chat_template)
+def _marks(source: str, render: Renderer) -> list[str]:
+    """What may be marks: texts in the source of a template, and added tokens."""
     quoted = [one or other for one, other in _QUOTED.findall(source)]
     added = [str(token) for token in render.tokenizer.added_tokens_decoder.values()]
     return list(dict.fromkeys(mark.strip() for mark in (*_BRACKETED.findall(source), *quoted, *added) if mark.strip()))
