@@ -177,8 +177,8 @@ class ChatTemplate:
     ) -> tuple[str, str, str]:
         """An answer, whose own texts end at `after`, up to and with what ends its turn, the end, and the rest."""
         end, opener, calls = self._ends.at_end(text[after:]), "", messages[-1].get("tool_calls")
-        # Where no turn has an end of its own, a special token after a call is the call's.
-        if not end or (calls and not self._probes.has_own_end):
+        # Where the template ends no turn, a special token after a call is the call's.
+        if not end or (calls and not self._probes.has_end):
             result = {"role": "tool", "content": "PROBEresult"}
             if calls:
                 result |= {"name": calls[-1]["function"]["name"], "tool_call_id": calls[-1].get("id", "")}

@@ -25,9 +25,9 @@ class ShownFields:
         self._known: dict[tuple, set[int]] = {}  # the values that are shown, by their number, of each shape
 
     def hidden(
-        self, messages: list[Message], tools: list | None, is_prompt: bool, asked: Callable[[Path], bool]
+        self, messages: list[Message], tools: list | None, is_prompt: bool, is_wanted: Callable[[Path], bool]
     ) -> list[Path]:
-        """The paths of those values for which `asked` holds that the rendering does not show."""
+        """The paths of those values for which `is_wanted` holds that the rendering does not show."""
         values = list(_values(messages))
         shape = (is_prompt, bool(tools), *(message["role"] for message in messages))
         shape += tuple((path[:2], type(value)) for path, value in values)
@@ -37,7 +37,7 @@ class ShownFields:
             shown = self._known[shape] = self._shown_together(messages, tools, is_prompt, values)
         paths = []
         for number, (path, value) in enumerate(values):
-            if asked(path) and number not in shown:
+            if is_wanted(path) and number not in shown:
                 if self._is_shown(messages, tools, is_prompt, path, value):
                     shown.add(number)
                 else:
@@ -67,8 +67,8 @@ class ShownFields:
             text = self._render(_replaced(messages, others), tools, is_prompt)
         except RowProblem:
             return set()
-        found = enumerate(others.values())
-        return {number for number, other in found if not isinstance(other, bool) and str(other) in text}
+        numbered = enumerate(others.values())
+        return {number for number, other in numbered if not isinstance(other, bool) and str(other) in text}
 
     def _is_shown(self, messages: list[Message], tools: list | None, is_prompt: bool, path: Path, value: Any) -> bool:
         """Whether the rendering has another value in place of this one."""

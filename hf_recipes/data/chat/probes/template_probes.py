@@ -19,7 +19,7 @@ class TemplateProbes:
     Attributes:
         tail: what stands after the content of the last answer.
         end_of_turn: what the model writes at the end of an answer.
-        has_own_end: whether the template itself ends the last answer with it.
+        has_end: whether the template ends the last answer with a special token.
         opening: what stands between a question and an answer, but for what opens thoughts.
         thoughts: how the template writes them.
 
@@ -29,7 +29,7 @@ class TemplateProbes:
 
     tail: str
     end_of_turn: str
-    has_own_end: bool
+    has_end: bool
     opening: str
     thoughts: ThoughtStyle
 
@@ -43,7 +43,7 @@ class TemplateProbes:
                 "add_generation_prompt is false; correct it or choose another with --chat_template"
             )
         end = ends.at_end(plain.tail)
-        self.has_own_end = bool(end)
+        self.has_end = bool(end)
         self.end_of_turn = end or ends.opener([QUESTION, ANSWER], _next_question()) or tokenizer.eos_token or ""
         if not self.end_of_turn:
             raise UserError("neither the chat template nor the tokenizer has a token that ends a turn (eos_token)")
