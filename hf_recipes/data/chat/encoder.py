@@ -19,21 +19,19 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, row_status
-from hf_recipes.data.chat import message_form, rendered_text, template, token_offsets
+from hf_recipes.data.chat import answer_finder, message_form, probes, rendered_text, rendering, template, token_offsets
 from hf_recipes.data.chat.dates import printed_date
+from hf_recipes.data.chat.example import Example
 from hf_recipes.data.chat.rendered_text import describes_tools, find_text
-from hf_recipes.data.chat.template import (
-    TOOLS_IN_SYSTEM,
-    ChatTemplate,
-    Example,
-    has_answer,
-)
+from hf_recipes.data.chat.template import TOOLS_IN_SYSTEM, ChatTemplate, has_answer
 from hf_recipes.data.chat.token_offsets import Aligned, Aligner
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas import thoughts
-from hf_recipes.data.schemas.conversation import Message, RowProblem, with_objects, with_thoughts
+from hf_recipes.data.schemas.conversation import Message, RowProblem, with_objects, with_text, with_thoughts
 from hf_recipes.data.tokenized import FEATURES, table_of
 
+# What ids and labels depend on, with what is learned about a template.
+MODULES = (answer_finder, message_form, rendered_text, rendering, template, thoughts, token_offsets, *probes.MODULES)
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
 
@@ -120,7 +118,7 @@ class ChatEncoder:
             type(tokenizer).__name__,
             state,
             settings,
-            code=(sys.modules[__name__], token_offsets, template, message_form, rendered_text, thoughts),
+            code=(sys.modules[__name__], *MODULES),
         )
 
     def encode(self, conversations: list[list[Message]], tools: Sequence[list | None] | None = None) -> list[Encoded]:
@@ -128,13 +126,15 @@ class ChatEncoder:
 
         A conversation that ends with a question becomes a prompt: what a server sends for it.
         """
-        conversations = [list(map(_uniform, messages)) for messages in conversations]
         given = tools or [None] * len(conversations)
-        tools = list(map(_shown_tools, conversations, given))
+        conversations, tools = list(conversations), list(given)
         rendered: list[list[Example] | RowProblem] = []
-        for row in zip(conversations, tools, strict=True):
+        for index, messages in enumerate(conversations):
             try:
-                rendered.append(self._render(*row, range(len(row[0])) if self.split_turns == "always" else ()))
+                conversations[index] = messages = list(map(_uniform, messages))
+                tools[index] = _shown_tools(messages, tools[index])
+                separate = range(len(messages)) if self.split_turns == "always" else ()
+                rendered.append(self._render(messages, tools[index], separate))
             except RowProblem as problem:
                 rendered.append(problem)
         examples = [example for row in rendered if isinstance(row, list) for example in row]
@@ -160,7 +160,8 @@ class ChatEncoder:
         Raises:
             RowProblem: the template cannot show them.
         """
-        prompt = self.template.prompt(list(map(_uniform, messages)), _shown_tools(messages, tools))
+        messages = list(map(_uniform, messages))
+        prompt = self.template.prompt(messages, _shown_tools(messages, tools))
         return np.asarray(self._align(prompt).ids, dtype=np.int32)
 
     def _encode_row(
@@ -197,7 +198,7 @@ class ChatEncoder:
     def _render(self, messages: list[Message], tools: list | None, separate: Collection[int] = ()) -> list[Example]:
         if not has_answer(messages):
             prompt = self.template.prompt(messages, tools)
-            return [Example(prompt, len(messages), left_out=self.template.left_out(messages, prompt))]
+            return [Example(prompt, len(messages), left_out=self.template.left_out(messages, tools, prompt))]
         return self.template.examples(messages, tools, self._labelled(messages), separate)
 
     def _labelled(self, messages: list[Message]) -> list[int]:
@@ -331,8 +332,8 @@ class ChatEncoder:
 
 
 def _uniform(message: Message) -> Message:
-    """`message` with thoughts and arguments of calls in one form."""
-    return with_objects(with_thoughts(message))
+    """`message` with its text, thoughts and arguments of calls in one form."""
+    return with_objects(with_thoughts(with_text(message)))
 
 
 def _labelled_in(example: Example, messages: list[Message]) -> list[Message]:
@@ -373,7 +374,7 @@ def _starts(messages: list[Message], text: str, position: int) -> dict[int, int]
 
 def _shown_tools(messages: list[Message], tools: list | None) -> list | None:
     """The tools that the template shows: none that the system turn describes."""
-    return None if tools and describes_tools(messages, tools) else tools
+    return tools if tools and not describes_tools(messages, tools) else None
 
 
 def _dropped(reason: str) -> Encoded:

@@ -47,12 +47,29 @@ def with_thoughts(message: Message) -> Message:
     return message | ({"reasoning_content": thoughts} if thoughts and not known else {})
 
 
+def with_text(message: Message) -> Message:
+    """`message` with its content as one text: of parts, those of text; None where there is none.
+
+    Raises:
+        RowProblem: the content has other parts, such as images.
+    """
+    content = message.get("content")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise RowProblem(f"the {message['role']}'s content has parts that are not text")
+        content = "".join(part["text"] for part in content)
+    elif content is not None and not isinstance(content, str):
+        raise RowProblem(f"the {message['role']}'s content is a {type(content).__name__}, not text")
+    return {**message, "content": content}
+
+
 def with_objects(message: Message) -> Message:
-    """`message` with the arguments of its calls as objects, where they are JSON text as in OpenAI's interface."""
-    try:
-        return {**message, "tool_calls": _calls(message["tool_calls"])} if message.get("tool_calls") else message
-    except RowProblem:
-        return message  # for the template to refuse
+    """`message` with the arguments of its calls as objects, where they are JSON text as in OpenAI's interface.
+
+    Raises:
+        RowProblem: a call has no name, or arguments that are not JSON.
+    """
+    return {**message, "tool_calls": _calls(message["tool_calls"])} if message.get("tool_calls") else message
 
 
 class FilteredRow(RowProblem):

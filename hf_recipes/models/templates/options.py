@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 Thinking = Literal["on", "off", "keep"]
 # What transformers gives to a template by itself.
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-_OPTION = re.compile(r"\{%- set (\w+) = \1 if \1 is defined else [^\n]* -%\}\n")
+_OPTION = re.compile(r"\{%- set (\w+) = \1 if \1 is defined else [^\n]* -?%\}\n")
 _NAME = re.compile(r"(?<![\w.'\"<|/])\w*(?:think|reason)\w*(?![\w'\">|(])", re.IGNORECASE)
-_OPENS, _CLOSES = re.compile(r"<(\w+)>\s*\Z"), re.compile(r"</\w*(?:think|reason)\w*>\s*\Z", re.IGNORECASE)
+# How a template uses a number, such as a budget of tokens; NAME is the variable.
+_NUMBER = r"\bNAME\s*(?:[<>]|[=!]?=\s*[-+]?\d|\|\s*(?:int|float|default\(\s*[-+]?\d))|\d\s*[<>]=?\s*NAME\b"
 _OPPOSITE = re.compile(r"(?:^|_)(?:no|not|dis\w*|skip|without|hide)(?:_|$)")
 _QUESTION = {"role": "user", "content": "PROBEquestion"}
 _THOUGHTS = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "PROBEthoughts")
@@ -120,11 +121,14 @@ def with_options(template: str, options: Mapping[str, Any]) -> str:
     while line := _OPTION.match(template, start):
         start = line.end()
         kept += [line[0]] if line[1] not in options else []
+    rest = template[start:]
+    # White space at the beginning of a template is its own; transformers' Jinja drops the line feed after a block.
+    end = "%}" if rest[:1].isspace() else "-%}"
     new = [
-        f"{{%- set {name} = {name} if {name} is defined else {_literal(value)} -%}}\n"
+        f"{{%- set {name} = {name} if {name} is defined else {_literal(value)} {end}\n"
         for name, value in options.items()
     ]
-    return "".join([*kept, *new]) + template[start:]
+    return "".join([*kept, *new]) + rest
 
 
 def _literal(value: Any) -> str:
@@ -166,8 +170,10 @@ def thinking_templates(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
 
 
 def _variables(template: str) -> Iterator[tuple[str, list[Any]]]:
-    """Names that may be switches of thinking, and the values that may be theirs."""
+    """Names that may be switches of thinking, and the values that may be theirs; none of numbers."""
     for name in dict.fromkeys(_NAME.findall(template)):
+        if re.search(_NUMBER.replace("NAME", name), template):
+            continue
         texts = re.findall(rf"\b{name}\s*[!=]=\s*['\"](\w+)['\"]", template)
         yield name, [True, False, *dict.fromkeys(texts)]
 
@@ -179,23 +185,44 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], options:
         return None
 
 
-def _state(prompt: str) -> int:
-    """How much a prompt asks to think: 2 where it opens thoughts, 0 where it closes them, else 1."""
-    return 0 if _CLOSES.search(prompt) else 2 if _OPENS.search(prompt) else 1
+def _states(tokenizer: "PreTrainedTokenizerBase", choices: list[dict[str, Any]]) -> list[tuple[int, str] | None]:
+    """For each choice of options, how much a prompt asks to think, and the prompt; None where the template fails.
+
+    That is 2 where the prompt opens thoughts, 0 where it closes them, else 1.
+    """
+    from hf_recipes.data.chat.template import ChatTemplate  # loads transformers
+
+    templates: list[ChatTemplate | None] = []
+    for options in choices:
+        try:
+            templates.append(ChatTemplate(tokenizer, options))
+        except UserError:
+            templates.append(None)
+    ends = tuple({template.marks.end for template in templates if template})
+
+    def state(template: ChatTemplate) -> tuple[int, str]:
+        prompt = template.prompt([_QUESTION])
+        return (0 if prompt.rstrip().endswith(ends) else 2 if template.opens_thoughts([_QUESTION]) else 1), prompt
+
+    return [template and state(template) for template in templates]
 
 
 def _switch(tokenizer: "PreTrainedTokenizerBase", on: bool) -> dict[str, Any]:
     by_text: dict[str, Any] = {}
     for name, values in _variables(tokenizer.chat_template):
-        prompts = {value: _render(tokenizer, [_QUESTION], {name: value}) for value in values}
-        states = {value: _state(prompt) for value, prompt in prompts.items() if prompt is not None}
-        if len(set(states.values())) > 1:
-            wanted, default = (max if on else min)(states.values()), _render(tokenizer, [_QUESTION], {})
-            if len(values) > 2 and default is not None and _state(default) == wanted:
+        *all_states, default = _states(tokenizer, [*({name: value} for value in values), {}])
+        states = {value: state for value, state in zip(values, all_states, strict=True) if state}
+        degrees = {degree for degree, _ in states.values()}
+        if len(degrees) > 1:
+            wanted = (max if on else min)(degrees)
+            if len(values) > 2 and default and default[0] == wanted:
                 return {}  # any of several degrees
-            return {name: next(value for value in states if states[value] == wanted)}
-        if {True, False} <= states.keys() and prompts[True] != prompts[False]:
-            by_text = by_text or {name: on is not bool(_OPPOSITE.search(name))}
+            return {name: next(value for value, (degree, _) in states.items() if degree == wanted)}
+        if {True, False} <= states.keys():
+            true, false = states[True][1], states[False][1]
+            is_printed = "True" in true and "True" not in false
+            if true != false and not is_printed:
+                by_text = by_text or {name: on is not bool(_OPPOSITE.search(name))}
     return by_text
 
 

@@ -6,6 +6,7 @@ from conftest import build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.chat.rendered_text import describes_tools
 from hf_recipes.data.examples import load_examples, row_statuses
 from hf_recipes.data.schemas.columns import Columns
 from hf_recipes.data.schemas.registry import detect_schema
@@ -166,6 +167,12 @@ def test_a_call_where_the_prompt_opens_thoughts():
     assert learned_text(one.tokenizer, row) == [f"\n</think>\n\n<call>{BEIJING}</call>{END}"]
 
 
+def test_an_argument_with_the_mark_closes_no_thoughts():
+    one = encoder(template(ONE, opens="<think>\\n", before="{# </think> #}"))
+    [row] = one.encode(*read(ASKED, called("</think>")))
+    assert learned_text(one.tokenizer, row) == [f'\n</think>\n\n<call>weather{{"city": "</think>"}}</call>{END}']
+
+
 def test_a_turn_that_ends_before_its_call():
     [row] = encoder(template(f"'{END}\\n{START}assistant\\n' + {ONE}")).encode(*read(ASKED, called(content="我查")))
     assert row.status == "dropped: the chat template ends the turn before its call"
@@ -204,3 +211,91 @@ def test_rows_without_thoughts_where_the_prompt_opens_some_are_counted(tmp_path)
     [(status, entry)] = [(status, entry) for (_, status), entry in ledger.reasons.items()]
     assert status.startswith("kept: no thoughts, though the prompt opens some") and "--thinking off" in status
     assert entry.count == 2
+
+
+# Without an end of turns, and with special tokens in calls: the next role's token ends a turn.
+ROLES = "{{ {'user': '<user>', 'assistant': '<model>', 'system': '<system>', 'tool': '<result>'}[m.role] }}"
+NO_END = (
+    "{{ tools | tojson if tools }}{% for m in messages %}" + ROLES + "{{ m.content | trim }}"
+    "{% for c in m.tool_calls or [] %}<tool>{{ c.function.name }}<sep>"
+    "{{ c.function.arguments | tojson(ensure_ascii=False) }}AFTER{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<model>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("after", ["<end>", "}", ""])
+def test_nothing_after_a_turn_without_an_end_is_learned(after):
+    tokenizer = build_tokenizer(chat_template=NO_END.replace("AFTER", after))
+    names = ["<user>", "<model>", "<system>", "<result>", "<tool>", "<sep>", "<end>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": names})
+    call = f'<tool>weather<sep>{{"city": "北京"}}{after}<result>'
+    for first, learned in (
+        (called(), call),
+        (called(content="我查 "), "我查" + call),
+        (answer(" 查北京 "), "查北京<result>"),
+    ):
+        for end in ([], [result(), answer()]):
+            rows = ChatEncoder(tokenizer).encode(*read(ASKED, first, *end))
+            texts = [text for row in rows for text in learned_text(tokenizer, row)]
+            known = [learned, "冷<user>"] if end else [learned.replace("查北京<result>", "查北京<user>")]
+            assert texts == known
+
+
+STRINGS = (
+    "'<call>' + m.tool_calls[0].function.name ~ m.tool_calls[0].function.arguments.values() | select('string') | join"
+)
+
+
+@pytest.mark.parametrize(("value", "is_shown"), [(3, False), (True, False), ({"days": [3.5]}, False), ("三", True)])
+def test_arguments_that_are_no_text_are_noticed_where_a_template_drops_them(value, is_shown):
+    for text, shows in ((template(ONE), True), (template(STRINGS), is_shown)):
+        turn = called()
+        turn["tool_calls"][0]["function"]["arguments"]["more"] = value
+        [row] = encoder(text).encode(*read({**ASKED, "content": "3 true 三"}, turn))
+        assert row.status == ("kept" if shows else "dropped: the chat template does not show a call of a tool")
+
+
+def test_arguments_before_the_name_and_text_after_the_call():
+    function = "m.tool_calls[0].function"
+    one = encoder(template(f"{function}.arguments | tojson(ensure_ascii=False) + {function}.name"))
+    [row] = one.encode(*read(ASKED, called(), result(), answer()))
+    assert learned_text(one.tokenizer, row) == [f'{{"city": "北京"}}weather{END}', f"冷{END}"]
+    one = encoder(template(f"{ONE} + m.content", history="''").replace("m.content if loop.last", "'' if loop.last"))
+    [row] = one.encode(*read(ASKED, called(content="我查")))
+    assert learned_text(one.tokenizer, row) == [f"<call>{BEIJING}</call>我查{END}"]
+
+
+def test_thoughts_that_a_template_shows_only_beside_calls():
+    one = encoder(template(f"('[T]' + m.reasoning + '[/T]' if m.reasoning else '') + {ONE}"))
+    [row] = one.encode(*read(ASKED, {**called(), "reasoning_content": "要查"}, result(), answer()))
+    assert learned_text(one.tokenizer, row) == [f"[T]要查[/T]<call>{BEIJING}</call>{END}", f"冷{END}"]
+
+
+def test_no_tools_are_those_of_a_server_without_tools():
+    one = encoder("{% if tools is not none %}TOOLS{% endif %}" + template(ONE))
+    without, empty = one.encode([[ASKED, answer()]] * 2, [None, []])
+    assert without.input_ids.tolist() == empty.input_ids.tolist()
+    assert one.served_prompt([ASKED], []).tolist() == one.served_prompt([ASKED]).tolist()
+
+
+def test_a_call_without_content_and_a_content_in_parts():
+    one = encoder(template(ONE))
+    calling = called()
+    del calling["content"]
+    parts = {"role": "user", "content": [{"type": "text", "text": "天气"}, {"type": "text", "text": "？"}]}
+    image = {"role": "user", "content": [{"type": "image"}]}
+    call, text, picture = one.encode([[ASKED, calling], [parts, answer()], [image, answer()]])
+    assert learned_text(one.tokenizer, call) == [f"<call>{BEIJING}</call>{END}"]
+    assert text.input_ids.tolist() == one.encode([[ASKED, answer()]])[0].input_ids.tolist()
+    assert picture.status == "dropped: the user's content has parts that are not text"
+
+
+@pytest.mark.parametrize(
+    ("system", "expected"),
+    [("你是天气助手 weather", False), ("use_weather：天气", False), ("weather：天气", True), ("天气：weather。", True)],
+)
+def test_a_description_is_no_part_of_a_sentence(system, expected):
+    tools = [{"type": "function", "function": {"name": "weather", "description": "天气", "parameters": {}}}]
+    assert describes_tools([{"role": "system", "content": system}], tools) is expected
+    same = [{"name": "weather", "description": "weather"}]
+    assert not describes_tools([{"role": "system", "content": "ask for weather"}], same)

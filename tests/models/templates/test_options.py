@@ -30,6 +30,10 @@ OPENS = (
 ASKED = HEAD + TAIL + "{% if thinking %}<think>{% else %}</think>{% endif %}{% endif %}"
 EFFORT = HEAD + CLEARED + TAIL + "{% if reasoning_effort == 'none' %}" + CLOSED + "{% endif %}{% endif %}"
 SYSTEM = "{% if enable_thinking %}<|im_start|>system\nthink<|im_end|>\n{% endif %}" + HEAD + TAIL + "{% endif %}"
+BRACKETS = HEAD + TAIL + "{% if thinking %}[THINK]{% else %}[THINK][/THINK]{% endif %}{% endif %}"
+BUDGET = HEAD + TAIL + "{% set thinking_budget = thinking_budget | default(-1) %}"
+BUDGET += "{% if thinking_budget != -1 %}{{ thinking_budget }}{% endif %}{% endif %}"
+PRINTED = HEAD + TAIL + "{% if thinking_budget is defined %}Budget: {{ thinking_budget }}{% endif %}{% endif %}"
 CHAT = [{"role": "user", "content": "问"}]
 
 
@@ -65,6 +69,11 @@ def save(tmp_path):
         (EFFORT, "keep", {"clear_thinking": False}),
         (SYSTEM, "on", {"enable_thinking": True}),
         (SYSTEM, "off", {"enable_thinking": False}),
+        (BRACKETS, "on", {"thinking": True}),
+        (BRACKETS, "off", {"thinking": False}),
+        (BUDGET, "on", {}),
+        (BUDGET, "off", {}),
+        (PRINTED, "on", {}),
         (HEAD + TAIL + "{% endif %}", "off", {}),
     ],
 )
@@ -126,6 +135,16 @@ def test_any_value_of_json(tokenizer, value):
     template = with_options("{{ messages[0].content }}{{ v | tojson(ensure_ascii=False) }}", {"v": value})
     text = tokenizer.apply_chat_template(CHAT, chat_template=template, tokenize=False)
     assert json.loads(text.removeprefix("问")) == value
+
+
+@pytest.mark.parametrize("space", ["\n\n", "  ", "\n\t", ""])
+def test_white_space_at_the_beginning_of_a_template_stays(tokenizer, space):
+    template = space + "{{ messages[0].content }}{{ a }}{{ b }}"
+    changed = with_options(with_options(template, {"a": 1, "b": 2}), {"a": 3})
+    assert changed.count("set a") == changed.count("set b") == 1
+    expected = tokenizer.apply_chat_template(CHAT, chat_template=template, tokenize=False, a=3, b=2)
+    assert expected.startswith(space)
+    assert tokenizer.apply_chat_template(CHAT, chat_template=changed, tokenize=False) == expected
 
 
 def test_one_of_several_templates(save, capsys):

@@ -1,0 +1,60 @@
+"""The special tokens that end a turn."""
+
+import re
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_recipes.data.chat.rendered_text import common_length, end_of_calls, find_text
+from hf_recipes.data.chat.rendering import Renderer
+from hf_recipes.data.schemas.conversation import Message, RowProblem
+
+
+class TurnEnd:
+    """Finds the special tokens that end a turn, or that begin the next where nothing ends one."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Renderer):
+        added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+        special = {*tokenizer.all_special_tokens, *(token for token, is_special in added.items() if is_special)}
+        special = sorted((token for token in special if token.strip()), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self._not_openers = (None, tokenizer.bos_token, tokenizer.eos_token)
+        self._render = render
+
+    def at_end(self, tail: str) -> str:
+        """The special tokens at the end of `tail`, which is what follows a turn's text."""
+        stripped = tail.rstrip()
+        runs = [match.span() for match in self._special.finditer(stripped)]
+        end, stop = len(stripped), len(stripped)
+        while runs and not stripped[runs[-1][1] : end].strip():
+            start, after = runs.pop()
+            stop = stop if after == end else after  # white space between two: the turn ends at the first
+            end = start
+        return stripped[end:stop]
+
+    def last_before(self, text: str, end: int) -> int | None:
+        """Where the last special token before `end` begins, if it is near."""
+        return max((match.start() for match in self._special.finditer(text, max(0, end - 200), end)), default=None)
+
+    def opener(self, messages: list[Message], following: Message, tools: list | None = None, tail: str = "") -> str:
+        """The special token that begins the turn `following` after `messages`, empty where there is none.
+
+        Args:
+            following: with a content that stands nowhere else.
+            tail: what stands after the text and calls of the last of `messages`, where nothing follows.
+        """
+        try:
+            alone, text = self._render(messages, tools), self._render([*messages, following], tools)
+            stop = text.find(following["content"])
+            start = len(alone) if text.startswith(alone) else _end_of_turn(messages[-1], alone, text[:stop], tail)
+        except RowProblem:
+            return ""
+        token = next((match[0] for match in self._special.finditer(text, start, max(start, stop))), None)
+        return "" if token in self._not_openers else token
+
+
+def _end_of_turn(message: Message, alone: str, text: str, tail: str) -> int:
+    """Where the turn `message` ends in `text`, which shows it otherwise than `alone`, its rendering as the last."""
+    calls = message.get("tool_calls")
+    span = None if calls else find_text(text, message["content"], last=True)
+    end = span[1] if span else end_of_calls(text, calls or [], common_length(alone, text))
+    return end + len(tail.rstrip()) if text.startswith(tail.rstrip(), end) else end
