@@ -94,8 +94,8 @@ class PromptReader:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The token that ends an answer in the chat template, where one is used."""
-        return self._encoder.end_ids[-1:] if self._encoder else []
+        """The tokens that end an answer or a call in the chat template, where one is used."""
+        return self._encoder.stop_ids if self._encoder else []
 
     @property
     def marks(self) -> ThoughtMarks | None:
