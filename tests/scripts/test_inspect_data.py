@@ -322,3 +322,12 @@ def test_mistakes(fails, tokens_only, tmp_path):
     fails(
         "pretraining trains on blocks, not on rows", *model, "--stage", "pretrain", "--show", "a:1", "--block_size", 8
     )
+
+
+def test_the_column_of_thoughts_is_among_the_facts(look, tmp_path):
+    rows = [{"prompt": f"问题{number}", "response": f"回答{number}", "cot": f"想法{number}"} for number in range(4)]
+    facts = dict(look(rows, "--chat_template", "chatml").facts)
+    assert facts[f"thoughts of {tmp_path / 'rows.jsonl'}"] == "the column 'cot'"
+    pairs = [{"prompt": row["prompt"], "chosen": "好", "rejected": "坏", "chosen_cot": "想"} for row in rows]
+    facts = dict(look(pairs, "--chat_template", "chatml").facts)
+    assert facts[f"thoughts of {tmp_path / 'rows.jsonl'}"] == "the column 'chosen_cot'"
