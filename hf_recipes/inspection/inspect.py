@@ -14,7 +14,6 @@ from hf_recipes.inspection.duplicates import RowHashes, duplicate_tables, overla
 from hf_recipes.inspection.lengths import histogram, length_tables
 from hf_recipes.inspection.prompts import prompt_tables
 from hf_recipes.inspection.rows.base import Rows
-from hf_recipes.inspection.rows.conversations import Conversations
 from hf_recipes.inspection.rows.read import read_sets
 from hf_recipes.inspection.settings import InspectContext
 from hf_recipes.inspection.token_renderer import TokenRenderer
@@ -98,8 +97,7 @@ def _check_rows(
         locations += texts.locations
     lengths = {name: values for name, values in rows.lengths().items() if len(values)}
     blocks = [*_ledger_tables(rows.ledger), *rows.tables()]
-    if isinstance(rows, Conversations):
-        blocks += prompt_tables(rows, renderer.mask)
+    blocks += prompt_tables(rows, renderer.mask)
     blocks += length_tables(lengths, rows.budgets, "Lengths, before any budget")
     blocks += [histogram(name, values, rows.budgets.get(name)) for name, values in lengths.items()]
     if checks.rows:
