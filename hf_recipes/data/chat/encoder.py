@@ -190,13 +190,19 @@ class ChatEncoder:
         examples = self._served(messages, tools, rendered)
         if len(examples) > 1 and self.split_turns == "never":
             raise RowProblem("the chat template shows an earlier turn of the answer otherwise than it was asked for")
-        rows, problem = [], None
-        for example in examples:
+        rows, problem, pending = [], None, list(examples)
+        while pending:
+            example = pending.pop(0)
+            turns = _labelled_in(example, messages)
             try:
-                turns, calls = _labelled_in(example, messages), example.turns - 1 in calling
-                rows.append(self._encode_example(turns, tools, example, calls))
+                rows.append(self._encode_example(turns, tools, example, example.turns - 1 in calling))
             except RowProblem as reason:
+                if self.keep_text and example is examples[-1]:
+                    raise  # only the last answer is evaluated
                 problem = reason
+                if example.earlier:  # which may fit without the last one
+                    turns = turns[: example.earlier[-1][0] + 1]
+                    pending[:0] = self._served(turns, tools, self._render(turns, tools))
         if not rows:
             raise problem
         for row in rows[:-1]:
@@ -207,6 +213,7 @@ class ChatEncoder:
             action = "split" if action == KEPT else action
             notes.append("each turn is an example of its own")
         if problem:
+            action = "truncated" if action == KEPT else action
             notes.append(f"a turn is left out: {problem.reason}")
         notes += dict.fromkeys([*remarks, *(remark for example in examples for remark in example.remarks)])
         rows[-1].status = row_status(action, ", ".join(notes)) if notes else KEPT

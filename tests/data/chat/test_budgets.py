@@ -80,6 +80,19 @@ def test_calls_in_a_text_are_not_cut():
     assert f"a turn is left out: the budget of an answer is too small for a call {FLAGS}" in row.status
 
 
+def test_turns_before_an_answer_that_does_not_fit_stay():
+    tokenizer = tokenizer_of(TEMPLATES / "qwen2_5.jinja")
+    first, second = conversation("一", "二"), [*conversation("几加几"), THINKING]
+    chat, left_out = [*first, *conversation("三", "四"), *second], "a turn is left out: the budget of an answer is too"
+    [row] = ChatEncoder(tokenizer, max_target_length=40).encode([chat])
+    assert learned_text(tokenizer, row) == ["二<|im_end|>", "四<|im_end|>"]
+    assert row.status == f"truncated: {left_out} small for thoughts {FLAGS}"
+    assert tokenizer.decode(row.input_ids).endswith("四<|im_end|>")
+    # Of rows to evaluate the last answer is what is asked for.
+    [row] = ChatEncoder(tokenizer, max_target_length=40, keep_text=True).encode([chat])
+    assert row.status == f"dropped: the budget of an answer is too small for thoughts {FLAGS}"
+
+
 def test_a_turn_whose_thoughts_do_not_fit_is_left_out():
     tokenizer = tokenizer_of(TEMPLATES / "qwen3.jinja")
     short = {**THINKING, "content": "是四", "reasoning_content": "四"}
