@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jinja2
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.chat.template import ChatTemplate
 from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.models.inference.generation_settings import answer_ends
 from hf_recipes.models.loading import LOADING_ERRORS
@@ -50,17 +51,16 @@ def _scored(folder: Path, system_prompt: str | None) -> str | None:
     """
     from transformers import AutoTokenizer
 
-    from hf_recipes.data.chat.template import ChatTemplate
-
     messages = [{"role": "system", "content": system_prompt}] if system_prompt else []
     messages += [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        example = ChatTemplate(tokenizer).example(messages)
+        template = ChatTemplate(tokenizer)
+        example = template.example(messages)
     except (*LOADING_ERRORS, UserError, RowProblem):
         return None
     text = example.answer + example.rest
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    rendered = tokenizer.apply_chat_template(template.form.prepared(messages), tokenize=False)
     return None if rendered == example.prompt + text else text
 
 
