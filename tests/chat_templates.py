@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 # What stands for one token in the models that have it; of these, thoughts and calls are no special tokens.
 MARKS = re.compile(r"<\|?[^<>\s{}'\"%]+?\|?>|<｜[^<>]+?｜>|\[/?[A-Z_]+\]")
-PLAIN = re.compile(r"</?(think|tool_call|tool_response|tools|function|parameter|arg_key|arg_value)[^>]*>")
+PLAIN = re.compile(r"</?(atem:\w+|think|tool_call|tool_response|tools|function|parameter|arg_key|arg_value)[^>]*>")
 
 
 def tokenizer_of(path: Path, texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:

@@ -38,6 +38,9 @@ class DataArguments(SourceArguments):
     )
     response_column: str | None = setting("Column of the answer.")
     history_column: str | None = setting("Column of earlier [question, answer] pairs.")
+    thoughts_column: str | None = setting(
+        "Column of the thoughts before the answer; by default one named as such (cot, …); none for none."
+    )
     system_prompt: str | None = setting("System turn for rows that have none.")
     max_train_samples: PositiveInt | None = setting("Use the first so many training rows.")
     max_eval_samples: PositiveInt | None = setting("Use the first so many evaluation rows.")

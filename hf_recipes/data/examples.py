@@ -22,7 +22,7 @@ from hf_recipes.data.files import file_io, records, sources
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import Source, find_sources
 from hf_recipes.data.schemas import chat, columns, conversation, documents, preference, registry
-from hf_recipes.data.schemas.columns import Columns, Schema
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Schema
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
 from hf_recipes.data.schemas.registry import detect_schema, metadata
 
@@ -71,6 +71,7 @@ def load_examples(
         read = schema.columns
         detail = f" ({read.prompt} → {read.response})" if read.response else ""
         detail += f", labels from {read.label!r}" if read.label else ""
+        detail += f", thoughts from {thoughts} (--thoughts_column)" if (thoughts := thoughts_from(read)) else ""
         detail += ", GB18030 text" if source.encoding == "gb18030" else ""
         say(f"{source.path}: schema {schema.name}{detail}")
         files.append((source, schema))
@@ -91,6 +92,12 @@ def load_examples(
                     _store(path, Features({**FEATURES[form], **COMMON}), _generate(files, form))
             dataset = _open(path, key)
     return dataset
+
+
+def thoughts_from(columns: Columns) -> str:
+    """The columns of thoughts, as text; empty where there are none."""
+    names = (columns.thoughts, columns.rejected_thoughts)
+    return " and ".join(repr(name) for name in names if name not in (None, NO_COLUMN))
 
 
 def cache_root(cache_dir: str | None) -> Path:

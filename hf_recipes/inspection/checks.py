@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from unicodedata import is_normalized, normalize
 
@@ -47,7 +47,7 @@ class RowTexts:
     """Consecutive rows: their locations, all text before the answer, the last question of it, and the answers.
 
     `answers` has a list for each side of a row (``answer``; ``chosen`` and ``rejected``; ``document``); `choices` are
-    those that a row offers its answer, if any.
+    those that a row offers its answer, if any; `thoughts` are those before the answer.
     """
 
     locations: list[str]
@@ -55,9 +55,11 @@ class RowTexts:
     questions: list[str]
     answers: dict[str, list[str]]
     choices: list[list[str] | None]
+    thoughts: Sequence[str] = ()
 
     def full_text(self, row: int) -> str:
-        return "\n".join([self.prompts[row], *(side[row] for side in self.answers.values())]).strip()
+        parts = [self.prompts[row], *self.thoughts[row : row + 1], *(side[row] for side in self.answers.values())]
+        return "\n".join(filter(None, parts)).strip()
 
 
 @dataclass

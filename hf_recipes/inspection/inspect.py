@@ -2,21 +2,23 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import LEDGER, Ledger, details_hidden, without_quoted_values
+from hf_recipes.data.examples import schema_of, thoughts_from
+from hf_recipes.data.files.sources import find_sources
 from hf_recipes.evaluation.reports.report import Examples, Report, Section, Table, clip
 from hf_recipes.inspection.checks import Checks
 from hf_recipes.inspection.duplicates import RowHashes, duplicate_tables, overlap_table
 from hf_recipes.inspection.lengths import histogram, length_tables
 from hf_recipes.inspection.prompts import prompt_tables
 from hf_recipes.inspection.rows.base import Rows
-from hf_recipes.inspection.rows.conversations import Conversations
 from hf_recipes.inspection.rows.read import read_sets
 from hf_recipes.inspection.settings import InspectContext
 from hf_recipes.inspection.token_renderer import TokenRenderer
 from hf_recipes.privacy.redactor import Redactor
+from hf_recipes.run.data import columns_of
 
 ON_PAGE = 10  # times as many examples as in the terminal
 NO_DOCUMENT_MASK = (
@@ -69,8 +71,19 @@ def _facts(context: InspectContext) -> list[tuple[str, str]]:
         ("stage", f"{context.stage.name}, {context.reason}"),
         ("training rows", ", ".join(data.train_file)),
         ("validation rows", f"{held_out:g} % of them" if held_out else ", ".join(data.validation_file or ["–"])),
+        *((f"thoughts of {path}", f"the column {name}") for path, name in _thoughts_columns(context)),
         ("tokenizer", f"{context.model_args.tokenizer_source}, {len(context.tokenizer):,} tokens"),
     ]
+
+
+def _thoughts_columns(context: InspectContext) -> Iterator[tuple[str, str]]:
+    """The files to train on with columns of thoughts, and these."""
+    data = context.data_args
+    if context.stage.data_form not in ("messages", "preference", "unpaired"):
+        return
+    for source in find_sources(data.train_file, "train", data.cache_dir, sniff=True):
+        if names := thoughts_from(schema_of(source, columns_of(data)).columns):
+            yield source.path, names
 
 
 def _check_rows(
@@ -84,8 +97,7 @@ def _check_rows(
         locations += texts.locations
     lengths = {name: values for name, values in rows.lengths().items() if len(values)}
     blocks = [*_ledger_tables(rows.ledger), *rows.tables()]
-    if isinstance(rows, Conversations):
-        blocks += prompt_tables(rows, renderer.mask)
+    blocks += prompt_tables(rows, renderer.mask)
     blocks += length_tables(lengths, rows.budgets, "Lengths, before any budget")
     blocks += [histogram(name, values, rows.budgets.get(name)) for name, values in lengths.items()]
     if checks.rows:

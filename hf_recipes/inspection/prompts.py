@@ -1,29 +1,29 @@
 """The prompts that are trained on, beside those that a server sends."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from hf_recipes.core.ledger import KEPT
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.rendered_text import common_length
 from hf_recipes.evaluation.reports.report import Table, visible
-from hf_recipes.inspection.rows.conversations import Conversations
+from hf_recipes.inspection.rows.base import Rows
 
 ROWS = 200  # that are compared
 SHOWN = 12  # tokens of a difference
 
 
-def prompt_tables(rows: Conversations, mask: Callable[[str], str] = str) -> list[Table]:
+def prompt_tables(rows: Rows, mask: Callable[[str], str] = str) -> list[Table]:
     """Whether the prompts of the first rows that are trained on whole are those that are served; one of them as text.
 
     They are compared with `ChatEncoder.served_prompt`, and with `apply_chat_template` of the tokenizer as saved.
     """
-    kept = [row for row in rows.used.tolist() if rows.following[row] == 0 and _is_whole(rows.statuses[row])][:ROWS]
-    if not kept:
+    prompts = list(islice(rows.trained_prompts(), ROWS))
+    if not prompts:
         return []
-    encoder = rows.encoder
+    encoder = rows.chat_encoder
     served_by: dict[str, Callable[[list, Any], Sequence[int]]] = {
         "served_prompt": encoder.served_prompt,
         "apply_chat_template": lambda messages, tools: encoder.tokenizer.apply_chat_template(
@@ -32,14 +32,12 @@ def prompt_tables(rows: Conversations, mask: Callable[[str], str] = str) -> list
     }
     verdicts = {name: [0, "–"] for name in served_by}
     texts = {}
-    for row in kept:
-        columns, source = rows.tokenized[row], rows.readable[int(rows.row_of[row])]
-        trained = list(columns["input_ids"][: columns["prompt_length"]])
-        messages, tools = source["messages"], source["tools"] or None
+    for prompt in prompts:
+        trained = list(prompt.ids)
         texts.setdefault("trained", encoder.tokenizer.decode(trained))
         for name, serve in served_by.items():
             try:
-                served = np.asarray(serve(messages[:-1], tools)).tolist()
+                served = np.asarray(serve(prompt.messages, prompt.tools)).tolist()
             except Exception as error:  # a template computes what it likes
                 served, problem = None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
             texts.setdefault(name, problem if served is None else encoder.tokenizer.decode(served))
@@ -47,22 +45,17 @@ def prompt_tables(rows: Conversations, mask: Callable[[str], str] = str) -> list
                 verdicts[name][0] += 1
             elif verdicts[name][1] == "–":
                 what = problem if served is None else difference(encoder, trained, served)
-                verdicts[name][1] = f"{rows.locations[row]}: {mask(what)}"
+                verdicts[name][1] = f"{prompt.location}: {mask(what)}"
     compared = [
-        [name, "equal" if equal == len(kept) else "different", f"{equal:,} of {len(kept):,}", first]
+        [name, "equal" if equal == len(prompts) else "different", f"{equal:,} of {len(prompts):,}", first]
         for name, (equal, first) in verdicts.items()
     ]
     shown = [[name, visible(mask(text))] for name, text in texts.items()]
-    note = f"Of the first {len(kept):,} rows that are not cut."
+    note = f"Of the first {len(prompts):,} rows that are not cut."
     return [
         Table("Prompts, trained and served", ["served by", "verdict", "equal", "first difference"], compared, note),
         Table("The first of these prompts", ["", "text"], shown),
     ]
-
-
-def _is_whole(status: str) -> bool:
-    """Whether the last answer of a row is trained on, after all of its turns."""
-    return status.startswith((KEPT, "split")) and "left out" not in status
 
 
 def difference(encoder: ChatEncoder, trained: Sequence[int], served: Sequence[int]) -> str:

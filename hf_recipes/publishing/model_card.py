@@ -70,7 +70,7 @@ def model_card(
         tags = [training.settings.get("algorithm", training.words.tag), *tags]
         values["training"] = _training_values(training, home / "run_config.yaml")
     else:
-        base, usage = merge["base"]["name"], Usage(_merged_does(folder))
+        base, usage = merge["base"]["name"], Usage.of(folder, _merged_does(folder), None, {})
         relation, tags = "merge" if len(merge["adapters"]) > 1 else "finetune", ["merge", "lora"]
         values["merge"] = _merge_values(merge)
     is_on_hub = bool(base and "/" in base)  # the hubs take nothing but an id in the header

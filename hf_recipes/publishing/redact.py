@@ -21,7 +21,7 @@ _OMITTED = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
 # Settings that may name something on a hub, and those in whose text a slash may be no path's.
 _IDS = ("model_name_or_path", "tokenizer_name", "peft_path", "reward_model", "reward_base", "eval_files")
 _TEXTS = ("system_prompt", "hub_model_id", "hub_revision", "model_revision", "document_end_token")
-_TEXTS += ("prompt_column", "response_column", "history_column", "label_column")
+_TEXTS += ("prompt_column", "response_column", "history_column", "thoughts_column", "label_column")
 _PATHS = re.compile(r"(^|_)(files?|path|dir|config|config_name|tokenizer_name|deepspeed|mixture)$")  # in other files
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SPLITS = {"train_file": "train", "validation_file": "validation"}  # the split that is read by default

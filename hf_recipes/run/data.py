@@ -75,6 +75,7 @@ def columns_of(data: "DataArguments") -> Columns:
         prompt=data.prompt_column,
         response=data.response_column,
         history=data.history_column,
+        thoughts=data.thoughts_column,
         system_prompt=data.system_prompt,
         label=getattr(data, "label_column", None),
         threshold=getattr(data, "label_threshold", None),

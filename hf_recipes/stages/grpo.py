@@ -244,12 +244,14 @@ def build_trainer(
     methods: Mapping[str, Method],
     reference: PreTrainedModel | None = None,
 ) -> RewardedMixin:
-    prompts = data.train
+    prompts, args = data.train, context.args
+    if args.use_vllm:  # which knows the model's ends by itself, and not the template's
+        args.generation_kwargs = {"stop_token_ids": data.stop_ids, **(args.generation_kwargs or {})}
     rows = {"prompt": [prompt.ids.tolist() for prompt in prompts], "row": list(range(len(prompts)))}
-    kind = RLOO if context.args.algorithm == "rloo" else GRPO
+    kind = RLOO if args.algorithm == "rloo" else GRPO
     trainer = kind(
         model=model,
-        args=context.args,
+        args=args,
         train_dataset=Dataset.from_dict(rows),
         eval_dataset={} if methods else None,
         processing_class=context.tokenizer,

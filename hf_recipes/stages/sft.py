@@ -127,10 +127,10 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: st
 def evaluations(context: Context, data: Data) -> dict[str, Method]:
     """The validation rows are scored, and answered too."""
     tokenizer, args = context.tokenizer, context.args
-    end_id = encoder_for(tokenizer, args).end_ids[-1]
+    stop_ids = encoder_for(tokenizer, args).stop_ids
     settings = context.evaluation, args, context.data_args, context.config, tokenizer
     methods = {} if data.validation is None else {VALIDATION_LOSS: ValidationLoss.of_rows(data.validation)}
-    return methods | build_evaluations(*settings, prompts_of(data.validation), [end_id])
+    return methods | build_evaluations(*settings, prompts_of(data.validation), stop_ids)
 
 
 def packing_error(context: Context) -> UserError | None:

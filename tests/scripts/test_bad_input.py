@@ -130,7 +130,7 @@ def test_all_rows_dropped(fails, tmp_path):
 
 
 def test_no_token_left_to_learn(fails):
-    fails("no token of the answer fits the budget", "--max_target_length", "1")
+    fails("the budget of an answer is too small for any text", "--max_target_length", "1")
 
 
 def test_no_chat_template(fails, tmp_path, model_dir):

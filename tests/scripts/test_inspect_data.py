@@ -125,6 +125,53 @@ def test_prompts_that_a_server_sends_otherwise_are_named(look, tmp_path):
     assert ":1: from token" in plain[3] and "trained '<" in plain[3] and "served '早上好" in plain[3]
 
 
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "天气", "parameters": {}}}]
+
+
+@pytest.mark.parametrize(
+    ("stage", "rows"),
+    [
+        ("dpo", [{"prompt": "你好", "chosen": "早上好", "rejected": "走开", "tools": TOOLS}]),
+        ("orpo", [{"prompt": "你好", "chosen": "早上好", "rejected": "走开"}]),
+        ("reward", [{"prompt": "你好", "chosen": "早上好", "rejected": "走开"}]),
+        ("kto", [{"prompt": "你好", "completion": "早上好", "label": label} for label in (True, False)]),
+        ("grpo", [{"messages": conversation("你好", "早上好", "再见"), "tools": TOOLS}]),
+    ],
+)
+def test_prompts_of_every_stage_are_compared_with_the_served_ones(look, stage, rows):
+    flags = ["--rewards", "chinese"] if stage == "grpo" else []
+    report = look(rows, "--stage", stage, "--chat_template", "chatml", *flags)
+    count = f"{len(rows)} of {len(rows)}"
+    assert table(report, "Prompts, trained and served").rows == [
+        ["served_prompt", "equal", count, "–"],
+        ["apply_chat_template", "equal", count, "–"],
+    ]
+    shown = table(report, "The first of these prompts").rows
+    assert len({row[1] for row in shown}) == 1 and "你好" in shown[0][1]
+    assert ("weather" in shown[0][1]) is ("tools" in rows[0])
+
+
+def test_answers_are_looked_at_without_their_thoughts(look):
+    choices = {"answer_choices": ["年龄", "性别"]}
+    thinking = {
+        "role": "assistant",
+        "content": "年龄",
+        "reasoning_content": "The question is about the age of a person.",
+    }
+    rows = [
+        {"messages": [*conversation("哪一类？"), thinking], **choices},
+        {"messages": conversation("哪一种？", "<think>\n烫烫烫\n</think>\n\n年龄"), **choices},
+        {"messages": conversation("哪一个？", "性别"), **choices},
+    ]
+    report = look(rows, "--chat_template", "chatml")
+    assert numbers(table(report, "Rows that look wrong")) == {"mojibake": 1}  # thoughts are looked at too
+    assert table(report, "Most frequent: answer").rows[0][:2] == ["年龄", 2]
+    assert table(report, "Languages, by their script").rows[0][1:3] == ["too short to tell", 3]
+    pairs = [{"prompt": f"问{n}", "chosen": "年龄", "rejected": "性别", "chosen_cot": f"想{n}"} for n in range(3)]
+    report = look(pairs, "--chat_template", "chatml")
+    assert table(report, "Most frequent: chosen").rows[0][:2] == ["年龄", 3]
+
+
 def test_rows_are_shown_by_their_location(look, tmp_path):
     rows = [{"input": f"问{number}", "target": "答"} for number in range(5)] + [{"input": "问", "target": " "}]
     path = tmp_path / "rows.jsonl"
@@ -322,3 +369,12 @@ def test_mistakes(fails, tokens_only, tmp_path):
     fails(
         "pretraining trains on blocks, not on rows", *model, "--stage", "pretrain", "--show", "a:1", "--block_size", 8
     )
+
+
+def test_the_column_of_thoughts_is_among_the_facts(look, tmp_path):
+    rows = [{"prompt": f"问题{number}", "response": f"回答{number}", "cot": f"想法{number}"} for number in range(4)]
+    facts = dict(look(rows, "--chat_template", "chatml").facts)
+    assert facts[f"thoughts of {tmp_path / 'rows.jsonl'}"] == "the column 'cot'"
+    pairs = [{"prompt": row["prompt"], "chosen": "好", "rejected": "坏", "chosen_cot": "想"} for row in rows]
+    facts = dict(look(pairs, "--chat_template", "chatml").facts)
+    assert facts[f"thoughts of {tmp_path / 'rows.jsonl'}"] == "the column 'chosen_cot'"

@@ -68,7 +68,7 @@ class ChatModel:
 
     @property
     def stop_ids(self) -> list[int]:
-        return self._encoder.end_ids[-1:]
+        return self._encoder.stop_ids
 
     @property
     def marks(self) -> ThoughtMarks:

@@ -5,11 +5,13 @@ Loss is on what the model must say after the prompt that a server sends: the ass
 where each prompt begins with the prompt and the answer before it; else each turn is an example of its own.
 """
 
+import contextlib
 import json
 import sys
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +36,7 @@ from hf_recipes.data.tokenized import FEATURES, table_of
 MODULES = (answer_finder, message_form, rendered_text, rendering, template, thoughts, token_offsets, *probes.MODULES)
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
+BUDGETS = "--max_target_length, --max_length"
 
 
 @dataclass
@@ -64,7 +67,8 @@ class ChatEncoder:
         train_on: ``"all"`` assistant turns carry loss, or only the ``"last"``.
         max_source_length: tokens before the last answer. Over it, the oldest exchanges go first, then text of the
             last user turn, on `truncation_side`; the template's own tokens and the system turn stay.
-        max_target_length: tokens of the last answer. Over it, its end is cut; the end-of-turn token stays.
+        max_target_length: tokens of the last answer. Over it, the end of its text is cut; the end-of-turn token stays.
+            An answer that would be cut in its thoughts, or that calls a tool, is left out.
         max_length: tokens in all. Over it, the prompt is cut to half of it at the least, then the answer.
         split_turns: when the turns of a conversation become examples of their own: where one example cannot serve them
             (``"auto"``), each of them (``"always"``), or none: then rows that need it are dropped (``"never"``).
@@ -103,8 +107,20 @@ class ChatEncoder:
 
     @property
     def end_ids(self) -> list[int]:
-        """The special tokens that end a turn; generation stops at the last of them."""
+        """The special tokens that end an answer."""
         return list(map(int, self._align(self.template.end_of_turn).ids))
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """The tokens at which generation stops: the last of those that end an answer, and of those that end a call."""
+        ends = {self.end_ids[-1]}
+        for count in (2, 1):  # some templates take one call a turn
+            with contextlib.suppress(RowProblem):
+                example = self.template.example(*_calling(count))
+                if (example.answer + example.rest).count(example.end) == 1:  # no mark after each call
+                    ends.add(int(self._align(example.end).ids[-1]))
+                break
+        return sorted(ends)
 
     @property
     def fingerprint(self) -> str:
@@ -145,7 +161,7 @@ class ChatEncoder:
                 if isinstance(row, RowProblem):
                     raise row
                 remarks = [TOOLS_IN_SYSTEM] if given[index] and not row_tools else []
-                rows = self._encode_row(messages, row_tools, row, remarks)
+                rows = self._encode_row(messages, row_tools, row, remarks, _calling_turns(messages, given[index]))
             except RowProblem as problem:
                 rows = [_dropped(problem.reason)]
             for number, one in enumerate(rows, 1):
@@ -170,16 +186,24 @@ class ChatEncoder:
         tools: list | None,
         rendered: list[Example],
         remarks: list[str],
+        calling: Collection[int],
     ) -> list[Encoded]:
         examples = self._served(messages, tools, rendered)
         if len(examples) > 1 and self.split_turns == "never":
             raise RowProblem("the chat template shows an earlier turn of the answer otherwise than it was asked for")
-        rows, problem = [], None
-        for example in examples:
+        rows, problem, pending = [], None, list(examples)
+        while pending:
+            example = pending.pop(0)
+            turns = _labelled_in(example, messages)
             try:
-                rows.append(self._encode_example(_labelled_in(example, messages), tools, example))
+                rows.append(self._encode_example(turns, tools, example, example.turns - 1 in calling))
             except RowProblem as reason:
+                if self.keep_text and example is examples[-1]:
+                    raise  # only the last answer is evaluated
                 problem = reason
+                if example.earlier:  # which may fit without the last one
+                    turns = turns[: example.earlier[-1][0] + 1]
+                    pending[:0] = self._served(turns, tools, self._render(turns, tools))
         if not rows:
             raise problem
         for row in rows[:-1]:
@@ -190,6 +214,7 @@ class ChatEncoder:
             action = "split" if action == KEPT else action
             notes.append("each turn is an example of its own")
         if problem:
+            action = "truncated" if action == KEPT else action
             notes.append(f"a turn is left out: {problem.reason}")
         notes += dict.fromkeys([*remarks, *(remark for example in examples for remark in example.remarks)])
         rows[-1].status = row_status(action, ", ".join(notes)) if notes else KEPT
@@ -230,8 +255,8 @@ class ChatEncoder:
                 unserved.append(turn)
         return unserved
 
-    def _encode_example(self, messages: list[Message], tools: list | None, example: Example) -> Encoded:
-        """Tokenize an example, and truncate what is over the budgets."""
+    def _encode_example(self, messages: list[Message], tools: list | None, example: Example, calls: bool) -> Encoded:
+        """Tokenize an example, whose answer `calls` a tool or does not, and truncate what is over the budgets."""
         notes: list[str] = []
         full_prompt_length = 0
         while True:
@@ -259,9 +284,14 @@ class ChatEncoder:
         if size > target:
             length = len(answer.text)
             end = len(answer.ids) - answer.tokens(length - len(example.end), length)[0]
-            stop = answer.boundary(first, first + max(0, target - end)) - first
-            if stop == 0:
-                raise RowProblem("no token of the answer fits the budget")
+            stop = answer.boundary(first, first + max(0, target - end))
+            before = length - len(example.answer)
+            text = find_text(example.answer.removesuffix(example.end), messages[-1]["content"], last=True)
+            begin = answer.tokens(before + text[0], before + text[1])[0] if text else len(answer.ids)
+            if calls or stop <= begin:
+                what = "a call" if calls else "thoughts" if messages[-1].get("reasoning_content") else "any text"
+                raise RowProblem(f"the budget of an answer is too small for {what} ({BUDGETS})")
+            stop -= first
             answer_ids = np.concatenate([answer_ids[:stop], answer_ids[-end:]])
             notes.append("answer cut")
         answer_labels = answer_ids if example.is_labelled else np.full(len(answer_ids), IGNORED, np.int32)
@@ -375,6 +405,31 @@ def _starts(messages: list[Message], text: str, position: int) -> dict[int, int]
 def _shown_tools(messages: list[Message], tools: list | None) -> list | None:
     """The tools that the template shows: none that the system turn describes."""
     return tools if tools and not describes_tools(messages, tools) else None
+
+
+def _calling(count: int) -> tuple[list[Message], list[dict]]:
+    """A question with an answer of `count` calls, and the tools."""
+    function = {"name": "PROBEcall", "description": "PROBE", "parameters": {"type": "object", "properties": {}}}
+    called = {"name": "PROBEcall", "arguments": {"PROBEkey": "PROBEvalue"}}
+    calls = [{"id": f"call{number:05}", "type": "function", "function": called} for number in range(count)]
+    answer = {"role": "assistant", "content": "", "tool_calls": calls}
+    return [{"role": "user", "content": "PROBEquestion"}, answer], [{"type": "function", "function": function}]
+
+
+def _calling_turns(messages: list[Message], tools: list | None) -> set[int]:
+    """The indices of the answers that call a tool, also by a text: a result follows it, or it has a tool's name."""
+    names = [tool.get("function", tool).get("name") for tool in tools or () if isinstance(tool, dict)]
+    following = [*messages[1:], None]
+    return {
+        index
+        for index, (message, after) in enumerate(zip(messages, following, strict=True))
+        if message["role"] == "assistant"
+        and (
+            message.get("tool_calls")
+            or (after and after["role"] == "tool")
+            or any(name in (message["content"] or "") for name in names if isinstance(name, str) and name)
+        )
+    }
 
 
 def _dropped(reason: str) -> Encoded:

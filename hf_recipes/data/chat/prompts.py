@@ -10,13 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
-from hf_recipes.data.chat.encoder import ChatEncoder, last_question
+from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, last_question
 from hf_recipes.data.chat.template import has_answer
 from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.records import Record, read_records
 from hf_recipes.data.files.sources import Source, find_sources
 from hf_recipes.data.schemas.columns import Columns, Row, Schema
-from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 from hf_recipes.data.schemas.registry import metadata
 from hf_recipes.data.schemas.thoughts import ThoughtMarks
 
@@ -28,7 +28,8 @@ ROWS = 256  # encoded at a time
 class Prompt:
     """One prompt: `ids` to continue, `length` before truncation; `question` is its last user turn, or the text.
 
-    `messages` are all turns of a conversation before the answer; `row` is the row of the file.
+    `messages` are all turns of a conversation before the answer, `tools` what its prompt describes; `row` is the row of
+    the file.
     """
 
     location: str
@@ -40,11 +41,14 @@ class Prompt:
     messages: list[Message] | None = None
     row: Row | None = None
     length: int = 0
+    tools: list | None = None
 
     @classmethod
-    def of(cls, record: Record, ids: np.ndarray, question: str, *, reference=None, messages=None, length: int):
+    def of(
+        cls, record: Record, ids: np.ndarray, question: str, *, reference=None, messages=None, length: int, tools=None
+    ):
         meta, is_chat = metadata(record.value) or None, messages is not None
-        return cls(record.location, ids, question, reference, meta, is_chat, messages, record.value, length)
+        return cls(record.location, ids, question, reference, meta, is_chat, messages, record.value, length, tools)
 
     def trim(self, text: str) -> str:
         """A generated `text` without half a character at its end and, in a chat, without white space around it."""
@@ -94,8 +98,8 @@ class PromptReader:
 
     @property
     def stop_ids(self) -> list[int]:
-        """The token that ends an answer in the chat template, where one is used."""
-        return self._encoder.end_ids[-1:] if self._encoder else []
+        """The tokens that end an answer or a call in the chat template, where one is used."""
+        return self._encoder.stop_ids if self._encoder else []
 
     @property
     def marks(self) -> ThoughtMarks | None:
@@ -140,7 +144,8 @@ class PromptReader:
         if not chats:
             return prompts, statuses
         conversations, tools = map(list, zip(*chats.values(), strict=True))
-        for index, row, messages in zip(chats, self._encoder.encode(conversations, tools), conversations, strict=True):
+        encoded = self._encode(conversations, tools)
+        for index, row, messages, of_row in zip(chats, encoded, conversations, tools, strict=True):
             statuses[index] = row.status
             if not is_dropped(row.status):
                 prompts[index] = Prompt.of(
@@ -150,8 +155,27 @@ class PromptReader:
                     reference=row.reference,
                     messages=messages[:-1] if has_answer(messages) else messages,
                     length=row.full_prompt_length,
+                    tools=of_row,
                 )
         return prompts, statuses
+
+    def _encode(self, conversations: list[list[Message]], tools: list[list | None]) -> list[Encoded]:
+        """Conversations with their prompts; of an answer that the template cannot show, the reference is its text."""
+        encoded = self._encoder.encode(conversations, tools)
+        rows = zip(encoded, conversations, strict=True)
+        failed = [row for row, (one, chat) in enumerate(rows) if is_dropped(one.status) and has_answer(chat)]
+        prompts = [conversations[row][:-1] for row in failed]
+        for row, prompt in zip(failed, self._encoder.encode(prompts, [tools[row] for row in failed]), strict=True):
+            if is_dropped(prompt.status):
+                continue
+            answer, (action, _, note) = with_thoughts(conversations[row][-1]), prompt.status.partition(": ")
+            if not answer.get("tool_calls"):
+                prompt.reference = answer["content"].strip()
+            problem = encoded[row].status.removeprefix("dropped: ")
+            notes = [note, f"the answer is not as the template shows it: {problem}"]
+            prompt.status = row_status(action, ", ".join(filter(None, notes)))
+            encoded[row] = prompt
+        return encoded
 
     def _encode_text(self, text: str) -> tuple[np.ndarray, str, int]:
         tokenizer = self.tokenizer

@@ -8,10 +8,12 @@ from hf_recipes.data.schemas.columns import Columns, Example, Row, is_empty, opt
 from hf_recipes.data.schemas.conversation import (
     Message,
     RowProblem,
+    add_thoughts,
     check_conversation,
     link_results,
     read_tools,
     read_turns,
+    with_thoughts,
 )
 
 # Columns of a question and its answer, in the order in which they are looked for.
@@ -26,6 +28,8 @@ PAIRS = (
     ("input", "target"),
     ("input", "output"),
     ("问", "答"),
+    ("Question", "Response"),
+    ("input", "content"),
 )
 ANSWER_OF = dict(reversed(PAIRS))  # the first answer column of each prompt column
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations")
@@ -58,12 +62,21 @@ def make_conversation(messages: list[Message], row: Row, columns: Columns, tools
         last = messages[-1]
         if last["role"] == "assistant" and is_empty(last["content"]) and not last.get("tool_calls"):
             messages = messages[:-1]
+    elif columns.reads == "examples" and messages:
+        messages = [*messages[:-1], with_thoughts_of(messages[-1], row, columns.thoughts)]
     check_conversation(messages, needs_answer=columns.reads != "prompts")
     link_results(messages)
     example: Example = {"messages": messages}
     if tools is not None and (described := read_tools(tools)):
         example["tools"] = described
     return example
+
+
+def with_thoughts_of(message: Message, row: Row, column: str | None) -> Message:
+    """An answer with the thoughts that `row` has in `column`, unless it has its own."""
+    if message["role"] != "assistant" or "reasoning_content" in with_thoughts(message):
+        return message
+    return add_thoughts(message, row, column)
 
 
 def _single_turn(row: Row, columns: Columns, prompt: str, response: str) -> Example:

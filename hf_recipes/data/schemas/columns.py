@@ -8,6 +8,7 @@ from hf_recipes.data.schemas.conversation import RowProblem
 
 Row = Mapping[str, Any]
 Example = dict[str, Any]
+NO_COLUMN = "none"
 Reads = Literal["examples", "prompts", "documents"]
 
 
@@ -16,7 +17,7 @@ class Columns:
     """The columns to read, None where the schema decides.
 
     `reads` is what the rows are read as: examples to train on; prompts, which need no answer; or documents, which are
-    text.
+    text. `thoughts` is the column of those before the answer, of a pair before the chosen one, or ``none``.
     """
 
     schema: str | None = None
@@ -28,6 +29,8 @@ class Columns:
     threshold: float | None = None
     low: float | None = None
     reads: Reads = "examples"
+    thoughts: str | None = None
+    rejected_thoughts: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Conversations of any known spelling as messages, and the order that their turns must have."""
 
 import json
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
@@ -20,8 +21,32 @@ ROLES = {
     "tool": "tool",
 }
 
-
-THOUGHTS_KEYS = ("reasoning_content", "reasoning", "thinking")
+# Keys and columns of thoughts, without regard to case, in the order in which they are looked for.
+THOUGHTS_KEYS = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "think",
+    "thoughts",
+    "thought",
+    "complex_cot",
+    "cot",
+    "chain_of_thought",
+    "reasoning_process",
+    "reasoning_trace",
+    "thinking_process",
+    "thinking_content",
+    "think_content",
+    "thinking_trajectory",
+    "deepseek_thinking_trajectory",
+    "deepseek_reasoning",
+    "rationale",
+    "思考",
+    "思考过程",
+    "思维链",
+    "推理过程",
+)
+SWITCHES = ("", "on", "off", "true", "false", "yes", "no", "none", "auto", "minimal", "low", "medium", "high")
 
 
 class RowProblem(Exception):
@@ -102,14 +127,31 @@ def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Me
             message |= {key: str(turn[key]) for key in ("tool_call_id", "name") if turn.get(key)}
         if role == "tool" or tool_calls:
             message["content"] = message["content"] or ""
-        name = next((name for name in THOUGHTS_KEYS if turn.get(name) is not None), THOUGHTS_KEYS[0])
-        reasoning = turn.get(name)
-        if reasoning is not None and not isinstance(reasoning, str):
-            raise RowProblem(f"{name!r} is a {type(reasoning).__name__}, not text")
-        if reasoning and reasoning.strip():
-            message["reasoning_content"] = reasoning
-        messages.append(with_thoughts(message))
+        if message["role"] == "assistant":
+            message = with_thoughts(add_thoughts(message, turn, thoughts_name(turn)))
+        messages.append(message)
     return messages
+
+
+def thoughts_name(values: Mapping[str, Any], of: str = "") -> str | None:
+    """The key of thoughts in a turn or a row; with `of`, such as ``chosen``, one that has this before or after it."""
+    names = {name.lower(): name for name, value in values.items() if not _is_switch(value)}
+    keys = [form for key in THOUGHTS_KEYS for form in ((f"{of}_{key}", f"{key}_{of}") if of else (key,))]
+    return next((names[key] for key in keys if key in names), None)
+
+
+def _is_switch(value: Any) -> bool:
+    """Whether a value says that, or how much, a model shall think."""
+    return value is None or isinstance(value, bool) or (isinstance(value, str) and value.lower() in SWITCHES)
+
+
+def add_thoughts(message: Message, values: Mapping[str, Any], name: str | None) -> Message:
+    """`message` with the thoughts that `values` have under `name`, if there are any."""
+    thoughts = values.get(name) if name else None
+    if thoughts is not None and not isinstance(thoughts, str):
+        raise RowProblem(f"{name!r} is a {type(thoughts).__name__}, not text")
+    thoughts = (thoughts or "").strip().removeprefix(TAGS.start).removesuffix(TAGS.end).strip()
+    return {**message, "reasoning_content": thoughts} if thoughts else message
 
 
 def _parsed(value: Any) -> Any:

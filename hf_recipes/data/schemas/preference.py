@@ -5,16 +5,16 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from hf_recipes.data.schemas.chat import make_conversation, read_prompt_and_completion
-from hf_recipes.data.schemas.columns import Columns, Example, Row, optional, text_of
-from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem, read_turns
+from hf_recipes.data.schemas.chat import make_conversation, read_prompt_and_completion, with_thoughts_of
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, optional, text_of
+from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem, read_turns, thoughts_name
 
 CHOSEN, REJECTED = ("chosen", "selected"), "rejected"
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def from_preference(row: Row, columns: Columns) -> Example:
-    columns = replace(columns, reads="examples")
+    thoughts, columns = (columns.thoughts, columns.rejected_thoughts), replace(columns, reads="examples", thoughts=None)
     chosen = next((name for name in CHOSEN if name in row), CHOSEN[0])
     for name in (chosen, REJECTED):
         if row.get(name) is None:
@@ -34,12 +34,26 @@ def from_preference(row: Row, columns: Columns) -> Example:
     else:
         prompt = [{"role": "user", "content": text_of(row, columns.prompt or "prompt", "prompt")}]
         sides = [[{"role": "assistant", "content": text_of(row, name, "answer")}] for name in (chosen, REJECTED)]
+    sides = [
+        [*side[:-1], with_thoughts_of(side[-1], row, column)] if side else side
+        for side, column in zip(sides, thoughts, strict=True)
+    ]
     for side in sides:
         example = make_conversation(prompt + side, row, columns, optional(row, "tools"))
     if sides[0] == sides[1]:
         raise RowProblem("chosen and rejected are the same")
     messages = example.pop("messages")  # with the system turn
     return {"prompt": messages[: len(messages) - len(sides[1])], "chosen": sides[0], "rejected": sides[1], **example}
+
+
+def fill_sides(columns: Columns, row: Row) -> Columns:
+    """`columns` with those of the thoughts of both sides."""
+    if columns.thoughts == NO_COLUMN:
+        return columns
+    chosen, rejected = (
+        next(filter(None, (thoughts_name(row, of) for of in names)), None) for names in (CHOSEN, (REJECTED,))
+    )
+    return replace(columns, thoughts=chosen, rejected_thoughts=rejected)
 
 
 def from_unpaired(row: Row, columns: Columns, convert: Callable[[Row, Columns], Example]) -> Example:
@@ -54,7 +68,8 @@ def from_unpaired(row: Row, columns: Columns, convert: Callable[[Row, Columns], 
         example = convert(row, columns)
         completion = example["messages"][-1:]
     messages = example.pop("messages")
-    return {"prompt": messages[: -len(completion)], "completion": completion, "label": label, **example}
+    size = len(messages) - len(completion)
+    return {"prompt": messages[:size], "completion": messages[size:], "label": label, **example}
 
 
 def _label(row: Row, columns: Columns) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas import chat, documents
-from hf_recipes.data.schemas.columns import Columns, Reads, Row, Schema
-from hf_recipes.data.schemas.preference import CHOSEN, REJECTED, from_preference, from_unpaired
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema
+from hf_recipes.data.schemas.conversation import thoughts_name
+from hf_recipes.data.schemas.preference import CHOSEN, REJECTED, fill_sides, from_preference, from_unpaired
 
 SIDES = ("chosen", "rejected")  # of an example of the form preference
 # Kept next to the example for evaluation; the model never sees them.
@@ -26,7 +27,7 @@ promptcblue = partial(
     convert=chat.from_prompt_response,
     fill=lambda columns, row: replace(columns, prompt=columns.prompt or "input", response=columns.response or "target"),
 )
-preference = partial(Schema, "preference", "preference", convert=from_preference)
+preference = partial(Schema, "preference", "preference", convert=from_preference, fill=fill_sides)
 text = partial(Schema, "text", "text", convert=documents.from_text, fill=documents.fill_text)
 code = partial(Schema, "code", "text", convert=documents.from_code, fill=documents.fill_code, reads=("documents",))
 article = partial(Schema, "article", "text", convert=documents.from_article, reads=("documents",))
@@ -87,8 +88,9 @@ def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
         ("--prompt_column", columns.prompt),
         ("--response_column", columns.response),
         ("--history_column", columns.history),
+        ("--thoughts_column", columns.thoughts),
     ):
-        if name is not None and name not in row:
+        if name not in (None, NO_COLUMN) and name not in row:
             raise UserError(f"{path}: {flag} {name!r} is not a column; there are {present}")
     if schema is None:
         names = DOCUMENT_SCHEMAS if columns.reads == "documents" else SCHEMAS
@@ -96,7 +98,11 @@ def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
             f"{path}: no known schema in the columns {present}; name them with --prompt_column and "
             f"--response_column, or choose --schema {' | '.join(names)}"
         )
-    schema = named_schema(schema.name, schema.fill(columns, row), path)
+    filled = schema.fill(columns, row)
+    if schema.form == "messages" and columns.reads == "examples" and columns.thoughts is None:
+        others = (filled.prompt, filled.response, filled.history)
+        filled = replace(filled, thoughts=thoughts_name({name: row[name] for name in row if name not in others}))
+    schema = named_schema(schema.name, filled, path)
     if schema.name in ("prompt_response", "promptcblue"):
         flags = {"--prompt_column": schema.columns.prompt, "--response_column": schema.columns.response}
         for flag, column in list(flags.items())[: 1 if columns.reads == "prompts" else 2]:

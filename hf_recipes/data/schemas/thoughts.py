@@ -1,5 +1,6 @@
 """The thoughts that an answer begins with, and what stands around them."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -28,6 +29,8 @@ class ThoughtMarks:
     def answer_start(self, text: str, opened: bool = False) -> int | None:
         """Where the answer begins in what a model wrote, 0 where there are no thoughts, None within thoughts.
 
+        Thoughts may lack `start`, as in data of DeepSeek-R1. Then `end` closes some where it begins a line, or ends a
+        paragraph right after a text; within a sentence it is only mentioned.
         A longer text of the same beginning has its answer at the same position, once that is more than 0.
         """
         begin = len(text) - len(text.lstrip())
@@ -36,10 +39,12 @@ class ThoughtMarks:
         is_thinking = opened or text.startswith(self.start, begin)
         if self._next_message:
             end = self._next_answer(text) if is_thinking else None
-        else:
+        elif is_thinking:
             end = text.find(self.end) + len(self.end)
-            mentions_only = not is_thinking and self.start in text[:end]
-            end = None if end < len(self.end) or mentions_only else end
+            end = None if end < len(self.end) else end
+        else:
+            closing = self._closing(text) if self.end in text else None
+            end = closing.end() if closing and self.start not in text[: closing.end()] else None
         return end or (None if is_thinking else 0)
 
     def split(self, text: str, opened: bool = False) -> tuple[str, str]:
@@ -51,6 +56,12 @@ class ThoughtMarks:
         for mark in (self.end, self.direct, self._next_message.strip()):
             thoughts = thoughts.removesuffix(mark)
         return thoughts.removeprefix(self.start).strip(), text[start:].lstrip() if start else ""
+
+    def _closing(self, text: str) -> re.Match | None:
+        """Where `end` closes thoughts that have no `start`."""
+        end, blank = re.escape(self.end), r"[^\S\n]*"
+        pattern = rf"\A\s*{end}(?={blank}(?:\n|\Z))|\n{blank}{end}|(?<=\S){end}(?={blank}\n{blank}\n)"
+        return re.search(pattern, text)
 
     @property
     def _next_message(self) -> str:

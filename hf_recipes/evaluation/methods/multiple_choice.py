@@ -43,7 +43,8 @@ class SingleChoice(Method):
         few_shot_file: the examples, in the same forms. Those of the question's source are used where there are any
             (as in C-Eval and CMMLU), else those at the start of the file.
         few_shot: how many examples; without `few_shot_file` there are none.
-        chat: put the whole prompt into a user turn of the tokenizer's chat template.
+        chat: put the whole prompt into a user turn of the tokenizer's chat template. The letters are compared where an
+            answer without thoughts begins.
         max_length: the tokens that the model was made for.
     """
 
@@ -65,8 +66,12 @@ class SingleChoice(Method):
         self.questions = [read_question(row) for row in rows]
         if not self.questions:
             raise UserError("there is no question to ask")
-        self._tokenizer, self._chat, self._max_length = tokenizer, chat, max_length
+        self._tokenizer, self._max_length = tokenizer, max_length
         self._prefix = [] if chat else leading_ids(tokenizer)
+        self._template = ChatTemplate(tokenizer) if chat else None
+        self._before = _before_answer(self._template) if chat else ""
+        if self._before.strip():
+            say(f"the letters are compared after {self._before!r}, as it stands before an answer without thoughts")
         self._contexts: list[np.ndarray] = []
         self._letters: list[list[int]] = []
         examples, count = self._examples(few_shot_file, few_shot), few_shot if few_shot_file else 0
@@ -107,8 +112,8 @@ class SingleChoice(Method):
         texts = []
         for question, chosen in zip(questions, examples, strict=True):
             prompt = "".join(f"{example.text}{example.answer}\n\n" for example in chosen) + question.text
-            if self._chat:
-                prompt = ChatTemplate(self._tokenizer).prompt([{"role": "user", "content": prompt}])
+            if self._template:
+                prompt = self._template.prompt([{"role": "user", "content": prompt}]) + self._before
             texts += [prompt + letter for letter in question.letters]
         encoded = iter(self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
         results = []
@@ -243,6 +248,12 @@ class SingleChoice(Method):
         path = folder / f"{name}.png"
         draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, path)
         return [path]
+
+
+def _before_answer(template: ChatTemplate) -> str:
+    """What a model has to write before an answer without thoughts, such as what closes those that the prompt opens."""
+    question, answer = {"role": "user", "content": "PROBEquestion"}, {"role": "assistant", "content": "PROBEanswer"}
+    return template.example([question, answer]).answer.partition("PROBEanswer")[0]
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:

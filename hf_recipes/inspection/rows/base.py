@@ -4,6 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,8 +14,9 @@ from datasets import Dataset
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, shown
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import row_statuses
-from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.data.schemas.conversation import Message, with_thoughts
 from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.evaluation.methods.generation import choices_of
 from hf_recipes.evaluation.reports.report import Example, Table, TokenSequence, count_table
@@ -27,6 +29,16 @@ from hf_recipes.stages.base import Context
 BATCH = 1000  # rows
 
 
+@dataclass(frozen=True)
+class TrainedPrompt:
+    """The ids before an answer that is trained on, and the turns and tools that they show."""
+
+    location: str
+    ids: Sequence[int]
+    messages: list[Message]
+    tools: list | None
+
+
 class Rows(ABC):
     """One data set.
 
@@ -35,12 +47,14 @@ class Rows(ABC):
         ledger: the status of every row.
         budgets: by the name of the length that they limit.
         has_answers: whether a prompt can recur with another answer.
+        chat_encoder: what made `trained_prompts`, where there are any.
     """
 
     name: str
     ledger: Ledger
     budgets: dict[str, Budget]
     has_answers = True
+    chat_encoder: ChatEncoder
 
     @classmethod
     @abstractmethod
@@ -66,6 +80,10 @@ class Rows(ABC):
     def check(self, context: Context) -> str | None:
         """A note about the training rows; UserError where the run would stop because of them."""
         return None
+
+    def trained_prompts(self) -> Iterator[TrainedPrompt]:
+        """Those of rows of which nothing is cut or left out."""
+        return iter(())
 
     def counts(self) -> dict[str, int | tuple[int, int]]:
         """What else is counted, as `count_table` takes it."""
@@ -128,6 +146,22 @@ class TokenizedRows(Rows):
         self.used = np.flatnonzero([not is_dropped(status) for status in self.statuses])
         self._lengths: dict[str, np.ndarray] | None = None
         self.tokens = self.labelled = np.zeros(0, np.int64)  # of each tokenized row; see `lengths`
+
+    @property
+    def chat_encoder(self):
+        return self.encoder
+
+    @abstractmethod
+    def prompt_of(self, columns: dict[str, Any], source: dict[str, Any]) -> tuple[Sequence[int], list[Message]]:
+        """The prompt's ids in the columns of a tokenized row, and its turns in those of the row that it was made of."""
+
+    def trained_prompts(self):
+        for row in self.used.tolist():
+            status = self.statuses[row]
+            if self.following[row] == 0 and status.startswith((KEPT, "split")) and "left out" not in status:
+                source = self.readable[int(self.row_of[row])]
+                prompt = self.prompt_of(self.tokenized[row], source)
+                yield TrainedPrompt(self.locations[row], *prompt, source["tools"] or None)
 
     def texts(self, rows=None):
         chosen = self.readable if rows is None else self.readable.select(rows)
@@ -229,11 +263,19 @@ def last_question(messages: Sequence[Message]) -> str:
     return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
 
 
-def joined(messages: Iterable[Message]) -> str:
-    """The contents of turns, with reasoning and tool calls."""
+def joined(messages: Iterable[Message], with_reasoning: bool = True) -> str:
+    """The contents of turns with their calls of tools, and before each its thoughts, unless these are left out."""
     parts: list[str] = []
-    for message in messages:
-        parts += filter(None, [message.get("reasoning_content"), message.get("content")])
-        if message.get("tool_calls"):
-            parts.append(json.dumps(message["tool_calls"], ensure_ascii=False))
-    return "\n".join(parts)
+    for message in map(with_thoughts, messages):
+        parts += [message.get("reasoning_content") if with_reasoning else None, message.get("content")]
+        parts += [json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else None]
+    return "\n".join(filter(None, parts))
+
+
+def answer_of(messages: Iterable[Message]) -> str:
+    """The turns of an answer without thoughts."""
+    return joined(messages, with_reasoning=False)
+
+
+def thoughts_of(messages: Iterable[Message]) -> str:
+    return "\n".join(filter(None, (with_thoughts(message).get("reasoning_content") for message in messages)))

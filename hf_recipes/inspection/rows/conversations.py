@@ -11,7 +11,7 @@ from hf_recipes.core.ledger import KEPT
 from hf_recipes.evaluation.reports.report import Example, TokenSequence
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import label_spans
-from hf_recipes.inspection.rows.base import TokenizedRows, joined, last_question
+from hf_recipes.inspection.rows.base import TokenizedRows, answer_of, joined, last_question, thoughts_of
 from hf_recipes.inspection.token_renderer import TokenRenderer
 
 
@@ -28,8 +28,13 @@ class Conversations(TokenizedRows):
     def texts_of(self, values, locations, choices):
         conversations = values["messages"]
         prompts = [joined(messages[:-1]) for messages in conversations]
-        answers = [joined(messages[-1:]) for messages in conversations]
-        return RowTexts(locations, prompts, list(map(last_question, conversations)), {"answer": answers}, choices)
+        questions = list(map(last_question, conversations))
+        answers = [answer_of(messages[-1:]) for messages in conversations]
+        thoughts = [thoughts_of(messages[-1:]) for messages in conversations]
+        return RowTexts(locations, prompts, questions, {"answer": answers}, choices, thoughts)
+
+    def prompt_of(self, columns, source):
+        return columns["input_ids"][: columns["prompt_length"]], source["messages"][:-1]
 
     def lengths_of(self, table):
         tokens, _, end, labelled = label_spans(table["labels"])

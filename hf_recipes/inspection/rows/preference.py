@@ -4,10 +4,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import label_spans
-from hf_recipes.inspection.rows.base import TokenizedRows, joined, last_question
+from hf_recipes.inspection.rows.base import TokenizedRows, answer_of, joined, last_question, thoughts_of
 from hf_recipes.stages.kto import weigh_labels
 
 
@@ -20,8 +21,17 @@ class PreferenceRows(TokenizedRows):
     effect = "left out"
 
     def texts_of(self, values, locations, choices):
-        answers = {side: list(map(joined, values[side])) for side in SIDES}
-        return RowTexts(locations, *_prompts(values), answers, choices)
+        answers = {side: list(map(answer_of, values[side])) for side in SIDES}
+        thoughts = [thoughts_of([*chosen, *rejected]) for chosen, rejected in zip(*map(values.get, SIDES), strict=True)]
+        return RowTexts(locations, *_prompts(values), answers, choices, thoughts)
+
+    @property
+    def chat_encoder(self):
+        return self.encoder.encoder
+
+    def prompt_of(self, columns, source):
+        start = next(index for index, label in enumerate(columns["chosen_labels"]) if label != IGNORED)
+        return columns["chosen_ids"][:start], source["prompt"]
 
     def lengths_of(self, table):
         spans = {side: label_spans(table[f"{side}_labels"]) for side in SIDES}
@@ -46,8 +56,16 @@ class UnpairedRows(TokenizedRows):
     effect = "left out"
 
     def texts_of(self, values, locations, choices):
-        answers = {"answer": list(map(joined, values["completion"]))}
-        return RowTexts(locations, *_prompts(values), answers, choices)
+        answers = {"answer": list(map(answer_of, values["completion"]))}
+        thoughts = list(map(thoughts_of, values["completion"]))
+        return RowTexts(locations, *_prompts(values), answers, choices, thoughts)
+
+    @property
+    def chat_encoder(self):
+        return self.encoder.encoder
+
+    def prompt_of(self, columns, source):
+        return columns["input_ids"][: columns["prompt_length"]], source["prompt"]
 
     def lengths_of(self, table):
         tokens, start, end, labelled = label_spans(table["labels"])

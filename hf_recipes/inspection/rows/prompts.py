@@ -1,16 +1,18 @@
 """Prompts of reinforcement learning."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from hf_recipes.core.ledger import KEPT, Ledger
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.evaluation.methods.generation import choices_of
 from hf_recipes.evaluation.reports.report import Example, TokenSequence
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import Budget
-from hf_recipes.inspection.rows.base import BATCH, Rows, at_location, first_by_location, joined
+from hf_recipes.inspection.rows.base import BATCH, Rows, TrainedPrompt, at_location, first_by_location, joined
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.stages.base import Context
 from hf_recipes.stages.grpo import read_prompt_sets
@@ -52,6 +54,15 @@ class PromptRows(Rows):
 
     def check(self, context):
         return Rewards(context.evaluation).check(self.prompts)
+
+    @cached_property
+    def chat_encoder(self):
+        return ChatEncoder(self.tokenizer)
+
+    def trained_prompts(self):
+        for prompt in self.prompts:
+            if prompt.is_chat and prompt.length == len(prompt.ids):
+                yield TrainedPrompt(prompt.location, prompt.ids, prompt.messages, prompt.tools)
 
     def counts(self):
         tokens = sum(len(prompt.ids) for prompt in self.prompts)

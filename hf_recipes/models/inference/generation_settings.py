@@ -61,11 +61,11 @@ def stop_at_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase")
 
 
 def answer_ends(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The tokenizer's eos, and the token that ends an answer in its chat template."""
+    """The tokenizer's eos, and the tokens that end an answer or a call in its chat template."""
     ends = [tokenizer.eos_token] if tokenizer.eos_token else []
     if tokenizer.chat_template:
         with contextlib.suppress(UserError):  # a template that shows no answers
-            ends += tokenizer.convert_ids_to_tokens(ChatEncoder(tokenizer).end_ids[-1:])
+            ends += tokenizer.convert_ids_to_tokens(ChatEncoder(tokenizer).stop_ids)
     return list(dict.fromkeys(ends))
 
 

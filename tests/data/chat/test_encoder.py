@@ -373,7 +373,9 @@ def test_rows_without_room_are_dropped(tokenizer):
     [row] = ChatEncoder(tokenizer, max_source_length=3).encode([conversation("问", "答")])
     assert row.status == "dropped: the template and system turn alone fill the prompt's budget"
     [row] = ChatEncoder(tokenizer, max_target_length=1).encode([conversation("问", "答")])
-    assert row.status == "dropped: no token of the answer fits the budget"
+    assert (
+        row.status == "dropped: the budget of an answer is too small for any text (--max_target_length, --max_length)"
+    )
 
 
 def test_new_special_tokens_are_told(tmp_path):

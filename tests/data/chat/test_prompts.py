@@ -90,3 +90,24 @@ def test_long_prompts_are_cut_and_counted(tokenizer, tmp_path):
         [prompt], ledger = read_prompts(PromptReader([str(path)], tokenizer, max_source_length=budget))
         assert budget - 3 < len(prompt.ids) <= budget and prompt.ids.tolist() == full[-len(prompt.ids) :]
         assert "\ufffd" not in tokenizer.decode(prompt.ids) and ledger.totals["truncated"] == 1
+
+
+def test_a_prompt_stays_where_the_template_cannot_show_its_answer(tmp_path):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    rows = [
+        {"messages": [*conversation("几加几"), {"role": "assistant", "content": "是四", "reasoning_content": "想"}]},
+        {"messages": conversation("几加几", "<think>\n想\n</think>\n\n是四")},
+        {"messages": [*conversation("天气"), {"role": "assistant", "content": "", "tool_calls": [call]}]},
+        {"messages": conversation("几加几", "是四")},
+    ]
+    shown = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]")
+    tokenizer = build_tokenizer(chat_template=shown)
+    prompts, ledger = read_prompts(PromptReader([str(write_jsonl(tmp_path / "rows.jsonl", rows))], tokenizer))
+    assert [prompt.reference for prompt in prompts] == ["是四", "是四", None, "是四"]
+    chats = [[message] for message in (*conversation("几加几"), *conversation("几加几"), *conversation("天气"))]
+    expected = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+    assert [prompt.ids.tolist() for prompt in prompts[:3]] == expected
+    assert ledger.totals["dropped"] == 0
+    reasons = [status for _, status in ledger.reasons]
+    assert all(reason.startswith("kept: the answer is not as the template shows it: ") for reason in reasons)
+    assert "leaves out the thoughts of the answer" in reasons[0] and "does not show" in reasons[1]

@@ -115,6 +115,102 @@ def test_what_is_trained_on_is_what_is_asked_and_answered(path):
     assert all(re.search(reasons, status) for status in refused.values()), refused
 
 
+# By the templates that have it, what a model has to write: an answer of one turn, one with thoughts, and a call. Of
+# each template there may be one for training, with the same answers.
+THINK = "<think>\n二加二等于四嘛\n</think>\n\n是四"
+ANSWERS = {
+    "我很好。<|END_OF_TURN_TOKEN|>": "cohere",
+    "我很好。<|END_RESPONSE|><|END_OF_TURN_TOKEN|>": "cohere2",
+    "\n</think>\n\n我很好。<｜end▁of▁sentence｜>": "deepseek_r1_distill deepseekv3",
+    "我很好。<turn|>": "diffusion_gemma gemma4 gemma4_v2 gemma4_v3 gemma4_v4 gemma4_v5",
+    "我很好。<end_of_turn>": "gemma gemma3",
+    "\n<think></think>\n我很好。<|user|>": "glm4moe",
+    "<|channel|>final<|message|>我很好。<|return|>": "gptoss",
+    " 我很好。<end_of_utterance>": "idefics3 smolvlm",
+    "我很好。<|im_end|>": "chatml lfm2 lfm2_2_5 lfm2_2_5_v2 lfm2_2_5_vl lfm2_v2 qwen2_5 qwen2_5_vl qwen3_5_nothink "
+    "qwen3_instruct_2507 qwen3_vl",
+    "<think>\n\n</think>\n\n我很好。<|im_end|>": "qwen3",
+    "\n</think>\n\n我很好。<|im_end|>": "qwen3_5_think qwen3_6 qwen3_8",
+    "我很好。<|eot_id|>": "llama3 llama3_1 llama3_2",
+    " to=user<|message|>我很好。<|eot|>": "muse_glimmer",
+    "</think>我很好。<|im_end|>": "nemotron_3_5_lightning nemotron_3_ultra",
+    "\n</think>\n我很好。<|im_end|>": "nemotron_3_nano nemotron_3_super",
+    "我很好。<|end|>": "phi3 phi3_5",
+    " 我很好。</s>": "llava_next vicuna",
+    " 我很好。 </s>": "llama2",
+    "我很好。</s>": "alpaca baichuan glm plain",
+}
+THOUGHTS = {
+    f"{THINK}<|END_OF_TURN_TOKEN|>": "cohere",
+    f"{THINK}<|END_RESPONSE|><|END_OF_TURN_TOKEN|>": "cohere2",
+    "二加二等于四嘛\n</think>\n\n是四<｜end▁of▁sentence｜>": "deepseek_r1_distill deepseekv3",
+    "<|channel>thought\n二加二等于四嘛\n<channel|>是四<turn|>": "diffusion_gemma gemma4_v5",
+    f"{THINK}<turn|>": "gemma4 gemma4_v2 gemma4_v3 gemma4_v4",
+    f"{THINK}<end_of_turn>": "gemma gemma3",
+    "\n<think>二加二等于四嘛</think>\n是四<|user|>": "glm4moe",
+    "<|channel|>analysis<|message|>二加二等于四嘛<|end|><|start|>assistant<|channel|>final<|message|>是四"
+    "<|return|>": "gptoss",
+    f" {THINK}<end_of_utterance>": "idefics3 smolvlm",
+    f"{THINK}<|im_end|>": "chatml lfm2 lfm2_v2 qwen2_5 qwen2_5_vl qwen3 qwen3_instruct_2507 qwen3_vl",
+    "<think>二加二等于四嘛</think>是四<|im_end|>": "lfm2_2_5 lfm2_2_5_v2 lfm2_2_5_vl",
+    "二加二等于四嘛\n</think>\n\n是四<|im_end|>": "qwen3_5_think qwen3_6 qwen3_8",
+    f"{THINK}<|eot_id|>": "llama3 llama3_1 llama3_2",
+    " to=self<|message|>二加二等于四嘛<|eom|><|start|>assistant to=user<|message|>是四<|eot|>": "muse_glimmer",
+    "二加二等于四嘛</think>是四<|im_end|>": "nemotron_3_5_lightning nemotron_3_ultra",
+    "二加二等于四嘛\n</think>\n是四<|im_end|>": "nemotron_3_nano nemotron_3_super",
+    f"{THINK}<|end|>": "phi3 phi3_5",
+    f" {THINK}</s>": "llava_next vicuna",
+    f" {THINK} </s>": "llama2",
+    f"{THINK}</s>": "alpaca baichuan glm plain",
+}
+XML = "<tool_call>\n<function=get_weather>\n<parameter=city>\n北京\n</parameter>\n</function>\n</tool_call>"
+JSON = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "北京"}}\n</tool_call>'
+ATEM = '<atem:function_calls>\n<atem:invoke name="get_weather">\n<atem:parameter name="city">北京</atem:parameter>\n'
+CALLS = {
+    '<|tool_call>call:get_weather{city:<|"|>北京<|"|>}<tool_call|><|tool_response>': "diffusion_gemma gemma4 gemma4_v3 "
+    "gemma4_v4 gemma4_v5",
+    '<|tool_call>call:get_weather{city:<|"|>北京<|"|>}<tool_call|><turn|>': "gemma4_v2",
+    "\n<think></think>\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>北京</arg_value>\n</tool_call>"
+    "<|observation|>": "glm4moe",
+    ' to=functions.get_weather<|channel|>commentary json<|message|>{"city": "北京"}<|call|>': "gptoss",
+    "<|tool_call_start|>[get_weather(city='北京')]<|tool_call_end|><|im_end|>": "lfm2_2_5 lfm2_2_5_v2 lfm2_2_5_vl "
+    "lfm2_v2",
+    '{"name": "get_weather", "parameters": {"city": "北京"}}<|eot_id|>': "llama3_1 llama3_2",
+    f" to=get_weather<|message|>{ATEM}</atem:invoke>\n</atem:function_calls><|eot|>": "muse_glimmer",
+    f"</think>\n{XML}\n<|im_end|>": "nemotron_3_5_lightning nemotron_3_nano nemotron_3_super nemotron_3_ultra",
+    f"{JSON}<|im_end|>": "qwen2_5 qwen3_instruct_2507 qwen3_vl",
+    f"<think>\n\n</think>\n\n{JSON}<|im_end|>": "qwen3",
+    f"{XML}<|im_end|>": "qwen3_5_nothink",
+    f"\n</think>\n\n{XML}<|im_end|>": "qwen3_5_think qwen3_6 qwen3_8",
+    '<tool_call>{"name": "get_weather", "arguments": {"city": "北京"}}</tool_call><|im_end|>': "chatml",
+}
+
+
+def written_by(table, path):
+    """What the template in a file has in a table; None where it shows no such turn."""
+    name = path.stem.removesuffix("_training")
+    return next((text for text, names in table.items() if name in names.split()), None)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_what_a_model_has_to_write_to_the_letter(path):
+    tokenizer = tokenizer_of(path)
+    encoder = ChatEncoder(tokenizer)
+
+    def trained(name, tools=None):
+        rows = encoder.encode([CHATS[name]], [tools])
+        return [tokenizer.decode(row.input_ids[begin:end]) for row in rows for begin, end in spans(row)]
+
+    answer = written_by(ANSWERS, path)
+    assert answer is not None, f"{path}: a new template; say what an answer is"
+    assert trained("single") == [answer]
+    assert trained("multi") == [answer.replace("我很好。", text) for text in ("一答", "二答", "三答")]
+    if (thoughts := written_by(THOUGHTS, path)) is not None:
+        assert trained("thoughts") == [thoughts]
+    call = written_by(CALLS, path)
+    assert trained("call", TOOLS) == ([] if call is None else [call])
+
+
 def user_texts(messages):
     return {message["content"].strip() for message in messages if message["role"] in ("user", "system", "tool")}
 

@@ -62,3 +62,16 @@ def test_a_closing_tag_in_an_answer_stays_where_its_thoughts_are_known():
 def test_thoughts_of_a_turn_are_read_by_any_of_their_names(key):
     turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答", key: "想"}]
     assert read_turns(turns, "messages", "role", "content")[1]["reasoning_content"] == "想"
+
+
+def test_a_closing_tag_in_a_sentence_is_a_part_of_the_answer():
+    text = "用 </think> 结束标签"
+    tokenizer = tokenizer_of(TEMPLATES / "qwen2_5.jinja")
+    [row] = ChatEncoder(tokenizer).encode([conversation("怎么写", text)])
+    assert learned_text(tokenizer, row) == [f"{text}<|im_end|>"]
+    tokenizer = tokenizer_of(TEMPLATES / "qwen3.jinja")  # which takes what is before any tag for thoughts
+    mention, thoughts = ChatEncoder(tokenizer).encode(
+        [conversation("怎么写", text), conversation("二", "想\n</think>\n\n四")]
+    )
+    assert mention.status == "dropped: the chat template leaves out or changes a turn's text"
+    assert learned_text(tokenizer, thoughts) == ["<think>\n想\n</think>\n\n四<|im_end|>"]

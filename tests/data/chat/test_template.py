@@ -75,7 +75,9 @@ def test_thoughts_that_the_template_leaves_out_are_told(inline):
     assert two.input_ids.tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     assert last.status == "kept" and learned_text(tokenizer, last) == ["<think>\n想二\n</think>\n\n答二<|im_end|>"]
     assert none.status == "kept" and learned_text(tokenizer, none) == ["<think>\n\n</think>\n\n答<|im_end|>"]
-    _, cut = ChatEncoder(tokenizer, max_target_length=12).encode([messages])
+    size = len(two.input_ids) - two.prompt_length
+    messages[-1]["content"] += "很长"
+    _, cut = ChatEncoder(tokenizer, max_target_length=size).encode([messages])
     assert cut.status == f"{LEFT_OUT}, answer cut, each turn is an example of its own"
 
 
@@ -133,10 +135,12 @@ def test_a_model_that_learned_its_row_scores_in_full(tmp_path):
         {"messages": [*conversation("天气？"), {"role": "assistant", "tool_calls": [call]}]},
     ]
     examples = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", rows))])
-    # What the budget cuts from the training rows is still part of the reference.
     encoded = tokenize_dataset(examples, ChatEncoder(tokenizer, keep_text=True))
-    cut = tokenize_dataset(examples, ChatEncoder(tokenizer, keep_text=True, max_target_length=4))
-    assert cut["reference"][:] == encoded["reference"][:]
+    # What the budget cuts from the training rows is still part of the reference.
+    plain = conversation("哪一类？", "年龄" * 40)
+    size = len(encoded["input_ids"][1]) - encoded["prompt_length"][1]
+    [cut] = ChatEncoder(tokenizer, keep_text=True, max_target_length=size).encode([plain])
+    assert cut.status == "truncated: answer cut" and cut.reference == "年龄" * 40
     predictions = [
         tokenizer.decode(row["input_ids"][row["prompt_length"] : -1], skip_special_tokens=True).strip()
         for row in encoded

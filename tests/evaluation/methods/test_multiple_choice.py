@@ -1,8 +1,11 @@
 import math
 import re
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
+from chat_templates import tokenizer_of
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -270,3 +273,25 @@ def test_probabilities_that_are_no_numbers(tokenizer):
     records, metrics = run_method(method, model, BatchOptions())
     assert records[0]["is_finite"] is False and first_not_finite(records).endswith("data.jsonl:1")
     assert metrics.keys() == method.directions().keys() and all(map(math.isnan, metrics.values()))
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("deepseek_r1_distill", "\n</think>\n\n"),
+        ("qwen3_8", "\n</think>\n\n"),
+        ("qwen3", "<think>\n\n</think>\n\n"),
+        ("gptoss", "<|channel|>final<|message|>"),
+        ("qwen2_5", ""),
+    ],
+)
+def test_letters_of_a_chat_are_compared_after_closed_thoughts(name, before, capsys):
+    """As an answer without thoughts is trained, after the served prompt."""
+    tokenizer = tokenizer_of(Path(str(files("trl"))) / "chat_templates" / f"{name}.jinja")
+    method = SingleChoice(placed(ROWS), tokenizer, chat=True)
+    question = {"role": "user", "content": ROWS[0]["question"]}
+    served = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.decode(method._contexts[0]) == served + before
+    assert tokenizer.convert_ids_to_tokens(method._letters[0]) == list("ABCD")
+    said = f"the letters are compared after {before!r}, as it stands before an answer without thoughts\n"
+    assert capsys.readouterr().out == (said if before else "")

@@ -158,6 +158,19 @@ def test_marks_may_be_special_tokens(text, thoughts, answer):
         ("想", True, ("想", "")),
         ("<think>写 <think> 吗</think>答</think>", False, ("写 <think> 吗", "答</think>")),
         ("标签 <think>x</think> 是这样", False, ("", "标签 <think>x</think> 是这样")),
+        # Without an opening tag, a tag within a sentence is only mentioned.
+        ("用 </think> 结束标签", False, ("", "用 </think> 结束标签")),
+        ("用</think>结束标签", False, ("", "用</think>结束标签")),
+        ("结束标签是 </think>", False, ("", "结束标签是 </think>")),
+        ("结束标签是 </think>\n\n例如", False, ("", "结束标签是 </think>\n\n例如")),
+        ("写 `</think>`\n\n即可", False, ("", "写 `</think>`\n\n即可")),
+        ("</think> 是结束标签", False, ("", "</think> 是结束标签")),
+        ("是四。</think>\n\n四", False, ("是四。", "四")),
+        ("是四\n</think>四", False, ("是四", "四")),
+        ("用 </think> 结束。\n</think>\n\n四", False, ("用 </think> 结束。", "四")),
+        ("想\n</think>", False, ("想", "")),
+        ("</think>\n\n四", False, ("", "四")),
+        ("用 </think> 结束标签", True, ("用", "结束标签")),  # what a model writes in thoughts ends them
     ],
 )
 def test_thoughts_are_what_a_text_begins_with(text, opened, expected):
