@@ -40,7 +40,7 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
             f"--peft_path {path}: adapter_config.json: {name} is no finite number; write what it was trained with"
         )
     if config.peft_type == "LORA":
-        check_initialization(f"--peft_path {path}", config, is_saved=True)
+        check_initialization(f"--peft_path {path}", vars(config), is_saved=True)
     if task_type and config.task_type not in (None, task_type):
         what = "a reward model's adapter" if config.task_type == "SEQ_CLS" else f"an adapter for {config.task_type}"
         raise UserError(f"--peft_path {path}: {what}; this stage continues one for {task_type}")
