@@ -92,7 +92,8 @@ def test_a_run_of_it_evaluates_by_generation_and_is_estimated(forks, tmp_path):
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     argv = ["--model_name_or_path", base, "--train_file", file, "--validation_file", file, "--max_steps", 2]
     argv += ["--report_to", "none", "--logging_steps", 1, "--max_new_tokens", 4, "--output_dir", tmp_path / "run"]
-    dry = forks.run(*argv, "--dry_run")
+    dry = forks.run(*argv, "--dry_run", "--gradient_accumulation_steps", 4)
+    assert dry.out.count("(--router_aux_loss_coef) is measured in each batch by itself: an update of 4 batches") == 1
     assert dry.code == 0 and re.search(r"^memory .* a device, estimated", dry.out, re.MULTILINE)
     assert "Traceback" not in dry.err and "_subclasses" not in dry.err
     run = forks.run(*argv, "--use_lora", "False")

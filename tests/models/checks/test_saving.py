@@ -244,7 +244,7 @@ def test_every_way_to_begin_of_this_peft_is_tried():
 @pytest.mark.parametrize("kind", ["PISSA", "pissa_niter_x", "nonsense"])
 def test_ways_to_begin_that_do_not_exist(bases, tmp_path, kind):
     path = written(tmp_path, init_lora_weights=kind)
-    with pytest.raises(UserError, match="lora.json: "):
+    with pytest.raises(UserError, match=r"lora\.json: "):
         attach_lora(opened(bases[True]), read_lora_config(path), path, [])
 
 
