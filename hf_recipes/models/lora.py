@@ -150,6 +150,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
             "other, which are one weight; leave one of the two keys out"
         )
     restore_when_disabled(adapted, biases)
+    expose_head_bias(adapted)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise UserError(f"{path}: leaves no weight to train (layers_to_transform or exclude_modules name all of them)")
     return adapted
@@ -199,6 +200,15 @@ def token_rows_on_cpu() -> Iterator[None]:
 
     with patch.object(TrainableTokensLayer, "_collect_token_weights", rows_of):
         yield
+
+
+def expose_head_bias(model: "PeftModel") -> None:
+    """Give a head whose rows are trained the base's `bias`, or None, which TRL's losses read and PEFT 0.21 hides."""
+    from peft.utils.other import TrainableTokensWrapper
+
+    head = model.get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        object.__setattr__(head, "bias", head.original_module.bias)  # not as a parameter of its own
 
 
 def base_biases(model: "PreTrainedModel", config: "PeftConfig") -> "list[tuple[torch.nn.Parameter, torch.Tensor]]":

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.checks.finite import check_file, not_finite
-from hf_recipes.models.lora import base_biases, check_initialization, restore_when_disabled, token_rows_on_cpu
+from hf_recipes.models.lora import (
+    base_biases,
+    check_initialization,
+    expose_head_bias,
+    restore_when_disabled,
+    token_rows_on_cpu,
+)
 from hf_recipes.models.residual import is_residual, to_plain_lora
 
 if TYPE_CHECKING:
@@ -92,6 +98,7 @@ def load_adapter(
             f"adapter_config.json implies ({missing[0]}), which would stay random; give the whole adapter"
         )
     restore_when_disabled(adapted, biases)
+    expose_head_bias(adapted)
     return adapted
 
 

@@ -18,6 +18,7 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config, load_model
+from hf_recipes.models.lora import token_rows_on_cpu
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
@@ -173,5 +174,6 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         reference["reference"] = build_reference(model_args, args, context.tokenizer, **loading)
     folder.enter(figures)
     args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(methods)
-    trainer = stage.trainer(context, data, model, methods, **reference)
+    with token_rows_on_cpu():  # TRL gives a model with an adapter a second one
+        trainer = stage.trainer(context, data, model, methods, **reference)
     train(trainer, folder, data.ledgers, memory, stage.card)

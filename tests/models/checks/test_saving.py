@@ -124,6 +124,9 @@ def test_saved_is_trained_and_the_base_is_the_base(bases, tmp_path, kind):
     merge(MergeArguments([str(tmp_path / "adapter")], str(tmp_path / "merged"), model_name_or_path=base))
     assert torch.allclose(logits(opened(str(tmp_path / "merged"))), trained, atol=1e-5)
 
+    for one in (model, loaded):
+        assert one.get_output_embeddings().bias is None  # which TRL's losses read
+
     # As a run goes on from a checkpoint: bit by bit.
     torch.manual_seed(7)
     other = attach_lora(opened(base), read_lora_config(path), path, [])
