@@ -93,6 +93,7 @@ bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
 	$(BIN)/python tests/benchmarks/import_speed.py
 	$(BIN)/python tests/benchmarks/inspect_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
 	$(BIN)/python tests/benchmarks/train_speed.py
+	$(BIN)/python tests/benchmarks/train_speed.py --model .cache/SmolLM2-135M-Instruct --steps 6 --warm_up 2 --repeats 1
 	$(BIN)/python tests/benchmarks/pretrain_speed.py
 	$(BIN)/python tests/benchmarks/resume_speed.py
 	$(BIN)/python tests/benchmarks/score_speed.py
