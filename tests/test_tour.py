@@ -12,7 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import ROOT
-from hf_recipes.models.demo_model import DEMO_MODEL
+from hf_recipes.hub.download import write_source_record
+from hf_recipes.models.demo_model import DEMO_MODEL, DEMO_WHEEL
+from hf_recipes.models.from_gguf import record_conversion
 
 TITLES = {"README.md": "From a crawl to a published adapter", "README_zh.md": "从爬虫数据到发布的适配器"}
 BASE = ".cache/SmolLM2-135M-Instruct"
@@ -41,8 +43,8 @@ def location(tokenizer, tmp_path, monkeypatch):
     config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes, **heads)
     Qwen3ForCausalLM(config).save_pretrained(tmp_path / BASE)
     tokenizer.save_pretrained(tmp_path / BASE)
-    record = {"source": "demo", "model": DEMO_MODEL, "revision": None}
-    (tmp_path / BASE / "download.json").write_text(json.dumps(record))
+    record_conversion(tmp_path / BASE, "demo.gguf", "its digest")
+    write_source_record(tmp_path / BASE, "demo", DEMO_MODEL, DEMO_WHEEL)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -44,7 +44,7 @@ class OutputFolder:
 
     Args:
         kind: of writer; a record of another kind counts as none.
-        former: the claims of versions whose record names no files.
+        former: the claims of a writer whose record is lost; see `adopt`.
     """
 
     def __init__(self, path: str | os.PathLike, kind: str, former: Iterable[str] = ()):
@@ -59,9 +59,14 @@ class OutputFolder:
             return None
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+            if not all(isinstance(record[name], list) for name in ("files", "claims")):
+                raise ValueError("files and claims are no lists")
             return {name: record[name] for name in ("kind", "launch", "files", "claims")}
-        except (ValueError, TypeError, KeyError, OSError):
-            return {"kind": self.kind, "launch": None, "files": [], "claims": self.former} if self.former else None
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise UserError(
+                f"--output_dir {self.path}: {RECORD} in it is no record of whose the files are "
+                f"({type(error).__name__}: {error}); choose another folder, or move that file away"
+            ) from None
 
     @property
     def is_mine(self) -> bool:
@@ -113,7 +118,7 @@ class OutputFolder:
         self.record = record
 
     def adopt(self) -> None:
-        """Record the files that the claims of former versions match as the writer's."""
+        """Record the files that the `former` claims match as the writer's."""
         self.record = {"kind": self.kind, "launch": None, "files": [], "claims": self.former}
 
     def check_links(self) -> None:

@@ -89,6 +89,8 @@ def load_examples(
             busy = f"{path}: another process makes it; waiting"
             with locked(path.with_suffix(".lock"), busy, wait=-1):
                 if _open(path, key) is None:  # else another process was quicker
+                    if path.exists():
+                        say(f"{path}: damaged; it is made anew")
                     _store(path, Features({**FEATURES[form], **COMMON}), _generate(files, form))
             dataset = _open(path, key)
     return dataset
@@ -105,15 +107,11 @@ def cache_root(cache_dir: str | None) -> Path:
 
 
 def _open(path: Path, key: str) -> Dataset | None:
-    """The rows in an Arrow file; None where there is none. A damaged one is removed."""
+    """The rows in an Arrow file; None where there is none, or a damaged one."""
     try:
-        if path.is_file():
-            return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
-    except (pa.ArrowException, OSError) as error:
-        say(f"{path}: damaged ({' '.join(str(error).split())[:100]}); it is made anew")
-        with writing(f"--cache_dir {path.parent.parent}"):
-            path.unlink()
-    return None
+        return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
+    except (pa.ArrowException, OSError):
+        return None
 
 
 def _store(path: Path, features: Features, rows: Iterable[dict]) -> None:

@@ -4,12 +4,14 @@ import os
 from typing import TYPE_CHECKING
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import TrainableTokensWrapper
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.residual import has_residual
 from hf_recipes.models.checks.saving import saved_names
+from hf_recipes.models.devices import has_accelerator
 
 if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments
@@ -32,6 +34,24 @@ def check_trained(model: PreTrainedModel, args: "RunArguments", is_quantized: bo
         )
     on_fsdp = (args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true") and not args.use_cpu
     shards = "DeepSpeed's stage 3" if is_deepspeed_zero3_enabled() else "FSDP" if on_fsdp else None
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    if (
+        is_deepspeed_zero3_enabled()
+        and model.peft_config["default"].ensure_weight_tying
+        and all(isinstance(embedding, BaseTunerLayer) for embedding in embeddings)
+    ):
+        raise UserError(
+            '"ensure_weight_tying" gives both embeddings one LoRA, which DeepSpeed\'s stage 3 cannot shard: train them '
+            "whole (modules_to_save), or take --deepspeed configs/deepspeed/zero2.json"
+        )
+    # TRL's GRPO, and its other losses on accelerators, gather the head's weight, which PEFT computes then.
+    gathers_head = hasattr(args, "num_generations") or not (args.calls_head or args.use_cpu or not has_accelerator())
+    if is_deepspeed_zero3_enabled() and gathers_head and isinstance(embeddings[1], TrainableTokensWrapper):
+        raise UserError(
+            "new tokens and trainable_token_indices train rows of the output embeddings, which this stage's loss cannot"
+            " gather under DeepSpeed's stage 3: take --deepspeed configs/deepspeed/zero2.json, or train the embeddings "
+            "whole (modules_to_save)"
+        )
     if has_residual(model) and (shards or is_quantized):
         raise UserError(
             f"init_lora_weights pissa or olora needs full float weights, which {shards or 'a quantized base'} does not "

@@ -13,11 +13,12 @@ from hf_recipes.core.settings import PositiveInt, check_limits, setting
 from hf_recipes.data.files.records import Record
 from hf_recipes.data.schemas.registry import SCHEMAS, Columns
 from hf_recipes.evaluation.method import versions
-from hf_recipes.evaluation.resumable_output import Results, digest, recorded_settings
+from hf_recipes.evaluation.resumable_output import Results, recorded_settings
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.loading import computes_bf16
 from hf_recipes.models.loading import weight_dtype
 from hf_recipes.models.quantization import read_bnb_config
+from hf_recipes.models.weight_files import digest
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import lock_of, locked, to_json, write_json, writing
 
@@ -117,21 +115,3 @@ def _sidecar_of(path: Path) -> Path:
     except (ValueError, AttributeError):
         owner = None
     return common if owner == path.name else separate
-
-
-def digest(path: str | os.PathLike) -> str:
-    """Of a model's folder: a digest of its small files, and of 64 samples of each weight file; of a Hub id, the id."""
-    folder, hashed = Path(path), xxhash.xxh3_128()
-    if not folder.is_dir():
-        return str(path)
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith("tokenizer") or file.name.endswith(
-            (".safetensors", ".bin", "config.json", ".jinja", ".model")
-        ):
-            size = file.stat().st_size
-            hashed.update(f"{file.name} {size}".encode())
-            with open(file, "rb") as stream:
-                for index in range(0, size, max(1 << 16, size // 64)):
-                    stream.seek(index)
-                    hashed.update(stream.read(1 << 16))
-    return hashed.hexdigest()

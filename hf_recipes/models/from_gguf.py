@@ -1,43 +1,107 @@
 """Models in GGUF files: reading them, and converting one to a safetensors folder."""
 
+import json
 import os
+import re
+import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, new_folder, writing
+from hf_recipes.core.files import is_empty, lock_of, locked, new_folder, write_json, writing
+from hf_recipes.data.examples import fingerprint
+from hf_recipes.models import pretokenizers
 from hf_recipes.models.pretokenizers import ADDS_BOS, WHOLE_TOKENS, pre_tokenizer
+from hf_recipes.models.weight_files import file_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+RECORD = "gguf_source.json"  # in a converted folder: the file that it was made from, by which converter, and its files
+_MADE = re.compile(
+    r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?|tokenizer.*|chat_template\.jinja|"
+    rf"special_tokens_map\.json|{re.escape(RECORD)}"
+)
+_BUSY = "{}: another process makes it; waiting for its end"
+
+
 def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) -> Path:
     """Convert a GGUF file to a safetensors folder with its weights dequantized to float32.
 
-    The folder is complete or absent. One that holds a model already is returned as it is.
+    The folder is complete or absent. One that this converter made from the same content is returned as it is; one that
+    was made from another file or by another version is made anew.
     """
     source, target = Path(gguf_file), Path(output_dir)
-    if (target / "config.json").is_file():
-        return target
     if not source.is_file():
         raise UserError(f"{source}: no such file")
-    if target.is_dir() and not is_empty(target):
-        raise UserError(f"{target}: the folder is not empty and holds no model; name another with --output_dir")
+    content = file_digest(source)
+    with locked(lock_of(target), _BUSY.format(target), wait=-1):
+        if not is_converted(target, content):
+            _convert(source, target, content)
+    return target
+
+
+def is_converted(folder: Path, content: str | None = None) -> bool:
+    """Whether a folder is whole and of this version of the converter, and made from `content`, a `file_digest`."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in record["files"]}
+        return (
+            record["converter"] == _converter()
+            and sizes == record["files"]
+            and (content is None or record["content"] == content)
+        )
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def files_of_conversion(folder: Path, record: str = RECORD) -> list[Path] | None:
+    """The files of a folder, `record` last, if they are all a conversion's; None otherwise.
+
+    Args:
+        record: name of the file that tells so.
+    """
+    if not folder.is_dir() or is_empty(folder):
+        return []
+    paths = sorted(folder.iterdir(), key=lambda path: path.name == record)
+    if paths[-1].name != record or not all(_MADE.fullmatch(path.name) for path in paths[:-1]):
+        return None
+    return paths
+
+
+def record_conversion(folder: Path, source: str, content: str) -> None:
+    """Write `RECORD` into a folder that was made from a GGUF file named `source` with the digest `content`."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    write_json(folder / RECORD, {"file": source, "content": content, "converter": _converter(), "files": sizes})
+
+
+def _converter() -> str:
+    return fingerprint(version("transformers"), code=(sys.modules[__name__], pretokenizers))
+
+
+def _convert(source: Path, target: Path, content: str) -> None:
+    former = files_of_conversion(target)
+    if former is None:
+        raise UserError(
+            f"{target}: the folder is not empty, and nothing in it says that all of it was converted from a GGUF file; "
+            "name another with --output_dir"
+        )
+    if former:
+        say(f"{target} was made from another file or by another version of the converter; it is made anew")
     say(f"converting {source.name} to {target} (once)")
     try:
         tokenizer, model = load_gguf_tokenizer(source), load_gguf_model(source)
     except (ValueError, NotImplementedError, ImportError, UserError) as error:
         raise UserError(f"{source}: cannot be converted ({error})") from None
-    try:
-        with writing(str(target), "name another folder with --output_dir"), new_folder(target) as partial:
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-    except UserError:
-        if not (target / "config.json").is_file():  # another process may have written it
-            raise
-    return target
+    with writing(str(target), "name another folder with --output_dir"), new_folder(target) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        record_conversion(partial, source.name, content)
+        for path in former:
+            path.unlink()
 
 
 def read_metadata(source: Path, arrays: Sequence[str] = ()) -> dict[str, Any]:

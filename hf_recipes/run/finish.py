@@ -70,7 +70,7 @@ def _write_results(
     trackers,
     settings: dict,
 ) -> None:
-    """Of saved weights: the ledger, then the last evaluation, then metrics; what only shows them may fail."""
+    """Of saved weights: ledger, metrics, the last evaluation, metrics with it; it and what only shows them may fail."""
     output_dir, state = Path(trainer.args.output_dir), trainer.state
     if trainer.is_world_process_zero():
         write_ledgers(output_dir / LEDGER, **ledgers)  # of a stream, known only now
@@ -82,17 +82,16 @@ def _write_results(
         say(f"kept: the weights of step {step} of {state.global_step}, the best by {name} ({value})")
     elif trainer.args.load_best_model_at_end:
         say(f"kept: the last step's weights; no saved step has {trainer.args.metric_for_best_model}")
-    if trainer.eval_dataset is not None and step not in report.evaluations(state.log_history):
+    figures = {"steps": step, "best": best, "train": train}
+    metrics = _write_metrics(trainer, figures, memory, settings)
+    if trainer.eval_dataset is not None and not metrics["after"]:
         _evaluate(trainer)
-    taken = memory.read()  # the last evaluation counts
-    if line := describe(taken):
+        metrics = _write_metrics(trainer, figures, memory, settings)  # with the memory that the evaluation took
+    before, after = metrics["before"], metrics["after"]
+    if line := describe(metrics["memory"]):
         say(line)
     if not trainer.is_world_process_zero():
         return
-    by_step = report.evaluations(state.log_history)
-    before, after = by_step.get(0) if step else None, by_step.get(step)
-    metrics = {"steps": step, "best": best, "train": train, "memory": taken, "before": before, "after": after}
-    write_json(output_dir / METRICS, {**metrics, "settings": settings})
     shows: dict[str, Callable[[], object]] = {
         CARD: lambda: write_text(output_dir / CARD, card(output_dir)),
         "curves.png": lambda: plots.draw_curves(state.log_history, output_dir / "curves.png"),
@@ -104,6 +103,16 @@ def _write_results(
     for what, show in shows.items():
         with warn_on_write_error(what, "weights and metrics.json are whole"):
             show()
+
+
+def _write_metrics(trainer, figures: dict, memory: PeakMemory, settings: dict) -> dict[str, Any]:
+    """Write `figures`, the memory and the evaluations so far; they are returned."""
+    step, by_step = figures["steps"], report.evaluations(trainer.state.log_history)
+    before, after = by_step.get(0) if step else None, by_step.get(step)
+    metrics = {**figures, "memory": memory.read(), "before": before, "after": after}
+    if trainer.is_world_process_zero():
+        write_json(Path(trainer.args.output_dir) / METRICS, {**metrics, "settings": settings})
+    return metrics
 
 
 def best_step(trainer) -> dict[str, Any] | None:
@@ -121,9 +130,15 @@ def _evaluate(trainer) -> None:
         trainer.evaluate()
     except Stopped:
         raise
-    except Exception:
-        say(f"the weights are in {trainer.args.output_dir}; what failed is their last evaluation")
-        raise
+    except Exception as error:
+        if trainer.args.world_size > 1:  # the other processes wait in this evaluation
+            say(f"the weights are in {trainer.args.output_dir}; what failed is their last evaluation")
+            raise
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        say(
+            f"the last evaluation failed ({kind}{' '.join(str(error).split())[:300]}); the weights and the other "
+            f"figures are in {trainer.args.output_dir}, and scripts/evaluate.py evaluates them"
+        )
 
 
 def _save_model(trainer, folder: OutputFolder | None) -> None:

@@ -62,7 +62,8 @@ class RunFolder:
         if "chat_template_date" in settings and settings["chat_template_date"] is None:
             former = self._former["settings"].get("chat_template_date") if self._former else None
             settings["chat_template_date"] = former or today()
-        self.begun_with = begun_with(self.parser, args)
+        # Weights are read for it, which a dry run does only to compare.
+        self.begun_with = begun_with(self.parser, args) if self._former or not args.dry_run else {}
         if self._former:
             compare_settings(checkpoint, self._former, self.begun_with, args)
         return checkpoint, settings.get("chat_template_date")

@@ -16,6 +16,7 @@ from hf_recipes.dry_run.peak_memory import PeakMemory
 from hf_recipes.dry_run.plan import make_plan
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.models.adapters.lora import token_rows_on_cpu
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.new_tokens import read_new_tokens
@@ -179,5 +180,6 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         reference["reference"] = build_reference(model_args, args, context.tokenizer, **loading)
     folder.enter(figures)
     args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(methods)
-    trainer = stage.trainer(context, data, model, methods, **reference)
+    with token_rows_on_cpu():  # TRL gives a model with an adapter a second one
+        trainer = stage.trainer(context, data, model, methods, **reference)
     train(trainer, folder, data.ledgers, memory, stage.card)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import write_json, writing
+from hf_recipes.core.files import lock_of, locked, write_json, writing
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.examples import SCHEMA_CODE, cache_root, fingerprint
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from hf_recipes.stages.pretrain import PretrainArguments
 
 LEDGER = "ledger.json"  # with the shards of a source that was tokenized for a run
+# Of stored tokens that are absent, or cut, or not what this version writes.
+DAMAGED = (Damaged, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def prepare_mixture(
@@ -133,22 +136,27 @@ def _tokenized(
     )
     root = cache_root(data.cache_dir)
     folder = root / "hf_recipes_tokens" / key
-    with writing(f"--cache_dir {root}"):
-        if (folder / LEDGER).is_file():
-            try:
-                return _open(folder, corpus, encoder, ledger)
-            except (Damaged, ValueError, KeyError, TypeError, AttributeError) as error:
-                say(f"{folder}: damaged ({error}); its documents are tokenized anew")
-                shutil.rmtree(folder)
-        say(f"{corpus.name}: tokenizing into {folder}")
-        corpus_ledger = Ledger()
-
-        def keep_ledger(building: Path) -> None:
-            write_json(building / LEDGER, corpus_ledger.to_dict(), indent=None)
-
-        workers, chunks = data.preprocessing_num_workers or 0, read_chunks(readers, Cursor())
-        store(corpus.name, chunks, encoder, str(folder), workers, corpus_ledger.add, keep_ledger)
+    with suppress(*DAMAGED):
         return _open(folder, corpus, encoder, ledger)
+    busy = f"{folder}: another process makes it; waiting"
+    with writing(f"--cache_dir {root}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock_of(folder), busy, wait=-1):
+            try:
+                return _open(folder, corpus, encoder, ledger)  # another process was quicker
+            except DAMAGED as error:
+                if folder.exists():
+                    say(f"{folder}: damaged ({error}); its documents are tokenized anew")
+                    shutil.rmtree(folder)
+            say(f"{corpus.name}: tokenizing into {folder}")
+            corpus_ledger = Ledger()
+
+            def keep_ledger(building: Path) -> None:
+                write_json(building / LEDGER, corpus_ledger.to_dict(), indent=None)
+
+            workers, chunks = data.preprocessing_num_workers or 0, read_chunks(readers, Cursor())
+            store(corpus.name, chunks, encoder, str(folder), workers, corpus_ledger.add, keep_ledger)
+            return _open(folder, corpus, encoder, ledger)
 
 
 def _open(folder: Path, corpus: Corpus, encoder: DocumentEncoder, ledger: Ledger) -> TokenShards:

@@ -16,8 +16,8 @@ def flops_per_token(model, length: int) -> float:
     weights there are no gradients, so four.
     """
     config = model.config.get_text_config()
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    looked_up = embedding.weight if head is None or head.weight is not embedding.weight else None
+    embedding, head = map(_stored_weight, (model.get_input_embeddings(), model.get_output_embeddings()))
+    looked_up = None if head is embedding else embedding
     total = 0
     for parameter in model.parameters():
         if parameter is not looked_up:
@@ -26,6 +26,11 @@ def flops_per_token(model, length: int) -> float:
     heads = getattr(config, "num_attention_heads", 0)
     width = heads * (getattr(config, "head_dim", None) or getattr(config, "hidden_size", 0) // max(1, heads))
     return total + 12 * getattr(config, "num_hidden_layers", 0) * width * length
+
+
+def _stored_weight(module: torch.nn.Module | None) -> torch.Tensor | None:
+    adapter = getattr(module, "token_adapter", None)  # of PEFT's trainable tokens, whose `weight` is computed
+    return getattr(module if adapter is None else adapter.get_base_layer(), "weight", None)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -147,9 +147,10 @@ def test_a_full_disk_is_known_by_whatever_names_it():
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
         chain(RuntimeError("something of a library"), full),
         chain(ValueError("x"), chain(RuntimeError("y"), RuntimeError(torch_says))),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "run/metrics.json"),  # the folder was deleted
     ):
         assert files.disk_problem(error)
-    for error in (ValueError("x"), chain(KeyError("a"), AttributeError("b")), ConnectionError("refused")):
+    for error in (ValueError("x"), chain(KeyError("a"), FileNotFoundError()), ConnectionError("refused")):
         assert files.disk_problem(error) is None
 
 

@@ -9,6 +9,7 @@ import pytest
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.folders import OutputFolder, held
 
+NO_LISTS = '{"kind": "run", "launch": null, "files": 1, "claims": "x"}'
 FORMER = [r"old\.json"]
 CLAIMS = [r"metrics\.json", r"checkpoint-\d+/.*", r"samples/step-\d+\.jsonl"]
 
@@ -85,14 +86,27 @@ def test_a_record_reaches_nothing_outside_its_folder(tmp_path):
     assert names(tmp_path) == {"secret", "run/.run"}
 
 
-def test_records_of_former_versions_and_no_records(tmp_path):
-    put(tmp_path, "old.json", "else.json")
-    (tmp_path / ".run").write_text("host:123")
-    assert OutputFolder(tmp_path, "run", FORMER).own() == ["old.json"]
-    assert not OutputFolder(tmp_path, "evaluation").is_mine
-    (tmp_path / ".run").rename(tmp_path / "record")
+@pytest.mark.parametrize(
+    "text", ["host:123", "", '{"kind": "run"}', "[]", NO_LISTS, '"kind launch files claims"', "\xff"]
+)
+def test_a_file_of_the_records_name_that_is_none_is_refused(tmp_path, text):
+    put(tmp_path, "old.json")
+    (tmp_path / ".run").write_text(text, encoding="latin-1")
+    for kind, former in (("run", FORMER), ("evaluation", ())):
+        with pytest.raises(
+            UserError, match=rf"--output_dir {tmp_path}: \.run in it is no record of whose the files are"
+        ):
+            OutputFolder(tmp_path, kind, former)
+    assert names(tmp_path) == {"old.json", ".run"}
+
+
+def test_no_record(tmp_path):
+    put(tmp_path, "old.json", "else.json", "record")
     (tmp_path / ".run").symlink_to(tmp_path / "record")
-    assert not OutputFolder(tmp_path, "run", FORMER).is_mine
+    folder = OutputFolder(tmp_path, "run", FORMER)
+    assert not folder.is_mine and folder.own() == []
+    folder.adopt()
+    assert folder.own() == ["old.json"]
 
 
 def test_a_folder_is_held_by_one_and_left_as_it_was(tmp_path):

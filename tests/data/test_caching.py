@@ -2,19 +2,24 @@
 
 import errno
 import os
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
 from conftest import conversation, write_jsonl
 from hf_recipes.core.errors import UserError
+from hf_recipes.data import examples
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import load_examples
 from hf_recipes.data.pretraining import token_shards
 from hf_recipes.data.tokenized import tokenize_dataset
+from hf_recipes.stages import pretrain_data
 from hf_recipes.stages.pretrain import PretrainArguments
 from hf_recipes.stages.pretrain_data import prepare_mixture
 
@@ -90,6 +95,52 @@ def test_tokens_that_are_damaged_in_the_cache_are_made_anew(mix, tmp_path, capsy
     assert "tokeniz" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["examples", "tokens"])
+def test_two_nodes_of_equal_process_numbers_share_one_cache(load, mix, tmp_path, monkeypatch, capsys, kind):
+    """Of a damaged entry too: one process makes it, the other waits."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)  # as the first process of every container has it
+    read = {"examples": load, "tokens": mix}[kind]
+    with ThreadPoolExecutor(2) as nodes:
+        first, second = [node.result() for node in [nodes.submit(read) for _ in range(2)]]
+        assert same(first, second)
+        [path] = (tmp_path / "cache" / f"hf_recipes_{kind}").glob("*/part-00001.npy" if kind == "tokens" else "?" * 38)
+        path.write_bytes(path.read_bytes()[:-9])
+        capsys.readouterr()
+        assert all(same(node.result(), first) for node in [nodes.submit(read) for _ in range(2)])
+    assert capsys.readouterr().out.count("damaged") == 1
+
+
+@pytest.mark.parametrize("is_repaired", [True, False], ids=["repaired", "deleted"])
+@pytest.mark.parametrize("kind", ["examples", "tokens"])
+def test_another_process_repairs_what_this_one_saw_damaged(load, mix, tmp_path, monkeypatch, capsys, kind, is_repaired):
+    """What is damaged is looked at again once the lock is held."""
+    read, owner, name = {
+        "examples": (load, examples.MemoryMappedTable, "from_file"),
+        "tokens": (mix, pretrain_data, "open_shards"),
+    }[kind]
+    whole = read()
+    [entry] = [
+        path
+        for path in (tmp_path / "cache" / f"hf_recipes_{kind}").iterdir()
+        if path.stem.isalnum() and path.suffix != ".lock"
+    ]
+    original, seen = getattr(owner, name), []
+
+    def damaged_at_first(path, *args):
+        if not seen:
+            seen.append(path)
+            if not is_repaired:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            raise token_shards.Damaged("cut") if kind == "tokens" else pa.ArrowInvalid("cut")
+        return original(path, *args)
+
+    written = entry.stat().st_mtime_ns
+    monkeypatch.setattr(owner, name, damaged_at_first)
+    capsys.readouterr()
+    assert same(read(), whole) and seen
+    assert "anew" not in capsys.readouterr().out and (entry.stat().st_mtime_ns == written) is is_repaired
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_disk_that_takes_no_row(load, tmp_path, monkeypatch, code):
     monkeypatch.setattr(ArrowWriter, "finalize", fails(code))
@@ -103,7 +154,7 @@ def test_a_disk_that_takes_no_tokens(rows, load, mix, tmp_path, monkeypatch, cod
     monkeypatch.setattr(token_shards.ShardWriter, "close", fails(code))
     with pytest.raises(UserError, match=rf"--cache_dir {tmp_path}/cache: cannot be written \({os.strerror(code)}\)"):
         mix()
-    assert os.listdir(tmp_path / "cache" / "hf_recipes_tokens") == []
+    assert [path.suffix for path in (tmp_path / "cache" / "hf_recipes_tokens").iterdir()] == [".lock"]
     load_examples([str(rows)], cache_dir=str(tmp_path / "cache"))
     monkeypatch.setattr(ArrowWriter, "write_table", fails(code))
     with pytest.raises(UserError, match=rf"the cache in .*: cannot be written \({os.strerror(code)}\); .*--cache_dir"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from conftest import ROOT, weights, write_jsonl, write_pairs
+from hf_recipes.stages.table import STAGES as TABLE
 
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
@@ -62,6 +63,7 @@ STAGES = {
     "scripts/reward.py": lambda model, folder: preference_flags(model, "reviews", 1e-3),
     "scripts/dpo.py": lambda model, folder: preference_flags(model, "reviews", 1e-2),
     "scripts/kto.py": lambda model, folder: preference_flags(model, "comments", 1e-2),
+    "scripts/orpo.py": lambda model, folder: preference_flags(model, "reviews", 1e-2),
     "scripts/grpo.py": reward_flags,
 }
 SLOW = [pytest.param(script, marks=pytest.mark.slow) for script in STAGES if script != "scripts/sft.py"]
@@ -85,6 +87,17 @@ def alone(forks, script, settings, tmp_path_factory):
     run = forks.run(*argv, script=script)
     assert run.code == 0, run.err
     return output, run.losses()
+
+
+def test_every_stage_is_launched():
+    assert {Path(script).stem for script in STAGES} == TABLE.keys()
+
+
+@pytest.mark.slow
+def test_torchrun(script, settings, alone, tmp_path):
+    argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
+    printed = launch(["torchrun", "--standalone", "--nproc_per_node", 2, script, *argv])
+    check_same_result(alone, tmp_path / "run", printed)
 
 
 def free_port() -> str:

@@ -201,6 +201,27 @@ def test_a_text_that_is_no_class_is_one_of_its_own(name):
     assert score.lenient == pytest.approx((2 / 3 + 4 / 5) / 2 if metric == MACRO else (2 * 2 / 3 + 3 * 4 / 5) / 5)
 
 
+# Of each class: rows, and how many of them are answered by a text that is no class; a third of all rows.
+UNREADABLE = [
+    ("CHIP-CTC", [(5, 1), (10, 4)], 1, (0.546, 0.819)),
+    ("KUAKE-QIC", [(5, 2), (1, 0)], 1, (0.583, 0.875)),
+    ("IMCS-V2-DAC", [(6, 3), (2, 0), (1, 0)], 3, (0.444, 0.889)),
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "texts", "scores"), UNREADABLE)
+def test_a_third_that_cannot_be_read_counts_as_the_benchmark_counts_it(name, classes, texts, scores):
+    """`texts` different ones, each a class of F1 0 in the official mean, and of none in the lenient one."""
+    choices, a, b, _ = CLASSES[name]
+    rows = []
+    for label, (count, unreadable) in zip((a, b, choices[-1]), classes, strict=False):
+        said = [f"说不清{number % texts}" for number in range(unreadable)] + [label] * (count - unreadable)
+        rows += [row(name, label, text, [*choices, b]) for text in said]
+    score = one(*rows)
+    assert len(score.unparsable) == len(rows) / 3
+    assert (score.score, score.lenient) == pytest.approx(scores, abs=5e-4)
+
+
 def test_an_empty_answer_is_the_first_class():
     for name, first in official.FIRST_LABELS.items():
         score = one(row(name, first, " "))

@@ -92,7 +92,8 @@ def test_a_run_of_it_evaluates_by_generation_and_is_estimated(forks, tmp_path):
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     argv = ["--model_name_or_path", base, "--train_file", file, "--validation_file", file, "--max_steps", 2]
     argv += ["--report_to", "none", "--logging_steps", 1, "--max_new_tokens", 4, "--output_dir", tmp_path / "run"]
-    dry = forks.run(*argv, "--dry_run")
+    dry = forks.run(*argv, "--dry_run", "--gradient_accumulation_steps", 4)
+    assert dry.out.count("(--router_aux_loss_coef) is measured in each batch by itself: an update of 4 batches") == 1
     assert dry.code == 0 and re.search(r"^memory .* a device, estimated", dry.out, re.MULTILINE)
     assert "Traceback" not in dry.err and "_subclasses" not in dry.err
     run = forks.run(*argv, "--use_lora", "False")
@@ -103,3 +104,66 @@ def test_a_run_of_it_evaluates_by_generation_and_is_estimated(forks, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     assert model.generate(mask + 5, attention_mask=mask, max_new_tokens=2).shape[0] == 2
+
+
+def read_rows(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_scripts_from_training_to_a_merged_model(script, tmp_path, kind):
+    """Training evaluates by generation; adapter and merged model then answer alike."""
+    base, adapter, merged = make_base(tmp_path / "base", kind), tmp_path / "run", tmp_path / "merged"
+    rows = [{"instruction": "问题" * (i % 3 + 1), "output": "好的"} for i in range(8)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    def done(name, *flags):
+        code, out, err = script(name, *flags)
+        assert code == 0 and "Traceback" not in err, f"{name}\n{err}"
+        return out
+
+    argv = ["--model_name_or_path", base, "--train_file", file, "--validation_file", file, "--max_steps", 6]
+    argv += ["--report_to", "none", "--learning_rate", 1e-2, "--max_new_tokens", 4, "--bf16", "False"]
+    done("sft.py", *argv, "--output_dir", adapter)
+    last = read_rows(adapter / "predictions" / "step-6.jsonl")
+    models = {
+        "adapter": ("--model_name_or_path", base, "--peft_path", adapter),
+        "merged": ("--model_name_or_path", merged),
+    }
+    assert "greedy tokens alike" in done("merge_adapter.py", *models["adapter"], "--output_dir", merged)
+    answers, figures = {}, {}
+    for name, model in models.items():
+        same = [*model, "--dtype", "float32", "--max_new_tokens", 4]
+        output = tmp_path / f"{name}.jsonl"
+        done("predict.py", *same, "--input_file", file, "--output_file", output)
+        answers[name] = [row["prediction"] for row in read_rows(output)]
+        compare = ["--compare", "base"] if name == "adapter" else []
+        folder = tmp_path / f"{name}-figures"
+        done("evaluate.py", *same, *compare, "--eval_files", f"rows={file}", "--output_dir", folder)
+        figures[name] = json.loads((folder / "metrics.json").read_text())
+    assert answers["adapter"] == answers["merged"] == [row["prediction"] for row in last]
+    assert figures
+
+
+@pytest.mark.slow
+def test_the_scripts_of_a_reward_model(script, tmp_path):
+    base, adapter, merged = make_base(tmp_path / "base", "qwen3_moe"), tmp_path / "run", tmp_path / "merged"
+    pairs = [{"prompt": "标准" * (i % 3 + 1), "chosen": "好的", "rejected": "不行" * (i % 2 + 1)} for i in range(8)]
+    file = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+
+    def done(name, *flags):
+        code, out, err = script(name, *flags)
+        assert code == 0 and "Traceback" not in err, f"{name}\n{err}"
+        return out
+
+    argv = ["--model_name_or_path", base, "--train_file", file, "--validation_file", file, "--max_steps", 6]
+    done("reward.py", *argv, "--report_to", "none", "--learning_rate", 1e-2, "--bf16", "False", "--output_dir", adapter)
+    given = ("--model_name_or_path", base, "--peft_path", adapter)
+    done("merge_adapter.py", *given, "--output_dir", merged)
+    scores = {}
+    for name, model in (("adapter", given), ("merged", ("--model_name_or_path", merged))):
+        output = tmp_path / f"{name}.jsonl"
+        done("score.py", *model, "--dtype", "float32", "--input_file", file, "--output_file", output)
+        scores[name] = torch.tensor([[row["score_chosen"], row["score_rejected"]] for row in read_rows(output)])
+    assert scores["adapter"].std() > 1e-3 and torch.allclose(scores["adapter"], scores["merged"], atol=1e-4)

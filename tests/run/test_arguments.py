@@ -1,14 +1,23 @@
 """Every setting that a stage inherits acts, or is refused in a sentence before anything is read."""
 
+import ast
 import dataclasses
+import functools
+import importlib
+import pkgutil
+import sys
 from itertools import chain
+from pathlib import Path
 
 import pytest
+import transformers
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
+import hf_recipes
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser
+from hf_recipes.run.inherited import UNUSABLE
 from hf_recipes.stages.dpo import DPOArguments
 from hf_recipes.stages.grpo import GRPOArguments
 from hf_recipes.stages.kto import KTOArguments
@@ -16,6 +25,7 @@ from hf_recipes.stages.orpo import ORPOArguments
 from hf_recipes.stages.pretrain import PretrainArguments
 from hf_recipes.stages.reward import RewardArguments
 from hf_recipes.stages.sft import SFTArguments
+from hf_recipes.stages.table import STAGES as TABLE
 
 
 def names(text: str) -> list[str]:
@@ -95,22 +105,58 @@ def refusal(kind, **settings) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("kind", STAGES, ids=lambda kind: kind.__name__)
-def test_an_inherited_setting_acts_or_is_refused(kind):
-    config, *more = STAGES[kind]
+def names_read(module) -> set[str]:
+    """Of the settings that a module's code reads: ``args.NAME``, ``self.args.NAME``, ``getattr(args, "NAME", …)``."""
+    owner = ("args", "self") if module is transformers.training_args else ("args",)
+    read = set()
+    for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            read |= {node.attr} if ast.unparse(node.value).split(".")[-1] in owner else set()
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
+            of, name = node.args[:2]
+            read |= {name.value} if ast.unparse(of) in owner and isinstance(name, ast.Constant) else set()
+    return read
+
+
+@functools.cache
+def read_by_the_stage(kind) -> set[str]:
+    """Settings that transformers, the classes of the stage's trainers, or ours read."""
+    [stage] = [stage for stage in TABLE.values() if stage.arguments is kind]
+    modules = {transformers.training_args, transformers.trainer, transformers.trainer_callback}
+    ours = [name for _, name, _ in pkgutil.walk_packages(hf_recipes.__path__, "hf_recipes.")]
+    modules |= {importlib.import_module(name) for name in ours if "templates" not in name or name.endswith("options")}
+    trainers = [value for value in vars(sys.modules[stage.trainer.__module__]).values() if isinstance(value, type)]
+    bases = {base for trainer in trainers if issubclass(trainer, transformers.Trainer) for base in trainer.__mro__}
+    modules |= {sys.modules[base.__module__] for base in bases if base.__module__.startswith(("trl.", "transformers."))}
+    return set().union(*map(names_read, modules))
+
+
+def check_inherited(kind, config, acts: set[str]) -> set[str]:
+    """Each field of `config` is named as one that acts, and is read; or it is refused. The latter are returned."""
     defaults = {one.name: one for one in dataclasses.fields(kind)}
-    acts = {*ACTS, *chain(*more)}
     inherited = {one.name for one in dataclasses.fields(config)}
     assert acts <= inherited
-    refused = set()
-    for name in sorted(inherited - acts):
+    assert not acts & {*UNUSABLE, *kind.unusable}
+    refused = inherited - acts
+    for name in sorted(refused):
         one = defaults[name]
         default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
         said = refusal(kind, **{name: other_than(default)})
         assert said and said.startswith(f"--{name} ") and len(said) < 250, f"{name}: {said}"
         assert kind(output_dir="run", **{**NUMBERS, name: default})
-        refused.add(name)
-    assert {"do_train", "ignore_data_skip", "use_cache"} <= refused
+    return refused
+
+
+@pytest.mark.parametrize("kind", STAGES, ids=lambda kind: kind.__name__)
+def test_an_inherited_setting_acts_or_is_refused(kind):
+    config, *more = STAGES[kind]
+    acts = {*ACTS, *chain(*more)}
+    assert acts - read_by_the_stage(kind) == {"local_rank"}  # DeepSpeed's launcher gives it to every script
+    assert check_inherited(kind, config, acts) >= {"do_train", "ignore_data_skip", "use_cache"}
+    new = [("next_version", bool, dataclasses.field(default=False))]
+    kind, config = (dataclasses.make_dataclass(one.__name__, new, bases=(one,)) for one in (kind, config))
+    with pytest.raises(AssertionError, match="next_version: None"):
+        check_inherited(kind, config, acts)
 
 
 def test_rloo_refuses_what_only_grpo_has():

@@ -377,25 +377,39 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("part", "error", "message"),
-    [
-        ("evaluate_callback.run_method", UserError("--rewards own: failed"), "--rewards own: failed"),
-        ("finish.write_json", OSError(28, "No space left on device"), "the results could not be written"),
-    ],
-    ids=["that fails", "whose figures find no room"],
+    "error", [UserError("--rewards own: failed"), KeyError("score"), OSError(28, "No space left on device")], ids=repr
 )
-def test_weights_outlive_the_last_evaluation(sft, model_dir, pairs, tmp_path, monkeypatch, part, error, message):
+def test_weights_and_metrics_outlive_the_last_evaluation(sft, model_dir, pairs, tmp_path, monkeypatch, error):
     def fail(*args, **kwargs):
-        if not str(args[0]).endswith(".public_names.json"):  # which is written before the training
-            raise error
+        metrics.append(json.loads((output / "metrics.json").read_text()))
+        raise error
 
-    monkeypatch.setattr(f"hf_recipes.run.{part}", fail)
-    output = tmp_path / "run"
+    metrics, output = [], tmp_path / "run"
+    monkeypatch.setattr("hf_recipes.run.evaluate_callback.run_method", fail)
     settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]
     settings += ["--validation_file", pairs / "dev.json", "--max_target_length", 4, "--max_steps", 1]
     code, out, err = sft(*settings, "--report_to", "none", "--save_strategy", "no")
-    assert code == 1 and message in err and "--overwrite_output_dir" not in err
-    assert (f"the weights are in {output}; what failed is their last evaluation" in out) is (part[:3] == "eva")
+    assert code == 0, err
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    assert f"the last evaluation failed ({kind}{error}); the weights and the other figures are in {output}" in out
+    assert any(value.any() for name, value in weights(output).items() if "lora_B" in name)
+    assert all((output / name).is_file() for name in ("data_ledger.json", "README.md", "curves.png"))
+    last = json.loads((output / "metrics.json").read_text())
+    assert metrics == [{**last, "memory": metrics[0]["memory"]}]  # which has grown
+    assert last["after"] is None and last["train"]["steps"] == 1
+
+
+def test_weights_outlive_metrics_that_find_no_room(sft, model_dir, pairs, tmp_path, monkeypatch):
+    def fail(path, *args, **kwargs):
+        if path.name == "metrics.json":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hf_recipes.run.finish.write_json", fail)
+    output = tmp_path / "run"
+    settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]
+    settings += ["--validation_file", pairs / "dev.json", "--max_target_length", 4, "--max_steps", 1]
+    code, _, err = sft(*settings, "--report_to", "none", "--save_strategy", "no")
+    assert code == 1 and "the results could not be written" in err and "--overwrite_output_dir" not in err
     assert any(value.any() for name, value in weights(output).items() if "lora_B" in name)
     assert (output / "data_ledger.json").is_file() and not (output / "metrics.json").exists()
 

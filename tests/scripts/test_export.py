@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from conftest import ROOT, build_tokenizer
 from hf_recipes.core.errors import UserError
 from hf_recipes.export import gguf, llama_cpp
 from hf_recipes.export.modelfile import Turns, modelfile, read_turns, render, stop_texts
-from hf_recipes.models.from_gguf import read_metadata
+from hf_recipes.models.from_gguf import convert_gguf, read_metadata
 from hf_recipes.models.tokenizer import load_tokenizer
 
 CONVERTER = ROOT / gguf.ExportArguments.llama_cpp / gguf.CONVERTER
@@ -333,6 +333,32 @@ def test_heads_of_any_size(model_dir, tmp_path, monkeypatch, capsys, installed):
     assert f"parity, computed by {reader} on 5 prompts" in out and f"alike           {count} of {count}" in out
     unproven = "tokenization is unproven: llama.cpp is not installed here; get it with: pip install xllamacpp"
     assert (unproven in out) != installed and ("texts tokenized alike         500 of 500" in out) == installed
+
+
+@pytest.mark.parametrize("shape", sorted((ROOT / "configs" / "models").glob("*.json")), ids=lambda path: path.stem)
+def test_the_shipped_shapes(shape, tokenizer, tmp_path, monkeypatch, capsys):
+    """With their heads, but narrower, of one layer and with a small vocabulary."""
+    monkeypatch.chdir(ROOT)
+    values = {**json.loads(shape.read_text()), "num_hidden_layers": 1, "intermediate_size": 64}
+    values["hidden_size"] = min(values["hidden_size"], 384)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(values.pop("model_type"), **values, vocab_size=len(tokenizer), eos_token_id=2)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    gguf.export(gguf.ExportArguments(str(tmp_path / "model"), str(tmp_path / "out"), llama_cpp="tests"))
+    out = capsys.readouterr().out
+    assert "parity, computed by llama.cpp on 5 prompts" in out and "greedy tokens alike           40 of 40" in out
+    assert "texts tokenized alike         500 of 500" in out
+    [path] = (tmp_path / "out").glob("*.gguf")
+    assert read_metadata(path)["qwen3.attention.key_length"] == values["head_dim"]
+    loaded = AutoModelForCausalLM.from_pretrained(convert_gguf(path, tmp_path / "read"))
+    assert loaded.config.head_dim == values["head_dim"]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name]), name
+    ids = tokenizer("患者年龄在十八岁以上。", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
 
 
 def test_weights_that_are_no_numbers_are_not_exported(llama, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from accumulation_runs import CASES, labelled
+from accumulation_runs import BALANCED, CASES, labelled
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from conftest import build_tokenizer, tiny_model
@@ -43,7 +43,7 @@ def check_same(one, other) -> None:
     assert change.abs().max() > 1e-5 and torch.allclose(change, other_change, rtol=1e-3, atol=1e-3 * change.abs().max())
 
 
-@pytest.mark.parametrize("case", COMPARING)
+@pytest.mark.parametrize("case", [*COMPARING, *BALANCED])
 def test_an_update_is_the_same_in_one_batch_and_in_four(folder, in_one_batch, case):
     check_same(in_one_batch(case), labelled(case, folder, 2, 4))
 

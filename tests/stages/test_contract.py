@@ -322,6 +322,40 @@ def test_two_processes_learn_what_one_does(run, width, in_one_batch, model_dir, 
 WAYS = ["adapter", "all weights", "continued adapter"]
 
 
+ZERO3 = ("--deepspeed", "configs/deepspeed/zero3.json")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "orpo", pytest.param("sft", marks=pytest.mark.slow)])
+def test_one_lora_for_both_embeddings_is_refused_under_zero3(run, tmp_path, stage):
+    """Those whose loss takes the logits would train it elsewhere; DeepSpeed ends in a traceback when it shards it."""
+    lora = tmp_path / "lora.json"
+    lora.write_text(json.dumps({"r": 4, "target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}))
+    done = run(stage, tmp_path / "run", *CASES[stage].adapter, "--lora_config", lora, *ZERO3, world=2)
+    refused = "would not be trained" if stage == "sft" else '"ensure_weight_tying" gives both embeddings one LoRA'
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.code == 1 and errors and refused in errors[0], done.err
+    assert "Traceback" not in done.err and "Loading weights" not in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_rows_of_embeddings_are_trained_under_zero3_or_refused(run, model_dir, tmp_path, stage):
+    lora = tmp_path / "lora.json"
+    lora.write_text(json.dumps({"r": 4, "target_modules": ["q_proj"], "trainable_token_indices": [3, 4]}))
+    flags = [*CASES[stage].adapter, "--lora_config", lora, "--model_name_or_path", model_dir, "--learning_rate", 1e-3]
+    alone = run(stage, tmp_path / "alone", *flags)
+    assert alone.code == 0, alone.err
+    done = run(stage, tmp_path / "run", *flags, "--per_device_train_batch_size", 2, *ZERO3, world=2)
+    if stage == "grpo":
+        assert done.code == 1 and "which this stage's loss cannot gather under DeepSpeed's stage 3" in done.err
+        assert "Traceback" not in done.err
+        return
+    assert done.code == 0, done.err
+    assert done.losses() == pytest.approx(alone.losses(), abs=1e-4)
+    own, expected = weights(tmp_path / "run"), weights(tmp_path / "alone")
+    assert own.keys() == expected.keys() and all(torch.allclose(own[key], expected[key], atol=1e-4) for key in own)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])

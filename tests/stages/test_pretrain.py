@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from plain_loop import plain_loop
 from stage_runs import trainer_of
 from transformers import AutoModelForCausalLM
@@ -175,6 +176,11 @@ def test_operations_of_a_token():
     model = tiny_model(100)
     weights = sum(p.numel() for p in model.parameters())
     assert flops_per_token(model, 50) == 6 * weights + 12 * 2 * 32 * 50
+    tokens = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[3, 4], r=4)
+    adapted = get_peft_model(model, tokens)
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trained == 2 * 4 * (32 + 32) + 2 * 32
+    assert flops_per_token(adapted, 50) == 4 * weights + 6 * trained + 12 * 2 * 32 * 50
 
 
 @pytest.mark.parametrize("apart", [True, False])

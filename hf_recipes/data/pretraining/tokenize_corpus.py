@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_recipes.core.files import move_folder, temporary_folder
+from hf_recipes.core.files import new_folder
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
-from hf_recipes.data.pretraining.token_shards import SHARDS, Shard, ShardWriter, write_manifest
+from hf_recipes.data.pretraining.token_shards import Shard, ShardWriter, write_manifest
 
 if TYPE_CHECKING:
     from hf_recipes.data.pretraining.document_stream import Chunk
@@ -38,7 +38,7 @@ def store(
     pending: deque = deque()
     left = iter(chunks)
     done = False
-    with contextlib.closing(tokenization), temporary_folder(folder) as building:
+    with contextlib.closing(tokenization), new_folder(folder) as building:
         while pending or not done:
             while not done and len(pending) < 1 + 2 * workers:
                 chunk = next(left)
@@ -54,8 +54,3 @@ def store(
                 writer = None
         write_manifest(building, name, encoder, shards)
         finish(building)
-        try:
-            move_folder(building, folder)
-        except OSError:  # another process, perhaps of another machine, was quicker with the same
-            if not Path(folder, SHARDS).is_file():
-                raise

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -12,7 +12,7 @@ from unittest.mock import patch
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import nearest
-from hf_recipes.models.adapters.residual import initialize_residual, is_residual
+from hf_recipes.models.adapters.residual import KINDS, initialize_residual, is_residual
 from hf_recipes.models.checks.finite import not_finite
 
 if TYPE_CHECKING:
@@ -53,23 +53,22 @@ def read_lora_config(path: str | None, task_type: str = "CAUSAL_LM") -> "LoraCon
     _check_types(path, values, task_type)
     if name := not_finite(values):
         raise UserError(f"{path}: {name} is no finite number")
+    check_initialization(path, values)
     try:
-        config = LoraConfig(**values)
+        return LoraConfig(**values)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-    check_initialization(path, config)
-    return config
 
 
-def check_initialization(path: str | None, config: "LoraConfig", is_saved: bool = False) -> None:
+def check_initialization(path: str | None, values: Mapping[str, Any], is_saved: bool = False) -> None:
     """Refuse initializations that need data which no run gives them, or that change the base's weights."""
-    kind = str(config.init_lora_weights).lower()
+    kind = str(values.get("init_lora_weights")).lower()
     if kind.startswith(("corda", "eva", "lora_ga")) and not is_saved:
         raise UserError(
             f"{path}: init_lora_weights {kind} is computed from data beforehand, which no stage does; take true, "
-            "gaussian, orthogonal, pissa or olora"
+            "gaussian, orthogonal, mica, pissa or olora"
         )
-    changes = [name for name in ("layer_replication", "kasa_config") if getattr(config, name)]
+    changes = [name for name in ("layer_replication", "kasa_config") if values.get(name) is not None]
     if kind.startswith(("loftq", "corda", "lora_ga", *(["pissa_niter"] if is_saved else []))):
         changes.append(f"init_lora_weights {kind}")
     if changes:
@@ -77,9 +76,9 @@ def check_initialization(path: str | None, config: "LoraConfig", is_saved: bool 
         raise UserError(
             f"{path}: {changes[0]} changes the base's weights, and no file holds the changed ones; {instead}"
         )
-    if is_residual(config) and (config.use_dora or config.alora_invocation_tokens):
-        what = "use_dora" if config.use_dora else "alora_invocation_tokens"
-        raise UserError(f"{path}: init_lora_weights {kind} does not go with {what}; leave one of them out")
+    also = [name for name in ("use_dora", "alora_invocation_tokens") if values.get(name)]
+    if kind.startswith(KINDS) and also:
+        raise UserError(f"{path}: init_lora_weights {kind} does not go with {also[0]}; leave one of them out")
 
 
 def _check_types(path: str | None, values: dict[str, Any], task_type: str) -> None:
@@ -137,6 +136,8 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
         # DeepSpeed's stage 3 gathers weights of one dtype only, and keeps copies in float32 itself.
         with token_rows_on_cpu():
             adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
+        if kind:
+            initialize_residual(adapted, kind)
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, re.error) as error:
         raise UserError(
             f"{path or 'lora_config'}: {' '.join(str(error).split())[:300]} "
@@ -148,9 +149,8 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
             f"{path}: modules_to_save trains one of the tied embeddings whole and trainable_token_indices rows of the "
             "other, which are one weight; leave one of the two keys out"
         )
-    if kind:
-        initialize_residual(adapted, kind)
     restore_when_disabled(adapted, biases)
+    expose_head_bias(adapted)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise UserError(f"{path}: leaves no weight to train (layers_to_transform or exclude_modules name all of them)")
     return adapted
@@ -206,6 +206,15 @@ def token_rows_on_cpu() -> Iterator[None]:
 
     with patch.object(TrainableTokensLayer, "_collect_token_weights", rows_of):
         yield
+
+
+def expose_head_bias(model: "PeftModel") -> None:
+    """Give a head whose rows are trained the base's `bias`, or None, which TRL's losses read and PEFT 0.21 hides."""
+    from peft.utils.other import TrainableTokensWrapper
+
+    head = model.get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper):
+        object.__setattr__(head, "bias", head.original_module.bias)  # not as a parameter of its own
 
 
 def base_biases(model: "PreTrainedModel", config: "PeftConfig") -> "list[tuple[torch.nn.Parameter, torch.Tensor]]":

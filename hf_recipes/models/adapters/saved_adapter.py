@@ -5,7 +5,13 @@ import re
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.models.adapters.lora import base_biases, check_initialization, restore_when_disabled, token_rows_on_cpu
+from hf_recipes.models.adapters.lora import (
+    base_biases,
+    check_initialization,
+    expose_head_bias,
+    restore_when_disabled,
+    token_rows_on_cpu,
+)
 from hf_recipes.models.adapters.residual import is_residual, to_plain_lora
 from hf_recipes.models.checks.finite import check_file, not_finite
 
@@ -40,7 +46,7 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
             f"--peft_path {path}: adapter_config.json: {name} is no finite number; write what it was trained with"
         )
     if config.peft_type == "LORA":
-        check_initialization(f"--peft_path {path}", config, is_saved=True)
+        check_initialization(f"--peft_path {path}", vars(config), is_saved=True)
     if task_type and config.task_type not in (None, task_type):
         what = "a reward model's adapter" if config.task_type == "SEQ_CLS" else f"an adapter for {config.task_type}"
         raise UserError(f"--peft_path {path}: {what}; this stage continues one for {task_type}")
@@ -92,6 +98,7 @@ def load_adapter(
             f"adapter_config.json implies ({missing[0]}), which would stay random; give the whole adapter"
         )
     restore_when_disabled(adapted, biases)
+    expose_head_bias(adapted)
     return adapted
 
 

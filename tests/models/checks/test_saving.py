@@ -1,6 +1,7 @@
 """Saved = trained = loaded, for each kind of adapter; and with the adapter off, the base alone."""
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -73,7 +74,9 @@ def logits(model, ids=IDS) -> torch.Tensor:
 
 
 KINDS = {
-    "plain": {},
+    "plain": {"init_lora_weights": True},
+    "random": {"init_lora_weights": False},
+    "Gaussian": {"init_lora_weights": "gaussian"},
     "DoRA": {"use_dora": True},
     "rank-stabilized": {"use_rslora": True},
     "orthogonal": {"init_lora_weights": "orthogonal"},
@@ -99,7 +102,7 @@ def test_saved_is_trained_and_the_base_is_the_base(bases, tmp_path, kind):
     path, base = written(tmp_path, **KINDS[kind]), bases[tied]
     plain = logits(opened(base))
     model = attach_lora(opened(base), read_lora_config(path), path, [])
-    assert torch.allclose(logits(model), plain, atol=1e-6)
+    assert torch.allclose(logits(model), plain, atol=1e-6) is (kind != "random")
     trained = train(model.train())
     assert (trained - plain).abs().max() > 0.01
     with model.disable_adapter():
@@ -116,6 +119,13 @@ def test_saved_is_trained_and_the_base_is_the_base(bases, tmp_path, kind):
         assert torch.allclose(logits(loaded), trained, atol=1e-5)
     with loaded.disable_adapter():  # by our own commands
         assert torch.equal(logits(loaded), plain)
+
+    build_tokenizer().save_pretrained(tmp_path / "adapter")
+    merge(MergeArguments([str(tmp_path / "adapter")], str(tmp_path / "merged"), model_name_or_path=base))
+    assert torch.allclose(logits(opened(str(tmp_path / "merged"))), trained, atol=1e-5)
+
+    for one in (model, loaded):
+        assert one.get_output_embeddings().bias is None  # which TRL's losses read
 
     # As a run goes on from a checkpoint: bit by bit.
     torch.manual_seed(7)
@@ -208,20 +218,37 @@ def test_an_adapter_that_peft_saved_for_its_own_base(bases, tmp_path, kind):
     assert torch.allclose(logits(opened(str(tmp_path / "merged"))), trained, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"init_lora_weights": "eva"}, "eva is computed from data beforehand"),
-        ({"init_lora_weights": "corda"}, "corda is computed from data beforehand"),
-        ({"init_lora_weights": "lora_ga"}, "lora_ga is computed from data beforehand"),
-        ({"kasa_config": {}}, "kasa_config changes the base"),
-        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication changes the base"),
-        ({"init_lora_weights": "pissa", "use_dora": True}, "pissa does not go with use_dora"),
-    ],
-)
+REFUSED = [
+    ({"init_lora_weights": "eva"}, "eva is computed from data beforehand"),
+    ({"init_lora_weights": "corda"}, "corda is computed from data beforehand"),
+    ({"init_lora_weights": "lora_ga"}, "lora_ga is computed from data beforehand"),
+    ({"init_lora_weights": "loftq"}, "loftq changes the base"),
+    ({"kasa_config": {}}, "kasa_config changes the base"),
+    ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication changes the base"),
+    ({"init_lora_weights": "pissa", "use_dora": True}, "pissa does not go with use_dora"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
 def test_ways_to_begin_that_are_refused(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         read_lora_config(written(tmp_path, **settings))
+
+
+def test_every_way_to_begin_of_this_peft_is_tried():
+    settings = [*KINDS.values(), *(one for one, _ in REFUSED)]
+    tried = {str(one["init_lora_weights"]) for one in settings if "init_lora_weights" in one}
+    truth, names = get_args(get_type_hints(LoraConfig)["init_lora_weights"])
+    assert truth is bool
+    names = {name.replace("[number of iters]", "4") for name in get_args(names)}
+    assert tried >= {"True", "False", *names}
+
+
+@pytest.mark.parametrize("kind", ["PISSA", "pissa_niter_x", "nonsense"])
+def test_ways_to_begin_that_do_not_exist(bases, tmp_path, kind):
+    path = written(tmp_path, init_lora_weights=kind)
+    with pytest.raises(UserError, match=r"lora\.json: "):
+        attach_lora(opened(bases[True]), read_lora_config(path), path, [])
 
 
 def test_layers_of_which_no_part_can_be_taken(bases, tmp_path):
