@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATES = files("hf_recipes.models") / "templates"
+_ENDS = ("<|im_end|>", "<|endofchat|>")  # of turns, in bundled templates
 # What a template writes literally and a tokenizer should know as one token.
 _SPECIAL = re.compile(r"<\|[^|>\s']+\|>|\[gMASK\]|<sop>|<reserved_\d+>|<(?:start|end)_of_turn>")
 
@@ -79,8 +80,8 @@ def load_tokenizer(
         missing = [token for token in written if token not in vocabulary]
         tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         added += missing
-        end = "<|im_end|>"
-        if end in written and tokenizer.eos_token != end:
+        end = next((token for token in _ENDS if token in written), None)
+        if end and tokenizer.eos_token != end:
             tokenizer.eos_token = end  # generation stops at the token that turns are trained to end with
             say(f"{name}: turns end with {end}; it becomes the tokenizer's eos token")
         if added:

@@ -53,4 +53,5 @@ def test_answers_and_calls_end_everywhere_at_the_same_tokens(name, tmp_path):
 def test_a_mark_after_each_of_several_calls_ends_none():
     tokenizer = build_tokenizer(chat_template=AFTER_EACH_CALL)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<call>"]})
-    assert ChatEncoder(tokenizer).stop_ids == [tokenizer.eos_token_id]
+    # The turn of calls has no end; what comes next, the opener of the results, ends it.
+    assert ChatEncoder(tokenizer).stop_ids == tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
