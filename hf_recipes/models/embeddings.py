@@ -44,6 +44,7 @@ def initialize_rows(
             from a normal distribution with the mean and variance of the old rows in each dimension.
     """
     import torch
+    from peft.utils.integrations import gather_params_ctx
 
     if not parts:
         return
@@ -52,13 +53,13 @@ def initialize_rows(
     done = set()
     for module, falls in ((model.get_input_embeddings(), False), (model.get_output_embeddings(), True)):
         weight = getattr(module, "weight", None)
-        if weight is None or weight.data_ptr() in done:
+        if weight is None or id(weight) in done:  # tied
             continue
-        done.add(weight.data_ptr())
-        bias = getattr(module, "bias", None)
-        for values in (weight, bias):
+        done.add(id(weight))
+        for values in (weight, getattr(module, "bias", None)):
             if values is not None:
-                _set_rows(values, parts, how, old, falls, generator)
+                with gather_params_ctx([values], modifier_rank=0):  # where ZeRO's stage 3 shards them
+                    _set_rows(values, parts, how, old, falls, generator)
 
 
 def _set_rows(

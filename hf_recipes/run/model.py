@@ -1,7 +1,7 @@
 """The model that a run trains: loaded, quantized, with its adapter."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -17,7 +17,6 @@ from hf_recipes.models.embeddings import fit_embeddings
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.loading import load_model
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
-from hf_recipes.models.special_tokens import read_special_tokens
 from hf_recipes.run.arguments import RunArguments
 
 
@@ -54,6 +53,7 @@ def load_base(
     tokenizer: PreTrainedTokenizerBase,
     *,
     make: Callable[..., PreTrainedModel] = load_model,
+    descriptions: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """The model before any adapter: loaded, quantized, with embeddings for all tokens; the same at each call."""
@@ -67,8 +67,7 @@ def load_base(
     )
     if is_quantized(model):
         prepare_quantized(model)
-    special = args.add_special_tokens
-    fit_embeddings(model, tokenizer, read_special_tokens(special).tokens if special else {})
+    fit_embeddings(model, tokenizer, descriptions)
     return model
 
 

@@ -20,6 +20,7 @@ from hf_recipes.models.adapters.lora import token_rows_on_cpu
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.new_tokens import read_new_tokens
+from hf_recipes.models.special_tokens import read_special_tokens
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
@@ -80,6 +81,12 @@ class Context:
         if args.use_lora and not args.peft_path and args.train_new_tokens:
             ids = read_new_tokens(args.model_name_or_path, args.model_revision, self.data_args.cache_dir)
             self.added_tokens = [*self.added_tokens, *self.tokenizer.convert_ids_to_tokens(list(ids))]
+
+    def descriptions(self) -> dict[str, str]:
+        """Of the special tokens that --add_special_tokens added; their embeddings begin from these."""
+        path = self.args.add_special_tokens
+        described = read_special_tokens(path).tokens if path else {}
+        return {token: described[token] for token in self.added_tokens if token in described}
 
     @property
     def evaluates_files(self) -> bool:
@@ -167,7 +174,8 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         return
 
     memory = PeakMemory(plan.memory and plan.memory.peak)
-    loading = {"make": stage.load_model(context), "cache_dir": context.data_args.cache_dir}
+    loading = {"make": stage.load_model(context), "descriptions": context.descriptions()}
+    loading["cache_dir"] = context.data_args.cache_dir
     model = build_model(
         *(model_args, args, context.tokenizer, context.added_tokens),
         packing_error=packing_error,
