@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import locked, write_json
+from hf_recipes.core.files import is_empty, lock_of, locked, write_json, writing
 
 RECORD, LOCK = ".run", ".lock"
 
@@ -32,6 +32,17 @@ def held(folder: str | os.PathLike, wait: float = 0.0) -> Iterator[None]:
                 (folder / LOCK).unlink()  # a process that waits for this file notices, and creates another
                 if is_new:
                     folder.rmdir()  # fails unless empty
+
+
+@contextlib.contextmanager
+def reserved(path: str | os.PathLike) -> Iterator[Path]:
+    """Hold a folder that is to be new: absent or empty, and no other process's while this lasts."""
+    target = Path(path)
+    busy = f"--output_dir {target}: another process is writing to this folder; wait for its end, or name another folder"
+    with locked(lock_of(target), busy), writing(f"--output_dir {target}"):
+        if target.exists() and not (target.is_dir() and is_empty(target)):
+            raise UserError(f"--output_dir {target}: there is something already; name another folder")
+        yield target
 
 
 class OutputFolder:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, new_folder, write_json, writing
+from hf_recipes.core.files import new_folder, write_json
+from hf_recipes.core.folders import reserved
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.report import Report
 from hf_recipes.evaluation.reports.terminal import print_report
@@ -31,9 +32,12 @@ SHOWN = 5  # refused words of each reason
 
 
 def extend_tokenizer(arguments: ExtendTokenizerArguments) -> Path:
-    target = Path(arguments.output_dir)
-    if target.exists() and not (target.is_dir() and is_empty(target)):
-        raise UserError(f"--output_dir {target}: there is something already; name another folder")
+    with reserved(arguments.output_dir) as target:
+        _extend(arguments, target)
+    return target
+
+
+def _extend(arguments: ExtendTokenizerArguments, target: Path) -> None:
     name = arguments.tokenizer_name
     tokenizer, _ = load_tokenizer(
         name, needs_template=False, trust_remote_code=arguments.trust_remote_code, cache_dir=arguments.cache_dir
@@ -58,7 +62,7 @@ def extend_tokenizer(arguments: ExtendTokenizerArguments) -> Path:
         raise UserError("no token is new; nothing was written")
     report = _report(vocabulary, sample, name)
     print_report(report, Console())
-    with writing(f"--output_dir {target}"), new_folder(target) as partial:
+    with new_folder(target) as partial:
         save(tokenizer, vocabulary.backend, partial, vocabulary.model)
         added = _add_special(partial, arguments.special_tokens) if special else []
         record = {
@@ -70,7 +74,6 @@ def extend_tokenizer(arguments: ExtendTokenizerArguments) -> Path:
         write_json(partial / EXTENSION, record)
         write_page(report, partial / PAGE)
     say(f"{len(vocabulary.tokens):,} new tokens from id {vocabulary.first_id:,} on; tokenizer in {target}")
-    return target
 
 
 def save(

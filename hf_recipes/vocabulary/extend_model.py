@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, new_folder, write_json, writing
+from hf_recipes.core.files import new_folder, write_json
+from hf_recipes.core.folders import reserved
 from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.models.arguments import ModelArguments
@@ -31,9 +32,13 @@ BATCH = 4  # windows in a forward pass of the measurement
 
 
 def extend_model(arguments: ExtendModelArguments) -> Path:
-    target, name = Path(arguments.output_dir), arguments.model_name_or_path
-    if target.exists() and not (target.is_dir() and is_empty(target)):
-        raise UserError(f"--output_dir {target}: there is something already; name another folder")
+    with reserved(arguments.output_dir) as target:
+        _extend(arguments, target)
+    return target
+
+
+def _extend(arguments: ExtendModelArguments, target: Path) -> None:
+    name = arguments.model_name_or_path
     source = {"trust_remote_code": arguments.trust_remote_code, "cache_dir": arguments.cache_dir}
     model_args = ModelArguments(name)
     config = load_config(model_args, **source)
@@ -69,7 +74,7 @@ def extend_model(arguments: ExtendModelArguments) -> Path:
             f"before, {after['bits_per_character']:.4f} with untrained embeddings, in {before['tokens']:,} and "
             f"{after['tokens']:,} tokens; train them next (scripts/pretrain.py --train_only embeddings)"
         )
-    with writing(f"--output_dir {target}"), new_folder(target) as partial:
+    with new_folder(target) as partial:
         stop_at_ends(model, new)
         make_savable(model)
         model.save_pretrained(partial)
@@ -79,7 +84,6 @@ def extend_model(arguments: ExtendModelArguments) -> Path:
         figures = {"initialization": arguments.initialization, "base": name, "before": before, "after": after}
         write_json(partial / RESULTS, figures)
     say(f"model in {target}")
-    return target
 
 
 def new_ids(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerBase", model: str, tokenizer: str) -> list[int]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, new_folder, writing
+from hf_recipes.core.files import new_folder
+from hf_recipes.core.folders import reserved
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.terminal import print_report
 from hf_recipes.models.pretokenizers import pre_tokenizer
@@ -32,12 +33,15 @@ MAX_SENTENCE = 16_384  # bytes: SentencePiece leaves longer ones out, so that lo
 
 
 def train_tokenizer(arguments: TrainTokenizerArguments) -> Path:
-    target = Path(arguments.output_dir)
-    if target.exists() and not (target.is_dir() and is_empty(target)):
-        raise UserError(f"--output_dir {target}: there is something already; name another folder")
+    with reserved(arguments.output_dir) as target:
+        _train(arguments, target)
+    return target
+
+
+def _train(arguments: TrainTokenizerArguments, target: Path) -> None:
     special = read_special_tokens(arguments.special_tokens, "--special_tokens") if arguments.special_tokens else None
     sample = read_sample(arguments)
-    with writing(f"--output_dir {target}"), new_folder(target) as partial:
+    with new_folder(target) as partial:
         if arguments.model_type == "byte_level_bpe":
             _save_byte_level(sample.texts(), arguments, special, partial)
         else:
@@ -51,7 +55,6 @@ def train_tokenizer(arguments: TrainTokenizerArguments) -> Path:
         print_report(report, Console())
         write_page(report, partial / PAGE)
         say(f"tokenizer of {len(tokenizer):,} tokens in {target}")
-    return target
 
 
 def _save_byte_level(
