@@ -29,7 +29,7 @@ from hf_recipes.publishing.redact import (
     public_values,
 )
 from hf_recipes.publishing.usage_code import FOLDER, Does, Usage, quoted
-from hf_recipes.trainer.checkpoints import BEGUN_WITH, MANIFEST, write_manifest
+from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH, MANIFEST, write_manifest
 
 T = TypeVar("T")
 STAGING = ".publishing"

@@ -24,7 +24,7 @@ from hf_recipes.evaluation.reports.tables import read_predictions
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.rewards.weighted_sum import Rewards
-from hf_recipes.trainer.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
+from hf_recipes.trainer.reports.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
 
 if TYPE_CHECKING:
     from datasets import Dataset

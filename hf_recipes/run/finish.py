@@ -15,10 +15,10 @@ from hf_recipes.dry_run.peak_memory import PeakMemory, describe
 from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.run.output_dir import CARD, END, METRICS, SETTINGS
-from hf_recipes.trainer.checkpointing import SAVING
-from hf_recipes.trainer.checkpoints import newest_whole
-from hf_recipes.trainer.failures import Stopped
-from hf_recipes.trainer.progress import warn_on_write_error
+from hf_recipes.trainer.checkpoints.find import newest_whole
+from hf_recipes.trainer.checkpoints.save import SAVING
+from hf_recipes.trainer.failures.signals import Stopped
+from hf_recipes.trainer.reports.progress import warn_on_write_error
 
 
 def _trained(trainer, seconds: float) -> dict:

@@ -16,8 +16,8 @@ from hf_recipes.core.ledger import LEDGER
 from hf_recipes.core.settings import Parser
 from hf_recipes.publishing.collect_files import STAGING as UPLOAD
 from hf_recipes.publishing.redact import NAMES
-from hf_recipes.trainer.checkpointing import SAVING
-from hf_recipes.trainer.trackers import STATE as TRACKERS
+from hf_recipes.trainer.checkpoints.save import SAVING
+from hf_recipes.trainer.reports.trackers import STATE as TRACKERS
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -21,7 +21,7 @@ from hf_recipes.run.output_dir import (
     open_folder,
 )
 from hf_recipes.run.resume import begun_with, compare_data, compare_settings, read_begun_with
-from hf_recipes.trainer.checkpoints import find_checkpoint
+from hf_recipes.trainer.checkpoints.find import find_checkpoint
 
 
 class RunFolder:

@@ -17,8 +17,8 @@ from hf_recipes.run.evaluate_callback import evaluated_with
 from hf_recipes.run.finish import best_step, finish
 from hf_recipes.run.output_dir import CARD, METRICS, SETTINGS, on_main_process
 from hf_recipes.run.run_folder import RunFolder
-from hf_recipes.trainer.failures import Stopped
-from hf_recipes.trainer.trackers import add_trackers
+from hf_recipes.trainer.failures.signals import Stopped
+from hf_recipes.trainer.reports.trackers import add_trackers
 
 
 def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMemory, words: CardWords) -> None:

@@ -8,8 +8,8 @@ from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.trainer.reference_log_probs import Inputs, ReferenceLogProbs, mean_of
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW
+from hf_recipes.trainer.losses.collators import PADDING_ROW
+from hf_recipes.trainer.losses.reference_log_probs import Inputs, ReferenceLogProbs, mean_of
 
 SORTING_LOSSES = ("aot", "aot_unpaired")
 COMPARING_LOSSES = ("sft", *SORTING_LOSSES)

@@ -23,8 +23,8 @@ from hf_recipes.models.inference.generate import continue_batches
 from hf_recipes.models.inference.thinking import opens_thoughts, split_ids
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.trainer.base import RunMixin
-from hf_recipes.trainer.progress import warn_on_write_error
-from hf_recipes.trainer.reference import freeze_reference_adapter
+from hf_recipes.trainer.losses.reference_adapter import freeze_reference_adapter
+from hf_recipes.trainer.reports.progress import warn_on_write_error
 from hf_recipes.trainer.sampler import GroupSampler
 
 if TYPE_CHECKING:

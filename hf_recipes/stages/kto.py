@@ -25,8 +25,8 @@ from hf_recipes.run.evaluate_callback import add_callbacks
 from hf_recipes.run.inherited import WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage, read_examples
 from hf_recipes.stages.dpo import PRECOMPUTES, REFERENCE_METRICS, check_loss_types, reference_evaluations
-from hf_recipes.trainer.reference_log_probs import ReferenceLogProbs, mean_of
-from hf_recipes.trainer.row_mean_loss import KL_PREFIX, PADDING_ROW, UnpairedCollator
+from hf_recipes.trainer.losses.collators import KL_PREFIX, PADDING_ROW, UnpairedCollator
+from hf_recipes.trainer.losses.reference_log_probs import ReferenceLogProbs, mean_of
 
 UNPAIRED_LOSSES = ("kto", "apo_zero_unpaired")
 

@@ -23,7 +23,8 @@ from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages import dpo
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss
+from hf_recipes.trainer.losses.collators import PADDING_ROW, PairCollator
+from hf_recipes.trainer.losses.row_mean_loss import RowMeanLoss
 
 
 @dataclass

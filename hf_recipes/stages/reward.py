@@ -24,7 +24,8 @@ from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import INERT, NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss, side_lengths
+from hf_recipes.trainer.losses.collators import PADDING_ROW, PairCollator, side_lengths
+from hf_recipes.trainer.losses.row_mean_loss import RowMeanLoss
 
 
 @dataclass

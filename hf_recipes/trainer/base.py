@@ -13,18 +13,12 @@ from transformers import TrainerCallback
 from hf_recipes.core.errors import UserError
 from hf_recipes.evaluation.reports.tables import mean_loss
 from hf_recipes.models.quantization import is_quantized
-from hf_recipes.trainer.checkpointing import WholeCheckpoints
-from hf_recipes.trainer.failures import (
-    Stopped,
-    StopSignal,
-    Watchdog,
-    is_out_of_memory,
-    leave_signals_to_the_run,
-    out_of_memory,
-    row_locations,
-    sequences,
-)
-from hf_recipes.trainer.nonfinite import SkipsNonFinite
+from hf_recipes.trainer.checkpoints.save import WholeCheckpoints
+from hf_recipes.trainer.failures.nonfinite import SkipsNonFinite
+from hf_recipes.trainer.failures.out_of_memory import is_out_of_memory, out_of_memory
+from hf_recipes.trainer.failures.row_locations import row_locations, sequences
+from hf_recipes.trainer.failures.signals import Stopped, StopSignal, leave_signals_to_the_run
+from hf_recipes.trainer.failures.watchdog import Watchdog
 from hf_recipes.trainer.sampler import WholeEpochSampler
 
 

@@ -30,7 +30,7 @@ from hf_recipes.core.files import remove_abandoned
 from hf_recipes.hub.download import download
 from hf_recipes.publishing import collect_files, push_callback
 from hf_recipes.publishing.redact import hub_names, public_ledger, public_name, public_settings, public_values
-from hf_recipes.trainer.checkpoints import what_is_missing
+from hf_recipes.trainer.checkpoints.whole import what_is_missing
 from hub_server import SHA, TOKEN, point_to, serve
 
 SECRET_ROW = "青霉素过敏者张三"
@@ -583,7 +583,7 @@ def stopped(sft, training, tmp_path, monkeypatch):
         if state.global_step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("hf_recipes.trainer.progress.CurvesCallback.on_step_end", on_step_end, raising=False)
+    monkeypatch.setattr("hf_recipes.trainer.reports.progress.CurvesCallback.on_step_end", on_step_end, raising=False)
 
     def run(*flags):
         code, out, err = sft(*training, *PUSH, "--report_to", "none", *flags)

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from conftest import same, weights, write_pairs
-from hf_recipes.trainer.checkpoints import what_is_missing
+from hf_recipes.trainer.checkpoints.whole import what_is_missing
 
 ROWS = 40  # with two processes and batches of four, the last of each epoch's rounds is not full with the 38 used here
 

@@ -18,7 +18,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.run import finish as finish_module
 from hf_recipes.run.train import _write_first
-from hf_recipes.trainer.checkpoints import find_checkpoint, what_is_missing
+from hf_recipes.trainer.checkpoints.find import find_checkpoint
+from hf_recipes.trainer.checkpoints.whole import what_is_missing
 
 LORA = '{"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}'
 # Writes a line before each save, so that the moment is known from outside.
@@ -226,7 +227,7 @@ def test_row_29_what_is_left_where_the_results_cannot_be_written(tmp_path, monke
 
 def test_row_02_a_disk_too_full_for_curves_and_answers(forks, settings, pairs, tmp_path):
     output = tmp_path / "full"
-    before = "import time\nfrom hf_recipes.trainer import progress\nprogress.CURVES_EVERY = 0\n"
+    before = "import time\nfrom hf_recipes.trainer.reports import progress\nprogress.CURVES_EVERY = 0\n"
     before += NO_ROOM.format(module="matplotlib.figure", owner="Figure", method="savefig")
     before += "import os\nmake = os.makedirs\ndef makedirs(path, *args, **kwargs):\n"
     before += "    return fails() if str(path).endswith('predictions') else make(path, *args, **kwargs)\n"
@@ -268,7 +269,8 @@ def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_pat
 KILL_AT = """
 import importlib, os, signal
 from hf_recipes.run import finish
-from hf_recipes.trainer import base, checkpointing
+from hf_recipes.trainer import base
+from hf_recipes.trainer.checkpoints import save
 def deadly(owner, name, nth, last=""):
     original, calls = getattr(owner, name), 0
     def replacement(*args, **kwargs):
@@ -285,8 +287,8 @@ def deadly(owner, name, nth, last=""):
     ("target", "expected"),
     [
         ("base.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
-        ("checkpointing, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
-        ("checkpointing.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
+        ("save, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
+        ("save.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
         ("finish, '_write_results', 1", "checkpoint-14"),  # after the last checkpoint, before the results
     ],
     ids=["training", "a save", "before the rename", "before the results"],
@@ -359,11 +361,11 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
         raise IndexError("list index out of range")
 
     monkeypatch.setattr("hf_recipes.run.train.model_card", fail)
-    monkeypatch.setattr("hf_recipes.trainer.trackers.TrackersCallback.finish", fail)
-    monkeypatch.setattr("hf_recipes.trainer.trackers.read_predictions", fail)
+    monkeypatch.setattr("hf_recipes.trainer.reports.trackers.TrackersCallback.finish", fail)
+    monkeypatch.setattr("hf_recipes.trainer.reports.trackers.read_predictions", fail)
     for name in ("plots.draw_curves", "tables.samples"):
         monkeypatch.setattr(f"hf_recipes.evaluation.reports.{name}", fail)
-    monkeypatch.setattr("hf_recipes.trainer.progress.draw_curves", fail)
+    monkeypatch.setattr("hf_recipes.trainer.reports.progress.draw_curves", fail)
     output = tmp_path / "run"
     settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]
     settings += ["--validation_file", pairs / "dev.json", "--max_target_length", 4, "--max_steps", 2, "--eval_steps", 1]

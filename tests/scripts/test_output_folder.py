@@ -9,7 +9,7 @@ from conftest import write_pairs
 from hf_recipes.core.errors import UserError
 from hf_recipes.run.output_dir import check_output_dir, check_sources, enter_output_dir, open_folder
 from hf_recipes.stages.sft import SFTArguments
-from hf_recipes.trainer.checkpoints import find_checkpoint
+from hf_recipes.trainer.checkpoints.find import find_checkpoint
 
 
 def test_resume_without_a_checkpoint_begins_and_says_so(tmp_path, capsys):

@@ -13,7 +13,7 @@ import torch
 
 from conftest import conversation, json_files, same, tiny_model, weights, write_jsonl
 from hf_recipes.stages.table import STAGES
-from hf_recipes.trainer.checkpoints import BEGUN_WITH, what_is_missing
+from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH, what_is_missing
 
 ANSWERS = ["年龄", "性别不限", "药物，睡眠", "今天天气很好"]
 ALL_WEIGHTS = ("--use_lora", False)

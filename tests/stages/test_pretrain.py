@@ -17,7 +17,7 @@ from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_m
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.stages.pretrain import STAGE, PretrainArguments
 from hf_recipes.stages.pretrain_trainer import collate, step_blocks
-from hf_recipes.trainer.throughput import flops_per_token
+from hf_recipes.trainer.reports.throughput import flops_per_token
 
 
 @pytest.fixture(scope="module")

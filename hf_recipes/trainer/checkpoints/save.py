@@ -15,7 +15,8 @@ import torch
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import disk_problem, share_weights, write_json
 from hf_recipes.models.checks.saving import check_saved
-from hf_recipes.trainer.checkpoints import BEGUN_WITH, newest_whole, rotate, sync, write_manifest
+from hf_recipes.trainer.checkpoints.find import newest_whole
+from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH, rotate, sync, write_manifest
 
 SAVING = ".saving"  # folder in which a checkpoint, or the model at the end, is written before it is moved
 

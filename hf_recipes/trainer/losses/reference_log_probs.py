@@ -14,9 +14,10 @@ from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.evaluation.method import Method, Record
 from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 from hf_recipes.models.inference.forward import batches, evaluating, scored_pass
-from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
-from hf_recipes.trainer.reference import REFERENCE, freeze_reference_adapter
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW, RowMeanLoss
+from hf_recipes.trainer.losses.collators import PADDING_ROW
+from hf_recipes.trainer.losses.cpu_lm_head import add_cpu_lm_head
+from hf_recipes.trainer.losses.reference_adapter import REFERENCE, freeze_reference_adapter
+from hf_recipes.trainer.losses.row_mean_loss import RowMeanLoss
 
 if TYPE_CHECKING:
     import numpy as np

@@ -30,7 +30,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_json
 from hf_recipes.evaluation.reports.tables import read_predictions
 from hf_recipes.hub.clients import SECRET_VARIABLES
-from hf_recipes.trainer.progress import warn_on_write_error
+from hf_recipes.trainer.reports.progress import warn_on_write_error
 
 STATE = "trackers.json"  # which runs of which trackers belong to the output folder
 PATIENCE = 60.0  # seconds to wait for a tracker to start, and again to finish
