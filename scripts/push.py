@@ -58,9 +58,9 @@ def main() -> None:
             message = "Upload with hf_recipes"
             upload(folder, repo, target, replaces=REPLACED, revision=arguments.revision, message=message)
         except hub.client_errors(target) as error:
-            raise UserError(f"{hub.explain(error, repo, target)}; the same command goes on") from None
+            raise UserError(f"{hub.explain(error, repo, target)}; the same command resumes") from None
     say(f"pushed: {url}")
 
 
 if __name__ == "__main__":
-    run_script(main, "the same command goes on: files that are there are not sent again")
+    run_script(main, "the same command resumes: files that are there are not sent again")

@@ -184,7 +184,7 @@ class Evaluations(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(model)
         scores = {}
         for name, method in self.methods.items():
-            self.trainer.note_work(f"an evaluation batch of {size} {name or 'rows'}")
+            self.trainer.begin_work(f"an evaluation batch of {size} {name or 'rows'}")
             records, summary = run_method(method, model, compute, args.process_index, args.world_size)
             named = {f"eval_{metric_name(name, key)}": value for key, value in summary.items()}
             if missing := [key for key, value in named.items() if not math.isfinite(value)]:

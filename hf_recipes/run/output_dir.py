@@ -112,7 +112,7 @@ def check_output_dir(folder: OutputFolder, args: "RunArguments", use_lora: bool)
         return
     if not (args.overwrite_output_dir or wanted or is_restart(folder)):
         raise UserError(
-            f"--output_dir {path}: the folder is not empty; go on with --resume_from_checkpoint true, start over with "
+            f"--output_dir {path}: the folder is not empty; resume with --resume_from_checkpoint true, start over with "
             "--overwrite_output_dir, or choose another folder"
         )
     if args.overwrite_output_dir and not folder.is_mine:

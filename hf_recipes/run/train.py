@@ -50,7 +50,7 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
         again = "" if folder.checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         location = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
         say(
-            f"stopped by {trainer.stopped_by} {location}; go on with the same command and --resume_from_checkpoint "
+            f"stopped by {trainer.stopped_by} {location}; resume with the same command and --resume_from_checkpoint "
             f"true{again}"
         )
     if publisher and trainer.is_world_process_zero():

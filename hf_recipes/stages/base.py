@@ -31,7 +31,7 @@ from hf_recipes.run.run_folder import RunFolder
 from hf_recipes.run.train import train
 from hf_recipes.trainer.base import RunMixin
 
-RESUME_HINT = "go on with --resume_from_checkpoint true"
+RESUME_HINT = "resume with --resume_from_checkpoint true"
 
 
 @dataclass
@@ -155,7 +155,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     packing_error, freeze = stage.packing_error(context), stage.freeze(context)
     plan = make_plan(
         *(model_args, args, context.config, context.tokenizer, context.added_tokens, figures),
-        packs=packing_error,
+        packing_error=packing_error,
         freeze=freeze,
         is_reward=stage.task_type == "SEQ_CLS",
         keeps_reference=context.keeps_reference,

@@ -131,7 +131,7 @@ class RewardedMixin(RunMixin):
         return (ids, None) if isinstance(self, GRPOTrainer) else ids  # GRPO's has the log-probabilities of a server too
 
     def _generate_and_score_completions(self, inputs):
-        self.note_work(f"{len(inputs)} answers of up to {self.max_completion_length:,} tokens being written")
+        self.begin_work(f"{len(inputs)} answers of up to {self.max_completion_length:,} tokens being written")
         seen = self.state.num_input_tokens_seen
         batch = super()._generate_and_score_completions(inputs)
         self.state.num_input_tokens_seen = seen  # TRL counts them too

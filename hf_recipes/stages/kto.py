@@ -108,15 +108,15 @@ class UnpairedTrainer(ReferenceLogProbs, KTOTrainer):
         log_probs = outputs.log_probs.sum(1)[: len(rows)]
         ahead, good = log_probs - reference[: len(rows)], batch["label"][: len(rows)]
         losses = unpaired_losses(ahead, good, self._divergence, self.args)
-        self.note(**values_by_side(ahead, log_probs, good, self.args.beta))
+        self.add_to_log(**values_by_side(ahead, log_probs, good, self.args.beta))
         if self.calculate_KL:
-            self.note(kl=self._divergence.expand(len(rows)))
+            self.add_to_log(kl=self._divergence.expand(len(rows)))
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * outputs.aux_loss
         return self.mean_over_update(losses, num_items_in_batch)
 
-    def noted(self):
-        return _with_margin(super().noted())
+    def logged_means(self):
+        return _with_margin(super().logged_means())
 
     def evaluate_rows(self, inputs):
         """Of each answer: its log-probability and that of a mismatched one, under the policy and the reference."""

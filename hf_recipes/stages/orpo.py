@@ -79,7 +79,7 @@ class Trainer(RowMeanLoss, transformers.Trainer):
         losses, tokens, _ = supervised_losses(model, batch)
         log_probs = (-losses / tokens.clamp(min=1)).view(2, -1)
         chosen, rejected = log_probs[:, inputs["row"] != PADDING_ROW]
-        self.note(
+        self.add_to_log(
             **{"rewards/accuracies": (chosen > rejected).float(), "logps/chosen": chosen, "logps/rejected": rejected}
         )
         return self.mean_over_update(odds_ratio_losses(chosen, rejected, self.args.beta), num_items_in_batch)

@@ -71,7 +71,7 @@ class Trainer(RowMeanLoss, RewardTrainer):
             losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
         difference = chosen - rejected
         wins = (difference > 0).float() + 0.5 * (difference == 0)
-        self.note(accuracy=wins, difference_mean=difference, score_mean=(chosen + rejected) / 2)
+        self.add_to_log(accuracy=wins, difference_mean=difference, score_mean=(chosen + rejected) / 2)
         loss = self.mean_over_update(losses, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 

@@ -134,7 +134,7 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints):
         """What a stage adds to the figures of its training in metrics.json; called by all processes."""
         return {}
 
-    def note_work(self, what: str) -> None:
+    def begin_work(self, what: str) -> None:
         """Remember what comes next, for the message of a run that runs out of memory in it."""
         self._doing = what
         self._heartbeat()
@@ -216,7 +216,7 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints):
     # Steps
 
     def training_step(self, model, inputs, *args, **kwargs):
-        self.note_work(self.describe(inputs))
+        self.begin_work(self.describe(inputs))
         self._new_tokens += self.tokens_in(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._micro_batches.append((inputs, loss))

@@ -767,7 +767,7 @@ def test_the_demo_leaves_another_folder_alone(script, tmp_path):
     ("name", "advice"),
     [
         ("download.py", "the same command resumes where this one stopped"),
-        ("push.py", "the same command goes on: files that are there are not sent again"),
+        ("push.py", "the same command resumes: files that are there are not sent again"),
     ],
 )
 def test_ctrl_c(script, finished_run, monkeypatch, name, advice):

@@ -142,7 +142,7 @@ def test_row_17_zero_saves_what_plain_libraries_load(forks, settings, alone, mod
         run = forks.run(*argv, "--resume_from_checkpoint", "true", world=2)
         assert run.code == 0, run.err
         assert f"{output}/checkpoint-10 is left aside: latest is missing" in run.out
-        assert f"going on from {output}/checkpoint-5" in run.out
+        assert f"resuming from {output}/checkpoint-5" in run.out
         assert same(weights(output), own)
     assert what_is_missing(output / "checkpoint-10") is None
 

@@ -104,7 +104,7 @@ def test_no_target_length(fails):
 def test_output_folder_not_empty(fails, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
-    fails("the folder is not empty; go on with --resume_from_checkpoint true, start over with --overwrite_output_dir")
+    fails("the folder is not empty; resume with --resume_from_checkpoint true, start over with --overwrite_output_dir")
 
 
 def test_packing_where_rows_would_leak(fails, bloom_dir):

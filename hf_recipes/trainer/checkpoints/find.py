@@ -21,7 +21,7 @@ def find_checkpoint(
             raise UserError(f"--resume_from_checkpoint {wanted}: no such folder")
         problem = what_is_missing(wanted)
         if problem:
-            raise UserError(f"--resume_from_checkpoint {wanted}: {problem}, so the run could not go on as it was")
+            raise UserError(f"--resume_from_checkpoint {wanted}: {problem}, so the run could not resume as it was")
     else:
         newest = newest_whole(output_dir, say)
         if newest is None:
@@ -35,7 +35,7 @@ def find_checkpoint(
             f"{chosen}: loading it would run code from its files ({code}); if you know who wrote it, allow that with "
             "--trust_checkpoint"
         )
-    say(f"going on from {chosen}")
+    say(f"resuming from {chosen}")
     return chosen
 
 
@@ -48,8 +48,8 @@ def _check_width(checkpoint: str | os.PathLike, world_size: int, inexact: bool) 
         raise UserError(f"{path}: it is sharded over {wrote} processes, and this run has {world_size}; start {wrote}")
     if not inexact:
         raise UserError(
-            f"{path} was written by {wrote} processes, and this run has {world_size}: it can go on with the same rows, "
-            f"but not with the same random numbers (dropout). Start {wrote} processes, or allow that with "
+            f"{path} was written by {wrote} processes, and this run has {world_size}: it can resume with the same "
+            f"rows, but not with the same random numbers (dropout). Start {wrote} processes, or allow that with "
             "--inexact_resume"
         )
 

@@ -178,4 +178,4 @@ class WholeCheckpoints:
         reason = problem or "another process could not write"
         earlier = newest_whole(folder)
         kept = f"{earlier.name} is whole as before" if earlier else "There is no earlier one"
-        say(f"{name} could not be written to {folder} ({reason}; {free:,.0f} MB free). {kept}; training goes on")
+        say(f"{name} could not be written to {folder} ({reason}; {free:,.0f} MB free). {kept}; training continues")

@@ -9,15 +9,15 @@ from hf_recipes.trainer.losses.collators import PADDING_ROW
 class RowMeanLoss(RunMixin):
     """`RunMixin` for batches of rows, or of pairs of rows, whose indices in `data_rows` are their `row`.
 
-    The loss of an update is the mean over its real rows, and what `note` was given is logged as the mean over those
-    since the last log, however they are spread over batches and processes.
+    The loss of an update is the mean over its real rows, and what `add_to_log` was given is logged as the mean over
+    those since the last log, however they are spread over batches and processes.
     """
 
     loss_is_scaled_for_ga = True  # by the number of the update's rows, in `mean_over_update`
     columns: tuple[str, ...]  # of the training rows, in addition to `row`
 
     def __init__(self, *args, **kwargs):
-        self._noted: dict[str, torch.Tensor] = {}  # sum and count by name
+        self._sums: dict[str, torch.Tensor] = {}  # sum and count by name
         super().__init__(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self):
@@ -46,22 +46,22 @@ class RowMeanLoss(RunMixin):
         return losses.sum() / count * self.accelerator.num_processes
 
     @torch.no_grad()
-    def note(self, **values: torch.Tensor) -> None:
+    def add_to_log(self, **values: torch.Tensor) -> None:
         """Add values of real rows, those that are finite, to the next log; the names have to be the same each time."""
         for name, value in values.items():
             value = value[value.isfinite()].float()
-            self._noted[name] = self._noted.get(name, 0) + torch.stack([value.sum(), value.new_tensor(len(value))])
+            self._sums[name] = self._sums.get(name, 0) + torch.stack([value.sum(), value.new_tensor(len(value))])
 
-    def noted(self) -> dict[str, float]:
-        """The means of the noted values of all processes, which are then forgotten."""
-        noted, self._noted = self._noted, {}
-        if not noted:
+    def logged_means(self) -> dict[str, float]:
+        """The means of the added values of all processes, which are then forgotten."""
+        sums, self._sums = self._sums, {}
+        if not sums:
             return {}
-        names = sorted(noted)
-        sums = self.accelerator.reduce(torch.stack([noted[name] for name in names]), "sum").tolist()
-        return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        names = sorted(sums)
+        totals = self.accelerator.reduce(torch.stack([sums[name] for name in names]), "sum").tolist()
+        return {name: total / count for name, (total, count) in zip(names, totals, strict=True) if count}
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs |= self.noted()
+            logs |= self.logged_means()
         super().log(logs, start_time)
