@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -19,20 +20,6 @@ from hf_recipes.trainer.checkpoints.find import newest_whole
 from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH, rotate, sync, write_manifest
 
 SAVING = ".saving"  # folder in which a checkpoint, or the model at the end, is written before it is moved
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """`owner.name` is `value` while this lasts."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:  # it is of the owner's class
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 class WholeCheckpoints:
@@ -78,7 +65,7 @@ class WholeCheckpoints:
             return
         save = partial(self.deepspeed.save_checkpoint, save_latest=False)
         # DeepSpeed writes `latest` itself before a barrier, to which a process whose disk is full would not come.
-        with replaced(self.deepspeed, "save_checkpoint", save):
+        with patch.object(self.deepspeed, "save_checkpoint", save):
             super()._save_optimizer_and_scheduler(output_dir)
         if self.is_world_process_zero():
             Path(output_dir, "latest").write_text(f"global_step{self.deepspeed.global_steps}", encoding="utf-8")
@@ -169,7 +156,7 @@ class WholeCheckpoints:
             owners.append((self.deepspeed, "_copy_recovery_script"))
         with ExitStack() as patches:
             for owner, name in owners:
-                patches.enter_context(replaced(owner, name, held(getattr(owner, name))))
+                patches.enter_context(patch.object(owner, name, held(getattr(owner, name))))
             yield
 
     def _report_unsaved(self, name: str, problem: str | None) -> None:
