@@ -14,7 +14,7 @@ from hf_recipes.core.files import writing
 from hf_recipes.core.folders import RECORD, OutputFolder
 from hf_recipes.core.ledger import LEDGER
 from hf_recipes.core.settings import Parser
-from hf_recipes.publishing.collect_files import STAGING as UPLOAD
+from hf_recipes.publishing.collect_files import UPLOAD
 from hf_recipes.publishing.redact import NAMES
 from hf_recipes.trainer.checkpoints.save import SAVING
 from hf_recipes.trainer.reports.trackers import STATE as TRACKERS
