@@ -35,7 +35,7 @@ def _trained(trainer, seconds: float) -> dict:
     else:
         say(f"all {state.global_step} steps were trained before{mean}")
     figures = {"steps": state.global_step, "loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
-    return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.figures()}
+    return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.training_metrics()}
 
 
 def finish(trainer, folder: OutputFolder | None, *results) -> None:

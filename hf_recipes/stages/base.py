@@ -117,7 +117,7 @@ class Stage:
     name: str  # of its script, and how its recipes begin
     arguments: type[RunArguments]
     forms: tuple[str, ...]  # of the rows that it is trained on; the first is the main one
-    figures: Callable[[Context, Data], DataStats]  # sizes, and the largest batch, for the dry run
+    data_stats: Callable[[Context, Data], DataStats]  # sizes, and the largest batch, for the dry run
     evaluations: Callable[[Context, Data], dict[str, Method]]  # by name; that of the validation rows is empty
     trainer: Callable[..., RunMixin]  # of context, data, model, evaluations, and the reference where it has one
     card: CardWords
@@ -151,17 +151,17 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     data = stage.read(context)
     methods = stage.evaluations(context, data)
     choose_best_by(args, parser.settings["greater_is_better"], methods)
-    figures = stage.figures(context, data)
+    stats = stage.data_stats(context, data)
     packing_error, freeze = stage.packing_error(context), stage.freeze(context)
     plan = make_plan(
-        *(model_args, args, context.config, context.tokenizer, context.added_tokens, figures),
+        *(model_args, args, context.config, context.tokenizer, context.added_tokens, stats),
         packing_error=packing_error,
         freeze=freeze,
         is_reward=stage.task_type == "SEQ_CLS",
         keeps_reference=context.keeps_reference,
         passes=[method.largest_pass(args.per_device_eval_batch_size) for method in methods.values()],
     )
-    folder.compare_data(figures, plan.steps)
+    folder.compare_data(stats, plan.steps)
     plan.show(whole=args.dry_run)
     if args.dry_run:
         return
@@ -178,7 +178,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     reference = {}
     if args.has_reference:
         reference["reference"] = build_reference(model_args, args, context.tokenizer, **loading)
-    folder.enter(figures)
+    folder.enter(stats)
     args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(methods)
     with token_rows_on_cpu():  # TRL gives a model with an adapter a second one
         trainer = stage.trainer(context, data, model, methods, **reference)

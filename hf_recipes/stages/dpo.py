@@ -112,8 +112,8 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return reference_evaluations(context, data.validation, side_lengths, metrics)
 
 
-def pair_figures(context: Context, data: Data) -> DataStats:
-    """The figures of tokenized pairs."""
+def pair_stats(context: Context, data: Data) -> DataStats:
+    """The sizes of tokenized pairs."""
     args, train = context.args, data.train
     lengths = side_lengths(train)
     labelled = sum(int(row_lengths(train, f"{side}_labels")[1].sum()) for side in SIDES)
@@ -165,7 +165,7 @@ STAGE = Stage(
     DPOArguments,
     forms=("preference",),
     encoder=pair_encoder,
-    figures=pair_figures,
+    data_stats=pair_stats,
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("dpo", ("pairs", "对数据")),

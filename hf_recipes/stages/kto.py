@@ -200,8 +200,8 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return reference_evaluations(context, data.validation, lambda rows: row_lengths(rows)[0][None], metrics)
 
 
-def unpaired_figures(context: Context, data: Data) -> DataStats:
-    """The figures of tokenized single answers."""
+def unpaired_stats(context: Context, data: Data) -> DataStats:
+    """The sizes of tokenized single answers."""
     args, train = context.args, data.train
     lengths, labelled = row_lengths(train)
     size = min(args.per_device_train_batch_size, len(train))
@@ -266,7 +266,7 @@ STAGE = Stage(
     data=UnpairedArguments,
     encoder=unpaired_encoder,
     read=read,
-    figures=unpaired_figures,
+    data_stats=unpaired_stats,
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("kto", ("rated answers", "条带评价的回答")),

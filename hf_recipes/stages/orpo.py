@@ -105,8 +105,8 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return methods | build_evaluations(*settings, None, [])
 
 
-def figures(context: Context, data: Data) -> DataStats:
-    of_pairs = dpo.pair_figures(context, data)
+def pair_stats(context: Context, data: Data) -> DataStats:
+    of_pairs = dpo.pair_stats(context, data)
     return replace(of_pairs, batch=replace(of_pairs.batch, fused_head=False))
 
 
@@ -130,7 +130,7 @@ STAGE = Stage(
     ORPOArguments,
     forms=("preference",),
     encoder=dpo.pair_encoder,
-    figures=figures,
+    data_stats=pair_stats,
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("orpo", ("pairs", "对数据")),

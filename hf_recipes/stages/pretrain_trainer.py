@@ -266,7 +266,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             rates["share_of_peak_flops"] = round(each * self._flops / self._peak, 4)
         return rates
 
-    def figures(self):
+    def training_metrics(self):
         """By source: target and realised share, epochs and loss; and the share of the time spent waiting for data."""
         names, totals = self.mixture.names, self._totals
         target = self.mixture.shares

@@ -99,8 +99,8 @@ def pair_evaluations(context: Context, data: Data) -> dict[str, Method]:
     return methods
 
 
-def pair_figures(context: Context, data: Data) -> DataStats:
-    """The figures of tokenized pairs."""
+def pair_stats(context: Context, data: Data) -> DataStats:
+    """The sizes of tokenized pairs."""
     train = data.train
     lengths = side_lengths(train)
     size = min(context.args.per_device_train_batch_size, len(train))
@@ -135,7 +135,7 @@ STAGE = Stage(
     forms=("preference",),
     tokenizer={"or_plain": True},
     encoder=encoder,
-    figures=pair_figures,
+    data_stats=pair_stats,
     evaluations=pair_evaluations,
     load_model=lambda context: partial(
         load_reward_model,

@@ -160,7 +160,7 @@ STAGE = Stage(
     SFTArguments,
     forms=("messages",),
     encoder=encoder_for,
-    figures=lambda context, data: row_stats(
+    data_stats=lambda context, data: row_stats(
         data.train, data.ledgers["train"], context.args, context.model_args.attn_implementation
     ),
     evaluations=evaluations,

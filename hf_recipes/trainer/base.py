@@ -128,8 +128,8 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs):
         """What a stage logs with the loss, given the tokens per second of all devices."""
         return {}
 
-    def figures(self) -> dict:
-        """What a stage adds to the figures of its training in metrics.json; called by all processes."""
+    def training_metrics(self) -> dict:
+        """What a stage adds to the metrics of its training in metrics.json; called by all processes."""
         return {}
 
     def begin_work(self, what: str) -> None:
