@@ -1,4 +1,4 @@
-"""Download a model, an adapter or the demo's pairs into a folder; a second call goes on where the first one stopped.
+"""Download a model, an adapter or the demo's pairs into a folder; a second call resumes where the first one stopped.
 
 python scripts/download.py --model Qwen/Qwen2.5-0.5B
 python scripts/download.py --model Qwen/Qwen2.5-0.5B --source modelscope --output_dir models/qwen

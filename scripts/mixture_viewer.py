@@ -49,8 +49,8 @@ def main() -> None:
     if port != arguments.port:
         say(f"--port {arguments.port} is taken; taking {port}")
     settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    own = [f"--{name}={value}" for name in ("folder", "lang") if (value := getattr(arguments, name))]
-    command = [sys.executable, "-m", "streamlit", "run", PAGE, *settings, f"--server.port={port}", "--", *own]
+    page = [f"--{name}={value}" for name in ("folder", "lang") if (value := getattr(arguments, name))]
+    command = [sys.executable, "-m", "streamlit", "run", PAGE, *settings, f"--server.port={port}", "--", *page]
     sys.stdout.flush()
     os.execv(sys.executable, command)  # Streamlit answers Ctrl-C and SIGTERM itself
 

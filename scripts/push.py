@@ -11,7 +11,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.hub import clients as hub
 from hf_recipes.hub.upload import ensure_repository, upload
-from hf_recipes.publishing.collect_files import Address, base_without_name, staged
+from hf_recipes.publishing.collect_files import Address, base_without_name, upload_folder
 from hf_recipes.publishing.push_callback import REPLACED
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     if not source.is_dir():
         raise UserError(f"--folder {source}: no such folder")
     hub.export_token(arguments.hub_token, target)
-    with staged(source, Address(repo, target, arguments.base_model_name, arguments.license)) as folder:
+    with upload_folder(source, Address(repo, target, arguments.base_model_name, arguments.license)) as folder:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in files:
             say(f"  {path.relative_to(folder)}  {hub.size_text(path.stat().st_size)}")
@@ -58,9 +58,9 @@ def main() -> None:
             message = "Upload with hf_recipes"
             upload(folder, repo, target, replaces=REPLACED, revision=arguments.revision, message=message)
         except hub.client_errors(target) as error:
-            raise UserError(f"{hub.explain(error, repo, target)}; the same command goes on") from None
+            raise UserError(f"{hub.explain(error, repo, target)}; the same command resumes") from None
     say(f"pushed: {url}")
 
 
 if __name__ == "__main__":
-    run_script(main, "the same command goes on: files that are there are not sent again")
+    run_script(main, "the same command resumes: files that are there are not sent again")

@@ -1,4 +1,4 @@
-"""Score every answer of a file with a reward model; a second call goes on where the first stopped.
+"""Score every answer of a file with a reward model; a second call resumes where the first stopped.
 
 python scripts/score.py --model_name_or_path MODEL --peft_path runs/reward --input_file pairs.jsonl \\
     --output_file scored.jsonl

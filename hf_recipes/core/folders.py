@@ -96,7 +96,7 @@ class OutputFolder:
     def is_empty(self) -> bool:
         return not self.names() and not any(path.is_dir() for path in self.path.glob("*"))
 
-    def own(self) -> list[str]:
+    def recorded_files(self) -> list[str]:
         """The existing files that the writer made, by the record."""
         if not self.is_mine:
             return []
@@ -105,7 +105,7 @@ class OutputFolder:
 
     def others(self, claims: Iterable[str]) -> list[str]:
         """The files that the writer did not make, but that these `claims` match."""
-        recorded, claims = set(self.own()), list(claims)
+        recorded, claims = set(self.recorded_files()), list(claims)
         return [name for name in self.names() if name not in recorded and self._is_claimed(claims, name)]
 
     def _is_claimed(self, claims: list[str], name: str) -> bool:
@@ -122,7 +122,7 @@ class OutputFolder:
 
     def settle(self) -> None:
         """Replace the claims by the files that exist, so that files added later are not the writer's."""
-        self._write({**self.record, "files": self.own(), "claims": []})
+        self._write({**self.record, "files": self.recorded_files(), "claims": []})
 
     def _write(self, record: dict[str, Any]) -> None:
         write_json(self.path / RECORD, record, indent=1)
@@ -147,7 +147,7 @@ class OutputFolder:
         if not self.is_mine:
             return
         self.check_links()
-        names = self.own()
+        names = self.recorded_files()
         for name in names:
             (self.path / name).unlink()
         parents = {parent for name in names for parent in PurePosixPath(name).parents if parent.name}

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 from datatrove.pipeline.base import PipelineStep
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import new_folder, to_json, write_json
 from hf_recipes.core.ledger import Ledger, row_status
 from hf_recipes.corpus.dedup import duplicates_of
-from hf_recipes.data.files.file_io import CHUNK
+from hf_recipes.data.files.file_io import CHUNK, zstd, zstd_writer
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 from hf_recipes.data.pretraining.token_shards import Shard, ShardWriter
 
@@ -32,7 +31,7 @@ class TextShard:
         self.path, self.shard, self.source = path, Shard(path.name), source
         # The next writer of the shard, on any machine, overwrites what a killed one left.
         self._partial = Path(f"{path}.partial")
-        self._file = zstandard.open(self._partial, "wb", zstandard.ZstdCompressor(3))
+        self._file = zstd_writer(self._partial, level=3)
 
     def add(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> None:
         for row, text in zip(rows, texts, strict=True):
@@ -149,7 +148,7 @@ class Export(PipelineStep):
     def _documents(self, parts: Sequence[Sequence[int]], ledger: Ledger) -> Iterator[dict]:
         for task, start, stop in parts:
             duplicates = duplicates_of(self.work, task)
-            with zstandard.open(self.work / "documents" / f"{task:05d}.jsonl.zst", "rb") as file:
+            with zstd.open(self.work / "documents" / f"{task:05d}.jsonl.zst", "rb") as file:
                 for number, line in enumerate(islice(io.BufferedReader(file, CHUNK), start, stop), start):
                     row = json.loads(line)
                     if number in duplicates:

@@ -17,6 +17,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_json
 from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
 from hf_recipes.corpus.cleaning import nfkc, quality_problem, simplify, strip_controls
+from hf_recipes.data.files.file_io import zstd_writer
 from hf_recipes.data.files.sources import Source
 from hf_recipes.data.pretraining.corpora import Reader
 from hf_recipes.data.schemas.registry import Columns, named_schema
@@ -138,11 +139,9 @@ class Keep(PipelineStep):
         self.folder, self.writer = folder, writer
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        import zstandard
-
         self.folder.mkdir(parents=True, exist_ok=True)
         documents = size = 0
-        with zstandard.open(self.folder / f"{rank:05d}.jsonl.zst", "wb", zstandard.ZstdCompressor(1)) as file:
+        with zstd_writer(self.folder / f"{rank:05d}.jsonl.zst", level=1) as file:
             for document in data:
                 row = {key: document.metadata[key] for key in ("location", "statuses")}
                 row |= {"id": document.id, "text": document.text}

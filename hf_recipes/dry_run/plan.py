@@ -97,7 +97,7 @@ def make_plan(
     tokenizer: PreTrainedTokenizerBase,
     added_tokens: list[str],
     data: DataStats,
-    packs: UserError | None = None,
+    packing_error: UserError | None = None,
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
     is_reward: bool = False,
     keeps_reference: bool = False,
@@ -106,14 +106,14 @@ def make_plan(
     """The plan of a run over these rows; no weight is loaded.
 
     Args:
-        packs: the error to raise where packed rows would see each other; None where rows are not packed.
+        packing_error: the error to raise where packed rows would see each other; None where rows are not packed.
         freeze: makes weights of the model untrained.
         keeps_reference: a frozen copy of the trained weights is kept as reference.
         passes: the largest forward pass of each evaluation.
     """
     experts = balances_experts(args, config)
-    if packs is not None and leaks_in_tiny_copy(config, args.trust_remote_code):
-        raise packs
+    if packing_error is not None and leaks_in_tiny_copy(config, args.trust_remote_code):
+        raise packing_error
     batches = -(-(data.blocks or data.rows) // (args.per_device_train_batch_size * args.world_size))
     per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))

@@ -40,7 +40,7 @@ class EvaluateArguments:
     output_dir: str = field(metadata={"help": "Folder of metrics.json, report.html, pictures and predictions."})
     compare: str | None = setting("base: the model without its adapter; or another model.")
     compare_thinking: Literal["on", "off"] | None = setting(
-        "How the base is asked with --compare base, where its chat template can switch thinking; by default both ways, "
+        "Thinking of the base with --compare base, where its chat template can switch it; by default both ways, "
         "which takes twice the time, and the better one is compared."
     )
     batch_size: PositiveInt = setting("Sequences in a forward pass.", 8)
@@ -64,7 +64,7 @@ def open_folder(args: EvaluateArguments) -> OutputFolder:
     if folder.record and not folder.is_mine:
         raise UserError(f"--output_dir {folder.path}: the folder of a training run; name another, or one in it")
     check_results(folder, (), ())
-    if METRICS in folder.own() and not args.overwrite_output_dir:
+    if METRICS in folder.recorded_files() and not args.overwrite_output_dir:
         raise UserError(f"--output_dir {folder.path}: has results; name another, or add --overwrite_output_dir")
     return folder
 

@@ -18,7 +18,7 @@ from hf_recipes.evaluation.over_file import FileArguments, settings_of_model
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, not_numbers, plan_batches, stop_tokens
-from hf_recipes.models.inference.generation_settings import own_generation_config
+from hf_recipes.models.inference.generation_settings import generation_config_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -37,7 +37,7 @@ class PredictArguments(FileArguments):
     )
     submission: Literal["promptcblue"] | None = setting("Also write the file that a benchmark wants.")
     text_as: Literal["continuation", "question"] = setting(
-        "Rows of bare text are continued, or asked as a user's question.", "continuation"
+        "Rows of bare text are continued, or sent as a user's question.", "continuation"
     )
 
     def __post_init__(self):
@@ -123,7 +123,7 @@ def predict_settings(
     ``GenerationConfig.from_pretrained`` reads the file of it next to the answers: with it, `generate` gives the same
     greedy texts.
     """
-    tokenizer, generation = reader.tokenizer, own_generation_config(model_args, config, cache_dir=args.cache_dir)
+    tokenizer, generation = reader.tokenizer, generation_config_of(model_args, config, cache_dir=args.cache_dir)
     return {
         **{name: value for name, value in asdict(decoding).items() if decoding.do_sample or name not in SAMPLING},
         "eos_token_id": sorted(stop_tokens(tokenizer, generation.eos_token_id, reader.stop_ids)),

@@ -10,7 +10,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
 from hf_recipes.models.checks.packing import sees_later_tokens
-from hf_recipes.models.inference.generation_settings import own_generation_config
+from hf_recipes.models.inference.generation_settings import generation_config_of
 from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
         )
     except Exception as error:  # a configuration can be wrong in any way, and nothing else happens here
         raise loading_error(error, name) from None
-    own_generation_config(arguments, config, cache_dir)
+    generation_config_of(arguments, config, cache_dir)
     return config
 
 

@@ -29,10 +29,10 @@ from hf_recipes.publishing.redact import (
     public_values,
 )
 from hf_recipes.publishing.usage_code import FOLDER, Does, Usage, quoted
-from hf_recipes.trainer.checkpoints import BEGUN_WITH, MANIFEST, write_manifest
+from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH, MANIFEST, write_manifest
 
 T = TypeVar("T")
-STAGING = ".publishing"
+UPLOAD = ".publishing"
 SETTINGS, MERGE, CARD = "run_config.yaml", "merge.json", "README.md"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json")
 TOKENIZER = (
@@ -59,7 +59,7 @@ class Address:
 
 
 @contextmanager
-def staged(folder: Path, address: Address, *, state_as: str | None = None) -> Iterator[Path]:
+def upload_folder(folder: Path, address: Address, *, state_as: str | None = None) -> Iterator[Path]:
     """A temporary folder, in that of the run, with what is to be published of `folder` and nothing else.
 
     These are weights, tokenizer, model card, settings, ledger, metrics and curves; never predictions, logs or pickles.
@@ -76,8 +76,9 @@ def staged(folder: Path, address: Address, *, state_as: str | None = None) -> It
     location = run if os.access(run, os.W_OK) else Path(tempfile.gettempdir())
     with ExitStack() as stack:
         try:
-            target = stack.enter_context(temporary_folder(location / STAGING))
+            target = stack.enter_context(temporary_folder(location / UPLOAD))
             _copy(folder, run, target, address, state_as)
+            _refuse_secrets(target, run)
         except OSError as error:
             raise UserError(f"{error.filename or location}: {error.strerror}, so nothing is published") from None
         yield target
@@ -155,10 +156,13 @@ def _copy(folder: Path, run: Path, target: Path, address: Address, state_as: str
             world_size = _read(folder / MANIFEST, lambda text: json.loads(text)["world_size"])
             manifest.unlink()
             write_manifest(target / state_as, world_size)
+
+
+def _refuse_secrets(copied: Path, run: Path) -> None:
     secrets = [secret.encode() for secret in hub.secrets()]
-    for path in target.rglob("*"):
+    for path in copied.rglob("*"):
         if path.is_file() and path.suffix not in _BINARY and any(secret in path.read_bytes() for secret in secrets):
-            raise UserError(f"{run / path.relative_to(target)}: a token or key stands in it; take it out to publish")
+            raise UserError(f"{run / path.relative_to(copied)}: a token or key stands in it; take it out to publish")
 
 
 def _public_card(

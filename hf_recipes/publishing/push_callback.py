@@ -14,7 +14,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import remove_abandoned
 from hf_recipes.hub import clients as hub
 from hf_recipes.hub.upload import ensure_repository, upload
-from hf_recipes.publishing.collect_files import STAGING, Address, staged
+from hf_recipes.publishing.collect_files import UPLOAD, Address, upload_folder
 
 PATIENCE = 120.0  # seconds that a stopped run waits for the push of its last checkpoint
 # Files of an earlier push that would be loaded in place of, or together with, those of this one.
@@ -55,7 +55,7 @@ class Publisher(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            remove_abandoned(self.run / STAGING)
+            remove_abandoned(self.run / UPLOAD)
             # A daemon: a run that is interrupted does not wait for it.
             Thread(target=self._run_jobs, name="push", daemon=True).start()
             self._enqueue(self._ensure_repository, self.run)
@@ -90,7 +90,7 @@ class Publisher(TrainerCallback):
         """Push the finished run; to be called when the other processes need nothing more of this one."""
         self._done.wait()
         say(f"pushing to {hub.NAMES[self.target]}")
-        with self._reported(self.run), staged(self.run, self.address) as folder:
+        with self._reported(self.run), upload_folder(self.run, self.address) as folder:
             say(f"pushed: {self._upload(folder, 'End of training')}")
 
     def _checkpoint(self, step: int) -> Path:
@@ -101,7 +101,7 @@ class Publisher(TrainerCallback):
         checkpoint, self._step = self._checkpoint(step), step
         state_as = {"checkpoint": "last-checkpoint", "all_checkpoints": checkpoint.name}.get(self.strategy)
         with self._reported(checkpoint), ExitStack() as stack:
-            folder = stack.enter_context(staged(checkpoint, self.address, state_as=state_as))
+            folder = stack.enter_context(upload_folder(checkpoint, self.address, state_as=state_as))
             until_pushed = stack.pop_all()
 
             def push() -> None:

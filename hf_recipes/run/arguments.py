@@ -109,18 +109,7 @@ class RunArguments:
             raise ValueError("--hub_model_id has no effect without --push_to_hub")
         export_token(self.hub_token, self.hub_target)
         self.hub_token = None  # else transformers pickles it into training_args.bin
-        self.report_to = self.report_to or "none"
-        if isinstance(self.report_to, str):
-            self.report_to = [name.strip() for name in self.report_to.split(",")]
-        if len(self.report_to) > 1 and (alone := {"none", "all"} & set(self.report_to)):
-            raise ValueError(
-                f"--report_to {','.join(self.report_to)}: {alone.pop()} stands alone; leave it or the rest out"
-            )
-        for name in self.report_to:
-            if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
-                raise ValueError(f"--report_to {name}: no such tracker{nearest(name, INTEGRATION_TO_CALLBACK)}")
-            if name in TRACKERS and find_spec(name) is None:
-                raise ValueError(f"--report_to {name}: not installed; pip install {name}, or --report_to none")
+        self.report_to = _trackers(self.report_to)
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
         self.use_cpu = self.use_cpu or not has_accelerator()
@@ -149,6 +138,21 @@ class RunArguments:
         with private_shared_memory():
             super().__post_init__()
             _ready_deepspeed(self)
+
+
+def _trackers(report_to: str | list[str] | None) -> list[str]:
+    """The names in `report_to`, each of a tracker that is installed."""
+    names = report_to or "none"
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",")]
+    if len(names) > 1 and (alone := {"none", "all"} & set(names)):
+        raise ValueError(f"--report_to {','.join(names)}: {alone.pop()} stands alone; leave it or the rest out")
+    for name in names:
+        if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
+            raise ValueError(f"--report_to {name}: no such tracker{nearest(name, INTEGRATION_TO_CALLBACK)}")
+        if name in TRACKERS and find_spec(name) is None:
+            raise ValueError(f"--report_to {name}: not installed; pip install {name}, or --report_to none")
+    return names
 
 
 def _ready_deepspeed(args: TrainingArguments) -> None:

@@ -24,7 +24,7 @@ from hf_recipes.evaluation.reports.tables import read_predictions
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.rewards.weighted_sum import Rewards
-from hf_recipes.trainer.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
+from hf_recipes.trainer.reports.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -184,7 +184,7 @@ class Evaluations(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(model)
         scores = {}
         for name, method in self.methods.items():
-            self.trainer.note_work(f"an evaluation batch of {size} {name or 'rows'}")
+            self.trainer.begin_work(f"an evaluation batch of {size} {name or 'rows'}")
             records, summary = run_method(method, model, compute, args.process_index, args.world_size)
             named = {f"eval_{metric_name(name, key)}": value for key, value in summary.items()}
             if missing := [key for key, value in named.items() if not math.isfinite(value)]:

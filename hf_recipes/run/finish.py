@@ -15,10 +15,10 @@ from hf_recipes.dry_run.peak_memory import PeakMemory, describe
 from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.run.output_dir import CARD, END, METRICS, SETTINGS
-from hf_recipes.trainer.checkpointing import SAVING
-from hf_recipes.trainer.checkpoints import newest_whole
-from hf_recipes.trainer.failures import Stopped
-from hf_recipes.trainer.progress import warn_on_write_error
+from hf_recipes.trainer.checkpoints.find import newest_whole
+from hf_recipes.trainer.checkpoints.save import SAVING
+from hf_recipes.trainer.failures.signals import Stopped
+from hf_recipes.trainer.reports.progress import warn_on_write_error
 
 
 def _trained(trainer, seconds: float) -> dict:
@@ -35,7 +35,7 @@ def _trained(trainer, seconds: float) -> dict:
     else:
         say(f"all {state.global_step} steps were trained before{mean}")
     figures = {"steps": state.global_step, "loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
-    return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.figures()}
+    return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.training_metrics()}
 
 
 def finish(trainer, folder: OutputFolder | None, *results) -> None:

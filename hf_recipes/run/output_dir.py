@@ -14,10 +14,10 @@ from hf_recipes.core.files import writing
 from hf_recipes.core.folders import RECORD, OutputFolder
 from hf_recipes.core.ledger import LEDGER
 from hf_recipes.core.settings import Parser
-from hf_recipes.publishing.collect_files import STAGING as UPLOAD
+from hf_recipes.publishing.collect_files import UPLOAD
 from hf_recipes.publishing.redact import NAMES
-from hf_recipes.trainer.checkpointing import SAVING
-from hf_recipes.trainer.trackers import STATE as TRACKERS
+from hf_recipes.trainer.checkpoints.save import SAVING
+from hf_recipes.trainer.reports.trackers import STATE as TRACKERS
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -112,7 +112,7 @@ def check_output_dir(folder: OutputFolder, args: "RunArguments", use_lora: bool)
         return
     if not (args.overwrite_output_dir or wanted or is_restart(folder)):
         raise UserError(
-            f"--output_dir {path}: the folder is not empty; go on with --resume_from_checkpoint true, start over with "
+            f"--output_dir {path}: the folder is not empty; resume with --resume_from_checkpoint true, start over with "
             "--overwrite_output_dir, or choose another folder"
         )
     if args.overwrite_output_dir and not folder.is_mine:

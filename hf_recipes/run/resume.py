@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
 from hf_recipes.models.weight_files import digest
-from hf_recipes.trainer.checkpoints import BEGUN_WITH
+from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH
 
 if TYPE_CHECKING:
     from hf_recipes.core.settings import Parser

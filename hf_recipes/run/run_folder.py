@@ -21,7 +21,7 @@ from hf_recipes.run.output_dir import (
     open_folder,
 )
 from hf_recipes.run.resume import begun_with, compare_data, compare_settings, read_begun_with
-from hf_recipes.trainer.checkpoints import find_checkpoint
+from hf_recipes.trainer.checkpoints.find import find_checkpoint
 
 
 class RunFolder:
@@ -68,20 +68,20 @@ class RunFolder:
             compare_settings(checkpoint, self._former, self.begun_with, args)
         return checkpoint, settings.get("chat_template_date")
 
-    def compare_data(self, figures: DataStats, steps: int) -> None:
+    def compare_data(self, stats: DataStats, steps: int) -> None:
         """Refuse to resume on other rows."""
-        on_main_process(self.args, self._compare_data, figures, steps)
+        on_main_process(self.args, self._compare_data, stats, steps)
 
-    def _compare_data(self, figures: DataStats, steps: int) -> None:
-        data = {"what": figures.what, "rows": figures.rows, "tokens": figures.tokens, "digest": figures.digest}
+    def _compare_data(self, stats: DataStats, steps: int) -> None:
+        data = {"what": stats.what, "rows": stats.rows, "tokens": stats.tokens, "digest": stats.digest}
         self.begun_with |= {"data": data, "steps": steps}
         if self._former:
             compare_data(self.checkpoint, self._former, self.begun_with, self.args)
 
-    def enter(self, figures: DataStats) -> None:
+    def enter(self, stats: DataStats) -> None:
         """Claim what the run is going to write; all processes agree on settings and data."""
         on_main_process(self.args, self._enter)
-        check_agreement(self.args, self.parser, **{figures.what: figures.rows, "tokens": figures.tokens})
+        check_agreement(self.args, self.parser, **{stats.what: stats.rows, "tokens": stats.tokens})
 
     def _enter(self) -> None:
         enter_output_dir(self.folder, self.args)

@@ -17,8 +17,8 @@ from hf_recipes.run.evaluate_callback import evaluated_with
 from hf_recipes.run.finish import best_step, finish
 from hf_recipes.run.output_dir import CARD, METRICS, SETTINGS, on_main_process
 from hf_recipes.run.run_folder import RunFolder
-from hf_recipes.trainer.failures import Stopped
-from hf_recipes.trainer.trackers import add_trackers
+from hf_recipes.trainer.failures.signals import Stopped
+from hf_recipes.trainer.reports.trackers import add_trackers
 
 
 def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMemory, words: CardWords) -> None:
@@ -50,7 +50,7 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
         again = "" if folder.checkpoint else " (leave out --overwrite_output_dir)" * trainer.args.overwrite_output_dir
         location = f"after step {trainer.state.global_step} of {trainer.state.max_steps}"
         say(
-            f"stopped by {trainer.stopped_by} {location}; go on with the same command and --resume_from_checkpoint "
+            f"stopped by {trainer.stopped_by} {location}; resume with the same command and --resume_from_checkpoint "
             f"true{again}"
         )
     if publisher and trainer.is_world_process_zero():

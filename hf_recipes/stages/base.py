@@ -32,7 +32,7 @@ from hf_recipes.run.run_folder import RunFolder
 from hf_recipes.run.train import train
 from hf_recipes.trainer.base import RunMixin
 
-RESUME_HINT = "go on with --resume_from_checkpoint true"
+RESUME_HINT = "resume with --resume_from_checkpoint true"
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Stage:
     name: str  # of its script, and how its recipes begin
     arguments: type[RunArguments]
     forms: tuple[str, ...]  # of the rows that it is trained on; the first is the main one
-    figures: Callable[[Context, Data], DataStats]  # sizes, and the largest batch, for the dry run
+    data_stats: Callable[[Context, Data], DataStats]  # sizes, and the largest batch, for the dry run
     evaluations: Callable[[Context, Data], dict[str, Method]]  # by name; that of the validation rows is empty
     trainer: Callable[..., RunMixin]  # of context, data, model, evaluations, and the reference where it has one
     card: CardWords
@@ -158,17 +158,17 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     data = stage.read(context)
     methods = stage.evaluations(context, data)
     choose_best_by(args, parser.settings["greater_is_better"], methods)
-    figures = stage.figures(context, data)
+    stats = stage.data_stats(context, data)
     packing_error, freeze = stage.packing_error(context), stage.freeze(context)
     plan = make_plan(
-        *(model_args, args, context.config, context.tokenizer, context.added_tokens, figures),
-        packs=packing_error,
+        *(model_args, args, context.config, context.tokenizer, context.added_tokens, stats),
+        packing_error=packing_error,
         freeze=freeze,
         is_reward=stage.task_type == "SEQ_CLS",
         keeps_reference=context.keeps_reference,
         passes=[method.largest_pass(args.per_device_eval_batch_size) for method in methods.values()],
     )
-    folder.compare_data(figures, plan.steps)
+    folder.compare_data(stats, plan.steps)
     plan.show(whole=args.dry_run)
     if args.dry_run:
         return
@@ -186,7 +186,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     reference = {}
     if args.has_reference:
         reference["reference"] = build_reference(model_args, args, context.tokenizer, **loading)
-    folder.enter(figures)
+    folder.enter(stats)
     args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(methods)
     with token_rows_on_cpu():  # TRL gives a model with an adapter a second one
         trainer = stage.trainer(context, data, model, methods, **reference)

@@ -23,8 +23,8 @@ from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.stages.dpo_trainer import SORTING_LOSSES, PairTrainer
-from hf_recipes.trainer.reference_log_probs import PreferenceLoss
-from hf_recipes.trainer.row_mean_loss import PairCollator, side_lengths
+from hf_recipes.trainer.losses.collators import PairCollator, side_lengths
+from hf_recipes.trainer.losses.reference_log_probs import PreferenceLoss
 
 # Losses of DPO of the difference between the sides' scores, which any divergence can make, and all of TRL's.
 DIFFERENCE_LOSSES = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
@@ -112,8 +112,8 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return reference_evaluations(context, data.validation, side_lengths, metrics)
 
 
-def pair_figures(context: Context, data: Data) -> DataStats:
-    """The figures of tokenized pairs."""
+def pair_stats(context: Context, data: Data) -> DataStats:
+    """The sizes of tokenized pairs."""
     args, train = context.args, data.train
     lengths = side_lengths(train)
     labelled = sum(int(row_lengths(train, f"{side}_labels")[1].sum()) for side in SIDES)
@@ -165,7 +165,7 @@ STAGE = Stage(
     DPOArguments,
     forms=("preference",),
     encoder=pair_encoder,
-    figures=pair_figures,
+    data_stats=pair_stats,
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("dpo", ("pairs", "对数据")),

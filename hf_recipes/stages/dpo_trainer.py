@@ -8,8 +8,8 @@ from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.trainer.reference_log_probs import Inputs, ReferenceLogProbs, mean_of
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW
+from hf_recipes.trainer.losses.collators import PADDING_ROW
+from hf_recipes.trainer.losses.reference_log_probs import Inputs, ReferenceLogProbs, mean_of
 
 SORTING_LOSSES = ("aot", "aot_unpaired")
 COMPARING_LOSSES = ("sft", *SORTING_LOSSES)
@@ -105,7 +105,7 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
 
         loss, metrics = self._upstream_loss(recorded, batch)
         for name in PAIR_METRICS:
-            self.note(**{name: torch.full((len(rows),), metrics[name], device=self.args.device)})
+            self.add_to_log(**{name: torch.full((len(rows),), metrics[name], device=self.args.device)})
         if self._comparing:
             pairs = self._compared_outputs(outputs[0], batch)
             update, index = pairs.detach(), torch.arange(len(pairs), device=pairs.device)
@@ -118,7 +118,7 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
     def _upstream_loss(self, model: Callable, batch: Inputs) -> tuple[torch.Tensor | float, dict[str, float]]:
         """TRL's loss of a batch that has the reference's log-probabilities, and the metrics that it would log."""
         accelerator = self.accelerator
-        # TRL gathers its metrics, for which all processes need as many rows; `noted` adds up those of each.
+        # TRL gathers its metrics, for which all processes need as many rows; `logged_means` adds up those of each.
         accelerator.gather = accelerator.gather_for_metrics = lambda values: values
         try:
             loss = self._compute_loss(model, {name: value for name, value in batch.items() if name != "row"}, False)

@@ -208,8 +208,8 @@ def evaluations(context: Context, data: PromptData) -> dict[str, Method]:
     return build_evaluations(*settings, data.validation, data.stop_ids, data.rewards)
 
 
-def answer_figures(context: Context, data: PromptData) -> DataStats:
-    """The figures of the answers of an epoch, each as long as it may be."""
+def answer_stats(context: Context, data: PromptData) -> DataStats:
+    """The sizes of the answers of an epoch, each as long as it may be."""
     prompts, args = data.train, context.args
     answers = args.num_generations * args.num_iterations
     lengths = np.array([len(prompt.ids) for prompt in prompts])
@@ -270,7 +270,7 @@ STAGE = Stage(
     forms=("prompt", "messages", "preference", "unpaired", "text"),
     tokenizer={"needs_template": False},
     read=prepare_prompts,
-    figures=answer_figures,
+    data_stats=answer_stats,
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("grpo", ("questions", "个问题")),

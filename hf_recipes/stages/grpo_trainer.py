@@ -23,8 +23,8 @@ from hf_recipes.models.inference.generate import continue_batches
 from hf_recipes.models.inference.thinking import opens_thoughts, split_ids
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.trainer.base import RunMixin
-from hf_recipes.trainer.progress import warn_on_write_error
-from hf_recipes.trainer.reference import freeze_reference_adapter
+from hf_recipes.trainer.losses.reference_adapter import freeze_reference_adapter
+from hf_recipes.trainer.reports.progress import warn_on_write_error
 from hf_recipes.trainer.sampler import GroupSampler
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class RewardedMixin(RunMixin):
         return (ids, None) if isinstance(self, GRPOTrainer) else ids  # GRPO's has the log-probabilities of a server too
 
     def _generate_and_score_completions(self, inputs):
-        self.note_work(f"{len(inputs)} answers of up to {self.max_completion_length:,} tokens being written")
+        self.begin_work(f"{len(inputs)} answers of up to {self.max_completion_length:,} tokens being written")
         seen = self.state.num_input_tokens_seen
         batch = super()._generate_and_score_completions(inputs)
         self.state.num_input_tokens_seen = seen  # TRL counts them too

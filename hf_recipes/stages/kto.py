@@ -25,8 +25,8 @@ from hf_recipes.run.evaluate_callback import add_callbacks
 from hf_recipes.run.inherited import WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage, read_examples
 from hf_recipes.stages.dpo import PRECOMPUTES, REFERENCE_METRICS, check_loss_types, reference_evaluations
-from hf_recipes.trainer.reference_log_probs import ReferenceLogProbs, mean_of
-from hf_recipes.trainer.row_mean_loss import KL_PREFIX, PADDING_ROW, UnpairedCollator
+from hf_recipes.trainer.losses.collators import KL_PREFIX, PADDING_ROW, UnpairedCollator
+from hf_recipes.trainer.losses.reference_log_probs import ReferenceLogProbs, mean_of
 
 UNPAIRED_LOSSES = ("kto", "apo_zero_unpaired")
 
@@ -108,15 +108,15 @@ class UnpairedTrainer(ReferenceLogProbs, KTOTrainer):
         log_probs = outputs.log_probs.sum(1)[: len(rows)]
         ahead, good = log_probs - reference[: len(rows)], batch["label"][: len(rows)]
         losses = unpaired_losses(ahead, good, self._divergence, self.args)
-        self.note(**values_by_side(ahead, log_probs, good, self.args.beta))
+        self.add_to_log(**values_by_side(ahead, log_probs, good, self.args.beta))
         if self.calculate_KL:
-            self.note(kl=self._divergence.expand(len(rows)))
+            self.add_to_log(kl=self._divergence.expand(len(rows)))
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * outputs.aux_loss
         return self.mean_over_update(losses, num_items_in_batch)
 
-    def noted(self):
-        return _with_margin(super().noted())
+    def logged_means(self):
+        return _with_margin(super().logged_means())
 
     def evaluate_rows(self, inputs):
         """Of each answer: its log-probability and that of a mismatched one, under the policy and the reference."""
@@ -200,8 +200,8 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return reference_evaluations(context, data.validation, lambda rows: row_lengths(rows)[0][None], metrics)
 
 
-def unpaired_figures(context: Context, data: Data) -> DataStats:
-    """The figures of tokenized single answers."""
+def unpaired_stats(context: Context, data: Data) -> DataStats:
+    """The sizes of tokenized single answers."""
     args, train = context.args, data.train
     lengths, labelled = row_lengths(train)
     size = min(args.per_device_train_batch_size, len(train))
@@ -266,7 +266,7 @@ STAGE = Stage(
     data=UnpairedArguments,
     encoder=unpaired_encoder,
     read=read,
-    figures=unpaired_figures,
+    data_stats=unpaired_stats,
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("kto", ("rated answers", "条带评价的回答")),

@@ -23,7 +23,8 @@ from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages import dpo
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss
+from hf_recipes.trainer.losses.collators import PADDING_ROW, PairCollator
+from hf_recipes.trainer.losses.row_mean_loss import RowMeanLoss
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Trainer(RowMeanLoss, transformers.Trainer):
         losses, tokens, _ = supervised_losses(model, batch)
         log_probs = (-losses / tokens.clamp(min=1)).view(2, -1)
         chosen, rejected = log_probs[:, inputs["row"] != PADDING_ROW]
-        self.note(
+        self.add_to_log(
             **{"rewards/accuracies": (chosen > rejected).float(), "logps/chosen": chosen, "logps/rejected": rejected}
         )
         return self.mean_over_update(odds_ratio_losses(chosen, rejected, self.args.beta), num_items_in_batch)
@@ -104,8 +105,8 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return methods | build_evaluations(*settings, None, [])
 
 
-def figures(context: Context, data: Data) -> DataStats:
-    of_pairs = dpo.pair_figures(context, data)
+def pair_stats(context: Context, data: Data) -> DataStats:
+    of_pairs = dpo.pair_stats(context, data)
     return replace(of_pairs, batch=replace(of_pairs.batch, fused_head=False))
 
 
@@ -129,7 +130,7 @@ STAGE = Stage(
     ORPOArguments,
     forms=("preference",),
     encoder=dpo.pair_encoder,
-    figures=figures,
+    data_stats=pair_stats,
     evaluations=evaluations,
     trainer=build_trainer,
     card=CardWords("orpo", ("pairs", "对数据")),

@@ -94,8 +94,8 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     return build_evaluations(evaluation, context.args, files, context.config, tokenizer, None, stop_ids)
 
 
-def block_figures(context: Context, data: Data) -> DataStats:
-    """The figures of the blocks of an epoch, or of the whole run where they are streamed."""
+def block_stats(context: Context, data: Data) -> DataStats:
+    """The sizes of the blocks of an epoch, or of the whole run where they are streamed."""
     mixture, args = data.train, context.args
     size, rows = mixture.blocking.size, mixture.blocks or args.max_steps * step_blocks(args)
     tokens = rows * size
@@ -141,7 +141,7 @@ STAGE = Stage(
     tokenizer={"needs_template": False},
     read_config=read_model_config,
     read=read_mixture,
-    figures=block_figures,
+    data_stats=block_stats,
     evaluations=evaluations,
     load_model=lambda context: partial(make_model, config=context.config),
     freeze=lambda context: partial(freeze, train_only=context.args.train_only, layers=context.args.freeze_layers),

@@ -21,8 +21,8 @@ from hf_recipes.models.checks.packing import joins_rows
 from hf_recipes.models.inference.forward import takes
 from hf_recipes.run.resume import decay_settings
 from hf_recipes.trainer.base import RunMixin
-from hf_recipes.trainer.failures import leave_signals_to_the_run
-from hf_recipes.trainer.throughput import flops_per_token, peak_flops
+from hf_recipes.trainer.failures.signals import leave_signals_to_the_run
+from hf_recipes.trainer.reports.throughput import flops_per_token, peak_flops
 
 if TYPE_CHECKING:
     from hf_recipes.stages.pretrain import PretrainArguments
@@ -266,7 +266,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             rates["share_of_peak_flops"] = round(each * self._flops / self._peak, 4)
         return rates
 
-    def figures(self):
+    def training_metrics(self):
         """By source: target and realised share, epochs and loss; and the share of the time spent waiting for data."""
         names, totals = self.mixture.names, self._totals
         target = self.mixture.shares

@@ -24,7 +24,8 @@ from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import INERT, NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, RowMeanLoss, side_lengths
+from hf_recipes.trainer.losses.collators import PADDING_ROW, PairCollator, side_lengths
+from hf_recipes.trainer.losses.row_mean_loss import RowMeanLoss
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Trainer(RowMeanLoss, RewardTrainer):
             losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
         difference = chosen - rejected
         wins = (difference > 0).float() + 0.5 * (difference == 0)
-        self.note(accuracy=wins, difference_mean=difference, score_mean=(chosen + rejected) / 2)
+        self.add_to_log(accuracy=wins, difference_mean=difference, score_mean=(chosen + rejected) / 2)
         loss = self.mean_over_update(losses, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -98,8 +99,8 @@ def pair_evaluations(context: Context, data: Data) -> dict[str, Method]:
     return methods
 
 
-def pair_figures(context: Context, data: Data) -> DataStats:
-    """The figures of tokenized pairs."""
+def pair_stats(context: Context, data: Data) -> DataStats:
+    """The sizes of tokenized pairs."""
     train = data.train
     lengths = side_lengths(train)
     size = min(context.args.per_device_train_batch_size, len(train))
@@ -134,7 +135,7 @@ STAGE = Stage(
     forms=("preference",),
     tokenizer={"or_plain": True},
     encoder=encoder,
-    figures=pair_figures,
+    data_stats=pair_stats,
     evaluations=pair_evaluations,
     load_model=lambda context: partial(
         load_reward_model,

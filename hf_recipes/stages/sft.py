@@ -21,7 +21,7 @@ from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, add_callbacks, build_evaluations, prompts_of
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.base import RunMixin
-from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
+from hf_recipes.trainer.losses.cpu_lm_head import add_cpu_lm_head
 
 TOKEN_LOSSES = ("nll", "dft")
 TRAINED = at(ge=1, text="at least 1; with {} there is no token to learn from")
@@ -160,7 +160,7 @@ STAGE = Stage(
     SFTArguments,
     forms=("messages",),
     encoder=encoder_for,
-    figures=lambda context, data: row_stats(
+    data_stats=lambda context, data: row_stats(
         data.train, data.ledgers["train"], context.args, context.model_args.attn_implementation
     ),
     evaluations=evaluations,

@@ -6,26 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
-from datasets import Dataset, concatenate_datasets
-from torch.utils.data import Sampler
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.evaluation.reports.tables import mean_loss
 from hf_recipes.models.quantization import is_quantized
-from hf_recipes.trainer.checkpointing import WholeCheckpoints
-from hf_recipes.trainer.failures import (
-    Stopped,
-    StopSignal,
-    Watchdog,
-    is_out_of_memory,
-    leave_signals_to_the_run,
-    out_of_memory,
-    row_locations,
-    sequences,
-)
-from hf_recipes.trainer.nonfinite import SkipsNonFinite
-from hf_recipes.trainer.sampler import WholeEpochSampler
+from hf_recipes.trainer.checkpoints.save import WholeCheckpoints
+from hf_recipes.trainer.failures.nonfinite import SkipsNonFinite
+from hf_recipes.trainer.failures.out_of_memory import is_out_of_memory, out_of_memory
+from hf_recipes.trainer.failures.row_locations import row_locations, sequences
+from hf_recipes.trainer.failures.signals import Stopped, StopSignal
+from hf_recipes.trainer.failures.watchdog import Watchdog
+from hf_recipes.trainer.sampler import WholeEpochs
 
 
 class _StepEnd(TrainerCallback):
@@ -53,12 +46,12 @@ class _StepEnd(TrainerCallback):
         control.should_log |= control.should_save
 
 
-class RunMixin(SkipsNonFinite, WholeCheckpoints):
+class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs):
     """Put it before transformers' or TRL's trainer in the bases.
 
     - Checkpoints appear whole or not at all (`WholeCheckpoints`).
     - An update whose loss or gradient is not finite is left out and its rows are named (`SkipsNonFinite`).
-    - Rows are seen once an epoch at any number of processes (`WholeEpochSampler`).
+    - Rows are seen once an epoch at any number of processes (`WholeEpochs`).
     - Inside of `with_watchdog`, SIGTERM and Ctrl-C end the run at the end of the step, with a checkpoint.
     - Evaluation is by the methods of `Evaluations` alone.
     - `tokens_per_second` (all devices; padding not counted; without the time of evaluations and saves) is logged with
@@ -84,7 +77,6 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints):
         self._signal = StopSignal()
         self._stop_agreed = False
         self._watchdog: Watchdog | None = None
-        self._order: Sampler | None = None
         self._doing = "the first batch"
         self._micro_batches: list[tuple[dict, torch.Tensor]] = []
         self._new_tokens = self._unlogged_tokens = 0
@@ -136,11 +128,11 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints):
         """What a stage logs with the loss, given the tokens per second of all devices."""
         return {}
 
-    def figures(self) -> dict:
-        """What a stage adds to the figures of its training in metrics.json; called by all processes."""
+    def training_metrics(self) -> dict:
+        """What a stage adds to the metrics of its training in metrics.json; called by all processes."""
         return {}
 
-    def note_work(self, what: str) -> None:
+    def begin_work(self, what: str) -> None:
         """Remember what comes next, for the message of a run that runs out of memory in it."""
         self._doing = what
         self._heartbeat()
@@ -174,55 +166,10 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints):
 
     push_to_hub = _push_from_checkpoint = init_hf_repo
 
-    # Data
-
-    def padding_row(self, row: dict) -> dict:
-        """A row of the training set's columns that is in no loss: it evens out the processes' last batches."""
-        ids = row["input_ids"][:2]
-        values = {"input_ids": ids, "labels": [-100] * len(ids), "seq_lengths": [len(ids)]}
-        return {key: values[key] if key in values else value[:1] for key, value in row.items()}
-
-    def in_order(self, dataset: Dataset, batch_size: int) -> tuple[Dataset, Sampler]:
-        """The rows that a sampler may name, and the sampler, which has a `set_epoch`."""
-        count, processes = len(dataset), self.accelerator.num_processes
-        inner = self._get_train_sampler(dataset)
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        order = WholeEpochSampler(inner, processes, batch_size, count, seed)
-        if processes > 1:
-            padding_row = Dataset.from_list([self.padding_row(dataset[0])], features=dataset.features)
-            dataset = concatenate_datasets([dataset, padding_row])
-        return dataset, order
-
-    def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
-        if is_training and isinstance(dataset, Dataset):
-            dataset, self._order = self.in_order(dataset, batch_size)
-
-            def sampler_fn(_):
-                return self._order
-
-        loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
-        seed = loader.worker_init_fn
-
-        def begin(worker: int) -> None:
-            leave_signals_to_the_run()
-            if seed is not None:
-                seed(worker)
-
-        loader.worker_init_fn = begin
-        return loader
-
-    def _run_epoch(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would add one
-            self.control.should_training_stop = True
-            return
-        if self._order is not None:  # accelerate's set_epoch does not reach it through the batches skipped on resuming
-            self._order.set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
-
     # Steps
 
     def training_step(self, model, inputs, *args, **kwargs):
-        self.note_work(self.describe(inputs))
+        self.begin_work(self.describe(inputs))
         self._new_tokens += self.tokens_in(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._micro_batches.append((inputs, loss))

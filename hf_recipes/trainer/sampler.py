@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler
+
+from hf_recipes.trainer.failures.signals import leave_signals_to_the_run
 
 
 class WholeEpochSampler(Sampler[int]):
@@ -41,6 +44,55 @@ class WholeEpochSampler(Sampler[int]):
         for process in range(self.processes if whole < len(rows) else 0):
             last = rows[whole + process :: self.processes]
             yield from last + [self.padding_row] * (self.batch_size - len(last))
+
+
+class WholeEpochs:
+    """Part of `RunMixin`: the rows of an epoch in the order of a `WholeEpochSampler`, also of a resumed run."""
+
+    _order: Sampler | None = None
+
+    def padding_row(self, row: dict) -> dict:
+        """A row of the training set's columns that is in no loss: it evens out the processes' last batches."""
+        ids = row["input_ids"][:2]
+        values = {"input_ids": ids, "labels": [-100] * len(ids), "seq_lengths": [len(ids)]}
+        return {key: values[key] if key in values else value[:1] for key, value in row.items()}
+
+    def in_order(self, dataset: Dataset, batch_size: int) -> tuple[Dataset, Sampler]:
+        """The rows that a sampler may name, and the sampler, which has a `set_epoch`."""
+        count, processes = len(dataset), self.accelerator.num_processes
+        inner = self._get_train_sampler(dataset)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        order = WholeEpochSampler(inner, processes, batch_size, count, seed)
+        if processes > 1:
+            padding_row = Dataset.from_list([self.padding_row(dataset[0])], features=dataset.features)
+            dataset = concatenate_datasets([dataset, padding_row])
+        return dataset, order
+
+    def _get_dataloader(self, dataset, description, batch_size, sampler_fn=None, is_training=False, **kwargs):
+        if is_training and isinstance(dataset, Dataset):
+            dataset, self._order = self.in_order(dataset, batch_size)
+
+            def sampler_fn(_):
+                return self._order
+
+        loader = super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, **kwargs)
+        seed = loader.worker_init_fn
+
+        def begin(worker: int) -> None:
+            leave_signals_to_the_run()
+            if seed is not None:
+                seed(worker)
+
+        loader.worker_init_fn = begin
+        return loader
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would add one
+            self.control.should_training_stop = True
+            return
+        if self._order is not None:  # accelerate's set_epoch does not reach it through the batches skipped on resuming
+            self._order.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
 
 class GroupSampler(Sampler[int]):

@@ -26,27 +26,30 @@ def names(folder) -> set[str]:
 
 def test_the_record_names_what_its_writer_made_and_nothing_that_came_later(tmp_path):
     folder = OutputFolder(tmp_path, "run")
-    assert folder.is_empty and not folder.is_mine and folder.own() == []
+    assert folder.is_empty and not folder.is_mine and folder.recorded_files() == []
     put(tmp_path, "notes.txt")
     folder.claim(CLAIMS, "launch")
     put(tmp_path, "metrics.json", "checkpoint-3/a/b", "samples/step-1.jsonl", "samples/mine.jsonl")
     own = ["checkpoint-3/a/b", "metrics.json", "samples/step-1.jsonl"]
     killed = OutputFolder(tmp_path, "run")  # its writer has not come to `settle`
     assert (
-        killed.is_mine and killed.record["launch"] == "launch" and killed.own() == own and killed.others(CLAIMS) == []
+        killed.is_mine
+        and killed.record["launch"] == "launch"
+        and killed.recorded_files() == own
+        and killed.others(CLAIMS) == []
     )
 
     folder.settle()
     put(tmp_path, "samples/step-2.jsonl", "checkpoint-4/b", "checkpoint-3/mine")
     later = OutputFolder(tmp_path, "run")
-    assert later.own() == own
+    assert later.recorded_files() == own
     assert later.others(CLAIMS) == ["checkpoint-3/mine", "checkpoint-4/b", "samples/step-2.jsonl"]
     assert not OutputFolder(tmp_path, "evaluation").is_mine
 
     later.clear()
     kept = {"notes.txt", "samples/mine.jsonl", "samples/step-2.jsonl", "checkpoint-4/b", "checkpoint-3/mine", ".run"}
     assert names(tmp_path) == kept and not (tmp_path / "checkpoint-3/a").exists()
-    assert OutputFolder(tmp_path, "run").own() == []
+    assert OutputFolder(tmp_path, "run").recorded_files() == []
 
 
 @pytest.mark.parametrize("is_settled", [True, False])
@@ -104,9 +107,9 @@ def test_no_record(tmp_path):
     put(tmp_path, "old.json", "else.json", "record")
     (tmp_path / ".run").symlink_to(tmp_path / "record")
     folder = OutputFolder(tmp_path, "run", FORMER)
-    assert not folder.is_mine and folder.own() == []
+    assert not folder.is_mine and folder.recorded_files() == []
     folder.adopt()
-    assert folder.own() == ["old.json"]
+    assert folder.recorded_files() == ["old.json"]
 
 
 def test_a_folder_is_held_by_one_and_left_as_it_was(tmp_path):

@@ -30,7 +30,7 @@ from hf_recipes.core.files import remove_abandoned
 from hf_recipes.hub.download import download
 from hf_recipes.publishing import collect_files, push_callback
 from hf_recipes.publishing.redact import hub_names, public_ledger, public_name, public_settings, public_values
-from hf_recipes.trainer.checkpoints import what_is_missing
+from hf_recipes.trainer.checkpoints.whole import what_is_missing
 from hub_server import SHA, TOKEN, point_to, serve
 
 SECRET_ROW = "青霉素过敏者张三"
@@ -583,7 +583,7 @@ def stopped(sft, training, tmp_path, monkeypatch):
         if state.global_step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("hf_recipes.trainer.progress.CurvesCallback.on_step_end", on_step_end, raising=False)
+    monkeypatch.setattr("hf_recipes.trainer.reports.progress.CurvesCallback.on_step_end", on_step_end, raising=False)
 
     def run(*flags):
         code, out, err = sft(*training, *PUSH, "--report_to", "none", *flags)
@@ -638,7 +638,7 @@ def test_what_an_earlier_push_left_is_deleted(hub, source, script, finished_run)
     }
     kept = {"demo.png", "checkpoint-2/model.safetensors", "best/config.json", "me.safetensors", "last-checkpoint.txt"}
     hub.add("me/x", dict.fromkeys([*stale, *kept, "model.safetensors"], b"old"))
-    with collect_files.staged(finished_run, collect_files.Address("me/x")) as folder:
+    with collect_files.upload_folder(finished_run, collect_files.Address("me/x")) as folder:
         (folder / "last-checkpoint").mkdir()
         (folder / "last-checkpoint" / "a").write_text("new")
         push_callback.upload(folder, "me/x", source, replaces=push_callback.REPLACED, revision=None, message="x")
@@ -695,9 +695,9 @@ def test_what_killed_pushes_left_is_removed(finished_run):
     ]
     for name in (dead, alive, elsewhere):
         (finished_run / name).mkdir()
-    with collect_files.staged(finished_run, collect_files.Address("me/x")) as folder:
+    with collect_files.upload_folder(finished_run, collect_files.Address("me/x")) as folder:
         assert folder.parent == finished_run
-        remove_abandoned(finished_run / collect_files.STAGING)
+        remove_abandoned(finished_run / collect_files.UPLOAD)
         assert folder.is_dir()
     assert {path.name for path in finished_run.glob(".publishing*")} == {alive, elsewhere}
 
@@ -767,7 +767,7 @@ def test_the_demo_leaves_another_folder_alone(script, tmp_path):
     ("name", "advice"),
     [
         ("download.py", "the same command resumes where this one stopped"),
-        ("push.py", "the same command goes on: files that are there are not sent again"),
+        ("push.py", "the same command resumes: files that are there are not sent again"),
     ],
 )
 def test_ctrl_c(script, finished_run, monkeypatch, name, advice):
@@ -790,6 +790,6 @@ def test_templates_and_code_of_a_model_go_along(finished_run):
     for name in ("additional_chat_templates/tool_use.jinja", "modeling_own.py", "layers.py"):
         (finished_run / name).parent.mkdir(exist_ok=True)
         (finished_run / name).write_text("x = 1")
-    with collect_files.staged(finished_run, collect_files.Address("me/x")) as folder:
+    with collect_files.upload_folder(finished_run, collect_files.Address("me/x")) as folder:
         assert {"layers.py", "modeling_own.py"} <= {path.name for path in folder.iterdir()}
         assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "x = 1"

@@ -141,7 +141,7 @@ def test_torchrun_restarts_and_the_run_goes_on_by_itself(script, settings, alone
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
     launcher = ["torchrun", "--standalone", "--nproc_per_node", 2, "--max_restarts", 2, "--monitor_interval", 0.2]
     printed = launch([*launcher, deadly, *argv])
-    assert f"going on from {tmp_path}/run/checkpoint-4" in printed
+    assert f"resuming from {tmp_path}/run/checkpoint-4" in printed
     own, expected = weights(tmp_path / "run"), weights(alone[0])
     assert all(torch.allclose(own[key], expected[key], atol=1e-4) for key in expected)
 
@@ -170,7 +170,7 @@ def test_a_process_of_the_second_node_dies_and_both_go_on(script, settings, alon
     deadly.write_text(DIES_ONCE.replace("SCRIPT", script))
     argv = [*settings, "--output_dir", tmp_path / "run", "--per_device_train_batch_size", 4]
     printed = launch(*nodes(deadly, *argv, restarts=2))
-    assert f"going on from {tmp_path}/run/checkpoint-4" in printed
+    assert f"resuming from {tmp_path}/run/checkpoint-4" in printed
     own, expected = weights(tmp_path / "run"), weights(alone[0])
     assert all(torch.allclose(own[key], expected[key], atol=1e-4) for key in expected)
 
@@ -275,6 +275,6 @@ def test_the_slurm_file_stops_queues_itself_again_and_ends(script, settings, alo
     assert process.wait(200) == 0
     assert "stopped by SIGTERM" in log.read_text() and "requeued 4711" in log.read_text()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "going on from" in done.stdout and "requeued" not in done.stdout
+    assert done.returncode == 0 and "resuming from" in done.stdout and "requeued" not in done.stdout
     own, expected = weights(output), weights(alone[0])
     assert all(torch.allclose(own[key], expected[key], atol=1e-4) for key in expected)

@@ -16,7 +16,7 @@ from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, choose_best_by
 from hf_recipes.stages.dpo import REFERENCE_METRICS
 from hf_recipes.stages.kto import KTOArguments
-from hf_recipes.trainer.reference_log_probs import PreferenceLoss
+from hf_recipes.trainer.losses.reference_log_probs import PreferenceLoss
 from preference_runs import make_pairs
 
 SAMPLES = ROOT / "datasets"

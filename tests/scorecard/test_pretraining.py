@@ -102,7 +102,7 @@ def test_row_05_killed_and_resumed_in_a_later_epoch(forks, dropout_model, corpus
     assert run.code != 0
     argv += ["--output_dir", cut, "--resume_from_checkpoint", "true"]
     run = forks.run(*argv, script=SCRIPT, world=world, before=watch(tmp_path / "r"))
-    assert run.code == 0 and "going on from" in run.out, run.err
+    assert run.code == 0 and "resuming from" in run.out, run.err
     assert same(weights(whole), weights(cut))
     figures = [json.loads((folder / "metrics.json").read_text())["train"] for folder in (whole, cut)]
     for name in ("loss", "tokens", "epoch", "sources"):
@@ -228,5 +228,5 @@ def test_row_08_a_signal_to_the_whole_group(forks, model_dir, corpus, tmp_path):
     run.wait_for("step 3/")
     os.killpg(run.pids[0], signal.SIGTERM)
     assert run.wait().code == 0, run.err
-    assert "go on with the same command and --resume_from_checkpoint true" in run.out
+    assert "resume with the same command and --resume_from_checkpoint true" in run.out
     assert list((tmp_path / "run").glob("checkpoint-*"))

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from conftest import same, weights, write_pairs
-from hf_recipes.trainer.checkpoints import what_is_missing
+from hf_recipes.trainer.checkpoints.whole import what_is_missing
 
 ROWS = 40  # with two processes and batches of four, the last of each epoch's rounds is not full with the 38 used here
 
@@ -142,7 +142,7 @@ def test_row_17_zero_saves_what_plain_libraries_load(forks, settings, alone, mod
         run = forks.run(*argv, "--resume_from_checkpoint", "true", world=2)
         assert run.code == 0, run.err
         assert f"{output}/checkpoint-10 is left aside: latest is missing" in run.out
-        assert f"going on from {output}/checkpoint-5" in run.out
+        assert f"resuming from {output}/checkpoint-5" in run.out
         assert same(weights(output), own)
     assert what_is_missing(output / "checkpoint-10") is None
 

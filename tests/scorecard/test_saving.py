@@ -18,7 +18,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.run import finish as finish_module
 from hf_recipes.run.train import _write_first
-from hf_recipes.trainer.checkpoints import find_checkpoint, what_is_missing
+from hf_recipes.trainer.checkpoints.find import find_checkpoint
+from hf_recipes.trainer.checkpoints.whole import what_is_missing
 
 LORA = '{"lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "lora_target_modules": "all-linear"}'
 # Writes a line before each save, so that the moment is known from outside.
@@ -63,7 +64,7 @@ def kill_in_saves(forks, settings, whole, tmp_path, count):
         assert run.code == -9 or "saved 14" in run.out
         run = forks.run(*settings, "--output_dir", output, "--resume_from_checkpoint", "true")
         assert run.code == 0, run.err
-        assert f"going on from {output}/checkpoint-" in run.out
+        assert f"resuming from {output}/checkpoint-" in run.out
         survived += same(weights(output), whole)
         shutil.rmtree(output)
     assert survived == count
@@ -104,7 +105,7 @@ def test_row_02_disk_full_while_saving(forks, settings, whole, tmp_path):
     run = forks.run(*settings, "--output_dir", output, "--save_total_limit", 1, before=FULL)
     assert run.code == 0, run.err
     assert f"checkpoint-8 could not be written to {output}" in run.out
-    assert "checkpoint-4 is whole as before; training goes on" in run.out
+    assert "checkpoint-4 is whole as before; training continues" in run.out
     assert same(weights(output), whole)
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-14"]
     assert not (output / ".saving").exists()
@@ -116,7 +117,7 @@ def test_row_02_disk_full_while_saving(forks, settings, whole, tmp_path):
     for path in output.glob("*.safetensors"):
         path.unlink()
     run = forks.run(*settings, "--output_dir", output, "--resume_from_checkpoint", "true")
-    assert run.code == 0 and f"going on from {output}/checkpoint-4" in run.out
+    assert run.code == 0 and f"resuming from {output}/checkpoint-4" in run.out
     assert same(weights(output), whole)
 
 
@@ -130,7 +131,7 @@ def test_row_02_a_disk_that_is_really_full(settings, tmp_path):
     argv = ["unshare", "-rm", "sh", "-c", command, "sh", *settings, "--output_dir", str(disk / "run")]
     done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120, check=False)
     assert "checkpoint-12 could not be written" in done.stdout, done.stdout + done.stderr
-    assert "checkpoint-8 is whole as before; training goes on" in done.stdout
+    assert "checkpoint-8 is whole as before; training continues" in done.stdout
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
     assert "No space left on device" in done.stderr and "--resume_from_checkpoint true writes the rest" in done.stderr
     assert "checkpoint-8" in done.stdout.splitlines() and "checkpoint-12" not in done.stdout.splitlines()
@@ -153,7 +154,7 @@ def test_row_02_one_of_two_processes_has_a_full_disk(forks, settings, tmp_path):
     argv = [*settings, "--output_dir", output, "--max_steps", 5, "--ddp_timeout", 60]
     run = forks.run(*argv, world=2, before=before)
     assert run.codes == [0, 0], run.err
-    assert "checkpoint-4 could not be written" in run.out and "There is no earlier one; training goes on" in run.out
+    assert "checkpoint-4 could not be written" in run.out and "There is no earlier one; training continues" in run.out
     assert not list(output.glob("checkpoint-*")) and (output / "adapter_model.safetensors").exists()
 
 
@@ -166,7 +167,7 @@ def test_row_02_torch_has_words_of_its_own_for_a_full_disk(forks, settings, tmp_
     run = forks.run(*settings, "--output_dir", output, "--max_steps", 5, before=FULL_LATER.format(rank=0, size=40000))
     assert run.code == 0, run.err
     assert re.search("checkpoint-4 could not be written .*(inline_container|iostream|PytorchStreamWriter)", run.out)
-    assert "There is no earlier one; training goes on" in run.out
+    assert "There is no earlier one; training continues" in run.out
     assert [path.name for path in output.glob("*checkpoint*")] == ["checkpoint-5"]
 
 
@@ -179,12 +180,12 @@ def test_row_29_deepspeed_saves_on_a_full_disk(forks, settings, tmp_path, stage,
     run = forks.run(*argv, world=2, before=FULL_LATER.format(rank=rank, size=6000))
     assert run.codes == [0, 0], run.err
     assert f"checkpoint-4 could not be written to {output}" in run.out
-    assert "checkpoint-2 is whole as before; training goes on" in run.out
+    assert "checkpoint-2 is whole as before; training continues" in run.out
     assert sorted(path.name for path in output.glob("*checkpoint*")) == ["checkpoint-2", "checkpoint-5"]
     assert not (output / ".saving").exists() and what_is_missing(output / "checkpoint-5") is None
     shutil.rmtree(output / "checkpoint-5")
     run = forks.run(*argv, "--resume_from_checkpoint", "true", world=2)
-    assert run.code == 0 and f"going on from {output}/checkpoint-2" in run.out, run.err
+    assert run.code == 0 and f"resuming from {output}/checkpoint-2" in run.out, run.err
 
 
 def test_row_29_the_first_files_of_a_run(tmp_path, monkeypatch):
@@ -226,7 +227,7 @@ def test_row_29_what_is_left_where_the_results_cannot_be_written(tmp_path, monke
 
 def test_row_02_a_disk_too_full_for_curves_and_answers(forks, settings, pairs, tmp_path):
     output = tmp_path / "full"
-    before = "import time\nfrom hf_recipes.trainer import progress\nprogress.CURVES_EVERY = 0\n"
+    before = "import time\nfrom hf_recipes.trainer.reports import progress\nprogress.CURVES_EVERY = 0\n"
     before += NO_ROOM.format(module="matplotlib.figure", owner="Figure", method="savefig")
     before += "import os\nmake = os.makedirs\ndef makedirs(path, *args, **kwargs):\n"
     before += "    return fails() if str(path).endswith('predictions') else make(path, *args, **kwargs)\n"
@@ -234,9 +235,9 @@ def test_row_02_a_disk_too_full_for_curves_and_answers(forks, settings, pairs, t
     argv = [*settings, "--output_dir", output, "--validation_file", pairs / "dev.json", "--eval_steps", 4]
     run = forks.run(*argv, "--max_steps", 8, "--max_target_length", 4, before=before)
     assert run.code == 0, run.err
-    for then in ("training goes on", "weights and metrics.json are whole"):
+    for then in ("training continues", "weights and metrics.json are whole"):
         assert f"curves.png could not be written (No space left on device); {then}" in run.out
-    assert "step-4.jsonl could not be written (No space left on device); training goes on" in run.out
+    assert "step-4.jsonl could not be written (No space left on device); training continues" in run.out
     assert what_is_missing(output / "checkpoint-8") is None and (output / "metrics.json").is_file()
 
 
@@ -256,7 +257,7 @@ def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_pat
         assert find_checkpoint(str(output), "true") == str(older)
         (newest / name).unlink()
         assert "missing" in what_is_missing(newest)
-        with pytest.raises(UserError, match="is missing, so the run could not go on as it was"):
+        with pytest.raises(UserError, match="is missing, so the run could not resume as it was"):
             find_checkpoint(str(output), str(newest))
         (newest / name).write_bytes(kept)
     assert what_is_missing(newest) is None
@@ -268,7 +269,8 @@ def test_row_03_a_checkpoint_with_a_part_missing_or_cut(forks, settings, tmp_pat
 KILL_AT = """
 import importlib, os, signal
 from hf_recipes.run import finish
-from hf_recipes.trainer import base, checkpointing
+from hf_recipes.trainer import base
+from hf_recipes.trainer.checkpoints import save
 def deadly(owner, name, nth, last=""):
     original, calls = getattr(owner, name), 0
     def replacement(*args, **kwargs):
@@ -285,8 +287,8 @@ def deadly(owner, name, nth, last=""):
     ("target", "expected"),
     [
         ("base.RunMixin, 'training_step', 21", "checkpoint-8"),  # in the middle of step 11
-        ("checkpointing, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
-        ("checkpointing.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
+        ("save, 'write_manifest', 2", "checkpoint-4"),  # checkpoint-8 without its list of files
+        ("save.os, 'replace', 1, '/killed/checkpoint-8'", "checkpoint-4"),  # written, not yet in its place
         ("finish, '_write_results', 1", "checkpoint-14"),  # after the last checkpoint, before the results
     ],
     ids=["training", "a save", "before the rename", "before the results"],
@@ -298,7 +300,7 @@ def test_row_04_kill_and_resume(forks, settings, whole, tmp_path, target, expect
     assert run.code == -9, run.err
     run = forks.run(*argv, "--resume_from_checkpoint", "true")
     assert run.code == 0, run.err
-    assert f"going on from {output}/{expected}" in run.out
+    assert f"resuming from {output}/{expected}" in run.out
     assert same(weights(output), whole)
     assert not (output / ".saving").exists()
     assert "step 15" not in run.out
@@ -315,7 +317,7 @@ def test_row_08_ctrl_c_ends_the_run_with_a_checkpoint(forks, settings, whole, tm
     [checkpoint] = output.glob("checkpoint-*")
     step = int(checkpoint.name.split("-")[1])
     assert what_is_missing(checkpoint) is None and 3 <= step < 14
-    assert f"stopped by SIGINT after step {step} of 14; go on with the same command and --resume_from" in run.out
+    assert f"stopped by SIGINT after step {step} of 14; resume with the same command and --resume_from" in run.out
     run = forks.run(*argv, "--resume_from_checkpoint", "true")
     assert run.code == 0 and same(weights(output), whole)
 
@@ -359,11 +361,11 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
         raise IndexError("list index out of range")
 
     monkeypatch.setattr("hf_recipes.run.train.model_card", fail)
-    monkeypatch.setattr("hf_recipes.trainer.trackers.TrackersCallback.finish", fail)
-    monkeypatch.setattr("hf_recipes.trainer.trackers.read_predictions", fail)
+    monkeypatch.setattr("hf_recipes.trainer.reports.trackers.TrackersCallback.finish", fail)
+    monkeypatch.setattr("hf_recipes.trainer.reports.trackers.read_predictions", fail)
     for name in ("plots.draw_curves", "tables.samples"):
         monkeypatch.setattr(f"hf_recipes.evaluation.reports.{name}", fail)
-    monkeypatch.setattr("hf_recipes.trainer.progress.draw_curves", fail)
+    monkeypatch.setattr("hf_recipes.trainer.reports.progress.draw_curves", fail)
     output = tmp_path / "run"
     settings = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", output]
     settings += ["--validation_file", pairs / "dev.json", "--max_target_length", 4, "--max_steps", 2, "--eval_steps", 1]
@@ -372,7 +374,7 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
     reason = "could not be written (IndexError: list index out of range);"
     for what in ("README.md", "curves.png", "the trackers' last entries", "the report"):
         assert f"{what} {reason} weights and metrics.json are whole" in out
-    assert f"eval/samples for the trackers {reason} training goes on" in out
+    assert f"eval/samples for the trackers {reason} training continues" in out
     assert json.loads((output / "metrics.json").read_text())["after"]["loss"] > 0 and weights(output)
 
 

@@ -72,7 +72,7 @@ def test_row_09_the_weights_stay_as_they_were(forks, settings, tmp_path):
     fourth, eighth = (weights(tmp_path / "run-5" / f"checkpoint-{step}") for step in (4, 8))
     assert same(fourth, eighth)
     run = forks.run(*settings, "--output_dir", tmp_path / "run-3", "--resume_from_checkpoint", "true")
-    assert run.code == 0 and "going on from" in run.out and "checkpoint-4" in run.out
+    assert run.code == 0 and "resuming from" in run.out and "checkpoint-4" in run.out
     spoiled = tmp_path / "run-5"  # its log has losses that were no numbers
     run = forks.run(*settings, "--output_dir", spoiled, "--resume_from_checkpoint", "true")
     assert run.code == 0 and "checkpoint-8" in run.out, run.err

@@ -13,7 +13,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_model
-from hf_recipes.trainer.checkpoints import find_checkpoint, what_would_run
+from hf_recipes.trainer.checkpoints.find import find_checkpoint
+from hf_recipes.trainer.checkpoints.untrusted_code import what_would_run
 
 TOKEN = "hf_SecretSecretSecretSecretSecret"
 

@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
-import zstandard
 
 from conftest import tiny_model, write_jsonl
+from hf_recipes.data.files.file_io import zstd
 
 GOOD = {"input": "问题", "target": "回答"}
 
@@ -56,7 +56,7 @@ def test_broken_json_on_line_3_of_5(fails, tmp_path):
 
 
 def test_zst_cut_short(fails, tmp_path):
-    data = zstandard.compress("".join(f'{{"input": "问{i}", "target": "{i * 7919}"}}\n' for i in range(999)).encode())
+    data = zstd.compress("".join(f'{{"input": "问{i}", "target": "{i * 7919}"}}\n' for i in range(999)).encode())
     (tmp_path / "cut.jsonl.zst").write_bytes(data[: len(data) // 2])
     fails("cut.jsonl.zst: the archive is damaged or cut short", "--train_file", tmp_path / "cut.jsonl.zst")
 
@@ -104,7 +104,7 @@ def test_no_target_length(fails):
 def test_output_folder_not_empty(fails, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").touch()
-    fails("the folder is not empty; go on with --resume_from_checkpoint true, start over with --overwrite_output_dir")
+    fails("the folder is not empty; resume with --resume_from_checkpoint true, start over with --overwrite_output_dir")
 
 
 def test_packing_where_rows_would_leak(fails, bloom_dir):

@@ -9,7 +9,7 @@ from conftest import write_pairs
 from hf_recipes.core.errors import UserError
 from hf_recipes.run.output_dir import check_output_dir, check_sources, enter_output_dir, open_folder
 from hf_recipes.stages.sft import SFTArguments
-from hf_recipes.trainer.checkpoints import find_checkpoint
+from hf_recipes.trainer.checkpoints.find import find_checkpoint
 
 
 def test_resume_without_a_checkpoint_begins_and_says_so(tmp_path, capsys):
@@ -51,7 +51,7 @@ def test_overwriting_clears_the_former_run_and_nothing_else(tmp_path):
     put(tmp_path, *mine)
     before = contents(tmp_path)
     for settings in ({}, {"resume_from_checkpoint": "false"}):
-        with pytest.raises(UserError, match="the folder is not empty; go on with --resume_from_checkpoint true"):
+        with pytest.raises(UserError, match="the folder is not empty; resume with --resume_from_checkpoint true"):
             check(tmp_path, **settings)
     with pytest.raises(UserError, match=r"no run recorded config.json as its own, and this one would write there"):
         check(tmp_path, use_lora=False, overwrite_output_dir=True)
@@ -84,7 +84,7 @@ def test_resuming_beside_what_is_in_nobodys_way(tmp_path):
         check(tmp_path, resume_from_checkpoint="true")
     put(tmp_path, "run_config.yaml")
     folder = check(tmp_path, enters=True, resume_from_checkpoint="true")
-    assert folder.own() == sorted((*RUN, "run_config.yaml"))
+    assert folder.recorded_files() == sorted((*RUN, "run_config.yaml"))
 
 
 def test_the_folder_of_a_former_version_is_a_runs(tmp_path):
@@ -169,7 +169,7 @@ def test_a_run_keeps_its_folder_until_it_ends(forks, settings, script, model_dir
     run.signal(signal.SIGKILL)
     assert -signal.SIGKILL in run.wait().codes
     run = forks.run(*argv)
-    assert run.code == 0 and f"going on from {output}/checkpoint-1" in run.out, run.err
+    assert run.code == 0 and f"resuming from {output}/checkpoint-1" in run.out, run.err
     code, _, err = script("evaluate.py", *evaluate, "--overwrite_output_dir")
     assert code == 1 and f"--output_dir {output}: the folder of a training run; name another, or one in it" in err
 

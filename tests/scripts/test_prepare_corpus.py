@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zstandard
 
 from conftest import ROOT, write_jsonl
 
@@ -21,6 +20,7 @@ pytest.importorskip("opencc")
 
 from hf_recipes.corpus import tasks as corpus_tasks
 from hf_recipes.corpus.export import TextShard
+from hf_recipes.data.files.file_io import zstd
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
@@ -63,7 +63,7 @@ def lines(folder: Path) -> list[dict]:
     return [
         json.loads(line)
         for path in sorted(folder.glob("part-*.jsonl.zst"))
-        for line in zstandard.decompress(path.read_bytes(), max_output_size=1 << 24).decode().splitlines()
+        for line in zstd.decompress(path.read_bytes()).decode().splitlines()
     ]
 
 
@@ -90,7 +90,7 @@ def test_sources_become_shards_of_text(prepare, tmp_path):
     write_jsonl(tmp_path / "in" / "wiki" / "a.jsonl", [{"completion": text(i), "source": "wiki"} for i in range(5)])
     (tmp_path / "in" / "wiki" / "b.txt").write_text(f"词条：甲\n{text(5)}\n\n词条：乙\n{text(6)}\n", encoding="utf-8")
     baike = {"title": "茶", "summary": text(7), "sections": [{"title": "史", "content": text(8)}], "id": "tea"}
-    packed = zstandard.compress((json.dumps(baike, ensure_ascii=False) + "\n").encode())
+    packed = zstd.compress((json.dumps(baike, ensure_ascii=False) + "\n").encode())
     (tmp_path / "baike.jsonl.zst").write_bytes(packed)
     inputs = [tmp_path / "in" / "wiki", f"encyclopedia={tmp_path}/baike.jsonl.zst", tmp_path / "qa.jsonl"]
     write_jsonl(tmp_path / "qa.jsonl", [{"question": "一加一？", "answer": "二。"}])
@@ -226,7 +226,7 @@ def test_parts_of_a_file_are_the_whole_file(tmp_path, name):
         content = "".join(
             "\n" * (i % 2) + json.dumps(row, ensure_ascii=False) + "\n" for i, row in enumerate(rows)
         ).encode()
-        content = zstandard.compress(content) if name.endswith("zst") else content
+        content = zstd.compress(content) if name.endswith("zst") else content
     (tmp_path / name).write_bytes(content)
     [source] = find_sources([str(tmp_path / name)], txt=None)
     whole = [record.location for record in read_records(source)]
@@ -390,7 +390,7 @@ def test_what_people_get_wrong(prepare, tmp_path, rows, flags, message):
 
 
 def test_input_that_is_no_corpus(prepare, tmp_path, rows):
-    whole = zstandard.compress("".join(json.dumps({"text": text(i)}) + "\n" for i in range(300)).encode())
+    whole = zstd.compress("".join(json.dumps({"text": text(i)}) + "\n" for i in range(300)).encode())
     (tmp_path / "cut.jsonl.zst").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "long.jsonl").write_text('{"text": "好"}\n{"text": "' + "a" * (17 << 20) + '"}\n', encoding="utf-8")
@@ -482,7 +482,7 @@ def test_programs_stay_programs_when_a_corpus_is_cleaned_again(prepare, tmp_path
     code, _, err = prepare(*again)
     assert code == 0, err
     [path] = (tmp_path / "two" / "code").glob("*.zst")
-    [row] = map(json.loads, zstandard.decompress(path.read_bytes(), max_output_size=1 << 20).decode().splitlines())
+    [row] = map(json.loads, zstd.decompress(path.read_bytes()).decode().splitlines())
     assert row["kind"] == "code" and "ｆ(ｘ)" in row["text"]
 
 

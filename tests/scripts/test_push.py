@@ -213,7 +213,7 @@ def test_a_push_that_broke_off_goes_on(hub, script, train, target, monkeypatch):
     flags = ["--folder", train("sft.py"), "--hub_model_id", "me/it", "--target", target]
     hub.deny["/commit/"] = 503
     code, _, err = script("push.py", *flags)
-    assert code == 1 and err.splitlines()[-1].endswith("; the same command goes on"), err
+    assert code == 1 and err.splitlines()[-1].endswith("; the same command resumes"), err
     sent = len(hub.objects)
     assert sent
     hub.deny.clear()
@@ -228,8 +228,8 @@ def test_a_push_that_broke_off_goes_on(hub, script, train, target, monkeypatch):
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        ("no token", "me/it on HUB: not allowed (401); log in (LOGIN) or set TOKEN; the same command goes on"),
-        ("wrong token", "me/it on HUB: not allowed (401); log in (LOGIN) or set TOKEN; the same command goes on"),
+        ("no token", "me/it on HUB: not allowed (401); log in (LOGIN) or set TOKEN; the same command resumes"),
+        ("wrong token", "me/it on HUB: not allowed (401); log in (LOGIN) or set TOKEN; the same command resumes"),
         ("no right", "not allowed (403): this login may not write to me; use your own name, or log in"),
         ("offline", "me/it on HUB: no connection ("),
     ],

@@ -13,7 +13,7 @@ import torch
 
 from conftest import conversation, json_files, same, tiny_model, weights, write_jsonl
 from hf_recipes.stages.table import STAGES
-from hf_recipes.trainer.checkpoints import BEGUN_WITH, what_is_missing
+from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH, what_is_missing
 
 ANSWERS = ["年龄", "性别不限", "药物，睡眠", "今天天气很好"]
 ALL_WEIGHTS = ("--use_lora", False)
@@ -177,7 +177,7 @@ def test_row_04_a_killed_run_resumes_to_the_same_weights(run, finished, tmp_path
     killed = run(stage, tmp_path / "run", before=SIGNAL.format(step=4, name="SIGKILL"))
     assert killed.code == -9, killed.err
     done = run(stage, tmp_path / "run", "--resume_from_checkpoint", "true")
-    assert done.code == 0 and f"going on from {tmp_path}/run/checkpoint-4" in done.out, done.err
+    assert done.code == 0 and f"resuming from {tmp_path}/run/checkpoint-4" in done.out, done.err
     assert same(weights(finished(stage)), weights(tmp_path / "run"))
 
 
@@ -198,7 +198,7 @@ def test_row_04_the_reference_of_a_resumed_run_is_the_start(run, finished, tmp_p
 def test_row_08_sigterm_ends_a_run_with_a_checkpoint(run, finished, tmp_path, stage):
     stopped = run(stage, tmp_path / "run", "--save_strategy", "no", before=SIGNAL.format(step=2, name="SIGTERM"))
     assert stopped.code == 0, stopped.err
-    assert "stopped by SIGTERM after step 3 of 6; go on with the same command and --resume_from" in stopped.out
+    assert "stopped by SIGTERM after step 3 of 6; resume with the same command and --resume_from" in stopped.out
     [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-3" and what_is_missing(checkpoint) is None
     done = run(stage, tmp_path / "run", "--save_strategy", "no", "--resume_from_checkpoint", "true")

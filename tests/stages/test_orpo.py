@@ -23,7 +23,7 @@ def test_the_loss_is_that_of_the_paper(tokenizer, tmp_path):
     [batch] = trainer.get_train_dataloader()
     model.eval()
     loss = trainer.compute_loss(model, batch, num_items_in_batch=torch.tensor(3)).item()
-    logged = trainer.noted()
+    logged = trainer.logged_means()
 
     found, wins = [], []
     model.double()

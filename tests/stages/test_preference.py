@@ -12,7 +12,7 @@ from hf_recipes.data.arguments import UnpairedArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.stages.dpo import DPOArguments
 from hf_recipes.stages.kto import KTOArguments
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW, PairCollator, UnpairedCollator
+from hf_recipes.trainer.losses.collators import PADDING_ROW, PairCollator, UnpairedCollator
 from preference_runs import ANSWERS, PAIRS, make_kto, make_pairs, stirred
 
 MAKE = {"dpo": make_pairs, "kto": make_kto}

@@ -17,7 +17,7 @@ from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_m
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.stages.pretrain import STAGE, PretrainArguments
 from hf_recipes.stages.pretrain_trainer import collate, step_blocks
-from hf_recipes.trainer.throughput import flops_per_token
+from hf_recipes.trainer.reports.throughput import flops_per_token
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_the_log_and_the_figures(tokenizer, files, tmp_path):
     assert entries[-1]["billion_tokens"] == trainer.state.num_input_tokens_seen / 1e9
     rows = [mixture[index] for index in range(6 * step_blocks(args))]
     assert trainer.state.num_input_tokens_seen == sum(row["tokens"] for row in rows)
-    figures = trainer.figures()["sources"]
+    figures = trainer.training_metrics()["sources"]
     for number, name in enumerate(("news", "wiki")):
         own = [row for row in rows if row["source"] == number]
         assert figures[name]["tokens"] == sum(row["tokens"] for row in own)
@@ -222,7 +222,7 @@ def test_a_number_of_epochs_for_each_source(tokenizer, files, tmp_path):
     news, wiki = (len(source) for source in mixture.sources)
     assert mixture.blocks == round(news / 2) + 2 * wiki
     trainer.train()
-    found = trainer.figures()["sources"]
+    found = trainer.training_metrics()["sources"]
     assert found["news"]["epochs"] == pytest.approx(0.5, abs=0.02) and found["wiki"]["epochs"] == 2
 
 
@@ -231,7 +231,7 @@ def test_what_is_left_out_is_counted(tokenizer, files, tmp_path, streaming):
     settings = {"block_size": 16, "sequence_sample_mode": "truncate", "max_steps": 60, "streaming": streaming}
     trainer, _, _ = built(tiny_model(len(tokenizer)), tokenizer, files[:1], tmp_path, **settings)
     trainer.train()
-    [found] = trainer.figures()["sources"].values()
+    [found] = trainer.training_metrics()["sources"].values()
     whole, _, _ = built(tiny_model(len(tokenizer)), tokenizer, files[:1], tmp_path, max_steps=1)
     [source] = whole.mixture.sources
     lengths = [len(row) for row in np.split(source.shards.tokens[0], source.shards.ends[0])[:-1]]

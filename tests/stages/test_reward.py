@@ -22,7 +22,7 @@ from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.run.model import build_model
 from hf_recipes.stages.reward import STAGE, RewardArguments
-from hf_recipes.trainer.row_mean_loss import PairCollator
+from hf_recipes.trainer.losses.collators import PairCollator
 
 ROWS = [
     {"prompt": f"标准{i}：", "chosen": "年龄" * (i % 3 + 1), "rejected": "药物，睡眠" * (i % 2 + 1)} for i in range(12)

@@ -215,8 +215,8 @@ def draw_bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], what
     width = 0.8 / len(series)
     for index, (label, values) in enumerate(series.items()):
         positions = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
-        drawn = panel.bar(positions, values, width, label=label, color=BLUE if index else "#b8b8b8")
-        panel.bar_label(drawn, fmt="%.2f", fontsize=8)
+        bars = panel.bar(positions, values, width, label=label, color=BLUE if index else "#b8b8b8")
+        panel.bar_label(bars, fmt="%.2f", fontsize=8)
     from matplotlib.font_manager import FontProperties
 
     font = _font("".join(groups))

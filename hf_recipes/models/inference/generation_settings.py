@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-def own_generation_config(
+def generation_config_of(
     arguments: ModelArguments, config: "PretrainedConfig", cache_dir: str | None = None
 ) -> "GenerationConfig":
     """What the model will have as its `generation_config`; no weight is read.

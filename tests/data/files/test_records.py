@@ -5,10 +5,10 @@ import time
 
 import datasets
 import pytest
-import zstandard
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files import file_io
+from hf_recipes.data.files.file_io import zstd
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
 
@@ -53,9 +53,9 @@ def test_a_large_file_that_was_changed_in_place_is_another_one(tmp_path):
         ("objects.json", "\n".join(json.dumps(row, indent=1) for row in ROWS)),
         ("lines.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("gb.jsonl.gz", gzip.compress(LINES.encode("gb18030"), mtime=0)),
-        ("gb.jsonl.zst", zstandard.compress(LINES.encode("gb18030"))),
-        ("lines.jsonl.zst", zstandard.compress(LINES.encode())),
-        ("frames.jsonl.zst", b"".join(zstandard.compress(part.encode()) for part in LINES.splitlines(True))),
+        ("gb.jsonl.zst", zstd.compress(LINES.encode("gb18030"))),
+        ("lines.jsonl.zst", zstd.compress(LINES.encode())),
+        ("frames.jsonl.zst", b"".join(zstd.compress(part.encode()) for part in LINES.splitlines(True))),
         ("table.csv", "input,target\n" + "".join(f"{r['input']},{r['target']}\n" for r in ROWS)),
         ("table.tsv", "input\ttarget\n" + "".join(f"{r['input']}\t{r['target']}\n" for r in ROWS)),
     ],
@@ -156,7 +156,7 @@ def test_a_spoilt_file_is_an_error_that_names_it(tmp_path, name, content, messag
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8, 0.99])
 def test_an_archive_cut_short_is_an_error(tmp_path, ending, share):
     text = "".join(f'{{"text": "{hash((i, "x")):x} 第{i}行"}}\n' for i in range(20_000)).encode()
-    whole = zstandard.compress(text) if ending == "zst" else gzip.compress(text)
+    whole = zstd.compress(text) if ending == "zst" else gzip.compress(text)
     path = write(tmp_path / f"rows.jsonl.{ending}", whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match="damaged or cut short"):
         read(path)
@@ -176,7 +176,7 @@ def test_endless_rows_and_bombs_are_refused_quickly(tmp_path, name):
     elif name == "long.json":
         write(path, b'[{"text": "' + b"a" * size)
     else:
-        write(path, zstandard.compress(b"0" * size) if name.endswith("zst") else gzip.compress(b"0" * size, 1))
+        write(path, zstd.compress(b"0" * size) if name.endswith("zst") else gzip.compress(b"0" * size, 1))
     start = time.monotonic()
     with pytest.raises(UserError, match=r"longer than 16 MiB"):
         read(path)
@@ -188,7 +188,7 @@ def test_endless_rows_and_bombs_are_refused_quickly(tmp_path, name):
 def test_bombs_of_short_lines_are_refused_quickly(tmp_path, line, ending):
     path = tmp_path / f"bomb.jsonl.{ending}"
     block = line * ((1 << 20) // len(line))
-    with (gzip.open if ending == "gz" else zstandard.open)(path, "wb") as file:
+    with (gzip.open if ending == "gz" else zstd.open)(path, "wb") as file:
         for _ in range(400):
             file.write(block)
     start = time.monotonic()
@@ -276,7 +276,7 @@ ENTRIES = "词条：西湖\n在杭州。\n\n十景。\n词条: 茶\n一种饮料
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])
 def test_documents_of_a_text_file(tmp_path, content, txt, rows, name):
     data = content.encode()
-    path = write(tmp_path / name, zstandard.compress(data) if name.endswith("zst") else data)
+    path = write(tmp_path / name, zstd.compress(data) if name.endswith("zst") else data)
     [source] = find_sources([str(path)], txt=txt)
     records = list(read_records(source))
     assert [(int(record.location.rpartition(":")[2]), record.value["text"]) for record in records] == rows

@@ -8,7 +8,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from conftest import tiny_model
-from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
+from hf_recipes.trainer.losses.cpu_lm_head import add_cpu_lm_head
 
 VOCABULARY = 600
 OUTPUTS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")

@@ -14,9 +14,10 @@ from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.evaluation.method import Method, Record
 from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 from hf_recipes.models.inference.forward import batches, evaluating, scored_pass
-from hf_recipes.trainer.cpu_lm_head import add_cpu_lm_head
-from hf_recipes.trainer.reference import REFERENCE, freeze_reference_adapter
-from hf_recipes.trainer.row_mean_loss import PADDING_ROW, RowMeanLoss
+from hf_recipes.trainer.losses.collators import PADDING_ROW
+from hf_recipes.trainer.losses.cpu_lm_head import add_cpu_lm_head
+from hf_recipes.trainer.losses.reference_adapter import REFERENCE, freeze_reference_adapter
+from hf_recipes.trainer.losses.row_mean_loss import RowMeanLoss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,15 +152,15 @@ class PreferenceLoss(Method):
     def __len__(self) -> int:
         return len(self._locations)
 
-    def compute(self, model: "PreTrainedModel", units: Sequence[int], how: BatchOptions) -> list[Record]:
-        trainer, records = self.trainer, [{}] * len(units)
-        size = max(1, how.batch_size // self._sides)
+    def compute(self, model: "PreTrainedModel", items: Sequence[int], options: BatchOptions) -> list[Record]:
+        trainer, records = self.trainer, [{}] * len(items)
+        size = max(1, options.batch_size // self._sides)
         with evaluating(model):
-            for batch in batches([-self._lengths[unit] for unit in units], size, how):
-                rows = [trainer.eval_dataset[units[index]] for index in batch]
+            for batch in batches([-self._lengths[item] for item in items], size, options):
+                rows = [trainer.eval_dataset[items[index]] for index in batch]
                 figures = trainer.evaluate_rows(trainer._prepare_inputs(trainer.data_collator(rows)))
                 for index, values in zip(batch, figures, strict=True):
-                    records[index] = {"location": self._locations[units[index]], **values}
+                    records[index] = {"location": self._locations[items[index]], **values}
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from wandb.proto import wandb_internal_pb2
 
-from hf_recipes.trainer import trackers
+from hf_recipes.trainer.reports import trackers
 
 SECRETS = {"WANDB_API_KEY": "w" * 40, "SWANLAB_API_KEY": "s" * 21, "HF_TOKEN": "hf_" + "e" * 20}
 

@@ -97,5 +97,5 @@ class SkipsNonFinite:
             raise UserError(
                 f"{limit} updates in a row had a {what} that is not finite (--max_nonfinite_steps {limit}); the "
                 "weights and the last checkpoint are as before them. Look at the rows named above, lower "
-                "--learning_rate, or leave --fp16 out, and go on with --resume_from_checkpoint true"
+                "--learning_rate, or leave --fp16 out, and resume with --resume_from_checkpoint true"
             )

@@ -1,4 +1,4 @@
-"""Collators that keep each row's index in the data, and a loss averaged over the rows that are no padding rows."""
+"""Collators of pairs and of single answers that keep each row's index in the data."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from trl.trainer.utils import pad
 
 from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.trainer.base import RunMixin
 
 PADDING_ROW = -1  # the `row` of a padding row, which is in no loss
+
 KL_PREFIX = "KL_"  # TRL's prefix of the names of a mismatched completion: a prompt with another row's answer
 
 
@@ -84,64 +84,3 @@ def side_lengths(rows: Dataset) -> np.ndarray:
     """Tokens of each side of pairs, (2, N): the chosen ones first."""
     table = rows.select_columns([f"{side}_ids" for side in SIDES]).with_format("arrow")[:]
     return np.stack([pc.list_value_length(column).to_numpy() for column in table.columns])
-
-
-class RowMeanLoss(RunMixin):
-    """`RunMixin` for batches of rows, or of pairs of rows, whose indices in `data_rows` are their `row`.
-
-    The loss of an update is the mean over its real rows, and what `note` was given is logged as the mean over those
-    since the last log, however they are spread over batches and processes.
-    """
-
-    loss_is_scaled_for_ga = True  # by the number of the update's rows, in `mean_over_update`
-    columns: tuple[str, ...]  # of the training rows, in addition to `row`
-
-    def __init__(self, *args, **kwargs):
-        self._noted: dict[str, torch.Tensor] = {}  # sum and count by name
-        super().__init__(*args, **kwargs)
-
-    def _set_signature_columns_if_needed(self):
-        self._signature_columns = [*self.columns, "row"]
-
-    def padding_row(self, row):
-        cut = {key: value[:2] if isinstance(value, list) else value for key, value in row.items()}
-        return cut | {"row": PADDING_ROW}
-
-    def tokens_in(self, inputs):
-        mask, row = inputs["attention_mask"], inputs["row"]
-        return int(mask[(row != PADDING_ROW).repeat(len(mask) // len(row))].sum())
-
-    def locations_of(self, batches):
-        rows = {row for inputs in batches for row in inputs["row"].tolist()} - {PADDING_ROW}
-        return [self.data_rows[row]["location"] for row in sorted(rows)] if self.data_rows is not None else []
-
-    def _get_num_items_in_batch(self, batch_samples, device):
-        rows = sum((batch["row"] != PADDING_ROW).sum() for batch in batch_samples).to(device)
-        return self.accelerator.gather(rows).sum() if self.args.world_size > 1 else rows
-
-    def mean_over_update(self, losses: torch.Tensor, num_items_in_batch: torch.Tensor | None) -> torch.Tensor:
-        """This batch's share of the mean, given the losses of its real rows."""
-        count = max(1, len(losses)) if num_items_in_batch is None else num_items_in_batch
-        # num_items_in_batch counts every process's rows, and DDP averages the gradients.
-        return losses.sum() / count * self.accelerator.num_processes
-
-    @torch.no_grad()
-    def note(self, **values: torch.Tensor) -> None:
-        """Add values of real rows, those that are finite, to the next log; the names have to be the same each time."""
-        for name, value in values.items():
-            value = value[value.isfinite()].float()
-            self._noted[name] = self._noted.get(name, 0) + torch.stack([value.sum(), value.new_tensor(len(value))])
-
-    def noted(self) -> dict[str, float]:
-        """The means of the noted values of all processes, which are then forgotten."""
-        noted, self._noted = self._noted, {}
-        if not noted:
-            return {}
-        names = sorted(noted)
-        sums = self.accelerator.reduce(torch.stack([noted[name] for name in names]), "sum").tolist()
-        return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
-
-    def log(self, logs, start_time=None):
-        if "loss" in logs:
-            logs |= self.noted()
-        super().log(logs, start_time)

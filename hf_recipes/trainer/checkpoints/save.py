@@ -9,29 +9,17 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import disk_problem, share_weights, write_json
 from hf_recipes.models.checks.saving import check_saved
-from hf_recipes.trainer.checkpoints import BEGUN_WITH, newest_whole, rotate, sync, write_manifest
+from hf_recipes.trainer.checkpoints.find import newest_whole
+from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH, rotate, sync, write_manifest
 
 SAVING = ".saving"  # folder in which a checkpoint, or the model at the end, is written before it is moved
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """`owner.name` is `value` while this lasts."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:  # it is of the owner's class
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
 
 
 class WholeCheckpoints:
@@ -77,7 +65,7 @@ class WholeCheckpoints:
             return
         save = partial(self.deepspeed.save_checkpoint, save_latest=False)
         # DeepSpeed writes `latest` itself before a barrier, to which a process whose disk is full would not come.
-        with replaced(self.deepspeed, "save_checkpoint", save):
+        with patch.object(self.deepspeed, "save_checkpoint", save):
             super()._save_optimizer_and_scheduler(output_dir)
         if self.is_world_process_zero():
             Path(output_dir, "latest").write_text(f"global_step{self.deepspeed.global_steps}", encoding="utf-8")
@@ -168,7 +156,7 @@ class WholeCheckpoints:
             owners.append((self.deepspeed, "_copy_recovery_script"))
         with ExitStack() as patches:
             for owner, name in owners:
-                patches.enter_context(replaced(owner, name, held(getattr(owner, name))))
+                patches.enter_context(patch.object(owner, name, held(getattr(owner, name))))
             yield
 
     def _report_unsaved(self, name: str, problem: str | None) -> None:
@@ -177,4 +165,4 @@ class WholeCheckpoints:
         reason = problem or "another process could not write"
         earlier = newest_whole(folder)
         kept = f"{earlier.name} is whole as before" if earlier else "There is no earlier one"
-        say(f"{name} could not be written to {folder} ({reason}; {free:,.0f} MB free). {kept}; training goes on")
+        say(f"{name} could not be written to {folder} ({reason}; {free:,.0f} MB free). {kept}; training continues")

@@ -28,7 +28,7 @@ def prediction_path(output_dir: str, step: int, name: str = "") -> str:
 
 
 @contextmanager
-def warn_on_write_error(what: str, then: str = "training goes on") -> Iterator[None]:
+def warn_on_write_error(what: str, then: str = "training continues") -> Iterator[None]:
     """Report any error of what only shows the results, and go on: it must not end the training."""
     try:
         yield

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import same, weights
-from hf_recipes.trainer.reference import REFERENCE
+from hf_recipes.trainer.losses.reference_adapter import REFERENCE
 from preference_runs import make_kto, make_pairs
 
 MAKE = {"dpo": make_pairs, "kto": make_kto}
