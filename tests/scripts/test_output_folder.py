@@ -87,11 +87,13 @@ def test_resuming_beside_what_is_in_nobodys_way(tmp_path):
     assert folder.recorded_files() == sorted((*RUN, "run_config.yaml"))
 
 
-def test_the_folder_of_a_former_version_is_a_runs(tmp_path):
+def test_a_record_that_names_no_files_is_nobodys(tmp_path):
     put(tmp_path, *RUN, "adapter_model.safetensors", "notes.txt")
     (tmp_path / ".run").write_text("host:1234")
-    check(tmp_path, overwrite_output_dir=True, enters=True)
-    assert contents(tmp_path).keys() == {".run", "notes.txt"}
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="no record of whose the files are"):
+        check(tmp_path, overwrite_output_dir=True, enters=True)
+    assert contents(tmp_path) == before
 
 
 def test_a_run_does_not_write_over_what_it_starts_from(tmp_path):
