@@ -101,6 +101,8 @@ def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path,
         if len(built) > config["vocab_size"]:
             raise UserError(f"{source}: {len(built):,} tokens for {config['vocab_size']:,} rows of embeddings")
         built.save_pretrained(partial)
+        if vocabulary.model is not None:
+            (partial / "tokenizer.model").write_bytes(vocabulary.model)
         config |= _token_ids(built)
         _write_config(config, partial)  # which AutoTokenizer reads
         prove(AutoTokenizer.from_pretrained(partial), vocabulary, str(source))

@@ -38,6 +38,7 @@ class Vocabulary:
         encode: texts to ids, by the original library or its algorithm; `decode` is its inverse.
         texts: of the tokens.
         replaced: pieces whose ids other tokens have got.
+        model: a SentencePiece model with the special tokens, which llama.cpp's converter reads.
     """
 
     backend: "Tokenizer"
@@ -45,6 +46,7 @@ class Vocabulary:
     decode: Callable[[Sequence[int]], str]
     texts: list[str]
     replaced: Sequence[str] = ()
+    model: bytes | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def is_chat_model(family: Family, source: Path, config: Mapping[str, Any]) -> bo
 
 
 def build_tokenizer(family: Family, source: Path, is_chat: bool) -> "tuple[PreTrainedTokenizerFast, Vocabulary]":
-    from tokenizers import processors
+    from tokenizers import AddedToken, processors
     from transformers import PreTrainedTokenizerFast
 
     settings = read_json(source / "special_tokens_map.json") | read_json(source / "tokenizer_config.json")
@@ -85,9 +87,15 @@ def build_tokenizer(family: Family, source: Path, is_chat: bool) -> "tuple[PreTr
         roles["eos"] = ends[0]
     if roles.get("pad") in (None, roles.get("eos")) and "unk" in roles:  # the end of a text carries loss, padding none
         roles["pad"] = roles["unk"]
+    added = vocabulary.backend.get_added_tokens_decoder()
+    for role, token in roles.items():
+        if (
+            piece := added.get(ids[token])
+        ) is not None and piece.normalized:  # user-defined
+            roles[role] = AddedToken(token, special=True, normalized=True)
     prefix = family.prefix
     if settings.get("add_bos_token", family.adds_bos) and "bos" in roles:
-        prefix = (roles["bos"],)
+        prefix = (str(roles["bos"]),)
         if template is not None and "bos_token" not in template:
             template = "{{- bos_token }}" + template
     if prefix:
@@ -140,7 +148,9 @@ def _read(family: Family, source: Path, settings: Mapping[str, Any], is_chat: bo
     added = _added_tokens(family, source, settings, len(model.pieces))
     _add_special(model, path, added, family.chat_tokens if is_chat else ())
     replaced = [names[index] for index, token in added.items() if index < len(names) and names[index] != token]
-    return Vocabulary(as_full_tokenizer(model), original.encode, original.decode, texts, replaced)
+    return Vocabulary(
+        as_full_tokenizer(model), original.encode, original.decode, texts, replaced, model.SerializeToString()
+    )
 
 
 def _processor(path: Path):
@@ -173,6 +183,7 @@ def _add_special(model: "ModelProto", path: Path, tokens: Mapping[int, str], cha
     for piece in model.pieces:
         if piece.piece in chat_tokens:
             piece.type = CONTROL
+    model.trainer_spec.vocab_size = len(model.pieces)
 
 
 def _read_tiktoken(source: Path) -> Vocabulary:

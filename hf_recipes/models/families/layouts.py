@@ -236,7 +236,6 @@ INTERNLM = Family(
 {%- endif %}
 """,
     chat_ends=("<eoa>", "</s>"),
-    chat_tokens=("<eoh>", "<eoa>"),
     adds_bos=True,
 )
 INTERNLM2 = Family(

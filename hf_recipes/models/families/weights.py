@@ -161,6 +161,11 @@ def _checked(
     config: Config,
     expected: "Mapping[str, torch.Size]",
 ) -> "dict[str, torch.Tensor]":
+    if not tensor.is_floating_point():
+        raise UserError(
+            f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, as quantized weights do, and only "
+            "floating-point ones are converted; give the checkpoint that it was made from"
+        )
     try:
         values = new_tensors(family, name, tensor, config)
     except (RuntimeError, ValueError):  # rows that cannot be split so
