@@ -208,6 +208,7 @@ FAMILIES = {
                 "4": {"content": "<|im_start|>", "special": True},
             },
         },
+        prefix=False,
         user_defined=("[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_146]"),
     ),
     "chatglm2": Old(GLM_SIZES | {"_name_or_path": "THUDM/chatglm2-6b"}, GLM, inv_freq=GLM_INV_FREQ),

@@ -89,9 +89,7 @@ def build_tokenizer(family: Family, source: Path, is_chat: bool) -> "tuple[PreTr
         roles["pad"] = roles["unk"]
     added = vocabulary.backend.get_added_tokens_decoder()
     for role, token in roles.items():
-        if (
-            piece := added.get(ids[token])
-        ) is not None and piece.normalized:  # user-defined
+        if (piece := added.get(ids[token])) is not None and piece.normalized:  # user-defined
             roles[role] = AddedToken(token, special=True, normalized=True)
     prefix = family.prefix
     if settings.get("add_bos_token", family.adds_bos) and "bos" in roles:

@@ -88,7 +88,7 @@ def as_full_tokenizer(model: "ModelProto") -> "Tokenizer":
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix and user_defined:
         # Added tokens are looked up after normalization, their own text is normalized too, and must stay as it is.
         alone = "|".join(re.escape(piece) for piece in user_defined)
