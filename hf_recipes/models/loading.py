@@ -10,6 +10,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
 from hf_recipes.models.checks.packing import sees_later_tokens
+from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.inference.generation_settings import generation_config_of
 from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 
@@ -37,7 +38,7 @@ def loading_error(error: Exception, name: str) -> UserError:
 
 def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: str | None = None) -> "PretrainedConfig":
     """The model's configuration, before any weight is read; its generation_config.json is checked too."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     name = arguments.model_name_or_path
     if os.path.isdir(name) and not os.path.isfile(os.path.join(name, "config.json")):
@@ -46,9 +47,13 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
             hint = "; it holds an adapter: give its base as --model_name_or_path and this as --peft_path"
         raise UserError(f"{name}: this folder has no config.json{hint}")
     try:
+        values, _ = PreTrainedConfig.get_config_dict(name, revision=arguments.model_revision, cache_dir=cache_dir)
+        refuse_unconverted(name, values, trust_remote_code=trust_remote_code)
         config = AutoConfig.from_pretrained(
             name, revision=arguments.model_revision, trust_remote_code=trust_remote_code, cache_dir=cache_dir
         )
+    except UserError:
+        raise
     except Exception as error:  # a configuration can be wrong in any way, and nothing else happens here
         raise loading_error(error, name) from None
     generation_config_of(arguments, config, cache_dir)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.dates import set_date
+from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.loading import LOADING_ERRORS, loading_error
 from hf_recipes.models.special_tokens import read_special_tokens
 from hf_recipes.models.templates.options import Thinking, choose_template, thinking_options, with_options
@@ -54,6 +55,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    refuse_unconverted(name, trust_remote_code=trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
     except LOADING_ERRORS as error:

@@ -81,7 +81,7 @@ def _hash(path: str) -> str:
 
 def digest(path: str | os.PathLike) -> str:
     """Of a model's folder: a digest of its weights, configuration and tokenizer; of a Hub id, the id."""
-    folder, endings = Path(path), (".safetensors", ".bin", "config.json", ".jinja", ".model")
+    folder, endings = Path(path), (".safetensors", ".bin", "config.json", ".jinja", ".model", ".tiktoken")
     if not folder.is_dir():
         return str(path)
     files = (file for file in folder.iterdir() if file.name.startswith("tokenizer") or file.name.endswith(endings))

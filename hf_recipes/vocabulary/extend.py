@@ -13,9 +13,9 @@ from hf_recipes.core.folders import reserved
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.report import Report
 from hf_recipes.evaluation.reports.terminal import print_report
+from hf_recipes.models.families.from_sentencepiece import FILES, UNIGRAM, find_model, read_model
 from hf_recipes.models.special_tokens import read_special_tokens
 from hf_recipes.models.tokenizer import load_tokenizer
-from hf_recipes.vocabulary import sentencepiece_model as pieces
 from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments
 from hf_recipes.vocabulary.growing import BpeVocabulary, UnigramVocabulary, Vocabulary
 from hf_recipes.vocabulary.report import as_report, measure, token_texts
@@ -44,9 +44,9 @@ def _extend(arguments: ExtendTokenizerArguments, target: Path) -> None:
     )
     if not tokenizer.is_fast:
         raise UserError(f"{name}: its tokenizer is Python code, which is not extended; those with a tokenizer.json are")
-    path = pieces.find_model(name, arguments.cache_dir)
-    model = pieces.read_model(path) if path else None
-    is_unigram = model is not None and model.trainer_spec.model_type == pieces.UNIGRAM
+    path = find_model(name, arguments.cache_dir)
+    model = read_model(path) if path else None
+    is_unigram = model is not None and model.trainer_spec.model_type == UNIGRAM
     kind = UnigramVocabulary if is_unigram else BpeVocabulary
     vocabulary = kind(name, tokenizer.backend_tokenizer, model)
     special = read_special_tokens(arguments.special_tokens, "--special_tokens") if arguments.special_tokens else None
@@ -83,7 +83,7 @@ def save(
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(folder)
-    for former in ("vocab.json", "merges.txt", *pieces.FILES):
+    for former in ("vocab.json", "merges.txt", *FILES):
         (folder / former).unlink(missing_ok=True)
     backend.save(str(folder / "tokenizer.json"))
     if model is not None:

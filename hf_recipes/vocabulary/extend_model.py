@@ -14,6 +14,7 @@ from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.embeddings import initialize_rows
+from hf_recipes.models.families.from_sentencepiece import find_model
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.loading import load_config, load_model
@@ -21,7 +22,6 @@ from hf_recipes.models.new_tokens import write_new_tokens
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.vocabulary.arguments import ExtendModelArguments
 from hf_recipes.vocabulary.extend import EXTENSION
-from hf_recipes.vocabulary.sentencepiece_model import find_model
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import say
+from hf_recipes.models.families.from_sentencepiece import NORMAL, UNIGRAM, all_merges
 from hf_recipes.vocabulary import sentencepiece_model as pieces
 from hf_recipes.vocabulary.bpe import SPACE, Bpe
 from hf_recipes.vocabulary.characters import Joins
@@ -107,7 +108,7 @@ class BpeVocabulary(Vocabulary):
             return
         bpe = Bpe(self.former, self.name)
         pieces.append_pieces(self.model, pieces.falling_scores(self.model, self.tokens), bpe.special, self.first_id)
-        bpe.add(self.tokens, pieces.all_merges(self.tokens, bpe.vocabulary))
+        bpe.add(self.tokens, all_merges(self.tokens, bpe.vocabulary))
         self.backend = bpe.backend
 
 
@@ -132,8 +133,8 @@ class UnigramVocabulary(Vocabulary):
         known = {*self._old, *self.tokens}
         size, flag = count + len(self._old), f"--num_new_tokens {count:,}"
         coverage = max(coverage, LEAST_COVERAGE)
-        trained = train_sentencepiece(sample.texts(), pieces.UNIGRAM, size, coverage, exact=False, flag=flag)
-        new = [piece.piece for piece in trained.pieces if piece.type == pieces.NORMAL and piece.piece not in known]
+        trained = train_sentencepiece(sample.texts(), UNIGRAM, size, coverage, exact=False, flag=flag)
+        new = [piece.piece for piece in trained.pieces if piece.type == NORMAL and piece.piece not in known]
         admitted = [piece for piece in new if len(piece) <= max_length and joins.admit(piece.replace(SPACE, " "))]
         self.tokens += admitted[:count]
         self._say_fewer(len(admitted[:count]), count)

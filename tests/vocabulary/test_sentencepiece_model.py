@@ -8,19 +8,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import ROOT
 from hf_recipes.core.errors import UserError
+from hf_recipes.models.families.from_sentencepiece import BPE, UNIGRAM, all_merges, as_tokenizer, read_model
 from hf_recipes.models.pretokenizers import mixed_texts
 from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments
 from hf_recipes.vocabulary.extend import extend_tokenizer
-from hf_recipes.vocabulary.sentencepiece_model import (
-    BPE,
-    UNIGRAM,
-    PieceGuard,
-    all_merges,
-    as_tokenizer,
-    best_score,
-    read_model,
-    unigram_scores,
-)
+from hf_recipes.vocabulary.sentencepiece_model import PieceGuard, best_score, unigram_scores
 from hf_recipes.vocabulary.train import train_sentencepiece
 
 ENGLISH = ["the cat and the hat", "then there are the others", "a train, a plane; and 2024!"] * 30

@@ -137,9 +137,9 @@ ANSWERS = {
     "</think>我很好。<|im_end|>": "nemotron_3_5_lightning nemotron_3_ultra",
     "\n</think>\n我很好。<|im_end|>": "nemotron_3_nano nemotron_3_super",
     "我很好。<|end|>": "phi3 phi3_5",
-    " 我很好。</s>": "llava_next vicuna",
+    " 我很好。</s>": "chatglm2 chatglm3 llava_next vicuna",
     " 我很好。 </s>": "llama2",
-    "我很好。</s>": "alpaca baichuan glm plain",
+    "我很好。</s>": "alpaca baichuan glm minicpm plain",
 }
 THOUGHTS = {
     f"{THINK}<|END_OF_TURN_TOKEN|>": "cohere",

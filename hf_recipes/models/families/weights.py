@@ -1,0 +1,186 @@
+"""The weight files of an older checkpoint, read as data and written shard by shard in the new layout."""
+
+import json
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import write_json
+from hf_recipes.models.families.layouts import Config, Family
+
+if TYPE_CHECKING:
+    import torch
+
+_INV_FREQ = re.compile(r".*rotary(_pos)?_emb\.inv_freq")
+# The stem of a single file and of the index of several: safetensors first, where a folder has both.
+_FORMATS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    for single, index in _FORMATS:
+        if (folder / index).is_file():
+            names = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+            paths = [folder / name for name in sorted(set(names))]
+            if missing := [path.name for path in paths if not path.is_file()]:
+                raise UserError(f"{folder}: {index} names {', '.join(missing)}, which is not there; download it again")
+            return paths
+        if (folder / single).is_file():
+            return [folder / single]
+    raise UserError(f"{folder}: no weights (model.safetensors, pytorch_model.bin or the index of their shards)")
+
+
+def tensors_of(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
+    """The tensors of a file. Nothing but tensors is unpickled."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(f"{path}: cannot be read ({error}); download it again") from None
+        return
+    try:
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # a file in the format before torch 1.6
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: a pickle with more than tensors in it, which is not loaded") from None
+    except (RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); download it again") from None
+    yield from tensors.items()
+
+
+def new_tensors(
+    family: Family, name: str, tensor: "torch.Tensor", config: Mapping[str, Any]
+) -> "dict[str, torch.Tensor] | None":
+    """What a tensor becomes, by name; None for a name that the family does not have.
+
+    Args:
+        config: the values of the new configuration.
+    """
+    import torch
+
+    if _INV_FREQ.fullmatch(name):
+        return {} if _is_expected(tensor, family, config) else None
+    module, _, kind = name.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None
+    if (new := family.outside.get(module)) is not None:
+        if new == "lm_head" and config["tie_word_embeddings"]:
+            return {}
+        if new == "lm_head" and family.normalized_head:
+            tensor = torch.nn.functional.normalize(tensor.float()).to(tensor.dtype)
+        return {f"{new}.{kind}": tensor}
+    if not (match := re.fullmatch(rf"{re.escape(family.layers)}\.(\d+)\.(.+)", module)):
+        return None
+    new = family.modules.get(match[2])
+    if new is None:
+        return None
+    prefix = f"model.layers.{match[1]}."
+    if isinstance(new, str):
+        return {f"{prefix}{new}.{kind}": tensor}
+    parts = family.split(tensor, config)
+    return {f"{prefix}{part}.{kind}": rows for part, rows in zip(new, parts, strict=True)}
+
+
+def _is_expected(inv_freq: "torch.Tensor", family: Family, config: Mapping[str, Any]) -> bool:
+    """Whether stored rotary frequencies, which may have been rounded to 16 bits, are those of the configuration."""
+    import torch
+
+    theta = family.default_theta or config["rope_parameters"]["rope_theta"]
+    dim = 2 * inv_freq.numel()
+    expected = theta ** -(torch.arange(0, dim, 2, dtype=torch.float) / dim)
+    return torch.allclose(inv_freq.float().flatten(), expected, rtol=1e-2, atol=1e-6)
+
+
+def expected_shapes(config: Config) -> "dict[str, torch.Size]":
+    """The weights that transformers' class of a new configuration has."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    tied = model.all_tied_weights_keys
+    return {name: weight.shape for name, weight in model.state_dict().items() if name not in tied}
+
+
+def convert_weights(family: Family, source: Path, target: Path, config: Config) -> "torch.dtype":
+    """Write a new shard for each old one, and their index.
+
+    Returns:
+        The dtype of the weights.
+
+    Raises:
+        UserError: a tensor or a shape is not the family's, or one is missing.
+    """
+    from safetensors.torch import save_file
+
+    paths, expected = weight_files(source), expected_shapes(config)
+    missing, weight_map, size, dtype = set(expected), {}, 0, None
+    for number, path in enumerate(paths, 1):
+        shard = "model.safetensors" if len(paths) == 1 else f"model-{number:05}-of-{len(paths):05}.safetensors"
+        converted = {}
+        for name, tensor in tensors_of(path):
+            for new, value in _checked(family, path, name, tensor, config, expected).items():
+                if new not in missing:
+                    raise UserError(f"{path}: {name} is in these files twice")
+                missing.remove(new)
+                converted[new] = value.clone()  # rows of one tensor share memory, which safetensors refuses
+                size += value.nbytes
+                dtype = dtype or value.dtype
+        save_file(converted, target / shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(converted, shard)
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"{source}: its files lack weights of {family.name} ({', '.join(sorted(missing)[:3])}{more}, by their new "
+            "names); give a complete checkpoint"
+        )
+    if len(paths) > 1:
+        write_json(
+            target / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
+        )
+    return dtype
+
+
+def _checked(
+    family: Family,
+    path: Path,
+    name: str,
+    tensor: "torch.Tensor",
+    config: Config,
+    expected: "Mapping[str, torch.Size]",
+) -> "dict[str, torch.Tensor]":
+    if not tensor.is_floating_point():
+        raise UserError(
+            f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, as quantized weights do, and only "
+            "floating-point ones are converted; give the checkpoint that it was made from"
+        )
+    try:
+        values = new_tensors(family, name, tensor, config)
+    except (RuntimeError, ValueError):  # rows that cannot be split so
+        raise UserError(_misfit(family, path, name, tensor)) from None
+    if values is None or any(new not in expected for new in values):
+        raise UserError(
+            f"{path}: {family.name} has no tensor {name} of shape {list(tensor.shape)}; nothing is converted"
+        )
+    if any(value.shape != expected[new] for new, value in values.items()):
+        raise UserError(_misfit(family, path, name, tensor))
+    return values
+
+
+def _misfit(family: Family, path: Path, name: str, tensor: "torch.Tensor") -> str:
+    return (
+        f"{path}: {name} has the shape {list(tensor.shape)}, which does not fit the sizes in config.json of this "
+        f"{family.name}; nothing is converted"
+    )
