@@ -80,6 +80,7 @@ def columns_of(data: "DataArguments") -> Columns:
         label=getattr(data, "label_column", None),
         threshold=getattr(data, "label_threshold", None),
         low=getattr(data, "label_low", None),
+        ignored=tuple(data.ignore_columns or ()),
     )
 
 
@@ -93,4 +94,7 @@ def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Da
     if not len(readable):
         ledger.check(data.max_drop_ratio)
     tokenized = tokenize_dataset(readable, encoder, data.preprocessing_num_workers)
-    return readable, tokenized, ledger.add_all(*row_statuses(tokenized))
+    # What was done to a row when it was read, and what when it was tokenized.
+    for location, before, after in zip(*row_statuses(readable), row_statuses(tokenized)[1], strict=True):
+        ledger.add(location, *((after,) if is_dropped(after) else (before, after)))
+    return readable, tokenized, ledger

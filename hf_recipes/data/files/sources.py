@@ -17,6 +17,16 @@ SUFFIXES = (*TEXT_SUFFIXES, *(s + z for s in TEXT_SUFFIXES for z in COMPRESSED),
 ENDINGS = ("json", "jsonl", "csv", "tsv", "txt", "parquet", "gz", "zst", "zip", "xlsx")  # of paths, not of Hub ids
 
 
+NAMES = {
+    "gb18030": "GB18030",
+    "cp932": "Shift-JIS (cp932)",
+    "big5hkscs": "Big5",
+    "euc_jis_2004": "EUC-JP",
+    "cp949": "EUC-KR (cp949)",
+    "utf-16": "UTF-16",
+}
+
+
 @dataclass(frozen=True)
 class Source:
     """A file, or a split of a Hub data set, with the digest of its content (so that no cache can go stale)."""
@@ -27,6 +37,11 @@ class Source:
     split: str | None = None
     cache_dir: str | None = None
     txt: str = "lines"
+
+    @property
+    def encoding_text(self) -> str:
+        """The encoding in words; empty for UTF-8."""
+        return "" if self.encoding.startswith("utf-8") else f"{NAMES.get(self.encoding, self.encoding)} text"
 
 
 def find_sources(
