@@ -18,7 +18,7 @@ from hf_recipes.core import ledger
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
-from hf_recipes.data.files import file_io, records, sources
+from hf_recipes.data.files import encodings, file_io, records, sources
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import Source, find_sources
 from hf_recipes.data.schemas import chat, columns, conversation, detection, documents, preference, registry
@@ -52,6 +52,7 @@ def load_examples(
     form: str = "messages",
     cache_dir: str | None = None,
     split: str = "train",
+    encoding: str | None = None,
 ) -> Dataset:
     """Read `specs` (files, globs, folders, Hub ids) into examples of `form`: messages, preference, unpaired or text.
 
@@ -62,7 +63,7 @@ def load_examples(
     `Ledger.add_all` counts them. The schema and encoding detected of each source are printed.
     """
     files = []
-    for source in find_sources(specs, split, cache_dir):
+    for source in find_sources(specs, split, cache_dir, encoding=encoding):
         schema = schema_of(source, columns or Columns())
         if schema.form != form:
             raise UserError(
@@ -74,7 +75,7 @@ def load_examples(
     key = fingerprint(
         [[f.path, f.digest, f.encoding, schema.name, asdict(schema.columns)] for f, schema in files],
         form,
-        code=(ledger, file_io, sources, records, *SCHEMA_CODE),
+        code=(ledger, encodings, file_io, sources, records, *SCHEMA_CODE),
     )
     root = cache_root(cache_dir)
     path = root / "hf_recipes_examples" / f"{key}.arrow"
@@ -98,7 +99,7 @@ def described(source: Source, schema: Schema) -> str:
     details = [f"schema {schema.name}"]
     if schema.form == "preference" and columns.chosen not in (None, "chosen"):
         details.append(f"chosen by {columns.chosen!r}")
-    elif columns.prompt:
+    elif columns.prompt and schema.form != "text":
         question = f"{columns.prompt} + {columns.context}" if columns.context else columns.prompt
         details[0] += f" ({question} → {columns.response})" if columns.response else f" ({question})"
     details += [f"labels from {columns.label!r}"] if columns.label else []

@@ -46,9 +46,10 @@ def prepare_rows(
 def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages") -> dict[str, Dataset]:
     """The examples called ``train`` and, where there are any, ``validation``; see `load_examples`."""
     columns = columns_of(data)
-    splits = {"train": load_examples(data.train_file, columns, form, data.cache_dir)}
+    settings = {"form": form, "cache_dir": data.cache_dir, "encoding": data.encoding}
+    splits = {"train": load_examples(data.train_file, columns, **settings)}
     if data.validation_file:
-        splits["validation"] = load_examples(data.validation_file, columns, form, data.cache_dir, split="validation")
+        splits["validation"] = load_examples(data.validation_file, columns, split="validation", **settings)
     elif data.validation_split_percentage:
         splits["train"], splits["validation"] = hold_out(splits["train"], data.validation_split_percentage, args.seed)
         held, rest = len(splits["validation"]), len(splits["train"])

@@ -1,7 +1,6 @@
 """Rows of questions and answers, and of conversations, as `messages`."""
 
 from dataclasses import replace
-from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.columns import Columns, Example, Row, answer_of, is_empty, optional, text_of
@@ -58,10 +57,12 @@ UNWANTED = (
 )
 # Columns that usually carry meaning: a run whose examples do not show them stops.
 MEANINGFUL = frozenset(
-    (*SYSTEM_COLUMNS, *TOOLS_COLUMNS, *HISTORY_COLUMNS, *CONTEXT_COLUMNS, *THOUGHTS_KEYS, *UNWANTED, *MESSAGE_COLUMNS)
-    + ("instruction", "question", "query", "problem", "documents", "answers")
-) - {"data", "chat"}
-
+    {
+        *(*SYSTEM_COLUMNS, *TOOLS_COLUMNS, *HISTORY_COLUMNS, *CONTEXT_COLUMNS, *THOUGHTS_KEYS, *UNWANTED),
+        *(*MESSAGE_COLUMNS, "instruction", "question", "query", "problem", "documents", "answers"),
+    }
+    - {"data", "chat"}
+)
 WITHOUT_LOSS = "turns without loss, by {!r}"
 NOT_TRAINED = "{!r} of a turn that is not the assistant's has no effect"
 
@@ -124,9 +125,7 @@ def fill_surroundings(columns: Columns, row: Row) -> Columns:
     )
 
 
-def make_conversation(
-    messages: list[Message], row: Row, columns: Columns, remarks: tuple[str, ...] = ()
-) -> Example:
+def make_conversation(messages: list[Message], row: Row, columns: Columns, remarks: tuple[str, ...] = ()) -> Example:
     """The example of `messages` with the system turn, tools and thoughts that `row` has in other columns."""
     marks = {(message.get("weight") == 0, message.pop("mark")): None for message in messages if "mark" in message}
     tools = optional(row, columns.tools)
@@ -147,7 +146,10 @@ def make_conversation(
     if marks and columns.reads == "examples":
         if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
             raise RowProblem(f"no turn carries loss: {', '.join(repr(key) for _, key in marks)}")
-        remarks = (*remarks, *(WITHOUT_LOSS.format(key) if without else NOT_TRAINED.format(key) for without, key in marks))
+        remarks = (
+            *remarks,
+            *(WITHOUT_LOSS.format(key) if without else NOT_TRAINED.format(key) for without, key in marks),
+        )
     link_results(messages)
     example: Example = {"messages": messages}
     if tools is not None and (described := read_tools(tools)):
@@ -206,7 +208,7 @@ def from_prompt_response(row: Row, columns: Columns) -> Example:
 def read_prompt_and_completion(row: Row, columns: Columns) -> tuple[list[Message], list[Message]] | None:
     """Prompt and completion, where they are lists of messages (TRL's conversational form); an answer may be text."""
     prompt = row.get(columns.prompt)
-    if not isinstance(prompt, list):
+    if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
         return None
     completion = row.get(columns.response)
     if columns.reads == "prompts" and is_empty(completion):

@@ -239,7 +239,9 @@ def _spoken(texts: list, column: str) -> list[Message]:
 def _moss_turns(turns: Mapping[str, Any]) -> list[Message]:
     """The numbered turns of moss-003-sft-data, whose texts are between marks, with ``None`` for nothing."""
     messages: list[Message] = []
-    for name in sorted(turns, key=lambda name: int(name.rpartition("_")[2]) if name.rpartition("_")[2].isdigit() else 0):
+    for name in sorted(
+        turns, key=lambda name: int(name.rpartition("_")[2]) if name.rpartition("_")[2].isdigit() else 0
+    ):
         texts = {key: _MOSS_MARKS.sub("", value) for key, value in turns[name].items() if isinstance(value, str)}
         texts = {key: "" if text in ("None", "null") else text for key, text in texts.items()}
         thoughts = texts.get("Inner Thoughts", "").strip()

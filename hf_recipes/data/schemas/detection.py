@@ -72,7 +72,7 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
 
 
 def is_meaningful(name: Any, columns: Columns) -> bool:
-    """Whether a column usually carries meaning for what the rows are read as; other thoughts than those named do not."""
+    """Whether a column usually carries meaning for what the rows are read as."""
     name = str(name).lower()
     if name in THOUGHTS_KEYS and (columns.thoughts or columns.reads == "prompts"):
         return False
@@ -164,7 +164,9 @@ class RowConverter:
     def _schema_of(self, row: Row) -> Schema:
         """The file's schema with the columns of `row`, or that of `row`, where it is another one."""
         filled = _without_empty(row)
-        kind = kind_of({name: value for name, value in filled.items() if name not in self.columns.ignored}, self.columns)
+        kind = kind_of(
+            {name: value for name, value in filled.items() if name not in self.columns.ignored}, self.columns
+        )
         try:
             own = detect_schema(row, self.columns, self.path) if kind else None
         except UserError:
