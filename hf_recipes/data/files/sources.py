@@ -66,7 +66,8 @@ def find_sources(
 ) -> list[Source]:
     """Expand files, globs, folders (recursively, in sorted order) and Hub ids.
 
-    A file that is reached twice is read once. In a folder with files of several splits (``train.jsonl``, ``dev.jsonl``), only those of `split` are read.
+    A file that is reached twice is read once. In a folder with files of several splits (``train.jsonl``,
+    ``dev.jsonl``), only those of `split` are read.
 
     Args:
         split: the one to read of a Hub id ``owner/name``; ``owner/name:split`` names it itself.

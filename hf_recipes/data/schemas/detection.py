@@ -7,11 +7,12 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.chat import MEANINGFUL, UNWANTED
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty
+from hf_recipes.data.schemas.columns import Columns, Example, Row, Schema, is_empty
 from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 
 FLAGS = {"prompt": "--prompt_column", "response": "--response_column", "history": "--history_column"}
+TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
 
 
 class _ReadRow(dict):
@@ -56,9 +57,10 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     if not any(examples):
         read = set(_merged(rows))
     names = list(dict.fromkeys(name for row in rows for name in row))
+    has_turns = TURNS.intersection((schema.name, schema.columns.schema))
     for field, flag in FLAGS.items():
         name = getattr(columns, field)
-        if name not in (None, NO_COLUMN) and name not in read:
+        if name and (name not in read or getattr(schema.columns, field) != name or has_turns):
             raise UserError(f"{path}: {flag} {name!r} has no effect on the schema {schema.name}; leave it out")
     unused = [name for name in names if name not in read and name not in (*META_COLUMNS, "source")]
     for name in (name for name in unused if is_meaningful(name, columns)):
