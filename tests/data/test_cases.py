@@ -83,8 +83,7 @@ THOUGHTS = {
     "reasoning_key.jsonl": "7+3=10，还剩 5，合起来 15。",
 }
 SAID = {
-    "r1_110k.jsonl": "columns not used: repo_name, prompt_tokens_len, reasoning_content_tokens_len, content_tokens_len, "
-    "score",
+    "r1_110k.jsonl": "; columns not used: repo_name, prompt_tokens_len, reasoning_content_tokens_len, ",
     "thinking_key.jsonl": "columns not used: reasoning_language, developer, user, analysis, final",
     "firefly_kind.jsonl": "columns not used: kind",
     "gb18030.csv": "GB18030 text; columns not used: department, title",

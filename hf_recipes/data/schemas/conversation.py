@@ -148,13 +148,13 @@ def read_turns(turns: Any, column: str) -> list[Message]:
     if not all(isinstance(turn, dict) for turn in turns):
         raise RowProblem(f"{column!r} is not a list of turns")
     messages: list[Message] = []
-    before = None
+    before, text_keys = None, TEXT_KEYS.get(role_key, ())
     for turn in turns:
-        text_key = next((key for key in TEXT_KEYS[role_key] if key in turn), None)
+        text_key = text_keys[0] if text_keys[0] in turn else next((key for key in text_keys if key in turn), None)
         if role_key not in turn or (text_key is None and not turn.get("tool_calls")):
-            raise RowProblem(f"a turn without {role_key!r} and {TEXT_KEYS[role_key][0]!r}")
+            raise RowProblem(f"a turn without {role_key!r} and {text_keys[0]!r}")
         name = turn[role_key]
-        role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+        role = (ROLES.get(name) or ROLES.get(name.strip().lower())) if isinstance(name, str) else None
         if role is None:
             raise RowProblem("unknown role", repr(name))
         message = _message(turn, role, turn.get(text_key))

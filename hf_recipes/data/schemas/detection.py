@@ -134,14 +134,15 @@ class RowConverter:
             UserError: it leaves out a column that usually carries meaning.
         """
         names = tuple(row)
-        if names in self._watched:
+        watched = self._watched.get(names)
+        if watched is not None:
             example = self.convert(row, columns)
         else:
             read = set(self._read)
             example = self.convert(_ReadRow(row, read), columns)
             unused = [name for name in names if name not in read and name not in self.columns.ignored]
-            self._watched[names] = [name for name in unused if is_meaningful(name, self.columns)]
-        for name in self._watched[names]:
+            watched = self._watched[names] = [name for name in unused if is_meaningful(name, self.columns)]
+        for name in watched:
             if not is_empty(row[name]) and not is_shown(row[name], example):
                 raise _lost(self.path, self.schema, name)
         return example
