@@ -46,6 +46,7 @@ def main() -> None:
         text_as=args.text_as,
         max_source_length=min(filter(None, (budget, args.max_source_length)), default=None),
         cache_dir=args.cache_dir,
+        encoding=args.encoding,
     )
     step = Predict(reader, decoding, args.batch_size, args.prediction_column)
     settings = predict_settings(args, model_args, decoding, reader, config)

@@ -18,6 +18,10 @@ class CorpusArguments(ExecutorArguments):
     schema: str | None = setting(f"Shape of the rows ({', '.join(DOCUMENT_SCHEMAS)}); detected by default.")
     prompt_column: str | None = setting("Column of the text, or of the question.")
     response_column: str | None = setting("Column of the answer.")
+    ignore_columns: list[str] | None = setting(
+        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+    )
+    encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
     txt_documents: Literal["lines", "blank", "entry"] | None = setting(
         "Documents of a .txt file: lines, separated by blank lines, or 词条： entries; detected by default."
     )

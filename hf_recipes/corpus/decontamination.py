@@ -35,7 +35,7 @@ def index_evaluation(specs: Sequence[str], size: int, folder: Path, repairs: Seq
     """Write the n-grams of every text in evaluation files of any schema, as `NGramsDecontFilter` reads them."""
     hash_of = create_hash_func(NGramsDecontConfig().hash_config)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, source in enumerate(find_sources(specs), 1):
+    for number, source in enumerate(find_sources(specs, all_splits=True), 1):
         hashes, short, rows = set(), 0, 0
         for record in read_records(source):
             rows += 1

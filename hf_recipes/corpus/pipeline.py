@@ -60,12 +60,19 @@ def prepare_corpus(
     work = out.resolve() / ".work"
     encoder = DocumentEncoder(tokenizer, args.document_end_token) if args.tokenize else None
     corpora = _find_sources(args)
-    columns = Columns(schema=args.schema, prompt=args.prompt_column, response=args.response_column)
+    columns = Columns(
+        schema=args.schema,
+        prompt=args.prompt_column,
+        response=args.response_column,
+        ignored=tuple(args.ignore_columns or ()),
+    )
     readers = [[open_reader(source, columns) for source in corpus.files] for corpus in corpora]
     print_plan(corpora, readers)
     settings = {name: value for name, value in recorded.items() if name not in CHANGEABLE}
     settings["tokenizer"] = encoder.settings["tokenizer"] if encoder else None
-    files = [source for corpus in corpora for source in corpus.files] + find_sources(args.decontaminate or [])
+    files = [source for corpus in corpora for source in corpus.files] + find_sources(
+        args.decontaminate or [], all_splits=True
+    )
     inputs = {source.path: f"{source.digest} {source.encoding}" for source in files}
     state = {"settings": settings, "inputs": inputs}
     with writing(f"--output_dir {out}", RESUME_HINT), corpus_folder(out, work, state, args.overwrite_output_dir):
@@ -107,7 +114,7 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 
 def _find_sources(args: CorpusArguments) -> list[Corpus]:
-    options = {"cache_dir": args.cache_dir, "txt": args.txt_documents}
+    options = {"cache_dir": args.cache_dir, "txt": args.txt_documents, "encoding": args.encoding}
     corpora = find_corpora(args.input_files, sniff=True, **options)
     sizes = [os.path.getsize(source.path) for corpus in corpora for source in corpus.files if source.split is None]
     if sum(sizes) <= MAX_DIGESTED:

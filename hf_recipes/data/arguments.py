@@ -17,6 +17,10 @@ class SourceArguments:
     validation_file: list[str] | None = setting("The same to evaluate on; of a Hub id, its validation split.")
     schema: str | None = setting("Shape of the rows (see datasets/README.md); detected from the columns by default.")
     prompt_column: str | None = setting("Column of the question, or of the text.")
+    ignore_columns: list[str] | None = setting(
+        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+    )
+    encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
     max_drop_ratio: Share = setting("Stop when more than this share of the rows cannot be used.", 0.01)
     preprocessing_num_workers: PositiveInt | None = setting("Processes that tokenize.")
     cache_dir: str | None = setting("Where downloads and tokenized data are cached.")

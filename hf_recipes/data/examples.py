@@ -18,13 +18,14 @@ from hf_recipes.core import ledger
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
-from hf_recipes.data.files import file_io, records, sources
+from hf_recipes.data.files import encodings, file_io, records, sources
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import Source, find_sources
-from hf_recipes.data.schemas import chat, columns, conversation, documents, preference, registry
+from hf_recipes.data.schemas import chat, columns, conversation, detection, documents, preference, registry
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Schema
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
-from hf_recipes.data.schemas.registry import detect_schema, metadata
+from hf_recipes.data.schemas.detection import schema_of_rows
+from hf_recipes.data.schemas.registry import metadata
 
 FEATURES = {
     "messages": Features({"messages": Json(), "tools": Json()}),
@@ -33,7 +34,7 @@ FEATURES = {
     "text": Features({"text": Value("string")}),
 }
 SNIFFED_ROWS = 100  # the first, which decide a file's schema
-SCHEMA_CODE = (chat, columns, conversation, documents, preference, registry)  # for `fingerprint`
+SCHEMA_CODE = (chat, columns, conversation, detection, documents, preference, registry)  # for `fingerprint`
 COMMON = Features({"meta": Json(), "location": Value("string"), "status": Value("string")})
 
 
@@ -51,6 +52,7 @@ def load_examples(
     form: str = "messages",
     cache_dir: str | None = None,
     split: str = "train",
+    encoding: str | None = None,
 ) -> Dataset:
     """Read `specs` (files, globs, folders, Hub ids) into examples of `form`: messages, preference, unpaired or text.
 
@@ -61,24 +63,19 @@ def load_examples(
     `Ledger.add_all` counts them. The schema and encoding detected of each source are printed.
     """
     files = []
-    for source in find_sources(specs, split, cache_dir):
+    for source in find_sources(specs, split, cache_dir, encoding=encoding):
         schema = schema_of(source, columns or Columns())
         if schema.form != form:
             raise UserError(
                 f"{source.path}: its schema is {schema.name}, which makes {schema.form} examples; this stage learns "
                 f"from {form} examples (name the columns, or choose --schema)"
             )
-        read = schema.columns
-        detail = f" ({read.prompt} → {read.response})" if read.response else ""
-        detail += f", labels from {read.label!r}" if read.label else ""
-        detail += f", thoughts from {thoughts} (--thoughts_column)" if (thoughts := thoughts_from(read)) else ""
-        detail += ", GB18030 text" if source.encoding == "gb18030" else ""
-        say(f"{source.path}: schema {schema.name}{detail}")
+        say(f"{source.path}: {described(source, schema)}")
         files.append((source, schema))
     key = fingerprint(
         [[f.path, f.digest, f.encoding, schema.name, asdict(schema.columns)] for f, schema in files],
         form,
-        code=(ledger, file_io, sources, records, *SCHEMA_CODE),
+        code=(ledger, encodings, file_io, sources, records, *SCHEMA_CODE),
     )
     root = cache_root(cache_dir)
     path = root / "hf_recipes_examples" / f"{key}.arrow"
@@ -94,6 +91,25 @@ def load_examples(
                     _store(path, Features({**FEATURES[form], **COMMON}), _generate(files, form))
             dataset = _open(path, key)
     return dataset
+
+
+def described(source: Source, schema: Schema) -> str:
+    """What is read of a file, and what of it is not."""
+    columns = schema.columns
+    details = [f"schema {schema.name}"]
+    if schema.form == "preference" and columns.chosen not in (None, "chosen"):
+        details.append(f"chosen by {columns.chosen!r}")
+    elif columns.prompt and schema.form != "text":
+        question = f"{columns.prompt} + {columns.context}" if columns.context else columns.prompt
+        details[0] += f" ({question} → {columns.response})" if columns.response else f" ({question})"
+    details += [f"labels from {columns.label!r}"] if columns.label else []
+    details += [f"thoughts from {thoughts} (--thoughts_column)"] if (thoughts := thoughts_from(columns)) else []
+    names = (columns.system, columns.tools, columns.history)
+    others = [repr(name) for name in names if name is not None]
+    details += [f"with {', '.join(others)}"] if others else []
+    details += [source.encoding_text] if source.encoding_text else []
+    text = ", ".join(details)
+    return f"{text}; columns not used: {', '.join(map(str, schema.unused))}" if schema.unused else text
 
 
 def thoughts_from(columns: Columns) -> str:
@@ -123,14 +139,14 @@ def _store(path: Path, features: Features, rows: Iterable[dict]) -> None:
 
 def schema_of(source: Source, columns: Columns) -> Schema:
     """The schema of the first `SNIFFED_ROWS` rows taken together: of each column, the first value that is not empty."""
-    problems, merged = [], {}
+    problems, rows = [], []
     for record in islice(read_records(source), SNIFFED_ROWS):
         if record.value is None:
             problems.append(f"{record.location}: {shown(record.problem)}")
         else:
-            merged |= {name: value for name, value in record.value.items() if not merged.get(name)}
-    if merged:
-        return detect_schema(merged, columns, source.path)
+            rows.append(record.value)
+    if any(rows):
+        return schema_of_rows(rows, columns, source.path)
     raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[:MAX_LOCATIONS]]))
 
 
@@ -142,7 +158,10 @@ def _generate(files: list[tuple[Source, Schema]], form: str) -> Iterator[dict]:
             problem, action = record.problem, "dropped"
             if problem is None:
                 try:
-                    row.update(schema.to_example(record.value))
+                    example = schema.to_example(record.value)
+                    if remarks := example.pop("remarks", None):
+                        row["status"] = row_status(KEPT, ", ".join(remarks))
+                    row.update(example)
                     row["meta"] = metadata(record.value) or None
                 except RowProblem as error:
                     problem, action = error.reason, FILTERED if isinstance(error, FilteredRow) else "dropped"

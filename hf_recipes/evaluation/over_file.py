@@ -40,6 +40,10 @@ class FileArguments:
     response_column: str | None = setting("Column of the answer.")
     history_column: str | None = setting("Column of earlier [question, answer] pairs.")
     system_prompt: str | None = setting("System turn for rows that have none.")
+    ignore_columns: list[str] | None = setting(
+        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+    )
+    encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
     trust_remote_code: bool = setting("Run code that comes with the model.", False)
     cache_dir: str | None = setting("Where downloads are cached.")
 
@@ -50,7 +54,14 @@ class FileArguments:
 
     @property
     def columns(self) -> Columns:
-        return Columns(self.schema, self.prompt_column, self.response_column, self.history_column, self.system_prompt)
+        return Columns(
+            schema=self.schema,
+            prompt=self.prompt_column,
+            response=self.response_column,
+            history=self.history_column,
+            system_prompt=self.system_prompt,
+            ignored=tuple(self.ignore_columns or ()),
+        )
 
 
 class Step(Protocol):

@@ -56,7 +56,7 @@ class AnswerReader:
     def __init__(self, args: ScoreArguments, tokenizer: "PreTrainedTokenizerBase", max_length: int | None):
         self.max_length, self._encoder = max_length, ChatEncoder(tokenizer, train_on="last", keep_rest=True)
         self.files = []
-        for source in find_sources(args.input_file, "test", args.cache_dir):
+        for source in find_sources(args.input_file, "test", args.cache_dir, encoding=args.encoding):
             schema = schema_of(source, args.columns)
             if schema.form == "text":
                 raise UserError(f"{source.path}: rows of text have no answer to score; name the columns or --schema")

@@ -81,7 +81,7 @@ def _thoughts_columns(context: InspectContext) -> Iterator[tuple[str, str]]:
     data = context.data_args
     if context.stage.data_form not in ("messages", "preference", "unpaired"):
         return
-    for source in find_sources(data.train_file, "train", data.cache_dir, sniff=True):
+    for source in find_sources(data.train_file, "train", data.cache_dir, sniff=True, encoding=data.encoding):
         if names := thoughts_from(schema_of(source, columns_of(data)).columns):
             yield source.path, names
 

@@ -128,10 +128,10 @@ def _stages_of_rows(data) -> tuple[str, str, list[str]]:
     _, path = next(named_paths(data.train_file[0]))
     if os.path.isfile(os.path.join(path, SHARDS)):
         return path, "token shards", _stages_made_for("text")
-    columns = Columns(schema=data.schema, prompt=data.prompt_column)
+    columns = Columns(schema=data.schema, prompt=data.prompt_column, ignored=tuple(data.ignore_columns or ()))
     if isinstance(data, DataArguments):
         columns = columns_of(data)
-    source, problem = find_sources([path], cache_dir=data.cache_dir, sniff=True)[0], None
+    source, problem = find_sources([path], cache_dir=data.cache_dir, sniff=True, encoding=data.encoding)[0], None
     # Other shapes of documents, and prompts without an answer, are read by the stages that are made for them alone.
     for reads, form in (("examples", None), ("documents", "text"), ("prompts", "prompt")):
         try:

@@ -46,9 +46,10 @@ def prepare_rows(
 def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages") -> dict[str, Dataset]:
     """The examples called ``train`` and, where there are any, ``validation``; see `load_examples`."""
     columns = columns_of(data)
-    splits = {"train": load_examples(data.train_file, columns, form, data.cache_dir)}
+    settings = {"form": form, "cache_dir": data.cache_dir, "encoding": data.encoding}
+    splits = {"train": load_examples(data.train_file, columns, **settings)}
     if data.validation_file:
-        splits["validation"] = load_examples(data.validation_file, columns, form, data.cache_dir, split="validation")
+        splits["validation"] = load_examples(data.validation_file, columns, split="validation", **settings)
     elif data.validation_split_percentage:
         splits["train"], splits["validation"] = hold_out(splits["train"], data.validation_split_percentage, args.seed)
         held, rest = len(splits["validation"]), len(splits["train"])
@@ -80,6 +81,7 @@ def columns_of(data: "DataArguments") -> Columns:
         label=getattr(data, "label_column", None),
         threshold=getattr(data, "label_threshold", None),
         low=getattr(data, "label_low", None),
+        ignored=tuple(data.ignore_columns or ()),
     )
 
 
@@ -93,4 +95,7 @@ def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Da
     if not len(readable):
         ledger.check(data.max_drop_ratio)
     tokenized = tokenize_dataset(readable, encoder, data.preprocessing_num_workers)
-    return readable, tokenized, ledger.add_all(*row_statuses(tokenized))
+    # What was done to a row when it was read, and what when it was tokenized.
+    for location, before, after in zip(*row_statuses(readable), row_statuses(tokenized)[1], strict=True):
+        ledger.add(location, *((after,) if is_dropped(after) else (before, after)))
+    return readable, tokenized, ledger

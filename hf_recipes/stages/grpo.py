@@ -182,7 +182,8 @@ def read_prompt_sets(
     stop_ids: set[int] = set()
     for name, specs in (("train", data.train_file), ("validation", data.validation_file)):
         if specs:
-            kwargs = {"text_as": args.text_as, "max_source_length": args.max_source_length, "cache_dir": data.cache_dir}
+            kwargs = {"text_as": args.text_as, "max_source_length": args.max_source_length}
+            kwargs |= {"cache_dir": data.cache_dir, "encoding": data.encoding}
             reader = PromptReader(specs, tokenizer, columns_of(data), split=name, **kwargs)
             prompts[name], ledgers[name] = read_prompts(reader, data.max_drop_ratio)
             stop_ids |= set(reader.stop_ids)

@@ -95,10 +95,10 @@ def open_corpora(
     data: SourceArguments, args: "PretrainArguments", policy: Policy | None = None
 ) -> tuple[list[Corpus], list[list[Reader]]]:
     """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
-    all_corpora = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming)
+    all_corpora = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming, encoding=data.encoding)
     names = select_sources(policy, [corpus.name for corpus in all_corpora], f"--mixture {args.mixture}")
     chosen_corpora = [corpus for corpus in all_corpora if corpus.name in names]
-    columns = Columns(schema=data.schema, prompt=data.prompt_column)
+    columns = Columns(schema=data.schema, prompt=data.prompt_column, ignored=tuple(data.ignore_columns or ()))
     return chosen_corpora, [[open_reader(file, columns) for file in corpus.files] for corpus in chosen_corpora]
 
 

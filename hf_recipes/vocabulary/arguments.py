@@ -17,6 +17,10 @@ class TextArguments:
     mixture: str | None = setting("Policy file: the share of each source by bytes.")
     schema: str | None = setting(f"Shape of the rows ({', '.join(DOCUMENT_SCHEMAS)}); detected by default.")
     prompt_column: str | None = setting("Column of the text.")
+    ignore_columns: list[str] | None = setting(
+        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+    )
+    encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
     max_bytes: Annotated[int, at(ge=1000)] = setting("Learn from a random sample of so many bytes.", 50_000_000)
     held_out_share: Annotated[float, at(ge=0, lt=1, text="a share from 0 to below 1")] = setting(
         "Share of the texts of each source that is measured on, not learned from; at most 1 MB of each.", 0.02

@@ -70,13 +70,14 @@ def read_sample(arguments: TextArguments) -> Sample:
     policy = read_policy(arguments.mixture) if arguments.mixture else None
     if policy is not None and policy.by != "bytes":
         raise UserError(f'--mixture {arguments.mixture}: a sample is of bytes; give {{"by": "bytes", "sources": …}}')
-    corpora = find_corpora(arguments.train_file, arguments.cache_dir)
+    corpora = find_corpora(arguments.train_file, arguments.cache_dir, encoding=arguments.encoding)
     selected = select_sources(policy, [corpus.name for corpus in corpora], f"--mixture {arguments.mixture}")
     corpora = [corpus for corpus in corpora if corpus.name in selected]
     for corpus in corpora:
         if corpus.shards:
             raise UserError(f"--train_file {corpus.shards}: tokens of another tokenizer; give the texts")
-    columns = Columns(schema=arguments.schema, prompt=arguments.prompt_column)
+    ignored = tuple(arguments.ignore_columns or ())
+    columns = Columns(schema=arguments.schema, prompt=arguments.prompt_column, ignored=ignored)
     readers = [[open_reader(source, columns) for source in corpus.files] for corpus in corpora]
     print_plan(corpora, readers)
     ledger = Ledger()

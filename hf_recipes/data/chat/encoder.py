@@ -206,6 +206,10 @@ class ChatEncoder:
                     pending[:0] = self._served(turns, tools, self._render(turns, tools))
         if not rows:
             raise problem
+        if has_answer(messages) and not self.keep_text:
+            rows = [row for row in rows if (row.labels != IGNORED).any()]
+            if not rows:
+                raise RowProblem("no turn carries loss")
         for row in rows[:-1]:
             row.status = KEPT
         action, _, reason = rows[-1].status.partition(": ")

@@ -12,7 +12,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, last_question
 from hf_recipes.data.chat.template import has_answer
-from hf_recipes.data.examples import schema_of
+from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import Record, read_records
 from hf_recipes.data.files.sources import Source, find_sources
 from hf_recipes.data.schemas.columns import Columns, Row, Schema
@@ -79,21 +79,21 @@ class PromptReader:
         max_source_length: int | None = None,
         split: str = "test",
         cache_dir: str | None = None,
+        encoding: str | None = None,
     ):
         self.tokenizer, self.max_source_length, self.text_as = tokenizer, max_source_length, text_as
         self._encoder: ChatEncoder | None = None
         self.files: list[tuple[Source, Schema]] = []
         columns = replace(columns or Columns(), reads="prompts")
-        for source in find_sources(specs, split, cache_dir):
+        for source in find_sources(specs, split, cache_dir, encoding=encoding):
             schema = schema_of(source, columns)
             is_bare = schema.form == "text" and text_as == "continuation"
             if not is_bare and self._encoder is None:
                 self._encoder = ChatEncoder(
                     tokenizer, train_on="last", max_source_length=max_source_length, keep_text=True
                 )
-            detail = f" ({schema.columns.prompt})" if schema.columns.prompt else ""
-            detail += ", continued as it is (--text_as question asks it)" if is_bare else ""
-            say(f"{source.path}: schema {schema.name}{detail}")
+            detail = ", continued as it is (--text_as question asks it)" if is_bare else ""
+            say(f"{source.path}: {described(source, schema)}{detail}")
             self.files.append((source, schema))
 
     @property

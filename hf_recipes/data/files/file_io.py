@@ -12,13 +12,14 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.files.encodings import encoding_name, likely_encoding
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-TEXT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".txt")
 COMPRESSED = (".gz", ".zst")
 MAX_ROW_BYTES = 16 << 20  # json.loads takes time and ten times the memory; a longer row is a mistake or a bomb
 # Refused: over 256 MiB that came out of a 200th of it. Text shrinks to about a tenth; gzip's limit is a 1,032nd.
@@ -26,13 +27,22 @@ BOMB_RATIO, BOMB_BYTES = 200, 256 << 20
 ZSTD_OPTIONS = {zstd.DecompressionParameter.window_log_max: 31}  # also of `zstd --long=31`
 CHUNK = 1 << 20  # bytes read at a time
 VOTES = 100_000  # so many lines with non-ASCII bytes decide the encoding of a file
+SAMPLE_BYTES = 1 << 16  # of lines that are not UTF-8, from which another encoding is guessed
+# What other kinds of files begin with, and what to do about them.
+SIGNATURES = {
+    b"\x1f\x8b": "it is gzip; give its name the ending .gz",
+    b"\x28\xb5\x2f\xfd": "it is Zstandard; give its name the ending .zst",
+    b"PK\x03\x04": "it is a zip archive or an Excel file; unpack it, or save its sheet as csv",
+    b"PAR1": "it is Parquet; give its name the ending .parquet",
+    b"version https://git-lfs": "it is a git-lfs pointer, not the data; fetch the data with git lfs pull",
+}
 
 
 def open_binary(path: str) -> io.BufferedReader:
     """The content of `path`, decompressed. Reading raises `UserError` for a damaged archive or a bomb."""
-    if path.endswith(".zst"):
+    if path.lower().endswith(".zst"):
         return io.BufferedReader(_Unpacked(path, zstd.open(path, "rb", options=ZSTD_OPTIONS)), CHUNK)
-    if path.endswith(".gz"):
+    if path.lower().endswith(".gz"):
         return io.BufferedReader(_Unpacked(path, gzip.open(path, "rb")), CHUNK)
     return open(path, "rb")
 
@@ -61,17 +71,36 @@ def sniff_file(path: str) -> tuple[str, str]:
 
     with open_binary(path) as file:
         first_bytes = file.read(CHUNK)
-    lines = first_bytes.split(b"\n")
-    _refuse_utf16(path, lines[0])
-    votes = _votes(lines[:-1] or [_quoted(lines[0])]) if _is_text(path) else Counter()  # the last line is incomplete
+    votes = _Votes()
+    encoding = _signed_encoding(path, first_bytes)
+    if _is_text(path) and encoding is None:
+        lines = first_bytes.split(b"\n")
+        votes.add(lines[:-1] or [_quoted(lines[0])])  # the last line is incomplete
     stat = os.stat(path)
     digest = f"{stat.st_size}-{stat.st_mtime_ns}-{xxhash.xxh3_64_hexdigest(first_bytes)}"
-    return digest, "gb18030" if votes[False] > votes[True] else "utf-8"
+    return digest, encoding or votes.encoding
 
 
-def _votes(lines: Iterable[bytes]) -> Counter[bool]:
-    """How many lines with non-ASCII bytes are UTF-8, and how many are not."""
-    return Counter(_is_utf8(line) for line in lines if not line.isascii())
+class _Votes:
+    """How many lines with non-ASCII bytes are UTF-8, and the first of those that are not."""
+
+    def __init__(self):
+        self.counts, self.sample = Counter(), bytearray()
+
+    def add(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            if line.isascii():
+                continue
+            is_utf8 = _is_utf8(line)
+            self.counts[is_utf8] += 1
+            if not is_utf8 and len(self.sample) < SAMPLE_BYTES:
+                self.sample += (
+                    line[:SAMPLE_BYTES] + b"\n" if len(line) <= SAMPLE_BYTES else _quoted(line)[:SAMPLE_BYTES]
+                )
+
+    @property
+    def encoding(self) -> str:
+        return likely_encoding(bytes(self.sample)) if self.counts[False] > self.counts[True] else "utf-8"
 
 
 def _quoted(line: bytes) -> bytes:
@@ -80,40 +109,55 @@ def _quoted(line: bytes) -> bytes:
 
 
 def _is_text(path: str) -> bool:
-    return path.removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES)
+    return path.lower().removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES)
 
 
-def _refuse_utf16(path: str, first_bytes: bytes) -> None:
-    if _is_text(path) and first_bytes[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        raise UserError(f"{path}: UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8 {path} > utf8.txt")
+def _signed_encoding(path: str, first_bytes: bytes) -> str | None:
+    """The encoding that a byte order mark names.
+
+    Raises:
+        UserError: the file is of another kind than its name says.
+    """
+    if not _is_text(path):
+        return None
+    for signature, problem in SIGNATURES.items():
+        if first_bytes.startswith(signature):
+            raise UserError(f"{path}: {problem}")
+    return "utf-16" if first_bytes[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else None
 
 
-def digest_and_encoding(path: str) -> tuple[str, str]:
-    """xxh3-128 of the content, decompressed, and, in the same pass, the text encoding.
+def digest_and_encoding(path: str, encoding: str | None = None) -> tuple[str, str]:
+    """xxh3-128 of the content, decompressed, and, in the same pass, the text encoding, unless it is known.
 
-    A file is GB18030 when most lines with non-ASCII bytes are not UTF-8 and all of it decodes as GB18030. A UTF-8 file
-    with a few bad lines stays UTF-8; those lines go to the ledger.
+    A file is in another encoding than UTF-8 when most lines with non-ASCII bytes are not UTF-8 and all of it decodes. A
+    UTF-8 file with a few bad lines stays UTF-8; those lines go to the ledger.
     """
     import xxhash
 
     is_text = _is_text(path)
-    digest, votes, rest = xxhash.xxh3_128(), Counter(), b""
+    digest, votes, rest = xxhash.xxh3_128(), _Votes(), b""
     with open_binary(path) as file:
-        _refuse_utf16(path, file.peek(2)[:2])
+        signed = encoding or _signed_encoding(path, file.peek(32)[:32])
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-            if not is_text or votes.total() >= VOTES:
+            if not is_text or signed or votes.counts.total() >= VOTES:
                 continue
             lines, newline, rest = (rest + chunk).rpartition(b"\n")
             if newline and not lines.isascii():
-                votes += _votes(lines.split(b"\n"))
+                votes.add(lines.split(b"\n"))
             if len(rest) > MAX_ROW_BYTES:  # a JSON array on one line
-                votes += _votes([_quoted(rest)])
+                votes.add([_quoted(rest)])
                 rest = b""
-    votes += _votes([rest])
-    if votes[False] <= votes[True]:
-        return digest.hexdigest(), "utf-8"
-    decoder = codecs.getincrementaldecoder("gb18030")()
+    votes.add([rest])
+    encoding = signed or votes.encoding
+    if is_text and encoding != "utf-8":
+        check_encoding(path, encoding)
+    return digest.hexdigest(), encoding
+
+
+def check_encoding(path: str, encoding: str) -> None:
+    """Raise a UserError unless all of a file decodes."""
+    decoder = codecs.getincrementaldecoder(encoding)()
     try:
         with open_binary(path) as file:
             while chunk := file.read(CHUNK):
@@ -121,9 +165,31 @@ def digest_and_encoding(path: str) -> tuple[str, str]:
             decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise UserError(
-            f"{path}: neither UTF-8 nor GB18030 text; convert it to UTF-8 (iconv, or save as UTF-8)"
+            f"{path}: not UTF-8 text, and not all of it is {encoding_name(encoding)}, which fits best; name another "
+            "with --encoding, or convert the file to UTF-8 (iconv, or save as UTF-8)"
         ) from None
-    return digest.hexdigest(), "gb18030"
+
+
+class Recoded(io.RawIOBase):
+    """A stream of text in another encoding as UTF-8, with lines that end in LF, so that it can be read line by line."""
+
+    def __init__(self, stream: io.BufferedReader, encoding: str):
+        self._stream = stream
+        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+        self._pending, self._ended = memoryview(b""), False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target) -> int:
+        while not self._pending and not self._ended:
+            chunk = self._stream.read(CHUNK)
+            self._ended = not chunk
+            self._pending = memoryview(self._decoder.decode(chunk, final=self._ended).encode("utf-8"))
+        count = min(len(target), len(self._pending))
+        target[:count] = self._pending[:count]
+        self._pending = self._pending[count:]
+        return count
 
 
 def open_text(path: str) -> tuple[TextIO, str]:

@@ -11,14 +11,17 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import with_detail
-from hf_recipes.data.files.file_io import CHUNK, MAX_ROW_BYTES, open_binary, skip
+from hf_recipes.data.files.encodings import encoding_name
+from hf_recipes.data.files.file_io import CHUNK, MAX_ROW_BYTES, Recoded, open_binary, skip
 from hf_recipes.data.files.sources import ENTRY, Source, load_hub
 
+WRAPPERS = ("data", "rows", "examples", "instances")  # keys of the rows in a file that is one object
 BEGIN = (0, 0)  # lines (rows where there are no lines) and decompressed bytes before a row
 
 
@@ -37,7 +40,7 @@ def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Rec
 
     Where rows are lines, those before are not parsed (of an uncompressed file, not even read).
     """
-    path, kind = source.path, re.sub(r"\.(gz|zst)$", "", source.path)
+    path, kind = source.path, re.sub(r"\.(gz|zst)$", "", source.path.lower())
     if source.split is not None:
         rows = load_hub(path, source.split, source.cache_dir)
         for number in range(start[0], len(rows)):
@@ -46,8 +49,16 @@ def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Rec
     if kind.endswith(".parquet"):
         yield from _numbered(_read_parquet(path), start)
         return
+    if kind.endswith(".arrow"):
+        yield from _numbered(_read_arrow(path), start)
+        return
     has_rows = start != BEGIN
     with open_binary(path) as stream:
+        is_json = not kind.endswith((".csv", ".tsv", ".txt"))
+        beginning = stream.peek(CHUNK) if is_json else b""
+        if source.encoding == "utf-16" or (b"\r" in beginning and b"\n" not in beginning):  # lines that end with CR
+            stream = io.BufferedReader(Recoded(stream, source.encoding), CHUNK)
+            source = replace(source, encoding="utf-8")
         if kind.endswith((".csv", ".tsv")):
             rows = _numbered(_read_csv(stream, source, "\t" if kind.endswith(".tsv") else ","), start)
         elif kind.endswith(".txt"):
@@ -79,7 +90,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_no_duplicates)
+# pandas writes NaN for nothing.
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=lambda name: None if name == "NaN" else float(name)
+)
+_TRAILING_COMMA = re.compile(r",\s*$")
 
 
 def _row(location: str, value: Any, text: str) -> Record:
@@ -120,19 +135,30 @@ def _read_lines(
     for text, after, _ in _decode_lines(stream, source, start):
         location = f"{source.path}:{after[0]}"
         if text is None:
-            row = Record(location, problem=f"not {source.encoding.upper()} text")
-        elif not (text := text.strip()):
+            yield Record(location, problem=f"not {encoding_name(source.encoding)} text", after=after)
             continue
-        else:
+        text = text.strip().removeprefix("\ufeff")  # files with byte order marks may be joined
+        position = 0
+        while position < len(text):
             try:
-                row = _row(location, parse(text), text)
+                row, position = _row(location, parse(text[position:] if position else text), text), len(text)
             except RecursionError:
-                row = Record(location, problem="nested too deeply")
+                row, position = Record(location, problem="nested too deeply"), len(text)
             except ValueError as error:
-                message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                row = Record(location, problem=with_detail("broken JSON", message))
-        row.after = after
-        yield row
+                row, position = _broken_line(location, text, position, error)
+            row.after = after
+            yield row
+
+
+def _broken_line(location: str, text: str, position: int, error: ValueError) -> tuple[Record, int]:
+    """The row at `position` of a line that is not one JSON value, and where the next one begins."""
+    message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+    if message == "Extra data" and text.startswith("{", position + error.pos):  # objects one after the other
+        value, end = _decoder.raw_decode(text, position)
+        return _row(location, value, text[position:end]), position + error.pos
+    if isinstance(error, json.JSONDecodeError) and _TRAILING_COMMA.search(text[position:][: error.pos]):
+        message = "a comma before a closing bracket"
+    return Record(location, problem=with_detail("broken JSON", message)), len(text)
 
 
 def _read_passages(stream: io.BufferedReader, source: Source, start: tuple[int, int]) -> Iterator[Record]:
@@ -156,7 +182,7 @@ def _read_passages(stream: io.BufferedReader, source: Source, start: tuple[int, 
         if line or lines:
             lines.append(line)
         if text is None:
-            problem = f"not {source.encoding.upper()} text"
+            problem = f"not {encoding_name(source.encoding)} text"
         before, size = after, size + count
         if size > MAX_ROW_BYTES:
             raise _too_long(location)
@@ -169,10 +195,36 @@ def _read_json(stream: io.BufferedReader, source: Source, start: tuple[int, int]
     beginning = stream.peek(4096)[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
     if beginning[:1] == b"[":
         yield from _numbered(_read_values(stream, source, in_array=True), start)
-    elif re.match(rb"\{\s*\n", beginning):
-        yield from _numbered(_read_values(stream, source, in_array=False), start)
-    else:
+        return
+    if re.match(rb"\{\s*\n", beginning):
+        rows = _read_values(stream, source, in_array=False)
+        yield from _numbered(_unwrapped(rows, source.path), start)
+    elif start[1]:
         yield from _read_lines(stream, source, start, _decoder.decode)
+    else:  # a file of one object is numbered by the rows in it
+        yield from _unwrapped(_read_lines(stream, source, BEGIN, _decoder.decode), source.path, start)
+
+
+def _unwrapped(rows: Iterator[Record], path: str, start: tuple[int, int] = BEGIN) -> Iterator[Record]:
+    """`rows`, or where they are one object that holds rows in a list, these: under `data`, or as the Hub's viewer."""
+    first, second = next(rows, None), next(rows, None)
+    value = first.value if first and second is None else None
+    name = next((name for name in WRAPPERS if value and _are_rows(value.get(name))), None)
+    if name is None:
+        yield from (row for row in chain(filter(None, (first, second)), rows) if row.after > start or start == BEGIN)
+        return
+    for number, row in enumerate(value[name], 1):
+        location, cut = f"{path}:{number}", row.get("truncated_cells")
+        row = row["row"] if isinstance(row.get("row"), dict) else row
+        if number > start[0]:
+            problem = f"cut by the Hub's viewer: {', '.join(map(str, cut))}" if cut else None
+            yield Record(location, None if problem else row, problem, (number, 0))
+
+
+def _are_rows(value: Any) -> bool:
+    """Whether a value is a list of rows, not of the turns of a conversation."""
+    is_list = isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+    return is_list and "role" not in value[0] and "from" not in value[0]
 
 
 _SPACE = re.compile(r"\s*")
@@ -185,6 +237,7 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
     decode = codecs.getincrementaldecoder("utf-8-sig" if source.encoding == "utf-8" else source.encoding)().decode
     text, position, ended = "", 0, False
     line, counted = 1, 0  # `line` is that of the character at `counted`
+    number, by_row = 0, False  # rows of an array on one line are counted
 
     def line_at(index: int) -> int:
         nonlocal line, counted
@@ -245,7 +298,10 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
                 if is_open:
                     raise UserError(f"{where}: cut short in the middle of a row; fetch it again") from None
                 raise UserError(f"{where}: broken JSON ({message}); mend this line") from None
-        yield _row(location, value, text[position:end])
+        number += 1
+        if number == 1 and in_array:
+            by_row = "\n" not in text[: _SEPARATOR.match(text, end).end()] and line_at(position) == 1
+        yield _row(f"{path}:{number}" if by_row else location, value, text[position:end])
         position = end
         if position > CHUNK and not ended:
             more()
@@ -255,24 +311,44 @@ def _read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Iter
     csv.field_size_limit(MAX_ROW_BYTES)
     encoding = "utf-8-sig" if source.encoding == "utf-8" else source.encoding
     path = source.path
-    reader = csv.reader(io.TextIOWrapper(stream, encoding, newline=""), delimiter=delimiter, strict=True)
+    text = io.TextIOWrapper(stream, encoding, newline="")
+    first_line = stream.peek(CHUNK).partition(b"\n")[0]
+    if delimiter == "," and b"," not in first_line:
+        delimiter = next((sign for sign in (";", "\t") if sign.encode() in first_line), delimiter)
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
+        size = len(header)
+        while len(header) > 1 and not header[-1]:  # Excel writes empty columns at the end
+            header.pop()
         # pandas leaves the name of its index, the first column, empty.
         if len(set(header)) != len(header) or "" in header[1:] or header == [""]:
             raise UserError(f"{path}:1: the header has an empty or a repeated column name: {', '.join(header)}")
         end = reader.line_num
         for fields in reader:
             location, end = f"{path}:{end + 1}", reader.line_num  # a quoted field can span lines
-            if len(fields) == len(header):
-                yield Record(location, dict(zip(header, fields, strict=True)))
+            if len(fields) == size:
+                nameless = any(fields[len(header) :])
+                problem = "a value in a column without a name" if nameless else None
+                yield Record(location, None if nameless else dict(zip(header, fields, strict=False)), problem)
             elif fields:
-                more = "more" if len(fields) > len(header) else "fewer"
-                yield Record(location, problem=f"{more} fields than the header's {len(header)}")
+                more = "more" if len(fields) > size else "fewer"
+                yield Record(location, problem=f"{more} fields than the header's {size}")
     except UnicodeDecodeError:
         raise UserError(f"{path}:{reader.line_num + 1}: not {encoding.upper()} text; convert the file") from None
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); mend this line") from None
+
+
+def _read_arrow(path: str) -> Iterator[Record]:
+    import datasets
+
+    try:
+        rows = datasets.Dataset.from_file(path)
+    except Exception as error:  # Arrow's own kinds and those of the features in its schema
+        raise UserError(f"{path}: not a whole Arrow file ({str(error).splitlines()[0]})") from None
+    for number, row in enumerate(rows, 1):
+        yield Record(f"{path}:{number}", row)
 
 
 def _read_parquet(path: str) -> Iterator[Record]:

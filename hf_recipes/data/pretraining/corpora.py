@@ -1,12 +1,13 @@
 """Sources of documents for pretraining: which files belong to each, and the documents in them."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.data.examples import schema_of
+from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import BEGIN, read_records
 from hf_recipes.data.files.sources import Source, find_sources, is_data, source_name
 from hf_recipes.data.schemas.columns import Columns, Schema
@@ -65,15 +66,20 @@ def open_reader(source: Source, columns: Columns | None = None) -> Reader:
 
 
 def find_corpora(
-    specs: Sequence[str], cache_dir: str | None = None, sniff: bool = False, txt: str | None = None
+    specs: Sequence[str],
+    cache_dir: str | None = None,
+    sniff: bool = False,
+    txt: str | None = None,
+    encoding: str | None = None,
 ) -> list[Corpus]:
     """The sources that `specs` name, sorted by name.
 
     A file or a Hub id is a source named after it; a folder is one source, or, if there are folders in it, one for each
     of them; a folder of token shards is one. ``name=path`` gives files, a folder or a glob another name.
-    For `sniff` and `txt` see `find_sources`.
+    For `sniff`, `txt` and `encoding` see `find_sources`.
     """
     corpora: dict[str, Corpus] = {}
+    settings = {"cache_dir": cache_dir, "txt": txt, "encoding": encoding}
     for spec in specs:
         for name, path in named_paths(spec):
             if name in corpora:
@@ -81,7 +87,7 @@ def find_corpora(
             if os.path.isfile(os.path.join(path, SHARDS)):
                 corpora[name] = Corpus(name, shards=path)
             else:
-                corpora[name] = Corpus(name, tuple(find_sources([path], cache_dir=cache_dir, sniff=sniff, txt=txt)))
+                corpora[name] = Corpus(name, tuple(find_sources([path], sniff=sniff, **settings)))
     return [corpora[name] for name in sorted(corpora)]
 
 
@@ -110,5 +116,5 @@ def print_plan(corpora: Sequence[Corpus], readers: Sequence[Sequence[Reader]]) -
         if corpus.shards:
             say(f"{corpus.name}: token shards in {corpus.shards}")
             continue
-        schemas = ", ".join(sorted({reader.schema.name for reader in files}))
-        say(f"{corpus.name}: {len(files):,} file{'s' * (len(files) > 1)}, schema {schemas}")
+        for text, count in Counter(described(reader.source, reader.schema) for reader in files).items():
+            say(f"{corpus.name}: {count:,} file{'s' * (count > 1)}, {text}")

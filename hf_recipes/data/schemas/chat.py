@@ -1,22 +1,27 @@
 """Rows of questions and answers, and of conversations, as `messages`."""
 
-import json
 from dataclasses import replace
-from typing import Any
 
-from hf_recipes.data.schemas.columns import Columns, Example, Row, is_empty, optional, text_of
+from hf_recipes.core.errors import UserError
+from hf_recipes.data.schemas.columns import Columns, Example, Row, answer_of, is_empty, optional, text_of
 from hf_recipes.data.schemas.conversation import (
+    THOUGHTS_KEYS,
     Message,
     RowProblem,
     add_thoughts,
     check_conversation,
     link_results,
+    parsed,
+    read_calls,
+    read_exchanges,
     read_tools,
     read_turns,
+    thoughts_name,
     with_thoughts,
 )
 
-# Columns of a question and its answer, in the order in which they are looked for.
+# Columns of a question and its answer, in the order in which they are looked for: first these, then any of the two
+# lists below, without regard to case.
 PAIRS = (
     ("prompt", "response"),
     ("prompt", "completion"),
@@ -25,24 +30,56 @@ PAIRS = (
     ("user", "assistant"),
     ("context", "target"),
     ("instruction", "output"),
+    ("instruction", "target"),
     ("input", "target"),
     ("input", "output"),
-    ("问", "答"),
-    ("Question", "Response"),
     ("input", "content"),
+    ("问", "答"),
 )
+QUESTIONS = ("prompt", "instruction", "question", "query", "user", "problem", "ask", "问题", "问", "提问", "input")
+ANSWERS = ("response", "completion", "answer", "output", "assistant", "solution", "答案", "回答", "答")
 ANSWER_OF = dict(reversed(PAIRS))  # the first answer column of each prompt column
-MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations")
+MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations", "dialogue", "chat", "turns", "data", "对话")
+# Columns beside a question and its answer or a conversation that are a part of it.
+SYSTEM_COLUMNS = ("system", "system_prompt", "meta_instruction", "系统", "系统提示")
+TOOLS_COLUMNS = ("tools", "functions")
+HISTORY_COLUMNS = ("history", "历史", "历史对话")
+CONTEXT_COLUMNS = ("input", "context", "passage", "background", "上下文", "背景", "材料")
+# Columns that say that an answer is not wanted.
+UNWANTED = (
+    "is_safe",
+    "kto_tag",
+    "rejected",
+    "rejected_response",
+    "rejected_messages",
+    "response_rejected",
+    "neg_resp",
+)
+# Columns that usually carry meaning: a run whose examples do not show them stops.
+MEANINGFUL = frozenset(
+    {
+        *(*SYSTEM_COLUMNS, *TOOLS_COLUMNS, *HISTORY_COLUMNS, *CONTEXT_COLUMNS, *THOUGHTS_KEYS, *UNWANTED),
+        *(*MESSAGE_COLUMNS, "instruction", "question", "query", "problem", "documents", "answers"),
+    }
+    - {"data", "chat"}
+)
+WITHOUT_LOSS = "turns without loss, by {!r}"
+NOT_TRAINED = "{!r} of a turn that is not the assistant's has no effect"
 
 
 def pair_of(row: Row) -> tuple[str | None, str | None]:
     """The columns of a question and its answer."""
-    return next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), (None, None))
+    if pair := next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None):
+        return pair
+    names = {str(name).lower(): name for name in row}
+    question = next((names[name] for name in QUESTIONS if name in names), None)
+    answer = next((names[name] for name in ANSWERS if name in names), None)
+    return (None, None) if question is None or answer is None else (question, answer)
 
 
 def prompt_of(row: Row) -> str | None:
     """The column of a question, with or without an answer."""
-    return next((prompt for prompt, _ in PAIRS if prompt in row), None)
+    return next((prompt for prompt in (*(prompt for prompt, _ in PAIRS), *QUESTIONS) if prompt in row), None)
 
 
 def fill_pair(columns: Columns, row: Row) -> Columns:
@@ -53,23 +90,71 @@ def fill_pair(columns: Columns, row: Row) -> Columns:
     return replace(columns, prompt=columns.prompt or prompt, response=columns.response or response)
 
 
-def make_conversation(messages: list[Message], row: Row, columns: Columns, tools: Any = None) -> Example:
+def fill_alpaca(columns: Columns, row: Row) -> Columns:
+    return replace(columns, prompt="instruction", response="output")
+
+
+def check_answers(columns: Columns, row: Row, path: str) -> None:
+    """Refuse a file of two columns that could both be the answer."""
+    known = {*ANSWERS, *(answer for _, answer in PAIRS)} - {"content", "target"}
+    others = [name for name in row if str(name).lower() in known and name not in (columns.prompt, columns.response)]
+    others = [name for name in others if not is_empty(row[name]) and row[name] != row.get(columns.response)]
+    if others:
+        names = ", ".join(map(repr, (columns.response, *others)))
+        raise UserError(f"{path}: the columns {names} could each be the answer; name one with --response_column")
+
+
+def fill_surroundings(columns: Columns, row: Row) -> Columns:
+    """`columns` with those that belong to a conversation beside its question and answer or turns."""
+    named = {*(columns.prompt, columns.response, columns.history, columns.label)}
+    rest = {name: row[name] for name in row if name not in named}
+
+    def first(names: tuple[str, ...]) -> str | None:
+        return next((name for name in names if name in rest), None)
+
+    thoughts = columns.thoughts
+    if thoughts is None and columns.reads != "prompts":
+        thoughts = thoughts_name(rest)
+    return replace(
+        columns,
+        system=first(SYSTEM_COLUMNS),
+        tools=first(TOOLS_COLUMNS),
+        history=columns.history or first(HISTORY_COLUMNS),
+        context=first(CONTEXT_COLUMNS) if columns.prompt else None,
+        thoughts=thoughts,
+    )
+
+
+def make_conversation(messages: list[Message], row: Row, columns: Columns, remarks: tuple[str, ...] = ()) -> Example:
+    """The example of `messages` with the system turn, tools and thoughts that `row` has in other columns."""
+    marks = {(message.get("weight") == 0, message.pop("mark")): None for message in messages if "mark" in message}
+    tools = optional(row, columns.tools)
+    if messages and messages[0]["role"] == "system" and "tools" in messages[0]:
+        tools = messages[0].pop("tools") if tools is None else tools
+        messages = messages if (messages[0]["content"] or "").strip() else messages[1:]
     if messages and messages[0]["role"] != "system":
-        system = optional(row, "system") or columns.system_prompt
+        system = optional(row, columns.system) or columns.system_prompt
         if system is not None:
             messages = [{"role": "system", "content": system}, *messages]
     if columns.reads == "prompts" and len(messages) > 1:
         last = messages[-1]
         if last["role"] == "assistant" and is_empty(last["content"]) and not last.get("tool_calls"):
             messages = messages[:-1]
-    elif columns.reads == "examples" and messages:
+    elif columns.reads != "prompts" and messages:
         messages = [*messages[:-1], with_thoughts_of(messages[-1], row, columns.thoughts)]
     check_conversation(messages, needs_answer=columns.reads != "prompts")
+    if marks and columns.reads == "examples":
+        if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
+            raise RowProblem(f"no turn carries loss: {', '.join(repr(key) for _, key in marks)}")
+        remarks = (
+            *remarks,
+            *(WITHOUT_LOSS.format(key) if without else NOT_TRAINED.format(key) for without, key in marks),
+        )
     link_results(messages)
     example: Example = {"messages": messages}
     if tools is not None and (described := read_tools(tools)):
         example["tools"] = described
-    return example
+    return example | ({"remarks": list(remarks)} if remarks else {})
 
 
 def with_thoughts_of(message: Message, row: Row, column: str | None) -> Message:
@@ -79,25 +164,29 @@ def with_thoughts_of(message: Message, row: Row, column: str | None) -> Message:
     return add_thoughts(message, row, column)
 
 
-def _single_turn(row: Row, columns: Columns, prompt: str, response: str) -> Example:
-    turns = [{"role": "user", "content": prompt}]
-    if columns.reads != "prompts" or not is_empty(row.get(response)):
-        turns.append({"role": "assistant", "content": text_of(row, response, "answer")})
-    return make_conversation(_history(optional(row, columns.history)) + turns, row, columns)
+def question_of(row: Row, columns: Columns) -> str:
+    """The question and, on the next line, the context that it is about."""
+    context = None if optional(row, columns.context) is None else text_of(row, columns.context, "input")
+    if context is not None and optional(row, columns.prompt) is None:
+        return context
+    question = text_of(row, columns.prompt, "prompt")
+    return question if context is None else f"{question}\n{context}"
 
 
-def _history(pairs: Any) -> list[Message]:
+def read_history(row: Row, columns: Columns) -> list[Message]:
+    """The turns before the question: pairs of a question and an answer, or turns with their roles."""
+    turns = parsed(optional(row, columns.history))
+    if turns is None:
+        return []
     problem = RowProblem("history is not a list of [question, answer] pairs")
-    if isinstance(pairs, str):
-        try:
-            pairs = json.loads(pairs)
-        except ValueError:
-            raise problem from None
-    pairs = [] if pairs is None else pairs
-    if not isinstance(pairs, list) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+    if not isinstance(turns, list):
         raise problem
-    roles = ("user", "assistant")
-    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+    try:
+        if isinstance(turns[0], dict):
+            return read_turns(turns, columns.history)
+        return read_exchanges(turns, columns.history)
+    except RowProblem:
+        raise problem from None
 
 
 def from_prompt_response(row: Row, columns: Columns) -> Example:
@@ -106,42 +195,57 @@ def from_prompt_response(row: Row, columns: Columns) -> Example:
         for message in prompt if columns.reads == "examples" else ():
             if message["role"] == "assistant":
                 message["weight"] = 0  # as in TRL, the completion alone is trained on
-        return make_conversation(prompt + completion, row, columns, optional(row, "tools"))
-    return _single_turn(row, columns, text_of(row, columns.prompt, "prompt"), columns.response)
+        return make_conversation(prompt + completion, row, columns)
+    turns = [*read_history(row, columns), {"role": "user", "content": question_of(row, columns)}]
+    remarks = ()
+    if columns.reads != "prompts" or not is_empty(row.get(columns.response)):
+        answer, is_rendered = answer_of(row, columns.response)
+        turns.append({"role": "assistant", "content": answer})
+        remarks = (f"{columns.response!r} rendered as JSON",) if is_rendered else ()
+    return make_conversation(turns, row, columns, remarks)
 
 
 def read_prompt_and_completion(row: Row, columns: Columns) -> tuple[list[Message], list[Message]] | None:
-    """Prompt and completion, where they are lists of messages (TRL's conversational form)."""
-    prompt, completion = row.get(columns.prompt), row.get(columns.response)
+    """Prompt and completion, where they are lists of messages (TRL's conversational form); an answer may be text."""
+    prompt = row.get(columns.prompt)
+    if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
+        return None
+    completion = row.get(columns.response)
     if columns.reads == "prompts" and is_empty(completion):
         completion = []
-    if not isinstance(prompt, list) or not isinstance(completion, list):
+    elif isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    if not isinstance(completion, list):
         return None
-    after = read_turns(completion, columns.response, "role", "content")
-    return read_turns(prompt, columns.prompt, "role", "content"), after
+    return read_turns(prompt, columns.prompt), read_turns(completion, columns.response)
 
 
-def from_alpaca(row: Row, columns: Columns) -> Example:
-    prompt = text_of(row, "instruction", "prompt")
-    if optional(row, "input") is not None:
-        prompt = f"{prompt}\n{text_of(row, 'input', 'input')}"
-    columns = columns if columns.history else replace(columns, history="history")
-    return _single_turn(row, columns, prompt, "output")
-
-
-def from_sharegpt(row: Row, columns: Columns) -> Example:
-    messages = read_turns(row.get("conversations"), "conversations", "from", "value")
-    return make_conversation(messages, row, columns, optional(row, "tools"))
+def from_calls(row: Row, columns: Columns) -> Example:
+    """A question whose answer is one or several calls of tools (xLAM)."""
+    turns = [*read_history(row, columns), {"role": "user", "content": question_of(row, columns)}]
+    if calls := read_calls(optional(row, columns.response) or []):
+        turns.append({"role": "assistant", "content": "", "tool_calls": calls})
+    return make_conversation(turns, row, columns)
 
 
 def from_messages(row: Row, columns: Columns) -> Example:
-    column = next((name for name in MESSAGE_COLUMNS if row.get(name) is not None), "messages")
-    messages = read_turns(row.get(column), column, "role", "content")
-    return make_conversation(messages, row, columns, optional(row, "tools"))
+    column = next((name for name in MESSAGE_COLUMNS if row.get(name) is not None), None)
+    messages = read_turns(row[column] if column else None, column or "messages")
+    return make_conversation(messages, row, columns)
 
 
-def has_turns(row: Row, role_key: str) -> bool:
-    """Whether the first column of turns has its roles under `role_key`."""
-    turns = next((row[name] for name in MESSAGE_COLUMNS if isinstance(row.get(name), list)), None)
-    has_role = bool(turns) and isinstance(turns[0], dict) and "role" in turns[0]
-    return turns is not None and has_role == (role_key == "role")
+def turns_key(row: Row) -> str | None:
+    """The key of the role in the first column of turns: ``role`` or ``from``; empty for turns without a role."""
+    for name in MESSAGE_COLUMNS:
+        value = row.get(name)
+        turns = value if isinstance(value, list) else parsed(value)
+        if isinstance(turns, dict) and "turn_1" in turns:
+            return ""
+        if not isinstance(turns, list) or (not turns and name not in MESSAGE_COLUMNS[:4]):
+            continue
+        first = turns[0] if turns else {}
+        if isinstance(first, dict) and ("role" in first or "from" in first or not first):
+            return "role" if "role" in first else "from"
+        if isinstance(first, (str, dict, list)):
+            return ""
+    return None

@@ -1,5 +1,6 @@
 """A schema: how rows of one shape are recognised, and how one becomes an example."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +18,8 @@ class Columns:
     """The columns to read, None where the schema decides.
 
     `reads` is what the rows are read as: examples to train on; prompts, which need no answer; or documents, which are
-    text. `thoughts` is the column of those before the answer, of a pair before the chosen one, or ``none``.
+    text. `thoughts` is the column of those before the answer, of a pair before the chosen one, or ``none``. `context`
+    follows the question in its turn. `ignored` are the columns that the user leaves out.
     """
 
     schema: str | None = None
@@ -31,6 +33,12 @@ class Columns:
     reads: Reads = "examples"
     thoughts: str | None = None
     rejected_thoughts: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    context: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Schema:
         reads: what its rows can be read as.
         fill: `columns` with those that the user did not name, as the first rows show them.
         columns: those of the file that it was detected for.
+        unused: the other columns of the file, which nothing is made of.
     """
 
     name: str
@@ -53,6 +62,7 @@ class Schema:
     reads: tuple[Reads, ...] = ("examples", "prompts", "documents")
     fill: Callable[[Columns, Row], Columns] = lambda columns, row: columns
     columns: Columns = Columns()
+    unused: tuple[str, ...] = ()
 
     def to_example(self, row: Row) -> Example:
         return self.convert(row, self.columns)
@@ -60,7 +70,7 @@ class Schema:
 
 def text_of(row: Row, column: str, what: str) -> str:
     value = row.get(column)
-    if value is None:
+    if value is None or value != value:  # NaN is what pandas writes for nothing
         raise RowProblem(f"no {column!r}")
     if not isinstance(value, str):
         raise RowProblem(f"{column!r} is a {type(value).__name__}, not text")
@@ -69,8 +79,16 @@ def text_of(row: Row, column: str, what: str) -> str:
     return value
 
 
+def answer_of(row: Row, column: str) -> tuple[str, bool]:
+    """The answer in a column, and whether it is a number, an object or a list, rendered as JSON."""
+    value = row.get(column)
+    if value is None or value != value or isinstance(value, str):
+        return text_of(row, column, "answer"), False
+    return json.dumps(value, ensure_ascii=False, default=str), True
+
+
 def is_empty(value: Any) -> bool:
-    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+    return value is None or value == [] or value != value or (isinstance(value, str) and not value.strip())
 
 
 def optional(row: Row, column: str | None) -> Any:

@@ -1,6 +1,8 @@
 """Conversations of any known spelling as messages, and the order that their turns must have."""
 
+import ast
 import json
+import re
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
@@ -11,15 +13,37 @@ from hf_recipes.data.schemas.thoughts import TAGS
 Message = dict[str, Any]
 
 ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "function_call": "function_call",
-    "observation": "tool",
-    "tool": "tool",
+    name: role
+    for role, names in {
+        "system": ("system", "developer", "系统"),
+        "user": ("user", "human", "用户", "问"),
+        "assistant": ("assistant", "gpt", "model", "chatgpt", "bot", "助手", "答"),
+        "tool": ("tool", "observation", "function", "tool_response", "工具"),
+        "function_call": ("function_call", "tool_call"),
+    }.items()
+    for name in names
 }
+# Keys of a turn's role and, in the order in which they are looked for, of its text.
+TEXT_KEYS = {"role": ("content", "value", "text"), "from": ("value", "content", "text")}
+# Keys of a question and its answer, where both are one entry of a conversation.
+EXCHANGES = (
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("question", "answer"),
+    ("prompt", "response"),
+    ("query", "response"),
+    ("instruction", "output"),
+    ("input", "output"),
+    ("问", "答"),
+    ("问题", "答案"),
+    ("q", "a"),
+)
+# Keys of an assistant's turn that say whether it carries loss (ms-swift, OpenAI, axolotl, verl).
+LOSS_KEYS = ("loss", "weight", "train", "loss_mask")
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_SPEAKER = re.compile(r"\s*(\w+)\s*[：:]\s*")
+# What stands around the texts of MOSS's turns.
+_MOSS_MARKS = re.compile(r"^\s*<\|[^|]*\|>\s*:?\s*|\s*<eo[a-z]>\s*$")
 
 # Keys and columns of thoughts, without regard to case, in the order in which they are looked for.
 THOUGHTS_KEYS = (
@@ -80,8 +104,10 @@ def with_text(message: Message) -> Message:
     """
     content = message.get("content")
     if isinstance(content, list):
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise RowProblem(f"the {message['role']}'s content has parts that are not text")
+        for part in content:
+            if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+                raise RowProblem(f"the {message['role']}'s content is a list with a part that is not text", kind)
         content = "".join(part["text"] for part in content)
     elif content is not None and not isinstance(content, str):
         raise RowProblem(f"the {message['role']}'s content is a {type(content).__name__}, not text")
@@ -94,42 +120,138 @@ def with_objects(message: Message) -> Message:
     Raises:
         RowProblem: a call has no name, or arguments that are not JSON.
     """
-    return {**message, "tool_calls": _calls(message["tool_calls"])} if message.get("tool_calls") else message
+    return {**message, "tool_calls": read_calls(message["tool_calls"])} if message.get("tool_calls") else message
 
 
 class FilteredRow(RowProblem):
     """Why the settings leave out a row that could be used."""
 
 
-def read_turns(turns: Any, column: str, role_key: str, text_key: str) -> list[Message]:
+def read_turns(turns: Any, column: str) -> list[Message]:
     """The value of `column` as messages: `role`, `content` and, where given, `tool_calls` or `reasoning_content`.
 
-    A tool's result has the `tool_call_id` and `name` that it has in the file.
+    It may be JSON text; turns with role and text, exchanges of a question and its answer, texts by turns, or the
+    numbered turns of MOSS. A tool's result has the `tool_call_id` and `name` that it has in the file. A turn without
+    loss has the `weight` 0; `mark` is the key that takes it, or that asks for loss on another's turn.
     """
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+    turns = parsed(turns)
+    if isinstance(turns, dict) and "turn_1" in turns:
+        return _moss_turns(turns)
+    if not isinstance(turns, list):
         raise RowProblem(f"{column!r} is not a list of turns")
-    messages = []
+    first = turns[0] if turns else None
+    if isinstance(first, str):
+        return _spoken(turns, column)
+    role_key = next((key for key in TEXT_KEYS if isinstance(first, dict) and key in first), None)
+    if turns and role_key is None:
+        return read_exchanges(turns, column)
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise RowProblem(f"{column!r} is not a list of turns")
+    messages: list[Message] = []
+    before, text_keys = None, TEXT_KEYS.get(role_key, ())
     for turn in turns:
-        if role_key not in turn or (text_key not in turn and not turn.get("tool_calls")):
-            raise RowProblem(f"a turn without {role_key!r} and {text_key!r}")
-        tool_calls = _parsed(turn.get("tool_calls"))
-        if tool_calls and not (isinstance(tool_calls, list) and all(isinstance(call, dict) for call in tool_calls)):
-            raise RowProblem("'tool_calls' is not a list of calls")
-        role = ROLES.get(turn[role_key]) if isinstance(turn[role_key], str) else None
+        text_key = text_keys[0] if text_keys[0] in turn else next((key for key in text_keys if key in turn), None)
+        if role_key not in turn or (text_key is None and not turn.get("tool_calls")):
+            raise RowProblem(f"a turn without {role_key!r} and {text_keys[0]!r}")
+        name = turn[role_key]
+        role = (ROLES.get(name) or ROLES.get(name.strip().lower())) if isinstance(name, str) else None
         if role is None:
-            raise RowProblem("unknown role", repr(turn[role_key]))
-        message: Message = {"role": role, "content": turn.get(text_key)}
-        if role == "function_call":
-            message = {"role": "assistant", "content": "", "tool_calls": _calls(turn.get(text_key))}
-        elif tool_calls:
-            message["tool_calls"] = _calls(tool_calls)
-        if role == "tool":
-            message |= {key: str(turn[key]) for key in ("tool_call_id", "name") if turn.get(key)}
-        if role == "tool" or tool_calls:
-            message["content"] = message["content"] or ""
-        if message["role"] == "assistant":
-            message = with_thoughts(add_thoughts(message, turn, thoughts_name(turn)))
-        messages.append(message)
+            raise RowProblem("unknown role", repr(name))
+        message = _message(turn, role, turn.get(text_key))
+        if not turn.keys().isdisjoint(LOSS_KEYS):
+            _mark(message, turn)
+        if role == before == "function_call" and messages[-1].get("weight") == message.get("weight"):
+            messages[-1]["tool_calls"] += message["tool_calls"]
+        else:
+            messages.append(message)
+        before = role
+    return messages
+
+
+def _message(turn: Mapping[str, Any], role: str, content: Any) -> Message:
+    if role == "function_call":
+        message = {"role": "assistant", "content": "", "tool_calls": read_calls(content)}
+        return add_thoughts(message, turn, thoughts_name(turn))
+    tool_calls = parsed(turn.get("tool_calls"))
+    if tool_calls and not (isinstance(tool_calls, list) and all(isinstance(call, dict) for call in tool_calls)):
+        raise RowProblem("'tool_calls' is not a list of calls")
+    message: Message = {"role": role, "content": content}
+    if isinstance(content, list):
+        message = with_text(message)
+    if tool_calls:
+        message["tool_calls"] = read_calls(tool_calls)
+    if role == "tool":
+        message |= {key: str(turn[key]) for key in ("tool_call_id", "name") if turn.get(key)}
+        if isinstance(content, dict):
+            message["content"] = json.dumps(content, ensure_ascii=False)
+    if role == "tool" or tool_calls:
+        message["content"] = message["content"] or ""
+    if role == "system" and turn.get("tools"):
+        message["tools"] = turn["tools"]
+    if role == "assistant":
+        message = with_thoughts(add_thoughts(message, turn, thoughts_name(turn)))
+    return message
+
+
+def _mark(message: Message, turn: Mapping[str, Any]) -> None:
+    """Take the loss from a turn that the file takes it from."""
+    for key in LOSS_KEYS:
+        value = turn.get(key)
+        if value is None:
+            continue
+        carries = LABELS.get(str(value).strip().lower())
+        if carries is None:
+            raise RowProblem(f"{key!r} is neither 0 nor 1; another weight of a turn is not supported", value)
+        is_answer = message["role"] == "assistant"
+        if is_answer and not carries:
+            message["weight"] = 0
+        if is_answer != carries:
+            message["mark"] = key
+
+
+def read_exchanges(entries: Any, column: str) -> list[Message]:
+    """Questions with their answers as messages: pairs, or objects with a key for each."""
+    messages = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            keys = next((pair for pair in EXCHANGES if pair[0] in entry and pair[1] in entry), None)
+            entry = keys and [entry[key] for key in keys]
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            raise RowProblem(f"{column!r} is not a list of turns")
+        question, answer = entry
+        messages += [{"role": "user", "content": question}, with_thoughts({"role": "assistant", "content": answer})]
+    return messages
+
+
+def _spoken(texts: list, column: str) -> list[Message]:
+    """Texts by turns, the user's first, or each with its speaker before it: ``问：…``, ``答：…``."""
+    if not all(isinstance(text, str) for text in texts):
+        raise RowProblem(f"{column!r} is not a list of turns")
+    speakers = [_SPEAKER.match(text) for text in texts]
+    roles = [ROLES.get(speaker[1].lower()) if speaker else None for speaker in speakers]
+    if all(role in ("user", "assistant", "system") for role in roles):
+        texts = [text[speaker.end() :] for text, speaker in zip(texts, speakers, strict=True)]
+    else:
+        roles = ["assistant" if index % 2 else "user" for index in range(len(texts))]
+    return [with_thoughts({"role": role, "content": text}) for role, text in zip(roles, texts, strict=True)]
+
+
+def _moss_turns(turns: Mapping[str, Any]) -> list[Message]:
+    """The numbered turns of moss-003-sft-data, whose texts are between marks, with ``None`` for nothing."""
+    messages: list[Message] = []
+    for name in sorted(
+        turns, key=lambda name: int(name.rpartition("_")[2]) if name.rpartition("_")[2].isdigit() else 0
+    ):
+        texts = {key: _MOSS_MARKS.sub("", value) for key, value in turns[name].items() if isinstance(value, str)}
+        texts = {key: "" if text in ("None", "null") else text for key, text in texts.items()}
+        thoughts = texts.get("Inner Thoughts", "").strip()
+        said = {"reasoning_content": thoughts} if thoughts else {}
+        messages.append({"role": "user", "content": texts.get("Human", "")})
+        if command := texts.get("Commands"):
+            messages.append({"role": "assistant", "content": command, **said})
+            messages.append({"role": "tool", "content": texts.get("Tool Responses", "")})
+            said = {}
+        messages.append({"role": "assistant", "content": texts.get("MOSS", ""), **said})
     return messages
 
 
@@ -154,15 +276,23 @@ def add_thoughts(message: Message, values: Mapping[str, Any], name: str | None) 
     return {**message, "reasoning_content": thoughts} if thoughts else message
 
 
-def _parsed(value: Any) -> Any:
-    """The value of JSON text; anything else, and text that is not JSON, as it is."""
+def parsed(value: Any) -> Any:
+    """The value of JSON text, or of the text of a Python literal that pandas writes for lists; else `value`."""
+    if not isinstance(value, str):
+        return value
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return json.loads(value)
     except ValueError:
+        pass
+    if not value.lstrip().startswith(("[{'", "['", "[[", "{'")):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return value
 
 
-def _calls(value: Any) -> list[dict]:
+def read_calls(value: Any) -> list[dict]:
     """One or several tool calls, as JSON text or parsed, in the form that chat templates expect."""
     try:
         calls = json.loads(value) if isinstance(value, str) else value

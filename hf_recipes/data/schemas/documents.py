@@ -27,6 +27,11 @@ PROGRAMMING_LANGUAGES = re.compile(
     r"lua|makefile|matlab|objective-c|perl|php|powershell|python|r|ruby|rust|scala|shell|sql|swift|typescript|verilog|vue",
     re.IGNORECASE,
 )
+LANGUAGE = re.compile(
+    r"(chinese|english|japanese|korean|french|german|spanish|russian|arabic|zh|en|ja|ko|fr|de|es|ru|ar|cht|"
+    r"it|pt|nl|id|vi|th|tr|he|el|pl|cs|sv|cy|eo|he|hu|sk|zh-?cn|zh-?tw|中文|英文|日文)(_text)?",
+    re.IGNORECASE,
+)
 SPEAKERS = {"system": "", "user": "问：", "assistant": "答：", "tool": "工具："}
 
 
@@ -62,12 +67,30 @@ def _lines(parts: Iterable[Any]) -> str:
 
 
 def from_text(row: Row, columns: Columns) -> Example:
-    return {"text": text_of(row, columns.prompt, "text")}
+    text = text_of(row, columns.prompt, "text")
+    return {"text": _titled(row, text) if columns.reads == "documents" else text}
 
 
 def from_article(row: Row, columns: Columns) -> Example:
-    title, content = row.get("title"), text_of(row, columns.prompt or "content", "content")
-    return {"text": content if not is_text(title) or content.startswith(title) else f"{title}\n{content}"}
+    return {"text": _titled(row, text_of(row, columns.prompt or "content", "content"))}
+
+
+def _titled(row: Row, text: str) -> str:
+    """`text` below its title, unless it begins with it."""
+    title = row.get("title")
+    return text if not is_text(title) or text.startswith(title) else f"{title}\n{text}"
+
+
+def languages_of(row: Row) -> list[str]:
+    """The texts of a row in several languages, in its order: of `translation`, or of columns named so."""
+    texts = row.get("translation")
+    if not isinstance(texts, dict):
+        texts = {name: text for name, text in row.items() if LANGUAGE.fullmatch(str(name))}
+    return [text for text in texts.values() if is_text(text)]
+
+
+def from_parallel(row: Row, columns: Columns) -> Example:
+    return {"text": _lines(languages_of(row))}
 
 
 def from_baike(row: Row, columns: Columns) -> Example:
@@ -82,7 +105,8 @@ def from_mnbvc(row: Row, columns: Columns) -> Example:
     paragraphs = row.get("段落")
     if not isinstance(paragraphs, list) or not all(isinstance(paragraph, dict) for paragraph in paragraphs):
         raise RowProblem("'段落' is not a list of paragraphs")
-    return {"text": _lines(paragraph.get("内容") for paragraph in paragraphs)}
+    texts = ([paragraph.get("内容")] if "内容" in paragraph else languages_of(paragraph) for paragraph in paragraphs)
+    return {"text": _lines(text for of_paragraph in texts for text in of_paragraph)}
 
 
 def from_code(row: Row, columns: Columns) -> Example:
@@ -109,7 +133,8 @@ def _dialogue(convert: Callable[[Row, Columns], Example]) -> Callable[[Row, Colu
         turns = []
         for message in convert(row, columns)["messages"]:
             calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
-            turns.append(SPEAKERS[message["role"]] + "\n".join(filter(None, [message.get("content"), *calls])))
+            texts = [message.get("reasoning_content"), message.get("content"), *calls]
+            turns.append(SPEAKERS[message["role"]] + "\n".join(filter(None, texts)))
         return {"text": _lines(turns)}
 
     return render

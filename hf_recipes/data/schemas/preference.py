@@ -2,52 +2,117 @@
 `label`."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from hf_recipes.data.schemas.chat import make_conversation, read_prompt_and_completion, with_thoughts_of
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, optional, text_of
-from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem, read_turns, thoughts_name
+from hf_recipes.data.schemas.chat import (
+    CONTEXT_COLUMNS,
+    MESSAGE_COLUMNS,
+    make_conversation,
+    pair_of,
+    prompt_of,
+    question_of,
+    read_history,
+    read_prompt_and_completion,
+    with_thoughts_of,
+)
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of, is_empty
+from hf_recipes.data.schemas.conversation import LABELS, FilteredRow, Message, RowProblem, read_turns, thoughts_name
 
+# Columns of a better and a worse answer, in the order in which they are looked for.
+SIDE_COLUMNS = (
+    ("chosen", "rejected"),
+    ("selected", "rejected"),
+    ("response_chosen", "response_rejected"),
+    ("chosen_response", "rejected_response"),
+    ("pos_resp", "neg_resp"),
+    ("messages", "rejected_messages"),
+    ("messages", "rejected_response"),
+    ("conversations", "rejected_response"),
+    ("response", "rejected_response"),
+)
 CHOSEN, REJECTED = ("chosen", "selected"), "rejected"
-LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+BETTER = "better_response_id"  # of PKU-SafeRLHF: which of response_0 and response_1 is the better one
+LABEL_COLUMNS = ("kto_tag", "is_safe")  # where `label` is none
+_DIALOGUE = re.compile(r"\s*\n\n(Human|Assistant):")  # hh-rlhf
+
+
+def sides_of(row: Row) -> tuple[str, str] | None:
+    """The columns of the better and the worse answer."""
+    if BETTER in row and "response_0" in row and "response_1" in row:
+        return BETTER, BETTER
+    return next((pair for pair in SIDE_COLUMNS if pair[0] in row and pair[1] in row), None)
 
 
 def from_preference(row: Row, columns: Columns) -> Example:
     thoughts, columns = (columns.thoughts, columns.rejected_thoughts), replace(columns, reads="examples", thoughts=None)
-    chosen = next((name for name in CHOSEN if name in row), CHOSEN[0])
-    for name in (chosen, REJECTED):
-        if row.get(name) is None:
-            raise RowProblem(f"no {name!r}")
-    column = next((name for name in ("conversations", "messages") if isinstance(row.get(name), list)), None)
-    if column is not None and isinstance(row[chosen], dict):  # the prompt, with one turn a side
-        keys = ("role", "content") if "role" in row[chosen] else ("from", "value")
-        prompt = read_turns(row[column], column, *keys)
-        sides = [read_turns([row[name]], name, *keys) for name in (chosen, REJECTED)]
-    elif isinstance(row[chosen], list):
-        prompt = row.get("prompt")
-        prompt = read_turns(prompt, "prompt", "role", "content") if isinstance(prompt, list) else []
-        sides = [read_turns(row[name], name, "role", "content") for name in (chosen, REJECTED)]
-        while all(len(side) > 1 for side in sides) and sides[0][0] == sides[1][0]:
-            prompt.append(sides[0][0])
-            sides = [side[1:] for side in sides]
-    else:
-        prompt = [{"role": "user", "content": text_of(row, columns.prompt or "prompt", "prompt")}]
-        sides = [[{"role": "assistant", "content": text_of(row, name, "answer")}] for name in (chosen, REJECTED)]
+    values = _sides(row, columns)
+    column = next((name for name in MESSAGE_COLUMNS if name in row and name not in (columns.chosen, "data")), None)
+    prompt = [] if column is None or is_empty(row[column]) else read_turns(row[column], column)
+    if columns.prompt and isinstance(row.get(columns.prompt), list):
+        prompt = read_turns(row[columns.prompt], columns.prompt)
+    sides = [_side(value, name) for value, name in zip(values, (columns.chosen, columns.rejected), strict=True)]
+    if columns.chosen in MESSAGE_COLUMNS and not isinstance(values[1], list):
+        sides[1] = [*sides[0][:-1], *sides[1]]  # a worse answer to the conversation of the better one
+    while all(len(side) > 1 for side in sides) and sides[0][0] == sides[1][0]:
+        prompt.append(sides[0][0])
+        sides = [side[1:] for side in sides]
+    if not prompt and columns.prompt:
+        prompt = [*read_history(row, columns), {"role": "user", "content": question_of(row, columns)}]
+    elif not prompt and columns.history:
+        prompt = read_history(row, columns)
+    if not prompt:
+        raise RowProblem("no 'prompt'")
     sides = [
         [*side[:-1], with_thoughts_of(side[-1], row, column)] if side else side
         for side, column in zip(sides, thoughts, strict=True)
     ]
     for side in sides:
-        example = make_conversation(prompt + side, row, columns, optional(row, "tools"))
+        if any(message.get("weight") == 0 for message in side):
+            raise RowProblem("a side has a turn without loss")
+        example = make_conversation([dict(message) for message in prompt] + side, row, columns)
     if sides[0] == sides[1]:
         raise RowProblem("chosen and rejected are the same")
     messages = example.pop("messages")  # with the system turn
     return {"prompt": messages[: len(messages) - len(sides[1])], "chosen": sides[0], "rejected": sides[1], **example}
 
 
+def _sides(row: Row, columns: Columns) -> list[Any]:
+    if columns.chosen == BETTER:
+        better = str(row.get(BETTER))
+        if better not in ("0", "1"):
+            raise RowProblem(f"{BETTER!r} is neither 0 nor 1", better)
+        names = (f"response_{better}", f"response_{1 - int(better)}")
+    else:
+        names = (columns.chosen or CHOSEN[0], columns.rejected or REJECTED)
+    for name in names:
+        if row.get(name) is None:
+            raise RowProblem(f"no {name!r}")
+    return [row[name] if isinstance(row[name], (list, dict)) else answer_of(row, name)[0] for name in names]
+
+
+def _side(value: Any, column: str) -> list[Message]:
+    """The turns of one side: a turn, a list of them, a whole dialogue with its speakers, or a bare answer."""
+    if isinstance(value, (list, dict)):
+        return read_turns(value if isinstance(value, list) else [value], column)
+    parts = _DIALOGUE.split(value) if value.startswith(("\n\nHuman:", "\n\nAssistant:")) else []
+    if len(parts) < 3:
+        return [{"role": "assistant", "content": value}]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": roles[speaker], "content": text.removeprefix(" ")} for speaker, text in turns]
+
+
 def fill_sides(columns: Columns, row: Row) -> Columns:
-    """`columns` with those of the thoughts of both sides."""
+    """`columns` with those of the prompt, of both sides and of their thoughts."""
+    chosen, rejected = sides_of(row) or (CHOSEN[0], REJECTED)
+    rest = {name: row[name] for name in row if name not in (chosen, rejected)}
+    prompt = columns.prompt or pair_of(rest)[0] or prompt_of(rest)
+    if prompt in CONTEXT_COLUMNS and isinstance(rest.get(prompt), list):  # the turns before the answers
+        columns, prompt = replace(columns, history=columns.history or prompt), None
+    columns = replace(columns, prompt=prompt, chosen=chosen, rejected=rejected)
     if columns.thoughts == NO_COLUMN:
         return columns
     chosen, rejected = (
@@ -61,7 +126,7 @@ def from_unpaired(row: Row, columns: Columns, convert: Callable[[Row, Columns], 
     label = _label(row, columns)
     if turns := read_prompt_and_completion(row, columns):
         prompt, completion = turns
-        example = make_conversation(prompt + completion, row, columns, optional(row, "tools"))
+        example = make_conversation(prompt + completion, row, columns)
         if not completion:
             raise RowProblem("empty answer")
     else:

@@ -11,15 +11,22 @@ from typing import Any
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas import chat, documents
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema
-from hf_recipes.data.schemas.conversation import thoughts_name
-from hf_recipes.data.schemas.preference import CHOSEN, REJECTED, fill_sides, from_preference, from_unpaired
+from hf_recipes.data.schemas.preference import (
+    LABEL_COLUMNS,
+    REJECTED,
+    SIDE_COLUMNS,
+    fill_sides,
+    from_preference,
+    from_unpaired,
+    sides_of,
+)
 
 SIDES = ("chosen", "rejected")  # of an example of the form preference
 # Kept next to the example for evaluation; the model never sees them.
 META_COLUMNS = ("answer_choices", "task_type", "type", "task_dataset", "sample_id")
 
 prompt_response = partial(Schema, "prompt_response", "messages", convert=chat.from_prompt_response, fill=chat.fill_pair)
-alpaca = partial(Schema, "alpaca", "messages", convert=chat.from_alpaca)
+alpaca = partial(Schema, "alpaca", "messages", convert=chat.from_prompt_response, fill=chat.fill_alpaca)
 promptcblue = partial(
     Schema,
     "promptcblue",
@@ -32,6 +39,7 @@ text = partial(Schema, "text", "text", convert=documents.from_text, fill=documen
 code = partial(Schema, "code", "text", convert=documents.from_code, fill=documents.fill_code, reads=("documents",))
 article = partial(Schema, "article", "text", convert=documents.from_article, reads=("documents",))
 baike = partial(Schema, "baike", "text", convert=documents.from_baike, reads=("documents",))
+parallel = partial(Schema, "parallel", "text", convert=documents.from_parallel, reads=("documents",))
 mnbvc = partial(Schema, "mnbvc", "text", convert=documents.from_mnbvc, reads=("documents",))
 
 
@@ -47,7 +55,7 @@ REGISTRY = (
     text(lambda columns, row: columns.prompt is not None or "text" in row, reads=("documents",)),
     mnbvc(lambda columns, row: isinstance(row.get("段落"), list)),
     baike(lambda columns, row: "title" in row and "sections" in row),
-    preference(lambda columns, row: REJECTED in row and any(name in row for name in CHOSEN)),
+    preference(lambda columns, row: sides_of(row) is not None),
     Schema(
         "unpaired",
         "unpaired",
@@ -56,14 +64,23 @@ REGISTRY = (
         ),
         from_unpaired,
     ),
-    Schema("messages", "messages", lambda columns, row: chat.has_turns(row, "role"), chat.from_messages),
-    Schema("sharegpt", "messages", lambda columns, row: chat.has_turns(row, "from"), chat.from_sharegpt),
+    Schema("messages", "messages", lambda columns, row: chat.turns_key(row) == "role", chat.from_messages),
+    Schema("sharegpt", "messages", lambda columns, row: chat.turns_key(row) == "from", chat.from_messages),
+    Schema("turns", "messages", lambda columns, row: chat.turns_key(row) == "", chat.from_messages),
+    Schema(
+        "xlam",
+        "messages",
+        lambda columns, row: {"query", "answers", "tools"} <= set(row),
+        chat.from_calls,
+        fill=lambda columns, row: replace(columns, prompt="query", response="answers"),
+    ),
     promptcblue(lambda columns, row: "input" in row and "target" in row and _has_metadata(row)),
     alpaca(lambda columns, row: "instruction" in row and "output" in row),
     prompt_response(lambda columns, row: chat.pair_of(row) != (None, None)),
-    preference(lambda columns, row: REJECTED in row or CHOSEN[0] in row),  # each row says which side is missing
+    preference(lambda columns, row: REJECTED in row or SIDE_COLUMNS[0][0] in row),  # each row says what is missing
     text(lambda columns, row: "text" in row or columns.prompt is not None, reads=("examples", "prompts")),
     text(lambda columns, row: "content" in row, reads=("prompts",)),
+    parallel(lambda columns, row: len(documents.languages_of(row)) > 1),
     code(lambda columns, row: documents.is_text(row.get("code")) and not documents.has_text(row)),
     article(lambda columns, row: "title" in row and "content" in row),
     text(lambda columns, row: documents.has_text(row), reads=("documents",)),
@@ -80,35 +97,68 @@ DOCUMENT_SCHEMAS = _names("documents", ("messages", "text"))
 
 def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
     """The schema of the file that begins with `row`, with the columns that it reads."""
-    present = ", ".join(row)
+    row = {name: value for name, value in row.items() if name not in columns.ignored}
+    present = ", ".join(map(str, row))
     schema = _find(row, columns)
     if columns.reads != "documents" and (columns.label or (schema and schema.name == "unpaired")):
         return _detect_unpaired(row, columns, path)
-    for flag, name in (
-        ("--prompt_column", columns.prompt),
-        ("--response_column", columns.response),
-        ("--history_column", columns.history),
-        ("--thoughts_column", columns.thoughts),
-    ):
-        if name not in (None, NO_COLUMN) and name not in row:
+    for flag, name in _named(columns):
+        if name not in row:
             raise UserError(f"{path}: {flag} {name!r} is not a column; there are {present}")
     if schema is None:
         names = DOCUMENT_SCHEMAS if columns.reads == "documents" else SCHEMAS
         raise UserError(
             f"{path}: no known schema in the columns {present}; name them with --prompt_column and "
-            f"--response_column, or choose --schema {' | '.join(names)}"
+            f"--response_column, or choose --schema {' | '.join(names)}{_first_row(row)}"
         )
     filled = schema.fill(columns, row)
-    if schema.form == "messages" and columns.reads == "examples" and columns.thoughts is None:
-        others = (filled.prompt, filled.response, filled.history)
-        filled = replace(filled, thoughts=thoughts_name({name: row[name] for name in row if name not in others}))
+    if schema.form in ("messages", "preference"):
+        filled = chat.fill_surroundings(filled, row) if schema.form == "messages" else _fill_pair(filled, row)
+    if schema.name in ("prompt_response", "alpaca") and columns.reads == "examples" and columns.response is None:
+        chat.check_answers(filled, row, path)
     schema = named_schema(schema.name, filled, path)
-    if schema.name in ("prompt_response", "promptcblue"):
+    if schema.name in ("prompt_response", "promptcblue", "alpaca"):
         flags = {"--prompt_column": schema.columns.prompt, "--response_column": schema.columns.response}
         for flag, column in list(flags.items())[: 1 if columns.reads == "prompts" else 2]:
             if column not in row:
                 raise UserError(f"{path}: which column is it? {flag} must name one of {present}")
     return schema
+
+
+def kind_of(row: Row, columns: Columns) -> tuple | None:
+    """What tells rows of one schema from those of another; None where no schema is known."""
+    schema = _find(row, columns)
+    if schema is None:
+        return None
+    filled = schema.fill(columns, row)
+    answer = filled.response if columns.reads == "examples" else None
+    name = "prompt_response" if schema.name == "promptcblue" else schema.name
+    return (name, filled.chosen) if schema.form == "preference" else (name, filled.prompt, answer)
+
+
+def _named(columns: Columns) -> list[tuple[str, str]]:
+    """The flags that name a column, with these."""
+    flags = (
+        ("--prompt_column", columns.prompt),
+        ("--response_column", columns.response),
+        ("--history_column", columns.history),
+        ("--thoughts_column", columns.thoughts),
+    )
+    return [(flag, name) for flag, name in flags if name not in (None, NO_COLUMN)]
+
+
+def _fill_pair(columns: Columns, row: Row) -> Columns:
+    """`columns` with those beside the two sides of a pair; their thoughts are known before."""
+    filled = chat.fill_surroundings(replace(columns, thoughts=NO_COLUMN), row)
+    return replace(filled, thoughts=columns.thoughts)
+
+
+def _first_row(row: Row) -> str:
+    """The first row, and the flags that would read it, where two of its columns are text."""
+    texts = [name for name, value in row.items() if isinstance(value, str) and value.strip()]
+    if len(texts) < 2:
+        return ""
+    return f"; its texts are in {', '.join(texts)}, such as --prompt_column {texts[0]} --response_column {texts[-1]}"
 
 
 def _find(row: Row, columns: Columns) -> Schema | None:
@@ -135,6 +185,8 @@ def named_schema(name: str, columns: Columns, path: str = "") -> Schema:
 def _detect_unpaired(row: Row, columns: Columns, path: str) -> Schema:
     """The schema of the conversation, whose name becomes that of the columns, and the column of the label."""
     label = columns.label or "label"
+    if label == "label" and label not in row:
+        label = next((name for name in LABEL_COLUMNS if isinstance(row.get(name), bool)), label)
     name = None if columns.schema == "unpaired" else columns.schema
     rest = {name: value for name, value in row.items() if name not in ("label", label)}
     conversation = detect_schema(rest, replace(columns, schema=name, label=None, reads="examples"), path)

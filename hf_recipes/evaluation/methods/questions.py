@@ -34,7 +34,7 @@ class Question:
 def read_rows(specs: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of files, folders or Hub ids, each with its `location` (``file:line``)."""
     rows = []
-    for source in find_sources(specs):
+    for source in find_sources(specs, all_splits=True):
         for record in read_records(source):
             if record.value is None:
                 raise UserError(f"{record.location}: {shown(record.problem)}; mend this row")

@@ -35,7 +35,7 @@ SIDE = [{"role": "assistant", "content": "答"}], [{"role": "assistant", "conten
         ({"messages": [*MESSAGES, SIDE[0][0]]}, {}, EARLIER + FILTERED, "答"),
         ({"prompt": "问题", "chosen": "答", "rejected": "不"}, {}, FILTERED, "答"),
         ({"content": "问题"}, {"prompt": "content"}, FILTERED, None),
-        ({"prompt": MESSAGES, "solution": "答"}, {}, EARLIER + FILTERED, None),
+        ({"prompt": MESSAGES, "solution": "答"}, {}, EARLIER + FILTERED, "答"),
         ({"prompt": MESSAGES, "completion": SIDE[0]}, {}, EARLIER + FILTERED, "答"),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_closing_tag_in_an_answer_stays_where_its_thoughts_are_known():
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_thoughts_of_a_turn_are_read_by_any_of_their_names(key):
     turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答", key: "想"}]
-    assert read_turns(turns, "messages", "role", "content")[1]["reasoning_content"] == "想"
+    assert read_turns(turns, "messages")[1]["reasoning_content"] == "想"
 
 
 def test_a_closing_tag_in_a_sentence_is_a_part_of_the_answer():

@@ -287,7 +287,7 @@ def test_a_call_without_content_and_a_content_in_parts():
     call, text, picture = one.encode([[ASKED, calling], [parts, answer()], [image, answer()]])
     assert learned_text(one.tokenizer, call) == [f"<call>{BEIJING}</call>{END}"]
     assert text.input_ids.tolist() == one.encode([[ASKED, answer()]])[0].input_ids.tolist()
-    assert picture.status == "dropped: the user's content has parts that are not text"
+    assert picture.status == "dropped: the user's content is a list with a part that is not text\x1fimage"
 
 
 @pytest.mark.parametrize(

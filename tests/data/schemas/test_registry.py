@@ -197,7 +197,7 @@ def test_metadata_is_kept_apart():
         ({"conversations": sharegpt(("human", "问"), ("human", "问"), ("gpt", "答"))}, "two user turns in a row"),
         ({"conversations": sharegpt(("human", "问"), ("gpt", "答"), ("human", "问"))}, "ends with the user"),
         ({"conversations": sharegpt(("gpt", "答"), ("human", "问"), ("gpt", "答"))}, "begins with the assistant"),
-        ({"conversations": sharegpt(("human", "问"), ("bot", "答"))}, r"unknown role \('bot'\)"),
+        ({"conversations": sharegpt(("human", "问"), ("robot", "答"))}, r"unknown role \('robot'\)"),
         ({"conversations": sharegpt(("human", "问"), ("gpt", ""))}, "empty answer"),
         ({"conversations": sharegpt(("human", "问"), ("system", "短"), ("gpt", "答"))}, "not the first"),
         ({"conversations": sharegpt(("human", "问"), ("observation", "{}"), ("gpt", "答"))}, "without a call"),

@@ -1,0 +1,187 @@
+"""Which schema each row of a file has, and whether its examples show what the row says."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.data.schemas.chat import MEANINGFUL, UNWANTED
+from hf_recipes.data.schemas.columns import Columns, Example, Row, Schema, is_empty
+from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem
+from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
+
+FLAGS = {"prompt": "--prompt_column", "response": "--response_column", "history": "--history_column"}
+TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
+
+
+class _ReadRow(dict):
+    """A row that records which of its columns are read."""
+
+    def __init__(self, row: Row, read: set[str]):
+        super().__init__(row)
+        self.read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(name)
+        return super().get(name, default)
+
+
+def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
+    """The schema of a file that begins with `rows`, taken together: of each column, the first value that is not empty.
+
+    Rows of another schema are read by their own, where the user names none.
+
+    Raises:
+        UserError: no schema, or one that leaves out a column that usually carries meaning.
+    """
+    rows = [{name: value for name, value in row.items() if name not in columns.ignored} for row in rows]
+    is_named = bool(columns.schema or columns.prompt or columns.response or columns.label)
+    kinds = [] if is_named or columns.reads == "documents" else [kind_of(_without_empty(row), columns) for row in rows]
+    common = Counter(kind for kind in kinds if kind).most_common()
+    of_kind = rows if len(common) < 2 else [row for row, kind in zip(rows, kinds, strict=True) if kind == common[0][0]]
+    schema = detect_schema(_merged(of_kind), columns, path)
+    read: set[str] = set()
+    examples: list[Example | None] = []
+    converter = RowConverter(schema, columns, path)
+    convert = schema.convert if is_named or columns.reads == "documents" else converter.convert
+    for row in rows:
+        try:
+            examples.append(convert(_ReadRow(row, read), schema.columns))
+        except RowProblem:
+            examples.append(None)
+    if not any(examples):
+        read = set(_merged(rows))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    has_turns = TURNS.intersection((schema.name, schema.columns.schema))
+    for field, flag in FLAGS.items():
+        name = getattr(columns, field)
+        if name and (name not in read or getattr(schema.columns, field) != name or has_turns):
+            raise UserError(f"{path}: {flag} {name!r} has no effect on the schema {schema.name}; leave it out")
+    unused = [name for name in names if name not in read and name not in (*META_COLUMNS, "source")]
+    for name in (name for name in unused if is_meaningful(name, columns)):
+        for row, example in zip(rows, examples, strict=True):
+            if example and not is_empty(row.get(name)) and not is_shown(row[name], example):
+                raise _lost(path, schema, name)
+    schema = replace(schema, unused=(*unused, *columns.ignored))
+    if not is_named and columns.reads != "documents":
+        schema = replace(schema, convert=converter.checked(read))
+    return schema
+
+
+def is_meaningful(name: Any, columns: Columns) -> bool:
+    """Whether a column usually carries meaning for what the rows are read as."""
+    name = str(name).lower()
+    if name in THOUGHTS_KEYS and (columns.thoughts or columns.reads == "prompts"):
+        return False
+    return name in MEANINGFUL and not (name in UNWANTED and columns.reads != "examples")
+
+
+def is_shown(value: Any, example: Example) -> bool:
+    """Whether the texts of an example hold all texts of a value, so that nothing is lost without it."""
+    texts = "\n".join(_strings({name: part for name, part in example.items() if name != "remarks"}))
+    return all(text.strip() in texts for text in _strings(value)) and not isinstance(value, (bool, int, float))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
+
+
+def _lost(where: str, schema: Schema, name: str) -> UserError:
+    return UserError(
+        f"{where}: the schema {schema.name} does not use the column {name!r}, which usually carries meaning; name what "
+        f"it is with a flag, choose another --schema, or leave it out with --ignore_columns {name}"
+    )
+
+
+def _without_empty(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if not is_empty(value)}
+
+
+def _merged(rows: Sequence[Row]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for row in rows:
+        merged |= {name: value for name, value in row.items() if name not in merged or is_empty(merged[name])}
+    return merged
+
+
+class RowConverter:
+    """Converts the rows of a file whose rows may have several schemas, each known by the names of its columns."""
+
+    def __init__(self, schema: Schema, columns: Columns, path: str):
+        self.schema, self.columns, self.path = schema, columns, path
+        self._read: set[str] = set()  # the columns that the examples of the first rows were made of
+        self._schemas: dict[tuple[str, ...], Schema] = {}
+        self._watched: dict[tuple[str, ...], list[str]] = {}
+
+    def checked(self, read: set[str]) -> "RowConverter":
+        """`self`, which knows the columns that were `read` of the first rows, and stops at one that is not."""
+        self._read = read
+        return self
+
+    def __call__(self, row: Row, columns: Columns) -> Example:
+        """The example of `row`.
+
+        Raises:
+            UserError: it leaves out a column that usually carries meaning.
+        """
+        names = tuple(row)
+        watched = self._watched.get(names)
+        if watched is not None:
+            example = self.convert(row, columns)
+        else:
+            read = set(self._read)
+            example = self.convert(_ReadRow(row, read), columns)
+            unused = [name for name in names if name not in read and name not in self.columns.ignored]
+            watched = self._watched[names] = [name for name in unused if is_meaningful(name, self.columns)]
+        for name in watched:
+            if not is_empty(row[name]) and not is_shown(row[name], example):
+                raise _lost(self.path, self.schema, name)
+        return example
+
+    def convert(self, row: Row, columns: Columns) -> Example:
+        """The example of `row` by its own schema.
+
+        Raises:
+            RowProblem: its examples are of another form than the file's.
+        """
+        names = tuple(row)
+        if names not in self._schemas:
+            self._schemas[names] = self._schema_of(dict(row))
+        schema = self._schemas[names]
+        if schema.form != self.schema.form:
+            raise RowProblem(f"its schema is {schema.name}, which makes {schema.form} examples")
+        example = schema.convert(row, schema.columns)
+        if schema.name != self.schema.name:
+            example.setdefault("remarks", []).append(f"read by the schema {schema.name}")
+        return example
+
+    def _schema_of(self, row: Row) -> Schema:
+        """The file's schema with the columns of `row`, or that of `row`, where it is another one."""
+        filled = _without_empty(row)
+        kind = kind_of(
+            {name: value for name, value in filled.items() if name not in self.columns.ignored}, self.columns
+        )
+        try:
+            own = detect_schema(row, self.columns, self.path) if kind else None
+        except UserError:
+            own = None
+        if own is None:
+            return self.schema
+        known = self.schema.columns
+        if kind != kind_of_schema(self.schema):
+            return own
+        more = {f.name: getattr(own.columns, f.name) for f in fields(known) if getattr(known, f.name) is None}
+        return replace(self.schema, columns=replace(known, **more))
+
+
+def kind_of_schema(schema: Schema) -> tuple:
+    return kind_of({}, replace(schema.columns, schema=schema.name))
