@@ -88,7 +88,7 @@ vocabulary-study: $(VENV)/.installed .cache/reviews/long_held_out.jsonl $(BASE)
 		--seeds 3 --output_dir runs/vocabulary-study
 
 .cache/reviews/long_held_out.jsonl: | .cache/reviews/test.jsonl
-	@head -n 60 .cache/reviews/long_test.jsonl | $(BIN)/python -c 'import json, sys; \
+	@head -n 40 .cache/reviews/long_test.jsonl | $(BIN)/python -c 'import json, sys; \
 		[print(json.dumps({"text": json.loads(row)["chosen"]}, ensure_ascii=False)) for row in sys.stdin]' > $@
 
 # Two tests at a time, of one thread each: most of them wait for processes of their own.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments
 from hf_recipes.vocabulary.growing import BpeVocabulary, UnigramVocabulary, Vocabulary
 from hf_recipes.vocabulary.report import as_report, measure, token_texts
 from hf_recipes.vocabulary.sample import Sample, read_sample
+from hf_recipes.vocabulary.sentencepiece_model import cut_otherwise
 from hf_recipes.vocabulary.words import read_words
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EXTENSION, PAGE = "extension.json", "vocabulary.html"  # in the tokenizer's folder
+COMPARED = 10_000  # lines on which tokenizer.model and tokenizer.json are compared
 SHOWN = 5  # refused words of each reason
 
 
@@ -57,10 +60,14 @@ def _extend(arguments: ExtendTokenizerArguments, target: Path) -> None:
         _say_words(words, vocabulary)
     if arguments.num_new_tokens:
         vocabulary.learn(sample, arguments.num_new_tokens, arguments.max_token_length, arguments.character_coverage)
+    lines = _lines(sample) if model is not None else []
+    otherwise = cut_otherwise(model, vocabulary.former, lines) if lines else set()
     vocabulary.finish()
     if not vocabulary.tokens and not special:
         raise UserError("no token is new; nothing was written")
     report = _report(vocabulary, sample, name)
+    if lines:
+        _compare_files(report, lines, otherwise, cut_otherwise(model, vocabulary.backend, lines))
     print_report(report, Console())
     with new_folder(target) as partial:
         save(tokenizer, vocabulary.backend, partial, vocabulary.model)
@@ -107,6 +114,22 @@ def _say_words(words: Sequence[str], vocabulary: Vocabulary) -> None:
     for reason, refused in reasons.items():
         more = f" and {len(refused) - SHOWN:,} more" if len(refused) > SHOWN else ""
         say(f"  not {'、'.join(refused[:SHOWN])}{more}: {reason}")
+
+
+def _lines(sample: Sample) -> list[str]:
+    texts = chain.from_iterable((*sample.held_out.values(), *sample.train.values()))
+    return list(islice((line for text in texts for line in text.splitlines() if line.strip()), COMPARED))
+
+
+def _compare_files(report: Report, lines: Sequence[str], before: set[str], after: set[str]) -> None:
+    """Say on how many lines tokenizer.model and tokenizer.json agree; new differences are warned of."""
+    alike = f"{len(lines) - len(after):,} of {len(lines):,} lines alike"
+    report.facts.append(("files", f"tokenizer.model and tokenizer.json cut {alike}"))
+    if new := after - before:
+        report.warnings.append(
+            f"tokenizer.model and tokenizer.json cut {len(new):,} lines differently that they cut alike before, as "
+            f"{min(new)[:60]!r}"
+        )
 
 
 def _report(vocabulary: Vocabulary, sample: Sample, name: str) -> Report:

@@ -12,6 +12,7 @@ from hf_recipes.models.families.from_sentencepiece import CONTROL, NORMAL
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from tokenizers import Tokenizer
 
 UNKNOWN_PENALTY = 10.0  # of a character without a piece, below the lowest score (SentencePiece's kUnkPenalty)
 MARGIN = 0.1  # of log probability
@@ -93,3 +94,11 @@ def add_unigram_pieces(
     for index in range(len(vocabulary), next_id):
         vocabulary.append([names.get(index, f"<unused_{index}>"), floor * 10])
     vocabulary.extend([piece, score] for piece, score in scores.items())
+
+
+def cut_otherwise(model: "ModelProto", tokenizer: "Tokenizer", texts: Iterable[str]) -> set[str]:
+    """The `texts` that SentencePiece cuts otherwise by `model` than `tokenizer` does."""
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor(model_proto=model.SerializeToString())
+    return {text for text in texts if processor.encode(text) != tokenizer.encode(text, add_special_tokens=False).ids}

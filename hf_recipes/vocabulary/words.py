@@ -29,5 +29,5 @@ def read_words(path: str) -> list[str]:
     if not counts:
         raise UserError(f"--words {path}: no word in it")
     if repeated:
-        say(f"--words {path}: {repeated:,} words are there more than once")
+        say(f"--words {path}: {repeated:,} lines repeat a word")
     return sorted(counts, key=lambda word: -counts[word])

@@ -35,7 +35,7 @@ def test_words_alone(extend, tmp_path):
     words.write_text("# medical\n糖尿病 12 n\n高血压\t3\n一 二\n糖尿病\n", encoding="utf-8")
     code, out, err = extend("--words", words)
     assert code == 0, err
-    assert "1 words are there more than once" in out and "2 of 3 words are made a token of their own" in out
+    assert "1 lines repeat a word" in out and "2 of 3 words are made a token of their own" in out
     assert "not 一 二: the tokenizer cuts it before it looks for tokens" in out
 
 

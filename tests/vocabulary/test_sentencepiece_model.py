@@ -79,6 +79,14 @@ def test_new_pieces_are_used(extended):
     assert new.encode("糖尿病", out_type=str) == ["糖尿病"] and "高血压" in new.encode("他有高血压病", out_type=str)
 
 
+def test_the_report_says_that_both_files_agree(tmp_path, capsys):
+    (tmp_path / "zh.txt").write_text("\n".join(chinese()), encoding="utf-8")
+    arguments = {"train_file": [str(tmp_path / "zh.txt")], "num_new_tokens": 900, "output_dir": str(tmp_path / "new")}
+    extend_tokenizer(ExtendTokenizerArguments(tokenizer_name=save_old(BPE, tmp_path / "old"), **arguments))
+    lines = sum(1 for text in chinese() for line in text.splitlines() if line.strip())
+    assert f"tokenizer.model and tokenizer.json cut {lines} of {lines} lines alike" in capsys.readouterr().out
+
+
 def test_scores_of_bpe_fall_strictly_below_the_old_ones(extended):
     old, new = (read_model(folder / "tokenizer.model") for folder in extended)
     if new.trainer_spec.model_type == BPE:
