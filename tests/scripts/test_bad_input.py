@@ -63,7 +63,7 @@ def test_zst_cut_short(fails, tmp_path):
 
 def test_file_in_no_encoding(fails, tmp_path):
     (tmp_path / "odd.jsonl").write_bytes(b'{"input": "\xff\xfe\x80\x81"}\n' * 3)
-    fails("odd.jsonl: neither UTF-8 nor GB18030", "--train_file", tmp_path / "odd.jsonl")
+    fails("odd.jsonl: not UTF-8 text, and not all of it is GB18030", "--train_file", tmp_path / "odd.jsonl")
 
 
 def test_schema_not_recognised(fails, tmp_path):

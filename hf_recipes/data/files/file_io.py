@@ -165,8 +165,8 @@ def check_encoding(path: str, encoding: str) -> None:
             decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         raise UserError(
-            f"{path}: not UTF-8 text, and not all of it is {encoding_name(encoding)}, which fits best; name another "
-            "with --encoding, or convert the file to UTF-8 (iconv, or save as UTF-8)"
+            f"{path}: not UTF-8 text, and not all of it is {encoding_name(encoding)}, which fits best; convert "
+            "the file to UTF-8 (iconv, or save as UTF-8), or name its encoding where a command has --encoding"
         ) from None
 
 

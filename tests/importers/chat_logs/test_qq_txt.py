@@ -130,7 +130,7 @@ def test_what_is_no_text_is_a_problem_of_its_message(tmp_path):
         (b"", "the file is empty"),
         ("只是一篇文章。\n没有消息。\n".encode(), "no message in it; expected QQ's export as txt"),
         ("2023-01-02 12:00:00 小明\n好".encode("utf-16")[:-1], "cut short or damaged UTF-16 text"),
-        (b"2023 \x81\xff\xff\n" * 9, "neither UTF-8 nor GB18030 text"),
+        (b"2023 \x81\xff\xff\n" * 9, "not UTF-8 text, and not all of it is GB18030"),
     ],
 )
 def test_other_files(tmp_path, content, message):
