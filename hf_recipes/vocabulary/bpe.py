@@ -60,8 +60,7 @@ class Bpe:
                 "not extended; byte-level BPE and SentencePiece are"
             )
         self.is_byte_level = _names(self.settings, "ByteLevel")
-        self.falls_back = bool(model.get("byte_fallback"))
-        if not (self.is_byte_level or self.falls_back):
+        if not (self.is_byte_level or model.get("byte_fallback")):
             raise UserError(
                 f"{name}: its BPE is neither byte-level nor falls back to bytes, so some characters have no tokens; "
                 "train a tokenizer of your own (train_tokenizer.py)"
@@ -108,8 +107,7 @@ class Bpe:
     def chunks(self, text: str) -> Iterator[str]:
         """The pre-tokens of `text`, cut further where no token, old or new, joins two characters (`Joins`)."""
         for part in self.split(text):
-            spelled = part if self.is_byte_level else part.replace(SPACE, " ")
-            plain = self.text_of(part) if self.is_byte_level else spelled
+            plain = self.text_of(part)
             if plain is None:  # the pre-tokenizer cut a character in two
                 yield part
                 continue
