@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.settings import Parser, run_script
-from hf_recipes.models.from_gguf import convert_gguf
+from hf_recipes.models.gguf.convert import convert_gguf
 
 
 @dataclass

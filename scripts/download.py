@@ -12,7 +12,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.hub.download import download
 from hf_recipes.hub.review_samples import download_reviews
-from hf_recipes.models.demo_model import DEMO_MODEL, download_demo
+from hf_recipes.models.gguf.demo_model import DEMO_MODEL, download_demo
 
 
 @dataclass

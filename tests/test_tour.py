@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import ROOT
 from hf_recipes.hub.download import write_source_record
-from hf_recipes.models.demo_model import DEMO_MODEL, DEMO_WHEEL
-from hf_recipes.models.from_gguf import record_conversion
+from hf_recipes.models.gguf.convert import record_conversion
+from hf_recipes.models.gguf.demo_model import DEMO_MODEL, DEMO_WHEEL
 
 TITLES = {"README.md": "From a crawl to a published adapter", "README_zh.md": "从爬虫数据到发布的适配器"}
 BASE = ".cache/SmolLM2-135M-Instruct"

@@ -22,7 +22,7 @@ from hf_recipes.export.modelfile import modelfile, read_turns, stop_texts
 from hf_recipes.export.parity import Difference, ModelOutputs, answer, compare, default_tolerance, parity_prompts
 from hf_recipes.models import weight_files
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.from_gguf import load_gguf_model, read_metadata
+from hf_recipes.models.gguf.convert import load_gguf_model, read_metadata
 from hf_recipes.models.inference.generation_settings import stop_at_ends
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
 from hf_recipes.models.pretokenizers import mixed_texts, named_like

