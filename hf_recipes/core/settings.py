@@ -254,6 +254,8 @@ def _hush_libraries() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft|accelerate|torch)\b")
+    # PEFT 0.21 compares these keys with modules, and not with experts' weights; `attach_lora` compares them with both.
+    warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()

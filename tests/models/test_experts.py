@@ -9,11 +9,13 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import build_tokenizer, write_jsonl
+from hf_recipes.core.errors import UserError
 from hf_recipes.dry_run.memory import estimate
 from hf_recipes.dry_run.simulate import Batch, meta_model
 from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter
+from hf_recipes.models.adapters.targets import part_of, trained_shares
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.loading import load_model
@@ -23,6 +25,7 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "n
 SIZES |= {"intermediate_size": 16, "num_experts_per_tok": 2, "eos_token_id": 2, "pad_token_id": 0}
 GROUPS = {"moe_intermediate_size": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 LATENT = {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 8}
+BESIDE = ("deepseek_v3", "glm4_moe")  # whose first layer is dense, and whose others have experts for all tokens
 FAMILIES = {
     "qwen3_moe": {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4},
     "deepseek_v3": {**GROUPS, **LATENT, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "n_shared_experts": 1},
@@ -30,6 +33,9 @@ FAMILIES = {
     "mixtral": {"head_dim": 8, "num_local_experts": 4},
     "gpt_oss": {"head_dim": 8, "num_local_experts": 4},
 }
+
+
+EXPERTS = {"lora_target_modules": ["o_proj", "w1", "w2", "w3"]}  # as transformers 4 named them
 
 
 def make_base(folder, kind: str) -> str:
@@ -55,8 +61,9 @@ def test_the_default_lora_is_loaded_merged_and_estimated(tmp_path, kind):
         model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    has_experts = any(".experts.base_layer.lora_B" in name for name, _ in model.named_parameters())
-    assert has_experts is (kind != "gpt_oss")  # PEFT's "all-linear" has none of gpt_oss' experts
+    expected = {"attention", "experts"} | ({"shared experts", "dense layers"} if kind in BESIDE else set())
+    assert {part_of(name) for name, p in model.named_parameters() if p.requires_grad} == expected
+    assert trained_shares(model).endswith("router 0.0%")
     model.save_pretrained(tmp_path / "adapter")
     check_saved(model, tmp_path / "adapter")
     build_tokenizer().save_pretrained(tmp_path / "adapter")
@@ -104,6 +111,43 @@ def test_a_run_of_it_evaluates_by_generation_and_is_estimated(forks, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     assert model.generate(mask + 5, attention_mask=mask, max_new_tokens=2).shape[0] == 2
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_recommended_file_gives_experts_a_lower_rank(tmp_path, kind):
+    path = "configs/lora_moe.json"
+    model = attach_lora(opened(make_base(tmp_path, kind)), read_lora_config(path), path, [])
+    ranks = {"experts": 4 * 2, "attention": 16, "shared experts": 16, "dense layers": 16}  # four experts of rank 2
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            assert parameter.shape[0] == ranks[part_of(name)], name
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("qwen3_moe", {"lora_dropout": 0.05}, "lora_dropout 0.05 does not reach experts.* set it to 0"),
+        ("gpt_oss", {"use_dora": True}, "use_dora True does not reach experts"),
+        ("mixtral", {**EXPERTS, "layers_to_transform": [0]}, "layers_to_transform .* name the weights of those layers"),
+        ("mixtral", {"lora_target_modules": ["wq"]}, "names 'wq'.* target_parameters may name experts.down_proj"),
+        ("mixtral", {"rank_pattern": {"experts.w1": 2}}, "rank_pattern names 'experts.w1', and no weight of that name"),
+    ],
+)
+def test_settings_that_experts_cannot_have(tmp_path, kind, settings, message):
+    path = tmp_path / "lora.json"
+    path.write_text(json.dumps({"lora_r": 4, "lora_target_modules": "all-linear", **settings}))
+    with pytest.raises(UserError, match=message):
+        attach_lora(opened(make_base(tmp_path / "base", kind)), read_lora_config(str(path)), str(path), [])
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_names_of_modules_reach_experts_and_the_layers_beside_them(tmp_path, kind):
+    """As configs/lora_qwen.json has them, less its dropout."""
+    path = tmp_path / "lora.json"
+    path.write_text(json.dumps({"lora_r": 4, "lora_target_modules": ["o_proj", "gate_proj", "up_proj", "down_proj"]}))
+    model = attach_lora(opened(make_base(tmp_path / "base", kind)), read_lora_config(str(path)), str(path), [])
+    names = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names == {"attention", "experts", "shared experts", "dense layers"}
 
 
 def read_rows(path) -> list[dict]:

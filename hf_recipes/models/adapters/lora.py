@@ -13,6 +13,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import nearest
 from hf_recipes.models.adapters.residual import KINDS, initialize_residual, is_residual
+from hf_recipes.models.adapters.targets import check_patterns, fused_experts, leaf, linear_modules, spell_out_targets
 from hf_recipes.models.checks.finite import not_finite
 
 if TYPE_CHECKING:
@@ -97,16 +98,6 @@ def _check_types(path: str | None, values: dict[str, Any], task_type: str) -> No
         raise UserError(f"{path}: inference_mode would leave nothing to train; take it out")
 
 
-def linear_modules(model: "PreTrainedModel") -> list[str]:
-    """Last names of the model's linear modules, which `target_modules` may name; not the language-model head's."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head, kinds = model.get_output_embeddings(), (torch.nn.Linear, Conv1D)
-    names = (name for name, module in model.named_modules() if isinstance(module, kinds) and module is not head)
-    return sorted({name.rsplit(".", 1)[-1] for name in names})
-
-
 def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None, new_tokens: list[int]) -> "PeftModel":
     """Put a fresh adapter on `model`; the embeddings of `new_tokens` (ids) are trained with it."""
     from peft import get_peft_model
@@ -115,17 +106,20 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     names = {name for name, _ in model.named_modules()}
+    linear = ", ".join(sorted({leaf(name) for name in linear_modules(model)}))
+    experts = spell_out_targets(model, config, path)
     for key in ("target_modules", "modules_to_save"):
         wanted = getattr(config, key)
         if key == "modules_to_save" and wanted and config.task_type == "SEQ_CLS":
             wanted = set(wanted) - {"classifier", "score"}  # PEFT adds both names of a head
         for target in wanted if isinstance(wanted, (list, set, tuple)) else ():
-            if not any(name == target or name.endswith(f".{target}") for name in names):
+            if target not in experts and not any(f".{name}".endswith(f".{target}") for name in names):
+                fused = fused_experts(model)
+                also = f", and target_parameters may name {', '.join(fused)}" if fused else ""
                 raise UserError(
                     f"{path}: {key} names {target!r}, which {type(model).__name__} lacks; its linear modules are "
-                    f"{', '.join(linear_modules(model))}"
+                    f"{linear}{also}"
                 )
-    linear = ", ".join(linear_modules(model))
     if new_tokens:
         _train_tokens(model, config, path, new_tokens)
     kind = config.init_lora_weights if is_residual(config) else None
@@ -149,6 +143,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
             f"{path}: modules_to_save trains one of the tied embeddings whole and trainable_token_indices rows of the "
             "other, which are one weight; leave one of the two keys out"
         )
+    check_patterns(adapted, config, path)
     restore_when_disabled(adapted, biases)
     expose_head_bias(adapted)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):

@@ -7,8 +7,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import ROOT, build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.adapters.lora import attach_lora, linear_modules, read_lora_config
+from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter
+from hf_recipes.models.adapters.targets import leaf, linear_modules
 from hf_recipes.models.checks.packing import keeps_packed_rows_apart
 from hf_recipes.models.embeddings import fit_embeddings
 
@@ -39,7 +40,7 @@ def test_family_files_fit_their_family(name, kind):
         "intermediate_size": 64,
     }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
-    path, linear = str(ROOT / "configs" / f"lora_{name}.json"), set(linear_modules(model))
+    path, linear = str(ROOT / "configs" / f"lora_{name}.json"), {leaf(name) for name in linear_modules(model)}
     adapted = attach_lora(model, read_lora_config(path), path, [])
     trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
     assert trained and all("lora_" in name for name in trained)

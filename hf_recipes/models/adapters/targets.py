@@ -1,0 +1,149 @@
+"""What an adapter adapts: in a mixture of experts, these and the layers beside them; the shares of all parts."""
+
+import re
+from typing import TYPE_CHECKING
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.models.quantization import is_quantized
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+ROUTER = re.compile(r"(^|\.)(router|gate|\w*expert_gate)(\.|$)")
+# The first that a weight's name holds; the names are those of transformers' families.
+PARTS = {
+    "router": ROUTER,
+    "shared experts": re.compile(r"shared_(expert|mlp)"),
+    "experts": re.compile(r"(^|\.)experts\.|\.(input|output)_linear\."),
+    "attention": re.compile(r"attn|attention|\.(query_key_value|query|key|value)\."),
+    "state spaces": re.compile(r"mamba|mixer|\.conv\."),
+    "dense layers": re.compile(r"mlp|feed_forward|ffn|dense|\.fc\d|moe"),
+    "embeddings": re.compile(r"embed|lm_head|wte|wpe"),
+    "score head": re.compile(r"score|classifier"),
+}
+SHOWN_AT_ZERO = ("attention", "experts", "shared experts", "dense layers", "router")
+
+
+def linear_modules(model: "PreTrainedModel") -> dict[str, "nn.Module"]:
+    """The linear modules by their full names, without the language-model head."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head, kinds = model.get_output_embeddings(), (nn.Linear, Conv1D)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds) and module is not head}
+
+
+def leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def fused_experts(model: "PreTrainedModel") -> list[str]:
+    """The weights that hold all experts of a layer, as `target_parameters` names them: ``experts.down_proj``."""
+    from torch import nn
+
+    found = {
+        ".".join(f"{name}.{key}".split(".")[-2:])
+        for name, module in model.named_modules()
+        for key, parameter in module.named_parameters(recurse=False)
+        if len(getattr(parameter, "ds_shape", parameter.shape)) == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+    }
+    return sorted(found)
+
+
+def spell_out_targets(model: "PreTrainedModel", config: "LoraConfig", path: str | None) -> set[str]:
+    """Name in `config` all that its targets stand for in a mixture of experts; a dense model's are left as they are.
+
+    ``all-linear`` is attention, experts, shared experts and dense layers, never the router. PEFT 0.21 itself reads it
+    by family: with the router, or without experts; and it takes the names of dense layers and shared experts for those
+    of experts, as transformers 4 had them. Such layers are adapted through their weights (`target_parameters`), under
+    the names in the adapter's file that they would have as modules.
+
+    Returns:
+        the names among `target_modules` that PEFT takes for experts.
+    """
+    experts = fused_experts(model)
+    if not experts:
+        return set()
+    linear = linear_modules(model)
+    is_all = config.target_modules == "all-linear"
+    if is_all:
+        named = {leaf(name) for name in linear if not ROUTER.search(name)}
+    elif isinstance(config.target_modules, str) or not config.target_modules:
+        return set()
+    else:
+        named = set(config.target_modules)
+    taken = {name for name in named if _is_taken_for_experts(model, name)}
+    beside = {name for name in taken if any(f".{full}".endswith(f".{name}") for full in linear)}
+    parameters = set(config.target_parameters or ())
+    if is_all:
+        config.target_modules = sorted(named - taken)
+        parameters |= set(experts)
+    if beside and is_quantized(model):
+        say(
+            f"not adapted: {', '.join(sorted(beside))} of dense layers and shared experts, which PEFT adapts through "
+            "their weights here, and these are quantized"
+        )
+    else:
+        parameters |= {f"{name}.weight" for name in beside}
+    config.target_parameters = sorted(parameters) or None
+    if parameters or taken:
+        _check_goes_with_parameters(config, path)
+    return taken
+
+
+def _is_taken_for_experts(model: "PreTrainedModel", name: str) -> bool:
+    """Whether PEFT reads `name` as an expert's module of transformers 4, and no longer as a module."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # one half of a fused weight, without the other
+        return True
+    return name not in config.target_modules
+
+
+def _check_goes_with_parameters(config: "LoraConfig", path: str | None) -> None:
+    for key, instead in (
+        ("lora_dropout", "set it to 0, as configs/lora_moe.json has it"),
+        ("use_dora", "take it out"),
+        ("lora_bias", "take it out"),
+        ("layers_to_transform", "take it out, or name the weights of those layers in target_parameters"),
+        ("exclude_modules", "name what is to be adapted instead"),
+    ):
+        if value := getattr(config, key):
+            raise UserError(
+                f"{path}: {key} {value} does not reach experts, whose weights PEFT adapts as parameters: {instead}"
+            )
+
+
+def check_patterns(model: "PeftModel", config: "LoraConfig", path: str | None) -> None:
+    """Refuse a key of `rank_pattern` or `alpha_pattern` that is the name of nothing adapted."""
+    adapted = [*model.base_model.targeted_module_names, *model.base_model.targeted_parameter_names]
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, key) or ():
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
+                names = ", ".join(sorted({leaf(name) for name in adapted}))
+                raise UserError(f"{path}: {key} names {pattern!r}, and no weight of that name is adapted ({names} are)")
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a weight belongs to, by its full name."""
+    return next((part for part, pattern in PARTS.items() if pattern.search(name)), "other weights")
+
+
+def trained_shares(model: "nn.Module") -> str:
+    """Which share of the weights that are trained is in which part; of a mixture, the parts without any too."""
+    trained = dict.fromkeys([*SHOWN_AT_ZERO, *PARTS], 0)
+    present = set()
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        present.add(part)
+        if parameter.requires_grad:
+            trained[part] = trained.get(part, 0) + getattr(parameter, "ds_numel", parameter.numel())
+    shown = present & set(SHOWN_AT_ZERO) if {"experts", "router"} <= present else set()
+    count = sum(trained.values())
+    return ", ".join(f"{part} {size / count:.1%}" for part, size in trained.items() if size or part in shown)
