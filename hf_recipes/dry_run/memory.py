@@ -12,6 +12,7 @@ import torch
 
 from hf_recipes.dry_run.simulate import Batch, pass_memory, step_memory
 from hf_recipes.models.inference.batch_options import ForwardPass
+from hf_recipes.models.quantized_experts import is_experts_weight
 from hf_recipes.trainer.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ def estimate(
         for module in model.modules()
         if isinstance(module, torch.nn.Linear) and module is not head and not module.weight.requires_grad
     }
+    if linear_bits and linear_bits < 8:
+        experts = (
+            p for m in model.modules() for key, p in m.named_parameters(recurse=False) if is_experts_weight(m, key)
+        )
+        linear |= {id(weight): weight for weight in experts if not weight.requires_grad}
     quantized = sum(int(p.numel() * linear_bits / 8) for p in linear.values()) if linear_bits else 0
     frozen = sum(_size(p) for p in parameters if not p.requires_grad and not (linear_bits and id(p) in linear))
     trained_bytes = sum(_size(p) for p in trained)

@@ -13,6 +13,7 @@ from hf_recipes.models.checks.packing import sees_later_tokens
 from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.inference.generation_settings import generation_config_of
 from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
+from hf_recipes.models.quantized_experts import quantizing_experts, say_unquantized
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +108,8 @@ def load_model(
     if arguments.attn_implementation:
         kwargs["attn_implementation"] = arguments.attn_implementation
     try:
-        with _without_report() if may_lack else nullcontext():
+        in_4_bits = quantization is not None and quantization.load_in_4bit
+        with _without_report() if may_lack else nullcontext(), quantizing_experts() if in_4_bits else nullcontext():
             model, report = kind.from_pretrained(
                 name,
                 revision=arguments.model_revision,
@@ -129,6 +131,7 @@ def load_model(
     check_weights(model, arguments, kwargs.get("cache_dir"))
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
+        say_unquantized(model)
     # With router logits, a mixture of experts cannot generate from prompts of several lengths. Trainers request them in
     # each forward pass.
     if getattr(model.config.get_text_config(), "output_router_logits", False):

@@ -19,6 +19,7 @@ from hf_recipes.models.adapters.targets import part_of, trained_shares
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.loading import load_model
+from hf_recipes.models.quantization import prepare_quantized
 from hf_recipes.stages.sft import SFTArguments
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -111,6 +112,52 @@ def test_a_run_of_it_evaluates_by_generation_and_is_estimated(forks, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     assert model.generate(mask + 5, attention_mask=mask, max_new_tokens=2).shape[0] == 2
+
+
+def quantized(base: str):
+    arguments = ModelArguments(base, dtype="float32", load_in_4bit=True)
+    return load_model(arguments, trains_all=False, bf16=False).eval()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_experts_are_trained_in_four_bits(tmp_path, monkeypatch, kind):
+    """And the adapter fits the base in full as it does in four bits, a second time too."""
+    monkeypatch.setitem(SIZES, "hidden_size", 64)  # four bits come in blocks of 64
+    base, ids = make_base(tmp_path / "base", kind), torch.arange(40).view(2, 20) + 5
+    model = quantized(base)
+    experts = [weight for name, weight in model.named_parameters() if ".experts.parametrizations." in name]
+    assert experts and all(weight.dtype == torch.uint8 for weight in experts)
+    prepare_quantized(model)
+    model = attach_lora(model, read_lora_config(None), None, []).train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
+    losses = []
+    for _ in range(3):
+        loss = model(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[2] < losses[1] < losses[0]
+    full = attach_lora(opened(base), read_lora_config(None), None, [])
+    names = {name: p.shape for name, p in full.named_parameters() if p.requires_grad}
+    assert {name: p.shape for name, p in model.named_parameters() if p.requires_grad} == names
+    model.save_pretrained(tmp_path / "adapter")
+    check_saved(model, tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model.eval()(ids).logits
+        ours = load_adapter(quantized(base), str(tmp_path / "adapter"))
+        assert torch.equal(ours(ids).logits, expected)
+        ours = load_adapter(ours, str(tmp_path / "adapter"), name="second")
+        ours.set_adapter("second")
+        assert torch.equal(ours(ids).logits, expected)
+        plain = PeftModel.from_pretrained(opened(base), tmp_path / "adapter")
+        assert (
+            not plain.training
+            and (plain(ids).logits - expected).abs().max() < (opened(base)(ids).logits - expected).abs().max()
+        )
+    trained = {name: p for name, p in model.named_parameters() if name in names}
+    assert all(torch.equal(p, trained[name]) for name, p in plain.named_parameters() if name in names)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

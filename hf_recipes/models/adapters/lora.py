@@ -13,8 +13,16 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import nearest
 from hf_recipes.models.adapters.residual import KINDS, initialize_residual, is_residual
-from hf_recipes.models.adapters.targets import check_patterns, fused_experts, leaf, linear_modules, spell_out_targets
+from hf_recipes.models.adapters.targets import (
+    as_modules,
+    check_patterns,
+    fused_experts,
+    leaf,
+    linear_modules,
+    spell_out_targets,
+)
 from hf_recipes.models.checks.finite import not_finite
+from hf_recipes.models.quantized_experts import as_plain_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -114,8 +122,8 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
             wanted = set(wanted) - {"classifier", "score"}  # PEFT adds both names of a head
         for target in wanted if isinstance(wanted, (list, set, tuple)) else ():
             if target not in experts and not any(f".{name}".endswith(f".{target}") for name in names):
-                fused = fused_experts(model)
-                also = f", and target_parameters may name {', '.join(fused)}" if fused else ""
+                fused = ", ".join(fused_experts(model))
+                also = f", and target_parameters may name {fused}" if fused else ""
                 raise UserError(
                     f"{path}: {key} names {target!r}, which {type(model).__name__} lacks; its linear modules are "
                     f"{linear}{also}"
@@ -128,7 +136,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     biases = base_biases(model, config)
     try:
         # DeepSpeed's stage 3 gathers weights of one dtype only, and keeps copies in float32 itself.
-        with token_rows_on_cpu():
+        with adaptable(model, config):
             adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
         if kind:
             initialize_residual(adapted, kind)
@@ -182,6 +190,13 @@ def _train_tokens(model: "PreTrainedModel", config: "LoraConfig", path: str | No
         name: sorted({*indices.get(name, ()), *(ids if name in rest else ())})
         for name in dict.fromkeys([*indices, *rest])
     } or None
+
+
+@contextmanager
+def adaptable(model: "PreTrainedModel", *configs: "PeftConfig") -> Iterator[None]:
+    """While this lasts, PEFT can put adapters of `configs` on `model`, however its weights are kept."""
+    with token_rows_on_cpu(), as_modules(model, *configs), as_plain_parameters(model):
+        yield
 
 
 @contextmanager

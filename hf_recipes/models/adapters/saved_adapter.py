@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.adapters.lora import (
+    adaptable,
     base_biases,
     check_initialization,
     expose_head_bias,
     restore_when_disabled,
-    token_rows_on_cpu,
 )
 from hf_recipes.models.adapters.residual import is_residual, to_plain_lora
 from hf_recipes.models.checks.finite import check_file, not_finite
@@ -77,9 +77,10 @@ def load_adapter(
         config.init_lora_weights = True
     biases = base_biases(inner, config)
     try:
-        with token_rows_on_cpu():
+        with adaptable(inner, config, *getattr(model, "peft_config", {}).values()):
             if isinstance(model, PeftModel):
-                if kind:  # the file has the old init_lora_weights
+                # The file has the old init_lora_weights, or names that fit a base in full.
+                if kind or getattr(config, "target_parameters", None):
                     config.inference_mode = not is_trainable
                     model.add_adapter(name, config)
                 model.load_adapter(path, name, is_trainable=is_trainable)

@@ -1,13 +1,17 @@
 """What an adapter adapts: in a mixture of experts, these and the layers beside them; the shares of all parts."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
-from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.quantization import is_quantized
+from hf_recipes.models.quantized_experts import as_plain_parameters, is_experts_weight
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -41,13 +45,11 @@ def leaf(name: str) -> str:
 
 def fused_experts(model: "PreTrainedModel") -> list[str]:
     """The weights that hold all experts of a layer, as `target_parameters` names them: ``experts.down_proj``."""
-    from torch import nn
-
     found = {
         ".".join(f"{name}.{key}".split(".")[-2:])
         for name, module in model.named_modules()
-        for key, parameter in module.named_parameters(recurse=False)
-        if len(getattr(parameter, "ds_shape", parameter.shape)) == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+        for key, _ in module.named_parameters(recurse=False)
+        if is_experts_weight(module, key)
     }
     return sorted(found)
 
@@ -63,7 +65,8 @@ def spell_out_targets(model: "PreTrainedModel", config: "LoraConfig", path: str 
     Returns:
         the names among `target_modules` that PEFT takes for experts.
     """
-    experts = fused_experts(model)
+    with as_plain_parameters(model):
+        experts = fused_experts(model)
     if not experts:
         return set()
     linear = linear_modules(model)
@@ -80,17 +83,36 @@ def spell_out_targets(model: "PreTrainedModel", config: "LoraConfig", path: str 
     if is_all:
         config.target_modules = sorted(named - taken)
         parameters |= set(experts)
-    if beside and is_quantized(model):
-        say(
-            f"not adapted: {', '.join(sorted(beside))} of dense layers and shared experts, which PEFT adapts through "
-            "their weights here, and these are quantized"
-        )
-    else:
-        parameters |= {f"{name}.weight" for name in beside}
+    parameters |= {f"{name}.weight" for name in beside}
     config.target_parameters = sorted(parameters) or None
     if parameters or taken:
         _check_goes_with_parameters(config, path)
     return taken
+
+
+@contextmanager
+def as_modules(model: "nn.Module", *configs: "PeftConfig") -> Iterator[None]:
+    """While this lasts, `configs` name quantized layers as modules, through which alone they are adapted.
+
+    Afterwards they name their weights again, as they have to in a file.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    linear = linear_modules(model) if is_quantized(model) else ()
+    names = [f".{name.removesuffix('.base_layer')}.weight" for name in linear]
+    changed = []
+    for config in configs:
+        parameters = set(getattr(config, "target_parameters", None) or ())
+        weights = {key for key in parameters if key.endswith(".weight") and any(n.endswith(f".{key}") for n in names)}
+        if weights:
+            conversion.convert_peft_config_for_transformers(config, model, None)
+            changed.append((config, config.target_modules, config.target_parameters))
+            config.target_modules = {*config.target_modules, *(key.removesuffix(".weight") for key in weights)}
+            config.target_parameters = config.target_parameters - weights
+    with patch.object(conversion, "convert_peft_config_for_transformers") if changed else nullcontext():
+        yield
+    for config, modules, parameters in changed:
+        config.target_modules, config.target_parameters = modules, parameters
 
 
 def _is_taken_for_experts(model: "PreTrainedModel", name: str) -> bool:
