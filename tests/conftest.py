@@ -20,6 +20,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     PreTrainedTokenizer,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -190,6 +192,18 @@ def bloom_dir(tokenizer, tmp_path_factory) -> str:
     BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4)).save_pretrained(
         folder
     )
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def recurrent_dir(tokenizer, tmp_path_factory) -> str:
+    """An LFM2, whose convolutions go on from one packed row into the next."""
+    folder = tmp_path_factory.mktemp("models") / "lfm2"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Lfm2Config(vocab_size=len(tokenizer), layer_types=["conv", "full_attention"], num_hidden_layers=2, **sizes)
+    Lfm2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

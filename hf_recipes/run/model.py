@@ -13,7 +13,7 @@ from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.adapters.targets import trained_shares
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.checks.packing import joins_rows, keeps_packed_rows_apart
+from hf_recipes.models.checks.packing import joins_rows, made_to_keep_packed_rows_apart
 from hf_recipes.models.embeddings import fit_embeddings
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.loading import load_model
@@ -105,7 +105,7 @@ def build_model(
     stop_at_ends(model, tokenizer)
     if not model_args.use_lora:
         make_savable(model)
-    if packing_error is not None and not keeps_packed_rows_apart(model):
+    if packing_error is not None and not made_to_keep_packed_rows_apart(model):
         raise packing_error
     if model_args.peft_path and added_tokens:
         raise UserError(

@@ -107,8 +107,8 @@ def test_output_folder_not_empty(fails, tmp_path):
     fails("the folder is not empty; resume with --resume_from_checkpoint true, start over with --overwrite_output_dir")
 
 
-def test_packing_where_rows_would_leak(fails, bloom_dir):
-    fails("bloom does not restart its attention", "--packing", model=bloom_dir)
+def test_packing_where_rows_would_leak(fails, recurrent_dir):
+    fails("lfm2 carries a state from each packed row into the next", "--packing", model=recurrent_dir)
 
 
 def test_adapter_for_another_base(fails, tmp_path):

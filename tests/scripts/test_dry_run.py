@@ -80,10 +80,10 @@ def test_packs_are_rows_of_their_own_unless_attention_takes_them_joined(dry):
     assert code == 1 and "give --attn_implementation flash_attention_2, or --packing" in err
 
 
-def test_packing_that_leaks_is_named_before_the_model_is_loaded(dry, bloom_dir, monkeypatch):
+def test_packing_that_leaks_is_named_before_the_model_is_loaded(dry, recurrent_dir, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
-    code, _, err = dry("--packing", model=bloom_dir)
-    assert code == 1 and "--packing: bloom does not restart its attention at each packed row" in err
+    code, _, err = dry("--packing", model=recurrent_dir)
+    assert code == 1 and "--packing: lfm2 carries a state from each packed row into the next" in err
 
 
 def test_rows_longer_than_the_model(dry, pairs, tokenizer, model_dir, tmp_path):

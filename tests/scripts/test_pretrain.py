@@ -100,7 +100,7 @@ def test_lora_and_parts_of_the_model(pretrain, tmp_path, model_dir):
     assert moved["--freeze_layers"] and not any(".layers.1." in name for name in moved["--freeze_layers"])
 
 
-def test_what_cannot_be(pretrain, tmp_path, model_dir, bloom_dir):
+def test_what_cannot_be(pretrain, tmp_path, model_dir, recurrent_dir):
     """Each is one sentence, and none leaves a folder."""
     policy = tmp_path / "policy.json"
     write_jsonl(tmp_path / "empty.jsonl", [{"text": ""}] * 3)
@@ -135,13 +135,13 @@ def test_what_cannot_be(pretrain, tmp_path, model_dir, bloom_dir):
     says("qwen3 has no key 'hiden_size' (did you mean", "--train_file", SAMPLES[0], model=shape)
     (tmp_path / "shape.json").write_text('{"model_type": "qwen33"}')
     says("model_type 'qwen33' is not known", "--train_file", SAMPLES[0], model=shape)
-    bloom = ("--model_name_or_path", bloom_dir)
-    says("--document_attention: bloom does not restart its attention", "--train_file", SAMPLES[0], model=bloom)
+    lfm2 = ("--model_name_or_path", recurrent_dir)
+    says("--document_attention: lfm2 carries a state from each packed row", "--train_file", SAMPLES[0], model=lfm2)
 
 
-def test_an_architecture_that_leaks_can_be_trained_without(pretrain, bloom_dir, tmp_path):
+def test_an_architecture_that_leaks_can_be_trained_without(pretrain, recurrent_dir, tmp_path):
     code, _, err = pretrain(
-        "--train_file", SAMPLES[0], "--document_attention", False, model=("--model_name_or_path", bloom_dir)
+        "--train_file", SAMPLES[0], "--document_attention", False, model=("--model_name_or_path", recurrent_dir)
     )
     assert code == 0, err
     assert run_json(tmp_path, "metrics.json")["steps"] == 2

@@ -10,7 +10,6 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.adapters.targets import leaf, linear_modules
-from hf_recipes.models.checks.packing import keeps_packed_rows_apart
 from hf_recipes.models.embeddings import fit_embeddings
 
 
@@ -152,15 +151,3 @@ def test_a_folder_that_is_no_adapter(tmp_path):
     tiny_model(64).save_pretrained(tmp_path / "whole")
     with pytest.raises(UserError, match="holds a whole model, not an adapter"):
         load_adapter(tiny_model(64), str(tmp_path / "whole"))
-
-
-@pytest.mark.parametrize(
-    ("kind", "apart"), [("llama", True), ("qwen3", True), ("gpt_neox", True), ("bloom", False), ("falcon", False)]
-)
-def test_packing_is_tried_on_the_model(kind, apart):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
-    extra = {"falcon": {"alibi": True}, "qwen3": {"num_key_value_heads": 2, "head_dim": 8}}.get(kind, {})
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **extra))
-    for dtype in (torch.float32, torch.bfloat16):
-        assert keeps_packed_rows_apart(model.to(dtype)) is apart

@@ -1,0 +1,97 @@
+"""Whether packed rows are independent is found from any weights, and families whose masks can restart are made to."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hf_recipes.models.checks.packing import (
+    keeps_packed_rows_apart,
+    leaks_in_tiny_copy,
+    made_to_keep_packed_rows_apart,
+)
+
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "vocab_size": 128, "pad_token_id": 0}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 16}
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16}
+LINEAR |= {"linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"], "head_dim": 16}
+APART = {
+    "llama": {},
+    "qwen3": {"head_dim": 16},
+    "gpt_neox": {},
+    "glm4": {"head_dim": 16},
+    "gemma3_text": {"head_dim": 16},
+    "minicpm3": {**LATENT, "num_key_value_heads": 4},
+    "qwen3_moe": EXPERTS,
+}
+MADE = {
+    "bloom": {},
+    "falcon 7b": {"multi_query": True, "alibi": False},
+    "falcon 40b": {"new_decoder_architecture": True, "alibi": False},
+    "falcon rw": {"multi_query": False, "alibi": True},
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "afmoe": {**EXPERTS, "num_dense_layers": 1},
+}
+NEVER = {
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "qwen3_5_text": LINEAR,
+    "falcon_h1": {},
+    "jamba": {},
+    "mamba": {},
+}
+
+
+def config_of(name: str):
+    return AutoConfig.for_model(name.split()[0], **{**SIZES, **{**APART, **MADE, **NEVER}[name]})
+
+
+def random_model(name: str):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config_of(name)).eval()
+
+
+def scaled(model, factor: float):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(factor)
+    return model
+
+
+@pytest.mark.parametrize("name", [*APART, *MADE, *NEVER])
+def test_it_is_found_from_weights_of_any_scale(name):
+    for factor in (1.0, 0.1, 40.0):
+        assert keeps_packed_rows_apart(scaled(random_model(name), factor)) is (name in APART)
+    assert keeps_packed_rows_apart(random_model(name).bfloat16()) is (name in APART)
+
+
+@pytest.mark.parametrize("name", [*APART, *MADE])
+def test_packed_rows_are_as_they_are_alone(name):
+    model = random_model(name)
+    rows = [torch.arange(7)[None] + 5, torch.arange(9)[None] + 40]
+    with torch.no_grad():
+        before = [model(row, use_cache=False).logits for row in rows]
+        assert made_to_keep_packed_rows_apart(model)
+        positions = torch.cat([torch.arange(7), torch.arange(9)])[None]
+        packed = model(torch.cat(rows, 1), position_ids=positions, use_cache=False).logits
+        after = [model(row, use_cache=False).logits for row in rows]
+    assert torch.allclose(packed, torch.cat(before, 1), atol=1e-5)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("name", [*APART, *MADE, *NEVER])
+def test_the_dry_run_says_what_the_run_finds(name):
+    model = random_model(name)
+    assert leaks_in_tiny_copy(config_of(name), trust_remote_code=False) is not made_to_keep_packed_rows_apart(model)
+
+
+def test_padded_batches_of_a_model_made_to_pack_are_as_before():
+    model = random_model("bloom")
+    ids, mask = torch.arange(12).view(2, 6) + 5, torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        before = model(ids, attention_mask=mask, position_ids=positions).logits
+        made_to_keep_packed_rows_apart(model)
+        assert torch.equal(model(ids, attention_mask=mask, position_ids=positions).logits, before)
+        assert model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False).shape == (2, 9)
