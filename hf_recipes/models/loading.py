@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.models.adapters.vision import has_vision
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
 from hf_recipes.models.checks.packing import sees_later_tokens
@@ -30,11 +31,27 @@ def loading_error(error: Exception, name: str) -> UserError:
         return UserError(f"{name}: this model runs code of its own; read it, then allow it with --trust_remote_code")
     if isinstance(error, pickle.UnpicklingError):
         return UserError(f"{name}: its weights are a pickle with more than tensors in it, which is not loaded")
+    if "Unrecognized configuration class" in text and (whole := _vision_class(name)):
+        return UserError(
+            f"{name}: a vision model ({whole}), whose text part transformers has no class for; take a text model, or "
+            "Qwen3.5, Gemma 3 or their like, whose text part can be trained"
+        )
     if os.path.isdir(name):
         return UserError(f"{name}: no model can be loaded from this folder ({text.splitlines()[0]})")
     if (os.path.sep in name and name.count("/") != 1) or name.startswith((".", "/", "~")):
         return UserError(f"{name}: no such folder")
     return UserError(f"{name}: neither a local folder nor a model to be had from the Hub ({text.splitlines()[0]})")
+
+
+def _vision_class(name: str, **source: Any) -> str | None:
+    """The class of a model that sees pictures; None of any other."""
+    from transformers import PreTrainedConfig
+
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(name, **source)
+    except (OSError, ValueError):  # which the caller has an error for
+        return None
+    return (values.get("architectures") or ["vision model"])[0] if values.get("vision_config") else None
 
 
 def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: str | None = None) -> "PretrainedConfig":
@@ -120,6 +137,9 @@ def load_model(
             )
     except (*LOADING_ERRORS, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise loading_error(error, name) from None
+    revision, cache_dir = arguments.model_revision, kwargs.get("cache_dir")
+    if not has_vision(model.config) and (whole := _vision_class(name, revision=revision, cache_dir=cache_dir)):
+        say(f"{name}: the text part of {whole}; whole models saved or merged from it have no vision part")
     if missing := sorted(set(report["missing_keys"]) - set(may_lack)):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(

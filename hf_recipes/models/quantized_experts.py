@@ -21,7 +21,7 @@ def is_experts_weight(module: "nn.Module", key: str) -> bool:
 
     weight = module._parameters.get(key)
     shape = getattr(weight, "ds_shape", getattr(weight, "shape", ()))
-    return len(shape) == 3 and not isinstance(module, nn.modules.conv._ConvNd)
+    return len(shape) == 3 and min(shape) > 1 and not isinstance(module, nn.modules.conv._ConvNd)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from hf_recipes.dry_run.checks import check_trained
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.adapters.targets import trained_shares
+from hf_recipes.models.adapters.vision import vision_parts
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import joins_rows, made_to_keep_packed_rows_apart
 from hf_recipes.models.embeddings import fit_embeddings
@@ -118,6 +119,8 @@ def build_model(
         new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))
         model = attach_lora(model, lora, model_args.lora_config, new_ids)
     freeze(model)
+    for part in vision_parts(model) if not model_args.use_lora else ():
+        model.get_submodule(part).requires_grad_(False)
     check_trained(model, args, is_quantized(model))
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     if hasattr(model, "get_nb_trainable_parameters"):

@@ -21,6 +21,7 @@ from hf_recipes.models.adapters.targets import (
     linear_modules,
     spell_out_targets,
 )
+from hf_recipes.models.adapters.vision import leave_vision_out, save_for_both_layouts
 from hf_recipes.models.checks.finite import not_finite
 from hf_recipes.models.quantized_experts import as_plain_parameters
 
@@ -116,6 +117,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     names = {name for name, _ in model.named_modules()}
     linear = ", ".join(sorted({leaf(name) for name in linear_modules(model)}))
     experts = spell_out_targets(model, config, path)
+    leave_vision_out(model, config)
     for key in ("target_modules", "modules_to_save"):
         wanted = getattr(config, key)
         if key == "modules_to_save" and wanted and config.task_type == "SEQ_CLS":
@@ -154,6 +156,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     check_patterns(adapted, config, path)
     restore_when_disabled(adapted, biases)
     expose_head_bias(adapted)
+    save_for_both_layouts(adapted)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise UserError(f"{path}: leaves no weight to train (layers_to_transform or exclude_modules name all of them)")
     return adapted

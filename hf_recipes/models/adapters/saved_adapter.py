@@ -13,6 +13,7 @@ from hf_recipes.models.adapters.lora import (
     restore_when_disabled,
 )
 from hf_recipes.models.adapters.residual import is_residual, to_plain_lora
+from hf_recipes.models.adapters.vision import in_text_layout, save_for_both_layouts
 from hf_recipes.models.checks.finite import check_file, not_finite
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def load_adapter(
         )
     restore_when_disabled(adapted, biases)
     expose_head_bias(adapted)
+    if is_trainable:
+        save_for_both_layouts(adapted)
     return adapted
 
 
@@ -120,7 +123,7 @@ def _check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
     with file as tensors:
         names = set(tensors.keys())
         for key in sorted(names):
-            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", key)
+            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)\.weight", in_text_layout(model, key))
             if not match:
                 continue
             layer, letter = match.groups()
