@@ -7,7 +7,7 @@ BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 DEMO_OUTPUT ?= runs/demo
 
 .PHONY: demo demo-pretrain demo-reward demo-reward-long demo-orpo demo-dpo demo-grpo demo-vocabulary \
-	vocabulary-study test check-slow lock lint bench setup
+	vocabulary-study test check-families check-slow lock lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -96,6 +96,10 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What takes minutes: every launcher and configuration, and the faults tried often enough to trust them.
+# Every family of docs/families.md on a tiny model.
+check-families: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/models/test_families.py tests/models/families
+
 check-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=1800
 

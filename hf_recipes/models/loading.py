@@ -36,6 +36,11 @@ def loading_error(error: Exception, name: str) -> UserError:
             f"{name}: a vision model ({whole}), whose text part transformers has no class for; take a text model, or "
             "Qwen3.5, Gemma 3 or their like, whose text part can be trained"
         )
+    if "Unrecognized configuration class" in text and "SequenceClassification" in text:
+        return UserError(
+            f"{name}: transformers has no class of this family with a head for scores; take another base for a reward "
+            "model (docs/families.md has a table)"
+        )
     if os.path.isdir(name):
         return UserError(f"{name}: no model can be loaded from this folder ({text.splitlines()[0]})")
     if (os.path.sep in name and name.count("/") != 1) or name.startswith((".", "/", "~")):

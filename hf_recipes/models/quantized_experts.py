@@ -102,7 +102,7 @@ def as_plain_parameters(model: "nn.Module") -> Iterator[None]:
     """
     import torch
 
-    _mend_removal()
+    _mend_wrappers()
     hidden = []
     for module in model.modules():
         if "parametrizations" not in module._modules:
@@ -124,10 +124,15 @@ def as_plain_parameters(model: "nn.Module") -> Iterator[None]:
             module.__class__ = parametrized
 
 
-def _mend_removal() -> None:
-    """Let PEFT take back what it registered on a weight with a parametrization of its own: 0.21 looks for one class."""
+def _mend_wrappers() -> None:
+    """Let PEFT 0.21 adapt a weight that has a parametrization of its own.
+
+    It takes back only one of the two classes that it registers; and torch keeps the value that was read while it was
+    registered, without the adapter, which the layer would compute with.
+    """
     import torch
     from peft.tuners.lora import layer
+    from torch.nn.utils import parametrize
 
     if issubclass(layer._LoraFactorsProxy, layer._LoraParameterProxy):
         return
@@ -139,4 +144,13 @@ def _mend_removal() -> None:
             torch.nn.Module.__init__(self)
             self.lhs, self.rhs, self.scaling = lhs, rhs, scaling
 
+    activate = layer.ParamWrapper._activate_lora
+
+    @contextmanager
+    def activate_lora(self: Any, active_adapters: list[str]) -> Iterator[None]:
+        with activate(self, active_adapters):
+            parametrize._cache.pop((id(self.get_base_layer()), self.parameter_name), None)
+            yield
+
     layer._LoraFactorsProxy = LoraFactorsProxy
+    layer.ParamWrapper._activate_lora = activate_lora
