@@ -13,6 +13,7 @@ from hf_recipes.models.checks.finite import check_weights
 from hf_recipes.models.checks.packing import sees_later_tokens
 from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.inference.generation_settings import generation_config_of
+from hf_recipes.models.packed_masks import makes_causal_masks
 from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
 from hf_recipes.models.quantized_experts import quantizing_experts, say_unquantized
 
@@ -162,7 +163,9 @@ def load_model(
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         model.config.get_text_config().output_router_logits = False
     # is_decoder False is the truth of BERT, which can be either, and wrong of GPT-NeoX, which is always a decoder.
-    if not is_reward and getattr(model.config, "is_decoder", True) is False and sees_later_tokens(model):
+    # CPM-Ant makes a mask of its own.
+    may = getattr(model.config, "is_decoder", True) is False or not makes_causal_masks(model)
+    if not is_reward and may and sees_later_tokens(model):
         raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
     return model
 

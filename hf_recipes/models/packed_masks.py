@@ -13,6 +13,11 @@ MAKERS = ("create_causal_mask", "create_sliding_window_causal_mask", "create_chu
 _positions: ContextVar["torch.Tensor | None"] = ContextVar("position_ids of the forward pass", default=None)
 
 
+def makes_causal_masks(model: "PreTrainedModel") -> bool:
+    """Whether its masks are those that transformers makes for all decoders."""
+    return any(hasattr(sys.modules[type(model).__module__], name) for name in MAKERS)
+
+
 def restart_masks(model: "PreTrainedModel") -> None:
     """Let transformers make `model`'s masks from `position_ids` too, wherever it is called with them.
 

@@ -72,6 +72,37 @@ FAMILIES = {
     "Granite": Family("granite", "llama", rewards=False),
 }
 
+MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2}
+SHARED = {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+SMALL_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
+NEMOTRON = {"mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 16, "n_groups": 1}
+FAMILIES |= {
+    "Phi-3.5-MoE": Family("phimoe", "moe", MIXTURE),
+    "ERNIE 4.5 MoE": Family(
+        "ernie4_5_moe",
+        "moe",
+        {**HEADS, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_layer_start_index": 1},
+        rewards=False,
+    ),
+    "Qwen3-Next": Family(
+        "qwen3_next", "moe", {**LINEAR, **SHARED, "num_experts": 4, "num_experts_per_tok": 2}, packs=False
+    ),
+    "Granite 4 hybrid": Family(
+        "granitemoehybrid",
+        "moe",
+        {**MIXTURE, **SMALL_MAMBA, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 64},
+        packs=False,
+        rewards=False,
+    ),
+    "Nemotron-H": Family(
+        "nemotron_h",
+        "all_linear",
+        {**NEMOTRON, **HEADS, "layers_block_type": ["mamba", "attention"]},
+        packs=False,
+        rewards=False,
+    ),
+}
+
 
 def make_base(folder: Path, family: Family) -> str:
     """The folder of a tiny model with random weights, and a tokenizer that fits."""

@@ -55,7 +55,7 @@ def fused_experts(model: "PreTrainedModel") -> list[str]:
 
 
 def spell_out_targets(model: "PreTrainedModel", config: "LoraConfig", path: str | None) -> set[str]:
-    """Name in `config` all that its targets stand for in a mixture of experts; a dense model's are left as they are.
+    """Name in `config` all that its targets stand for in a mixture of experts, or in a model with Mamba layers.
 
     ``all-linear`` is attention, experts, shared experts and dense layers, never the router. PEFT 0.21 itself reads it
     by family: with the router, or without experts; and it takes the names of dense layers and shared experts for those
@@ -67,12 +67,14 @@ def spell_out_targets(model: "PreTrainedModel", config: "LoraConfig", path: str 
     """
     with as_plain_parameters(model):
         experts = fused_experts(model)
-    if not experts:
-        return set()
     linear = linear_modules(model)
+    passed_over = {name for name in linear if _is_read_by_kernel(model, name)}
+    if not experts and not passed_over:
+        return set()
     is_all = config.target_modules == "all-linear"
     if is_all:
-        named = {leaf(name) for name in linear if not ROUTER.search(name)}
+        routers = {name for name in linear if experts and ROUTER.search(name)}
+        named = {leaf(name) for name in linear.keys() - routers - passed_over}
     elif isinstance(config.target_modules, str) or not config.target_modules:
         return set()
     else:
@@ -113,6 +115,12 @@ def as_modules(model: "nn.Module", *configs: "PeftConfig") -> Iterator[None]:
         yield
     for config, modules, parameters in changed:
         config.target_modules, config.target_parameters = modules, parameters
+
+
+def _is_read_by_kernel(model: "nn.Module", name: str) -> bool:
+    """Whether a Mamba layer's kernel takes this module's weight, past an adapter on it."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    return leaf(name) in ("out_proj", "dt_proj") and hasattr(parent, "A_log") and hasattr(parent, "D")
 
 
 def _is_taken_for_experts(model: "PreTrainedModel", name: str) -> bool:

@@ -25,7 +25,7 @@ def sees_later_tokens(model: "PreTrainedModel") -> bool:
     other[0, -1] = 7
     with torch.no_grad(), _gathered(model):
         one, two = (model.eval()(tokens).logits[0, :-1].float() for tokens in (ids, other))
-    return not torch.equal(one, two)
+    return not torch.allclose(one, two, rtol=1e-3, atol=1e-3 * one.abs().max())
 
 
 def packing_leaks(model_type: str, flag: str = "--packing", instead: str = "leave --packing out") -> UserError:
