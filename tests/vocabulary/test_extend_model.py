@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import ROOT, build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.embeddings import initialize_rows
+from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
 from hf_recipes.vocabulary.arguments import ExtendModelArguments, ExtendTokenizerArguments
 from hf_recipes.vocabulary.extend import extend_tokenizer
 from hf_recipes.vocabulary.extend_model import extend_model
@@ -139,6 +142,32 @@ def test_an_adapter_trains_the_new_rows_and_is_merged_with_them(extended, script
         "pretrain.py", *flags, "--train_new_tokens", "false", "--dry_run", "true", "--output_dir", tmp_path / "dry"
     )
     assert code == 0 and "new tokens" not in out
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["full", "four bits"])
+def test_a_resumed_run_trains_the_new_rows_as_an_uninterrupted_one(extended, script, tmp_path, quantized):
+    """With QLoRA too, whose adapter with its rows is loaded onto the base in four bits and in full."""
+    flags = ["--model_name_or_path", extended[1], "--train_file", NEWS, "--block_size", 64, "--learning_rate", 0.01]
+    flags += ["--use_lora", "true", "--per_device_train_batch_size", 2, "--lr_scheduler_type", "constant"]
+    flags += ["--save_strategy", "steps", "--save_steps", 2, *(["--load_in_4bit"] if quantized else [])]
+    for name, steps, more in (("whole", 4, []), ("parts", 2, []), ("parts", 4, ["--resume_from_checkpoint", "true"])):
+        code, _, err = script("pretrain.py", *flags, "--max_steps", steps, "--output_dir", tmp_path / name, *more)
+        assert code == 0, err
+    whole, parts = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    rows = next(tensor for name, tensor in whole.items() if "embed_tokens" in name)
+    old = AutoModelForCausalLM.from_pretrained(extended[1]).get_input_embeddings().weight
+    assert rows.shape == (104, old.shape[1]) and not torch.equal(rows, old[len(build_tokenizer()) :][:104])
+    arguments = ModelArguments(str(extended[1]), peft_path=str(tmp_path / "whole"), dtype="float32")
+    ids = torch.arange(len(build_tokenizer()) + 4)[None, -20:]
+    logits = []
+    for load_in_4bit in (quantized, False):
+        arguments.load_in_4bit = load_in_4bit
+        _, tokenizer = open_for_inference(arguments)
+        with torch.no_grad():
+            logits.append(load_for_inference(arguments, tokenizer)(ids).logits)
+    error = (logits[0] - logits[1]).norm() / logits[1].norm()
+    assert error < (0.3 if quantized else 1e-6)
 
 
 def test_embeddings_alone_then_all_weights(extended, script, tmp_path):
