@@ -95,7 +95,7 @@ def export(args: ExportArguments, template: TemplateChoice | None = None) -> Pat
     with writing(f"--output_dir {target}", "make room or name another"), new_folder(target) as partial:
         gguf = partial / file_name
         chosen = tokenizer.chat_template if template != TemplateChoice() else None
-        with _with_template(folder, chosen) as source:
+        with _for_converter(folder, chosen, tokenizer) as source:
             _convert(converter, source, gguf, outtype, name, tokenizer)
         _check(gguf, tokenizer, prompts, expected, outtype, args)
         if turns is not None:
@@ -105,17 +105,27 @@ def export(args: ExportArguments, template: TemplateChoice | None = None) -> Pat
 
 
 @contextlib.contextmanager
-def _with_template(folder: Path, chat_template: str | None) -> Iterator[Path]:
-    """A folder of links to the files in `folder`, with another chat template; without one, `folder` itself."""
-    if chat_template is None:
+def _for_converter(folder: Path, chat_template: str | None, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Path]:
+    """`folder`, or one of links to its files, with another chat template and what a SentencePiece model does not say.
+
+    The converter asks tokenizer_config.json for a begin token and a space before each text, and takes Llama's, which
+    has both, where it does not find them.
+    """
+    new = {} if chat_template is None else {"chat_template.jinja": chat_template}
+    settings = folder / "tokenizer_config.json"
+    if (folder / "tokenizer.model").is_file() and settings.is_file():
+        first = tokenizer.tokenize("a")[0]
+        does = {"add_bos_token": bool(tokenizer("")["input_ids"]), "add_prefix_space": first.startswith("▁")}
+        new[settings.name] = json.dumps(json.loads(settings.read_text(encoding="utf-8")) | does)
+    if not new:
         yield folder
         return
     with tempfile.TemporaryDirectory() as links:
         for path in folder.iterdir():
-            os.symlink(path.resolve(), os.path.join(links, path.name))
-        replaced = Path(links, "chat_template.jinja")
-        replaced.unlink(missing_ok=True)
-        replaced.write_text(chat_template, encoding="utf-8")
+            if path.name not in new:
+                os.symlink(path.resolve(), os.path.join(links, path.name))
+        for name, text in new.items():
+            Path(links, name).write_text(text, encoding="utf-8")
         yield Path(links)
 
 

@@ -1,10 +1,12 @@
 """Pieces appended to SentencePiece models: tokenizer.model and tokenizer.json agree, old pieces keep ids and cuts."""
 
 import json
+import re
 
 import pytest
+import torch
 from sentencepiece import SentencePieceProcessor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from conftest import ROOT
 from hf_recipes.core.errors import UserError
@@ -77,6 +79,26 @@ def test_new_pieces_are_used(extended):
     text = "".join(chinese())
     assert len(new.encode(text)) < 0.45 * len(old.encode(text))
     assert new.encode("糖尿病", out_type=str) == ["糖尿病"] and "高血压" in new.encode("他有高血压病", out_type=str)
+
+
+def test_a_model_of_it_is_exported_or_refused(extended, script, request):
+    """llama.cpp joins pieces as BPE does, whatever the model: a Unigram's texts would be cut otherwise."""
+    old, new = extended
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(AutoTokenizer.from_pretrained(old)), eos_token_id=2, **sizes))
+    for weight in model.parameters():
+        weight.data *= 3
+    model.save_pretrained(old)
+    flags = ["--model_name_or_path", old, "--tokenizer_name", new, "--output_dir", new.parent / "model"]
+    assert script("extend_model.py", *flags)[0] == 0
+    flags = ["--model_name_or_path", new.parent / "model", "--output_dir", new.parent / "gguf"]
+    code, out, err = script("export.py", *flags)
+    if request.node.callspec.id == "unigram":
+        assert code == 1 and re.search(r"llama.cpp tokenizes \d+ of 500 texts differently", err)
+    else:
+        assert code == 0, err
+        assert "texts tokenized alike         500 of 500" in out and "greedy tokens alike           40 of 40" in out
 
 
 def test_the_report_says_that_both_files_agree(tmp_path, capsys):
