@@ -59,6 +59,9 @@ class PretrainArguments(RunArguments, TrainingArguments):
     shuffle: bool = setting("Draw the order of the blocks anew in each epoch.", True)
     train_only: Literal["embeddings"] | None = setting("Train input and output embeddings alone.")
     freeze_layers: str | None = setting("Layers that stay as they are, counted from 0: 0-11, or 0,2,4.")
+    router_aux_loss_coef: float | None = setting(
+        "Weight of the loss that balances a mixture's experts; by default the model's own, 0 for none."
+    )
     min_lr_ratio: Share = setting("The learning rate's floor, as a share of --learning_rate.", 0.1)
     decay_ratio: Share = setting("Share of the steps in which warmup_stable_decay lowers the rate at the end.", 0.1)
     learning_rate: float = setting("The highest learning rate.", 3e-4)

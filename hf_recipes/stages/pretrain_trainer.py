@@ -17,6 +17,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.pretraining.mixture import Mixture
+from hf_recipes.dry_run.checks import balances_experts
 from hf_recipes.models.checks.packing import joins_rows
 from hf_recipes.models.inference.forward import takes
 from hf_recipes.run.resume import decay_settings
@@ -93,7 +94,8 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
 
     The loss is the mean over all labelled tokens of a step, of all processes. Logged with it are the loss of each
     source since the last log (`loss_NAME`), tokens per second of each device, billions of tokens seen, the share of
-    the time that training waited for data, and the share of the device's measured peak where there is one.
+    the time that training waited for data, and the share of the device's measured peak where there is one. A mixture's
+    experts are balanced by its own loss (`aux_loss`), a mean over batches, which is added with its weight.
     """
 
     def __init__(self, mixture: Mixture, ledger: Ledger, *, args: "PretrainArguments", max_drop_ratio=1.0, **kwargs):
@@ -115,6 +117,11 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         model = self.accelerator.unwrap_model(self.model)
         self._takes_positions = takes(model, "position_ids")
         self._flattens = joins_rows(model.config._attn_implementation)
+        self._aux_weight = 0.0
+        if balances_experts(args, model.config):
+            given, text = args.router_aux_loss_coef, model.config.get_text_config()
+            self._aux_weight = text.router_aux_loss_coef if given is None else given
+        self._aux_losses: list[torch.Tensor] = []
         self._flops, self._peak = flops_per_token(model, mixture.blocking.size), peak_flops(self.args.device)
         self.add_callback(_Epochs(self))
 
@@ -225,9 +232,11 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         if self._flattens:  # flash attention separates the rows of one long row by their positions
             ids, positions = ids.flatten()[None], positions.flatten()[None]
         rest = {"position_ids": positions} if self._takes_positions else {}
-        logits = model(input_ids=ids, use_cache=False, **rest).logits
+        if self._aux_weight:
+            rest["output_router_logits"] = True
+        outputs = model(input_ids=ids, use_cache=False, **rest)
         losses = F.cross_entropy(
-            logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100
+            outputs.logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100
         ).view_as(targets)
         sums, counts = losses.sum(1), (targets != -100).sum(1)
         with torch.no_grad():
@@ -236,7 +245,12 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             self._recent.index_add_(0, inputs["source"], row)
         loss = sums.sum() / (counts.sum() if num_items_in_batch is None else num_items_in_batch)
         # num_items_in_batch counts every process's tokens, and DDP averages the gradients.
-        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+        if self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes
+        if self._aux_weight:
+            self._aux_losses.append(outputs.aux_loss.detach())
+            loss = loss + self._aux_weight * outputs.aux_loss / self.current_gradient_accumulation_steps
+        return loss
 
     # Log
 
@@ -249,6 +263,10 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             for name, (loss, count, *_) in zip(self.mixture.names, recent, strict=True):
                 if count and len(self.mixture.names) > 1:
                     logs[f"loss_{name}"] = loss / count
+            if self._aux_losses:
+                aux_loss = torch.stack(self._aux_losses).mean()
+                logs["aux_loss"] = self.accelerator.reduce(aux_loss, "mean").item()
+                self._aux_losses.clear()
             self._train_seconds += seconds
             self._waited, before = self._batches.waited, self._waited
             logs["data_wait"] = round((self._waited - before) / max(1e-9, seconds), 4)

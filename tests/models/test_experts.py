@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from conftest import build_tokenizer, write_jsonl
+from conftest import build_tokenizer, tiny_model, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.dry_run.memory import estimate
 from hf_recipes.dry_run.simulate import Batch, meta_model
@@ -195,6 +195,34 @@ def test_names_of_modules_reach_experts_and_the_layers_beside_them(tmp_path, kin
     model = attach_lora(opened(make_base(tmp_path / "base", kind)), read_lora_config(str(path)), str(path), [])
     names = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert names == {"attention", "experts", "shared experts", "dense layers"}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_pretraining_balances_experts(forks, tmp_path, accumulation):
+    """Its gradient is that of the mean over batches, with the weight that the flag gives."""
+    base = make_base(tmp_path / "base", "qwen3_moe")
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "北京大学成立于一八九八年。" * 8}] * 16)
+    argv = ["--model_name_or_path", base, "--train_file", file, "--block_size", 32, "--report_to", "none"]
+    argv += ["--max_steps", 1, "--use_lora", "False", "--logging_steps", 1, "--shuffle", "False", "--max_grad_norm", 0]
+    argv += ["--per_device_train_batch_size", 4 // accumulation, "--gradient_accumulation_steps", accumulation]
+    argv += ["--optim", "sgd", "--learning_rate", 1.0, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
+    argv += ["--weight_decay", 0]
+    routers = {}
+    for weight in (0, 1, 2):
+        out = tmp_path / f"run{weight}"
+        run = forks.run(*argv, "--router_aux_loss_coef", weight, "--output_dir", out, script="scripts/pretrain.py")
+        assert run.code == 0, run.err
+        state = json.loads((out / "checkpoint-1" / "trainer_state.json").read_text())
+        assert ("aux_loss" in state["log_history"][0]) is bool(weight)
+        routers[weight] = AutoModelForCausalLM.from_pretrained(out).model.layers[0].mlp.gate.weight
+    one, two = routers[1] - routers[0], routers[2] - routers[0]
+    assert one.norm() > 1e-5 and torch.allclose(2 * one, two, atol=1e-6)
+    dense = tmp_path / "dense"
+    tiny_model(len(build_tokenizer())).save_pretrained(dense)
+    build_tokenizer().save_pretrained(dense)
+    argv[1] = dense
+    run = forks.run(*argv, "--router_aux_loss_coef", 1, "--output_dir", tmp_path / "no", script="scripts/pretrain.py")
+    assert run.code == 1 and "--router_aux_loss_coef is for mixtures of experts; qwen3 is not one" in run.err
 
 
 def read_rows(path) -> list[dict]:
