@@ -5,7 +5,9 @@
 
 An arm is ``base``, or ``TOKENS:INITIALIZATION``, or that with ``:embeddings``: the embeddings alone in the first
 quarter of the time, at ten times the learning rate. All arms see the same texts in the same order, in steps of as many
-tokens. Written are results.json and curves.png; an arm that is there already is not trained again.
+tokens. Seconds are steps by the tokens a second of each arm, which are measured first, in turn: what else the machine
+does during the training changes nothing. Written are results.json and curves.png; an arm that is there already is not
+trained again.
 """
 
 import argparse
@@ -45,12 +47,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--steps", type=int, help="optimizer steps of every arm, in place of --minutes")
+    parser.add_argument("--tokens_per_second", type=float, help="of every arm, in place of measuring it")
     parser.add_argument("--block_size", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
-    arms = [run_arm(args, name, seed) for seed in range(args.seeds) for name in args.arms]
+    rates = {name: rate(args, name) for name in args.arms}
+    arms = [run_arm(args, name, seed, rates[name]) for seed in range(args.seeds) for name in args.arms]
     summary = [summarise(arm, [other for other in arms if other.name == "base"]) for arm in arms]
     write_json(args.output_dir / "results.json", {"arms": [vars(arm) for arm in arms], "summary": summary})
     draw(arms, args.output_dir / "curves.png")
@@ -68,10 +72,11 @@ def script(name: str, *flags: object) -> None:
         sys.exit(done.stdout[-2000:] + f"\n{name} ended with {done.returncode}")
 
 
-def run_arm(args: argparse.Namespace, name: str, seed: int) -> Arm:
+def run_arm(args: argparse.Namespace, name: str, seed: int, tokens_per_second: float) -> Arm:
     """Train one arm, in one run or two."""
     model, folder = extended(args, name), args.output_dir / name.replace(":", "-") / f"seed{seed}"
-    steps = args.steps or round(args.minutes * 60 * rate(args, model, folder) / (args.batch_size * args.block_size))
+    seconds_per_step = args.batch_size * args.block_size / tokens_per_second
+    steps = args.steps or round(args.minutes * 60 / seconds_per_step)
     phases = [(steps, args.learning_rate, [])]
     if name.endswith(":embeddings"):
         first = max(1, round(steps * FIRST))
@@ -85,7 +90,7 @@ def run_arm(args: argparse.Namespace, name: str, seed: int) -> Arm:
             settings = [*flags, "--learning_rate", learning_rate, "--eval_strategy", "steps", "--eval_steps", every]
             settings += ["--eval_on_start", number == 0, "--logging_steps", every, "--seed", 42 + seed]
             train(args, model, run, count, settings)
-        read_curve(arm, run, args.batch_size * args.block_size)
+        read_curve(arm, run, seconds_per_step)
         model = run
     return arm
 
@@ -101,10 +106,13 @@ def train(args: argparse.Namespace, model: object, run: Path, steps: int, flags:
     shutil.rmtree(checkpoint)
 
 
-def rate(args: argparse.Namespace, model: object, folder: Path) -> float:
+def rate(args: argparse.Namespace, name: str) -> float:
     """Tokens a second, of a run of a few steps."""
-    run = folder / "rate"
-    train(args, model, run, 6, ["--eval_strategy", "no", "--logging_steps", 3])
+    if args.tokens_per_second:
+        return args.tokens_per_second
+    run = args.output_dir / name.replace(":", "-") / "rate"
+    if not (run / LOG).is_file():
+        train(args, extended(args, name), run, 6, ["--eval_strategy", "no", "--logging_steps", 3])
     return [entry["tokens_per_second"] for entry in history(run) if "tokens_per_second" in entry][-1]
 
 
@@ -128,17 +136,12 @@ def history(run: Path) -> list[dict]:
     return json.loads((run / LOG).read_text(encoding="utf-8"))["log_history"]
 
 
-def read_curve(arm: Arm, run: Path, tokens: int) -> None:
-    """Seconds are those of the optimizer's steps, of so many `tokens` each, without evaluations."""
+def read_curve(arm: Arm, run: Path, seconds_per_step: float) -> None:
     begun = arm.seconds[-1] if arm.seconds else 0.0
-    seconds, step = begun, 0
     for entry in history(run):
-        if "tokens_per_second" in entry:
-            seconds += (entry["step"] - step) * tokens / entry["tokens_per_second"]
-            step = entry["step"]
         for key, value in entry.items():
             if key.endswith("bits_per_character"):
-                arm.seconds.append(seconds)
+                arm.seconds.append(begun + entry["step"] * seconds_per_step)
                 arm.bits.append(value)
 
 
