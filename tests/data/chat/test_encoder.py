@@ -1,11 +1,9 @@
-import json
-
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from conftest import ROOT, build_tokenizer, conversation, learned_text, write_jsonl
+from conftest import build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat import ChatEncoder
 from hf_recipes.data.examples import load_examples, row_statuses
@@ -418,17 +416,3 @@ def test_every_row_has_its_place_and_fate_over_workers(tokenizer, tmp_path):
     one, two = (tokenize_dataset(good, ChatEncoder(tokenizer, keep_text=True), n) for n in (1, 2))
     assert one[:] == two[:]
     assert one["reference"][:] == ["答"] * 9 and one["question"][4] == "问5"
-
-
-REAL = ROOT.parent / "shared" / "data" / "sft"
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the folder of public samples beside the checkout")
-@pytest.mark.parametrize("name", ["alpaca_zh.json", "sharegpt_toolcall_zh.json"])
-def test_public_samples_lose_no_row(name, tmp_path):
-    build_tokenizer(chat_template=None).save_pretrained(tmp_path)
-    tokenizer, _ = load_tokenizer(str(tmp_path), "chatml")
-    examples = load_examples([str(REAL / name)])
-    assert len(examples) == len(json.loads((REAL / name).read_text(encoding="utf-8")))
-    _, statuses = row_statuses(tokenize_dataset(examples, ChatEncoder(tokenizer)))
-    assert set(statuses) == {"kept"}
