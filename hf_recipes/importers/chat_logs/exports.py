@@ -1,0 +1,89 @@
+"""The files of exports → chats: what is read, what is skipped, and pages that are one chat."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.importers.chat_logs.export_file import SUFFIXES, ExportFile
+from hf_recipes.importers.chat_logs.formats.registry import HOW_TO_EXPORT, Format, detect
+from hf_recipes.importers.chat_logs.formats.weclone import USERS
+from hf_recipes.importers.chat_logs.members import Members
+from hf_recipes.importers.chat_logs.messages import ChatLog
+
+
+def read_exports(specs: Sequence[str], format_name: str | None, members: Members) -> list[ChatLog]:
+    """The chats of files and folders, in order; files of a folder that are no export are skipped, and named.
+
+    Raises:
+        UserError: a file that was named is no export, or there is none at all.
+    """
+    logs: list[ChatLog] = []
+    by_name = set()
+    for path, is_named in tqdm(list(_files(specs)), "files", disable=None):
+        if format := _format(path, format_name, is_named):
+            chats = [log for log in format[0].read(format[1], members) if log.messages]
+            if not chats:
+                say(f"{path}: no message in it")
+            elif format[0].by_name:
+                by_name.add(format[0].name)
+            logs += chats
+    if not logs:
+        raise UserError(f"--input {' '.join(specs)}: no chat export with messages here; {HOW_TO_EXPORT}")
+    for name in sorted(by_name):
+        say(f"{name} has no account numbers: two people of one nickname count as one")
+    return _merge_pages(logs)
+
+
+def _format(path: str, format_name: str | None, is_named: bool) -> tuple[Format, ExportFile] | None:
+    file = ExportFile(path)
+    try:
+        return detect(file, format_name), file
+    except UserError as error:
+        if is_named:
+            raise
+        say(f"skipped: {str(error).removesuffix(f'; {HOW_TO_EXPORT}')}")
+        return None
+
+
+def _files(specs: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Each file, and whether it was named rather than found in a folder."""
+    seen = set()
+    for spec in specs:
+        if os.path.isdir(spec):
+            paths = [str(path) for path in Path(spec).rglob("*") if path.is_file() and not _is_part(path)]
+            paths = [path for path in paths if path.lower().endswith(SUFFIXES)]
+        else:
+            paths = [spec] if os.path.isfile(spec) else glob.glob(spec, recursive=True)
+        if not paths:
+            raise UserError(f"--input {spec}: no such file, or no .txt, .csv, .json or .jsonl in this folder")
+        for path in sorted(paths, key=_in_order_of_numbers):
+            if path not in seen:
+                seen.add(path)
+                yield path, not os.path.isdir(spec)
+
+
+def _in_order_of_numbers(path: str) -> list[tuple[int, str]]:
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path)]
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a file belongs to an export that another file is read for."""
+    in_chunks = path.suffix == ".jsonl" and (path.parent.parent / "manifest.json").exists()
+    beside_manifest = path.name == "avatars.json" and (path.parent / "manifest.json").exists()
+    return in_chunks or beside_manifest or path.name == USERS or path.name.startswith(".")
+
+
+def _merge_pages(logs: list[ChatLog]) -> list[ChatLog]:
+    chats: dict[tuple, ChatLog] = {}
+    for index, log in enumerate(logs):
+        key = (os.path.dirname(log.path), os.path.splitext(log.path)[1], log.pages) if log.pages else (index,)
+        if (first := chats.setdefault(key, log)) is not log:
+            first.messages += log.messages
+            first.owner = first.owner or log.owner
+            first.is_group = first.is_group and log.is_group
+    return list(chats.values())
