@@ -73,13 +73,15 @@ def _print_overview(chats: Sequence["Chat"], members: Members, me: set[str]) -> 
     name = next((members.display(key) for key in sorted(mine) if members.names[key]), MYSELF)
     say(f"the assistant is {name}: {sum(mine.values()):,} messages; others:")
     for key, count in counts.most_common(MAX_LISTED):
-        say(f"{count:>9,}  {members.display(key)}")
+        say(f"{count:>9,}  {members.display_with_number(key)}")
     if len(counts) > MAX_LISTED:
         say(f"{'':>9}  and {len(counts) - MAX_LISTED:,} more")
-    for chat in chats:
-        if not chat.log.senders & me:
-            hint = f"; add {MYSELF} to --me if that is you" if chat.log.owner == EXPORTER else ""
-            say(f"{chat.log.path}: a chat in which {name} writes nothing{hint}")
+    without_me = [chat.log for chat in chats if not chat.log.senders & me]
+    for log in without_me[:MAX_LISTED]:
+        hint = f"; add {MYSELF} to --me if that is you" if (log.owner or "").startswith(EXPORTER) else ""
+        say(f"{log.path}: a chat in which {name} writes nothing{hint}")
+    if len(without_me) > MAX_LISTED:
+        say(f"and {len(without_me) - MAX_LISTED:,} more chats in which {name} writes nothing")
 
 
 def _print_samples(rows: Sequence[Mapping[str, Any]]) -> None:

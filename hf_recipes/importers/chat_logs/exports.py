@@ -12,7 +12,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.importers.chat_logs.export_file import SUFFIXES, ExportFile
 from hf_recipes.importers.chat_logs.formats.registry import HOW_TO_EXPORT, Format, detect
 from hf_recipes.importers.chat_logs.formats.weclone import USERS
-from hf_recipes.importers.chat_logs.members import Members
+from hf_recipes.importers.chat_logs.members import EXPORTER, Members
 from hf_recipes.importers.chat_logs.messages import ChatLog
 
 
@@ -36,7 +36,10 @@ def read_exports(specs: Sequence[str], format_name: str | None, members: Members
         raise UserError(f"--input {' '.join(specs)}: no chat export with messages here; {HOW_TO_EXPORT}")
     for name in sorted(by_name):
         say(f"{name} has no account numbers: two people of one nickname count as one")
-    return _merge_pages(logs)
+    logs = _merge_pages(logs)
+    for log in logs:
+        _name_exporter(log, members)
+    return logs
 
 
 def _format(path: str, format_name: str | None, is_named: bool) -> tuple[Format, ExportFile] | None:
@@ -82,8 +85,19 @@ def _merge_pages(logs: list[ChatLog]) -> list[ChatLog]:
     chats: dict[tuple, ChatLog] = {}
     for index, log in enumerate(logs):
         key = (os.path.dirname(log.path), os.path.splitext(log.path)[1], log.pages) if log.pages else (index,)
-        if (first := chats.setdefault(key, log)) is not log:
-            first.messages += log.messages
-            first.owner = first.owner or log.owner
-            first.is_group = first.is_group and log.is_group
+        if (chat := chats.setdefault(key, log)) is not log:
+            chat.owner = chat.owner or log.owner
+            chat.messages += [
+                message._replace(sender=chat.owner) if message.sender == log.owner else message
+                for message in log.messages
+            ]
+            chat.is_group = chat.is_group and log.is_group
     return list(chats.values())
+
+
+def _name_exporter(log: ChatLog, members: Members) -> None:
+    """Name an exporter without an account, who is the only one of the listed accounts that no message is from."""
+    silent = log.accounts.keys() - log.senders
+    if log.owner and log.owner.startswith(EXPORTER) and len(silent) == 1:
+        for account in silent:
+            members.add(log.owner, *log.accounts[account], account)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from hf_recipes.core.errors import UserError
 from hf_recipes.importers.chat_logs.messages import ChatLog
 
-# Senders without a name or number: the client itself, and the exporter where an export has no account for them.
+# Keys of senders without a number: the client itself and, followed by a name if there is one, the exporter.
 SYSTEM, EXPORTER = "\0system", "\0exporter"
 MYSELF = "我"  # names, in --me, the exporter
 
@@ -20,14 +20,18 @@ class Members:
     def add(self, key: str, *names: str, is_account: bool = True) -> str:
         known = self.names.setdefault(key, [])
         known += [name for name in names if name and name not in known]
-        if is_account and key != EXPORTER:
+        if is_account and not key.startswith(EXPORTER):
             self._accounts.add(key)
         return key
 
     def display(self, key: str) -> str:
         if key == SYSTEM:
             return "系统消息"
-        return next(iter(self.names.get(key, ())), MYSELF if key == EXPORTER else key)
+        return next(iter(self.names.get(key, ())), MYSELF if key.startswith(EXPORTER) else key)
+
+    def display_with_number(self, key: str) -> str:
+        name = self.display(key)
+        return f"{name} ({key})" if key in self._accounts and key != name else name
 
     def find(self, names_or_numbers: Sequence[str], logs: Sequence[ChatLog] = ()) -> set[str]:
         """The keys of one person: the exporter, or who is given by numbers or nicknames.
@@ -38,7 +42,7 @@ class Members:
         chats = [(log.owner, log.senders) for log in logs]
         owners = {owner for owner, _ in chats if owner}
         # The exports of one person, unless an exporter writes in a chat that another one exported.
-        is_one_exporter = not any(owner and senders & owners - {owner} for owner, senders in chats)
+        is_one_exporter = not any(owner and self._writes_another(owner, owners, senders) for owner, senders in chats)
         if not names_or_numbers:
             for log, (owner, senders) in zip(logs, chats, strict=True):
                 if not owner and not senders & owners:
@@ -59,18 +63,31 @@ class Members:
                 keys |= owners if name == MYSELF else set()
             if not keys:
                 raise UserError(f"--me {name}: nobody of this name or number writes here, but {self._listed(logs)} do")
-            people = {key for key in keys if key in self._accounts or key == EXPORTER or _writes_with(key, keys, chats)}
+            people = {key for key in keys if self._is_person(key) or _writes_with(key, keys, chats)}
             if is_one_exporter:
                 people = people - owners | set(list(people & owners)[:1])
             if len(people) > 1:
-                choices = ", ".join(sorted(MYSELF if key == EXPORTER else key for key in people))
-                raise UserError(f"--me {name}: {len(people)} people have this nickname; give one of {choices}")
+                choices = ", ".join(sorted({MYSELF if key.startswith(EXPORTER) else key for key in people} - {name}))
+                raise UserError(
+                    f"--me {name}: {len(people)} people have this nickname; give one of {choices}, or all that are you"
+                )
             me |= keys
         if me & owners and is_one_exporter:
             me |= owners
         # Where an export has names alone, the same person has no number.
         names = {name for key in me for name in self.names[key]} & self.names.keys() - self._accounts
         return me | {key for key in names if not _writes_with(key, me, chats)}
+
+    def _is_person(self, key: str) -> bool:
+        return key in self._accounts or key.startswith(EXPORTER)
+
+    def _writes_another(self, owner: str, owners: set[str], senders: set[str]) -> bool:
+        """Whether one of the other exporters writes in a chat that `owner` exported."""
+        others = owners - {owner}
+        if not owner.startswith(EXPORTER):
+            return bool(senders & others)
+        names = {name for key in others if key.startswith(EXPORTER) for name in self.names[key]}
+        return bool(senders & (others | names - self._accounts))
 
     def _listed(self, logs: Iterable[ChatLog]) -> str:
         """The senders of `logs`, or all; the same name once for each account."""

@@ -37,7 +37,7 @@ class ChatLog:
     """The messages of one chat, in the order of the export; `name` is the group's or the contact's.
 
     `owner` is the sender whose account was exported, where the export says so. Files of one folder with the same
-    `pages` are one chat.
+    `pages` are one chat. `accounts` are the names of all who write in it, by account, where the export lists them.
     """
 
     path: str
@@ -45,6 +45,7 @@ class ChatLog:
     is_group: bool = False
     owner: str | None = None
     pages: str | None = None
+    accounts: dict[str, list[str]] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)
 
     @property

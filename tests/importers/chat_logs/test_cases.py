@@ -1,6 +1,7 @@
 """One private chat and one group as every exporter writes them: the same examples, whoever of them is the assistant."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -13,6 +14,7 @@ from hf_recipes.importers.arguments import ChatFormat, QQArguments
 from hf_recipes.importers.chat_logs.convert import prepare_qq
 from hf_recipes.importers.chat_logs.export_file import ExportFile
 from hf_recipes.importers.chat_logs.formats.registry import FORMATS, detect
+from hf_recipes.importers.chat_logs.members import Members
 
 CASES = ROOT / "tests" / "data" / "cases" / "chats"
 NAMES = sorted(path.name for path in CASES.iterdir() if path.is_dir())
@@ -197,3 +199,35 @@ def test_a_chunk_that_is_missing(tmp_path):
     next(source.rglob("c000002.jsonl")).unlink()
     with pytest.raises(UserError, match=r"manifest.json: chunks/c000002.jsonl, which it names, is missing"):
         convert(tmp_path, source)
+
+
+ABSOLUTE = {
+    *("chatlab-json", "chatlab-jsonl", "chatlog-json", "qce-json", "telegram", "weflow-csv", "weflow-json"),
+    "wechatmsg1-csv",
+}
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"telegram-full", "qce-chunked"}))
+def test_a_message_has_its_line_and_time(name):
+    [path] = (path for path in (CASES / name / "private").rglob("*.*") if path.is_file() and path.name != "users.json")
+    file = ExportFile(str(path))
+    [chat] = detect(file).read(file, Members())
+    [message] = (message for message in chat.messages if message.text == "行")
+    time = message.time % (24 * 3600) if name == "chatlog-txt" else message.time - 1772755200  # it has no year
+    assert time == (12 if name in ABSOLUTE else 20) * 3600 + 760  # 2026-03-06 20:12:40 in China
+    if not file.is_json or file.is_lines:
+        lines = path.read_text("utf-8-sig").split("\n")
+        line = next(number for number, line in enumerate(lines, 1) if re.search(r"(?:^|[ ,\"])行(?:$|[,\"])", line))
+        above = 2 if name == "qce-txt" else 1 if path.suffix == ".txt" else 0  # the header
+        assert message.line == line - above
+
+
+def test_two_exporters_of_one_chat_are_two(tmp_path):
+    head = "id,MsgSvrID,type_name,is_sender,talker,msg,src,CreateTime\n"
+    (tmp_path / "in").mkdir()
+    for sent, contact in ("01", "乙"), ("10", "甲"):
+        rows = f"1,1,text,{sent[0]},乙,谁来,,2026-03-09T11:00:40Z\n2,2,text,{sent[1]},甲,我来,,2026-03-09T11:00:50Z\n"
+        (tmp_path / "in" / f"私聊_{contact}.csv").write_text(head + rows, encoding="utf-8")
+    with pytest.raises(UserError, match=r"--me is missing: several people exported these chats \(乙, 甲\)"):
+        convert(tmp_path, tmp_path / "in")
+    assert convert(tmp_path, tmp_path / "in", "甲") == [["谁来", "我来"]] * 2

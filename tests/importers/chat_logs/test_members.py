@@ -58,7 +58,7 @@ def test_the_exporter_is_one_of_the_people():
 
 def test_an_exporter_and_a_member_of_one_nickname_are_two():
     logs = [chat("阿豆", EXPORTER, owner=EXPORTER)]
-    with pytest.raises(UserError, match="--me 阿豆: 2 people have this nickname; give one of 我, 阿豆"):
+    with pytest.raises(UserError, match="--me 阿豆: 2 people have this nickname; give one of 我, or all that are you"):
         with_exporter().find(["阿豆"], logs)
     assert with_exporter().find(["我"], logs) == with_exporter().find([], logs) == {EXPORTER}
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hf_recipes.importers.chat_logs.export_file import ExportFile, as_dict, as_dicts, string
-from hf_recipes.importers.chat_logs.members import EXPORTER, SYSTEM, Members
+from hf_recipes.importers.chat_logs.members import EXPORTER, MYSELF, SYSTEM, Members
 from hf_recipes.importers.chat_logs.messages import (
     CARD,
     FORWARD,
@@ -57,16 +57,13 @@ def read_json(file: ExportFile, members: Members) -> Iterator[ChatLog]:
 def _chat(file: ExportFile, rows: Iterable[tuple[int, dict]], members: Members) -> ChatLog:
     rows = list(rows)
     room = next((string(row["room_name"]) for _, row in rows if row.get("room_name")), "")
-    users = _users(file)
-    senders = {string(row.get("talker")) for _, row in rows if string(row.get("is_sender")) != "1"}
-    silent = users.keys() - senders
-    me = silent.pop() if len(silent) == 1 else EXPORTER  # is_sender has no account
-    chat = ChatLog(file.path, room, room not in senders, pages=room)
-    for line, row in rows:
-        message = _message(file.path, line, row, me, users, members)
-        chat.messages.append(message)
-        if string(row.get("is_sender")) == "1" and message.sender != SYSTEM:
-            chat.owner = message.sender
+    own_names = [string(row.get("talker")) for _, row in rows if _is_sent(row)]
+    chat = ChatLog(file.path, room, pages=room, accounts=_users(file))
+    if own_names:
+        name = "" if own_names[0] == MYSELF else own_names[0]
+        chat.owner = name if name in chat.accounts else EXPORTER + name
+    chat.messages += [_message(chat, line, row, members) for line, row in rows]
+    chat.is_group = room not in chat.senders
     return chat
 
 
@@ -80,15 +77,18 @@ def _users(file: ExportFile) -> dict[str, list[str]]:
     }
 
 
-def _message(path: str, line: int, row: dict, me: str, users: dict[str, list[str]], members: Members) -> Message:
+def _is_sent(row: dict) -> bool:
+    return string(row.get("is_sender")) == "1"
+
+
+def _message(chat: ChatLog, line: int, row: dict, members: Members) -> Message:
     time, text, name = row.get("CreateTime"), string(row.get("msg")), string(row.get("type_name"))
     talker = string(row.get("talker"))
     if name.startswith(_NOTICES):
-        return new_message(path, line, time, SYSTEM, text)
-    if string(row.get("is_sender")) == "1":
-        sender = members.add(me, *users.get(me, ()), "" if talker == "我" else talker)
-    else:
-        sender = members.add(talker, *users.get(talker, ()), is_account=talker in users)
+        return new_message(chat.path, line, time, SYSTEM, text)
+    key = chat.owner if _is_sent(row) else talker
+    is_named = talker != MYSELF and talker not in chat.accounts
+    sender = members.add(key, *chat.accounts.get(key, ()), talker if is_named else "", is_account=key in chat.accounts)
     kind = FORWARD if string(row.get("is_forward")).lower() == "true" else _KINDS.get(name, CARD)
     text, repairs = without_quote(text, _QUOTE) if name == "引用回复" else (text, ())
-    return new_message(path, line, time, sender, text, kind, repairs)
+    return new_message(chat.path, line, time, sender, text, kind, repairs)

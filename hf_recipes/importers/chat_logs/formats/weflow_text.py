@@ -73,7 +73,8 @@ def _chat(file: ExportFile, rows: list[tuple], members: Members) -> ChatLog:
             chat.messages.append(new_message(file.path, line, time, SYSTEM, text))
             continue
         if is_me:
-            sender = chat.owner = members.add(EXPORTER, "" if name == MYSELF else name)
+            name = "" if name == MYSELF else name
+            sender = chat.owner = members.add(chat.owner or EXPORTER + name, name)
         else:
             sender = members.add(name, name, is_account=False)
         kind = type_kind or next((kind for kind, marks in _KINDS.items() if marks.match(text)), TEXT)
@@ -83,6 +84,8 @@ def _chat(file: ExportFile, rows: list[tuple], members: Members) -> ChatLog:
                 quoted.add(quote["name"])
             text, repairs = without_quote(text, QUOTE)
         chat.messages.append(new_message(file.path, line, time, sender, text, kind, repairs))
-    if chat.owner and len(others := chat.senders - {EXPORTER, SYSTEM}) == 1:
-        members.add(EXPORTER, *(quoted - others - {MYSELF}))  # in a private chat, who is quoted and not the other is me
+    if chat.owner and len(others := chat.senders - {chat.owner, SYSTEM}) == 1:
+        members.add(
+            chat.owner, *(quoted - others - {MYSELF})
+        )  # in a private chat, who is quoted and not the other is me
     return chat
