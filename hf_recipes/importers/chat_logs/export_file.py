@@ -35,7 +35,8 @@ class ExportFile:
         file, encoding = open_text(self.path)
         try:
             with file:
-                return file.read().replace("\r\n", "\n")
+                text = file.read().replace("\r\n", "\n")
+                return text if "\n" in text else text.replace("\r", "\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path}: cut short or damaged {encoding.upper()} text ({error.reason})") from None
 
@@ -46,7 +47,7 @@ class ExportFile:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """The header of a csv; of other files, what their first line has between commas."""
-        return tuple(next(csv.reader([self.head.partition("\n")[0]]), ()))
+        return tuple(next(csv.reader(self.head.splitlines()[:1]), ()))
 
     def rows(self) -> Iterator[tuple[int, dict[str, str]]]:
         """The rows of a csv, with the number of the line where each begins."""

@@ -23,7 +23,7 @@ _HEADER = re.compile(
     rf"(?: \[(?P<room>[^\n]+)\])? (?P<time>{_TIME})\n"
 )
 _QUOTE = re.compile(
-    rf"\A> (?:\[引用\]|(?:(?P<name>[^\n]+)\((?P<account>[^()\s]+)\)|[^\n]+) (?P<time>{_TIME}))"
+    rf"\A> (?:\[引用\]|(?:(?P<name>[^\n]+)\((?P<account>[^()\s]+)\)|[^\n]*?) ?(?P<time>{_TIME}))"
     r"(?:\n|\Z)(?:> ?(?P<first>[^\n]*)(?:\n|\Z))?(?:> ?[^\n]*(?:\n|\Z))*"
 )
 _MARKS = {

@@ -89,6 +89,6 @@ def _message(chat: ChatLog, line: int, row: dict, members: Members) -> Message:
     key = chat.owner if _is_sent(row) else talker
     is_named = talker != MYSELF and talker not in chat.accounts
     sender = members.add(key, *chat.accounts.get(key, ()), talker if is_named else "", is_account=key in chat.accounts)
-    kind = FORWARD if string(row.get("is_forward")).lower() == "true" else _KINDS.get(name, CARD)
+    kind = FORWARD if string(row.get("is_forward")).lower() in ("true", "1") else _KINDS.get(name, CARD)
     text, repairs = without_quote(text, _QUOTE) if name == "引用回复" else (text, ())
     return new_message(chat.path, line, time, sender, text, kind, repairs)
