@@ -50,7 +50,8 @@ def prepare_qq(args: QQArguments, folder: Path) -> bytearray:
         return {"messages": messages, "chat": example.chat + 1, "session": example.session + 1}
 
     _print_overview(chats, members, me)
-    _print_samples(list(map(to_row, _evenly(examples, SAMPLES))))
+    step = max(1, len(examples) // SAMPLES)
+    _print_samples([to_row(example) for example in examples[::step][:SAMPLES]])
     splits = write_examples(folder, args, examples, groups, "session", to_row)
     for example, split in zip(examples, splits, strict=True):
         if reason := unused_reason(split, "session"):
@@ -92,14 +93,6 @@ def _print_samples(rows: Sequence[Mapping[str, Any]]) -> None:
             if cell_len(text) > SAMPLE_CELLS:
                 text = f"{set_cell_size(text, SAMPLE_CELLS)}…"
             say(f"  {turn['role']}: {text}")
-
-
-def _evenly(examples: Sequence[Example], count: int) -> list[Example]:
-    """Up to `count` of the examples, from the first to the last."""
-    last = len(examples) - 1
-    return (
-        [examples[index] for index in sorted({last * step // (count - 1) for step in range(count)})] if examples else []
-    )
 
 
 class Chat:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.importers.chat_logs.export_file import SUFFIXES, ExportFile
-from hf_recipes.importers.chat_logs.formats.registry import HOW_TO_EXPORT, Format, detect
+from hf_recipes.importers.chat_logs.formats.registry import HOW_TO_EXPORT, detect
 from hf_recipes.importers.chat_logs.formats.weclone import USERS
 from hf_recipes.importers.chat_logs.members import EXPORTER, Members
 from hf_recipes.importers.chat_logs.messages import ChatLog
@@ -25,13 +25,20 @@ def read_exports(specs: Sequence[str], format_name: str | None, members: Members
     logs: list[ChatLog] = []
     by_name = set()
     for path, is_named in tqdm(list(_files(specs)), "files", disable=None):
-        if format := _format(path, format_name, is_named):
-            chats = [log for log in format[0].read(format[1], members) if log.messages]
-            if not chats:
-                say(f"{path}: no message in it")
-            elif format[0].by_name:
-                by_name.add(format[0].name)
-            logs += chats
+        file = ExportFile(path)
+        try:
+            format = detect(file, format_name)
+        except UserError as error:
+            if is_named:
+                raise
+            say(f"skipped: {str(error).removesuffix(f'; {HOW_TO_EXPORT}')}")
+            continue
+        chats = [log for log in format.read(file, members) if log.messages]
+        if not chats:
+            say(f"{path}: no message in it")
+        elif format.by_name:
+            by_name.add(format.name)
+        logs += chats
     if not logs:
         raise UserError(f"--input {' '.join(specs)}: no chat export with messages here; {HOW_TO_EXPORT}")
     for name in sorted(by_name):
@@ -40,17 +47,6 @@ def read_exports(specs: Sequence[str], format_name: str | None, members: Members
     for log in logs:
         _name_exporter(log, members)
     return logs
-
-
-def _format(path: str, format_name: str | None, is_named: bool) -> tuple[Format, ExportFile] | None:
-    file = ExportFile(path)
-    try:
-        return detect(file, format_name), file
-    except UserError as error:
-        if is_named:
-            raise
-        say(f"skipped: {str(error).removesuffix(f'; {HOW_TO_EXPORT}')}")
-        return None
 
 
 def _files(specs: Sequence[str]) -> Iterator[tuple[str, bool]]:
@@ -71,7 +67,7 @@ def _files(specs: Sequence[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _in_order_of_numbers(path: str) -> list[tuple[int, str]]:
-    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path)]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", path)]
 
 
 def _is_part(path: Path) -> bool:

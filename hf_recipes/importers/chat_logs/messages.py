@@ -12,10 +12,7 @@ TEXT, MEDIA, CARD, FORWARD = "text", "media", "card", "forward"
 MEDIA_REMOVED = "[图片], [表情], [语音] and the like removed"
 QUOTE_REMOVED = "quoted message removed"
 
-_TIME = re.compile(
-    r"(?P<date>\d{4}[-/.]\d{1,2}[-/.]\d{1,2})[T ]+(?P<time>\d{1,2}:\d{2}(?::\d{2})?)(?:\.\d+)?"
-    r"(?P<zone>Z|[+-]\d{2}:?\d{2})?"
-)
+_TIME = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})[T ]+(\d{1,2}):(\d{2})(?::(\d{2}))?")  # as Excel writes it
 _MILLISECONDS = 100_000_000_000  # in seconds, the year 5138
 
 
@@ -72,10 +69,11 @@ def to_seconds(time: Any) -> float | None:
         if not isinstance(time, str) or time.strip().isdigit():
             number = float(time)
             return number / 1000 if number > _MILLISECONDS else number
-        match = _TIME.fullmatch(time.strip())
-        parts = [int(part) for part in re.split("[-/.:]", f"{match['date']}:{match['time']}")]
-        zone = datetime.strptime(match["zone"], "%z").tzinfo if match["zone"] else UTC
-        return datetime(*parts, tzinfo=zone).timestamp()
+        if match := _TIME.fullmatch(time.strip()):
+            moment = datetime(*map(int, match.groups(default="0")))
+        else:
+            moment = datetime.fromisoformat(time.strip())
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
     except (TypeError, ValueError, OverflowError):
         return None
 

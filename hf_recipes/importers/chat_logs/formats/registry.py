@@ -43,8 +43,8 @@ class Format(NamedTuple):
 FORMATS = (
     Format("chatlog-csv", chatlog.matches_csv, chatlog.read_csv),
     Format("weclone-csv", weclone.matches_weclone, weclone.read_csv, by_name=True),
-    Format("pywxdump-csv", weclone.matches_csv, weclone.read_csv),
     Format("weflow-csv", weflow_text.matches_csv, weflow_text.read_csv, by_name=True),
+    Format("pywxdump-csv", weclone.matches_csv, weclone.read_csv),
     Format("wechatmsg1-csv", wechatmsg_csv.matches_1, wechatmsg_csv.read_1),
     Format("wechatmsg2-csv", wechatmsg_csv.matches_2, wechatmsg_csv.read_2, by_name=True),
     Format("qce-txt", qq_chat_exporter_txt.matches, qq_chat_exporter_txt.read, by_name=True),

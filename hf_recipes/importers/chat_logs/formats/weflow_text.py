@@ -37,8 +37,11 @@ def matches_txt(file: ExportFile) -> bool:
 
 
 def matches_csv(file: ExportFile) -> bool:
-    columns = set(file.columns)
-    return {"type_name", "is_sender", "talker", "msg", "CreateTime"} <= columns and "room_name" not in columns
+    if not {"type_name", "is_sender", "talker", "msg", "CreateTime"} <= set(file.columns):
+        return False
+    # Others of these columns have a room_name: WeClone's with is_forward, PyWxDump's with Chinese types.
+    _, row = next(file.rows(), (0, {}))
+    return "room_name" not in file.columns or ("is_forward" not in file.columns and row.get("type_name", "").isascii())
 
 
 def read_txt(file: ExportFile, members: Members) -> Iterator[ChatLog]:
