@@ -40,7 +40,7 @@ class Members:
             UserError: a name is of nobody or of several; without a name, a chat does not say who exported it.
         """
         chats = [(log.owner, log.senders) for log in logs]
-        owners = {owner for owner, _ in chats if owner}
+        owners = {owner for owner, _ in chats if owner in self.names}  # who write anything
         # The exports of one person, unless an exporter writes in a chat that another one exported.
         is_one_exporter = not any(owner and self._writes_another(owner, owners, senders) for owner, senders in chats)
         if not names_or_numbers:

@@ -71,3 +71,10 @@ def test_accounts_of_one_exporter_are_one_and_those_of_several_are_not():
     assert members().find(["12345"], logs) == {"12345", "明明"}
     with pytest.raises(UserError, match=r"--me is missing: several people exported these chats \(小明, 小红\)"):
         members().find([], logs)
+
+
+def test_an_exporter_who_writes_nothing_is_nobody():
+    logs = [chat("12346", "12345", owner="99999")]
+    assert members().find([], logs) == set()
+    with pytest.raises(UserError, match="--me 我: nobody of this name or number writes here, but 小红, 小明 do"):
+        members().find(["我"], logs)

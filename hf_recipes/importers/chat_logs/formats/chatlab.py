@@ -19,9 +19,9 @@ from hf_recipes.importers.chat_logs.messages import (
     without_quote,
 )
 
-_REPLY, _FORWARD = 25, 26
-_KINDS = {**dict.fromkeys((0, _REPLY), TEXT), **dict.fromkeys((1, 2, 3, 5), MEDIA), _FORWARD: FORWARD}
-_NOTICES = (22, 80, 81)  # tap, system, recall
+_REPLY, _FORWARD = "25", "26"
+_KINDS = {**dict.fromkeys(("0", _REPLY), TEXT), **dict.fromkeys(("1", "2", "3", "5"), MEDIA), _FORWARD: FORWARD}
+_NOTICES = ("22", "80", "81")  # tap, system, recall
 
 
 def matches(file: ExportFile) -> bool:
@@ -59,7 +59,7 @@ def _chat(file: ExportFile, people: list[dict], rows: Iterable[tuple[int, dict]]
 
 
 def _message(path: str, line: int, row: dict, members: Members) -> Message:
-    number, time, text = row.get("type"), row.get("timestamp"), string(row.get("content"))
+    number, time, text = string(row.get("type")), row.get("timestamp"), string(row.get("content"))
     if number in _NOTICES:
         return new_message(path, line, time, SYSTEM, text)
     names = (string(row.get(key)) for key in ("accountName", "groupNickname"))

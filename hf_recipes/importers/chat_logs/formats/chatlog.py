@@ -35,9 +35,8 @@ _MARKS = {
     ),
 }
 # By type and, of shares (49), subtype; a link, a file, a payment and the like otherwise.
-_KINDS = {(1, None): TEXT, (49, 57): TEXT, (49, 19): FORWARD, (49, 8): MEDIA}
-_KINDS |= dict.fromkeys(((3, None), (34, None), (43, None), (47, None)), MEDIA)
-_SHARE, _NOTICE, _TAP = 49, 10000, (49, 62)
+_KINDS = {"1": TEXT, "49/57": TEXT, "49/19": FORWARD, **dict.fromkeys(("3", "34", "43", "47", "49/8"), MEDIA)}
+_SHARE, _NOTICES = "49", ("10000", "49/62")  # system, tap
 
 
 def matches_csv(file: ExportFile) -> bool:
@@ -87,8 +86,9 @@ def read_json(file: ExportFile, members: Members) -> Iterator[ChatLog]:
         talker, account = string(row.get("talker")), string(row.get("sender"))
         name = string(row.get("talkerName")) or talker
         chat = chats.setdefault(talker, ChatLog(file.path, name, bool(row.get("isChatRoom"))))
-        kind = row.get("type"), row.get("subType") if row.get("type") == _SHARE else None
-        if account == _SYSTEM or kind[0] == _NOTICE or kind == _TAP:
+        kind = string(row.get("type"))
+        kind += f"/{row.get('subType')}" if kind == _SHARE else ""
+        if account == _SYSTEM or kind in _NOTICES:
             sender = SYSTEM
         else:
             sender = members.add(account, string(row.get("senderName")))

@@ -47,7 +47,7 @@ def read_chunked(file: ExportFile, members: Members) -> Iterator[ChatLog]:
 def _chunk_rows(file: ExportFile) -> Iterator[tuple[str, int, dict]]:
     chunked = as_dict(file.value["chunked"])
     for chunk in as_dicts(chunked.get("chunks")):
-        name = chunk.get("relativePath") or f"{chunked.get('chunksDir', 'chunks')}/{chunk.get('fileName')}"
+        name = string(chunk.get("relativePath")) or f"{chunked.get('chunksDir', 'chunks')}/{chunk.get('fileName')}"
         path = Path(file.path).parent / name.replace("\\", "/")
         if not path.is_file():
             raise UserError(f"{file.path}: {name}, which it names, is missing; copy the whole folder of the export")

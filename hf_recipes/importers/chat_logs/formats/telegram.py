@@ -61,7 +61,7 @@ def _message(path: str, index: int, row: dict[str, Any], members: Members) -> Me
         text = "".join(span if isinstance(span, str) else string(as_dict(span).get("text")) for span in spans)
     else:
         text = string(spans)
-    is_media = "photo" in row or row.get("media_type") in _MEDIA_TYPES
+    is_media = "photo" in row or string(row.get("media_type")) in _MEDIA_TYPES
     if "forwarded_from" in row:
         kind = FORWARD
     elif text.strip():

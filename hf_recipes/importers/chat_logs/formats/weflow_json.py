@@ -43,7 +43,7 @@ def read(file: ExportFile, members: Members) -> Iterator[ChatLog]:
 
 
 def _message(path: str, index: int, row: dict, members: Members) -> Message:
-    time, text, name = row.get("createTime"), string(row.get("content")), row.get("type")
+    time, text, name = row.get("createTime"), string(row.get("content")), string(row.get("type"))
     kind = _KINDS.get(name, CARD)
     if row.get("isSend") is None or name == "系统消息" or (kind == CARD and is_notice(text)):
         return new_message(path, index, time, SYSTEM, text)
