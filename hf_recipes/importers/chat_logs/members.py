@@ -6,7 +6,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.importers.chat_logs.messages import ChatLog
 
 # Keys of senders without a number: the client itself and, followed by a name if there is one, the exporter.
-SYSTEM, EXPORTER = "\0system", "\0exporter"
+SYSTEM, EXPORTER = "\0", "\0\0"
 MYSELF = "我"  # names, in --me, the exporter
 
 

@@ -56,9 +56,9 @@ OTHERS = {
 }
 
 
-def convert(folder: Path, source, *me: str, **flags) -> list[list[str]]:
+def convert(folder: Path, source, *me: str, privacy: bool = False, **flags) -> list[list[str]]:
     """The texts of the turns of each example."""
-    args = QQArguments(input=[str(source)], output_dir="unused", me=list(me), privacy=False, **flags)
+    args = QQArguments(input=[str(source)], output_dir="unused", me=list(me), privacy=privacy, **flags)
     prepare_qq(args, folder)
     rows = map(json.loads, (folder / "train.jsonl").read_text("utf-8").splitlines())
     return [[turn["content"] for turn in row["messages"]] for row in rows]
@@ -231,3 +231,14 @@ def test_two_exporters_of_one_chat_are_two(tmp_path):
     with pytest.raises(UserError, match=r"--me is missing: several people exported these chats \(乙, 甲\)"):
         convert(tmp_path, tmp_path / "in")
     assert convert(tmp_path, tmp_path / "in", "甲") == [["谁来", "我来"]] * 2
+
+
+def test_privacy_hides_names_of_members_and_no_words(tmp_path):
+    text = "2026-03-06 20:00:40 '小满满'\n阿川川用什么 exporter\n\n2026-03-06 20:00:50 '{}'\n小满满你用exporter就行\n"
+    source = tmp_path / "私聊_小满满.txt"
+    source.write_text(text.format("我"), encoding="utf-8")
+    assert convert(tmp_path, source, privacy=True) == [["阿川川用什么 exporter", "用户1你用exporter就行"]]
+    source.write_text(text.format("阿川川"), encoding="utf-8")
+    assert convert(tmp_path, source, "阿川川", privacy=True) == [["用户2用什么 exporter", "用户1你用exporter就行"]]
+    examples = convert(tmp_path, CASES / "weflow-txt", "阿川", privacy=True)
+    assert not any(name in text for turns in examples for text in turns for name in ("小满 Mina", "K:不睡", "老桨"))
