@@ -1,6 +1,6 @@
-"""Make conversations of the chats that QQ's desktop client exported as text, or WeChatMsg as txt or csv.
+"""Make conversations of chats of QQ, WeChat or Telegram, as exporters write them.
 
-python scripts/prepare_qq.py --input 全部消息记录.txt --me NICKNAME_OR_NUMBER --output_dir qq
+python scripts/prepare_qq.py --input FOLDER --me NICKNAME_OR_NUMBER --output_dir qq
 """
 
 from hf_recipes.core.settings import Parser, run_script

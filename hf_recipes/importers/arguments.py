@@ -7,6 +7,29 @@ from hf_recipes.core.settings import PositiveInt, Share, at, check_limits, setti
 from hf_recipes.importers.duplicates import check_near_duplicates
 
 KeepOrDrop = Literal["keep", "drop"]
+ChatFormat = Literal[
+    "auto",
+    "qq-desktop",
+    "qce-json",
+    "qce-chunked",
+    "qce-txt",
+    "chatlog-csv",
+    "chatlog-txt",
+    "chatlog-json",
+    "weflow-csv",
+    "weflow-txt",
+    "weflow-json",
+    "weclone-csv",
+    "pywxdump-csv",
+    "pywxdump-json",
+    "wechatmsg1-csv",
+    "wechatmsg2-csv",
+    "wechatmsg-txt",
+    "chatlab-json",
+    "chatlab-jsonl",
+    "telegram",
+    "telegram-full",
+]
 
 
 @dataclass
@@ -69,8 +92,9 @@ class BilibiliArguments(ImportArguments):
 class QQArguments(ImportArguments):
     """Exported chats, the member who is the assistant, and the rules for messages."""
 
-    input: list[str] | None = setting("QQ's or WeChatMsg's .txt, WeChatMsg's .csv, or folders of them.")
-    me: list[str] | None = setting("Your nickname or number (or several), the assistant in the examples.")
+    input: list[str] | None = setting("Exports of chats (.txt, .csv, .json, .jsonl), or folders of them.")
+    format: ChatFormat = setting("Format of the exports; auto: by their contents.", "auto")
+    me: list[str] | None = setting("Nickname or number (or several) of the assistant; the exporter if none is given.")
     session_gap: Annotated[float, at(gt=0, text="minutes above 0")] = setting(
         "Silence that ends a session (minutes).", 60
     )

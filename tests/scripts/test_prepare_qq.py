@@ -103,7 +103,12 @@ def test_several_chats_and_files(prepare, tmp_path):
         )
         writer.writerow([1, 2, 1, 0, 0, 1672617600, 2, "在吗", "2023-01-02 00:00:00"])
         writer.writerow([2, 2, 1, 0, 1, 1672617601, 2, "在", "2023-01-02 00:00:01"])
-    code, _, err = prepare(tmp_path / "in", "--me", "20010042", "--system_prompt", "你是阿豆。")
+    code, out, err = prepare(tmp_path / "in", "--me", "20010042", "--system_prompt", "你是阿豆。")
+    assert code == 0, err
+    assert conversations(tmp_path)[-1] == ["交作业", "好的"]
+    assert "微信好友_utf8.csv: a chat in which 阿豆 writes nothing; add 我 to --me if that is you" in out
+    flags = ("--me", "20010042", "我", "--overwrite_output_dir")
+    code, _, err = prepare(tmp_path / "in", *flags, "--system_prompt", "你是阿豆。")
     assert code == 0, err
     assert conversations(tmp_path) == [
         ["用户1：几点\n用户2：七点", "@用户1 到了"],
@@ -185,7 +190,8 @@ def test_personal_data_goes_unless_it_is_asked_for(prepare, tmp_path):
     }
     written = "".join((tmp_path / "out" / name).read_text("utf-8") for name in ("train.jsonl", "data_ledger.json"))
     for secret in ("13912345678", "zhao_", "小满满", "备注名字", "20010088"):
-        assert secret not in out + written
+        assert secret not in written
+    assert "13912345678" not in out and "1  小满满" in out  # names are printed, and written nowhere
     assert prepare(text, "--me", "阿豆豆", "--privacy", "False", "--overwrite_output_dir")[0] == 0
     assert "13912345678" in conversations(tmp_path)[0][0] and row_statuses(tmp_path) == {}
 
@@ -231,10 +237,13 @@ def test_wrong_input(prepare, tmp_path):
     (tmp_path / "a.mht").write_text("MIME")
     (tmp_path / "poem.txt").write_text("床前明月光\n疑是地上霜\n")
     for given, message in (
-        (tmp_path / "none.txt", "no such file, or no .txt or .csv in this folder"),
-        (tmp_path / "empty", "no such file, or no .txt or .csv in this folder"),
-        (tmp_path / "a.mht", "neither .txt nor .csv; export the chats as text"),
-        (tmp_path / "poem.txt", "no message in it; expected QQ's export as txt"),
+        (tmp_path / "none.txt", "no such file, or no .txt, .csv, .json or .jsonl in this folder"),
+        (tmp_path / "empty", "no such file, or no .txt, .csv, .json or .jsonl in this folder"),
+        (
+            tmp_path / "a.mht",
+            "a.mht: no chat export that is known; read are the exports of QQ's desktop client (txt), ",
+        ),
+        (tmp_path / "poem.txt", "poem.txt: no chat export that is known; read are"),
     ):
         code, _, err = prepare(given, "--me", "我")
         assert code == 1 and message in err and "Traceback" not in err

@@ -1,27 +1,26 @@
-"""Exported chats of QQ and WeChat → conversations in which one of the members, me, is the assistant."""
+"""Exported chats → conversations in which one of the members, me, is the assistant."""
 
-import glob
-import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
+from rich.cells import cell_len, set_cell_size
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
-from hf_recipes.data.files.file_io import COMPRESSED
 from hf_recipes.importers.arguments import QQArguments
-from hf_recipes.importers.chat_logs.members import ME, SYSTEM, Members
-from hf_recipes.importers.chat_logs.qq_txt import read_qq
-from hf_recipes.importers.chat_logs.sessions import ChatLog, MessageGroup, Rules, split_session, split_sessions
-from hf_recipes.importers.chat_logs.wechat_csv import read_wechat
+from hf_recipes.importers.chat_logs.exports import read_exports
+from hf_recipes.importers.chat_logs.members import EXPORTER, MYSELF, SYSTEM, Members
+from hf_recipes.importers.chat_logs.messages import ChatLog
+from hf_recipes.importers.chat_logs.rules import Rules
+from hf_recipes.importers.chat_logs.sessions import ME, MessageGroup, split_session, split_sessions
 from hf_recipes.importers.output import finish_ledgers, write_examples
 from hf_recipes.importers.train_test_split import unused_reason
 from hf_recipes.privacy.redactor import Redactor, mentioned
 
-_TXT, _CSV = (tuple(suffix + compression for compression in ("", *COMPRESSED)) for suffix in (".txt", ".csv"))
+MAX_LISTED, SAMPLES, SAMPLE_CELLS = 20, 3, 100  # members and samples to print, and the width of a turn
 
 
 class Example(NamedTuple):
@@ -33,14 +32,8 @@ class Example(NamedTuple):
 def prepare_qq(args: QQArguments, folder: Path) -> bytearray:
     """Write the examples of exported chats and their ledger into `folder`; returns the split of each example."""
     members = Members()
-    logs = [
-        log
-        for path in tqdm(_find_files(args.input), "files", disable=None)
-        for log in (read_wechat if path.endswith(_CSV) else read_qq)(path, members)
-    ]
-    me = members.find(args.me or ())
-    if not me:
-        raise UserError("--me is missing: your nickname or number in the exported chats")
+    logs = read_exports(args.input, None if args.format == "auto" else args.format, members)
+    me = members.find(args.me or (), logs)
     rules = Rules(args, members)
     chats = [Chat(args, log, members, me, rules) for log in logs]
     examples = [
@@ -56,6 +49,9 @@ def prepare_qq(args: QQArguments, folder: Path) -> bytearray:
         messages = list(chats[example.chat].conversation(example.message_groups))
         return {"messages": messages, "chat": example.chat + 1, "session": example.session + 1}
 
+    _print_overview(chats, members, me)
+    step = max(1, len(examples) // SAMPLES)
+    _print_samples([to_row(example) for example in examples[::step][:SAMPLES]])
     splits = write_examples(folder, args, examples, groups, "session", to_row)
     for example, split in zip(examples, splits, strict=True):
         if reason := unused_reason(split, "session"):
@@ -65,25 +61,38 @@ def prepare_qq(args: QQArguments, folder: Path) -> bytearray:
         chat.count(ledger)
     nothing_left = None
     if not examples:
-        nothing_left = f"--input {' '.join(args.input)}: no message that --me {' '.join(args.me or ())} answers is left"
+        name = f"--me {' '.join(args.me)}" if args.me else "the exporter"
+        nothing_left = f"--input {' '.join(args.input)}: no message that {name} answers is left"
     finish_ledgers(folder, args, nothing_left, messages=ledger)
     return splits
 
 
-def _find_files(specs: Sequence[str]) -> list[str]:
-    paths = []
-    for spec in specs:
-        if os.path.isdir(spec):
-            matches = sorted(str(path) for path in Path(spec).rglob("*") if path.name.endswith((*_TXT, *_CSV)))
-        else:
-            matches = [spec] if os.path.isfile(spec) else sorted(glob.glob(spec, recursive=True))
-        if not matches:
-            raise UserError(f"--input {spec}: no such file, or no .txt or .csv in this folder")
-        paths += matches
-    for path in paths:
-        if not path.endswith((*_TXT, *_CSV)):
-            raise UserError(f"--input {path}: neither .txt nor .csv; export the chats as text (文本文件, *.txt)")
-    return paths
+def _print_overview(chats: Sequence["Chat"], members: Members, me: set[str]) -> None:
+    """Print how many messages are of whom, and in which chats me writes nothing; names are personal, so only print."""
+    counts = Counter(message.sender for chat in chats for message in chat.log.messages)
+    mine = {key: counts.pop(key) for key in me & counts.keys()}
+    name = next((members.display(key) for key in sorted(mine) if members.names[key]), MYSELF)
+    say(f"the assistant is {name}: {sum(mine.values()):,} messages; others:")
+    for key, count in counts.most_common(MAX_LISTED):
+        say(f"{count:>9,}  {members.display_with_number(key)}")
+    if len(counts) > MAX_LISTED:
+        say(f"{'':>9}  and {len(counts) - MAX_LISTED:,} more")
+    without_me = [chat.log for chat in chats if not chat.log.senders & me]
+    for log in without_me[:MAX_LISTED]:
+        hint = f"; add {MYSELF} to --me if that is you" if (log.owner or "").startswith(EXPORTER) else ""
+        say(f"{log.path}: a chat in which {name} writes nothing{hint}")
+    if len(without_me) > MAX_LISTED:
+        say(f"and {len(without_me) - MAX_LISTED:,} more chats in which {name} writes nothing")
+
+
+def _print_samples(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        say("sample:")
+        for turn in row["messages"][-2:]:
+            text = turn["content"].replace("\n", " ⏎ ")
+            if cell_len(text) > SAMPLE_CELLS:
+                text = f"{set_cell_size(text, SAMPLE_CELLS)}…"
+            say(f"  {turn['role']}: {text}")
 
 
 class Chat:
@@ -94,18 +103,22 @@ class Chat:
         self.texts: list[str] = []
         self.repairs: list[list[str]] = []
         self.dropped: dict[int, str] = {}
+        is_without_me = not log.senders & me
         for index, message in enumerate(log.messages):
             text, repairs, reason = rules.apply(message)
             if message.problem:
                 reason = UNUSABLE + message.problem
+            elif is_without_me and not reason:
+                reason = "a chat in which --me writes nothing"
             if reason:
                 self.dropped[index] = reason
             self.texts.append(text)
             self.repairs.append(repairs)
-        others = {log.messages[index].sender for index in self._usable()} - me - {SYSTEM}
-        self.has_speakers = args.speakers == "always" or (args.speakers == "auto" and len(others) > 1)
-        if len(others) == 1 and not log.is_group:
-            members.add(others.pop(), log.name, is_account=False)
+        senders = {log.messages[index].sender for index in self._usable()} - {SYSTEM}
+        self.has_speakers = args.speakers == "always" or (args.speakers == "auto" and len(senders - me) > 1)
+        contacts = senders - ({log.owner} if log.owner else me)
+        if len(contacts) == 1 and not log.is_group and not any(log.name in members.names[key] for key in senders):
+            members.add(*contacts, log.name, is_account=False)
 
     def _usable(self) -> Iterator[int]:
         return (index for index in range(len(self.log.messages)) if index not in self.dropped)
@@ -138,7 +151,8 @@ class Chat:
             text = self.texts[index]
             if self.args.privacy:
                 text, kinds = self._redactor.redact(text)
-                self.repairs[index] += [f"personal data ({kind})" for kind in sorted(kinds)]
+                found = (f"personal data ({kind})" for kind in sorted(kinds))
+                self.repairs[index] += [repair for repair in found if repair not in self.repairs[index]]
             lines.append(text)
         text = "\n".join(lines)
         if not self.has_speakers or group.sender == ME:
@@ -166,4 +180,4 @@ class Chat:
             statuses = [row_status("repaired", repair) for repair in self.repairs[index]]
             if index in self.dropped:
                 statuses = [row_status("dropped", self.dropped[index])]
-            ledger.add(f"{self.log.path}:{message.line}", *statuses)
+            ledger.add(f"{message.path}:{message.line}", *statuses)

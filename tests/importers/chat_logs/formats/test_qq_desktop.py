@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.importers.chat_logs.export_file import ExportFile
+from hf_recipes.importers.chat_logs.formats import qq_desktop
 from hf_recipes.importers.chat_logs.members import SYSTEM, Members
-from hf_recipes.importers.chat_logs.qq_txt import read_qq
 
 RULE = "=" * 64
 HEADING = "消息记录（此消息记录为文本格式，不支持重新导入）\n\n"
@@ -20,7 +21,7 @@ def read(tmp_path: Path, text: str, encoding: str = "utf-8"):
     path = tmp_path / "全部消息记录.txt"
     path.write_bytes(text.replace("\n", "\r\n").encode(encoding))
     members = Members()
-    return list(read_qq(str(path), members)), members
+    return list(qq_desktop.read(ExportFile(str(path)), members)), members
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "gb18030", "gbk"])
@@ -114,7 +115,7 @@ def test_what_is_no_text_is_a_problem_of_its_message(tmp_path):
     path = tmp_path / "a.txt"
     good = "2023-01-02 12:00:00 小明(12345)\n今天天气很好\n\n" * 3
     path.write_bytes("乱\n".encode() + good.encode() + b"2023-01-02 12:00:01 A(12346)\n\xff\xfe\n")
-    [chat] = read_qq(str(path), Members())
+    [chat] = qq_desktop.read(ExportFile(str(path)), Members())
     assert [message.problem for message in chat.messages] == [
         "text before the first message",
         None,
@@ -128,7 +129,6 @@ def test_what_is_no_text_is_a_problem_of_its_message(tmp_path):
     ("content", "message"),
     [
         (b"", "the file is empty"),
-        ("只是一篇文章。\n没有消息。\n".encode(), "no message in it; expected QQ's export as txt"),
         ("2023-01-02 12:00:00 小明\n好".encode("utf-16")[:-1], "cut short or damaged UTF-16 text"),
         (b"2023 \x81\xff\xff\n" * 9, "not UTF-8 text, and not all of it is GB18030"),
     ],
@@ -137,7 +137,7 @@ def test_other_files(tmp_path, content, message):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        list(read_qq(str(path), Members()))
+        qq_desktop.matches(ExportFile(str(path)))
 
 
 def test_text_without_messages_is_not_lost(tmp_path):

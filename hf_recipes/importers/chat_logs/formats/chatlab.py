@@ -1,0 +1,69 @@
+"""The ChatLab format, as JSON or JSON lines.
+
+https://github.com/hellodigua/ChatLab, docs/cn/standard/chatlab-format.md
+"""
+
+from collections.abc import Iterable, Iterator
+
+from hf_recipes.importers.chat_logs.export_file import ExportFile, as_dict, as_dicts, string
+from hf_recipes.importers.chat_logs.formats.weflow_text import QUOTE
+from hf_recipes.importers.chat_logs.members import SYSTEM, Members
+from hf_recipes.importers.chat_logs.messages import (
+    CARD,
+    FORWARD,
+    MEDIA,
+    TEXT,
+    ChatLog,
+    Message,
+    new_message,
+    without_quote,
+)
+
+_REPLY, _FORWARD = "25", "26"
+_KINDS = {**dict.fromkeys(("0", _REPLY), TEXT), **dict.fromkeys(("1", "2", "3", "5"), MEDIA), _FORWARD: FORWARD}
+_NOTICES = ("22", "80", "81")  # tap, system, recall
+
+
+def matches(file: ExportFile) -> bool:
+    return not file.is_lines and {"chatlab", "messages"} <= as_dict(file.value).keys()
+
+
+def matches_lines(file: ExportFile) -> bool:
+    return file.is_lines and "chatlab" in as_dict(file.value)
+
+
+def read(file: ExportFile, members: Members) -> Iterator[ChatLog]:
+    people = as_dicts(file.value.get("members"))
+    yield _chat(file, people, enumerate(as_dicts(file.value["messages"]), 1), members)
+
+
+def read_lines(file: ExportFile, members: Members) -> Iterator[ChatLog]:
+    rows = list(file.json_rows())
+    people = [row for _, row in rows if row.get("_type") == "member"]
+    messages = ((line, row) for line, row in rows if row.get("_type") not in ("header", "member"))
+    yield _chat(file, people, messages, members)
+
+
+def _chat(file: ExportFile, people: list[dict], rows: Iterable[tuple[int, dict]], members: Members) -> ChatLog:
+    meta = as_dict(file.value.get("meta"))
+    chat = ChatLog(
+        file.path, string(meta.get("name")), meta.get("type") == "group", string(meta.get("ownerId")) or None
+    )
+    chat.messages += [_message(file.path, line, row, members) for line, row in rows]
+    senders = chat.senders
+    for person in people:  # also those who only write in forwarded records
+        if (key := string(person.get("platformId"))) in senders:
+            aliases = person.get("aliases") if isinstance(person.get("aliases"), list) else []
+            members.add(key, *map(string, (person.get("accountName"), person.get("groupNickname"), *aliases)))
+    return chat
+
+
+def _message(path: str, line: int, row: dict, members: Members) -> Message:
+    number, time, text = string(row.get("type")), row.get("timestamp"), string(row.get("content"))
+    if number in _NOTICES:
+        return new_message(path, line, time, SYSTEM, text)
+    names = (string(row.get(key)) for key in ("accountName", "groupNickname"))
+    sender = members.add(string(row.get("sender")), *names)
+    kind = FORWARD if row.get("chatRecords") else _KINDS.get(number, CARD)
+    text, repairs = without_quote(text, QUOTE) if number == _REPLY else (text, ())
+    return new_message(path, line, time, sender, text, kind, repairs)
