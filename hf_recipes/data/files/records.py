@@ -10,9 +10,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from hf_recipes.core.errors import UserError
@@ -229,6 +229,7 @@ def _are_rows(value: Any) -> bool:
 
 _SPACE = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> Iterator[Record]:
@@ -315,7 +316,7 @@ def _read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Iter
     first_line = stream.peek(CHUNK).partition(b"\n")[0]
     if delimiter == "," and b"," not in first_line:
         delimiter = next((sign for sign in (";", "\t") if sign.encode() in first_line), delimiter)
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    reader = csv.reader(_quote_literally(text) if delimiter == "\t" else text, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
         size = len(header)
@@ -338,6 +339,27 @@ def _read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Iter
         raise UserError(f"{path}:{reader.line_num + 1}: not {encoding.upper()} text; convert the file") from None
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); mend this line") from None
+
+
+def _quote_literally(lines: Iterable[str]) -> Iterator[str]:
+    """Lines of tab-separated fields in which a quotation mark that only begins a field is one of its characters.
+
+    Few programs that write such files quote at all. A field is quoted where it ends with a mark, or goes on in the next
+    line, which is then no whole row.
+    """
+    width = 0
+    for line, following in pairwise(chain(lines, [""])):
+        ending = line[len(line.rstrip("\r\n")) :]
+        fields = line.removesuffix(ending).split("\t")
+        width = width or len(fields)
+        goes_on = following.count("\t") + 1 != width and following != ""
+        if len(fields) == width and not goes_on:
+            fields = [
+                '"' + field.replace('"', '""') + '"' if field[:1] == '"' and not QUOTED.fullmatch(field) else field
+                for field in fields
+            ]
+            line = "\t".join(fields) + ending
+        yield line
 
 
 def _read_arrow(path: str) -> Iterator[Record]:

@@ -297,3 +297,21 @@ def test_bad_and_endless_passages(tmp_path, monkeypatch):
     [source] = find_sources([str(write(tmp_path / "b.txt", "段\n" * 400))], txt="blank")
     with pytest.raises(UserError, match=r"b\.txt:1: this row is longer than"):
         list(read_records(source))
+
+
+@pytest.mark.parametrize(
+    ("body", "rows"),
+    [
+        ('"你好"他说\t再见\n', [('"你好"他说', "再见")]),
+        ('"未完\t答\n问\t"也是\n', [('"未完', "答"), ("问", '"也是')]),
+        ('"引""号"\t"全引"\n', [('引"号', "全引")]),
+        ('"制\t表"\t答\n', [("制\t表", "答")]),
+        ('"两\n行"\t答\n问\t"第一行\n第二行"\n', [("两\n行", "答"), ("问", "第一行\n第二行")]),
+        ('问\t"最后', [("问", '"最后')]),
+    ],
+)
+def test_quotation_marks_in_tab_separated_fields(tmp_path, body, rows):
+    """A field is quoted where it is quoted whole, as pandas writes it; else the mark is one of its characters."""
+    path = tmp_path / "rows.tsv"
+    path.write_text("input\ttarget\n" + body, encoding="utf-8")
+    assert [tuple(record.value.values()) for record in read(path)] == rows
