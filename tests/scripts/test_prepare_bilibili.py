@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -332,7 +333,7 @@ def test_every_kind_of_file(prepare, tmp_path, kind):
         (prompt("第2.0", parent="好吃"), "一般，\n不好吃", 0),
     ]
     if kind.startswith("json"):
-        assert f"ignored, since their names have neither comments nor contents: search_creators_2025.{kind}" in out
+        assert f"ignored, since they hold neither comments nor contents: search_creators_2025.{kind}" in out
 
 
 def test_rows_that_are_none_are_in_the_ledger(prepare, crawl, tmp_path):
@@ -388,10 +389,10 @@ def test_a_wrong_folder(fails, crawl, tmp_path):
         ({"text": "好"}, "no column 'comment_id' among text"),
     ],
 )
-def test_a_file_of_another_platform(fails, crawl, tmp_path, row, message):
-    folder = crawl([comment(1, "好")])
-    write_jsonl(folder / "xhs" / "search_comments.jsonl", [row])
-    fails(message, folder)
+def test_a_named_file_of_another_platform(script, crawl, tmp_path, row, message):
+    folder, file = crawl([comment(1, "好")]), write_jsonl(tmp_path / "other" / "search_comments.jsonl", [row])
+    code, _, err = script("prepare_bilibili.py", "--input_dir", folder, file, "--output_dir", tmp_path / "out")
+    assert code == 1 and message in err
 
 
 def test_damaged_files(fails, crawl, tmp_path):
@@ -482,3 +483,42 @@ def test_the_sample_is_learned_from(prepare, sft, model_dir, tmp_path):
     )
     assert code == 0, err
     assert (tmp_path / "run" / "adapter_config.json").exists()
+
+
+CRAWLS = ROOT / "tests/data/cases/crawls"
+
+
+@pytest.mark.parametrize("store", ["json", "jsonl", "csv", "sqlite", "excel", "words", "creator", "platforms"])
+def test_every_store_gives_the_same_examples(script, tmp_path, store):
+    flags = ["--input_dir", CRAWLS / store, "--system_prompt", "", "--test_size", 0, "--output_dir", tmp_path / "out"]
+    code, out, err = script("prepare_bilibili.py", *flags)
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text(encoding="utf-8").splitlines()]
+    expected = [json.loads(line) for line in (CRAWLS / "expected.jsonl").read_text(encoding="utf-8").splitlines()]
+    conversations = sorted(json.dumps(row["messages"], ensure_ascii=False) for row in rows)
+    assert conversations == sorted(json.dumps(row["messages"], ensure_ascii=False) for row in expected)
+    if store == "platforms":
+        assert "of other platforms: douyin, kuaishou, tieba, weibo, xhs, zhihu" in out
+    if store == "words":
+        assert "neither comments nor contents: search_comments_2026-08-14_word_freq.json" in out
+
+
+def test_files_of_other_platforms_beside_bilibili(script, tmp_path):
+    """In one folder they are told by their columns; without Bilibili the run stops."""
+    for store in ("bili", "douyin"):
+        for path in (CRAWLS / "platforms/data" / store / "jsonl").iterdir():
+            shutil.copyfile(path, tmp_path / f"{store}_{path.name}")
+    flags = ["--input_dir", tmp_path, "--test_size", 0]
+    code, out, err = script("prepare_bilibili.py", *flags, "--output_dir", tmp_path / "out")
+    assert code == 0, err
+    assert "of other platforms: douyin_search_comments_2026-08-14.jsonl (its column aweme_id is of Douyin)" in out
+    code, _, err = script(
+        "prepare_bilibili.py", "--input_dir", CRAWLS / "platforms/data/zhihu", "--output_dir", tmp_path / "zhihu"
+    )
+    assert code == 1 and "no file of MediaCrawler here" in err
+
+
+def test_a_damaged_excel_file(script, tmp_path):
+    (tmp_path / "bili.xlsx").write_bytes(b"PK\x03\x04 no archive")
+    code, _, err = script("prepare_bilibili.py", "--input_dir", tmp_path, "--output_dir", tmp_path / "out")
+    assert code == 1 and "bili.xlsx: cannot be read as an Excel file" in err

@@ -2,7 +2,8 @@
 
 Contents: video_id, title, desc, nickname, user_id or creator_hash. Comments: comment_id, parent_comment_id, video_id,
 content, like_count, nickname, user_id or creator_hash. Both as .json, .jsonl or .csv with "contents" or "comments" in
-the file's name, or as the tables of a SQLite file.
+the file's name, or as the tables of a SQLite file, or the sheets of an Excel file. In a folder files of other
+platforms are passed over.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ _KINDS = {
 }  # by a word in the file's name; csv files are called videos
 _TABLES = {VIDEOS: "bilibili_video", COMMENTS: "bilibili_video_comment"}
 _NEEDED = {VIDEOS: ("video_id", "title"), COMMENTS: ("comment_id", "video_id", "content")}
+_SHEETS = {VIDEOS: "Contents", COMMENTS: "Comments"}
 _SQLITE = (".db", ".sqlite", ".sqlite3")
 # Columns that only crawls of other platforms have.
 _OTHER_PLATFORMS = {
@@ -41,6 +43,17 @@ _OTHER_PLATFORMS = {
     "article_id": "Bilibili's articles",
     "viewd_count": "Kuaishou",
 }
+_FOLDERS = {
+    "xhs",
+    "dy",
+    "douyin",
+    "ks",
+    "kuaishou",
+    "wb",
+    "weibo",
+    "tieba",
+    "zhihu",
+}  # of MediaCrawler's other platforms
 _VIDEO_ID = re.compile(r"\d{1,18}|[Bb][Vv]\w{10}")
 NO_PARENT = 0  # parent_comment_id of a top-level comment
 
@@ -74,32 +87,83 @@ def _sqlite(path: str) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-CrawlFile = Source | Table
+class Sheet(NamedTuple):
+    """A sheet of an Excel file. A text that begins with = is stored as a formula, and read as the text."""
+
+    path: str
+    name: str
+
+    @property
+    def location(self) -> str:
+        return f"{self.path}/{self.name}"
+
+    def read(self) -> Iterator[Record]:
+        with _workbook(self.path) as book:
+            rows = book[self.name].iter_rows(values_only=True)
+            header = [str(name) for name in next(rows, ()) if name is not None]
+            for number, values in enumerate(rows, 2):
+                if any(value is not None for value in values):
+                    yield Record(f"{self.location}:{number}", dict(zip(header, values, strict=False)))
+
+
+@contextlib.contextmanager
+def _workbook(path: str) -> Iterator[Any]:
+    try:
+        import openpyxl
+    except ImportError:
+        raise UserError(f"{path}: Excel files need openpyxl: pip install -e '.[excel]'") from None
+    try:
+        book = openpyxl.load_workbook(path, read_only=True)
+    except Exception as error:  # a damaged archive, or XML, in many kinds
+        raise UserError(f"{path}: cannot be read as an Excel file ({str(error)[:200]}); copy it again") from None
+    try:
+        yield book
+    finally:
+        book.close()
+
+
+CrawlFile = Source | Table | Sheet
 
 
 def find_crawl(specs: Sequence[str]) -> dict[str, list[CrawlFile]]:
     """The files (or tables) of videos and of comments among files and folders, which are searched recursively."""
     files: dict[str, list[CrawlFile]] = {VIDEOS: [], COMMENTS: []}
-    ignored = []
+    ignored, others = [], set()
     for spec in specs:
         if not os.path.exists(spec):
             raise UserError(f"--input_dir {spec}: no such folder or file")
         for path in [Path(spec)] if os.path.isfile(spec) else sorted(Path(spec).rglob("*")):
             kind = next((kind for word, kind in _KINDS.items() if word in path.name.lower()), None)
-            if path.suffix in _SQLITE and _is_sqlite(path):
+            below = {part.lower() for part in path.relative_to(spec).parts[:-1]}
+            if below & _FOLDERS:
+                others |= below & _FOLDERS
+            elif "words" in below:
+                if is_data(path):
+                    ignored.append(path.name)
+            elif path.suffix == ".xlsx":
+                for kind, sheet in _sheets(str(path)):
+                    files[kind].append(sheet)
+            elif path.suffix in _SQLITE and _is_sqlite(path):
                 for kind, table in _tables(str(path)):
                     files[kind].append(table)
             elif is_data(path) and kind:
-                files[kind] += find_sources([str(path)])
+                [source] = find_sources([str(path)])
+                first = next((record.value for record in read_records(source) if record.value is not None), {})
+                if path != Path(spec) and (platform := _other_platform(first)):
+                    others.add(f"{path.name} ({platform})")
+                else:
+                    files[kind].append(source)
             elif is_data(path):
                 ignored.append(path.name)
     if ignored:
-        say(f"ignored, since their names have neither comments nor contents: {', '.join(ignored[:10])}")
+        say(f"ignored, since they hold neither comments nor contents: {', '.join(ignored[:10])}")
+    if others:
+        say(f"ignored, since they are of other platforms: {', '.join(sorted(others))}")
     where = " ".join(specs)
     if not files[VIDEOS] and not files[COMMENTS]:
         raise UserError(
             f"--input_dir {where}: no file of MediaCrawler here (*comments* and *contents* as .json, .jsonl or .csv, "
-            "or its SQLite file)"
+            "its Excel file, or its SQLite file)"
         )
     for kind, name in ((COMMENTS, "*comments*"), (VIDEOS, "*contents* (or *videos*)")):
         if not files[kind]:
@@ -121,12 +185,20 @@ def _tables(path: str) -> Iterator[tuple[str, Table]]:
         yield kind, Table(path, name)
 
 
+def _sheets(path: str) -> Iterator[tuple[str, Sheet]]:
+    with _workbook(path) as book:
+        names = book.sheetnames
+    for kind, name in _SHEETS.items():
+        if name in names:
+            yield kind, Sheet(path, name)
+
+
 def _rows(files: Sequence[CrawlFile], kind: str) -> Iterator[tuple[int, Record]]:
     """The rows of all files, each with the index of its file."""
     with tqdm(desc=kind, unit=" rows", unit_scale=True, disable=None) as bar:
         for index, file in enumerate(files):
             is_checked = False
-            for record in file.read() if isinstance(file, Table) else read_records(file):
+            for record in read_records(file) if isinstance(file, Source) else file.read():
                 if not is_checked and record.value is not None:
                     _check_platform(file.path, record.value, kind)
                     is_checked = True
@@ -134,15 +206,21 @@ def _rows(files: Sequence[CrawlFile], kind: str) -> Iterator[tuple[int, Record]]
                 bar.update()
 
 
+def _other_platform(row: Mapping[str, Any]) -> str | None:
+    """The platform that a row is of where it is not Bilibili."""
+    if (video := _id(row.get("video_id"))) and not _VIDEO_ID.fullmatch(video):
+        return "its video_id is not one of Bilibili"
+    return next(
+        (f"its column {name} is of {platform}" for name, platform in _OTHER_PLATFORMS.items() if name in row), None
+    )
+
+
 def _check_platform(path: str, row: Mapping[str, Any], kind: str) -> None:
-    for column, platform in _OTHER_PLATFORMS.items():
-        if column in row:
-            raise UserError(f"{path}: its column {column} is of {platform}; remove this file from --input_dir")
+    if platform := _other_platform(row):
+        raise UserError(f"{path}: {platform}; remove this file from --input_dir")
     for column in _NEEDED[kind]:
         if column not in row:
             raise UserError(f"{path}: no column {column!r} among {', '.join(row)}; not the {kind} of a Bilibili crawl")
-    if (video := _id(row["video_id"])) and not _VIDEO_ID.fullmatch(video):
-        raise UserError(f"{path}: its video_id is not one of Bilibili; remove this file from --input_dir")
 
 
 def _text(value: Any) -> str:
@@ -248,7 +326,7 @@ def read_comments(files: Sequence[CrawlFile], keep_last: bool) -> tuple[list[Com
 def location_of(comment: Comment, files: Sequence[CrawlFile]) -> str:
     index, line = comment.location
     file = files[index]
-    return f"{file.location if isinstance(file, Table) else file.path}:{line}"
+    return f"{file.path if isinstance(file, Source) else file.location}:{line}"
 
 
 TOP_LEVEL, MISSING, OTHER_VIDEO = -1, -2, -3
