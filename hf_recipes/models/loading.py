@@ -28,6 +28,10 @@ def loading_error(error: Exception, name: str) -> UserError:
     text = str(error)
     if "trust_remote_code" in text:
         return UserError(f"{name}: this model runs code of its own; read it, then allow it with --trust_remote_code")
+    if "tiktoken" in text:
+        return UserError(
+            f"{name}: its tokenizer's file is one of tiktoken, which is missing: pip install -e '.[tiktoken]'"
+        )
     if isinstance(error, pickle.UnpicklingError):
         return UserError(f"{name}: its weights are a pickle with more than tensors in it, which is not loaded")
     if os.path.isdir(name):

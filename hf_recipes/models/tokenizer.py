@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
@@ -11,12 +10,11 @@ from hf_recipes.data.chat.dates import set_date
 from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.loading import LOADING_ERRORS, loading_error
 from hf_recipes.models.special_tokens import read_special_tokens
-from hf_recipes.models.templates.options import Thinking, choose_template, thinking_options, with_options
+from hf_recipes.models.templates.options import TEMPLATES, Thinking, choose_template, thinking_options, with_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEMPLATES = files("hf_recipes.models") / "templates"
 _ENDS = ("<|im_end|>", "<|endofchat|>")  # of turns, in bundled templates
 # What a template writes literally and a tokenizer should know as one token.
 _SPECIAL = re.compile(r"<\|[^|>\s']+\|>|\[gMASK\]|<sop>|<reserved_\d+>|<(?:start|end)_of_turn>")
@@ -53,11 +51,11 @@ def load_tokenizer(
     Returns:
         The tokenizer, and the special tokens that were added to it: those of the file and those of the template.
     """
-    from transformers import AutoTokenizer
+    from hf_recipes.models.families.sentencepiece_tokenizer import load
 
     refuse_unconverted(name, trust_remote_code=trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
+        tokenizer = load(name, trust_remote_code=trust_remote_code, **kwargs)
     except LOADING_ERRORS as error:
         raise loading_error(error, name) from None
     # Without vocabulary files, transformers makes an empty tokenizer of the model's class.

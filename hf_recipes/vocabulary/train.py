@@ -132,7 +132,7 @@ def train_sentencepiece(
         import sentencepiece
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
     except ImportError:
-        raise UserError("sentencepiece or protobuf is not installed: pip install -e '.[vocabulary]'") from None
+        raise UserError("sentencepiece or protobuf is not installed: pip install -e .") from None
     sentencepiece.set_random_generator_seed(seed)
     written = io.BytesIO()
     try:

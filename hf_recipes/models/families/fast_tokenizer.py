@@ -12,7 +12,7 @@ from hf_recipes.models.families import from_tiktoken
 from hf_recipes.models.families.from_sentencepiece import CONTROL, UNKNOWN, as_full_tokenizer, find_model, read_model
 from hf_recipes.models.families.layouts import Family
 from hf_recipes.models.pretokenizers import mixed_texts
-from hf_recipes.models.tokenizer import TEMPLATES
+from hf_recipes.models.templates.options import TEMPLATES
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -35,17 +35,18 @@ class Vocabulary:
     """What the files of an older tokenizer say.
 
     Attributes:
-        encode: texts to ids, by the original library or its algorithm; `decode` is its inverse.
+        encode: texts to ids, by the original library or its algorithm; `decode` is its inverse, which is not compared
+            where it is None.
         texts: of the tokens.
         replaced: pieces whose ids other tokens have got.
         model: a SentencePiece model with the special tokens, which llama.cpp's converter reads.
     """
 
-    backend: "Tokenizer"
     encode: Callable[[Sequence[str]], list[list[int]]]
-    decode: Callable[[Sequence[int]], str]
-    texts: list[str]
+    decode: Callable[[Sequence[int]], str] | None = None
+    texts: Sequence[str] = ()
     replaced: Sequence[str] = ()
+    backend: "Tokenizer | None" = None
     model: bytes | None = None
 
 
@@ -144,10 +145,10 @@ def _read(family: Family, source: Path, settings: Mapping[str, Any], is_chat: bo
     texts = [name.replace("▁", " ") for name in names]
     original = _processor(path)
     added = _added_tokens(family, source, settings, len(model.pieces))
-    _add_special(model, path, added, family.chat_tokens if is_chat else ())
+    add_special(model, path, added, family.chat_tokens if is_chat else ())
     replaced = [names[index] for index, token in added.items() if index < len(names) and names[index] != token]
     return Vocabulary(
-        as_full_tokenizer(model), original.encode, original.decode, texts, replaced, model.SerializeToString()
+        original.encode, original.decode, texts, replaced, as_full_tokenizer(model), model.SerializeToString()
     )
 
 
@@ -167,7 +168,7 @@ def _added_tokens(family: Family, source: Path, settings: Mapping[str, Any], siz
     return dict(sorted(tokens.items()))
 
 
-def _add_special(model: "ModelProto", path: Path, tokens: Mapping[int, str], chat_tokens: Sequence[str]) -> None:
+def add_special(model: "ModelProto", path: Path, tokens: Mapping[int, str], chat_tokens: Sequence[str] = ()) -> None:
     """Make `tokens`, by id, and the pieces `chat_tokens` control pieces of the model."""
     for index, token in tokens.items():
         if index > len(model.pieces):
@@ -191,40 +192,53 @@ def _read_tiktoken(source: Path) -> Vocabulary:
     ranks = from_tiktoken.Ranks(path)
     texts = [text for token in ranks.tokens if "\ufffd" not in (text := token.decode(errors="replace"))]
     backend = from_tiktoken.as_tokenizer(ranks, _QWEN_SPECIAL)
-    return Vocabulary(backend, lambda batch: [ranks.encode(text) for text in batch], ranks.decode, texts)
+    return Vocabulary(lambda batch: [ranks.encode(text) for text in batch], ranks.decode, texts, backend=backend)
 
 
 def prove(tokenizer: "PreTrainedTokenizerBase", vocabulary: Vocabulary, name: str) -> None:
     """Compare ids, and the texts that come back from them, with the original vocabulary's.
 
-    The texts are mixed ones of Chinese, English, other scripts, digits, code, white space and emoji, each token alone,
-    and tokens in random sequences. Those with a special token in them are left out, which
-    the original vocabulary does not know.
-
     Raises:
         UserError: any text differs.
     """
-    chance = random.Random(0)
-    joined = ["".join(chance.choices(vocabulary.texts, k=chance.randint(2, 12))) for _ in range(JOINED)]
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special += vocabulary.replaced
-    whole = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    mixed = _without([*mixed_texts(), *_WORDS, *joined], special, whole)
-    texts = [*mixed, *_without(vocabulary.texts, special, whole)]
-    ours, theirs = tokenizer(texts, add_special_tokens=False)["input_ids"], vocabulary.encode(texts)
-    differing = [text for text, mine, original in zip(texts, ours, theirs, strict=True) if mine != original]
-    differing += [
-        text
-        for text, ids in zip(mixed, theirs, strict=False)
-        if tokenizer.decode(ids) != vocabulary.decode(ids) and text not in differing
-    ]
+    differing, count = compare(tokenizer, vocabulary, JOINED)
     if differing:
         shown = ", ".join(repr(text[:40]) for text in differing[:SHOWN])
         raise UserError(
-            f"{name}: of {len(texts):,} texts {len(differing):,} get other ids from a fast tokenizer than from the "
+            f"{name}: of {count:,} texts {len(differing):,} get other ids from a fast tokenizer than from the "
             f"original one ({shown}), so that nothing is converted"
         )
-    say(f"tokenizer: 0 of {len(texts):,} texts differ from the original one's ids")
+    say(f"tokenizer: 0 of {count:,} texts differ from the original one's ids")
+
+
+def compare(
+    tokenizer: "PreTrainedTokenizerBase",
+    vocabulary: Vocabulary,
+    joined: int,
+    *,
+    alone: bool = True,
+    more: Iterable[str] = (),
+) -> tuple[list[str], int]:
+    """The texts whose ids, or the text that comes back from them, differ from the original vocabulary's; and of how
+    many.
+
+    The texts are mixed ones of Chinese, English, other scripts, digits, code, white space and emoji, `joined` random
+    sequences of tokens, `more`, and with `alone` each token by itself. Those with a special token in them are left
+    out, which the original vocabulary does not know.
+    """
+    chance = random.Random(0)
+    sequences = ["".join(chance.choices(vocabulary.texts, k=chance.randint(2, 12))) for _ in range(joined)]
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special += vocabulary.replaced
+    whole = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    mixed = _without([*mixed_texts(), *_WORDS, *sequences, *more], special, whole)
+    texts = [*mixed, *_without(vocabulary.texts if alone else (), special, whole)]
+    ours, theirs = tokenizer(texts, add_special_tokens=False)["input_ids"], vocabulary.encode(texts)
+    differing = [text for text, mine, original in zip(texts, ours, theirs, strict=True) if mine != original]
+    if vocabulary.decode is not None:
+        known = [(text, ids) for text, ids in zip(mixed, theirs, strict=False) if tokenizer.unk_token_id not in ids]
+        differing += [text for text, ids in known if tokenizer.decode(ids) != vocabulary.decode(ids)]
+    return list(dict.fromkeys(differing)), len(texts)
 
 
 def _without(texts: Iterable[str], special: Sequence[str], whole: set[str]) -> list[str]:
