@@ -10,6 +10,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 from safetensors.torch import save_file
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 
@@ -250,6 +251,19 @@ def sentencepiece_model(prefix: bool, user_defined: tuple, **more) -> bytes:
         sentence_iterator=iter(sentences), model_writer=written, **{**settings, **more}
     )
     return written.getvalue()
+
+
+WORDS = ["中国", "国人", "人民", "民共", "共和", "和国", "天天", "天气", "我们", "们去", "公园", "园散", "散步", "学习"]
+
+
+def appended(pieces=WORDS) -> bytes:
+    """As Chinese-LLaMA: Chinese pieces of score 0 behind those of an older model."""
+    model = ModelProto.FromString(sentencepiece_model(True, ()))
+    known = {piece.piece for piece in model.pieces}
+    characters = [sign for sign in dict.fromkeys("".join(pieces)) if sign not in known]
+    for text in [*characters, *(piece for piece in pieces if piece not in known)]:
+        model.pieces.add(piece=text, score=0.0)
+    return model.SerializeToString()
 
 
 @functools.cache

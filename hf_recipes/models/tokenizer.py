@@ -99,6 +99,10 @@ def load_tokenizer(
     if eos_token is not None:
         set_end_token(tokenizer, eos_token, name)
     elif tokenizer.eos_token is None and rows is not None:
+        if needs_template and "eos_token" in tokenizer.chat_template:
+            raise UserError(
+                f"{name}: the tokenizer has no end token, and its chat template writes it; give --eos_token"
+            )
         say(f"{name}: the tokenizer has no end token; --eos_token names one")
     if tokenizer.chat_template is None and (template_options or thinking):
         flag = f"--thinking {thinking}" if thinking else "--chat_template_kwargs"

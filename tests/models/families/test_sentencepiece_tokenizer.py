@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from old_checkpoints import sentencepiece_model
+from old_checkpoints import appended, sentencepiece_model
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerFast
@@ -12,19 +12,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedT
 from hf_recipes.models.families.from_sentencepiece import as_full_tokenizer
 from hf_recipes.models.pretokenizers import mixed_texts
 from hf_recipes.models.tokenizer import load_tokenizer
-
-WORDS = ["中国", "国人", "人民", "民共", "共和", "和国", "天天", "天气", "我们", "们去", "公园", "园散", "散步", "学习"]
-
-
-def appended(pieces=WORDS) -> bytes:
-    """As Chinese-LLaMA: Chinese pieces of score 0 behind those of an older model."""
-    model = ModelProto.FromString(sentencepiece_model(True, ()))
-    known = {piece.piece for piece in model.pieces}
-    characters = [sign for sign in dict.fromkeys("".join(pieces)) if sign not in known]
-    for text in [*characters, *(piece for piece in pieces if piece not in known)]:
-        model.pieces.add(piece=text, score=0.0)
-    return model.SerializeToString()
-
 
 INTERNLM = {"3": "<|im_end|>", "4": "<|im_start|>"}
 UNIGRAM = {"model_type": "unigram", "vocab_size": 380, "byte_fallback": False}
