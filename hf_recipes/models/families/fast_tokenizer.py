@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-_QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 # Qwen-1's chat models begin with this where the conversation has no system turn.
 _QWEN_SYSTEM = """{%- if messages[0].role != 'system' and not tools %}
     {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
@@ -81,6 +80,8 @@ def build_tokenizer(family: Family, source: Path, is_chat: bool) -> "tuple[PreTr
     roles = {role: token for role, token in roles.items() if token in ids}
     if family.model_type == "qwen2":
         roles |= {"eos": "<|endoftext|>", "pad": "<|endoftext|>" if is_chat else "<|extra_0|>"}
+    elif family.pattern is not None:
+        roles |= {"eos": "<|endoftext|>", "pad": "<eop>"}  # which nothing writes
     else:
         default = {role: name for role, name in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>")) if name in ids}
         roles = default | roles
@@ -131,8 +132,8 @@ def _template(family: Family, settings: Mapping[str, Any]) -> str | None:
 
 
 def _read(family: Family, source: Path, settings: Mapping[str, Any], is_chat: bool) -> Vocabulary:
-    if family.model_type == "qwen2":
-        return _read_tiktoken(source)
+    if family.pattern is not None:
+        return _read_tiktoken(family, source, settings)
     path = find_model(str(source))
     if path is None:
         raise UserError(f"{source}: no tokenizer.model, which {family.name} has its tokens in; copy it there")
@@ -144,7 +145,7 @@ def _read(family: Family, source: Path, settings: Mapping[str, Any], is_chat: bo
     names = [piece.piece for piece in model.pieces]
     texts = [name.replace("▁", " ") for name in names]
     original = _processor(path)
-    added = _added_tokens(family, source, settings, len(model.pieces))
+    added = dict(enumerate(family.special, len(names))) or _added_tokens(settings, source)
     add_special(model, path, added, family.chat_tokens if is_chat else ())
     replaced = [names[index] for index, token in added.items() if index < len(names) and names[index] != token]
     return Vocabulary(
@@ -158,11 +159,9 @@ def _processor(path: Path):
     return SentencePieceProcessor(model_file=str(path))
 
 
-def _added_tokens(family: Family, source: Path, settings: Mapping[str, Any], size: int) -> dict[int, str]:
-    """The special tokens that the tokenizer's files add to its pieces or put in their place, by id."""
-    if family.special:
-        return dict(enumerate(family.special, size))
-    tokens = {index: token for token, index in read_json(source / "added_tokens.json").items()}
+def _added_tokens(settings: Mapping[str, Any], source: Path | None = None) -> dict[int, str]:
+    """The special tokens that the tokenizer's files add to its tokens or put in their place, by id."""
+    tokens = {index: token for token, index in read_json(source / "added_tokens.json").items()} if source else {}
     for index, token in settings.get("added_tokens_decoder", {}).items():
         tokens[int(index)] = _content(token)
     return dict(sorted(tokens.items()))
@@ -185,13 +184,21 @@ def add_special(model: "ModelProto", path: Path, tokens: Mapping[int, str], chat
     model.trainer_spec.vocab_size = len(model.pieces)
 
 
-def _read_tiktoken(source: Path) -> Vocabulary:
-    path = next(iter(sorted(source.glob("*.tiktoken"))), None)
+def _read_tiktoken(family: Family, source: Path, settings: Mapping[str, Any]) -> Vocabulary:
+    path = next((path for name in ("*.tiktoken", "tokenizer.model") for path in sorted(source.glob(name))), None)
     if path is None:
-        raise UserError(f"{source}: no qwen.tiktoken, which Qwen-1 has its tokens in; copy it there")
-    ranks = from_tiktoken.Ranks(path)
+        file = "qwen.tiktoken" if family.model_type == "qwen2" else "tokenizer.model"
+        raise UserError(f"{source}: no {file}, which {family.name} has its tokens in; copy it there")
+    ranks = from_tiktoken.Ranks(path, family.pattern, composes=family.model_type == "qwen2")
+    ids = {token: index for index, token in enumerate(family.special, len(ranks.tokens))}
+    for index, token in _added_tokens(settings).items():
+        if ids.get(token) != index:
+            raise UserError(
+                f"{source}: tokenizer_config.json gives {token} the id {index}, and in {family.name} it is "
+                f"{ids.get(token)}; copy the files that belong to its {path.name}"
+            )
     texts = [text for token in ranks.tokens if "\ufffd" not in (text := token.decode(errors="replace"))]
-    backend = from_tiktoken.as_tokenizer(ranks, _QWEN_SPECIAL)
+    backend = from_tiktoken.as_tokenizer(ranks, family.special)
     return Vocabulary(lambda batch: [ranks.encode(text) for text in batch], ranks.decode, texts, backend=backend)
 
 
