@@ -56,10 +56,10 @@ def load_tokenizer(
     Returns:
         The tokenizer, and the special tokens that were added to it: those of the file and those of the template.
     """
-    from hf_recipes.models.families.sentencepiece_tokenizer import load
-
     refuse_unconverted(name, trust_remote_code=trust_remote_code)
     try:
+        from hf_recipes.models.families.sentencepiece_tokenizer import load
+
         tokenizer = load(name, trust_remote_code=trust_remote_code, **kwargs)
     except LOADING_ERRORS as error:
         raise loading_error(error, name) from None
