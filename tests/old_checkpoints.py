@@ -10,13 +10,15 @@ from pathlib import Path
 import sentencepiece
 import torch
 from safetensors.torch import save_file
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers import models as tokenizer_models
 
 from conftest import TEXT
-from hf_recipes.models.families.fast_tokenizer import _QWEN_SPECIAL
+from hf_recipes.models.families import layouts
 from hf_recipes.models.pretokenizers import mixed_texts
 
+TIKTOKEN = {"qwen": layouts.QWEN, "glm4": layouts.GLM4}
 HIDDEN, HEADS, GROUPS, LAYERS, INNER = 32, 4, 2, 2, 48
 PIECES = 900
 LLAMA_SIZES = {
@@ -213,6 +215,12 @@ FAMILIES = {
     ),
     "chatglm2": Old(GLM_SIZES | {"_name_or_path": "THUDM/chatglm2-6b"}, GLM, inv_freq=GLM_INV_FREQ),
     "chatglm3": Old(GLM_SIZES | {"_name_or_path": "THUDM/chatglm3-6b"}, GLM, inv_freq=GLM_INV_FREQ),
+    "glm4": Old(
+        GLM_SIZES | {"_name_or_path": "THUDM/glm-4-9b", "rope_ratio": 50},
+        GLM,
+        {"tokenizer_class": "ChatGLM4Tokenizer", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        inv_freq=GLM_INV_FREQ,
+    ),
     "minicpm": Old(
         LLAMA_SIZES
         | {
@@ -252,6 +260,19 @@ def sentencepiece_model(prefix: bool, user_defined: tuple, **more) -> bytes:
     return written.getvalue()
 
 
+WORDS = ["中国", "国人", "人民", "民共", "共和", "和国", "天天", "天气", "我们", "们去", "公园", "园散", "散步", "学习"]
+
+
+def appended(pieces=WORDS) -> bytes:
+    """As Chinese-LLaMA: Chinese pieces of score 0 behind those of an older model."""
+    model = ModelProto.FromString(sentencepiece_model(True, ()))
+    known = {piece.piece for piece in model.pieces}
+    characters = [sign for sign in dict.fromkeys("".join(pieces)) if sign not in known]
+    for text in [*characters, *(piece for piece in pieces if piece not in known)]:
+        model.pieces.add(piece=text, score=0.0)
+    return model.SerializeToString()
+
+
 @functools.cache
 def tiktoken_file() -> bytes:
     """Bytes first, in tiktoken's order, then the tokens of merges that were trained here."""
@@ -273,8 +294,8 @@ def tiktoken_file() -> bytes:
 
 
 def vocabulary_size(name: str) -> int:
-    if name == "qwen":
-        return len(tiktoken_file().splitlines()) + len(_QWEN_SPECIAL) + 3
+    if name in TIKTOKEN:
+        return len(tiktoken_file().splitlines()) + len(TIKTOKEN[name].special) + 3
     return PIECES + 12  # a few rows more than tokens
 
 
@@ -299,13 +320,14 @@ def write_old(folder: Path, name: str, *, form: str = "bin", shards: int = 1, st
     """A checkpoint of the family `name` in `folder`; `config` changes its config.json (None removes a key)."""
     folder.mkdir(parents=True, exist_ok=True)
     old, state = FAMILIES[name], state_of(name) if state is None else state
-    size = "padded_vocab_size" if name.startswith("chatglm") else "vocab_size"
+    size = "padded_vocab_size" if "num_layers" in old.config else "vocab_size"
     values = old.config | {size: vocabulary_size(name)} | config
     values = {key: value for key, value in values.items() if value is not None}
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(old.tokenizer), encoding="utf-8")
-    if name == "qwen":
-        (folder / "qwen.tiktoken").write_bytes(tiktoken_file())
+    if name in TIKTOKEN:
+        file = "qwen.tiktoken" if name == "qwen" else "tokenizer.model"
+        (folder / file).write_bytes(tiktoken_file())
     else:
         (folder / "tokenizer.model").write_bytes(sentencepiece_model(old.prefix, old.user_defined))
     stem, ending = ("model", "safetensors") if form == "safetensors" else ("pytorch_model", "bin")

@@ -193,3 +193,7 @@ def chatglm2(state, config, ids):
 
 def chatglm3(state, config, ids):
     return chatglm(state, config, ids, theta=10_000.0 * config.get("rope_ratio", 1))
+
+
+def glm4(state, config, ids):
+    return chatglm3(state, config, ids)

@@ -6,7 +6,8 @@ import subprocess
 import pytest
 import torch
 from accelerate.commands.config.config_args import ClusterConfig
-from transformers import AutoModelForCausalLM
+from old_checkpoints import FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
 
 from conftest import ROOT, tiny_model
@@ -124,3 +125,31 @@ def test_every_configuration_is_read(path, tokenizer, tokens_only):
     [read] = [function for pattern, function in KINDS.items() if path.match(pattern)]
     more = {read_model: [tokenizer], read_special: [tokens_only]}
     read(CONFIGS / path, *more.get(read, []))
+
+
+# Of the families that lora_FAMILY.json is for, ChatGLM's after its conversion.
+LORA_FAMILIES = {
+    **{name: name for name in ("bloom", "falcon", "glm", "llama")},
+    "chatglm": "glm",
+    "pythia": "gpt_neox",
+    "qwen": "qwen3",
+    "baichuan": None,
+    **dict.fromkeys(("all_linear", "demo", "reviews"), "llama"),
+    "moe": "qwen3_moe",
+}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("lora_*.json")), ids=lambda path: path.stem)
+def test_a_lora_file_fits_every_layer_of_its_family(path):
+    family = LORA_FAMILIES[path.stem.removeprefix("lora_")]
+    targets = read_lora_config(str(path)).target_modules
+    if targets == "all-linear":
+        return
+    if family is None:  # which runs its own code
+        names = [name.format(0).removesuffix(".weight") for name in FAMILIES["baichuan2"].sizes]
+    else:
+        config = AutoConfig.for_model(family)
+        config.num_hidden_layers = 1
+        with torch.device("meta"):
+            names = [name for name, _ in AutoModelForCausalLM.from_config(config).named_modules()]
+    assert {target for target in targets if sum(name.endswith(f".{target}") for name in names) == 1} == set(targets)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ def loading_error(error: Exception, name: str) -> UserError:
     text = str(error)
     if "trust_remote_code" in text:
         return UserError(f"{name}: this model runs code of its own; read it, then allow it with --trust_remote_code")
+    if "tiktoken" in text:
+        return UserError(
+            f"{name}: its tokenizer's file is one of tiktoken, which is missing: pip install -e '.[tiktoken]'"
+        )
     if isinstance(error, pickle.UnpicklingError):
         return UserError(f"{name}: its weights are a pickle with more than tensors in it, which is not loaded")
     if "Unrecognized configuration class" in text and (whole := _vision_class(name)):
@@ -82,6 +87,21 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
         raise loading_error(error, name) from None
     generation_config_of(arguments, config, cache_dir)
     return config
+
+
+def embedding_rows(arguments: ModelArguments, cache_dir: str | None = None) -> int | None:
+    """Of the model, as its config.json says; None where that does not."""
+    from transformers import PreTrainedConfig
+
+    if arguments.model_name_or_path is None:  # a new model, which is made to fit its tokenizer
+        return sys.maxsize
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(
+            arguments.model_name_or_path, revision=arguments.model_revision, cache_dir=cache_dir
+        )
+    except (OSError, ValueError):  # which `load_config` reports
+        return None
+    return values.get("vocab_size", values.get("text_config", {}).get("vocab_size"))
 
 
 def weight_dtype(arguments: ModelArguments, *, trains_all: bool, bf16: bool) -> "torch.dtype":

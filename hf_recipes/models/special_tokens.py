@@ -1,16 +1,21 @@
-"""Special tokens that a tokenizer gets from a file: what marks turns, and the chat template that writes it."""
+"""Special tokens that a tokenizer gets: from a file with what marks turns, and to end and to pad texts."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+PAD = "<|pad|>"  # where no token can serve
+_PADS = re.compile(r"[<\[][|｜]?(?:pad|padding|finetune_right_pad_id)[|｜]?[>\]]", re.IGNORECASE)
+_UNUSED = re.compile(r"[<\[][^<>\[\]]*(?:reserved|unused|extra_|place.?holder)[^<>\[\]]*[>\]]", re.IGNORECASE)
+_RARE = "\U0010fffd"  # which no vocabulary has
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -61,3 +66,53 @@ def read_special_tokens(path: str, flag: str = "--add_special_tokens") -> Specia
         raise UserError(f'{flag} {path}: tokens: expected {{"<|name|>": "its description", …}}, or a list of tokens')
     roles = {role: values[role] for role in _ROLES if role in values}
     return SpecialTokens(tokens, roles, values.get("chat_template"))
+
+
+def set_end_token(tokenizer: "PreTrainedTokenizerBase", token: str, name: str) -> None:
+    if token not in tokenizer.get_vocab():
+        raise UserError(f"--eos_token {token}: no token of {name}; --add_special_tokens adds it")
+    tokenizer.eos_token = token
+
+
+def set_pad_token(
+    tokenizer: "PreTrainedTokenizerBase", name: str, rows: int | None = None, ends: Collection[str] = ()
+) -> None:
+    """Give a tokenizer a pad token where it has none, or one that training has loss on: its end token, or one that its
+    chat template writes.
+
+    It is a token called so, an unused one, an unknown token that no text gets, or a new one; the first of these that
+    has a row of the embeddings, so that they keep their size.
+
+    Args:
+        rows: of the embeddings of a model that is trained; None where none is, and any pad token will do.
+        ends: tokens that end texts, beside the tokenizer's own.
+    """
+    written = tokenizer.chat_template or ""
+    ends = {*ends, tokenizer.eos_token}
+
+    def has_loss(token: str) -> bool:
+        return token in ends or token in written
+
+    before = tokenizer.pad_token
+    if before is not None and (rows is None or not has_loss(before)):
+        return
+    vocabulary = {str(token): index for token, index in tokenizer.get_vocab().items()}
+    free = [token for token, index in vocabulary.items() if index < (rows or len(tokenizer)) and not has_loss(token)]
+    named = [token for token in free if _PADS.fullmatch(token)]
+    unused = sorted((token for token in free if _UNUSED.fullmatch(token)), key=vocabulary.__getitem__)
+    unknown = tokenizer.unk_token
+    if unknown not in free or tokenizer.unk_token_id in tokenizer(_RARE)["input_ids"]:
+        unknown = None
+    chosen = next(iter([*named, *unused[-1:]]), unknown)  # the first unused ones are what others give a use
+    if chosen is None and max(vocabulary.values()) + 1 < (rows or 0):
+        chosen = PAD
+    if chosen is not None:
+        tokenizer.add_special_tokens({"pad_token": chosen})
+    elif before is None and tokenizer.eos_token is None:
+        raise UserError(f"{name}: the tokenizer has neither a pad nor an end token; name its end with --eos_token")
+    elif before is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if rows is not None:
+        reason = "no pad token" if before is None else f"the pad token {before}, which has loss where it ends a text"
+        then = f"{chosen} pads now" if chosen else f"no token is free, so that {tokenizer.pad_token} pads, without loss"
+        say(f"{name}: the tokenizer has {reason}; {then}")

@@ -2,21 +2,19 @@
 
 import os
 import re
-from collections.abc import Mapping
-from importlib.resources import files
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.dates import set_date
 from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.loading import LOADING_ERRORS, loading_error
-from hf_recipes.models.special_tokens import read_special_tokens
-from hf_recipes.models.templates.options import Thinking, choose_template, thinking_options, with_options
+from hf_recipes.models.special_tokens import read_special_tokens, set_end_token, set_pad_token
+from hf_recipes.models.templates.options import TEMPLATES, Thinking, choose_template, thinking_options, with_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEMPLATES = files("hf_recipes.models") / "templates"
 _ENDS = ("<|im_end|>", "<|endofchat|>")  # of turns, in bundled templates
 # What a template writes literally and a tokenizer should know as one token.
 _SPECIAL = re.compile(r"<\|[^|>\s']+\|>|\[gMASK\]|<sop>|<reserved_\d+>|<(?:start|end)_of_turn>")
@@ -31,6 +29,9 @@ def load_tokenizer(
     thinking: Thinking | None = None,
     date: str | None = None,
     special_tokens: str | None = None,
+    eos_token: str | None = None,
+    rows: int | None = None,
+    ends: Collection[str] = (),
     needs_template: bool = True,
     or_plain: bool = False,
     trust_remote_code: bool = False,
@@ -47,17 +48,19 @@ def load_tokenizer(
             saved one, has them at its top.
         date: see `set_date`.
         special_tokens: a file of tokens that the tokenizer gets; the template that it names is taken where no other is.
+        eos_token: the end token, instead of the tokenizer's.
+        rows, ends: see `set_pad_token`.
         needs_template: refuse a tokenizer without a template.
         or_plain: give a tokenizer without a template the bundled one of plain text.
 
     Returns:
         The tokenizer, and the special tokens that were added to it: those of the file and those of the template.
     """
-    from transformers import AutoTokenizer
-
     refuse_unconverted(name, trust_remote_code=trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **kwargs)
+        from hf_recipes.models.families.sentencepiece_tokenizer import load
+
+        tokenizer = load(name, trust_remote_code=trust_remote_code, **kwargs)
     except LOADING_ERRORS as error:
         raise loading_error(error, name) from None
     # Without vocabulary files, transformers makes an empty tokenizer of the model's class.
@@ -83,7 +86,7 @@ def load_tokenizer(
         tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         added += missing
         end = next((token for token in _ENDS if token in written), None)
-        if end and tokenizer.eos_token != end:
+        if end and eos_token is None and tokenizer.eos_token != end:
             tokenizer.eos_token = end  # generation stops at the token that turns are trained to end with
             say(f"{name}: turns end with {end}; it becomes the tokenizer's eos token")
         if added:
@@ -93,6 +96,14 @@ def load_tokenizer(
             f"{name}: the tokenizer has no chat template; choose one with --chat_template {' | '.join(_bundled())} "
             "or a jinja file"
         )
+    if eos_token is not None:
+        set_end_token(tokenizer, eos_token, name)
+    elif tokenizer.eos_token is None and rows is not None:
+        if needs_template and "eos_token" in tokenizer.chat_template:
+            raise UserError(
+                f"{name}: the tokenizer has no end token, and its chat template writes it; give --eos_token"
+            )
+        say(f"{name}: the tokenizer has no end token; --eos_token names one")
     if tokenizer.chat_template is None and (template_options or thinking):
         flag = f"--thinking {thinking}" if thinking else "--chat_template_kwargs"
         raise UserError(f"{flag}: {name} has no chat template; choose one with --chat_template")
@@ -106,10 +117,7 @@ def load_tokenizer(
     except Exception as error:  # a template can raise anything
         owner = f"{name}: its chat template" if chat_template is None else f"--chat_template {chat_template}: it"
         raise UserError(f"{owner} cannot render a question ({type(error).__name__}: {error})") from None
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"{name}: the tokenizer has neither a pad nor an eos token")
-        tokenizer.pad_token = tokenizer.eos_token
+    set_pad_token(tokenizer, name, rows, ends)
     _ensure_one_bos(tokenizer)
     return tokenizer, added
 

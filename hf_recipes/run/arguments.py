@@ -45,6 +45,7 @@ class RunArguments:
 
     output_dir: str | None = setting("Folder of the run.")
     add_special_tokens: str | None = setting("File of special tokens to add (configs/special_tokens).")
+    eos_token: str | None = setting("The tokenizer's end token, where it has none or another is meant.")
     dry_run: bool = setting("Print what the run would do and need, and stop before any weight is loaded.", False)
     overwrite_output_dir: bool = setting("Start over in an earlier run's folder: what it wrote is deleted.", False)
     bf16: bool | None = setting("Compute in bfloat16; by default where the device does.")

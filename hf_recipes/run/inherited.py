@@ -18,7 +18,6 @@ UNUSABLE = {
     "dataset_kwargs": f"{INERT}use --schema and the column flags",
     "dataset_num_proc": f"{INERT}use --preprocessing_num_workers",
     "dataset_text_field": f"{INERT}use --prompt_column",
-    "eos_token": f"{INERT}use --chat_template",
     "eval_packing": f"{INERT}evaluation rows are never packed",
     "length_column_name": f"{INERT}the lengths are counted",
     "model_init_kwargs": f"{INERT}use --dtype, --attn_implementation and --model_revision",

@@ -18,7 +18,7 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.adapters.lora import token_rows_on_cpu
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.loading import load_config, load_model
+from hf_recipes.models.loading import embedding_rows, load_config, load_model
 from hf_recipes.models.new_tokens import read_new_tokens
 from hf_recipes.models.special_tokens import read_special_tokens
 from hf_recipes.models.templates.options import TemplateArguments
@@ -73,6 +73,9 @@ class Context:
             **(self.args.template_settings() if isinstance(self.args, TemplateArguments) else {}),
             **self.stage.tokenizer,
             special_tokens=self.args.add_special_tokens,
+            eos_token=self.args.eos_token,
+            rows=embedding_rows(self.model_args, self.data_args.cache_dir) or 0,
+            ends=filter(None, [getattr(self.args, "document_end_token", None)]),
             revision=self.model_args.model_revision,
             trust_remote_code=self.args.trust_remote_code,
             cache_dir=self.data_args.cache_dir,

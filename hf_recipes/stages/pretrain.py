@@ -93,7 +93,7 @@ def evaluations(context: Context, data: Data) -> dict[str, Method]:
     """Of the validation files too, each under its own name."""
     files, tokenizer = context.data_args, context.tokenizer
     evaluation = with_validation(context.evaluation, files.validation_file)
-    stop_ids = [tokenizer.eos_token_id]
+    stop_ids = [tokenizer.convert_tokens_to_ids(context.args.document_end_token or tokenizer.eos_token)]
     return build_evaluations(evaluation, context.args, files, context.config, tokenizer, None, stop_ids)
 
 

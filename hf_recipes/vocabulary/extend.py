@@ -47,7 +47,7 @@ def _extend(arguments: ExtendTokenizerArguments, target: Path) -> None:
     )
     if not tokenizer.is_fast:
         raise UserError(f"{name}: its tokenizer is Python code, which is not extended; those with a tokenizer.json are")
-    path = find_model(name, arguments.cache_dir)
+    path = find_model(name, cache_dir=arguments.cache_dir)
     model = read_model(path) if path else None
     is_unigram = model is not None and model.trainer_spec.model_type == UNIGRAM
     kind = UnigramVocabulary if is_unigram else BpeVocabulary

@@ -14,7 +14,7 @@ from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.terminal import print_report
 from hf_recipes.models.families.from_sentencepiece import BPE, UNIGRAM, as_tokenizer
 from hf_recipes.models.pretokenizers import pre_tokenizer
-from hf_recipes.models.special_tokens import SpecialTokens, read_special_tokens
+from hf_recipes.models.special_tokens import PAD, SpecialTokens, read_special_tokens
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.vocabulary.arguments import TrainTokenizerArguments
 from hf_recipes.vocabulary.report import as_report, measure, token_texts
@@ -62,11 +62,11 @@ def _save_byte_level(
 ) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    names = [END, *(special.tokens if special else ())]
+    names = [END, PAD, *(special.tokens if special else ())]
     if arguments.vocab_size < 256 + len(names):
         raise UserError(f"--vocab_size {arguments.vocab_size}: 256 bytes and {len(names)} special tokens need more")
     backend = train_byte_level(texts, arguments.vocab_size, names, split_digits=arguments.split_digits)
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=END).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, pad_token=PAD).save_pretrained(folder)
 
 
 def train_byte_level(
@@ -104,7 +104,7 @@ def _save_sentencepiece(
         special_tokens=list(special.tokens) if special else (),
         seed=arguments.seed,
     )
-    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     PreTrainedTokenizerFast(tokenizer_object=as_tokenizer(model), **named).save_pretrained(folder)
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
 
@@ -132,7 +132,7 @@ def train_sentencepiece(
         import sentencepiece
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
     except ImportError:
-        raise UserError("sentencepiece or protobuf is not installed: pip install -e '.[vocabulary]'") from None
+        raise UserError("sentencepiece or protobuf is not installed: pip install -e .") from None
     sentencepiece.set_random_generator_seed(seed)
     written = io.BytesIO()
     try:

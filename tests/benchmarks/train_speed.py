@@ -29,7 +29,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from hf_recipes.data.arguments import DataArguments
-from hf_recipes.models.tokenizer import TEMPLATES
+from hf_recipes.models.templates.options import TEMPLATES
 from hf_recipes.stages.sft import STAGE, SFTArguments
 
 BLOCK, BATCH = 512, 4

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 
-from conftest import ROOT, build_tokenizer, tiny_model
+from conftest import CHATML, ROOT, build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.pretraining.document_encoder import DocumentEncoder, tokenizer_hash
 from hf_recipes.models.embeddings import fit_embeddings
-from hf_recipes.models.special_tokens import read_special_tokens
+from hf_recipes.models.special_tokens import read_special_tokens, set_pad_token
 from hf_recipes.models.tokenizer import load_tokenizer
 
 ROLES = str(ROOT / "configs/special_tokens/roles.json")
@@ -73,3 +75,85 @@ def test_a_role_that_is_nowhere(tokens_only, tmp_path):
     path.write_text(json.dumps({"tokens": ["<a>"], "pad_token": "<pad>"}), encoding="utf-8")
     with pytest.raises(UserError, match="pad_token '<pad>' is neither among its tokens nor in the tokenizer"):
         load_tokenizer(tokens_only, special_tokens=str(path))
+
+
+def tokenizer_with(tmp_path, *special, **roles):
+    tokenizer = build_tokenizer(**{"chat_template": None, **roles})
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path), len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("special", "spare", "expected"),
+    [
+        (["[PAD]", "<|reserved_0|>"], 0, "[PAD]"),
+        (["<|reserved_0|>", "<|reserved_1|>"], 0, "<|reserved_1|>"),
+        (["[UNUSED_TOKEN_1]"], 0, "[UNUSED_TOKEN_1]"),
+        (["<|extra_0|>"], 0, "<|extra_0|>"),
+        (["<|vision_pad|>"], 1, "<|pad|>"),
+        ([], 1, "<|pad|>"),
+        ([], 0, "<|im_end|>"),
+    ],
+)
+@pytest.mark.parametrize("pad", [None, "<|im_end|>"])
+def test_what_pads_has_no_loss_and_a_row_of_the_embeddings(tmp_path, capsys, special, spare, expected, pad):
+    name, size = tokenizer_with(tmp_path, *special, pad_token=pad)
+    tokenizer, added = load_tokenizer(name, needs_template=False, rows=size + spare)
+    assert tokenizer.pad_token == expected and tokenizer.pad_token_id < size + spare
+    assert not added and tokenizer.eos_token == "<|im_end|>"
+    out = capsys.readouterr().out
+    assert ("no pad token" if pad is None else "the pad token <|im_end|>, which has loss") in out
+    assert (f"{expected} pads now" if expected != "<|im_end|>" else "no token is free") in out
+    model = tiny_model(size + spare)
+    fit_embeddings(model, tokenizer)
+    assert model.get_input_embeddings().num_embeddings == size + spare
+
+
+def test_a_pad_token_that_carries_no_loss_is_kept(tmp_path, capsys):
+    name, size = tokenizer_with(tmp_path, "[PAD]", pad_token="<|endoftext|>")
+    load = {"needs_template": False, "rows": size}
+    assert load_tokenizer(name, **load)[0].pad_token == "<|endoftext|>" and not capsys.readouterr().out
+    assert load_tokenizer(name, **load, ends=["<|endoftext|>"])[0].pad_token == "[PAD]"
+    path = tmp_path / "a.jinja"
+    path.write_text("{% for message in messages %}{{ message.content }}<|endoftext|>{% endfor %}", encoding="utf-8")
+    assert load_tokenizer(name, str(path), rows=size)[0].pad_token == "[PAD]"
+
+
+def test_without_a_model_to_train_any_pad_token_will_do(tmp_path, capsys):
+    name, _ = tokenizer_with(tmp_path, "[PAD]", pad_token="<|im_end|>")
+    assert load_tokenizer(name, needs_template=False)[0].pad_token == "<|im_end|>" and not capsys.readouterr().out
+
+
+def test_the_unknown_token_pads_where_no_text_gets_it(tmp_path):
+    name, size = tokenizer_with(tmp_path, unk_token="<|endoftext|>", pad_token=None)
+    assert load_tokenizer(name, needs_template=False, rows=size)[0].pad_token == "<|endoftext|>"
+
+
+def test_the_end_token_of_a_flag(tmp_path, capsys):
+    name, size = tokenizer_with(tmp_path, eos_token=None)
+    load = {"needs_template": False, "rows": size}
+    assert load_tokenizer(name, **load)[0].eos_token is None
+    assert "the tokenizer has no end token; --eos_token names one" in capsys.readouterr().out
+    assert load_tokenizer(name, **load, eos_token="<|im_end|>")[0].eos_token == "<|im_end|>"
+    with pytest.raises(UserError, match=rf"--eos_token <end>: no token of {name}; --add_special_tokens adds it"):
+        load_tokenizer(name, **load, eos_token="<end>")
+    name, size = tokenizer_with(tmp_path / "bare", eos_token=None, pad_token=None)
+    with pytest.raises(UserError, match="neither a pad nor an end token; name its end with --eos_token"):
+        load_tokenizer(name, needs_template=False, rows=size)
+
+
+def test_tokens_that_are_bytes_have_a_fingerprint(slow_tokenizer):
+    """As in Qwen-1's tokenizer."""
+
+    class OfBytes(type(slow_tokenizer)):
+        def get_vocab(self):
+            special = {str(token) for token in self.added_tokens_decoder.values()}
+            return {
+                token if token in special else token.encode(): index for token, index in super().get_vocab().items()
+            }
+
+    tokenizer = OfBytes(slow_tokenizer._fast, eos_token="<|im_end|>", pad_token=None, chat_template=CHATML)
+    set_pad_token(tokenizer, "x", rows=len(tokenizer) + 1)
+    assert ChatEncoder(tokenizer).fingerprint == ChatEncoder(tokenizer).fingerprint
+    assert DocumentEncoder(tokenizer).settings["tokenizer"] == tokenizer_hash(tokenizer)

@@ -1,6 +1,9 @@
+import base64
 import json
+import sys
 
 import pytest
+from transformers import LlamaConfig
 
 from conftest import build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
@@ -48,3 +51,12 @@ def test_a_template_that_fails_is_named(tmp_path, template, message):
     path.write_text(template)
     with pytest.raises(UserError, match=rf"--chat_template {path}: it cannot render a question \({message}"):
         load_tokenizer(str(tmp_path), str(path))
+
+
+def test_a_file_of_tiktoken_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    LlamaConfig(vocab_size=300).save_pretrained(tmp_path)
+    lines = (b"%s %d" % (base64.b64encode(bytes([byte])), byte) for byte in range(256))
+    (tmp_path / "tokenizer.model").write_bytes(b"\n".join(lines))
+    with pytest.raises(UserError, match=r"is one of tiktoken, which is missing: pip install -e '\.\[tiktoken\]'"):
+        load_tokenizer(str(tmp_path))

@@ -52,11 +52,11 @@ STAGES = {
     SFTArguments: (
         SFTConfig,
         ROWS,
-        names("""label_smoothing_factor average_tokens_across_devices neftune_noise_alpha router_aux_loss_coef
+        names("""eos_token label_smoothing_factor average_tokens_across_devices neftune_noise_alpha router_aux_loss_coef
         max_length packing padding_free pad_to_multiple_of loss_type activation_offloading"""),
     ),
     PretrainArguments: (TrainingArguments, names("average_tokens_across_devices neftune_noise_alpha")),
-    RewardArguments: (RewardConfig, ROWS, PAIRS, names("neftune_noise_alpha center_rewards_coefficient")),
+    RewardArguments: (RewardConfig, ROWS, PAIRS, names("eos_token neftune_noise_alpha center_rewards_coefficient")),
     DPOArguments: (
         DPOConfig,
         ROWS,

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from old_checkpoints import sentencepiece_model
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -107,6 +108,18 @@ def test_the_report_says_that_both_files_agree(tmp_path, capsys):
     extend_tokenizer(ExtendTokenizerArguments(tokenizer_name=save_old(BPE, tmp_path / "old"), **arguments))
     lines = sum(1 for text in chinese() for line in text.splitlines() if line.strip())
     assert f"tokenizer.model and tokenizer.json cut {lines} of {lines} lines alike" in capsys.readouterr().out
+
+
+def test_a_folder_with_tokenizer_model_alone_is_extended(tmp_path):
+    (tmp_path / "zh.txt").write_text("\n".join(chinese()), encoding="utf-8")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "tokenizer.model").write_bytes(sentencepiece_model(True, ()))
+    arguments = {"train_file": [str(tmp_path / "zh.txt")], "num_new_tokens": 900, "output_dir": str(tmp_path / "new")}
+    extend_tokenizer(ExtendTokenizerArguments(tokenizer_name=str(tmp_path / "old"), **arguments))
+    model = SentencePieceProcessor(model_file=str(tmp_path / "new" / "tokenizer.model"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "new")
+    texts = [*TEXTS, *chinese()]
+    assert tokenizer(texts, add_special_tokens=False)["input_ids"] == model.encode(texts) and len(model) > 900
 
 
 def test_scores_of_bpe_fall_strictly_below_the_old_ones(extended):

@@ -31,7 +31,8 @@ def test_texts_come_back_and_the_chosen_tokens_are_there(kind, tmp_path, capsys)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids) == text
     assert len(tokenizer("2024", add_special_tokens=False)["input_ids"]) == 4
-    assert tokenizer.eos_token == "<|endofchat|>" and tokenizer.pad_token
+    assert tokenizer.eos_token == "<|endofchat|>" != tokenizer.pad_token
+    assert tokenizer.pad_token == ("<|pad|>" if kind == "byte_level_bpe" else "<unk>")
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "你好"}], tokenize=False)
     assert rendered == "<|user|>\n你好<|endofchat|>\n"
     ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -74,7 +75,7 @@ def test_other_characters_are_unknown_without_byte_fallback(tmp_path):
 
 def test_what_cannot_be_trained(tmp_path):
     for settings, message in (
-        ({"vocab_size": 200}, "--vocab_size 200: 256 bytes and 1 special tokens"),
+        ({"vocab_size": 200}, "--vocab_size 200: 256 bytes and 2 special tokens"),
         ({"vocab_size": 300, "model_type": "bpe"}, "--vocab_size: SentencePiece: Vocabulary size is smaller"),
         ({"vocab_size": 90_000, "model_type": "unigram"}, "--vocab_size: SentencePiece: Vocabulary size too high"),
     ):
@@ -97,4 +98,4 @@ def test_words_of_the_texts_are_tokens_without_held_out_ones(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(train(tmp_path / "new", **settings))
     assert len(tokenizer("酒店很好")["input_ids"]) == 1
     assert tokenizer.decode(tokenizer("龘😀")["input_ids"]) == "龘😀"
-    assert tokenizer.eos_token == tokenizer.pad_token == "<|endoftext|>"
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|endoftext|>", "<|pad|>")

@@ -126,7 +126,10 @@ class ChatEncoder:
     def fingerprint(self) -> str:
         """A digest of all that ids and labels depend on: vocabulary, template, budgets, this code."""
         tokenizer = self.tokenizer
-        state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+        if tokenizer.is_fast:
+            state = tokenizer.backend_tokenizer.to_str()
+        else:  # whose tokens may be bytes, as Qwen-1's
+            state = sorted((index, str(token)) for token, index in tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
         settings += [self.truncation_side, self.split_turns, self.keep_text, self.keep_rest, self.template.options]
         settings += [tokenizer.chat_template, str(tokenizer.special_tokens_map), printed_date(tokenizer)]

@@ -26,7 +26,8 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase", size: int | None = None
     With `size`, special tokens added after the first `size` tokens do not count: tokenized text has none of them.
     """
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    # Tokens may be bytes, as Qwen-1's.
+    vocabulary = sorted((index, str(token)) for token, index in tokenizer.get_vocab().items())
     vocabulary = [entry for entry in vocabulary if size is None or entry[0] < size or entry[0] not in special]
     ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     return hashlib.sha256(json.dumps([vocabulary, ids], ensure_ascii=False).encode()).hexdigest()[:32]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 RECORD = "converted_from.json"  # in a converted folder: what it was made from, by which converter, and its files
-NAMES = "Baichuan-7B, Baichuan2-7B, Qwen-1, InternLM, InternLM2, ChatGLM2-6B, ChatGLM3-6B, MiniCPM"
+NAMES = "Baichuan-7B, Baichuan2-7B, Qwen-1, InternLM, InternLM2, ChatGLM2-6B, ChatGLM3-6B, GLM-4-9B, MiniCPM"
 _BUSY = "{}: another process makes it; waiting for its end"
 
 

@@ -32,9 +32,9 @@ _CHATGLM_6B = (
     "the first ChatGLM-6B, whose two-dimensional positions no class of transformers has and whose own code does not "
     "run on transformers 5; ChatGLM2-6B and ChatGLM3-6B train after scripts/convert_checkpoint.py"
 )
-_GLM4 = (
-    "GLM-4-9B in its first layout, which transformers does not load; the same weights are published for transformers "
-    "as glm-4-9b-hf and glm-4-9b-chat-hf"
+_GLM4V = (
+    "GLM-4V-9B, whose images no class of transformers reads in this layout; GLM-4-9B, which has text alone, trains "
+    "after scripts/convert_checkpoint.py, or as glm-4-9b-hf and glm-4-9b-chat-hf"
 )
 
 
@@ -62,7 +62,7 @@ def _chatglm(config: Mapping[str, Any], name: str) -> Family | str:
     known = _text(name, "tokenizer_config.json") + (code := _text(name, "tokenization_chatglm.py"))
     names = f"{config.get('_name_or_path')} {os.path.basename(os.path.abspath(name))}".lower()
     if "ChatGLM4Tokenizer" in known or "glm-4" in names:
-        return _GLM4
+        return _GLM4V if "vision_config" in config else layouts.GLM4
     if "<|user|>" in known or "chatglm3" in names:
         return layouts.CHATGLM3
     if code or "chatglm2" in names:

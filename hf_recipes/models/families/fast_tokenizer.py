@@ -12,14 +12,13 @@ from hf_recipes.models.families import from_tiktoken
 from hf_recipes.models.families.from_sentencepiece import CONTROL, UNKNOWN, as_full_tokenizer, find_model, read_model
 from hf_recipes.models.families.layouts import Family
 from hf_recipes.models.pretokenizers import mixed_texts
-from hf_recipes.models.tokenizer import TEMPLATES
+from hf_recipes.models.templates.options import TEMPLATES
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-_QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205)))
 # Qwen-1's chat models begin with this where the conversation has no system turn.
 _QWEN_SYSTEM = """{%- if messages[0].role != 'system' and not tools %}
     {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
@@ -35,17 +34,18 @@ class Vocabulary:
     """What the files of an older tokenizer say.
 
     Attributes:
-        encode: texts to ids, by the original library or its algorithm; `decode` is its inverse.
+        encode: texts to ids, by the original library or its algorithm; `decode` is its inverse, which is not compared
+            where it is None.
         texts: of the tokens.
         replaced: pieces whose ids other tokens have got.
         model: a SentencePiece model with the special tokens, which llama.cpp's converter reads.
     """
 
-    backend: "Tokenizer"
     encode: Callable[[Sequence[str]], list[list[int]]]
-    decode: Callable[[Sequence[int]], str]
-    texts: list[str]
+    decode: Callable[[Sequence[int]], str] | None = None
+    texts: Sequence[str] = ()
     replaced: Sequence[str] = ()
+    backend: "Tokenizer | None" = None
     model: bytes | None = None
 
 
@@ -80,6 +80,8 @@ def build_tokenizer(family: Family, source: Path, is_chat: bool) -> "tuple[PreTr
     roles = {role: token for role, token in roles.items() if token in ids}
     if family.model_type == "qwen2":
         roles |= {"eos": "<|endoftext|>", "pad": "<|endoftext|>" if is_chat else "<|extra_0|>"}
+    elif family.pattern is not None:
+        roles |= {"eos": "<|endoftext|>", "pad": "<eop>"}  # which nothing writes
     else:
         default = {role: name for role, name in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>")) if name in ids}
         roles = default | roles
@@ -130,8 +132,8 @@ def _template(family: Family, settings: Mapping[str, Any]) -> str | None:
 
 
 def _read(family: Family, source: Path, settings: Mapping[str, Any], is_chat: bool) -> Vocabulary:
-    if family.model_type == "qwen2":
-        return _read_tiktoken(source)
+    if family.pattern is not None:
+        return _read_tiktoken(family, source, settings)
     path = find_model(str(source))
     if path is None:
         raise UserError(f"{source}: no tokenizer.model, which {family.name} has its tokens in; copy it there")
@@ -143,11 +145,11 @@ def _read(family: Family, source: Path, settings: Mapping[str, Any], is_chat: bo
     names = [piece.piece for piece in model.pieces]
     texts = [name.replace("▁", " ") for name in names]
     original = _processor(path)
-    added = _added_tokens(family, source, settings, len(model.pieces))
-    _add_special(model, path, added, family.chat_tokens if is_chat else ())
+    added = dict(enumerate(family.special, len(names))) or _added_tokens(settings, source)
+    add_special(model, path, added, family.chat_tokens if is_chat else ())
     replaced = [names[index] for index, token in added.items() if index < len(names) and names[index] != token]
     return Vocabulary(
-        as_full_tokenizer(model), original.encode, original.decode, texts, replaced, model.SerializeToString()
+        original.encode, original.decode, texts, replaced, as_full_tokenizer(model), model.SerializeToString()
     )
 
 
@@ -157,17 +159,15 @@ def _processor(path: Path):
     return SentencePieceProcessor(model_file=str(path))
 
 
-def _added_tokens(family: Family, source: Path, settings: Mapping[str, Any], size: int) -> dict[int, str]:
-    """The special tokens that the tokenizer's files add to its pieces or put in their place, by id."""
-    if family.special:
-        return dict(enumerate(family.special, size))
-    tokens = {index: token for token, index in read_json(source / "added_tokens.json").items()}
+def _added_tokens(settings: Mapping[str, Any], source: Path | None = None) -> dict[int, str]:
+    """The special tokens that the tokenizer's files add to its tokens or put in their place, by id."""
+    tokens = {index: token for token, index in read_json(source / "added_tokens.json").items()} if source else {}
     for index, token in settings.get("added_tokens_decoder", {}).items():
         tokens[int(index)] = _content(token)
     return dict(sorted(tokens.items()))
 
 
-def _add_special(model: "ModelProto", path: Path, tokens: Mapping[int, str], chat_tokens: Sequence[str]) -> None:
+def add_special(model: "ModelProto", path: Path, tokens: Mapping[int, str], chat_tokens: Sequence[str] = ()) -> None:
     """Make `tokens`, by id, and the pieces `chat_tokens` control pieces of the model."""
     for index, token in tokens.items():
         if index > len(model.pieces):
@@ -184,47 +184,68 @@ def _add_special(model: "ModelProto", path: Path, tokens: Mapping[int, str], cha
     model.trainer_spec.vocab_size = len(model.pieces)
 
 
-def _read_tiktoken(source: Path) -> Vocabulary:
-    path = next(iter(sorted(source.glob("*.tiktoken"))), None)
+def _read_tiktoken(family: Family, source: Path, settings: Mapping[str, Any]) -> Vocabulary:
+    path = next((path for name in ("*.tiktoken", "tokenizer.model") for path in sorted(source.glob(name))), None)
     if path is None:
-        raise UserError(f"{source}: no qwen.tiktoken, which Qwen-1 has its tokens in; copy it there")
-    ranks = from_tiktoken.Ranks(path)
+        file = "qwen.tiktoken" if family.model_type == "qwen2" else "tokenizer.model"
+        raise UserError(f"{source}: no {file}, which {family.name} has its tokens in; copy it there")
+    ranks = from_tiktoken.Ranks(path, family.pattern, composes=family.model_type == "qwen2")
+    ids = {token: index for index, token in enumerate(family.special, len(ranks.tokens))}
+    for index, token in _added_tokens(settings).items():
+        if ids.get(token) != index:
+            raise UserError(
+                f"{source}: tokenizer_config.json gives {token} the id {index}, and in {family.name} it is "
+                f"{ids.get(token)}; copy the files that belong to its {path.name}"
+            )
     texts = [text for token in ranks.tokens if "\ufffd" not in (text := token.decode(errors="replace"))]
-    backend = from_tiktoken.as_tokenizer(ranks, _QWEN_SPECIAL)
-    return Vocabulary(backend, lambda batch: [ranks.encode(text) for text in batch], ranks.decode, texts)
+    backend = from_tiktoken.as_tokenizer(ranks, family.special)
+    return Vocabulary(lambda batch: [ranks.encode(text) for text in batch], ranks.decode, texts, backend=backend)
 
 
 def prove(tokenizer: "PreTrainedTokenizerBase", vocabulary: Vocabulary, name: str) -> None:
     """Compare ids, and the texts that come back from them, with the original vocabulary's.
 
-    The texts are mixed ones of Chinese, English, other scripts, digits, code, white space and emoji, each token alone,
-    and tokens in random sequences. Those with a special token in them are left out, which
-    the original vocabulary does not know.
-
     Raises:
         UserError: any text differs.
     """
-    chance = random.Random(0)
-    joined = ["".join(chance.choices(vocabulary.texts, k=chance.randint(2, 12))) for _ in range(JOINED)]
-    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    special += vocabulary.replaced
-    whole = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    mixed = _without([*mixed_texts(), *_WORDS, *joined], special, whole)
-    texts = [*mixed, *_without(vocabulary.texts, special, whole)]
-    ours, theirs = tokenizer(texts, add_special_tokens=False)["input_ids"], vocabulary.encode(texts)
-    differing = [text for text, mine, original in zip(texts, ours, theirs, strict=True) if mine != original]
-    differing += [
-        text
-        for text, ids in zip(mixed, theirs, strict=False)
-        if tokenizer.decode(ids) != vocabulary.decode(ids) and text not in differing
-    ]
+    differing, count = compare(tokenizer, vocabulary, JOINED)
     if differing:
         shown = ", ".join(repr(text[:40]) for text in differing[:SHOWN])
         raise UserError(
-            f"{name}: of {len(texts):,} texts {len(differing):,} get other ids from a fast tokenizer than from the "
+            f"{name}: of {count:,} texts {len(differing):,} get other ids from a fast tokenizer than from the "
             f"original one ({shown}), so that nothing is converted"
         )
-    say(f"tokenizer: 0 of {len(texts):,} texts differ from the original one's ids")
+    say(f"tokenizer: 0 of {count:,} texts differ from the original one's ids")
+
+
+def compare(
+    tokenizer: "PreTrainedTokenizerBase",
+    vocabulary: Vocabulary,
+    joined: int,
+    *,
+    alone: bool = True,
+    more: Iterable[str] = (),
+) -> tuple[list[str], int]:
+    """The texts whose ids, or the text that comes back from them, differ from the original vocabulary's; and of how
+    many.
+
+    The texts are mixed ones of Chinese, English, other scripts, digits, code, white space and emoji, `joined` random
+    sequences of tokens, `more`, and with `alone` each token by itself. Those with a special token in them are left
+    out, which the original vocabulary does not know.
+    """
+    chance = random.Random(0)
+    sequences = ["".join(chance.choices(vocabulary.texts, k=chance.randint(2, 12))) for _ in range(joined)]
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    special += vocabulary.replaced
+    whole = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    mixed = _without([*mixed_texts(), *_WORDS, *sequences, *more], special, whole)
+    texts = [*mixed, *_without(vocabulary.texts if alone else (), special, whole)]
+    ours, theirs = tokenizer(texts, add_special_tokens=False)["input_ids"], vocabulary.encode(texts)
+    differing = [text for text, mine, original in zip(texts, ours, theirs, strict=True) if mine != original]
+    if vocabulary.decode is not None:
+        known = [(text, ids) for text, ids in zip(mixed, theirs, strict=False) if tokenizer.unk_token_id not in ids]
+        differing += [text for text, ids in known if tokenizer.decode(ids) != vocabulary.decode(ids)]
+    return list(dict.fromkeys(differing)), len(texts)
 
 
 def _without(texts: Iterable[str], special: Sequence[str], whole: set[str]) -> list[str]:

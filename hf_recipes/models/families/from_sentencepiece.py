@@ -1,15 +1,15 @@
 """SentencePiece models (tokenizer.model), and fast tokenizers that cut texts as they do."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import Model
     from tokenizers.normalizers import Normalizer
 
@@ -18,18 +18,25 @@ UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # SentencePiece.Type
 
 
-def find_model(name: str, cache_dir: str | None = None) -> Path | None:
-    """The SentencePiece file of a tokenizer's folder or Hub id."""
+def find_file(name: str, file: str, **source: Any) -> Path | None:
+    """A file of a tokenizer's folder or Hub id.
+
+    Args:
+        source: keywords of transformers' `cached_file`: revision, cache_dir.
+    """
     from transformers.utils import cached_file
 
-    for file in FILES:
-        path = Path(name) / file
-        if not path.parent.is_dir():
-            found = cached_file(name, file, cache_dir=cache_dir, _raise_exceptions_for_missing_entries=False)
-            path = Path(found or "")
-        if path.is_file():
-            return path
-    return None
+    path = Path(name) / file
+    if not path.parent.is_dir():
+        lenient = ("gated_repo", "missing_entries", "connection_errors")
+        cached = cached_file(name, file, **source, **{f"_raise_exceptions_for_{kind}": False for kind in lenient})
+        path = Path(cached or "")
+    return path if path.is_file() else None
+
+
+def find_model(name: str, **source: Any) -> Path | None:
+    """The SentencePiece file of a tokenizer's folder or Hub id; see `find_file`."""
+    return next((path for file in FILES if (path := find_file(name, file, **source))), None)
 
 
 def read_model(path: str | Path) -> "ModelProto | None":
@@ -38,7 +45,7 @@ def read_model(path: str | Path) -> "ModelProto | None":
         from google.protobuf.message import DecodeError
         from sentencepiece.sentencepiece_model_pb2 import ModelProto
     except ImportError:
-        raise UserError(f"{path}: sentencepiece or protobuf is not installed: pip install -e '.[vocabulary]'") from None
+        raise UserError(f"{path}: sentencepiece or protobuf is not installed: pip install -e .") from None
     model = ModelProto()
     try:
         model.ParseFromString(Path(path).read_bytes())
@@ -74,14 +81,21 @@ def as_tokenizer(model: "ModelProto") -> "Tokenizer":
     return tokenizer
 
 
-def as_full_tokenizer(model: "ModelProto") -> "Tokenizer":
+def as_full_tokenizer(
+    model: "ModelProto", forms: "Mapping[str, AddedToken] | None" = None, *, prefix_once: bool = False
+) -> "Tokenizer":
     """The tokenizer.json of a model with a prefix, normalization or user-defined pieces, which cuts texts as it does.
 
     Control pieces are special tokens: they are taken out of texts, and what is between them is a text of its own, as
     in transformers' tokenizers around SentencePiece. A text that is one user-defined piece gets no prefix.
-    """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 
+    Args:
+        forms: of control pieces that do not have the usual one.
+        prefix_once: what follows a special token gets no prefix, as with ``"legacy": false``.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+
+    forms = forms or {}
     spec = model.normalizer_spec
     user_defined = [piece.piece for piece in model.pieces if piece.type == USER_DEFINED]
     steps: list[Normalizer] = []
@@ -89,7 +103,9 @@ def as_full_tokenizer(model: "ModelProto") -> "Tokenizer":
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    if spec.add_dummy_prefix and user_defined:
+    if spec.add_dummy_prefix and prefix_once:
+        steps.append(normalizers.Replace(Regex(r"\A(?=[ ▁])"), "▁"))  # where Metaspace puts none
+    elif spec.add_dummy_prefix and user_defined:
         # Added tokens are looked up after normalization, their own text is normalized too, and must stay as it is.
         alone = "|".join(re.escape(piece) for piece in user_defined)
         steps.append(normalizers.Replace(Regex(rf"\A(?!(?:{alone})?\z)"), "▁"))
@@ -97,12 +113,14 @@ def as_full_tokenizer(model: "ModelProto") -> "Tokenizer":
         steps.append(normalizers.Prepend("▁"))
     tokenizer = Tokenizer(_backend_model(model))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    if prefix_once:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if spec.add_dummy_prefix:
         parts.append(decoders.Strip(" ", left=1))
     tokenizer.decoder = decoders.Sequence(parts)
     special = [piece.piece for piece in model.pieces if piece.type in (UNKNOWN, CONTROL)]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([forms.get(token) or AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.add_tokens([AddedToken(piece, special=False, normalized=True) for piece in user_defined])
     return tokenizer
 

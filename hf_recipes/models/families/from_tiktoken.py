@@ -17,13 +17,17 @@ from hf_recipes.models.pretokenizers import PATTERNS, pre_tokenizer
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PATTERN = "qwen2"  # Qwen-1 splits texts as Qwen2 does
-
 
 class Ranks:
-    """A vocabulary, and tiktoken's own algorithm on it: of all neighbours those of the lowest rank merge first."""
+    """A vocabulary, and tiktoken's own algorithm on it: of all neighbours those of the lowest rank merge first.
 
-    def __init__(self, path: Path):
+    Args:
+        pattern: what splits texts, a key of `PATTERNS`.
+        composes: whether texts are brought to NFC before.
+    """
+
+    def __init__(self, path: Path, pattern: str, composes: bool = False):
+        self.pattern, self.composes = pattern, composes
         try:
             lines = [line.split() for line in path.read_bytes().splitlines() if line]
             self.ranks: Mapping[bytes, int] = {base64.b64decode(token): int(rank) for token, rank in lines}
@@ -37,7 +41,9 @@ class Ranks:
         return sorted(self.ranks, key=self.ranks.__getitem__)
 
     def encode(self, text: str) -> list[int]:
-        pieces = regex.findall("|".join(PATTERNS[PATTERN]), unicodedata.normalize("NFC", text))
+        if self.composes:
+            text = unicodedata.normalize("NFC", text)
+        pieces = regex.findall("|".join(PATTERNS[self.pattern]), text)
         return [index for piece in pieces for index in self._merge(piece.encode())]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -71,7 +77,9 @@ def as_tokenizer(vocabulary: Ranks, special: Iterable[str]) -> "Tokenizer":
     ]
     ids = {names[token]: index for token, index in vocabulary.ranks.items()}
     tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=True))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFC(), pre_tokenizer(PATTERN)
+    if vocabulary.composes:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizer(vocabulary.pattern)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer

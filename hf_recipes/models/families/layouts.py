@@ -34,7 +34,8 @@ class Family:
         chat_tokens: pieces that become special tokens in chat models, which begin or end turns.
         prefix: tokens that its tokenizer puts before every text.
         adds_bos: whether its tokenizer puts a BOS before texts where tokenizer_config.json does not say.
-        special: tokens behind the pieces of its SentencePiece model that no file names.
+        special: tokens behind those of its vocabulary that no file names.
+        pattern: what splits texts where its vocabulary is one of tiktoken.
         default_theta: base of the rotary frequencies in its weight files; None: that of the configuration.
     """
 
@@ -54,6 +55,7 @@ class Family:
     adds_bos: bool = False
     prefix: tuple[str, ...] = ()
     special: tuple[str, ...] = ()
+    pattern: str | None = None
     default_theta: float | None = None
 
 
@@ -215,6 +217,8 @@ QWEN = Family(
     _thirds,
     template="chatml",
     chat_ends=("<|im_end|>", "<|endoftext|>"),
+    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{number}|>" for number in range(205))),
+    pattern="qwen2",
 )
 INTERNLM = Family(
     "InternLM",
@@ -299,6 +303,20 @@ CHATGLM3 = Family(
     chat_ends=("</s>", "<|user|>", "<|observation|>"),
     special=(*_GLM_SPECIAL, "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
     **_GLM,
+)
+GLM4 = Family(
+    "GLM-4-9B",
+    "glm",
+    "configs/lora_glm.json",
+    _chatglm3,
+    template="glm",
+    chat_ends=("<|endoftext|>", "<|user|>", "<|observation|>"),
+    special=(
+        *("<|endoftext|>", *_GLM_SPECIAL, "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
+    ),
+    pattern="glm4",
+    **(_GLM | {"always_chat": False}),
 )
 MINICPM = Family(
     "MiniCPM",

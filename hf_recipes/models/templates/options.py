@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_recipes.core.errors import UserError, say
@@ -17,6 +18,7 @@ from hf_recipes.data.chat.dates import today
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEMPLATES = files("hf_recipes.models") / "templates"  # the bundled ones
 Thinking = Literal["on", "off", "keep"]
 # What transformers gives to a template by itself.
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")

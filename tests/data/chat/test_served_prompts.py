@@ -11,7 +11,7 @@ from chat_templates import tokenizer_of
 
 from hf_recipes.core.ledger import is_dropped, shown
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.models.tokenizer import TEMPLATES
+from hf_recipes.models.templates.options import TEMPLATES
 
 PATHS = [*Path(str(files("trl"))).glob("chat_templates/*.jinja"), *Path(TEMPLATES).glob("*.jinja")]
 TOOL = {"name": "get_weather", "description": "天气", "parameters": {"type": "object", "properties": {}}}

@@ -39,6 +39,7 @@ LAYOUTS = {
     "internlm2": layouts.INTERNLM2,
     "chatglm2": layouts.CHATGLM2,
     "chatglm3": layouts.CHATGLM3,
+    "glm4": layouts.GLM4,
     "minicpm": layouts.MINICPM,
 }
 TEXTS = [*mixed_texts(), "people in the eop, sop", "  two spaces", "\t\n x", "", "def f(x):\n    return x  # 注释\n"]
@@ -89,6 +90,7 @@ def test_logits_are_those_of_the_published_architecture(plain, name):
         ("internlm2", {"rope_scaling": {"type": "dynamic", "factor": 3.0}}, 100),
         ("chatglm2", {"rope_ratio": 50}, 60),
         ("chatglm3", {"rope_ratio": 50}, 60),
+        ("glm4", {"rope_ratio": 500, "multi_query_group_num": 2}, 60),
         ("minicpm", {"num_key_value_heads": 2, "scale_emb": 3, "dim_model_base": 8}, 60),
     ],
 )
@@ -255,7 +257,9 @@ def test_ids_are_those_of_the_original_vocabulary(plain, name, monkeypatch, caps
     source, target = plain(name)
     tokenizer, _ = load_tokenizer(str(target), needs_template=False)
     if name == "qwen":
-        encode = Ranks(source / "qwen.tiktoken").encode
+        encode = Ranks(source / "qwen.tiktoken", "qwen2", composes=True).encode
+    elif name == "glm4":
+        encode = Ranks(source / "tokenizer.model", "glm4").encode
     else:
         encode = SentencePieceProcessor(model_file=str(source / "tokenizer.model")).encode
     assert tokenizer.is_fast
@@ -267,7 +271,7 @@ def test_ids_are_those_of_the_original_vocabulary(plain, name, monkeypatch, caps
         assert tokenizer(text, add_special_tokens=False)["input_ids"] == encode(text), text
     ids = tokenizer("问")["input_ids"]
     prefix = tokenizer.convert_ids_to_tokens(ids[: len(ids) - len(encode("问"))])
-    expected = {"chatglm2": ["[gMASK]", "<sop>"], "chatglm3": ["[gMASK]", "<sop>"]}
+    expected = {key: ["[gMASK]", "<sop>"] for key in ("chatglm2", "chatglm3", "glm4")}
     expected |= {key: ["<s>"] for key in ("internlm", "internlm2", "minicpm")}
     assert prefix == expected.get(name, [])
     assert tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id
@@ -369,6 +373,30 @@ def test_prompts_of_chatglm(plain):
     assert prompt_of(target, ["你好"]) == expected
 
 
+def test_glm4_has_its_special_tokens_behind_its_vocabulary(plain, tmp_path):
+    source, target = plain("glm4")
+    size = len(old_checkpoints.tiktoken_file().splitlines())  # 151,329 in the published one
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    names = ["<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", "<|system|>", "<|user|>"]
+    names += ["<|assistant|>", "<|observation|>", "<|begin_of_image|>"]
+    assert tokenizer.convert_tokens_to_ids(names) == list(range(size, size + 11)) and len(tokenizer) == size + 14
+    accent = "e\u0301"  # which is not composed
+    assert tokenizer.decode(tokenizer(accent, add_special_tokens=False)["input_ids"]) == accent
+    assert tokenizer.chat_template is None  # of the base model
+    old = write_old(tmp_path / "glm-4-9b-chat", "glm4")
+    chat = convert_checkpoint(str(old), str(tmp_path / "new"))
+    encode = Ranks(source / "tokenizer.model", "glm4").encode
+    system, user, assistant = size + 6, size + 7, size + 8
+    prompt = [size + 2, size + 4, system, *encode("\n系统"), user, *encode("\n你好"), assistant, *encode("\n")]
+    assert prompt_of(chat, ["系统", "你好"]) == prompt
+    assert GenerationConfig.from_pretrained(chat).eos_token_id == [size, user, size + 9]
+    (old / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "ChatGLM4Tokenizer", "added_tokens_decoder": {"5": {"content": "<sop>"}}})
+    )
+    with pytest.raises(UserError, match=rf"gives <sop> the id 5, and in GLM-4-9B it is {size + 4}; copy the files"):
+        convert_checkpoint(str(old), str(tmp_path / "other"))
+
+
 def test_prompts_of_other_chat_models(tmp_path):
     source = write_old(tmp_path / "Qwen-7B-Chat", "qwen")
     target = convert_checkpoint(str(source), str(tmp_path / "qwen"))
@@ -426,7 +454,7 @@ CHATGLM1 = {"architectures": ["ChatGLMModel"], "model_type": "chatglm", "positio
         (B13, "Baichuan-13B, whose alibi"),
         (B13 | {"z_loss_weight": 0}, "Baichuan2-13B, whose alibi .* --trust_remote_code True"),
         (CHATGLM1, "the first ChatGLM-6B, .* ChatGLM2-6B and ChatGLM3-6B train"),
-        (FAMILIES["chatglm3"].config | {"_name_or_path": "THUDM/glm-4-9b-chat"}, "GLM-4-9B .* glm-4-9b-chat-hf"),
+        (FAMILIES["glm4"].config | {"_name_or_path": "glm-4v-9b", "vision_config": {}}, "GLM-4V-9B.*glm-4-9b-chat-hf"),
         (FAMILIES["chatglm3"].config | {"_name_or_path": "mine"}, "ChatGLM2-6B or ChatGLM3-6B, and neither"),
     ],
 )

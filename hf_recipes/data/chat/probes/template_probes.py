@@ -46,7 +46,9 @@ class TemplateProbes:
         self.has_end = bool(end)
         self.end_of_turn = end or ends.opener([QUESTION, ANSWER], _next_question()) or tokenizer.eos_token or ""
         if not self.end_of_turn:
-            raise UserError("neither the chat template nor the tokenizer has a token that ends a turn (eos_token)")
+            raise UserError(
+                "neither the chat template nor the tokenizer has a token that ends a turn; name one with --eos_token"
+            )
         self.thoughts = learn_thoughts(render, plain)
         render.form = replace(render.form, thoughts=self.thoughts.field, around=self.thoughts.around)
         self._plain_prompt = plain.prompt.rstrip()
