@@ -25,7 +25,7 @@ from hf_recipes.core.files import write_json
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 LOG = "trainer_state.json"
 FIRST, FASTER = 0.25, 10  # of an arm with embeddings first: their share of the time, and their learning rate's factor
-EVALUATIONS = 12
+EVALUATIONS = 8
 
 
 @dataclass
@@ -112,7 +112,7 @@ def rate(args: argparse.Namespace, name: str) -> float:
         return args.tokens_per_second
     run = args.output_dir / name.replace(":", "-") / "rate"
     if not (run / LOG).is_file():
-        train(args, extended(args, name), run, 6, ["--eval_strategy", "no", "--logging_steps", 3])
+        train(args, extended(args, name), run, 4, ["--eval_strategy", "no", "--logging_steps", 2])
     return [entry["tokens_per_second"] for entry in history(run) if "tokens_per_second" in entry][-1]
 
 
