@@ -139,7 +139,7 @@ def test_each_lora_file_is_held_against_a_family():
         )
     names = {
         "chatglm": [name for name, _ in glm.named_modules()],
-        **dict.fromkeys(("demo", "reviews"), [name for name, _ in llama.named_modules()]),
+        **{key: [name for name, _ in llama.named_modules()] for key in ("demo", "reviews")},
         "baichuan": [name.format(0).removesuffix(".weight") for name in FAMILIES["baichuan2"].sizes],  # its own code
     }
     for file, layers in names.items():
