@@ -10,9 +10,11 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import openpyxl
 import pytest
 
 from conftest import ROOT, write_jsonl
+from hf_recipes.importers.bilibili.mediacrawler import Sheet
 
 VIDEO = {"video_id": "100", "title": "葱油拌面", "desc": "小火慢熬", "user_id": "1", "nickname": "灶台小满"}
 OTHER = {"video_id": "200", "title": "骑行川西", "desc": "-", "nickname": "慢轮阿野", "creator_hash": "ff"}
@@ -522,3 +524,13 @@ def test_a_damaged_excel_file(script, tmp_path):
     (tmp_path / "bili.xlsx").write_bytes(b"PK\x03\x04 no archive")
     code, _, err = script("prepare_bilibili.py", "--input_dir", tmp_path, "--output_dir", tmp_path / "out")
     assert code == 1 and "bili.xlsx: cannot be read as an Excel file" in err
+
+
+def test_a_column_without_a_name_in_a_sheet_moves_no_other(tmp_path):
+    book = openpyxl.Workbook()
+    book.active.title = "Comments"
+    for row in (["comment_id", None, "content"], ["7", "note", "好"], [None, None, None]):
+        book.active.append(row)
+    book.save(tmp_path / "bili.xlsx")
+    [record] = Sheet(str(tmp_path / "bili.xlsx"), "Comments").read()
+    assert record.value == {"comment_id": "7", "content": "好"} and record.location.endswith("Comments:2")

@@ -12,6 +12,7 @@ import re
 import sqlite3
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
 from typing import Any, NamedTuple
@@ -58,8 +59,9 @@ _VIDEO_ID = re.compile(r"\d{1,18}|[Bb][Vv]\w{10}")
 NO_PARENT = 0  # parent_comment_id of a top-level comment
 
 
-class Table(NamedTuple):
-    """A table of a SQLite file."""
+@dataclass(frozen=True)
+class _Part:
+    """A part of a file that has several, by its name."""
 
     path: str
     name: str
@@ -67,6 +69,10 @@ class Table(NamedTuple):
     @property
     def location(self) -> str:
         return f"{self.path}/{self.name}"
+
+
+class Table(_Part):
+    """A table of a SQLite file."""
 
     def read(self) -> Iterator[Record]:
         with _sqlite(self.path) as connection:
@@ -87,23 +93,18 @@ def _sqlite(path: str) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-class Sheet(NamedTuple):
+class Sheet(_Part):
     """A sheet of an Excel file. A text that begins with = is stored as a formula, and read as the text."""
-
-    path: str
-    name: str
-
-    @property
-    def location(self) -> str:
-        return f"{self.path}/{self.name}"
 
     def read(self) -> Iterator[Record]:
         with _workbook(self.path) as book:
             rows = book[self.name].iter_rows(values_only=True)
-            header = [str(name) for name in next(rows, ()) if name is not None]
+            header = next(rows, ())
             for number, values in enumerate(rows, 2):
                 if any(value is not None for value in values):
-                    yield Record(f"{self.location}:{number}", dict(zip(header, values, strict=False)))
+                    named = zip(header, values, strict=False)
+                    row = {str(name): value for name, value in named if name is not None}
+                    yield Record(f"{self.location}:{number}", row)
 
 
 @contextlib.contextmanager
