@@ -150,7 +150,7 @@ class ChatEncoder:
         rendered: list[list[Example] | RowProblem] = []
         for index, messages in enumerate(conversations):
             try:
-                conversations[index] = messages = list(map(_uniform, messages))
+                conversations[index] = messages = _uniform(messages)
                 tools[index] = _shown_tools(messages, tools[index])
                 separate = range(len(messages)) if self.split_turns == "always" else ()
                 rendered.append(self._render(messages, tools[index], separate))
@@ -179,7 +179,7 @@ class ChatEncoder:
         Raises:
             RowProblem: the template cannot show them.
         """
-        messages = list(map(_uniform, messages))
+        messages = _uniform(messages)
         prompt = self.template.prompt(messages, _shown_tools(messages, tools))
         return np.asarray(self._align(prompt).ids, dtype=np.int32)
 
@@ -368,9 +368,13 @@ class ChatEncoder:
         return Features(features)
 
 
-def _uniform(message: Message) -> Message:
-    """`message` with its text, thoughts and arguments of calls in one form."""
-    return with_objects(with_thoughts(with_text(message)))
+def _uniform(messages: list[Message]) -> list[Message]:
+    """`messages` with their text, thoughts and arguments of calls in one form."""
+    if not messages:
+        raise RowProblem("a conversation without turns")
+    if not all(message.get("role") for message in messages):
+        raise RowProblem("a turn without a role")
+    return [with_objects(with_thoughts(with_text(message))) for message in messages]
 
 
 def _labelled_in(example: Example, messages: list[Message]) -> list[Message]:

@@ -7,6 +7,7 @@ from conftest import build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat import ChatEncoder
 from hf_recipes.data.examples import load_examples, row_statuses
+from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.models.tokenizer import _bundled, load_tokenizer
 
@@ -374,6 +375,16 @@ def test_rows_without_room_are_dropped(tokenizer):
     assert (
         row.status == "dropped: the budget of an answer is too small for any text (--max_target_length, --max_length)"
     )
+
+
+@pytest.mark.parametrize("messages", [[], [{"content": "一"}, {"role": "assistant", "content": "二"}]])
+def test_what_is_no_conversation_is_dropped_and_the_others_stay(tokenizer, messages):
+    question = {"role": "user", "content": "一"}
+    encoder = ChatEncoder(tokenizer, keep_text=True)
+    rows = encoder.encode([messages, [question, {"role": "assistant", "content": "二"}]])
+    assert [row.status.split(":")[0] for row in rows] == ["dropped", "kept"]
+    with pytest.raises(RowProblem, match="without"):
+        encoder.served_prompt(messages)
 
 
 def test_new_special_tokens_are_told(tmp_path):
