@@ -7,7 +7,7 @@ and needs neither an attention mask nor position ids. Padding on the left would 
 import copy
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import starmap
 from typing import TYPE_CHECKING, Any
@@ -91,13 +91,19 @@ def _targets(labels: torch.Tensor) -> torch.Tensor:
 
 
 def logits_at(
-    positions: torch.Tensor, model: torch.nn.Module, inputs: Mapping[str, Any]
+    positions: torch.Tensor,
+    model: torch.nn.Module,
+    inputs: Mapping[str, Any],
+    forward: Callable[..., Any] | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """The logits at `positions` (N,), indices into the B · T tokens of `inputs`, computed by the model's own forward.
 
     A hook removes the other positions' hidden states between the model's body and its head, so that scaling,
     softcapping and an adapter on the head stay in effect. Without gradients the logits come in several tensors, (n, V)
     each, with their slice of `positions`; for the later ones the forward runs again with the first output of the body.
+
+    Args:
+        forward: what to call instead of `model`.
     """
     inner = unwrapped(model)
     body = getattr(inner, "base_model", inner)
@@ -115,12 +121,12 @@ def logits_at(
             output, hidden = result, result.last_hidden_state.flatten(0, 1).index_select(0, positions)
         result["last_hidden_state"] = hidden[part][None]
 
-    forward = body.__dict__.get("forward")
+    body_forward = body.__dict__.get("forward")
     hook = body.register_forward_hook(select)
     try:
         for start in range(0, count * size, size):
             part = slice(start, start + size)
-            logits = model(**inputs).logits
+            logits = (forward or model)(**inputs).logits
             if hidden is None:  # a model without a separate body gives all logits at once
                 yield slice(None), logits.flatten(0, 1)[positions]
                 return
@@ -130,8 +136,8 @@ def logits_at(
     finally:
         hook.remove()
         body.__dict__.pop("forward", None)
-        if forward is not None:
-            body.forward = forward
+        if body_forward is not None:
+            body.forward = body_forward
 
 
 def _sharded() -> bool:

@@ -36,7 +36,8 @@ def add_cpu_lm_head(model: torch.nn.Module, outputs: tuple[str, ...] = ("log_pro
         targets = labels[:, 1:][mask]
         if len(positions) == 0:  # the head is in the graph all the same, as processes that train together need
             positions, targets = positions.new_zeros(1), targets.new_zeros(1)
-        chunks = logits_at(positions, self, {**kwargs, "use_cache": False})
+        # Not the model's wrapped forward: autocast entered within itself stays on for good (torch 2.13).
+        chunks = logits_at(positions, self, {**kwargs, "use_cache": False}, fused)
         scores = [_scores(logits, targets[chunk], outputs) for chunk, logits in chunks]
         labelled = {name: torch.cat([score[name] for score in scores]) for name in outputs}
         padded = {name: value.new_zeros(mask.shape).masked_scatter(mask, value) for name, value in labelled.items()}

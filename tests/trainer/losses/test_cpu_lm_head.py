@@ -1,6 +1,7 @@
 """The head on a CPU: TRL's fields and gradients, of labelled tokens alone."""
 
 import copy
+from types import MethodType
 
 import pytest
 import torch
@@ -47,3 +48,14 @@ def test_fields_and_gradients_are_those_of_trl(family):
     nothing = model(input_ids=ids, labels=torch.full_like(ids, -100), fused_lm_head=True).log_probs
     assert nothing.shape == (3, 39) and not nothing.any()
     assert not any(gradient.any() for gradient in torch.autograd.grad(nothing.sum(), list(model.parameters())))
+
+
+def test_autocast_ends_with_the_forward_pass():
+    """accelerate wraps `forward`; the pass within it must not enter the same context again, which torch never leaves."""
+    model = tiny_model(VOCABULARY)
+    add_fused_lm_head(model)
+    add_cpu_lm_head(model)
+    model.forward = MethodType(torch.autocast("cpu", torch.bfloat16)(model.forward.__func__), model)
+    ids = torch.randint(5, VOCABULARY, (2, 12))
+    assert model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs.requires_grad
+    assert not torch.is_autocast_enabled("cpu")
