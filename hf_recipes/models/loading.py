@@ -176,7 +176,7 @@ def load_model(
         raise UserError(f"{name}: a reward model, which has a score head; give a causal language model")
     check_weights(model, arguments, kwargs.get("cache_dir"))
     if quantization is not None:
-        limit_cpu_kernel(model, inference=True)
+        limit_cpu_kernel(model, inference=False)  # nothing here may repack weights that are to be trained on
         say_unquantized(model)
     # With router logits, a mixture of experts cannot generate from prompts of several lengths. Trainers request them in
     # each forward pass.
@@ -187,6 +187,8 @@ def load_model(
     may = getattr(model.config, "is_decoder", True) is False or not makes_causal_masks(model)
     if not is_reward and may and sees_later_tokens(model):
         raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
+    if quantization is not None:
+        limit_cpu_kernel(model, inference=True)
     return model
 
 

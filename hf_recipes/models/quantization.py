@@ -8,6 +8,7 @@ from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import nearest
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 
@@ -70,8 +71,11 @@ def limit_cpu_kernel(model: "PreTrainedModel", *, inference: bool) -> None:
     In the first evaluation it repacks the weights for good and rounds their scales to bfloat16; afterwards it passes no
     gradient. It takes only widths that are multiples of 32 (out) and of the block size (in).
     """
+    from bitsandbytes.functional import has_avx512bf16
+
+    def fits(module: "nn.Module") -> bool:
+        return module.out_features % 32 == 0 and module.in_features % module.weight.quant_state.blocksize == 0
+
     for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):
-            state = module.weight.quant_state
-            fits = module.out_features % 32 == 0 and module.in_features % state.blocksize == 0
-            module.support_avx512bf16_for_cpu = inference and fits
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = inference and has_avx512bf16() and fits(module)

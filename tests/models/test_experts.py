@@ -115,8 +115,10 @@ def test_a_run_of_it_evaluates_by_generation_and_is_estimated(forks, tmp_path):
 
 
 def quantized(base: str):
-    arguments = ModelArguments(base, dtype="float32", load_in_4bit=True)
-    return load_model(arguments, trains_all=False, bf16=False).eval()
+    """With the kernel that training has, also on processors that have another one for inference."""
+    model = load_model(ModelArguments(base, dtype="float32", load_in_4bit=True), trains_all=False, bf16=False).eval()
+    prepare_quantized(model)
+    return model
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -127,7 +129,6 @@ def test_experts_are_trained_in_four_bits(tmp_path, monkeypatch, kind):
     model = quantized(base)
     experts = [weight for name, weight in model.named_parameters() if ".experts.parametrizations." in name]
     assert experts and all(weight.dtype == torch.uint8 for weight in experts)
-    prepare_quantized(model)
     model = attach_lora(model, read_lora_config(None), None, []).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
@@ -206,7 +207,7 @@ def test_pretraining_balances_experts(forks, tmp_path, accumulation):
     argv += ["--max_steps", 1, "--use_lora", "False", "--logging_steps", 1, "--shuffle", "False", "--max_grad_norm", 0]
     argv += ["--per_device_train_batch_size", 4 // accumulation, "--gradient_accumulation_steps", accumulation]
     argv += ["--optim", "sgd", "--learning_rate", 1.0, "--lr_scheduler_type", "constant", "--warmup_steps", 0]
-    argv += ["--weight_decay", 0]
+    argv += ["--weight_decay", 0, "--bf16", "False"]
     routers = {}
     for weight in (0, 1, 2):
         out = tmp_path / f"run{weight}"

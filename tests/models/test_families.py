@@ -20,12 +20,20 @@ from hf_recipes.models.checks.packing import made_to_keep_packed_rows_apart
 from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_model
+from hf_recipes.models.quantization import prepare_quantized
 
 IDS = torch.arange(40).view(2, 20) + 5
 
 
 def opened(base: str, **kwargs):
     return load_model(ModelArguments(base, dtype="float32", **kwargs), trains_all=False, bf16=False).eval()
+
+
+def in_four_bits(base: str):
+    """With the kernel that training has, also on processors that have another one for inference."""
+    model = opened(base, load_in_4bit=True)
+    prepare_quantized(model)
+    return model
 
 
 def logits(model) -> torch.Tensor:
@@ -84,14 +92,14 @@ def test_it_in_four_bits(row, tmp_path):
     """Trained on the quantized base, and loaded onto it again."""
     family, base = row
     path = str(ROOT / "configs" / f"lora_{family.lora}.json")
-    model = attach_lora(opened(base, load_in_4bit=True), read_lora_config(path), path, []).train()
+    model = attach_lora(in_four_bits(base), read_lora_config(path), path, []).train()
     model(IDS, labels=IDS, use_cache=False).loss.backward()
     trained = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert trained and all(p.grad is not None for p in trained)
     torch.optim.SGD(trained, lr=1.0).step()
     model.save_pretrained(tmp_path / "adapter")
     expected = logits(model)
-    again = logits(load_adapter(opened(base, load_in_4bit=True), str(tmp_path / "adapter")))
+    again = logits(load_adapter(in_four_bits(base), str(tmp_path / "adapter")))
     assert torch.allclose(again, expected, atol=1e-5) and expected.isfinite().all()
 
 

@@ -65,7 +65,7 @@ def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:
     try:
         if any(hasattr(weight, "ds_id") for weight in model.parameters()):
             return _same_after_another(model, ids, positions, rows[0].shape[1])
-        with torch.enable_grad():
+        with torch.enable_grad(), _as_trained(model):
             last = model(ids, position_ids=positions, use_cache=False).logits[0, rows[0].shape[1] :].float()
             (gradient,) = torch.autograd.grad((last * torch.randn_like(last)).sum(), embedded[:1])
         return not gradient[0, : rows[0].shape[1]].any()
@@ -92,11 +92,20 @@ def _same_after_another(model: "PreTrainedModel", ids: "torch.Tensor", positions
     import torch
 
     others = torch.cat([ids[:, :length].flip(1), ids[:, length:]], 1)
-    with torch.no_grad(), _gathered(model):
+    with torch.no_grad(), _gathered(model), _as_trained(model):
         one, two = (
             model(row, position_ids=positions, use_cache=False).logits[0, length:].float() for row in (ids, others)
         )
     return bool((one - two).norm() <= 1e-3 * one.norm())
+
+
+def _as_trained(model: "PreTrainedModel") -> "torch.autocast":
+    """The autocast that a model of several dtypes needs: of a quantized base, norms in float32, a head in bfloat16."""
+    import torch
+
+    dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    smallest = min(dtypes, key=lambda dtype: dtype.itemsize)
+    return torch.autocast(model.device.type, smallest, enabled=len(dtypes) > 1)
 
 
 def leaks_in_tiny_copy(config: "PretrainedConfig", trust_remote_code: bool) -> bool:

@@ -4,11 +4,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from conftest import tiny_model
+from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import (
     keeps_packed_rows_apart,
     leaks_in_tiny_copy,
     made_to_keep_packed_rows_apart,
 )
+from hf_recipes.models.loading import load_model
+from hf_recipes.models.quantization import prepare_quantized
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 128, "pad_token_id": 0}
@@ -95,3 +99,12 @@ def test_padded_batches_of_a_model_made_to_pack_are_as_before():
         made_to_keep_packed_rows_apart(model)
         assert torch.equal(model(ids, attention_mask=mask, position_ids=positions).logits, before)
         assert model.generate(ids, attention_mask=mask, max_new_tokens=3, do_sample=False).shape == (2, 9)
+
+
+def test_a_base_in_four_bits_with_a_head_in_bfloat16_is_tried_too(tmp_path):
+    """Its norms are in float32; and whatever the processor, nothing before the training repacks the weights."""
+    tiny_model(600).save_pretrained(tmp_path)
+    model = load_model(ModelArguments(str(tmp_path), load_in_4bit=True), trains_all=False, bf16=True)
+    prepare_quantized(model)
+    assert {p.dtype for p in model.parameters()} >= {torch.float32, torch.bfloat16}
+    assert keeps_packed_rows_apart(model)

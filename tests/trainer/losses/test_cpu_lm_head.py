@@ -51,7 +51,7 @@ def test_fields_and_gradients_are_those_of_trl(family):
 
 
 def test_autocast_ends_with_the_forward_pass():
-    """accelerate wraps `forward`; the pass within it must not enter the same context again, which torch never leaves."""
+    """accelerate wraps `forward`; a pass within it must not enter the same context again, which torch never leaves."""
     model = tiny_model(VOCABULARY)
     add_fused_lm_head(model)
     add_cpu_lm_head(model)
