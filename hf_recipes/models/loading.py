@@ -15,7 +15,7 @@ from hf_recipes.models.checks.packing import sees_later_tokens
 from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.inference.generation_settings import generation_config_of
 from hf_recipes.models.packed_masks import makes_causal_masks
-from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
+from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config, sparing_kernels
 from hf_recipes.models.quantized_experts import quantizing_experts, say_unquantized
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def load_model(
         kwargs["attn_implementation"] = arguments.attn_implementation
     try:
         in_4_bits = quantization is not None and quantization.load_in_4bit
-        with _without_report() if may_lack else nullcontext(), quantizing_experts() if in_4_bits else nullcontext():
+        quiet = _without_report() if may_lack else nullcontext()
+        with quiet, quantizing_experts() if in_4_bits else nullcontext(), sparing_kernels():
             model, report = kind.from_pretrained(
                 name,
                 revision=arguments.model_revision,
