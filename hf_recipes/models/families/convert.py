@@ -28,12 +28,16 @@ NAMES = "Baichuan-7B, Baichuan2-7B, Qwen-1, InternLM, InternLM2, ChatGLM2-6B, Ch
 _BUSY = "{}: another process makes it; waiting for its end"
 
 
-def convert_checkpoint(model: str, output_dir: str) -> Path:
+def convert_checkpoint(model: str, output_dir: str, *, verify: bool = False, trust_remote_code: bool = False) -> Path:
     """Convert a folder of an older family; the new one is complete or absent, and one that is there is kept.
 
     A conversion that was killed resumes behind its last complete shard. No code of the checkpoint runs: its files are
-    read as data.
+    read as data. With `verify`, its code runs too, for its logits to be compared.
     """
+    if verify and not trust_remote_code:
+        raise UserError(
+            "--verify runs the code of the checkpoint; read it, then allow it with --trust_remote_code True"
+        )
     source, target = Path(model), Path(output_dir)
     if not source.is_dir():
         raise UserError(f"--model_name_or_path {model}: no such folder; download it first (scripts/download.py)")
@@ -42,13 +46,19 @@ def convert_checkpoint(model: str, output_dir: str) -> Path:
     with locked(lock_of(target), _BUSY.format(target), wait=-1):
         if _is_converted(target, content):
             say(f"{target}: already converted from {source}")
+            if verify:
+                from transformers import AutoTokenizer
+
+                from hf_recipes.models.families.verification import compare, original_outputs
+
+                compare(family, target, original_outputs(source, AutoTokenizer.from_pretrained(target)))
         elif target.exists() and not (target.is_dir() and is_empty(target)):
             raise UserError(
                 f"--output_dir {target}: there is something already, which is not this conversion of {source}; name "
                 "another folder"
             )
         else:
-            _convert(family, config, source, target, content)
+            _convert(family, config, source, target, content, verify)
     return target
 
 
@@ -87,7 +97,7 @@ def _converter() -> str:
     return fingerprint(version("transformers"), code=code)
 
 
-def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path, content: str) -> None:
+def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path, content: str, verify: bool) -> None:
     from transformers import AutoTokenizer
 
     try:
@@ -99,10 +109,14 @@ def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path,
     is_chat = is_chat_model(family, source, old)
     say(f"{source}: {family.name}{' (chat)' if is_chat else ''}, converted to {family.model_type}")
     record = {"source": source.name, "family": family.name, "content": content, "converter": _converter()}
+    built, vocabulary = build_tokenizer(family, source, is_chat)
+    if len(built) > config["vocab_size"]:
+        raise UserError(f"{source}: {len(built):,} tokens for {config['vocab_size']:,} rows of embeddings")
+    if verify:
+        from hf_recipes.models.families.verification import compare, original_outputs
+
+        expected = original_outputs(source, built)  # which may not run: before any weight is written
     with writing(f"--output_dir {target}"), _partial_folder(target, record) as (partial, shards):
-        built, vocabulary = build_tokenizer(family, source, is_chat)
-        if len(built) > config["vocab_size"]:
-            raise UserError(f"{source}: {len(built):,} tokens for {config['vocab_size']:,} rows of embeddings")
         built.save_pretrained(partial)
         if vocabulary.model is not None:
             (partial / "tokenizer.model").write_bytes(vocabulary.model)
@@ -114,6 +128,8 @@ def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path,
         )
         _write_config(config, partial, dtype)
         _write_generation_config(family, source, built, is_chat, partial)
+        if verify:
+            compare(family, partial, expected)
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir()) if path.name != RECORD}
         write_json(partial / RECORD, record | {"files": sizes})
     say(f"model in {target}; LoRA: --lora_config {family.lora_config}")

@@ -35,7 +35,10 @@ def prepare(config: PretrainedConfig, name: str, **source: Any) -> None:
     Args:
         source: revision and cache_dir.
     """
-    AutoModelForCausalLM.register(type(config), _adapted(remote_class(config, name, **source)), exist_ok=True)
+    remote = remote_class(config, name, **source)
+    adapted = _adapted(remote, PrefixLM if remote.base_model_prefix == "transformer" else CausalLM)
+    adapted.register_for_auto_class("AutoModelForCausalLM")
+    AutoModelForCausalLM.register(type(config), adapted, exist_ok=True)
 
 
 def remote_class(config: PretrainedConfig, name: str, **source: Any) -> type[PreTrainedModel]:
@@ -44,7 +47,7 @@ def remote_class(config: PretrainedConfig, name: str, **source: Any) -> type[Pre
     reference = references.get("AutoModelForCausalLM") or references.get("AutoModel")
     if reference is None:
         raise UserError(
-            f"{name}: config.json names no code (auto_map), by which alone this model runs; download it again"
+            f"{name}: config.json names no code (auto_map); copy it and modeling_*.py from where the model is published"
         )
     kind = type(config)
     for key, value in DEFAULTS.items():
@@ -59,6 +62,13 @@ def remote_class(config: PretrainedConfig, name: str, **source: Any) -> type[Pre
     finally:
         if sys.modules[STREAMS] is stand_in:
             del sys.modules[STREAMS]
+
+
+def original_class(config: PretrainedConfig, name: str) -> type[PreTrainedModel]:
+    """The class of any older checkpoint, for whole forward passes."""
+    if not hasattr(config, "max_length"):
+        type(config).max_length = 20
+    return _adapted(remote_class(config, name), Constructed)
 
 
 class Constructed:
@@ -280,8 +290,5 @@ def _subclass(kind: type, first: type, *last: type) -> type:
 
 
 @functools.cache
-def _adapted(remote: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    mixin = PrefixLM if remote.base_model_prefix == "transformer" else CausalLM
-    adapted = _subclass(remote, mixin, *(() if issubclass(remote, GenerationMixin) else (GenerationMixin,)))
-    adapted.register_for_auto_class("AutoModelForCausalLM")
-    return adapted
+def _adapted(remote: type[PreTrainedModel], mixin: type[Constructed]) -> type[PreTrainedModel]:
+    return _subclass(remote, mixin, *(() if issubclass(remote, GenerationMixin) else (GenerationMixin,)))
