@@ -40,7 +40,7 @@ TEMPLATE = """{%- set turns = namespace(round=0) %}
 """
 
 
-def load(name: str, path: Path, settings: dict[str, Any]) -> "PreTrainedTokenizerFast":
+def load(name: str, path: Path | None, settings: dict[str, Any]) -> "PreTrainedTokenizerFast":
     """A fast tokenizer with the ids of the file at `path`.
 
     Args:
@@ -55,9 +55,10 @@ def load(name: str, path: Path, settings: dict[str, Any]) -> "PreTrainedTokenize
             f"{name}: the first release of ChatGLM-6B, with tokens for images before those for text; take a later one, "
             "whose tokenizer_config.json has num_image_tokens 0 (130,528 rows of embeddings)"
         )
-    model, processor = read_model(path), SentencePieceProcessor(model_file=str(path))
+    model = read_model(path) if path else None
     if model is None:
-        raise UserError(f"{path}: not a SentencePiece model; download it again")
+        raise UserError(f"{name}: no {FILE}, in which ChatGLM-6B has its tokens, or another file; download it again")
+    processor = SentencePieceProcessor(model_file=str(path))
     names = [piece.piece for piece in model.pieces]
     add_special(model, path, {names.index(token): token for token in SPECIAL if token in names})
     backend = as_full_tokenizer(model)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from peft.utils.integrations import gather_params_ctx
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
@@ -118,10 +119,10 @@ class Body:
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        if not (attention_mask is not None and attention_mask.dtype == torch.bool):
-            inputs = self.inputs(input_ids, attention_mask)
-        else:  # of `prepare_inputs_for_generation`
+        if attention_mask is not None and attention_mask.ndim == 4:  # of `prepare_inputs_for_generation`
             inputs = {"attention_mask": attention_mask, "position_ids": position_ids}
+        else:
+            inputs = self.inputs(input_ids, attention_mask)
         caches = not self.training and (self.config.use_cache if use_cache is None else use_cache)
         length = past_key_values.get_seq_length() if past_key_values is not None else 0
         past = tuple(
@@ -178,7 +179,7 @@ class PrefixBody(Body):
         position = (real.cumsum(1) - 1).clamp(min=0)
         masks = [((input_ids == token) & real).int() for token in (config.gmask_token_id, config.mask_token_id)]
         mask = torch.where(masks[0].any(1), masks[0].argmax(1), masks[1].argmax(1))[:, None]
-        first = torch.where(is_prompt, position, position.gather(1, mask))
+        first = torch.where(is_prompt, position, position.gather(1, mask) * begins.any(1)[:, None])
         second = torch.where(is_prompt, 0, index - start + 1)
         return {
             "attention_mask": ~seen[:, None, length:],
@@ -216,8 +217,8 @@ class CausalLM(Constructed):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.normalizes_head:  # in each forward pass; losses that read the weight of the head take it as it is
-            with torch.no_grad():
-                weight = model.lm_head.weight
+            weight = model.lm_head.weight
+            with torch.no_grad(), gather_params_ctx([weight], modifier_rank=0):  # where ZeRO's stage 3 shards it
                 weight.copy_(nn.functional.normalize(weight.float()))
         return loaded
 
@@ -277,7 +278,9 @@ class PrefixLM(CausalLM):
     _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: PretrainedConfig, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **{"empty_init": False, **kwargs})
+        if "empty_init" in inspect.signature(type(self).__bases__[1].__init__).parameters:
+            kwargs["empty_init"] = False  # which would take memory for weights that are then loaded
+        super().__init__(config, *args, **kwargs)
         for layer in self.base_model.layers:
             rotary, dtype = layer.attention.rotary_emb, self.lm_head.weight.dtype
             rotary.precision = dtype

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 FILE = "tokenizer.model"
-BAICHUAN = "BaichuanTokenizer"  # whose code does not run on transformers 5
+# Tokenizers whose code does not run on transformers 5.
+BAICHUAN, CHATGLM = "BaichuanTokenizer", "ChatGLMTokenizer"
 JOINED = 300  # texts of random pieces in a comparison
 # What a tokenizer puts around a text, by whether it begins with BOS and ends with EOS: transformers' names.
 _PATTERNS = {(False, False): "none", (True, False): "bos", (False, True): "eos", (True, True): "bos_eos"}
@@ -49,8 +50,8 @@ def load(name: str, *, trust_remote_code: bool = False, **source: Any) -> "PreTr
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = find_file(name, FILE, **source)
-    if path is None and (ice := find_file(name, chatglm_tokenizer.FILE, **source)):
-        return chatglm_tokenizer.load(name, ice, _settings(name, source))
+    if path is None and (settings := _settings(name, source)).get("tokenizer_class") == CHATGLM:
+        return chatglm_tokenizer.load(name, find_file(name, chatglm_tokenizer.FILE, **source), settings)
     processor = None if path is None else _processor(path)
     has_json = find_file(name, "tokenizer.json", **source) is not None
     settings = {} if processor is None or has_json else _settings(name, source)

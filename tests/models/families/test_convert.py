@@ -482,7 +482,7 @@ CHATGLM1 = {"architectures": ["ChatGLMModel"], "model_type": "chatglm", "positio
     [
         (B13, "Baichuan-13B, whose alibi"),
         (B13 | {"z_loss_weight": 0}, "Baichuan2-13B, whose alibi .* --trust_remote_code True"),
-        (CHATGLM1, "the first ChatGLM-6B, .* ChatGLM2-6B and ChatGLM3-6B train"),
+        (CHATGLM1, "the first ChatGLM-6B, .* --trust_remote_code True --lora_config configs/lora_all_linear.json"),
         (FAMILIES["glm4"].config | {"_name_or_path": "glm-4v-9b", "vision_config": {}}, "GLM-4V-9B.*glm-4-9b-chat-hf"),
         (FAMILIES["chatglm3"].config | {"_name_or_path": "mine"}, "ChatGLM2-6B or ChatGLM3-6B, and neither"),
     ],
@@ -498,7 +498,8 @@ def test_families_that_are_not_converted_say_what_works(tmp_path, config, messag
 def test_families_are_told_apart():
     assert detect(B13 | {"max_position_embeddings": 4096}, "x") is layouts.BAICHUAN2
     assert detect({"architectures": ["LlamaForCausalLM"]}, "x") is None and detect({}, "x") is None
-    refuse_unconverted("x", B13 | {"z_loss_weight": 0}, trust_remote_code=True)  # which runs
+    for config in (B13, B13 | {"z_loss_weight": 0}, CHATGLM1):  # which run
+        refuse_unconverted("x", config, trust_remote_code=True)
     with pytest.raises(UserError, match=r"download it \(scripts/download.py\) and convert it: .* models/Baichuan2-7B "):
         refuse_unconverted("baichuan-inc/Baichuan2-7B", FAMILIES["baichuan2"].config)
 

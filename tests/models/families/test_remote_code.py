@@ -180,7 +180,8 @@ def test_it_is_trained_saved_and_merged(checkpoint, tmp_path, name):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
-        model.train()(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        model.train()(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
         gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.requires_grad})
         model.zero_grad()
     assert all(torch.equal(gradients[0][key], gradients[1][key]) for key in gradients[0])
