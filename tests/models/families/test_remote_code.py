@@ -9,7 +9,7 @@ import shutil
 import pytest
 import sentencepiece
 import torch
-from old_checkpoints import PIECES, sentencepiece_model, write_old
+from old_checkpoints import PIECES, sentencepiece_model, state_of, write_old
 from peft import PeftModel
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -292,6 +292,18 @@ def test_verified(old, tmp_path, capsys):
         UserError, match="--verify runs the code of the checkpoint; read it, then allow it with --trust"
     ):
         convert_checkpoint(str(old), str(target), verify=True)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_a_head_that_is_normalized_once_is_verified(tmp_path, monkeypatch, capsys, dtype, limit):
+    """In bfloat16 each of its weights is rounded."""
+    monkeypatch.setattr(fast_tokenizer, "JOINED", 20)
+    state = {key: value.to(dtype) for key, value in state_of("baichuan2").items()}
+    folder = write_old(tmp_path / "old", "baichuan2", state=state, auto_map=DECODER)
+    copy_code(folder, DECODER)
+    convert_checkpoint(str(folder), str(tmp_path / "new"), verify=True, trust_remote_code=True)
+    difference = float(capsys.readouterr().out.split("difference of logits is ")[1].split()[0])
+    assert difference < limit and (difference > 1e-5) == (dtype == torch.bfloat16)
 
 
 def test_another_model_is_not_left(old, tmp_path, monkeypatch):
