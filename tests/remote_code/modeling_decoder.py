@@ -78,6 +78,9 @@ class Decoder(PreTrainedModel):
     def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             module.weight.data.normal_(std=0.02)
+        for name, parameter in module.named_parameters():
+            if name == "layers.0.mlp.down_proj.weight":  # of a module inside this one
+                parameter.data.normal_(std=0.02)
 
     def _set_gradient_checkpointing(self, module, value=False):
         if isinstance(module, DecoderModel):

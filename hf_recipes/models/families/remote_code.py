@@ -43,7 +43,7 @@ def prepare(config: PretrainedConfig, name: str, **source: Any) -> None:
 
 
 def remote_class(config: PretrainedConfig, name: str, **source: Any) -> type[PreTrainedModel]:
-    """The checkpoint's class, with the attributes of its configuration's class that version 5 has no more."""
+    """The checkpoint's class; it and its configuration's class get what those of version 5 have no more."""
     references = getattr(config, "auto_map", None) or {}
     reference = references.get("AutoModelForCausalLM") or references.get("AutoModel")
     if reference is None:
@@ -59,10 +59,14 @@ def remote_class(config: PretrainedConfig, name: str, **source: Any) -> type[Pre
     stand_in = ModuleType(STREAMS)
     sys.modules.setdefault(STREAMS, stand_in)
     try:
-        return get_class_from_dynamic_module(reference, name, **source)
+        remote = get_class_from_dynamic_module(reference, name, **source)
     finally:
         if sys.modules[STREAMS] is stand_in:
             del sys.modules[STREAMS]
+    first = next(each for each in reversed(remote.__mro__) if each.__module__ == remote.__module__)
+    if not hasattr(first, "get_head_mask"):
+        first.get_head_mask = lambda self, head_mask, layers, *args: [None] * layers
+    return remote
 
 
 def original_class(config: PretrainedConfig, name: str) -> type[PreTrainedModel]:
@@ -97,6 +101,12 @@ class Constructed:
             path, _, key = name.rpartition(".")
             buffers = self.get_submodule(path)._buffers
             buffers[key] = value.to(buffers[key].device)
+
+    def _initialize_missing_keys(self, is_quantized: bool) -> None:
+        """Nothing: version 5 would do it for modules with such buffers, and their code then for all weights inside.
+
+        Whoever loads the model refuses missing weights.
+        """
 
 
 class LegacyCache(DynamicCache):

@@ -38,7 +38,10 @@ def original_outputs(source: Path, tokenizer: "PreTrainedTokenizerBase") -> Outp
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=True)
         kind = original_class(config, str(source))
-        model = kind.from_pretrained(source, config=config, dtype=torch.float32).eval()
+        model, report = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"its files lack {missing[0]}")
+        model.eval()
         return [(ids, _logits(model, ids)) for ids in (_continued(model, row) for row in rows)]
     except UserError:
         raise
