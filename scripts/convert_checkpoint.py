@@ -12,8 +12,14 @@ from hf_recipes.core.settings import Parser, run_script, setting
 class Arguments:
     """The folder of the older checkpoint and that of the new one."""
 
-    model_name_or_path: str | None = setting("Folder of the older checkpoint; its code is not run.")
+    model_name_or_path: str | None = setting("Folder of the older checkpoint.")
     output_dir: str | None = setting("Folder of the converted one, which must not be there yet.")
+    verify: bool = setting(
+        "Compare logits and greedy tokens with those of the older checkpoint's own code, in float32 "
+        "(with --trust_remote_code).",
+        False,
+    )
+    trust_remote_code: bool = setting("Run code that comes with the older checkpoint, for --verify alone.", False)
 
     def __post_init__(self):
         if not self.model_name_or_path:
@@ -26,7 +32,12 @@ def main() -> None:
     from hf_recipes.models.families.convert import convert_checkpoint
 
     [arguments] = Parser([Arguments]).parse()
-    convert_checkpoint(arguments.model_name_or_path, arguments.output_dir)
+    convert_checkpoint(
+        arguments.model_name_or_path,
+        arguments.output_dir,
+        verify=arguments.verify,
+        trust_remote_code=arguments.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":

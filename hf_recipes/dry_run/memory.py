@@ -12,6 +12,7 @@ import torch
 
 from hf_recipes.dry_run.simulate import Batch, pass_memory, step_memory
 from hf_recipes.models.inference.batch_options import ForwardPass
+from hf_recipes.models.quantization import is_read_by_kernel
 from hf_recipes.models.quantized_experts import is_experts_weight
 from hf_recipes.trainer.sharding import Sharding
 
@@ -92,8 +93,9 @@ def estimate(
     head = model.get_output_embeddings()
     linear = {
         id(module.weight): module.weight
-        for module in model.modules()
+        for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head and not module.weight.requires_grad
+        if not is_read_by_kernel(model, name.removesuffix(".base_layer"))
     }
     if linear_bits and linear_bits < 8:
         experts = (

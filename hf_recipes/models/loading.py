@@ -12,10 +12,10 @@ from hf_recipes.models.adapters.vision import has_vision
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
 from hf_recipes.models.checks.packing import sees_later_tokens
-from hf_recipes.models.families.detect import refuse_unconverted
+from hf_recipes.models.families.detect import BY_REMOTE_CODE, detect, refuse_unconverted
 from hf_recipes.models.inference.generation_settings import generation_config_of
 from hf_recipes.models.packed_masks import makes_causal_masks
-from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config
+from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config, sparing_kernels
 from hf_recipes.models.quantized_experts import quantizing_experts, say_unquantized
 
 if TYPE_CHECKING:
@@ -81,6 +81,10 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
         config = AutoConfig.from_pretrained(
             name, revision=arguments.model_revision, trust_remote_code=trust_remote_code, cache_dir=cache_dir
         )
+        if detect(values, name) in BY_REMOTE_CODE:
+            from hf_recipes.models.families import remote_code
+
+            remote_code.prepare(config, name, revision=arguments.model_revision, cache_dir=cache_dir)
     except UserError:
         raise
     except Exception as error:  # a configuration can be wrong in any way, and nothing else happens here
@@ -136,6 +140,8 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     name = arguments.model_name_or_path
+    if trust_remote_code:  # which may need `remote_code`
+        load_config(arguments, trust_remote_code, kwargs.get("cache_dir"))
     kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
     if may_lack:
         kwargs["num_labels"] = 1
@@ -152,7 +158,8 @@ def load_model(
         kwargs["attn_implementation"] = arguments.attn_implementation
     try:
         in_4_bits = quantization is not None and quantization.load_in_4bit
-        with _without_report() if may_lack else nullcontext(), quantizing_experts() if in_4_bits else nullcontext():
+        quiet = _without_report() if may_lack else nullcontext()
+        with quiet, quantizing_experts() if in_4_bits else nullcontext(), sparing_kernels():
             model, report = kind.from_pretrained(
                 name,
                 revision=arguments.model_revision,

@@ -1,7 +1,10 @@
 """Weights in four or eight bits (bitsandbytes): the settings, and a quantized base made ready to carry an adapter."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
@@ -44,6 +47,29 @@ def read_bnb_config(
         return BitsAndBytesConfig(**settings)
     except (TypeError, ValueError, AttributeError, ImportError) as error:
         raise UserError(f"{flag}: {' '.join(str(error).split())}") from None
+
+
+def is_read_by_kernel(model: "nn.Module", name: str) -> bool:
+    """Whether a Mamba layer takes the weight of this linear module, past its forward pass: no adapter on it would have
+    an effect, and nothing can be computed with it in four or eight bits."""
+    path, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(path)
+    return leaf in ("x_proj", "dt_proj", "out_proj") and hasattr(parent, "A_log") and hasattr(parent, "D")
+
+
+@contextmanager
+def sparing_kernels() -> Iterator[None]:
+    """While this lasts, transformers quantizes no module of which `is_read_by_kernel` is true."""
+    from transformers.quantizers.base import HfQuantizer
+
+    left_out = HfQuantizer.get_modules_to_not_convert
+
+    def with_kernels(model: "PreTrainedModel", *args: Any, **kwargs: Any) -> list[str]:
+        read = [name for name, _ in model.named_modules() if is_read_by_kernel(model, name)]
+        return [*left_out(model, *args, **kwargs), *read]
+
+    with patch.object(HfQuantizer, "get_modules_to_not_convert", staticmethod(with_kernels)):
+        yield
 
 
 def is_quantized(model: "PreTrainedModel") -> bool:

@@ -178,6 +178,12 @@ def test_the_recommended_file_gives_experts_a_lower_rank(tmp_path, kind):
         ("gpt_oss", {"use_dora": True}, "use_dora True does not reach experts"),
         ("mixtral", {**EXPERTS, "layers_to_transform": [0]}, "layers_to_transform .* name the weights of those layers"),
         ("mixtral", {"lora_target_modules": ["wq"]}, "names 'wq'.* target_parameters may name experts.down_proj"),
+        (
+            "mixtral",
+            {"lora_target_modules": r".*\.w1"},
+            r"leaves out w3 of experts.* \(model.layers.0.mlp.experts.gate_up",
+        ),
+        ("mixtral", {"lora_target_modules": "*w1"}, "target_modules '.w1' is no regular expression"),
         ("mixtral", {"rank_pattern": {"experts.w1": 2}}, "rank_pattern names 'experts.w1', and no weight of that name"),
     ],
 )
@@ -196,6 +202,34 @@ def test_names_of_modules_reach_experts_and_the_layers_beside_them(tmp_path, kin
     model = attach_lora(opened(make_base(tmp_path / "base", kind)), read_lora_config(str(path)), str(path), [])
     names = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert names == {"attention", "experts", "shared experts", "dense layers"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "adapted"),
+    [
+        ("glm4_moe", r".*\.mlp\.\w+_proj", "0.mlp.down_proj 0.mlp.gate_proj 0.mlp.up_proj"),
+        (
+            "deepseek_v3",
+            r".*\.1\.mlp\.shared_experts\.up_proj|.*\.1\..*o_proj",
+            "1.mlp.shared_experts.up_proj 1.self_attn.o_proj",
+        ),
+        ("qwen3_moe", r".*\.0\.mlp\.experts\.\d+\.(gate|up|down)_proj", "0.mlp.experts 0.mlp.experts.base_layer"),
+        ("gpt_oss", r".*\.1\..*(experts\.down_proj|q_proj)", "1.mlp.experts 1.self_attn.q_proj"),
+        ("qwen3_moe", r".*\.0\.mlp\.gate|.*\.0\..*q_proj", "0.mlp.gate 0.self_attn.q_proj"),
+    ],
+)
+def test_a_regular_expression_matches_whole_paths(tmp_path, kind, pattern, adapted):
+    base, ids, path = make_base(tmp_path / "base", kind), torch.arange(20)[None] + 5, tmp_path / "lora.json"
+    path.write_text(json.dumps({"lora_r": 4, "lora_target_modules": pattern}))
+    model = attach_lora(opened(base), read_lora_config(str(path)), str(path), [])
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sorted({name.split(".lora_")[0].split(".layers.")[1] for name in trained}) == adapted.split()
+    for parameter in trained.values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        plain = PeftModel.from_pretrained(opened(base), tmp_path / "adapter")
+        assert torch.equal(plain(ids).logits, model.eval()(ids).logits)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from models.tiny_families import FAMILIES, make_base
+from models.tiny_families import FAMILIES, Family, make_base
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -101,6 +101,17 @@ def test_it_in_four_bits(row, tmp_path):
     expected = logits(model)
     again = logits(load_adapter(in_four_bits(base), str(tmp_path / "adapter")))
     assert torch.allclose(again, expected, atol=1e-5) and expected.isfinite().all()
+
+
+@pytest.mark.parametrize("flag", ["load_in_4bit", "load_in_8bit"])
+def test_what_mamba_kernels_read_is_not_quantized(tmp_path, flag):
+    base = make_base(tmp_path, Family("mamba", "all_linear"))
+    model = attach_lora(opened(base, **{flag: True}), read_lora_config(None), None, []).train()
+    model(IDS, labels=IDS, use_cache=False).loss.backward()
+    trained = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+    assert {leaf(name.split(".lora_")[0]) for name in trained} == {"in_proj"}
+    assert all(p.grad.any() for p in trained.values())
+    assert model.generate(IDS[:, :6], max_new_tokens=2, do_sample=False).shape == (2, 8)
 
 
 def test_packed_rows_of_it(row):

@@ -60,6 +60,11 @@ def read_lora_config(path: str | None, task_type: str = "CAUSAL_LM") -> "LoraCon
         named = values.get(key)
         if isinstance(named, str) and named != "all-linear" and re.fullmatch(r"[\w.,\s-]+", named):
             values[key] = [name.strip() for name in named.split(",") if name.strip()]
+        elif isinstance(named, str):
+            try:
+                re.compile(named)
+            except re.error as error:
+                raise UserError(f"{path}: {key} {named!r} is no regular expression ({error})") from None
     _check_types(path, values, task_type)
     if name := not_finite(values):
         raise UserError(f"{path}: {name} is no finite number")
@@ -142,7 +147,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
             adapted = get_peft_model(model, config, autocast_adapter_dtype=not is_deepspeed_zero3_enabled())
         if kind:
             initialize_residual(adapted, kind)
-    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         raise UserError(
             f"{path or 'lora_config'}: {' '.join(str(error).split())[:300]} "
             f"(linear modules of {type(model).__name__}: {linear})"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.quantization import is_quantized
+from hf_recipes.models.quantization import is_quantized, is_read_by_kernel
 from hf_recipes.models.quantized_experts import as_plain_parameters, is_experts_weight
 
 if TYPE_CHECKING:
@@ -45,51 +45,85 @@ def leaf(name: str) -> str:
 
 def fused_experts(model: "PreTrainedModel") -> list[str]:
     """The weights that hold all experts of a layer, as `target_parameters` names them: ``experts.down_proj``."""
-    found = {
-        ".".join(f"{name}.{key}".split(".")[-2:])
+    return sorted({".".join(name.split(".")[-2:]) for name in _experts_weights(model)})
+
+
+def _experts_weights(model: "PreTrainedModel") -> list[str]:
+    return [
+        f"{name}.{key}"
         for name, module in model.named_modules()
         for key, _ in module.named_parameters(recurse=False)
         if is_experts_weight(module, key)
-    }
-    return sorted(found)
+    ]
 
 
 def spell_out_targets(model: "PreTrainedModel", config: "LoraConfig", path: str | None) -> set[str]:
     """Name in `config` all that its targets stand for in a mixture of experts, or in a model with Mamba layers.
 
     ``all-linear`` is attention, experts, shared experts and dense layers, never the router. PEFT 0.21 itself reads it
-    by family: with the router, or without experts; and it takes the names of dense layers and shared experts for those
-    of experts, as transformers 4 had them. Such layers are adapted through their weights (`target_parameters`), under
-    the names in the adapter's file that they would have as modules.
+    by family: with the router, or without experts; it reads a regular expression as the last names of what that
+    matches; and it takes the names of dense layers and shared experts for those of experts, as transformers 4 had them.
+    Such layers are adapted through their weights (`target_parameters`), under the names in the adapter's file that they
+    would have as modules.
 
     Returns:
         the names among `target_modules` that PEFT takes for experts.
     """
     with as_plain_parameters(model):
-        experts = fused_experts(model)
+        experts = _experts_weights(model)
     linear = linear_modules(model)
-    passed_over = {name for name in linear if _is_read_by_kernel(model, name)}
+    passed_over = {name for name in linear if is_read_by_kernel(model, name)}
     if not experts and not passed_over:
         return set()
-    is_all = config.target_modules == "all-linear"
-    if is_all:
+    parameters, targets = set(config.target_parameters or ()), config.target_modules
+    if is_all := targets == "all-linear":
         routers = {name for name in linear if experts and ROUTER.search(name)}
         named = {leaf(name) for name in linear.keys() - routers - passed_over}
-    elif isinstance(config.target_modules, str) or not config.target_modules:
+        parameters |= {".".join(name.split(".")[-2:]) for name in experts}
+    elif is_pattern := isinstance(targets, str):
+        named = {name for name, _ in model.named_modules() if re.fullmatch(targets, name)}
+        weights = _matching(model, targets, experts, path)
+        if not experts or not named | weights:  # as in dense models, or an error of PEFT's
+            return set()
+        parameters |= weights
+    elif not targets:
         return set()
     else:
-        named = set(config.target_modules)
-    taken = {name for name in named if _is_taken_for_experts(model, name)}
-    beside = {name for name in taken if any(f".{full}".endswith(f".{name}") for full in linear)}
-    parameters = set(config.target_parameters or ())
-    if is_all:
+        named = set(targets)
+    leaves = {name for name in map(leaf, named) if _is_taken_for_experts(model, name)}
+    taken = {name for name in named if leaf(name) in leaves}
+    owners = [f".{name}" for name, _ in model.named_parameters() if name.endswith(".weight")]
+    parameters |= {f"{name}.weight" for name in taken if any(key.endswith(f".{name}.weight") for key in owners)}
+    if is_all or is_pattern:
         config.target_modules = sorted(named - taken)
-        parameters |= set(experts)
-    parameters |= {f"{name}.weight" for name in beside}
     config.target_parameters = sorted(parameters) or None
     if parameters or taken:
         _check_goes_with_parameters(config, path)
     return taken
+
+
+def _matching(model: "PreTrainedModel", pattern: str, experts: list[str], path: str | None) -> set[str]:
+    """The weights of `experts` that a regular expression names: by their path, or by those of the modules of each
+    expert that transformers 4 had (``experts.0.gate_proj`` and ``experts.0.up_proj`` for ``experts.gate_up_proj``)."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    matching = set()
+    conversions = get_checkpoint_conversion_mapping(model.config.model_type) or ()
+    fused = [each for each in conversions if isinstance(each, WeightConverter)]
+    for name in experts:
+        ends = [(each.source_patterns, end) for each in fused for end in each.target_patterns if name.endswith(end)]
+        sources, end = ends[0] if ends else ([], "")
+        modules = [name.removesuffix(end) + key.replace("*", "0").removesuffix(".weight") for key in sources]
+        missing = [module for module in modules if not re.fullmatch(pattern, module)]
+        if re.fullmatch(pattern, name) or (modules and not missing):
+            matching.add(name)
+        elif len(missing) < len(modules):
+            raise UserError(
+                f"{path}: the regular expression in target_modules leaves out {', '.join(map(leaf, missing))} of "
+                f"experts, which are one weight with what it matches ({name}); name all of them, or none"
+            )
+    return matching
 
 
 @contextmanager
@@ -115,12 +149,6 @@ def as_modules(model: "nn.Module", *configs: "PeftConfig") -> Iterator[None]:
         yield
     for config, modules, parameters in changed:
         config.target_modules, config.target_parameters = modules, parameters
-
-
-def _is_read_by_kernel(model: "nn.Module", name: str) -> bool:
-    """Whether a Mamba layer's kernel takes this module's weight, past an adapter on it."""
-    parent = model.get_submodule(name.rpartition(".")[0])
-    return leaf(name) in ("out_proj", "dt_proj") and hasattr(parent, "A_log") and hasattr(parent, "D")
 
 
 def _is_taken_for_experts(model: "PreTrainedModel", name: str) -> bool:

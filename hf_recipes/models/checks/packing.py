@@ -30,8 +30,8 @@ def sees_later_tokens(model: "PreTrainedModel") -> bool:
 
 def packing_leaks(model_type: str, flag: str = "--packing", instead: str = "leave --packing out") -> UserError:
     return UserError(
-        f"{flag}: {model_type} carries a state from each packed row into the next (recurrence or convolutions), so "
-        f"rows would leak into each other; {instead}"
+        f"{flag}: {model_type} carries a state from each packed row into the next (recurrence, convolutions or "
+        f"attention that does not restart), so rows would leak into each other; {instead}"
     )
 
 

@@ -1,14 +1,15 @@
 """Older checkpoints converted to classes that transformers has: weights, configuration, tokenizer."""
 
-import json
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, lock_of, locked, new_folder, write_json, writing
+from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, share_weights, write_json, writing
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.models import weight_files
 from hf_recipes.models.families import detect as detection
@@ -27,11 +28,16 @@ NAMES = "Baichuan-7B, Baichuan2-7B, Qwen-1, InternLM, InternLM2, ChatGLM2-6B, Ch
 _BUSY = "{}: another process makes it; waiting for its end"
 
 
-def convert_checkpoint(model: str, output_dir: str) -> Path:
+def convert_checkpoint(model: str, output_dir: str, *, verify: bool = False, trust_remote_code: bool = False) -> Path:
     """Convert a folder of an older family; the new one is complete or absent, and one that is there is kept.
 
-    No code of the checkpoint runs: its files are read as data.
+    A conversion that was killed resumes behind its last complete shard. No code of the checkpoint runs: its files are
+    read as data. With `verify`, its code runs too, for its logits to be compared.
     """
+    if verify and not trust_remote_code:
+        raise UserError(
+            "--verify runs the code of the checkpoint; read it, then allow it with --trust_remote_code True"
+        )
     source, target = Path(model), Path(output_dir)
     if not source.is_dir():
         raise UserError(f"--model_name_or_path {model}: no such folder; download it first (scripts/download.py)")
@@ -40,13 +46,19 @@ def convert_checkpoint(model: str, output_dir: str) -> Path:
     with locked(lock_of(target), _BUSY.format(target), wait=-1):
         if _is_converted(target, content):
             say(f"{target}: already converted from {source}")
+            if verify:
+                from transformers import AutoTokenizer
+
+                from hf_recipes.models.families.verification import compare, original_outputs
+
+                compare(family, target, original_outputs(source, AutoTokenizer.from_pretrained(target)))
         elif target.exists() and not (target.is_dir() and is_empty(target)):
             raise UserError(
                 f"--output_dir {target}: there is something already, which is not this conversion of {source}; name "
                 "another folder"
             )
         else:
-            _convert(family, config, source, target, content)
+            _convert(family, config, source, target, content, verify)
     return target
 
 
@@ -73,10 +85,10 @@ def _family(source: Path) -> tuple[Family, dict[str, Any]]:
 
 def _is_converted(target: Path, content: str) -> bool:
     try:
-        record = json.loads((target / RECORD).read_text(encoding="utf-8"))
+        record = read_json(target / RECORD)
         sizes = {name: (target / name).stat().st_size for name in record["files"]}
         return (record["content"], record["converter"], record["files"]) == (content, _converter(), sizes)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, UserError, LookupError, TypeError):
         return False
 
 
@@ -85,7 +97,7 @@ def _converter() -> str:
     return fingerprint(version("transformers"), code=code)
 
 
-def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path, content: str) -> None:
+def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path, content: str, verify: bool) -> None:
     from transformers import AutoTokenizer
 
     try:
@@ -96,25 +108,63 @@ def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path,
         raise UserError(f"{source}: {family.name}, whose {error}") from None
     is_chat = is_chat_model(family, source, old)
     say(f"{source}: {family.name}{' (chat)' if is_chat else ''}, converted to {family.model_type}")
-    with writing(f"--output_dir {target}"), new_folder(target) as partial:
-        built, vocabulary = build_tokenizer(family, source, is_chat)
-        if len(built) > config["vocab_size"]:
-            raise UserError(f"{source}: {len(built):,} tokens for {config['vocab_size']:,} rows of embeddings")
+    record = {"source": source.name, "family": family.name, "content": content, "converter": _converter()}
+    built, vocabulary = build_tokenizer(family, source, is_chat)
+    if len(built) > config["vocab_size"]:
+        raise UserError(f"{source}: {len(built):,} tokens for {config['vocab_size']:,} rows of embeddings")
+    if verify:
+        from hf_recipes.models.families.verification import compare, original_outputs
+
+        expected = original_outputs(source, built)  # which may not run: before any weight is written
+    with writing(f"--output_dir {target}"), _partial_folder(target, record) as (partial, shards):
         built.save_pretrained(partial)
         if vocabulary.model is not None:
             (partial / "tokenizer.model").write_bytes(vocabulary.model)
         config |= _token_ids(built)
         _write_config(config, partial)  # which AutoTokenizer reads
         prove(AutoTokenizer.from_pretrained(partial), vocabulary, str(source))
-        dtype = convert_weights(family, source, partial, config)
+        dtype = convert_weights(
+            family, source, partial, config, shards, lambda: write_json(partial / RECORD, record | {"shards": shards})
+        )
         _write_config(config, partial, dtype)
         _write_generation_config(family, source, built, is_chat, partial)
-        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        record = {"source": source.name, "family": family.name, "content": content, "converter": _converter()}
+        if verify:
+            compare(family, partial, expected)
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir()) if path.name != RECORD}
         write_json(partial / RECORD, record | {"files": sizes})
     say(f"model in {target}; LoRA: --lora_config {family.lora_config}")
     if not is_chat and family.template:
         say(f"{target}: a base model, without a chat template; sft takes one by --chat_template")
+
+
+@contextmanager
+def _partial_folder(target: Path, record: Mapping[str, str]) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder next to `target`, and the digests of the shards that a killed conversion of this `record` left there.
+
+    It is renamed to `target` when nothing was raised, and removed after an error.
+    """
+    partial, shards = target.with_name(f"{target.name}.partial"), {}
+    if partial.exists():
+        left = read_json(partial / RECORD)
+        if not left and any(not path.name.startswith(RECORD) for path in partial.iterdir()):
+            raise UserError(
+                f"{partial}: is in the way and no unfinished conversion; move it, or name another --output_dir"
+            )
+        if {key: left.get(key) for key in record} == record:
+            shards = left.get("shards", {})
+            say(f"{partial}: resumes a conversion that was killed, with {len(shards)} complete shards")
+        else:
+            say(f"{partial}: a conversion that was killed, of other files or by another version; it begins anew")
+            shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    write_json(partial / RECORD, record | {"shards": shards})
+    try:
+        yield partial, shards
+        share_weights(partial)
+        move_folder(partial, target)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _write_config(config: Mapping[str, Any], folder: Path, dtype: "torch.dtype | None" = None) -> None:

@@ -18,20 +18,17 @@ _BY_ARCHITECTURE = {
     "MiniCPMForCausalLM": layouts.MINICPM,
 }
 _CHATGLM = ("ChatGLMModel", "ChatGLMForConditionalGeneration")
-# No class of transformers has their positions. What of them runs its own code on transformers 5 is let pass with
-# --trust_remote_code.
-_BAICHUAN2_13B = (
-    "Baichuan2-13B, whose alibi positions no class of transformers has, so that it is not converted; it trains by its "
-    "own code: --trust_remote_code True --lora_config configs/lora_baichuan.json"
+# No class of transformers has their positions. With --trust_remote_code they run their own code (`remote_code`).
+_ALIBI = (
+    "{}, whose alibi positions no class of transformers has, so that it is not converted; it trains by its own code: "
+    "--trust_remote_code True --lora_config configs/lora_baichuan.json"
 )
-_BAICHUAN_13B = (
-    "Baichuan-13B, whose alibi positions no class of transformers has and whose own code does not run on transformers "
-    "5; Baichuan2-13B trains with --trust_remote_code, and Baichuan2-7B after scripts/convert_checkpoint.py"
-)
+_BAICHUAN2_13B, _BAICHUAN_13B = _ALIBI.format("Baichuan2-13B"), _ALIBI.format("Baichuan-13B")
 _CHATGLM_6B = (
-    "the first ChatGLM-6B, whose two-dimensional positions no class of transformers has and whose own code does not "
-    "run on transformers 5; ChatGLM2-6B and ChatGLM3-6B train after scripts/convert_checkpoint.py"
+    "the first ChatGLM-6B, whose two-dimensional positions no class of transformers has, so that it is not converted; "
+    "it trains by its own code: --trust_remote_code True --lora_config configs/lora_all_linear.json"
 )
+BY_REMOTE_CODE = (_BAICHUAN2_13B, _BAICHUAN_13B, _CHATGLM_6B)
 _GLM4V = (
     "GLM-4V-9B, whose images no class of transformers reads in this layout; GLM-4-9B, which has text alone, trains "
     "after scripts/convert_checkpoint.py, or as glm-4-9b-hf and glm-4-9b-chat-hf"
@@ -98,5 +95,5 @@ def refuse_unconverted(name: str, config: Mapping[str, Any] | None = None, *, tr
             f"{name}: {family.name}, in a layout that transformers does not load; {download}convert it: python "
             f"scripts/convert_checkpoint.py --model_name_or_path {folder} --output_dir {folder}-{family.model_type}"
         )
-    if family is not None and not (trust_remote_code and family is _BAICHUAN2_13B):
+    if family is not None and not (trust_remote_code and family in BY_REMOTE_CODE):
         raise UserError(f"{name}: {family}")

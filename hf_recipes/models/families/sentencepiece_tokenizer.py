@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.models.families import chatglm_tokenizer
 from hf_recipes.models.families.fast_tokenizer import Vocabulary, add_special, compare, read_json
 from hf_recipes.models.families.from_sentencepiece import BPE, NORMAL, as_full_tokenizer, find_file, read_model
+from hf_recipes.models.templates.options import TEMPLATES
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 FILE = "tokenizer.model"
+# Tokenizers whose code does not run on transformers 5.
+BAICHUAN, CHATGLM = "BaichuanTokenizer", "ChatGLMTokenizer"
 JOINED = 300  # texts of random pieces in a comparison
 # What a tokenizer puts around a text, by whether it begins with BOS and ends with EOS: transformers' names.
 _PATTERNS = {(False, False): "none", (True, False): "bos", (False, True): "eos", (True, True): "bos_eos"}
@@ -46,9 +50,13 @@ def load(name: str, *, trust_remote_code: bool = False, **source: Any) -> "PreTr
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = find_file(name, FILE, **source)
+    if path is None and (settings := _settings(name, source)).get("tokenizer_class") == CHATGLM:
+        return chatglm_tokenizer.load(name, find_file(name, chatglm_tokenizer.FILE, **source), settings)
     processor = None if path is None else _processor(path)
     has_json = find_file(name, "tokenizer.json", **source) is not None
     settings = {} if processor is None or has_json else _settings(name, source)
+    if processor is not None and not has_json and settings.get("tokenizer_class") == BAICHUAN:
+        return _with_turns(_from_model(name, path, processor, settings, source), name, source)
     if processor is not None and not has_json and "auto_map" not in settings:
         return _from_model(name, path, processor, settings, source)
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **source)
@@ -70,6 +78,18 @@ def load(name: str, *, trust_remote_code: bool = False, **source: Any) -> "PreTr
             f"{name}: tokenizer.json gives {len(differing):,} of {count:,} texts other ids than tokenizer.model; "
             "tokenizer.json is taken, which other programs load too"
         )
+    return tokenizer
+
+
+def _with_turns(tokenizer: "PreTrainedTokenizerBase", name: str, source: dict[str, Any]) -> "PreTrainedTokenizerBase":
+    """Baichuan's template, with the tokens that begin turns in this chat model's generation_config.json."""
+    path = find_file(name, "generation_config.json", **source)
+    settings = read_json(path) if path else {}
+    if "user_token_id" in settings and tokenizer.chat_template is None:
+        template = (TEMPLATES / "baichuan.jinja").read_text(encoding="utf-8")
+        for token, role in (("<reserved_106>", "user"), ("<reserved_107>", "assistant")):
+            template = template.replace(token, tokenizer.convert_ids_to_tokens(settings[f"{role}_token_id"]))
+        tokenizer.chat_template = template
     return tokenizer
 
 

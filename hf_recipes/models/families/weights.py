@@ -3,13 +3,14 @@
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import write_json
+from hf_recipes.core.files import new_file, write_json
 from hf_recipes.models.families.layouts import Config, Family
+from hf_recipes.models.weight_files import commonest, file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -114,43 +115,61 @@ def expected_shapes(config: Config) -> "dict[str, torch.Size]":
     return {name: weight.shape for name, weight in model.state_dict().items() if name not in tied}
 
 
-def convert_weights(family: Family, source: Path, target: Path, config: Config) -> "torch.dtype":
+def convert_weights(
+    family: Family, source: Path, target: Path, config: Config, shards: dict[str, str], written: Callable[[], None]
+) -> "torch.dtype":
     """Write a new shard for each old one, and their index.
 
+    Args:
+        shards: digests of the new shards in `target` that are complete, which are not written again; each that is
+            written is added, and `written` called.
+
     Returns:
-        The dtype of the weights.
+        The commonest dtype of the weights.
 
     Raises:
         UserError: a tensor or a shape is not the family's, or one is missing.
     """
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
     paths, expected = weight_files(source), expected_shapes(config)
-    missing, weight_map, size, dtype = set(expected), {}, 0, None
+    dtypes: dict[str, torch.dtype] = {}
+    weight_map: dict[str, str] = {}
     for number, path in enumerate(paths, 1):
         shard = "model.safetensors" if len(paths) == 1 else f"model-{number:05}-of-{len(paths):05}.safetensors"
-        converted = {}
-        for name, tensor in tensors_of(path):
-            for new, value in _checked(family, path, name, tensor, config, expected).items():
-                if new not in missing:
-                    raise UserError(f"{path}: {name} is in these files twice")
-                missing.remove(new)
-                converted[new] = value.clone()  # rows of one tensor share memory, which safetensors refuses
-                size += value.nbytes
-                dtype = dtype or value.dtype
-        save_file(converted, target / shard, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(converted, shard)
-    if missing:
+        if not ((target / shard).is_file() and shards.get(shard) == file_digest(target / shard)):
+            with new_file(target / shard) as partial:
+                save_file(_converted(family, path, config, expected, weight_map), partial, metadata={"format": "pt"})
+            shards[shard] = file_digest(target / shard)
+            written()
+        with safe_open(target / shard, "pt") as file:
+            dtypes |= {name: file.get_slice(name)[:0].dtype for name in file.keys()}  # noqa: SIM118
+        weight_map |= dict.fromkeys(dtypes.keys() - weight_map, shard)
+    if missing := sorted(expected.keys() - weight_map):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
-            f"{source}: its files lack weights of {family.name} ({', '.join(sorted(missing)[:3])}{more}, by their new "
-            "names); give a complete checkpoint"
+            f"{source}: its files lack weights of {family.name} ({', '.join(missing[:3])}{more}, by their new names); "
+            "give a complete checkpoint"
         )
     if len(paths) > 1:
-        write_json(
-            target / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-        )
-    return dtype
+        size = sum(expected[name].numel() * dtype.itemsize for name, dtype in dtypes.items())
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(target / "model.safetensors.index.json", index)
+    return commonest(dtypes)
+
+
+def _converted(
+    family: Family, path: Path, config: Config, expected: "Mapping[str, torch.Size]", others: Mapping[str, str]
+) -> "dict[str, torch.Tensor]":
+    """The new tensors of an old shard; those of the ones before it are `others`."""
+    converted: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors_of(path):
+        for new, value in _checked(family, path, name, tensor, config, expected).items():
+            if new in converted or new in others:
+                raise UserError(f"{path}: {name} is in these files twice")
+            converted[new] = value.clone()  # rows of one tensor share memory, which safetensors refuses
+    return converted
 
 
 def _checked(

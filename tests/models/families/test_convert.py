@@ -148,29 +148,58 @@ def test_files_of_every_form(plain, tmp_path, form, shards):
         assert files == ["model.safetensors"]
 
 
-def test_a_killed_conversion_leaves_nothing(tmp_path):
-    source = write_old(tmp_path / "old", "baichuan", shards=3)
-    target, saved = tmp_path / "new", []
-
-    def killed_at_the_second(tensors, path, **kwargs):
-        saved.append(path)
-        if len(saved) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        torch.save({}, path)
-
+def killed_at_shard(number, source, target):
+    """Convert in a process that is killed while it writes this shard."""
     child = os.fork()
     if not child:
         import safetensors.torch
 
-        safetensors.torch.save_file = killed_at_the_second
+        save, saved = safetensors.torch.save_file, []
+
+        def save_file(tensors, path, **kwargs):
+            saved.append(path)
+            save(tensors if len(saved) < number else {}, path, **kwargs)
+            if len(saved) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        safetensors.torch.save_file = save_file
         try:
             convert_checkpoint(str(source), str(target))
         finally:
             os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert not target.exists() and list(tmp_path.glob("new.partial-*"))
+    assert not target.exists()
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_killed_conversion_resumes(tmp_path, monkeypatch, capsys):
+    source, target = write_old(tmp_path / "old", "baichuan", shards=4), tmp_path / "new"
+    expected = files_of(convert_checkpoint(str(source), str(tmp_path / "whole")))
+    killed_at_shard(3, source, target)
+    (tmp_path / "new.partial" / "model-00001-of-00004.safetensors").write_bytes(b"damaged")
+    read, tensors_of = [], weights.tensors_of
+    monkeypatch.setattr(weights, "tensors_of", lambda path: read.append(path.name[14:19]) or tensors_of(path))
     convert_checkpoint(str(source), str(target))
-    assert not list(tmp_path.glob("new.partial-*")) and difference("baichuan", source, target) < 1e-5
+    assert "resumes a conversion that was killed, with 2 complete shards" in capsys.readouterr().out
+    assert read == ["00001", "00003", "00004"] and files_of(target) == expected
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["new", "old", "whole"]
+
+
+def test_a_killed_conversion_of_other_files_begins_anew(tmp_path, capsys):
+    source, target = write_old(tmp_path / "old", "baichuan", shards=2), tmp_path / "new"
+    killed_at_shard(2, source, target)
+    write_old(source, "baichuan", shards=2, state=state_of("baichuan", seed=1))
+    convert_checkpoint(str(source), str(target))
+    assert "of other files or by another version; it begins anew" in capsys.readouterr().out
+    assert files_of(target) == files_of(convert_checkpoint(str(source), str(tmp_path / "whole")))
+    (tmp_path / "more.partial").mkdir()
+    (tmp_path / "more.partial" / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"more\.partial: is in the way"):
+        convert_checkpoint(str(source), str(tmp_path / "more"))
+    assert (tmp_path / "more.partial" / "mine.txt").exists()
 
 
 def test_a_complete_conversion_is_kept_and_nothing_else_overwritten(tmp_path, capsys):
@@ -453,7 +482,7 @@ CHATGLM1 = {"architectures": ["ChatGLMModel"], "model_type": "chatglm", "positio
     [
         (B13, "Baichuan-13B, whose alibi"),
         (B13 | {"z_loss_weight": 0}, "Baichuan2-13B, whose alibi .* --trust_remote_code True"),
-        (CHATGLM1, "the first ChatGLM-6B, .* ChatGLM2-6B and ChatGLM3-6B train"),
+        (CHATGLM1, "the first ChatGLM-6B, .* --trust_remote_code True --lora_config configs/lora_all_linear.json"),
         (FAMILIES["glm4"].config | {"_name_or_path": "glm-4v-9b", "vision_config": {}}, "GLM-4V-9B.*glm-4-9b-chat-hf"),
         (FAMILIES["chatglm3"].config | {"_name_or_path": "mine"}, "ChatGLM2-6B or ChatGLM3-6B, and neither"),
     ],
@@ -469,7 +498,8 @@ def test_families_that_are_not_converted_say_what_works(tmp_path, config, messag
 def test_families_are_told_apart():
     assert detect(B13 | {"max_position_embeddings": 4096}, "x") is layouts.BAICHUAN2
     assert detect({"architectures": ["LlamaForCausalLM"]}, "x") is None and detect({}, "x") is None
-    refuse_unconverted("x", B13 | {"z_loss_weight": 0}, trust_remote_code=True)  # which runs
+    for config in (B13, B13 | {"z_loss_weight": 0}, CHATGLM1):  # which run
+        refuse_unconverted("x", config, trust_remote_code=True)
     with pytest.raises(UserError, match=r"download it \(scripts/download.py\) and convert it: .* models/Baichuan2-7B "):
         refuse_unconverted("baichuan-inc/Baichuan2-7B", FAMILIES["baichuan2"].config)
 
