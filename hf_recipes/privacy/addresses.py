@@ -15,14 +15,16 @@ _LABELS = re.compile(".*(?:地点|门牌号?|位置|发货|收货|收件|快递|
 _ADMINISTRATIVE = "省市区县镇乡州旗"
 _NOT_NAMES = re.compile("(?:[知报频通跑赛轨味难隧]道|[铁公线走条段]路|条街|逛街|唐宁街)$")
 
-_COUNT = r"(?:[0-9]{1,5}|[一二三四五六七八九十百零]{1,6}|[A-Za-z]|[甲乙丙丁])"
+_COUNT = r"(?:[A-Z]?[0-9]{1,5}|[一二三四五六七八九十百零]{1,6}|[A-Za-z]|[甲乙丙丁])"
 _NUMBER = rf"[甲乙丙丁]?{_COUNT}(?:-{_COUNT})*"
-_NOT_AFTER = r"(?![线站口机桌店选球车文令坑馆码发门窗晚早上下当凌开之前后以考提台顶梯道里]|公告)"
+_NOT_AFTER = (
+    r"(?![线站口机桌店选球车令坑馆码发门窗晚早上下当凌开前后以考提台顶梯道里]|公告|文件|之(?![一二三四五六0-9]))"
+)
 _BLOCK = (
     rf"(?:号(?:(?:宿舍|公寓)?楼{_NOT_AFTER}|(?:宿舍|公寓)(?=[0-9])|商?铺|档口)|栋|幢|(?<![一二三四五六七八九十百零])座)"
 )
 _UNIT = (
-    rf"{_NUMBER} ?(?:{_BLOCK}|号院|[号楼]{_NOT_AFTER}|(?<=[0-9])弄|[层室房户组排]|单元"
+    rf"{_NUMBER} ?(?:{_BLOCK}|号院|号之[一二三四五六0-9]|[号楼]{_NOT_AFTER}|(?<=[0-9])弄|[层室房户组排]|单元"
     "|(?<=[0-9一二三四五六七八九十]) ?门(?= ?[0-9零一二三四五六七八九]{3}))"
 )
 _DASHED = r"[0-9]{1,3}(?:-[A-Za-z]?[0-9]{1,4}){1,3}(?![0-9-])"
@@ -81,7 +83,9 @@ def _is_address(name: str, first: str, tail: str) -> bool:
         return bool(re.search("[组号排]", first))
     if _HOMES.search(name):
         is_placed = "号" in tail and any(sign in _ADMINISTRATIVE for sign in name[:-2])
-        return is_placed or bool(_BUILDING.search(tail) or _FLAT_NUMBER.fullmatch(tail))
+        return is_placed or bool(
+            re.search("号[ -]?[0-9]{3,4}", tail) or _BUILDING.search(tail) or _FLAT_NUMBER.fullmatch(tail)
+        )
     # A tower or a centre is an address only with a room in it.
     return len(re.findall(f"{_UNIT}|[0-9]{{3,4}}", tail)) > 1 and bool(_BUILDING.search(tail))
 

@@ -23,18 +23,19 @@ _SURNAMES = _COMMON_SURNAMES + (
     "荀羊於惠甄曲封芮羿储靳汲邴糜松井富巫乌焦巴弓牧隗谷车宓蓬全郗班仰仲伊宫宁仇栾甘钭厉戎祖景束幸司韶郜蓟薄印宿怀蒲邰鄂索咸籍卓蔺屠蒙池阴胥苍闻莘党翟贡劳逄"
     "姬扶堵冉宰郦雍璩桑桂濮寿边扈燕冀郏浦尚农温晏瞿阎慕连茹习宦艾鱼容古慎戈庾暨居衡步耿弘匡国寇广禄阙殳沃利蔚越夔隆师巩厍聂晁勾敖融冷訾辛阚简饶沙乜养鞠丰巢"
     "查荆红竺权逯盖益桓仉督岳帅缑亢况郄琴商牟佘佴伯赏墨谯笪阳佟邸代仝冼揭麦鹿亓郤苟苑楚晋英辜蹇禤粟谌芦尧苌锺翦冶矫才迟战丛衣郇邝郐矣占库寸仵门兰旷母楼丘栗"
-    "鄢镡呙初哈肇闪妥乃依尼扎奉招邺桦芈蒯相佰仡税寻展由植苻岩茆粘辉练镇仙青蒿卯酆鲍米贝谈干山秋暴申东欧毋公"
+    "鄢镡呙初哈肇闪妥乃依尼扎奉招邺桦檀折庹撒沐睢隽笃揣洛涂汝雒萨彦豆敬税原漆锁芈蒯相佰仡寻展由植苻岩茆粘辉练镇仙青蒿卯酆鲍米贝谈干山秋暴申东欧毋公"
 )
 _COMPOUND = (
     "欧阳|司马|上官|诸葛|司徒|东方|皇甫|尉迟|慕容|令狐|夏侯|轩辕|长孙|宇文|鲜于|闾丘|司空|公孙|仲孙|钟离|濮阳|淳于|单于|太叔|申屠|公羊"
-    "|公冶|赫连|澹台|宗政|东郭|南宫|西门|百里|呼延|万俟|闻人|第五|拓跋|独孤|端木|南门|纳兰|完颜|叶赫|爱新觉罗"
+    "|公冶|赫连|澹台|宗政|东郭|南宫|西门|百里|呼延|万俟|尔朱|闻人|第五|拓跋|独孤|端木|南门|纳兰|完颜|叶赫那拉|叶赫|爱新觉罗|钮祜禄"
+    "|漆雕|乐正|壤驷|公良|夹谷|宰父|谷梁|段干|羊舌|微生|梁丘|左丘|颛孙|子车|巫马|公西|亓官|司寇|吉克|阿尔|沙马"
 )
 _SURNAME = f"(?:{_COMPOUND}|[{_SURNAMES}])"
 _FULL_NAME = re.compile(rf"{_SURNAME}([一-鿿]{{2}})").fullmatch
 _TITLE = "先生|女士|小姐|同学|老师|师傅"
 # What is written after a surname instead of a given name, and what no given name holds.
 _NO_NAME = f"(?:{_TITLE}|[某总哥姐叔]|经理|主任|医生|护士|阿姨|大[哥姐妈爷叔]|老板)"
-_GIVEN = "(?![的了是在不没我你他她它们这那哪什谁些吗吧呢啊呀嘛就都也还很又被把跟着得和与或])[一-鿿]"
+_GIVEN = "(?![的了是在不没我你他她它们这那哪什谁些吗吧呢啊呀嘛某就都也还很又被把跟着得和与或])[一-鿿]"
 _LABELS = (
     "(?:[收寄发取][件货]|签收|联系|申请|持卡|开户|投保|被?保险|经办|负责|代理|委托|登记|预订|报名|入住|乘车|当事|监护)人"
     "|户[名主]|[收寄]方|姓名|法人(?:代表)?|[全真本原]名|(?:患者|病人)(?=叫)"
@@ -55,18 +56,25 @@ _labelled = groups(
         "([一-鿿]{2,8}[·•・][一-鿿]{2,8}|[A-Z][a-z]+(?: [A-Z][a-z]+){1,2})(?![A-Za-z一-鿿])"
     ),
 )
+# Three characters that are no words may have any surname: 户名：檀健次, 我叫脱小磊.
+_unknown_surnames = groups(
+    "person",
+    re.compile(
+        rf"(?:(?:{_LABELS})[:：是为叫\s]{{1,3}}|我叫)((?![未暂请待无同见如需已另可本来上下大小老])(?:{_GIVEN}){{3}})(?![一-鿿])"
+    ),
+)
+# 联系人：张经理, 收件人：门卫室, 我叫滴滴去
+_is_no_name = re.compile(rf".(?:{_NO_NAME}).*|(.)\1.|.*[部室处台站店局所厅柜点组班队会院校区层楼库仓司去来]").fullmatch
 _named = groups(
     "person",
     re.compile(
-        r"(?:我(?:[爸妈]|老[公婆])?[叫是]|我?[爸妈]?(?:名字|名叫)[是叫，,：: ]{0,2}|本人|身份证上(?:写的)?是|这位是)"
+        r"(?:我(?:[爸妈]|老[公婆])?[叫是]|我?[爸妈]?(?:名字|名叫|真名)[是叫，,：: ]{0,2}|本人|身份证上是|这位是)"
         rf"({_FULL})(?=$|[^一-鿿\w])"
     ),
     re.compile(r"我(?:的名字)?[叫是]([一-鿿]{2,8}[·•・][一-鿿]{2,8})(?![一-鿿])"),
 )
 # 我是高三, 我是颜控, 我是汪星人
-_is_a_kind = re.compile(
-    rf"(?![{_COMMON_SURNAMES}]).[一-鿿]|.[一二三四五六七八九十]|(.)\1|.*[人员党控狗粉座族派者迷型版]"
-).fullmatch
+_is_a_kind = re.compile(r".[一二三四五六七八九十]|(.)\1|.*[人员党控狗粉座族派者迷型版]").fullmatch
 
 
 def people_named(text: str) -> Iterator[Span]:
@@ -75,11 +83,16 @@ def people_named(text: str) -> Iterator[Span]:
         parts = text[span.start : span.end].split()
         if not any(map(_is_word, ("".join(parts), *(given for given in parts[1:] if len(given) > 1)))):
             yield span
+    for span in _unknown_surnames(text):
+        name = text[span.start : span.end]
+        if not (_is_no_name(name) or _is_a_kind(name) or _is_word(name) or _is_word(name[:2])):
+            yield span
     for span in _named(text):
         name = text[span.start : span.end]
         head = name if re.match(_COMPOUND, name) else name[:2]
-        is_word = name in _dictionary() and text[span.start - 1] != "叫"  # 我是黄牛
-        if not (_is_a_kind(name) or is_word or _is_word(name) or _is_word(head)):
+        is_rare = len(name) == 2 and name[0] not in _COMMON_SURNAMES
+        is_word = text[span.start - 1] != "叫" and (is_rare or name in _dictionary())  # 我是颜控, 我是黄牛
+        if not (is_word or _is_a_kind(name) or _is_word(name) or _is_word(head)):
             yield span
 
 

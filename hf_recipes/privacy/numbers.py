@@ -93,14 +93,14 @@ def bank_cards(text: str) -> Iterator[Span]:
 documents = groups(
     "document",
     re.compile(
-        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保卡|医保卡|学号|学籍号|工号|员工号|警官证|住院号|病历号|居住证|驾驶证"
+        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保卡|医保卡|学生证|工作证|教师证|记者证|律师证|毕业证|学位证|结婚证|房产证|行驶证|签证|学号|学籍号|工号|员工号|警官证|住院号|病历号|居住证|驾驶证"
         r"|驾照|档案号|准考证)(?:号码?|编号|[Nn][Oo]\.?|number|[:：#是为\s])*"
-        r"((?!(?:19|20)[0-9]{2}[ -])[A-Za-z]{0,3}[ -]?[0-9](?:[ -]?[0-9]){5,17}[A-Za-z]?(?![0-9A-Za-z])"
+        r"((?![ -]?(?:19|20)[0-9]{2}[ -])[A-Za-z]{0,3}[ -]?[0-9](?:[ -]?[0-9]){5,17}[A-Za-z]?(?![0-9A-Za-z])"
         r"|[一-鿿]字第[0-9]{5,8}号)"
     ),
 )
 
-_SEPARATOR = "[ .·•・･—–/-]"
+_SEPARATOR = "[ .·•・･—–/)）-]"
 _NOT_A_COUNT = (
     r"(?![0-9_]|\.[0-9]|(?![QVWqvw])[A-Za-z]"
     r"| ?(?:美?元|次|公里|字节|积?分(?!机)|粉丝|票|位[访用顾]|[KMGT]?i?B(?![A-Za-z])|点(?:伤害|血|经验|攻击)))"
@@ -110,7 +110,7 @@ _MOBILE = re.compile(
     rf"|[ -][0-9]{{3}}[ -][0-9]{{5}}){_NOT_A_COUNT}"
 )
 # In other groups after a word for telephones only: 1 5 4 0 …
-_SPACED_MOBILE = re.compile(rf"1{_SEPARATOR}{{0,2}}[3-9](?:{_SEPARATOR}{{0,2}}[0-9]){{9}}{_NOT_A_COUNT}")
+_SPACED_MOBILE = re.compile(rf"1{_SEPARATOR}{{0,3}}[3-9](?:{_SEPARATOR}{{0,3}}[0-9]){{9}}{_NOT_A_COUNT}")
 _PHONE_WORD = re.compile(r"(?:手机|电话|号码?|联系|致电|拨|打|加|短信|tel|phone|mobile|call|[☎📞📱])[^0-9]{0,6}$", re.I)
 _COUNTRY = re.compile(r"(?:\+ ?|00|(?<![0-9]))86[ -]?$")
 _CALL = re.compile(r"(?:^|[^A-Za-z])(?:tel|phone|mobile|call|vx?|wx|qq|[mtp])$", re.I)

@@ -43,7 +43,7 @@ _parameters = re.compile(
 
 
 def _at(text: str) -> bool:
-    return "@" in text or bool(_letters(text) and _at_in_words(text))
+    return "@" in text or bool(_at_in_words(text))
 
 
 def _points(text: str) -> bool:
