@@ -9,7 +9,7 @@ from unicodedata import normalize
 _STYLED = [0xB2, 0xB3, 0xB9, *range(0x2070, 0x2500), *range(0xFF01, 0xFF5F), *range(0x1D400, 0x1D800)]
 _ASCII = {code: ascii for code in _STYLED if len(ascii := normalize("NFKC", chr(code))) == 1 and ascii.isalnum()}
 _ASCII |= {ord(wide): ascii for wide, ascii in zip("＠．－＿＋＃［］", "@.-_+#[]", strict=True)}
-_is_styled = re.compile(f"[{''.join(map(chr, _ASCII))}]").search
+_is_styled = re.compile("[²³¹⁰-⓿０-９Ａ-Ｚａ-ｚ＠．－＿＋＃［］\U0001d400-\U0001d7ff]").search
 
 _NUMERALS = "零〇一二三四五六七八九幺两壹贰叁肆伍陆柒捌玖"
 _DIGITS = str.maketrans(_NUMERALS + "，,、", "0012345678912123456789   ")
