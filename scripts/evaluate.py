@@ -20,6 +20,8 @@ from hf_recipes.evaluation.compare import (
     settings_of,
     write_results,
 )
+from hf_recipes.evaluation.judging.arguments import JudgeArguments
+from hf_recipes.evaluation.judging.pairwise import pair_judge
 from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.models.arguments import ModelArguments
@@ -30,8 +32,10 @@ from hf_recipes.rewards.weighted_sum import Rewards
 
 
 def main() -> None:
-    parser = Parser([ModelArguments, Decoding, EvaluationArguments, EvaluateArguments, TemplateArguments])
-    model_args, decoding, evaluation, args, template = parser.parse()
+    parser = Parser(
+        [ModelArguments, Decoding, EvaluationArguments, EvaluateArguments, TemplateArguments, JudgeArguments]
+    )
+    model_args, decoding, evaluation, args, template, judging = parser.parse()
     if not evaluation.eval_files:
         raise UserError("--eval_files is missing: name=path of what to evaluate on")
     if args.compare == "base" and not model_args.peft_path:
@@ -71,6 +75,8 @@ def main() -> None:
     who = "adapted" if model_args.peft_path else "model"
     check_results(folder, methods, [who, "base" if args.compare == "base" else "other"])
     settings = settings_of(model_args, args, evaluation, decoding, tokenizer)
+    judge = pair_judge(judging, args, methods, **source)
+    settings["judge"] = judge and judge.settings
 
     model = load_for_inference(model_args, tokenizer, **options)
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}
@@ -83,7 +89,9 @@ def main() -> None:
         outcomes["other"] = evaluate(model, other_methods, args.batch_size, "other")
     first, *rest = outcomes.values()
     changes = compare(methods, first, rest[0]) if rest else {}
-    write_results(folder, settings, methods, outcomes, changes)
+    del model  # room for the judge
+    judged = judge(folder.path, outcomes) if judge else {}
+    write_results(folder, settings, methods, outcomes, changes, judged, keep=judge.files if judge else ())
     say(f"\n{report.comparison(rest[0].flat if rest else None, first.flat, changes, tuple(reversed(outcomes)))}\n")
     say(f"In {args.output_dir}: metrics.json, report.html, pictures, and the records of every row")
 

@@ -1,8 +1,10 @@
-"""Report on the rows that a stage is going to train on, before it is trained, or on how tokenizers cut the same texts.
+"""Report on the rows that a stage is going to train on, before it is trained, on how tokenizers cut the same texts, or
+score the rows with a model as judge.
 
 python scripts/inspect_data.py --model_name_or_path MODEL --train_file train.json --html report.html
 python scripts/inspect_data.py --config configs/recipes/demo.yaml --model_name_or_path MODEL --show train.json:12
 python scripts/inspect_data.py --tokenizer MODEL EXTENDED --text news.jsonl
+python scripts/inspect_data.py --score --judge MODEL --train_file train.json --output_file scored.jsonl
 """
 
 import sys
@@ -12,6 +14,8 @@ from rich.console import Console
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import writing
 from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.evaluation.judging.arguments import JudgeArguments
+from hf_recipes.evaluation.judging.rating import RatingArguments, rate_rows
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.terminal import print_report
 from hf_recipes.inspection.inspect import inspect
@@ -23,6 +27,10 @@ def main() -> None:
     if "--tokenizer" in sys.argv:
         [arguments] = Parser([TokenizersArguments]).parse()
         report, count = compare_tokenizers(arguments), arguments.examples
+    elif "--score" in sys.argv:
+        args, judging = Parser([RatingArguments, JudgeArguments]).parse()
+        rate_rows(args, judging, trust_remote_code=args.trust_remote_code, cache_dir=args.cache_dir)
+        return
     else:
         context = read_settings(sys.argv[1:])
         report, arguments = inspect(context), context.inspection

@@ -142,12 +142,12 @@ class OutputFolder:
             if is_claimed and (self.path / name).is_symlink():
                 raise UserError(f"--output_dir {self.path}: {name} is a link, which is not followed; remove the link")
 
-    def clear(self) -> None:
-        """Delete the files of the earlier writer and folders that are then empty, after `check_links`."""
+    def clear(self, keep: Iterable[str] = ()) -> None:
+        """Delete the files of the earlier writer but `keep`, and folders that are then empty, after `check_links`."""
         if not self.is_mine:
             return
         self.check_links()
-        names = self.recorded_files()
+        names = [name for name in self.recorded_files() if name not in set(keep)]
         for name in names:
             (self.path / name).unlink()
         parents = {parent for name in names for parent in PurePosixPath(name).parents if parent.name}

@@ -25,6 +25,11 @@ class CorpusArguments(ExecutorArguments):
     txt_documents: Literal["lines", "blank", "entry"] | None = setting(
         "Documents of a .txt file: lines, separated by blank lines, or 词条： entries; detected by default."
     )
+    drop_repeats: bool = setting(
+        "Leave out documents and paragraphs that MNBVC marks as repeats (是否重复, 是否跨文件重复, 是否重复文件).",
+        False,
+    )
+    wiki_markup: bool = setting("Remove wiki markup: links, templates, tables, references, headings' signs.", False)
     control_characters: bool = setting("Remove control characters.", False)
     nfkc: bool = setting("Normalize to NFKC, except Chinese punctuation and programs.", False)
     simplify: bool = setting("Traditional → Simplified Chinese.", False)
@@ -69,6 +74,6 @@ class CorpusArguments(ExecutorArguments):
     @property
     def repairs(self) -> list[str]:
         """Keys of `steps.REPAIRS`."""
-        is_on = {"control characters": self.control_characters, "NFKC": self.nfkc}
+        is_on = {"wiki markup": self.wiki_markup, "control characters": self.control_characters, "NFKC": self.nfkc}
         is_on |= {"traditional characters": self.simplify}
         return [name for name, on in is_on.items() if on]

@@ -28,7 +28,7 @@ from hf_recipes.corpus.dedup import EXACT, KeepFirst, SignExactly, SignNearly
 from hf_recipes.corpus.executors import run_stage
 from hf_recipes.corpus.export import Export, plan_shards, save_tokenizer
 from hf_recipes.corpus.folder import cached_json, clear_work, corpus_folder
-from hf_recipes.corpus.steps import Keep, LedgerWriter, ReadDocuments, Repair, Rules
+from hf_recipes.corpus.steps import REMARKS, Keep, LedgerWriter, ReadDocuments, Repair, Rules
 from hf_recipes.corpus.tasks import plan_tasks
 from hf_recipes.data.files.sources import Source, find_sources
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, print_plan
@@ -66,7 +66,7 @@ def prepare_corpus(
         response=args.response_column,
         ignored=tuple(args.ignore_columns or ()),
     )
-    readers = [[open_reader(source, columns) for source in corpus.files] for corpus in corpora]
+    readers = [[open_reader(source, columns, args.drop_repeats) for source in corpus.files] for corpus in corpora]
     print_plan(corpora, readers)
     settings = {name: value for name, value in recorded.items() if name not in CHANGEABLE}
     settings["tokenizer"] = encoder.settings["tokenizer"] if encoder else None
@@ -134,7 +134,10 @@ def _find_sources(args: CorpusArguments) -> list[Corpus]:
 def _read(args: CorpusArguments, work: Path, readers: Sequence[Reader], tasks: Sequence[Mapping]) -> None:
     writer = LedgerWriter()
     files = [(reader.source, reader.schema.name, reader.schema.columns) for reader in readers]
-    steps: list[Any] = [ReadDocuments(files, tasks, writer), Repair(args.repairs)]
+    steps: list[Any] = [
+        ReadDocuments(files, tasks, writer, args.drop_repeats),
+        Repair(args.repairs, remarks=not args.wiki_markup),
+    ]
     min_chinese = args.min_chinese if args.quality else None
     steps.append(Rules(writer, args.min_chars, args.max_chars, min_chinese))
     if args.decontaminate:
@@ -183,6 +186,9 @@ def _move_sources(
 ) -> None:
     """Move the folders of complete sources into place, and print the counts."""
     say(ledger.table())
+    for status, message in REMARKS.items():
+        if count := sum(entry.count for (_, reason), entry in ledger.reasons.items() if reason == status):
+            say(f"kept, {message.format(count)}")
     for name in shards:
         counts = ledger.sources[name]
         if not counts["kept"]:

@@ -15,14 +15,27 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_json
-from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
+from hf_recipes.core.ledger import KEPT, UNUSABLE, Ledger, row_status
 from hf_recipes.corpus.cleaning import nfkc, quality_problem, simplify, strip_controls
+from hf_recipes.corpus.wikitext import has_wiki_markup, without_wiki_markup
 from hf_recipes.data.files.file_io import zstd_writer
 from hf_recipes.data.files.sources import Source
 from hf_recipes.data.pretraining.corpora import Reader
 from hf_recipes.data.schemas.registry import Columns, named_schema
 
-REPAIRS = {"control characters": strip_controls, "NFKC": nfkc, "traditional characters": simplify}
+REPAIRS = {
+    "wiki markup": without_wiki_markup,
+    "control characters": strip_controls,
+    "NFKC": nfkc,
+    "traditional characters": simplify,
+}
+IS_REPEAT, PARAGRAPH_IS_REPEAT = "marked as a repeat", "a paragraph marked as a repeat"
+# What is kept as it is without a flag, as remarks in the ledger.
+REMARKS = {
+    row_status(KEPT, IS_REPEAT): "documents marked as repeats: {:,}; --drop_repeats drops them",
+    row_status(KEPT, PARAGRAPH_IS_REPEAT): "paragraphs marked as repeats: {:,}; --drop_repeats removes them",
+    row_status(KEPT, "wiki markup"): "documents with wiki markup: {:,}; --wiki_markup removes it",
+}
 
 
 class LedgerWriter:
@@ -49,25 +62,38 @@ class ReadDocuments(PipelineStep):
 
     Args:
         files: source, name of the schema, and columns of every file.
+        drop_repeats: leave out what MNBVC marks as a repeat.
     """
 
     name, type = "rows of any schema", "READER"
 
-    def __init__(self, files: Sequence[tuple[Source, str, Columns]], tasks: Sequence[Mapping], writer: LedgerWriter):
+    def __init__(
+        self,
+        files: Sequence[tuple[Source, str, Columns]],
+        tasks: Sequence[Mapping],
+        writer: LedgerWriter,
+        drop_repeats: bool = False,
+    ):
         super().__init__()
-        self.files, self.tasks, self.writer = files, tasks, writer
+        self.files, self.tasks, self.writer, self.drop_repeats = files, tasks, writer, drop_repeats
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         self.writer.reset()
         for file, start, stop in self.tasks[rank]["parts"]:
             source, schema, columns = self.files[file]
-            for row in Reader(source, named_schema(schema, columns)).read(tuple(start)):
+            for row in Reader(source, named_schema(schema, columns), self.drop_repeats).read(tuple(start)):
                 if stop is not None and row.after[0] > stop[0]:
                     break
                 if row.problem is not None:
                     self.writer.ledger.add(row.location, row_status("dropped", UNUSABLE + row.problem))
+                elif row.is_repeat and self.drop_repeats:
+                    self.writer.ledger.add(row.location, row_status("dropped", IS_REPEAT))
                 else:
-                    metadata = {"location": row.location, "is_code": row.kind == "code", "statuses": [], "rank": rank}
+                    statuses = [row_status(KEPT, IS_REPEAT)] if row.is_repeat else []
+                    action = "repaired" if self.drop_repeats else KEPT
+                    statuses += [row_status(action, PARAGRAPH_IS_REPEAT)] * row.repeats
+                    metadata = {"location": row.location, "is_code": row.kind == "code", "rank": rank}
+                    metadata["statuses"] = statuses
                     yield Document(row.text, row.id or os.path.basename(row.location), metadata=metadata)
 
 
@@ -77,13 +103,14 @@ class Repair(PipelineStep):
     Args:
         names: keys of `REPAIRS`.
         people: names to replace together with all personal data; None: replace nothing.
+        remarks: record markup that is kept.
     """
 
     name, type = "repairs", "FORMAT"
 
-    def __init__(self, names: Sequence[str], people: Sequence[str] | None = None):
+    def __init__(self, names: Sequence[str], people: Sequence[str] | None = None, remarks: bool = False):
         super().__init__()
-        self.names, self.people = names, people
+        self.names, self.people, self.remarks = names, people, remarks
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         redactor = None
@@ -93,6 +120,8 @@ class Repair(PipelineStep):
             redactor = Redactor(self.people)
         for document in data:
             statuses = document.metadata["statuses"]
+            if self.remarks and not document.metadata["is_code"] and has_wiki_markup(document.text):
+                statuses.append(row_status(KEPT, "wiki markup"))
             for name in self.names:
                 if document.metadata["is_code"] and name != "control characters":
                     continue

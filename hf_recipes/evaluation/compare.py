@@ -192,23 +192,29 @@ def write_results(
     methods: Mapping[str, Method],
     outcomes: Mapping[str, Outcome],
     changes: Mapping[str, Paired],
+    judged: Mapping[str, Mapping[str, Any]] | None = None,
+    keep: Iterable[str] = (),
 ) -> None:
     """Write report.html, a jsonl of records and pictures of each evaluation, and at last metrics.json.
 
     Args:
         folder: the results of an earlier evaluation in it are deleted.
         outcomes: by the model's name; the first is the model, the second the one that it is compared with.
+        judged: summaries of a judge's verdicts, by evaluation.
+        keep: names of files that are there already.
     """
+    keep = list(keep)
     claims, path = check_results(folder, methods, outcomes), folder.path
     with writing(f"--output_dir {path}"):
-        folder.clear()
-        folder.claim(claims)
+        folder.clear(keep)
+        folder.claim([*claims, *map(re.escape, keep)])
         for model, outcome in outcomes.items():
             for name, records in outcome.records.items():
                 write_jsonl(path / f"{name}_{model}.jsonl", records)
         pictures = {name: method.draw(path, name, outcomes) for name, method in methods.items()}
-        write_page(evaluation_report(settings, methods, outcomes, changes, pictures), path / REPORT)
+        write_page(evaluation_report(settings, methods, outcomes, changes, pictures, judged or {}), path / REPORT)
         results = {model: outcome.metrics for model, outcome in outcomes.items()}
         results["change"] = {name: change._asdict() for name, change in changes.items()}
+        results |= {"judge": judged} if judged else {}
         write_json(path / METRICS, {**results, "settings": settings})
         folder.settle()

@@ -24,17 +24,23 @@ class Results:
         settings: plain values that the rows depend on. A file with other settings, or without any, is a UserError.
         notes: other entries of the sidecar.
         overwrite: start over.
+        flags: of the path and of `overwrite`, for messages.
     """
 
     def __init__(
-        self, path: str | os.PathLike, settings: Mapping[str, Any], notes: Mapping[str, Any], overwrite: bool = False
+        self,
+        path: str | os.PathLike,
+        settings: Mapping[str, Any],
+        notes: Mapping[str, Any],
+        overwrite: bool = False,
+        flags: tuple[str, str] = ("--output_file", "--overwrite_output"),
     ):
-        self.path, self.count = Path(path), 0
+        self.path, self.count, self._flags = Path(path), 0, flags
         if self.path.is_dir():
-            raise UserError(f"--output_file {path}: this is a folder; name a file in it")
+            raise UserError(f"{flags[0]} {path}: this is a folder; name a file in it")
         self.sidecar = _sidecar_of(self.path)
         settings = json.loads(to_json(settings))
-        busy = f"--output_file {path}: another process is writing it; wait for its end"
+        busy = f"{flags[0]} {path}: another process is writing it; wait for its end"
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._writing())
             stack.enter_context(locked(lock_of(self.path), busy))
@@ -42,8 +48,8 @@ class Results:
             size = os.fstat(self._file.fileno()).st_size
             if size and not self.sidecar.is_file():
                 raise UserError(
-                    f"--output_file {path}: it is there, with no {SIDECAR} that tells its settings, so it is not an "
-                    "earlier run's, and is left as it is; choose another --output_file"
+                    f"{flags[0]} {path}: it is there, with no {SIDECAR} that tells its settings, so it is not an "
+                    f"earlier run's, and is left as it is; choose another {flags[0]}"
                 )
             if overwrite:
                 self._file.truncate(0)
@@ -61,10 +67,10 @@ class Results:
             self._stack.close()
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return writing(f"--output_file {self.path}")
+        return writing(f"{self._flags[0]} {self.path}")
 
     def _check(self, settings: Mapping[str, Any]) -> None:
-        other = "choose another --output_file, or start over with --overwrite_output"
+        other = f"choose another {self._flags[0]}, or start over with {self._flags[1]}"
         known = json.loads(self.sidecar.read_text(encoding="utf-8"))
         changed = [
             f"{key} {json.dumps(known.get(key), ensure_ascii=False)}, now {json.dumps(value, ensure_ascii=False)}"
@@ -72,7 +78,7 @@ class Results:
             if known.get(key) != value
         ]
         if changed:
-            raise UserError(f"--output_file {self.path}: it was begun with {'; '.join(changed)}: {other}")
+            raise UserError(f"{self._flags[0]} {self.path}: it was begun with {'; '.join(changed)}: {other}")
 
     def _find_end(self) -> None:
         """Count the rows up to the first line that is cut or no JSON object, and remove all from there on."""

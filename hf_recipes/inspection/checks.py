@@ -13,6 +13,7 @@ from hf_recipes.corpus.cleaning import INLINE_CODE
 from hf_recipes.data.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.evaluation.reports.report import Table, clip, count_table, share
 from hf_recipes.inspection.duplicates import RowHashes
+from hf_recipes.inspection.mojibake import find_mojibake
 from hf_recipes.metrics.text import is_choice
 
 MAX_LOCATIONS = 10  # of each finding
@@ -21,12 +22,6 @@ MAIN = 0.8  # share of the answers in one script from which on answers in the ot
 DOCUMENT = "document"
 BEFORE, AFTER = 30, 90  # characters of a quotation, before and after what looks wrong
 
-# U+FFFD; a text in GBK that was read as another; UTF-8 read as GBK, in which 。，“ become 銆, 锛, 鈥; UTF-8 read as
-# Latin-1 or cp1252, in which a Chinese character becomes a letter from ã to ï and two signs of the bytes 80 to BF.
-SIGN = "[\u0080-\u00bf€‚ƒ„…†‡ˆ‰Š‹Œ‘’“”•–—˜™š›œžŸŽ]"
-MOJIBAKE = re.compile(
-    f"\ufffd|锟斤拷|烫烫烫|屯屯屯|[锛銆鈥]|(?:[\u00e3-\u00ef]{SIGN}{{2}}){{2}}|Ã[\u0080-\u00bf]|Â[\u00a0-\u00bf]"
-)
 HTML = re.compile(
     r"</?(?:a|b|body|br|center|dd|div|dl|dt|em|font|form|h[1-6]|head|hr|html|i|iframe|img|input|label|li|link|meta|nav|ol|"
     r"option|p|pre|script|section|select|span|strong|style|sub|sup|table|tbody|td|th|thead|tr|u|ul|video)"
@@ -116,8 +111,8 @@ class Checks:
             if choices and answer and not is_choice(answer, choices):
                 quotation = f"{answer} (choices: {', '.join(map(str, choices))})"
                 self._find(f"the {side} is none of the choices", location, quotation)
-        if match := MOJIBAKE.search(full):
-            self._find("mojibake", location, full, match.start())
+        if mojibake := find_mojibake(full):
+            self._find(mojibake[0], location, full, mojibake[1])
         if ("<" in full or "&" in full) and HTML.search(full) and not MENTIONS_HTML.search(question):
             prose = INLINE_CODE.sub("", full) if "`" in full else full
             if match := HTML.search(prose):

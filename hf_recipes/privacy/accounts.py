@@ -36,21 +36,33 @@ secrets = groups(
 
 _LOCAL_PART = r"(?<![\w.+/-])(?!git@|x+@)[\w.+-]{1,64}"
 _AT = r"(?:@| ?[(（\[【] ?(?:at|@|艾特|圈a) ?[)）\]】] ?| ?(?:艾特|圈a) ?|(?-i: AT ))"
-_DOT = r"(?:\.| ?[(（\[【] ?(?:dot|点) ?[)）\]】] ?| dot |点)"
-_DOMAIN = rf"(?:[a-z0-9-]+{_DOT})+(?!(?:png|jpe?g|gif|webp|svg|js|css|py|html?)\b)[a-z]{{2,}}"
+_DOT = r"(?:[.。]| ?[(（\[【] ?(?:dot|点) ?[)）\]】] ?| dot | ?点 ?)"
+_NAME = "[a-z0-9-]+"
+_DOMAIN = rf"(?:[a-z0-9-]+{_DOT})+(?:(?!(?:png|jpe?g|gif|webp|svg|js|css|py|html?)\b)[a-z]{{2,}}|[抗康]姆)"
 emails = groups(
     "email",
     re.compile(rf"({_LOCAL_PART}{_AT}{_DOMAIN})", re.I | re.A),
     re.compile(rf"({_LOCAL_PART}#(?:[a-z0-9-]+\.)+(?:com|cn|net|org|edu|gov|io|me|cc|xyz|top)\b)", re.I | re.A),
-    re.compile(rf"(?:邮箱|邮件|mail)[^a-z0-9]{{0,6}}({_LOCAL_PART} at {_DOMAIN})", re.I | re.A),
+    re.compile(rf"(?:邮箱|邮件|mail)[^a-z0-9]{{0,6}}({_LOCAL_PART} (?:at|@) ?{_DOMAIN})", re.I | re.A),
+    re.compile(rf"((?=[a-z]+[0-9._]){_LOCAL_PART} at (?:{_NAME}\.)+[a-z]{{2,}})\b", re.I | re.A),
+    re.compile(
+        rf"({_LOCAL_PART} at (?!the ){_NAME} ?(?:(?:dot|点) ?{_NAME} ?)*(?:dot|点) ?(?:com|cn|net|org|edu|io)\b)",
+    ),
 )
 
-_QQ = r"([1-9](?:[0-9]{2,4}(?:[ -][0-9]{3,5}){1,2}|[0-9]{4,10}))(?![0-9A-Za-z]|\.[0-9]|[万亿元人年次])"
+_QQ = (
+    r"((?!(?:19|20)[0-9]{2}[ -])[1-9]"
+    r"(?:[0-9]{4,10}|[0-9]{2,3}(?:[ -][0-9]{2,5}){1,2}(?:[ -][0-9]{1,4})?|(?: [0-9]){5,10}"
+    r"|[0-9]?(?:[ -][0-9]{3,5}){2}))"
+    r"(?![0-9A-Za-z]|\.[0-9]| ?[万亿元人年次块积分点钱克米个])"
+)
 qqs = groups(
     "qq",
     re.compile(
-        r"[Qq扣球鹅群号抠叩蔻秋丘](?:(?<=[Qq][Qq])|(?<=[Qq扣])(?<![A-Za-z][Qq])|(?<=球球|企鹅|加鹅|加群|群号|抠抠|叩叩|蔻蔻|秋秋|丘丘)"
-        r"|(?<=群)(?=号?[:：]))[号码群大小新是不为叫我加搜的发联系:：=/|｜~(（\[【「，,\s]{0,6}" + _QQ
+        r"(?:[Qq扣球鹅群裙号抠叩蔻寇口秋丘🐧](?:(?<=[Qq][Qq])|(?<=[Qq扣])(?<![A-Za-z][Qq])|(?<=🐧)|(?<=[加进入建扣抠蔻叩][群裙])"
+        r"|(?<=球球|企鹅|加鹅|群号|裙号|抠抠|叩叩|蔻蔻|寇寇|口口|秋秋|丘丘)|(?<=[群裙])(?=[号里在]{0,2}[:：])"
+        r"|(?<=[抠叩])(?=我))|[Qq]un号?)"
+        r"[号码群裙里大小新是不为叫成改换了我加搜的发聊找问私进来看领联系:：=/|｜~(（\[【「，,\s]{0,6}" + _QQ
     ),
     re.compile(
         r"([1-9](?<![0-9A-Za-z._-][1-9])[0-9]{5,10})"
@@ -62,22 +74,30 @@ _END = r"(?![A-Za-z0-9_-])"
 _ANY_ID = r"([A-Za-z][A-Za-z0-9_-]{5,19})" + _END
 _ID = r"(?=[A-Za-z]*[0-9_-])" + _ANY_ID  # a mere word may be anything
 _FILLER = (
-    r"(?:号码?|[Ii][Dd]|是|为|叫|改成|换成|搜索?|加我?|联系|同(?:抖音|快手|微博|[Qq]{2}|小红书)?"
-    r"|[:：\s(（/|｜\[【❤♥\ufe0f])*"
+    r"(?:号码?|[Ii][Dd]|是|为|叫|改成|换成|了|搜索?|加我?|联系|同(?:抖音|快手|微博|[Qq]{2}|小红书)?"
+    r"|[:：\s(（/|｜\[【❤♥➕\ufe0f])*"
 )
+_WEI = "微薇徽威维唯魏惟"
 _HEART = "(?:[❤♥♡💗💕]\ufe0f?)"
 wechats = groups(
     "wechat",
     re.compile(
-        rf"[微薇徽威Vv绿i](?:(?<=绿)泡泡|(?<=wei)信|(?<=[微薇徽威])[Xx]|(?<![绿i])(?:{_HEART}?信|[❤♥]))" + _FILLER + _ID
+        rf"[{_WEI}Vv绿i](?:(?<=绿)(?:泡泡|色软件)|(?<=wei)信|(?<=[{_WEI}])(?:[Xx](?![A-Za-z])|[芯心新辛欣])|(?<![绿i])(?:{_HEART}?信|[❤♥]))"
+        + _FILLER
+        + _ID
     ),
     re.compile(r"微信(?:号|[Ii][Dd])(?:是|为|[:：\s])*" + _ANY_ID),
     re.compile(r"微信[^\n]{1,16}?(?<=[搜加用是叫成为])[:： ]?" + _ID),
-    re.compile(r"[加+➕] ?我?(?:[Vv][Xx]?|[Ww][Xx]|[微薇])" + _FILLER + _ID),
+    re.compile(rf"[加+➕] ?[我个]?(?:[Vv][Xx]?|[Ww][Xx]|[{_WEI}])(?:{_FILLER}[，,])?" + _FILLER + _ID),
+    re.compile(
+        rf"(?:[{_WEI}][:：]|薇 ?|[我加+➕][VvWw][Xx]|我的?[Vv](?:是|[:：])|[Vv](?<![A-Za-z0-9_][Vv])我[，,]?)\s*" + _ID
+    ),
     re.compile(r"[VvWw](?<![A-Za-z0-9_][VvWw])(?:[Xx]|eixin|e[Cc]hat)(?![A-Za-z_-])" + _FILLER + _ID),
     re.compile(r"[Vv](?<![A-Za-z0-9_][Vv])：\s*" + _ID),
     # Satellites are written in capitals.
-    re.compile(r"卫星(?:号?[:：]\s*|\s?(?=[a-z][a-z0-9_-]+(?![A-Z])))" + _ID),
+    re.compile(
+        r"(?:卫星|🛰\ufe0f?)(?:号?[:：]\s*|号?(?:联系|私?聊|加我?|找我|同号)?\s?(?=[a-z][a-z0-9_-]+(?![A-Z])))" + _ID
+    ),
 )
 
 _IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9A-Za-z]|\.[0-9])")

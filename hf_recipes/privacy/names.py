@@ -11,42 +11,106 @@ _joined = re.compile("[A-Za-z0-9_]{2}").fullmatch  # ASCII names match whole wor
 _joined_digits = re.compile("[0-9]{2}").fullmatch
 _COMMON = 10  # smallest count in jieba's corpus of an ordinary word
 
-# The surnames of 95 % of the people of China, and the commonest of two characters.
-_SURNAMES = (
-    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆汪范金石廖贾夏韦付方白邹孟熊秦邱江"
-    "尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤傅康易乔赖文施洪季窦满柴柳祁岑庄翁骆樊殷齐梅盛倪俞章鲁葛詹关蓝牛游符"
+# The surnames of 95 % of the people of China; the others of 百家姓 and of some ten thousand people, without those
+# that are mostly other words (和, 都, 有, …).
+_COMMON_SURNAMES = (
+    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆汪范金石廖贾夏韦付方白邹孟熊秦邱江尹"
+    "薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤傅康易乔赖文施洪季窦满柴柳祁岑庄翁骆樊殷齐梅盛倪俞章鲁葛詹关蓝牛游符"
 )
-_SURNAME = f"(?:欧阳|司马|上官|诸葛|司徒|东方|皇甫|尉迟|慕容|令狐|[{_SURNAMES}])"
+_SURNAMES = _COMMON_SURNAMES + (
+    "劉張陳楊黃趙吳孫馬羅鄭謝許韓馮鄧蕭蔣餘蘇魏呂盧鍾鐘譚陸範賈韋鄒閻龍賀顧龔萬錢嚴湯賴齊龐莊駱魯關藍遊葉鳳費聶喬畢鄔紀項閔婁鮑衛華褚卫尤华戚喻柏水云奚郎昌"
+    "苗凤花费廉滕毕邬安常乐时皮卞伍元卜平穆萧湛禹狄明臧计伏成茅庞纪舒屈项祝阮闵席麻强路娄危童颜刁凌霍虞支柯昝管经房裘缪解应宗宣贲郁单杭包诸左吉钮嵇邢滑裴荣"
+    "荀羊於惠甄曲封芮羿储靳汲邴糜松井富巫乌焦巴弓牧隗谷车宓蓬全郗班仰仲伊宫宁仇栾甘钭厉戎祖景束幸司韶郜蓟薄印宿怀蒲邰鄂索咸籍卓蔺屠蒙池阴胥苍闻莘党翟贡劳逄"
+    "姬扶堵冉宰郦雍璩桑桂濮寿边扈燕冀郏浦尚农温晏瞿阎慕连茹习宦艾鱼容古慎戈庾暨居衡步耿弘匡国寇广禄阙殳沃利蔚越夔隆师巩厍聂晁勾敖融冷訾辛阚简饶沙乜养鞠丰巢"
+    "查荆红竺权逯盖益桓仉督岳帅缑亢况郄琴商牟佘佴伯赏墨谯笪阳佟邸代仝冼揭麦鹿亓郤苟苑楚晋英辜蹇禤粟谌芦尧苌锺翦冶矫才迟战丛衣郇邝郐矣占库寸仵门兰旷母楼丘栗"
+    "鄢镡呙初哈肇闪妥乃依尼扎奉招邺桦檀折庹撒沐睢隽笃揣洛涂汝雒萨彦豆敬税原漆锁芈蒯相佰仡寻展由植苻岩茆粘辉练镇仙青蒿卯酆鲍米贝谈干山秋暴申东欧毋公"
+)
+_COMPOUND = (
+    "欧阳|司马|上官|诸葛|司徒|东方|皇甫|尉迟|慕容|令狐|夏侯|轩辕|长孙|宇文|鲜于|闾丘|司空|公孙|仲孙|钟离|濮阳|淳于|单于|太叔|申屠|公羊"
+    "|公冶|赫连|澹台|宗政|东郭|南宫|西门|百里|呼延|万俟|尔朱|闻人|第五|拓跋|独孤|端木|南门|纳兰|完颜|叶赫那拉|叶赫|爱新觉罗|钮祜禄"
+    "|漆雕|乐正|壤驷|公良|夹谷|宰父|谷梁|段干|羊舌|微生|梁丘|左丘|颛孙|子车|巫马|公西|亓官|司寇|吉克|阿尔|沙马"
+)
+_SURNAME = f"(?:{_COMPOUND}|[{_SURNAMES}])"
 _FULL_NAME = re.compile(rf"{_SURNAME}([一-鿿]{{2}})").fullmatch
 _TITLE = "先生|女士|小姐|同学|老师|师傅"
-
-_addressees = groups(
+# What is written after a surname instead of a given name, and what no given name holds.
+_NO_NAME = f"(?:{_TITLE}|[某总哥姐叔]|经理|主任|医生|护士|阿姨|大[哥姐妈爷叔]|老板)"
+_GIVEN = "(?![的了是在不没我你他她它们这那哪什谁些吗吧呢啊呀嘛某就都也还很又被把跟着得和与或])[一-鿿]"
+_LABELS = (
+    "(?:[收寄发取][件货]|签收|联系|申请|持卡|开户|投保|被?保险|经办|负责|代理|委托|登记|预订|报名|入住|乘车|当事|监护)人"
+    "|户[名主]|[收寄]方|姓名|法人(?:代表)?|[全真本原]名|(?:患者|病人)(?=叫)"
+    "|(?:乘客|旅客|学员|学生|家长|员工|客户)(?=[:：])"
+)
+_FULL = (
+    rf"{_SURNAME}(?!{_NO_NAME})"
+    rf"(?:[ \u3000]{{1,2}}{_GIVEN}[ \u3000]{{1,2}}{_GIVEN}(?![一-鿿])|[ \u3000]{{0,2}}{_GIVEN}{_GIVEN}??)"
+)
+_labelled = groups(
     "person",
     re.compile(
-        r"(?:[收寄联申持户姓](?:(?<=[收寄])[件货]人|(?<=联)系人|(?<=申)请人|(?<=持)卡人|(?<=[户姓])名)(?:[:：是为叫\s]{1,3}|(?=[一-鿿]{2,4}"
-        rf"(?:{_TITLE}))))({_SURNAME}(?!{_TITLE})[一-鿿]{{1,2}}?)(?=$|[^一-鿿]|{_TITLE}|[收的])"
+        rf"(?:{_LABELS})(?:[:：是为叫写填\s]{{0,4}})({_FULL})(?=\s*(?:$|[^一-鿿\s])|\s*(?:{_TITLE})|\s+[一-鿿]"
+        "|[收的就已说要于在即及等]|电话|手机|身份|号码|地址|住址|联系)"
+    ),
+    re.compile(
+        rf"(?:{_LABELS})[:：是为叫\s]{{1,4}}"
+        "([一-鿿]{2,8}[·•・][一-鿿]{2,8}|[A-Z][a-z]+(?: [A-Z][a-z]+){1,2})(?![A-Za-z一-鿿])"
     ),
 )
+# Three characters that are no words may have any surname: 户名：檀健次, 我叫脱小磊.
+_unknown_surnames = groups(
+    "person",
+    re.compile(
+        rf"(?:(?:{_LABELS})[:：是为叫\s]{{1,3}}|我叫)((?![未暂请待无同见如需已另可本来上下大小老])(?:{_GIVEN}){{3}})(?![一-鿿])"
+    ),
+)
+# 联系人：张经理, 收件人：门卫室, 我叫滴滴去
+_is_no_name = re.compile(rf".(?:{_NO_NAME}).*|(.)\1.|.*[部室处台站店局所厅柜点组班队会院校区层楼库仓司去来]").fullmatch
+_named = groups(
+    "person",
+    re.compile(
+        r"(?:我(?:[爸妈]|老[公婆])?[叫是]|我?[爸妈]?(?:名字|名叫|真名)[是叫，,：: ]{0,2}|本人|身份证上是|这位是)"
+        rf"({_FULL})(?=$|[^一-鿿\w])"
+    ),
+    re.compile(r"我(?:的名字)?[叫是]([一-鿿]{2,8}[·•・][一-鿿]{2,8})(?![一-鿿])"),
+)
+# 我是高三, 我是颜控, 我是汪星人
+_is_a_kind = re.compile(r".[一二三四五六七八九十]|(.)\1|.*[人员党控狗粉座族派者迷型版]").fullmatch
 
 
-def addressees(text: str) -> Iterator[Span]:
-    """Full names after 收件人, 联系人, 户名 and the like, of people who are no members."""
-    for span in _addressees(text):
-        if text[span.start : span.end] not in _ordinary_words():
+def people_named(text: str) -> Iterator[Span]:
+    """Full names after 收件人, 联系人, 户名 and the like, and after 我叫 and the like, of people who are no members."""
+    for span in _labelled(text):
+        parts = text[span.start : span.end].split()
+        if not any(map(_is_word, ("".join(parts), *(given for given in parts[1:] if len(given) > 1)))):
+            yield span
+    for span in _unknown_surnames(text):
+        name = text[span.start : span.end]
+        if not (_is_no_name(name) or _is_a_kind(name) or _is_word(name) or _is_word(name[:2])):
+            yield span
+    for span in _named(text):
+        name = text[span.start : span.end]
+        head = name if re.match(_COMPOUND, name) else name[:2]
+        is_rare = len(name) == 2 and name[0] not in _COMMON_SURNAMES
+        is_word = text[span.start - 1] != "叫" and (is_rare or name in _dictionary())  # 我是颜控, 我是黄牛
+        if not (is_word or _is_a_kind(name) or _is_word(name) or _is_word(head)):
             yield span
 
 
 @cache
-def _ordinary_words() -> frozenset[str]:
-    """Words of jieba's dictionary (lines of word, count and part of speech) that are not names of people."""
+def _dictionary() -> dict[str, bool]:
+    """Words of jieba's dictionary (lines of word, count, part of speech): whether common, and no names of people."""
     rows = (line.split(" ") for line in (files("jieba") / "dict.txt").read_text("utf-8").splitlines())
-    return frozenset(word for word, count, tag in rows if int(count) >= _COMMON and not tag.startswith("nr"))
+    return {word: int(count) >= _COMMON and not tag.startswith("nr") for word, count, tag in rows}
+
+
+def _is_word(text: str) -> bool:
+    return _dictionary().get(text, False)
 
 
 def _is_ordinary(name: str) -> bool:
     if len(name) == 1 or (name.isascii() and len(name) < 3) or (name.isdigit() and len(name) < 5):
         return True
-    return name in _ordinary_words()
+    return _is_word(name)
 
 
 _MENTION = re.compile(r"(?<![0-9A-Za-z_.+-])[@＠]([^\s@＠]{1,40})(?=\s|$)")

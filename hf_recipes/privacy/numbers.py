@@ -7,18 +7,18 @@ import re
 from collections.abc import Iterator
 from datetime import date
 
-from hf_recipes.privacy.spans import Span, before, groups, overlapping
+from hf_recipes.privacy.spans import Span, around, before, groups, overlapping
 
 # Words before a number that counts something or names a thing.
 _IMPERSONAL = re.compile(
-    r"(?:单号?|编号|流水号?|条码|批号|order|no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
+    r"(?:单号?|编号|版本号?|销量|流水号?|条码|批号|order|no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
     r"|[量额数]|余额|总[共计])[:： 是为有了打到达约号]*$",
     re.I,
 )
 
-_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])(?:[ -]?[0-9]){16}[ -]?[0-9Xx](?![0-9])")
+_ID_CARD = re.compile(r"[1-9](?<![0-9][1-9])(?:[ -]?[0-9]){16}[ -]?[0-9Xx](?![0-9])")
 _OLD_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])[0-9]{14}(?![0-9])")
-_ID_WORD = re.compile(r"[份休户老]证|证件|公民身份|户口|sfz|id.?card", re.I)
+_ID_WORD = re.compile(r"[份休户老代居留住]证|证件|证号|身份|户口|实名|sfz|shenfen|id.?card", re.I)
 _PROVINCES = {
     *range(11, 16),
     *range(21, 24),
@@ -27,8 +27,7 @@ _PROVINCES = {
     *range(50, 55),
     *range(61, 66),
     71,
-    81,
-    82,
+    *range(81, 84),
 }
 
 
@@ -38,7 +37,8 @@ def _is_of_a_person(number: str, year: str, rest: str) -> bool:
         born = date(int(year), int(rest[:2]), int(rest[2:]))
     except ValueError:
         return False
-    return int(number[:2]) in _PROVINCES and 1850 < born.year <= date.today().year
+    # Permanent residents of other countries: 9, province, country.
+    return int(number[1:3] if number[0] == "9" else number[:2]) in _PROVINCES and 1850 < born.year <= date.today().year
 
 
 def id_cards(text: str) -> Iterator[Span]:
@@ -50,10 +50,10 @@ def id_cards(text: str) -> Iterator[Span]:
         number = re.sub("[ -]", "", match[0]).upper()
         if _is_of_a_person(number, number[6:10], number[10:14]):
             total = sum(int(digit) * 2 ** (17 - index) for index, digit in enumerate(number[:17]))
-            if number[17] == "10X98765432"[total % 11] or _ID_WORD.search(before(text, match.start(), 15)):
+            if number[17] == "10X98765432"[total % 11] or _ID_WORD.search(around(text, match, 12)):
                 yield Span(*match.span(), "id_card")
     for match in _OLD_ID_CARD.finditer(text):
-        number, word = match[0], _ID_WORD.search(before(text, match.start(), 15))
+        number, word = match[0], _ID_WORD.search(around(text, match, 12))
         if word and _is_of_a_person(number, "19" + number[6:8], number[8:12]):
             yield Span(*match.span(), "id_card")
 
@@ -71,13 +71,20 @@ def _passes_luhn(number: str) -> bool:
     return total % 10 == 0
 
 
+def _is_named(number: str, prefix: str) -> bool:
+    return bool(_BANK_BINS.fullmatch(number) and re.search("卡号?[:： 是为]*$", prefix))
+
+
 def bank_cards(text: str) -> Iterator[Span]:
-    """Luhn-valid numbers of a known issuer, in groups of four digits, or after a word for bank cards."""
+    """Luhn-valid numbers of a known issuer, in groups of four digits, or after a word for bank cards.
+
+    After 卡号, a wrong check digit of a known issuer is accepted.
+    """
     for match in overlapping(_BANK_CARD, text):
         candidate, prefix = match[0], before(text, match.start(), 12)
         while len(number := re.sub("[ -]", "", candidate)) >= 15:
             known = _BANK_BINS.fullmatch(number) or _IN_FOURS.fullmatch(candidate) or _BANK_WORD.search(prefix)
-            if known and _passes_luhn(number) and not _IMPERSONAL.search(prefix):
+            if known and (_passes_luhn(number) or _is_named(number, prefix)) and not _IMPERSONAL.search(prefix):
                 yield Span(match.start(), match.start() + len(candidate), "bank_card")
                 break
             candidate = candidate[: max(candidate.rfind(" "), candidate.rfind("-"), 0)]  # a date or a name may follow
@@ -86,36 +93,38 @@ def bank_cards(text: str) -> Iterator[Span]:
 documents = groups(
     "document",
     re.compile(
-        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保卡|医保卡|学号|学籍号|住院号|病历号|居住证|驾驶证"
+        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保卡|医保卡|学生证|工作证|教师证|记者证|律师证|毕业证|学位证|结婚证|房产证|行驶证|签证|学号|学籍号|工号|员工号|警官证|住院号|病历号|居住证|驾驶证"
         r"|驾照|档案号|准考证)(?:号码?|编号|[Nn][Oo]\.?|number|[:：#是为\s])*"
-        r"([A-Za-z]{0,3}[0-9]{6,14}[A-Za-z]?(?![0-9A-Za-z])|军字第[0-9]{5,8}号)"
+        r"((?![ -]?(?:19|20)[0-9]{2}[ -])[A-Za-z]{0,3}[ -]?[0-9](?:[ -]?[0-9]){5,17}[A-Za-z]?(?![0-9A-Za-z])"
+        r"|[一-鿿]字第[0-9]{5,8}号)"
     ),
 )
 
-_MOBILE = re.compile(
-    r"1[3-9][0-9](?:[ .·•—–-]?[0-9]{4}[ .·•—–-]?[0-9]{4}|[0-9][ -][0-9]{3}[ -][0-9]{4}|[ -][0-9]{3}[ -][0-9]{5})"
+_SEPARATOR = "[ .·•・･—–/)）-]"
+_NOT_A_COUNT = (
     r"(?![0-9_]|\.[0-9]|(?![QVWqvw])[A-Za-z]"
-    r"| ?(?:美?元|次|公里|字节|积?分(?!机)|粉丝|票|位[访用顾]|[KMGT]?i?B(?![A-Za-z])))"
+    r"| ?(?:美?元|次|公里|字节|积?分(?!机)|粉丝|票|位[访用顾]|[KMGT]?i?B(?![A-Za-z])|点(?:伤害|血|经验|攻击)))"
 )
+_MOBILE = re.compile(
+    rf"1[3-9][0-9](?:{_SEPARATOR}{{0,3}}[0-9]{{4}}{_SEPARATOR}{{0,3}}[0-9]{{4}}|[0-9][ -][0-9]{{3}}[ -][0-9]{{4}}"
+    rf"|[ -][0-9]{{3}}[ -][0-9]{{5}}){_NOT_A_COUNT}"
+)
+# In other groups after a word for telephones only: 1 5 4 0 …
+_SPACED_MOBILE = re.compile(rf"1{_SEPARATOR}{{0,3}}[3-9](?:{_SEPARATOR}{{0,3}}[0-9]){{9}}{_NOT_A_COUNT}")
+_PHONE_WORD = re.compile(r"(?:手机|电话|号码?|联系|致电|拨|打|加|短信|tel|phone|mobile|call|[☎📞📱])[^0-9]{0,6}$", re.I)
 _COUNTRY = re.compile(r"(?:\+ ?|00|(?<![0-9]))86[ -]?$")
 _CALL = re.compile(r"(?:^|[^A-Za-z])(?:tel|phone|mobile|call|vx?|wx|qq|[mtp])$", re.I)
 _WITHIN = re.compile(r"[0-9A-Za-z_.%]$|[0-9]-$")
 
-_NUMERALS = "零〇一二三四五六七八九幺"
-spoken_mobiles = groups(
-    "mobile",
-    re.compile(rf"([一幺](?<![十{_NUMERALS}][一幺])[三四五六七八九](?:[ -]?[{_NUMERALS}]){{9}})(?![十{_NUMERALS}])"),
-)
-
 
 def mobiles(text: str) -> Iterator[Span]:
-    for match in overlapping(_MOBILE, text):
+    for match in overlapping(_SPACED_MOBILE, text):
         start, prefix = match.start(), before(text, match.start(), 10)
         if country := _COUNTRY.search(prefix):
             start, prefix = start - len(country[0]), prefix[: country.start()]
         if (_WITHIN.search(prefix) and not _CALL.search(prefix)) or _IMPERSONAL.search(prefix):
             continue
-        if not match[0].endswith("0000000"):  # an amount
+        if (_MOBILE.match(match[0]) or _PHONE_WORD.search(prefix)) and not match[0].endswith("0000000"):  # an amount
             yield Span(start, match.end(), "mobile")
 
 
@@ -145,8 +154,9 @@ def landlines(text: str) -> Iterator[Span]:
 plates = groups(
     "plate",
     re.compile(
-        r"([京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼][A-HJ-NP-Za-hj-np-z][·•. -]?(?:"
-        r"[DFdf][A-HJ-NP-Za-hj-np-z0-9][0-9]{4}|[0-9]{5}[A-Ka-k]|[A-HJ-NP-Za-hj-np-z0-9]{4}[挂学警港澳]"
-        r"|(?=[0-9]*(?:[A-Za-z][0-9]*){0,2}(?![0-9A-Za-z]))[A-HJ-NP-Za-hj-np-z0-9]{5}))(?![A-Za-z0-9])"
+        r"([京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼](?<![里讯为度翼动]云) ?"
+        r"[A-HJ-NP-Za-hj-np-z][·•.・･ -]{0,3}(?:[A-HJKa-hjk][·•. -]?[A-HJ-NP-Za-hj-np-z0-9][0-9]{4}"
+        r"|[0-9](?: [0-9]){4,5}|[0-9]{5}[A-Ka-k]|[A-HJ-NP-Za-hj-np-z0-9]{4}[挂学警港澳]"
+        r"|(?=[0-9]*(?:[A-Za-z][0-9]*){0,2}(?![0-9A-Za-z]))[A-HJ-NP-Za-hj-np-z0-9]{5}))(?![A-Za-z0-9]|\.[0-9])"
     ),
 )

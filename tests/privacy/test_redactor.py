@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -66,6 +67,34 @@ def test_what_is_innocent_stays(redactor):
     rows = read("innocent.jsonl")
     wrong = [f"{span.kind}: {row['text']}" for row in rows for span in redactor.find(row["text"])]
     assert len(wrong) <= 0.01 * len(rows), "\n".join(wrong)
+
+
+def test_disguised_data_is_found_and_its_look_alikes_stay(redactor):
+    """Digits in Chinese and mixed scripts, spaces, homophones of 微信 and QQ, rare surnames."""
+    rows = read("disguised.jsonl")
+    missed, changed = [], []
+    for row in rows:
+        covered = {position for span in redactor.find(row["text"]) for position in range(span.start, span.end)}
+        if not row["spans"]:
+            changed += [row["text"]] if covered else []
+        for start, end, kind in planted_spans(row):
+            if any(row["text"][position].isalnum() and position not in covered for position in range(start, end)):
+                missed.append(f"{kind}: {row['text']}")
+    planted, innocent = sum(bool(row["spans"]) for row in rows), sum(not row["spans"] for row in rows)
+    assert planted > 400 and len(missed) <= 0.05 * planted, "\n".join(missed)
+    assert innocent > 400 and len(changed) <= 0.01 * innocent, "\n".join(changed)
+
+
+def test_time_grows_with_the_text():
+    """And not with the square of its spans."""
+
+    def seconds(count: int) -> float:
+        text = "，".join(f"手机154{number:08}" for number in range(20_000_001, 20_000_001 + count))
+        start = time.process_time()
+        assert Redactor(["老桨"]).redact(text)[1] == Counter(mobile=count)
+        return time.process_time() - start
+
+    assert seconds(8_000) < 8 * max(seconds(2_000), seconds(2_000))
 
 
 def test_redacting_twice_changes_nothing_more(redactor):
@@ -166,6 +195,15 @@ def test_mentions_end_at_a_space_and_mean_somebody():
         ("去江西路12号", ["address"]),
         ("住在北京市朝阳区", []),
         ("住在北京市朝阳区建国路88号", ["address"]),
+        ("幺五四，零零二三，九八八一", ["mobile"]),
+        ("1 5 4 0 2 3 8 7 7 1 9", []),
+        ("手机1 5 4 0 2 3 8 7 7 1 9", ["mobile"]),
+        ("830000199208170021", ["id_card"]),
+        ("911156199002140036", ["id_card"]),
+        ("沪 A·D12345", ["plate"]),
+        ("腾讯云CVM123", []),
+        ("我是黄牛，不是人", []),
+        ("我叫邵子昂，新来的", ["person"]),
     ],
 )
 def test_what_a_checksum_or_a_word_decides(text, kinds):
@@ -185,6 +223,7 @@ def test_kinds_are_chosen_by_name():
     [
         *("1", "号", "1-", "微信a", "&a", "a.", "a@", "地址市", "路1号", ":0", "京A1", "\n1 "),
         *("微信搜", "a(at)", "a点", "密码a", "token=a", "镇甲", "3栋1", "QQ1 ", "收件人王", "路1号甲", "sk-", "@a "),
+        *("一", "一，", "手机1 ", "薇 a", "收件人王 ", "京 A ", "我叫王"),
     ],
 )
 def test_long_repetitions_are_read_in_time(piece):

@@ -6,6 +6,7 @@ import runpy
 import sys
 
 import pytest
+from judge_server import judge_server
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -182,3 +183,59 @@ def test_the_base_is_compared_with_its_better_setting_of_thinking(evaluate, mode
         assert found["settings"]["base_thinking"] == {"compared": setting, "main_score": {setting: scores[setting]}}
         records = [(tmp_path / folder / "dev_base.jsonl").read_text() for folder in ("both", setting)]
         assert (records[0] == records[1]) is (setting == best)
+
+
+def between(text, start, end):
+    return text.partition(start)[2].partition(end)[0]
+
+
+def longer(prompt):
+    """A judge that prefers the longer answer, of question 0 always A, and gives no verdict on question 1."""
+    question, one, other = (between(prompt, f"[{name}]\n", f"\n[{name}") for name in ("对话", "回答 A", "回答 B"))
+    verdicts = {"第0问": "[[A]]", "第1问": "不知道"}
+    return verdicts.get(question) or ("[[C]]" if len(one) == len(other) else f"[[{'AB'[len(one) < len(other)]}]]")
+
+
+def test_a_judge_compares_the_answers_in_both_orders(evaluate, model_dir, adapter, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"input": f"第{n}问", "target": "年龄"} for n in range(8)])
+    flags = ["--model_name_or_path", model_dir, "--peft_path", adapter, "--compare", "base", "--max_new_tokens", 6]
+    flags += ["--dtype", "float32", "--eval_files", f"dev={rows}", "--batch_size", 2, "--judge_model", "m"]
+    output, prompts = tmp_path / "out", []
+
+    def fails_at_the_fifth(prompt):
+        prompts.append(prompt)
+        return (400, {}, "no more") if len(prompts) > 4 and not stopped else longer(prompt)
+
+    with judge_server(fails_at_the_fifth) as (address, requests):
+        stopped, flags = [], [*flags, "--output_dir", output, "--judge", address]
+        code, out, err = evaluate(*flags)
+        assert code == 1 and "HTTP 400: no more" in err and not (output / "metrics.json").exists()
+        assert f"8 rows in both orders (16 requests) are sent to {address}/chat/completions (model m): " in out
+        assert "question, answer_a, answer_b, and nothing else" in out
+        stopped.append(True)
+        requests.clear()
+        code, out, err = evaluate(*flags)
+        assert code == 0 and "2 of 8 verdicts are there" in out and len(requests) == 12, err
+        assert evaluate(*flags, "--overwrite_output_dir")[0] == 0 and len(requests) == 28
+
+    files = json_files(output)
+    lengths = [[len(row["prediction"]) for row in files[output / f"dev_{who}.jsonl"]] for who in ("adapted", "base")]
+    expected = ["adapted" if a > b else "base" if a < b else "tie" for a, b in zip(*lengths, strict=True)]
+    expected[:2] = ["contradictory", "unparsable"]
+    assert [row["verdict"] for row in files[output / "dev_adapted.jsonl"]] == expected
+    wins, losses, ties = (expected.count(verdict) for verdict in ("adapted", "base", "tie"))
+    judged = files[output / "metrics.json"]["judge"]["dev"]
+    assert (judged["wins"], judged["losses"], judged["ties"], judged["unparsable"]) == (wins, losses, ties, 1)
+    assert judged["win_rate"] == pytest.approx((wins + ties / 2 + 0.5) / 7) and judged["contradictory_share"] == 1 / 7
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert "Judge: adapted against base" in page and "contradictory" in page
+    assert f"win rate {judged['win_rate'] * 100:.1f} % [" in out
+
+
+def test_what_a_judge_needs_is_said_before_any_weight_is_read(evaluate, model_dir, tmp_path):
+    flags = ["--model_name_or_path", model_dir, "--output_dir", tmp_path / "out", "--judge", model_dir]
+    code, _, err = evaluate(*flags, "--eval_files", f"pairs={SAMPLES}/preference/train.jsonl")
+    assert code == 1 and "name the other one with --compare" in err
+    flags += ["--compare", model_dir, "--eval_files", f"wiki={SAMPLES}/pretrain/wiki.jsonl"]
+    code, _, err = evaluate(*flags)
+    assert code == 1 and "none of --eval_files is evaluated by generated answers" in err

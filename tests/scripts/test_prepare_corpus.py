@@ -508,3 +508,49 @@ def test_a_disk_that_is_full(prepare, tmp_path, monkeypatch, workers):
     (tmp_path / "file").touch()
     code, _, err = prepare(*argv[:2], "--output_dir", tmp_path / "file" / "below")
     assert code == 1 and "Not a directory" in err and err.count("\n") == 1, err
+
+
+def paragraph(text: str, **marks) -> dict:
+    return {"行号": 1, "是否重复": False, "是否跨文件重复": False, "内容": text, **marks}
+
+
+def test_what_mnbvc_marks_as_repeats_is_kept_and_said_or_dropped(prepare, tmp_path):
+    rows = [
+        {"文件名": "一", "是否重复文件": False, "段落": [paragraph("天亮了。"), paragraph("请收藏。", 是否重复=True)]},
+        {"文件名": "二", "是否重复文件": True, "段落": [paragraph("一样的。")]},
+        {"文件名": "三", "是否重复文件": False, "段落": [paragraph("论坛整理。", 是否跨文件重复=True)]},
+    ]
+    rows[0]["段落"].append(paragraph("网上了船。"))
+    flat = [{"text": "平的。", "是否重复": False}, {"text": "平的。", "是否重复": "True"}]
+    sources = (write_jsonl(tmp_path / "mnbvc.jsonl", rows), write_jsonl(tmp_path / "flat.jsonl", flat))
+    code, out, err = prepare("--input_files", *sources, "--output_dir", tmp_path / "all")
+    assert code == 0, err
+    assert lines(tmp_path / "all" / "mnbvc")[0]["text"] == "天亮了。\n请收藏。\n网上了船。"
+    assert "kept, documents marked as repeats: 3; --drop_repeats drops them" in out
+    assert "kept, paragraphs marked as repeats: 2; --drop_repeats removes them" in out
+
+    code, out, err = prepare("--input_files", *sources, "--drop_repeats", "--output_dir", tmp_path / "some")
+    assert code == 0 and "--drop_repeats" not in out and "columns not used" not in out, err
+    assert [row["text"] for row in lines(tmp_path / "some" / "mnbvc")] == ["天亮了。\n网上了船。"]
+    assert [row["text"] for row in lines(tmp_path / "some" / "flat")] == ["平的。"]
+    counts = {(Path(row["source"]).stem, row["status"]): row["count"] for row in ledger(tmp_path / "some")["reasons"]}
+    assert counts == {
+        ("mnbvc", "dropped: marked as a repeat"): 2,
+        ("mnbvc", "repaired: a paragraph marked as a repeat"): 1,
+        ("flat", "dropped: marked as a repeat"): 1,
+    }
+
+
+def test_wiki_markup_is_kept_and_said_or_removed(prepare, tmp_path):
+    wiki = "'''柳湾'''是[[石桥县|石桥]]的[[渔村]]。{{人口|3200}}<ref>县志</ref>\n"
+    wiki += "\n== 历史 ==\n村子建于[[明朝]]。\n[[Category:渔村]]"
+    rows = [{"title": "柳湾", "text": wiki}, {"title": "石桥", "text": "石桥因桥得名。"}]
+    source = write_jsonl(tmp_path / "wiki.jsonl", rows)
+    code, out, err = prepare("--input_files", source, "--output_dir", tmp_path / "all")
+    assert code == 0 and "kept, documents with wiki markup: 1; --wiki_markup removes it" in out, err
+    assert lines(tmp_path / "all" / "wiki")[0]["text"] == f"柳湾\n{wiki}"
+    code, out, err = prepare("--input_files", source, "--wiki_markup", "--output_dir", tmp_path / "clean")
+    assert code == 0 and "--wiki_markup" not in out, err
+    texts = [row["text"] for row in lines(tmp_path / "clean" / "wiki")]
+    assert texts == ["柳湾是石桥的渔村。\n\n历史\n村子建于明朝。", "石桥因桥得名。"]
+    assert row_statuses(tmp_path / "clean") == {"repaired: wiki markup": ["wiki.jsonl:1"]}

@@ -12,6 +12,7 @@ from hf_recipes.data.files.records import BEGIN, read_records
 from hf_recipes.data.files.sources import Source, find_sources, is_data, source_name
 from hf_recipes.data.schemas.columns import Columns, Schema
 from hf_recipes.data.schemas.conversation import RowProblem
+from hf_recipes.data.schemas.documents import REPEAT_MARKS, is_marked, marked_paragraphs, without_marked_paragraphs
 
 SHARDS = "manifest.json"  # a folder with this file holds token shards
 
@@ -29,7 +30,7 @@ class Corpus:
 class Document:
     """The document of the row at ``file:line``, or the `problem` with it; `kind` is ``code`` for a program.
 
-    The next row starts at `after`.
+    The next row starts at `after`. `is_repeat` and `repeats` are MNBVC's marks of the row and of how many paragraphs.
     """
 
     location: str
@@ -38,31 +39,39 @@ class Document:
     after: tuple[int, int]
     id: str | None = None
     kind: str | None = None
+    is_repeat: bool = False
+    repeats: int = 0
 
 
 @dataclass(frozen=True)
 class Reader:
-    """How the rows of one file become documents."""
+    """How the rows of one file become documents; `drop_repeats`: without the paragraphs that MNBVC marks."""
 
     source: Source
     schema: Schema
+    drop_repeats: bool = False
 
     def read(self, start: tuple[int, int] = BEGIN) -> Iterator[Document]:
         """The documents in order, from `start` (the `after` of one read before) on."""
         for record in read_records(self.source, start):
-            example, problem = {}, record.problem
+            example, problem, row, is_repeat, repeats = {}, record.problem, record.value, False, 0
             if problem is None:
+                repeats = marked_paragraphs(row)
+                is_repeat = is_marked(row) or (repeats > 0 and repeats == len(row["段落"]))
                 try:
-                    example = self.schema.to_example(record.value)
+                    drops = self.drop_repeats and repeats and not is_repeat
+                    example = self.schema.to_example(without_marked_paragraphs(row) if drops else row)
                 except RowProblem as error:
                     problem = error.reason
-            yield Document(
-                record.location, example.get("text"), problem, record.after, example.get("id"), example.get("kind")
-            )
+            text, kind = example.get("text"), example.get("kind")
+            yield Document(record.location, text, problem, record.after, example.get("id"), kind, is_repeat, repeats)
 
 
-def open_reader(source: Source, columns: Columns | None = None) -> Reader:
-    return Reader(source, schema_of(source, replace(columns or Columns(), reads="documents")))
+def open_reader(source: Source, columns: Columns | None = None, drop_repeats: bool = False) -> Reader:
+    schema = schema_of(source, replace(columns or Columns(), reads="documents"))
+    if drop_repeats:
+        schema = replace(schema, unused=tuple(name for name in schema.unused if name not in REPEAT_MARKS))
+    return Reader(source, schema, drop_repeats)
 
 
 def find_corpora(

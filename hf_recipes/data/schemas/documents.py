@@ -32,6 +32,7 @@ LANGUAGE = re.compile(
     r"it|pt|nl|id|vi|th|tr|he|el|pl|cs|sv|cy|eo|he|hu|sk|zh-?cn|zh-?tw|中文|英文|日文)(_text)?",
     re.IGNORECASE,
 )
+REPEAT_MARKS = ("是否重复", "是否跨文件重复", "是否重复文件")  # MNBVC's, of a paragraph or a whole row
 SPEAKERS = {"system": "", "user": "问：", "assistant": "答：", "tool": "工具："}
 
 
@@ -99,6 +100,20 @@ def from_baike(row: Row, columns: Columns) -> Example:
         raise RowProblem("'sections' is not a list of sections")
     parts = [row.get("summary"), *(section.get(name) for section in sections for name in ("title", "content"))]
     return {"text": _lines([row.get("title"), _lines(parts)])}
+
+
+def is_marked(part: Row) -> bool:
+    """Whether MNBVC marks a row or a paragraph as a repeat."""
+    return any(name in part and str(part[name]).lower() in ("true", "1", "是") for name in REPEAT_MARKS)
+
+
+def marked_paragraphs(row: Row) -> int:
+    paragraphs = row.get("段落")
+    return sum(isinstance(part, dict) and is_marked(part) for part in paragraphs) if isinstance(paragraphs, list) else 0
+
+
+def without_marked_paragraphs(row: Row) -> Row:
+    return {**row, "段落": [part for part in row["段落"] if not (isinstance(part, dict) and is_marked(part))]}
 
 
 def from_mnbvc(row: Row, columns: Columns) -> Example:

@@ -12,7 +12,7 @@ from hf_recipes.evaluation.reports.report import Number, Picture, Report, Sectio
 from hf_recipes.metrics.intervals import Paired
 
 ROWS = 50  # of each evaluation
-SAME_FOR_ALL = ("question", "reference", "answer")  # keys of a record, whatever the model
+SAME_FOR_ALL = ("question", "reference", "answer", "verdict")  # keys of a record, whatever the model
 OF_MODEL = ("prediction", "letters", "chosen", "rejected")
 
 
@@ -22,8 +22,9 @@ def evaluation_report(
     outcomes: Mapping[str, Outcome],
     changes: Mapping[str, Paired],
     pictures: Mapping[str, Sequence[Path]],
+    judged: Mapping[str, Mapping[str, Any]],
 ) -> Report:
-    """See `compare.write_results`; pictures are by evaluation."""
+    """See `compare.write_results`; pictures and judged are by evaluation."""
     model = settings["model"]
     report = Report(str(model["peft_path"] or model["model_name_or_path"]))
     report.settings = json.dumps(settings, ensure_ascii=False, indent=2)
@@ -33,10 +34,11 @@ def evaluation_report(
     for name, method in methods.items():
         metrics = _metrics_table(name, {model: outcomes[model].metrics[name] for model in models}, changes)
         metrics.note = method.note or ""
+        blocks = [metrics, *map(_picture, pictures.get(name, ()))]
+        if name in judged:
+            blocks.insert(1, _judge_table(judged[name], list(outcomes)))
         rows = worst_first(method, [outcome.records[name] for outcome in outcomes.values()])
-        report.sections.append(
-            Section(name, [metrics, *map(_picture, pictures.get(name, ())), _rows_table(rows, models)])
-        )
+        report.sections.append(Section(name, [*blocks, _rows_table(rows, models)]))
     return report
 
 
@@ -60,6 +62,23 @@ def _metrics_table(evaluation: str, metrics: Mapping[str, Mapping[str, float]], 
             row += [Number(), Number()]
         table.rows.append(row)
         table.verdicts.append(verdict)
+    return table
+
+
+def _judge_table(summary: Mapping[str, Any], models: Sequence[str]) -> Table:
+    """A judge's verdicts for the first of `models`, with what counts as half a win in a note."""
+    table = Table(f"Judge: {' against '.join(models)}", ["", "value"], [])
+    shares = {key: summary[key] for key in ("win_rate", "low", "high", "contradictory_share")}
+    texts = {key: "–" if share is None else f"{share * 100:.1f} %" for key, share in shares.items()}
+    table.rows.append(["win rate (95 %)", Number(f"{texts['win_rate']} [{texts['low']}, {texts['high']}]")])
+    table.rows.append(["p", Number("–" if summary["p_value"] is None else f"{summary['p_value']:.3f}")])
+    table.rows.append(["share of contradictory verdicts", Number(texts["contradictory_share"])])
+    for key in ("wins", "losses", "ties", "identical", "contradictory", "unparsable"):
+        table.rows.append([key, summary[key]])
+    table.note = (
+        "Each row is judged in both orders; a win or a loss is what both agree on. Ties, identical answers and "
+        "contradictory verdicts are half a win, unparsable ones do not count."
+    )
     return table
 
 
