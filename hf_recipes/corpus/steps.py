@@ -18,7 +18,7 @@ from hf_recipes.core.files import write_json
 from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
 from hf_recipes.corpus.cleaning import nfkc, quality_problem, simplify, strip_controls
 from hf_recipes.data.files.file_io import zstd_writer
-from hf_recipes.data.files.sources import Source
+from hf_recipes.data.files.records import Source
 from hf_recipes.data.pretraining.corpora import Reader
 from hf_recipes.data.schemas.registry import Columns, named_schema
 

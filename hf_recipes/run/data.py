@@ -7,7 +7,8 @@ from datasets import Dataset
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
-from hf_recipes.data.examples import hold_out, load_examples, row_statuses, usable
+from hf_recipes.data.examples import hold_out, load_examples, row_statuses, sampled_rows, usable
+from hf_recipes.data.files.sources import SEED
 from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.data.tokenized import tokenize_dataset
 
@@ -46,7 +47,7 @@ def prepare_rows(
 def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages") -> dict[str, Dataset]:
     """The examples called ``train`` and, where there are any, ``validation``; see `load_examples`."""
     columns = columns_of(data)
-    settings = {"form": form, "cache_dir": data.cache_dir, "encoding": data.encoding}
+    settings = {"form": form, "cache_dir": data.cache_dir, "encoding": data.encoding, "seed": args.seed}
     splits = {"train": load_examples(data.train_file, columns, **settings)}
     if data.validation_file:
         splits["validation"] = load_examples(data.validation_file, columns, split="validation", **settings)
@@ -54,11 +55,22 @@ def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages
         splits["train"], splits["validation"] = hold_out(splits["train"], data.validation_split_percentage, args.seed)
         held, rest = len(splits["validation"]), len(splits["train"])
         say(f"held out {held:,} of {rest + held:,} rows for evaluation")
-    for name, limit in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
-        if name in splits and limit is not None and limit < len(splits[name]):
-            say(f"{name}: the first {limit:,} of {len(splits[name]):,} rows")
-            splits[name] = splits[name].select(range(limit))
+    for name, rows in splits.items():
+        if chosen := limit(data, args, name, len(rows)):
+            splits[name] = rows.select(chosen)
     return splits
+
+
+def limit(data: "DataArguments", args: "RunArguments", name: str, count: int) -> list[int] | None:
+    """The sorted indices of the rows of a split that `max_train_samples` and `max_eval_samples` leave; None for all.
+
+    They are drawn of all sources; those to evaluate on are the same whatever the seed of the run.
+    """
+    size, seed = (data.max_train_samples, args.seed) if name == "train" else (data.max_eval_samples, SEED)
+    chosen = sampled_rows(count, size, seed)
+    if chosen:
+        say(f"{name}: {size:,} of {count:,} rows, drawn with the seed {seed}")
+    return chosen
 
 
 def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:

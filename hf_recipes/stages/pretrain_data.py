@@ -15,8 +15,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import lock_of, locked, write_json, writing
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.examples import SCHEMA_CODE, cache_root, fingerprint
-from hf_recipes.data.files import file_io, records, sources
+from hf_recipes.data.examples import FILES_CODE, SCHEMA_CODE, cache_root, fingerprint
 from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, print_plan
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
@@ -95,7 +94,8 @@ def open_corpora(
     data: SourceArguments, args: "PretrainArguments", policy: Policy | None = None
 ) -> tuple[list[Corpus], list[list[Reader]]]:
     """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
-    all_corpora = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming, encoding=data.encoding)
+    kwargs = {"sniff": args.streaming, "encoding": data.encoding, "seed": args.seed}
+    all_corpora = find_corpora(data.train_file, data.cache_dir, **kwargs)
     names = select_sources(policy, [corpus.name for corpus in all_corpora], f"--mixture {args.mixture}")
     chosen_corpora = [corpus for corpus in all_corpora if corpus.name in names]
     columns = Columns(schema=data.schema, prompt=data.prompt_column, ignored=tuple(data.ignore_columns or ()))
@@ -132,7 +132,7 @@ def _tokenized(
     key = fingerprint(
         [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.schema.columns)] for r in readers],
         encoder.settings,
-        code=(corpora, records, token_shards, sources, file_io, tokenize_corpus, *SCHEMA_CODE),
+        code=(corpora, token_shards, tokenize_corpus, *FILES_CODE, *SCHEMA_CODE),
     )
     root = cache_root(data.cache_dir)
     folder = root / "hf_recipes_tokens" / key
