@@ -159,7 +159,7 @@ def compare_data(checkpoint: str, was: Mapping[str, Any], now: Mapping[str, Any]
     the learning rate would jump."""
     before, after = was["data"], now["data"]
     files = [_files(record["settings"]) for record in (was, now)]
-    moved = f"{files[1]}, was {files[0]}" if files[0] != files[1] else files[1]
+    moved = f"{files[1]}, was {files[0].removeprefix('--train_file ')}" if files[0] != files[1] else files[1]
     if before["digest"] != after["digest"]:
         counts = [f"{data['rows']:,} {data['what']} with {data['tokens']:,} tokens" for data in (before, after)]
         numbers = f"{counts[1]}, was {counts[0]}" if counts[0] != counts[1] else f"again {counts[0]}, but others"

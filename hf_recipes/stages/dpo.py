@@ -154,6 +154,7 @@ def build_trainer(
         continues_adapter=context.continues_adapter,
     )
     trainer.data_rows = data.train
+    trainer.set_sources(data.train)
     if validation:
         methods[""].trainer = trainer
     add_callbacks(trainer, methods)

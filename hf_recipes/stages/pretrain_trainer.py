@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from hf_recipes.models.inference.forward import takes
 from hf_recipes.run.resume import decay_settings
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.failures.signals import leave_signals_to_the_run
+from hf_recipes.trainer.losses.source_losses import source_table
 from hf_recipes.trainer.reports.throughput import flops_per_token, peak_flops
 
 if TYPE_CHECKING:
@@ -302,7 +303,10 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             }
             for index, (name, source) in enumerate(zip(names, self.mixture.sources, strict=True))
         }
-        say(_table(sources))
+        columns = {"tokens": "{:,}".format, "epochs": "{:.2f}".format}
+        if any(source["left_out"] for source in sources.values()):
+            columns["left_out"] = "{:,}".format
+        say(source_table(sources, columns))
         return {"sources": sources, "data_wait": self._waited / max(1e-9, self._train_seconds)}
 
     # Checkpoints
@@ -319,15 +323,3 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         }
         write_json(checkpoint / DATA_STATE, state, indent=None)
         super()._complete(checkpoint)
-
-
-def _table(sources: Mapping[str, Mapping[str, Any]]) -> str:
-    counts_left_out = any(source["left_out"] for source in sources.values())
-    rows = [("source", "target", "realised", "tokens", "epochs", "loss") + ("left out",) * counts_left_out]
-    for name, source in sources.items():
-        loss = "–" if source["loss"] is None else f"{source['loss']:.4f}"
-        shares = (f"{source['target']:.1%}", f"{source['realised']:.1%}")
-        left_out = (f"{source['left_out']:,}",) * counts_left_out
-        rows.append((name, *shares, f"{source['tokens']:,}", f"{source['epochs']:.2f}", loss, *left_out))
-    widths = [max(len(cell) for cell in column) + 2 for column in zip(*rows, strict=True)]
-    return "\n".join("".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)

@@ -1,17 +1,21 @@
 """Supervised fine-tuning: TRL's `SFTTrainer` over our tokens, losses and checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import at, setting
 from hf_recipes.data.chat.encoder import ChatEncoder, SplitTurns
-from hf_recipes.dry_run.data_stats import row_stats
+from hf_recipes.dry_run.data_stats import row_lengths, row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.models.checks.packing import joins_rows, packing_leaks
@@ -81,7 +85,7 @@ class PackCollator(DataCollatorForLanguageModeling):
 
 
 class Trainer(RunMixin, SFTTrainer):
-    """TRL's trainer on rows that are already `input_ids` and `labels`."""
+    """TRL's trainer on rows that are already `input_ids` and `labels`; those of several sources have `sources` too."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -97,6 +101,56 @@ class Trainer(RunMixin, SFTTrainer):
                 return_position_ids=True,
                 pad_to_multiple_of=self.args.pad_to_multiple_of,
             )
+
+    def log_sources(self, rows: Dataset) -> None:
+        """Have the loss of each source logged, where the training `rows` have several."""
+        sizes, labelled = row_lengths(rows)
+        self.set_sources(rows, labelled)
+        if not self.source_names:
+            return
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+        of_tokens = pa.ListArray.from_arrays(offsets, np.repeat(self.row_sources.numpy().astype(np.int16), sizes))
+        sources = Dataset(pa.table({"sources": of_tokens}))
+        if self.args.packing:  # as TRL has packed the ids
+            shuffles = self.args.shuffle_dataset
+            sources = sources.shuffle(seed=self.args.seed) if shuffles else sources
+            sources = pack_dataset(sources, self.args.max_length, self.args.packing_strategy).select_columns("sources")
+            sources = sources.shuffle(seed=self.args.seed) if shuffles else sources
+        self.train_dataset = concatenate_datasets([self.train_dataset, sources], axis=1)
+        self._signature_columns = ["input_ids", "labels", "seq_lengths", "sources"]
+        self.data_collator = SourceCollator(self.data_collator)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        sources = inputs.pop("sources", None)
+        outputs = []
+
+        def recorded(**kwargs):
+            outputs.append(model(**kwargs))
+            return outputs[-1]
+
+        call = model if sources is None else recorded
+        loss = super().compute_loss(call, inputs, return_outputs, num_items_in_batch)
+        if sources is not None:  # the last forward pass is that with scores, whatever the loss is
+            mask = outputs[-1].label_mask
+            self.add_source_losses(sources[:, 1:][mask], -outputs[-1].log_probs[mask])
+        return loss
+
+
+class SourceCollator:
+    """Batches of another collator with `sources`, those of the tokens: int64 of the shape of the labels."""
+
+    def __init__(self, inner: Callable):
+        self.inner = inner
+
+    def __call__(self, examples):
+        batch = self.inner(examples)
+        rows = [torch.as_tensor(example["sources"]) for example in examples]
+        if len(batch["labels"]) < len(rows):  # they are joined
+            rows = [torch.cat(rows)]
+        sources = torch.zeros_like(batch["labels"])
+        for index, row in enumerate(rows):
+            sources[index, : len(row)] = row
+        return {**batch, "sources": sources}
 
 
 class ValidationLoss(NLL):
@@ -151,6 +205,7 @@ def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods:
         processing_class=context.tokenizer,
     )
     trainer.data_rows = data.train
+    trainer.log_sources(data.train)
     add_callbacks(trainer, methods)
     return trainer
 
