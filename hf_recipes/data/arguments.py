@@ -55,6 +55,10 @@ class DataArguments(SourceArguments):
     validation_split_percentage: Annotated[float | None, at(gt=0, lt=100, text="0 to 100")] = setting(
         "Without validation_file: hold out this share of the rows."
     )
+    mixture: str | None = setting(
+        "Policy file (configs/mixtures): by documents the share of each source in the rows, or by epochs how often it is "
+        "gone through; in place of #rows and *passes."
+    )
     response_column: str | None = setting("Column of the answer.")
     history_column: str | None = setting("Column of earlier [question, answer] pairs.")
     thoughts_column: str | None = setting(

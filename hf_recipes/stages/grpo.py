@@ -26,7 +26,7 @@ from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.data import check_evaluation_rows, columns_of, limit
+from hf_recipes.run.data import check_evaluation_rows, columns_of, limit, mixed_files
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
@@ -180,7 +180,7 @@ def read_prompt_sets(
     ledgers: dict[str, Ledger] = {}
     prompts: dict[str, list[Prompt]] = {}
     stop_ids: set[int] = set()
-    for name, specs in (("train", data.train_file), ("validation", data.validation_file)):
+    for name, specs in (("train", mixed_files(data)), ("validation", data.validation_file)):
         if specs:
             kwargs = {"text_as": args.text_as, "max_source_length": args.max_source_length}
             kwargs |= {"cache_dir": data.cache_dir, "encoding": data.encoding, "seed": args.seed}

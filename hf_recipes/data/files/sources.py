@@ -99,6 +99,11 @@ def _drawn(spec: Spec, sources: list[Source], seed: int) -> list[Source]:
     ]
 
 
+def source_names(specs: Sequence[str]) -> list[str]:
+    """The names of the sources that are found for these."""
+    return _distinct_names([parse_spec(spec) for spec in specs])
+
+
 def _distinct_names(specs: Sequence[Spec]) -> list[str]:
     """The names of sources, with the folder before those that several have."""
     counts = Counter(spec.name for spec in specs)
