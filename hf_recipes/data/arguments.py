@@ -56,8 +56,8 @@ class DataArguments(SourceArguments):
         "Without validation_file: hold out this share of the rows."
     )
     mixture: str | None = setting(
-        "Policy file (configs/mixtures): by documents the share of each source in the rows, or by epochs how often it is "
-        "gone through; in place of #rows and *passes."
+        "Policy file (configs/mixtures): by documents the share of each source, or by epochs its passes; in place of "
+        "#rows and *passes."
     )
     response_column: str | None = setting("Column of the answer.")
     history_column: str | None = setting("Column of earlier [question, answer] pairs.")
