@@ -29,6 +29,7 @@ from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 from hf_recipes.data.pretraining.token_shards import Damaged, TokenShards, open_shards
 from hf_recipes.data.pretraining.tokenize_corpus import store
 from hf_recipes.data.schemas.registry import Columns
+from hf_recipes.trainer.mixture_data import exchange_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ def prepare_mixture(
     ledger = Ledger()
     sources: list[BlockSource] = []
     rates: dict[str, dict[str, float]] = {}
-    shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, _exchange(args))
+    shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, exchange_of(args))
     for corpus, files in zip(opened, readers, strict=True):
         if args.streaming and not corpus.shards:
             seed = args.seed if args.shuffle else None
@@ -165,22 +166,6 @@ def _open(folder: Path, corpus: Corpus, encoder: DocumentEncoder, ledger: Ledger
     ledger.sources |= stored.sources
     ledger.reasons |= stored.reasons
     return shards
-
-
-def _exchange(args: "PretrainArguments"):
-    """A function that broadcasts a value of one process; over gloo, whatever the gradients are reduced by."""
-    if args.world_size == 1:
-        return None
-    import torch.distributed as dist
-
-    group = dist.new_group(backend="gloo")
-
-    def exchange(value: Any, owner: int) -> Any:
-        values = [value]
-        dist.broadcast_object_list(values, src=owner, group=group)
-        return values[0]
-
-    return exchange
 
 
 def _say_mixture(mixture: Mixture, policy: Policy | None, args: "PretrainArguments") -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.ledger import KEPT
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import BEGIN, Source, read_records
 from hf_recipes.data.files.sources import SEED, find_sources, is_data
@@ -39,6 +40,7 @@ class Document:
     after: tuple[int, int]
     id: str | None = None
     kind: str | None = None
+    status: str = KEPT
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,13 @@ class SourceLosses:
         """
         names, of_row = np.unique(np.asarray(rows["source"][:]), return_inverse=True)
         if len(names) > 1:
-            self.source_names = names.tolist()
             self.row_sources = torch.as_tensor(of_row)
-            self._source_items = np.bincount(of_row, items)
-            self._source_sums = torch.zeros(len(names), 2, device=self.args.device)
+            self.name_sources(names.tolist(), np.bincount(of_row, items))
+
+    def name_sources(self, names: Sequence[str], items: np.ndarray) -> None:
+        """Log losses by these sources, which have so many of the items, (S,)."""
+        self.source_names, self._source_items = names, items
+        self._source_sums = torch.zeros(len(names), 2, device=self.args.device)
 
     @torch.no_grad()
     def add_source_losses(self, sources: torch.Tensor, losses: torch.Tensor) -> None:
