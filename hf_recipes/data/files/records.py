@@ -82,10 +82,11 @@ class Source:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said of how it is read: encoding, separator, sample."""
+        """What is to be said of how it is read: separator, encoding, names of columns, sample."""
         encoding = "" if self.encoding.startswith("utf-8") else f"{encoding_name(self.encoding)} text"
         drawn = f"{self.draw.drawn:,} rows drawn of {self.draw.size:,}" if self.draw else ""
-        return [note for note in (self.note, encoding, drawn) if note]
+        mapped = "columns as dataset_info.json maps them" if self.layout else ""
+        return [note for note in (self.note, encoding, mapped, drawn) if note]
 
 
 @dataclass(slots=True)

@@ -28,10 +28,11 @@ class SourceLosses:
         Args:
             items: of each row, (N,); by default one.
         """
-        names, of_row = np.unique(np.asarray(rows["source"][:]), return_inverse=True)
+        names: dict[str, int] = {}
+        of_row = np.array([names.setdefault(name, len(names)) for name in rows["source"][:]])
         if len(names) > 1:
             self.row_sources = torch.as_tensor(of_row)
-            self.name_sources(names.tolist(), np.bincount(of_row, items))
+            self.name_sources(list(names), np.bincount(of_row, items))
 
     def name_sources(self, names: Sequence[str], items: np.ndarray) -> None:
         """Log losses by these sources, which have so many of the items, (S,)."""
