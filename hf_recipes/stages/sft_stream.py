@@ -25,7 +25,7 @@ from hf_recipes.data.pretraining.mixture_policy import ENDLESS, read_policy, rou
 from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
 from hf_recipes.dry_run.data_stats import DataStats, largest_batch
 from hf_recipes.models.checks.packing import joins_rows
-from hf_recipes.run.data import check_evaluation_rows, columns_of, tokenize_rows
+from hf_recipes.run.data import check_evaluation_rows, columns_of, limit, tokenize_rows
 from hf_recipes.stages.base import Context, Data
 from hf_recipes.trainer.mixture_data import exchange_of, step_blocks
 
@@ -44,18 +44,18 @@ def read_stream(context: Context) -> StreamData:
         if getattr(data, name):
             raise UserError(f"--{name} needs all rows, which --streaming does not read before; leave one of them out")
     check_evaluation_rows(data, args, context.evaluates_files)
-    settings = {"columns": columns_of(data), "cache_dir": data.cache_dir, "encoding": data.encoding}
+    settings = {"columns": columns_of(data), "cache_dir": data.cache_dir, "encoding": data.encoding, "seed": args.seed}
     validation, ledgers = None, {"train": Ledger()}
     if data.validation_file:
         with args.main_process_first(local=True, desc="data"):
             examples = load_examples(data.validation_file, split="validation", **settings)
+            if chosen := limit(data, args, "validation", len(examples)):
+                examples = examples.select(chosen)
             encoder = stage.encoder(context.tokenizer, args, "validation")
             _, tokenized, ledgers["validation"] = tokenize_rows(examples, encoder, data)
         say(f"validation\n{ledgers['validation'].table()}")
         ledgers["validation"].check(data.max_drop_ratio)
         validation = usable(tokenized)
-        if data.max_eval_samples:
-            validation = validation.select(range(min(len(validation), data.max_eval_samples)))
     encoder = stage.encoder(context.tokenizer, args, "train")
     readers = _readers(data, args.seed)
     texts = ConversationEncoder(encoder)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stage_runs import trainer_of
+from stage_runs import rows_of, trainer_of
 
 from conftest import conversation, same, tiny_model, write_jsonl
 from hf_recipes.core.errors import UserError
@@ -53,6 +53,26 @@ def test_an_epoch_has_every_row_once_in_another_order(files, tokenizer, tmp_path
     assert trainer.state.epoch == pytest.approx(2)
     ledger = rows.ledgers["train"]
     assert ledger.totals == {"read": 24, "kept": 24}
+
+
+def test_rows_are_the_same_in_two_processes(files, tokenizer, tmp_path):
+    args = SFTArguments(output_dir=str(tmp_path / "run"), **SETTINGS)
+    data = DataArguments(train_file=files, cache_dir=str(tmp_path / "cache"))
+
+    def batches(rank, world):
+        mixture = rows_of(STAGE, args, data, tokenizer).train
+        return [[row["location"] for row in batch] for batch in mixture.stream(0, 40, 2, rank, world, 4)]
+
+    one, two = batches(0, 2), batches(1, 2)
+    together = [row for pair in zip(one, two, strict=True) for batch in pair for row in batch]
+    assert together == [row for batch in batches(0, 1) for row in batch] and len(together) == 40
+
+
+def test_validation_rows_of_a_stream(files, tokenizer, tmp_path):
+    args = SFTArguments(output_dir=str(tmp_path / "run"), eval_steps=2, **SETTINGS)
+    data = DataArguments(train_file=files[:1], validation_file=files[1:], max_eval_samples=3)
+    found = rows_of(STAGE, args, data, tokenizer)
+    assert len(found.validation) == 3 and found.ledgers["validation"].totals["read"] == 3
 
 
 def test_rows_of_several_sources(files, tokenizer, tmp_path):

@@ -177,7 +177,7 @@ def note_of(source: Source) -> str:
     kind = re.sub(r"\.(gz|zst)$", "", source.path.lower())
     if kind.endswith((".tsv", ".txt", ".parquet", ".arrow")):
         return ""
-    with suppress(UserError), _opened(source) as (stream, source):  # reading it raises the error again
+    with suppress(UserError, UnicodeError), _opened(source) as (stream, source):  # reading it raises the error again
         if kind.endswith(".csv"):
             sign = _delimiter_of(stream.peek(CHUNK), ",")
             return "" if sign == "," else f"{'tabs' if sign == TAB else sign} between the columns"
