@@ -60,7 +60,7 @@ def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages
         held, rest = len(splits["validation"]), len(splits["train"])
         say(f"held out {held:,} of {rest + held:,} rows for evaluation")
     for name, rows in splits.items():
-        if chosen := limit(data, args, name, len(rows)):
+        if chosen := limited_rows(data, args, name, len(rows)):
             splits[name] = rows.select(chosen)
     return splits
 
@@ -86,7 +86,7 @@ def mixed_files(data: "DataArguments") -> list[str]:
     return [f"{spec}#{round(policy.sources[name] * total)}" for name, spec in specs.items()]
 
 
-def limit(data: "DataArguments", args: "RunArguments", name: str, count: int) -> list[int] | None:
+def limited_rows(data: "DataArguments", args: "RunArguments", name: str, count: int) -> list[int] | None:
     """The sorted indices of the rows of a split that `max_train_samples` and `max_eval_samples` leave; None for all.
 
     They are drawn of all sources; those to evaluate on are the same whatever the seed of the run.

@@ -26,7 +26,7 @@ from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.data import check_evaluation_rows, columns_of, limit, mixed_files
+from hf_recipes.run.data import check_evaluation_rows, columns_of, limited_rows, mixed_files
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
@@ -196,7 +196,7 @@ def read_prompt_sets(
         prompts["train"] = [prompts["train"][row] for row in kept]
         say(f"held out {len(held):,} of {len(kept) + len(held):,} rows for evaluation")
     for name, rows in prompts.items():
-        if chosen := limit(data, args, name, len(rows)):
+        if chosen := limited_rows(data, args, name, len(rows)):
             prompts[name] = [rows[row] for row in chosen]
     if not prompts["train"]:
         raise UserError("there is no row left to train on")

@@ -25,7 +25,7 @@ from hf_recipes.data.pretraining.mixture_policy import ENDLESS, read_policy, rou
 from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
 from hf_recipes.dry_run.data_stats import DataStats, largest_batch
 from hf_recipes.models.checks.packing import joins_rows
-from hf_recipes.run.data import check_evaluation_rows, columns_of, limit, tokenize_rows
+from hf_recipes.run.data import check_evaluation_rows, columns_of, limited_rows, tokenize_rows
 from hf_recipes.stages.base import Context, Data
 from hf_recipes.trainer.mixture_data import exchange_of, step_blocks
 
@@ -49,7 +49,7 @@ def read_stream(context: Context) -> StreamData:
     if data.validation_file:
         with args.main_process_first(local=True, desc="data"):
             examples = load_examples(data.validation_file, split="validation", **settings)
-            if chosen := limit(data, args, "validation", len(examples)):
+            if chosen := limited_rows(data, args, "validation", len(examples)):
                 examples = examples.select(chosen)
             encoder = stage.encoder(context.tokenizer, args, "validation")
             _, tokenized, ledgers["validation"] = tokenize_rows(examples, encoder, data)

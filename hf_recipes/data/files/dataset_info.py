@@ -124,9 +124,10 @@ def resolve(spec: Spec) -> tuple[Spec, Layout | None]:
     if unknown is not None:
         raise UserError(f"{where}: the key {unknown!r} is not supported; there are {', '.join(KEYS)}")
     source = _source(entry, Path(spec.path).parent, where)
-    amount = entry.get("num_samples") if spec.amount is None else spec.amount
-    if amount is not None and (isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount <= 0):
-        raise UserError(f"{where}: num_samples {amount!r}: expected a number of rows above 0")
+    count = entry.get("num_samples")
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+        raise UserError(f"{where}: num_samples {count!r}: expected a number of rows above 0")
+    amount = count if spec.amount is None else spec.amount
     return replace(source, text=spec.text, name=spec.name, amount=amount), _layout(entry, where)
 
 

@@ -39,7 +39,7 @@ class Draw:
     All rows, as often as `count` holds them, and of the rest a sample.
     """
 
-    seed: int
+    key: int
     rows: int
     count: int
     first: int
@@ -47,7 +47,7 @@ class Draw:
 
     def sample(self) -> np.ndarray:
         """The sorted indices of the file's rows that are in the sample."""
-        sample = np.random.default_rng(self.seed).permutation(self.rows)[: self.count % self.rows] - self.first
+        sample = np.random.default_rng(self.key).permutation(self.rows)[: self.count % self.rows] - self.first
         return np.sort(sample[(sample >= 0) & (sample < self.size)])
 
     @property

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
+from zlib import crc32
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import LEDGER
@@ -91,7 +92,8 @@ def _drawn(spec: Spec, sources: list[Source], seed: int) -> list[Source]:
     count = spec.amount if isinstance(spec.amount, int) else round(spec.amount * rows)
     if not count:
         raise UserError(f"{spec.text}: that is none of its {rows:,} rows; name more, or leave it out")
-    draws = [Draw(seed, rows, count, sum(sizes[:index]), size) for index, size in enumerate(sizes)]
+    key = seed << 32 | crc32(sources[0].name.encode())  # files of one size have other rows each
+    draws = [Draw(key, rows, count, sum(sizes[:index]), size) for index, size in enumerate(sizes)]
     return [
         replace(source, draw=draw, digest=f"{source.digest} {' '.join(map(str, astuple(draw)))}")
         for source, draw in zip(sources, draws, strict=True)
