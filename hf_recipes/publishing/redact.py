@@ -49,7 +49,8 @@ def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
                 names[value] = value
     entries = entries_of(settings["dataset"], settings.get("dataset_dir")) if settings.get("dataset") else []
     for key, split in _SPLITS.items():
-        for value in [*(settings.get(key) or ()), *(entries if key == "train_file" else ())]:
+        given = settings.get(key) or (entries if key == "train_file" else ())
+        for value in [given] if isinstance(given, str) else given:
             with suppress(UserError):  # a file that is gone
                 spec, _ = resolve(parse_spec(value))
                 if spec.hub:
