@@ -15,7 +15,7 @@ from hf_recipes.data.chat.streamed_rows import (
     ConversationReader,
     RowMixture,
     StreamedRows,
-    sampled_rows,
+    first_rows,
 )
 from hf_recipes.data.examples import described, load_examples, schema_of, usable
 from hf_recipes.data.files.records import Source
@@ -64,7 +64,7 @@ def read_stream(context: Context) -> StreamData:
     sources, sizes, lengths = [], [], []
     for name, files in readers.items():
         sources.append(StreamedRows(name, files, shared, args.seed, ledgers["train"].add))
-        rows, bytes_of_row = sampled_rows(files, texts)
+        rows, bytes_of_row = first_rows(files, texts)
         if not rows:
             raise UserError(f"{name}: none of its first rows can be used; an inspection without --streaming shows why")
         labelled = [int((row.labels != -100).sum()) for row in rows]

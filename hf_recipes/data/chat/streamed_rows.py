@@ -111,7 +111,7 @@ class RowMixture(Mixture):
         return {**self.sources[number].next(), "source": number}
 
 
-def sampled_rows(readers: Sequence[ConversationReader], encoder: ConversationEncoder) -> tuple[list[Encoded], float]:
+def first_rows(readers: Sequence[ConversationReader], encoder: ConversationEncoder) -> tuple[list[Encoded], float]:
     """The rows of a source's first chunk that can be used, and the bytes of text of each row that was read."""
     chunk = next(read_chunks(readers, Cursor()))
     rows = [row for examples in encoder.encode(chunk.texts) for row in examples if not is_dropped(row.status)]
