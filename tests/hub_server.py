@@ -287,6 +287,8 @@ ROUTES = [
     ("GET", f"/(?:api|openapi)/v1/models/{NAME}", Handler.ms_info),
     ("GET", f"/api/v1/models/{NAME}/repo/files", Handler.ms_files),
     ("GET", f"/api/v1/models/{NAME}/repo", Handler.ms_download),
+    ("GET", f"/api/v1/datasets/{NAME}/repo/tree", Handler.ms_files),
+    ("GET", f"/api/v1/datasets/{NAME}/repo", Handler.ms_download),
     ("POST", f"/api/v1/repos/models/{NAME}/info/lfs/objects/batch", Handler.batch),
     ("POST", f"/api/v1/repos/models/{NAME}/commit/(.+)", Handler.ms_commit),
 ]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from hf_recipes.core.settings import NonNegativeInt, PositiveInt, Share, at, setting
 from hf_recipes.corpus.cleaning import MIN_CHINESE
 from hf_recipes.corpus.executors import ExecutorArguments
+from hf_recipes.data.files.specs import DATA_HELP
 from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS
 
 
@@ -13,7 +14,7 @@ from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS
 class CorpusArguments(ExecutorArguments):
     """The documents, the repairs and rules, and the shards."""
 
-    input_files: list[str] | None = setting("Files, globs, folders or Hub ids, or name=one of them; each is a source.")
+    input_files: list[str] | None = setting(f"{DATA_HELP}, or name=one of them; each is a source.")
     output_dir: str | None = setting("Folder of the corpus; a folder in it for each source.")
     schema: str | None = setting(f"Shape of the rows ({', '.join(DOCUMENT_SCHEMAS)}); detected by default.")
     prompt_column: str | None = setting("Column of the text, or of the question.")

@@ -1,9 +1,11 @@
 """Which data, and of what shape."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass
 from typing import Annotated
 
 from hf_recipes.core.settings import PositiveInt, Share, at, check_limits, setting
+from hf_recipes.data.files.specs import DATA_HELP, entries_of
 from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS, SCHEMAS
 
 
@@ -13,8 +15,10 @@ class SourceArguments:
 
     _schemas = DOCUMENT_SCHEMAS  # of pretraining
 
-    train_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
-    validation_file: list[str] | None = setting("The same to evaluate on; of a Hub id, its validation split.")
+    train_file: list[str] | None = setting(f"{DATA_HELP}, each with #rows or *passes to draw of it.")
+    validation_file: list[str] | None = setting("The same to evaluate on; of a hub's data set, its validation split.")
+    dataset: str | None = setting("In place of --train_file, entries of a dataset_info.json, with commas between.")
+    dataset_dir: str | None = setting("Folder of the dataset_info.json, as LLaMA-Factory has it; by default data.")
     schema: str | None = setting("Shape of the rows (see datasets/README.md); detected from the columns by default.")
     prompt_column: str | None = setting("Column of the question, or of the text.")
     ignore_columns: list[str] | None = setting(
@@ -26,6 +30,17 @@ class SourceArguments:
     cache_dir: str | None = setting("Where downloads and tokenized data are cached.")
 
     def __post_init__(self):
+        if self.dataset and self.train_file:
+            raise ValueError("--train_file and --dataset: give one of them")
+        if self.dataset:
+            self.train_file = entries_of(self.dataset, self.dataset_dir)
+            info = self.train_file[0].partition(":")[0]
+            if not os.path.isfile(info):
+                raise ValueError(f"--dataset {self.dataset}: there is no {info}; name its folder with --dataset_dir")
+        elif self.dataset_dir:
+            raise ValueError("--dataset_dir has no effect without --dataset")
+        if not self.train_file:
+            raise ValueError("--train_file is missing: the rows to train on")
         if self.schema is not None and self.schema not in self._schemas:
             raise ValueError(f"--schema {self.schema}: expected one of {', '.join(self._schemas)}")
         check_limits(self)
@@ -40,14 +55,18 @@ class DataArguments(SourceArguments):
     validation_split_percentage: Annotated[float | None, at(gt=0, lt=100, text="0 to 100")] = setting(
         "Without validation_file: hold out this share of the rows."
     )
+    mixture: str | None = setting(
+        "Policy file (configs/mixtures): by documents the share of each source, or by epochs its passes; in place of "
+        "#rows and *passes."
+    )
     response_column: str | None = setting("Column of the answer.")
     history_column: str | None = setting("Column of earlier [question, answer] pairs.")
     thoughts_column: str | None = setting(
         "Column of the thoughts before the answer; by default one named as such (cot, …); none for none."
     )
     system_prompt: str | None = setting("System turn for rows that have none.")
-    max_train_samples: PositiveInt | None = setting("Use the first so many training rows.")
-    max_eval_samples: PositiveInt | None = setting("Use the first so many evaluation rows.")
+    max_train_samples: PositiveInt | None = setting("Use so many training rows, drawn of all sources with --seed.")
+    max_eval_samples: PositiveInt | None = setting("Use so many evaluation rows, drawn of all, whatever the seed.")
 
     def __post_init__(self):
         super().__post_init__()

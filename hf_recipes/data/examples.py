@@ -18,9 +18,9 @@ from hf_recipes.core import ledger
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
-from hf_recipes.data.files import encodings, file_io, records, sources
-from hf_recipes.data.files.records import read_records
-from hf_recipes.data.files.sources import Source, find_sources
+from hf_recipes.data.files import dataset_info, encodings, file_io, hub_data, records, sources
+from hf_recipes.data.files.records import Source, read_records
+from hf_recipes.data.files.sources import SEED, find_sources
 from hf_recipes.data.schemas import chat, columns, conversation, detection, documents, preference, registry
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Schema
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
@@ -34,8 +34,9 @@ FEATURES = {
     "text": Features({"text": Value("string")}),
 }
 SNIFFED_ROWS = 100  # the first, which decide a file's schema
+FILES_CODE = (dataset_info, encodings, file_io, hub_data, records, sources)
 SCHEMA_CODE = (chat, columns, conversation, detection, documents, preference, registry)  # for `fingerprint`
-COMMON = Features({"meta": Json(), "location": Value("string"), "status": Value("string")})
+COMMON = Features({"meta": Json(), "location": Value("string"), "status": Value("string"), "source": Value("string")})
 
 
 def fingerprint(*parts, code: Sequence = ()) -> str:
@@ -53,17 +54,18 @@ def load_examples(
     cache_dir: str | None = None,
     split: str = "train",
     encoding: str | None = None,
+    seed: int = SEED,
 ) -> Dataset:
-    """Read `specs` (files, globs, folders, Hub ids) into examples of `form`: messages, preference, unpaired or text.
+    """Read `specs` (see `parse_spec`) into examples of `form`: messages, preference, unpaired or text.
 
-    `split` is the one read of a Hub id that names none itself (``owner/name:test``).
+    `split` is the one read of a data set on a hub that names none itself, and `seed` draws the rows of ``file#500``.
 
     The data set has the columns of the form (`messages` and `tools`, …), `meta` (see `registry.metadata`), `location`
-    (``file:line``) and `status`. Rows that cannot be used are in it too, with a status that says why;
-    `Ledger.add_all` counts them. The schema and encoding detected of each source are printed.
+    (``file:line``), `status`, and `source`, the name of the spec. Rows that cannot be used are in it too, with a status
+    that says why; `Ledger.add_all` counts them. The schema and encoding detected of each source are printed.
     """
     files = []
-    for source in find_sources(specs, split, cache_dir, encoding=encoding):
+    for source in find_sources(specs, split, cache_dir, encoding=encoding, seed=seed):
         schema = schema_of(source, columns or Columns())
         if schema.form != form:
             raise UserError(
@@ -73,9 +75,9 @@ def load_examples(
         say(f"{source.path}: {described(source, schema)}")
         files.append((source, schema))
     key = fingerprint(
-        [[f.path, f.digest, f.encoding, schema.name, asdict(schema.columns)] for f, schema in files],
+        [[f.path, f.digest, f.encoding, f.name, schema.name, asdict(schema.columns)] for f, schema in files],
         form,
-        code=(ledger, encodings, file_io, sources, records, *SCHEMA_CODE),
+        code=(*FILES_CODE, ledger, *SCHEMA_CODE),
     )
     root = cache_root(cache_dir)
     path = root / "hf_recipes_examples" / f"{key}.arrow"
@@ -107,8 +109,7 @@ def described(source: Source, schema: Schema) -> str:
     names = (columns.system, columns.tools, columns.history)
     others = [repr(name) for name in names if name is not None]
     details += [f"with {', '.join(others)}"] if others else []
-    details += [source.encoding_text] if source.encoding_text else []
-    text = ", ".join(details)
+    text = ", ".join([*details, *source.notes])
     return f"{text}; columns not used: {', '.join(map(str, schema.unused))}" if schema.unused else text
 
 
@@ -145,6 +146,9 @@ def schema_of(source: Source, columns: Columns) -> Schema:
             problems.append(f"{record.location}: {shown(record.problem)}")
         else:
             rows.append(record.value)
+    for name in source.layout.required if source.layout and rows else ():
+        if not any(name in row for row in rows):
+            raise UserError(f"{source.path}: its rows have no column that dataset_info.json names for {name!r}")
     if any(rows):
         return schema_of_rows(rows, columns, source.path)
     raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[:MAX_LOCATIONS]]))
@@ -154,7 +158,7 @@ def _generate(files: list[tuple[Source, Schema]], form: str) -> Iterator[dict]:
     empty = dict.fromkeys([*FEATURES[form], "meta"])
     for source, schema in files:
         for record in read_records(source):
-            row = {**empty, "location": record.location, "status": KEPT}
+            row = {**empty, "location": record.location, "status": KEPT, "source": source.name}
             problem, action = record.problem, "dropped"
             if problem is None:
                 try:
@@ -188,17 +192,28 @@ def usable(dataset: Dataset) -> Dataset:
 
 def hold_out(dataset: Dataset, percentage: float, seed: int) -> tuple[Dataset, Dataset]:
     """The rows to train on and those held out; see `held_out_rows`."""
-    train, held_out = held_out_rows(len(dataset), percentage, seed)
+    train, held_out = held_out_rows(dataset["location"][:], percentage, seed)
     return dataset.select(train), dataset.select(held_out)
 
 
-def held_out_rows(count: int, percentage: float, seed: int) -> tuple[list[int], list[int]]:
-    """The indices of `count` rows to train on, and of `percentage` of them, at least one, that are held out.
+def held_out_rows(locations: Sequence[str], percentage: float, seed: int) -> tuple[list[int], list[int]]:
+    """The indices of rows to train on, and of `percentage` of the rows, at least one, that are held out.
 
-    Both keep the order of the file; `seed` decides which are held out.
+    Both keep the order of the file; `seed` decides which are held out. A row that is repeated is held out once, and
+    trained on nowhere.
     """
+    first = list({location: index for index, location in reversed(list(enumerate(locations)))}.values())[::-1]
+    count = len(first)
     size = max(1, round(count * percentage / 100))
     if size >= count:
         raise UserError(f"--validation_split_percentage {percentage:g} of {count} rows leaves none to train on")
-    held_out = np.sort(np.random.default_rng(seed).permutation(count)[:size])
-    return np.setdiff1d(np.arange(count), held_out).tolist(), held_out.tolist()
+    held_out = [first[row] for row in np.sort(np.random.default_rng(seed).permutation(count)[:size]).tolist()]
+    names = {locations[index] for index in held_out}
+    return [index for index, location in enumerate(locations) if location not in names], held_out
+
+
+def sampled_rows(count: int, size: int | None, seed: int) -> list[int] | None:
+    """The sorted indices of `size` of `count` rows; None where these are all."""
+    if size is None or size >= count:
+        return None
+    return np.sort(np.random.default_rng(seed).permutation(count)[:size]).tolist()

@@ -11,6 +11,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
 from hf_recipes.core.settings import PositiveInt, check_limits, setting
 from hf_recipes.data.files.records import Record
+from hf_recipes.data.files.specs import DATA_HELP
 from hf_recipes.data.schemas.registry import SCHEMAS, Columns
 from hf_recipes.evaluation.method import versions
 from hf_recipes.evaluation.resumable_output import Results, recorded_settings
@@ -31,7 +32,7 @@ MESSAGE_SECONDS = 10.0  # between messages of progress
 class FileArguments:
     """Which rows are read, and where the results go."""
 
-    input_file: list[str] = field(metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split])."})
+    input_file: list[str] = field(metadata={"help": f"{DATA_HELP}."})
     output_file: str = field(metadata={"help": "A jsonl file: every row with its result, in the order of the input."})
     overwrite_output: bool = setting("Start over where the output file is there already.", False)
     batch_size: PositiveInt = setting("Conversations in a forward pass.", 8)

@@ -1,11 +1,13 @@
-"""Downloads of models from Hugging Face and ModelScope into folders that are complete or absent."""
+"""Downloads of models, and of ModelScope's data sets, into folders that are complete or absent."""
 
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, write_json
@@ -40,16 +42,47 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
     """
     target = target_folder(model, output_dir)
     repository = _ModelScope(model, revision) if source == "modelscope" else _HuggingFace(model, revision)
-    try:
+    with _errors_explained(target, repository):
         files = _select(model, repository.files())
-        fetch_once(target, lambda: _is_complete(target, files, repository), lambda: _fetch(target, files, repository))
+
+        def fetch() -> None:
+            partial = _fetch(target, files, repository)
+            write_source_record(partial, repository.target, repository.model, repository.revision)
+            move_folder(partial, target)
+
+        fetch_once(target, lambda: _is_complete(target, files, repository), fetch)
+    return target
+
+
+def download_data(name: str, root: Path) -> Path:
+    """Download a data set of ModelScope into a folder in `root`, once: where it is there, nothing is asked."""
+    target = root / "modelscope_data" / name.replace("/", "--")
+    if target.is_dir():
+        return target
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"modelscope:{name}: not in the cache {root}, and HF_HUB_OFFLINE is set")
+    repository = _ModelScope(name, None, "dataset")
+    with _errors_explained(target, repository):
+        files = _inside(name, repository.files())
+        fetch_once(target, target.is_dir, lambda: move_folder(_fetch(target, files, repository), target))
+    return target
+
+
+@contextmanager
+def _errors_explained(target: Path, repository: "_HuggingFace | _ModelScope") -> Iterator[None]:
+    try:
+        yield
     except UserError:
         raise
-    except hub.client_errors(source) as error:
+    except hub.client_errors(repository.target) as error:
         has_begun = target.with_name(f"{target.name}.partial").is_dir()
         hint = "; the same command resumes where this one stopped" if has_begun else ""
-        raise UserError(hub.explain(error, model, repository.target, downloads=True) + hint) from None
-    return target
+        text = hub.explain(error, repository.model, repository.target, downloads=True)
+        if repository.kind == "dataset":
+            text = text.removesuffix(hub.UNREACHABLE["modelscope"])  # which names a flag of models
+        raise UserError(text + hint) from None
 
 
 def fetch_once(target: Path, is_complete: Callable[[], bool], fetch: Callable[[], None]) -> None:
@@ -87,7 +120,8 @@ def _is_complete(target: Path, files: list[RemoteFile], repository: "_HuggingFac
     return True
 
 
-def _fetch(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _ModelScope") -> None:
+def _fetch(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _ModelScope") -> Path:
+    """The folder with all files, next to `target`."""
     partial = target.with_name(f"{target.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     missing = [file for file in files if _difference(partial / file.path, file)]
@@ -111,8 +145,7 @@ def _fetch(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _M
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     for path in partial.rglob("*.incomplete"):  # of another revision, which an earlier call began with
         path.unlink()
-    write_source_record(partial, repository.target, repository.model, repository.revision)
-    move_folder(partial, target)
+    return partial
 
 
 def occupied(target: Path) -> UserError:
@@ -125,10 +158,7 @@ def write_source_record(folder: Path, source: str, model: str, revision: str | N
 
 def _select(model: str, files: list[RemoteFile]) -> list[RemoteFile]:
     """The files that a model is loaded from, with safetensors preferred to other formats of the weights."""
-    for file in files:
-        if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute() or "\\" in file.path:
-            raise UserError(f"{model}: the server names a file outside of the folder ({file.path})")
-    names = {file.path for file in files}
+    names = {file.path for file in _inside(model, files)}
     if not names & {"config.json", "adapter_config.json"}:
         raise UserError(
             f"{model}: no config.json in it, so --model_name_or_path cannot load it (convert a GGUF file with "
@@ -146,6 +176,14 @@ def _select(model: str, files: list[RemoteFile]) -> list[RemoteFile]:
         and PurePosixPath(file.path).parts[0] not in _FOREIGN_FOLDERS
         and (not plain or file.path not in safe - plain)
     ]
+
+
+def _inside(name: str, files: list[RemoteFile]) -> list[RemoteFile]:
+    """The files; an error where one would be outside of the folder."""
+    for file in files:
+        if ".." in PurePosixPath(file.path).parts or PurePosixPath(file.path).is_absolute() or "\\" in file.path:
+            raise UserError(f"{name}: the server names a file outside of the folder ({file.path})")
+    return files
 
 
 def _difference(path: Path, file: RemoteFile) -> str | None:
@@ -168,6 +206,7 @@ def _difference(path: Path, file: RemoteFile) -> str | None:
 
 class _HuggingFace:
     target: hub.Target = "hf"
+    kind = "model"
 
     def __init__(self, model: str, revision: str | None):
         self.model, self.revision = model, revision
@@ -209,13 +248,13 @@ class _HuggingFace:
 class _ModelScope:
     target: hub.Target = "modelscope"
 
-    def __init__(self, model: str, revision: str | None):
-        self.model, self.revision, self.api = model, revision, hub.modelscope_api()
+    def __init__(self, model: str, revision: str | None, kind: Literal["model", "dataset"] = "model"):
+        self.model, self.revision, self.kind, self.api = model, revision, kind, hub.modelscope_api()
 
     def files(self) -> list[RemoteFile]:
-        entries = self.api.list_repo_files(self.model, "model", revision=self.revision)
+        entries = self.api.list_repo_files(self.model, self.kind, revision=self.revision)
         return [RemoteFile(e.path, e.size, "sha256", e.sha256 or None) for e in entries if e.type != "tree"]
 
     def fetch(self, files: list[RemoteFile], folder: Path) -> None:
         wanted = [{"Path": file.path, "Size": file.size, "Sha256": file.digest} for file in files]
-        self.api.download_repo(self.model, "model", revision=self.revision, local_dir=folder, file_list=wanted)
+        self.api.download_repo(self.model, self.kind, revision=self.revision, local_dir=folder, file_list=wanted)

@@ -8,6 +8,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import LEDGER, Ledger, details_hidden, without_quoted_values
 from hf_recipes.data.examples import schema_of, thoughts_from
 from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.files.specs import parse_spec
 from hf_recipes.evaluation.reports.report import Examples, Report, Section, Table, clip
 from hf_recipes.inspection.checks import Checks
 from hf_recipes.inspection.duplicates import RowHashes, duplicate_tables, overlap_table
@@ -81,7 +82,8 @@ def _thoughts_columns(context: InspectContext) -> Iterator[tuple[str, str]]:
     data = context.data_args
     if context.stage.data_form not in ("messages", "preference", "unpaired"):
         return
-    for source in find_sources(data.train_file, "train", data.cache_dir, sniff=True, encoding=data.encoding):
+    settings = {"sniff": True, "encoding": data.encoding, "seed": context.args.seed}
+    for source in find_sources(data.train_file, "train", data.cache_dir, **settings):
         if names := thoughts_from(schema_of(source, columns_of(data)).columns):
             yield source.path, names
 
@@ -113,7 +115,7 @@ def _check_rows(
 def _ledgers_of_files(specs: Sequence[str], privacy: bool) -> list[Section]:
     """The ledgers of the importer or the corpus pipeline that wrote the files, which lie in or next to them."""
     mask = without_quoted_values if privacy else str
-    paths = [spec.rpartition("=")[2] for spec in specs]
+    paths = [parse_spec(spec).path for spec in specs]
     folders = dict.fromkeys(folder for path in paths for folder in (path, os.path.dirname(path)))
     sections = []
     for path in (os.path.join(folder, LEDGER) for folder in folders):

@@ -11,8 +11,11 @@ from typing import Any
 
 import yaml
 
+from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Entry, Ledger, without_quoted_values
 from hf_recipes.core.settings import DEFAULTS
+from hf_recipes.data.files.dataset_info import resolve
+from hf_recipes.data.files.specs import entries_of, parse_spec
 from hf_recipes.hub.clients import source_of
 from hf_recipes.privacy.redactor import Redactor
 
@@ -34,20 +37,25 @@ def hub_names(settings: Mapping[str, Any]) -> dict[str, str]:
     Only the run itself can tell an id from a path: only on its machine a path exists.
     """
     names = {}
-    for key in (*_IDS, *_SPLITS):
+    for key in _IDS:
         given = settings.get(key) or ()
         for value in (given,) if isinstance(given, str) else given:
             value = value if os.path.exists(value) else value.rpartition("=")[2]
-            name, _, split = value.partition(":")
             if os.path.exists(value):
                 _, name = source_of(value) or ("", "")
-                if _HUB_ID.fullmatch(name) and key not in _SPLITS:  # a configuration may have the full path
+                if _HUB_ID.fullmatch(name):  # a configuration may have the full path
                     names |= dict.fromkeys((value, os.path.abspath(value), os.path.realpath(value)), name)
-            elif _HUB_ID.fullmatch(name):
+            elif _HUB_ID.fullmatch(value.partition(":")[0]):
                 names[value] = value
-                if key in _SPLITS:
-                    source = f"{name}/{split or _SPLITS[key]}"  # as the ledger has it
-                    names[source] = source
+    entries = entries_of(settings["dataset"], settings.get("dataset_dir")) if settings.get("dataset") else []
+    for key, split in _SPLITS.items():
+        given = settings.get(key) or (entries if key == "train_file" else ())
+        for value in [given] if isinstance(given, str) else given:
+            with suppress(UserError):  # a file that is gone
+                spec, _ = resolve(parse_spec(value))
+                if spec.hub:
+                    source = f"{spec.path}/{spec.split or split}"  # as the ledger has it
+                    names |= {name: name for name in (value, value.rpartition("=")[2], source)}
     return names
 
 

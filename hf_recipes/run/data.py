@@ -7,7 +7,12 @@ from datasets import Dataset
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
-from hf_recipes.data.examples import hold_out, load_examples, row_statuses, usable
+from hf_recipes.data.examples import hold_out, load_examples, row_statuses, sampled_rows, usable
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.sources import SEED, find_sources, source_names
+from hf_recipes.data.files.specs import parse_spec
+from hf_recipes.data.pretraining.mixture import select_sources
+from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.data.tokenized import tokenize_dataset
 
@@ -46,19 +51,51 @@ def prepare_rows(
 def read_rows(data: "DataArguments", args: "RunArguments", form: str = "messages") -> dict[str, Dataset]:
     """The examples called ``train`` and, where there are any, ``validation``; see `load_examples`."""
     columns = columns_of(data)
-    settings = {"form": form, "cache_dir": data.cache_dir, "encoding": data.encoding}
-    splits = {"train": load_examples(data.train_file, columns, **settings)}
+    settings = {"form": form, "cache_dir": data.cache_dir, "encoding": data.encoding, "seed": args.seed}
+    splits = {"train": load_examples(mixed_files(data), columns, **settings)}
     if data.validation_file:
         splits["validation"] = load_examples(data.validation_file, columns, split="validation", **settings)
     elif data.validation_split_percentage:
         splits["train"], splits["validation"] = hold_out(splits["train"], data.validation_split_percentage, args.seed)
         held, rest = len(splits["validation"]), len(splits["train"])
         say(f"held out {held:,} of {rest + held:,} rows for evaluation")
-    for name, limit in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
-        if name in splits and limit is not None and limit < len(splits[name]):
-            say(f"{name}: the first {limit:,} of {len(splits[name]):,} rows")
-            splits[name] = splits[name].select(range(limit))
+    for name, rows in splits.items():
+        if chosen := limited_rows(data, args, name, len(rows)):
+            splits[name] = rows.select(chosen)
     return splits
+
+
+def mixed_files(data: "DataArguments") -> list[str]:
+    """`train_file` with the amounts of each that `mixture` makes."""
+    if not data.mixture:
+        return data.train_file
+    where, policy = f"--mixture {data.mixture}", read_policy(data.mixture)
+    if policy.by not in ("documents", "epochs"):
+        raise UserError(
+            f'{where}: by {policy.by} is for pretraining; rows are drawn by documents or epochs: {{"by": "documents", '
+            '"sources": {"news": 0.5, "wiki": 0.5}}'
+        )
+    specs = dict(zip(source_names(data.train_file), data.train_file, strict=True))
+    if amount := next((spec for spec in data.train_file if parse_spec(spec).amount is not None), None):
+        raise UserError(f"{where} says how much of each source is read; leave the amount of {amount} out")
+    specs = {name: specs[name] for name in select_sources(policy, list(specs), where)}
+    if policy.by == "epochs":
+        return [f"{spec}*{policy.sources[name]:.9f}" for name, spec in specs.items()]
+    settings = {"cache_dir": data.cache_dir, "sniff": True, "encoding": data.encoding}
+    total = sum(1 for source in find_sources(list(specs.values()), **settings) for _ in read_records(source))
+    return [f"{spec}#{round(policy.sources[name] * total)}" for name, spec in specs.items()]
+
+
+def limited_rows(data: "DataArguments", args: "RunArguments", name: str, count: int) -> list[int] | None:
+    """The sorted indices of the rows of a split that `max_train_samples` and `max_eval_samples` leave; None for all.
+
+    They are drawn of all sources; those to evaluate on are the same whatever the seed of the run.
+    """
+    size, seed = (data.max_train_samples, args.seed) if name == "train" else (data.max_eval_samples, SEED)
+    chosen = sampled_rows(count, size, seed)
+    if chosen:
+        say(f"{name}: {size:,} of {count:,} rows, drawn with the seed {seed}")
+    return chosen
 
 
 def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:

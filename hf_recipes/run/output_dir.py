@@ -28,7 +28,7 @@ T = TypeVar("T")
 SHARING = 20.0  # seconds in which the other nodes see what one of them writes
 ENDING = 30.0  # seconds in which a process that torchrun has ended lets go of the folder
 # What may be another path on each node.
-LOCAL = {"model_name_or_path", "peft_path", "output_dir", "cache_dir", "train_file", "validation_file"}
+LOCAL = {"model_name_or_path", "peft_path", "output_dir", "cache_dir", "train_file", "dataset_dir", "validation_file"}
 SETTINGS, METRICS, CARD = "run_config.yaml", "metrics.json", "README.md"
 # Patterns of what a run writes: while it trains, and at its end. Trackers' own folders are kept over runs.
 TRAINING = (

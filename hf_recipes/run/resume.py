@@ -61,7 +61,8 @@ MAY_CHANGE = EVALUATED | _names(
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 LENGTH = ("max_steps", "num_train_epochs")
 # Compared in another way: the rows of an update, the learning rates, the data.
-OTHERWISE = {*BATCH, *LENGTH, "train_file"}
+DATA = ("train_file", "dataset", "dataset_dir")
+OTHERWISE = {*BATCH, *LENGTH, *DATA}
 
 
 def begun_with(parser: "Parser", args: "RunArguments") -> dict[str, Any]:
@@ -97,7 +98,7 @@ def read_begun_with(checkpoint: str | os.PathLike) -> dict[str, Any] | None:
     try:
         record = json.loads(Path(checkpoint, BEGUN_WITH).read_text(encoding="utf-8"))
         data = [record["data"][name] for name in ("what", "rows", "tokens", "digest")]
-        is_whole = record["settings"].keys() >= {"stage", *OTHERWISE} and record["contents"].keys() <= CONTENTS
+        is_whole = record["settings"].keys() >= {"stage", *BATCH, *LENGTH} and record["contents"].keys() <= CONTENTS
         if is_whole and all([*data, record["processes"], record["steps"]]):
             return record
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -157,8 +158,8 @@ def compare_data(checkpoint: str, was: Mapping[str, Any], now: Mapping[str, Any]
     """Report other files of the same training data and another number of steps; refuse other data, and steps by which
     the learning rate would jump."""
     before, after = was["data"], now["data"]
-    files = [" ".join(record["settings"]["train_file"]) for record in (was, now)]
-    moved = f"--train_file {files[1]}, was {files[0]}" if files[0] != files[1] else f"--train_file {files[1]}"
+    files = [_files(record["settings"]) for record in (was, now)]
+    moved = f"{files[1]}, was {files[0].removeprefix('--train_file ')}" if files[0] != files[1] else files[1]
     if before["digest"] != after["digest"]:
         counts = [f"{data['rows']:,} {data['what']} with {data['tokens']:,} tokens" for data in (before, after)]
         numbers = f"{counts[1]}, was {counts[0]}" if counts[0] != counts[1] else f"again {counts[0]}, but others"
@@ -181,6 +182,11 @@ def compare_data(checkpoint: str, was: Mapping[str, Any], now: Mapping[str, Any]
             )
     if changed:
         say(f"changed since step {step:,}: {'; '.join(changed)}")
+
+
+def _files(settings: Mapping[str, Any]) -> str:
+    given = {name: settings.get(name) for name in DATA if settings.get(name)}
+    return " ".join(f"--{name} {value if isinstance(value, str) else ' '.join(value)}" for name, value in given.items())
 
 
 def _rates(args: "RunArguments", total: int, step: int) -> list[float] | None:

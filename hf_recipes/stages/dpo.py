@@ -129,7 +129,7 @@ def pair_stats(context: Context, data: Data) -> DataStats:
 
 def pair_rows(rows: Dataset, length_column: str) -> Dataset:
     """Pairs with their `row` and the length of their longer side, by which `group_by_length` sorts them."""
-    rows = rows.remove_columns(["status", "location"]).add_column("row", list(range(len(rows))))
+    rows = rows.remove_columns(["status", "location", "source"]).add_column("row", list(range(len(rows))))
     return rows.add_column(length_column, side_lengths(rows).max(0).tolist())
 
 
@@ -154,6 +154,7 @@ def build_trainer(
         continues_adapter=context.continues_adapter,
     )
     trainer.data_rows = data.train
+    trainer.set_sources(data.train)
     if validation:
         methods[""].trainer = trainer
     add_callbacks(trainer, methods)

@@ -1,6 +1,6 @@
 """The trainer of DPO: TRL's losses over our pairs, with means over an update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -106,13 +106,19 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
         loss, metrics = self._upstream_loss(recorded, batch)
         for name in PAIR_METRICS:
             self.add_to_log(**{name: torch.full((len(rows),), metrics[name], device=self.args.device)})
+        compared = 0.0
         if self._comparing:
             pairs = self._compared_outputs(outputs[0], batch)
             update, index = pairs.detach(), torch.arange(len(pairs), device=pairs.device)
             if self._update is not None:
                 update, numbers = self._update
                 index = (numbers == batch["row"][:, None]).int().argmax(1)
-            loss = loss + self._comparing_losses(pairs, update, index)
+            compared = self._comparing_losses(pairs, update, index)
+            loss = loss + compared
+        if self.source_names and len(rows):
+            with torch.no_grad():
+                each = torch.stack([alone for alone, _ in self._pair_losses(outputs[0], batch)])
+            self.add_row_losses(rows, each + compared)
         return self.mean_over_update(loss.expand(len(batch["row"]))[: len(rows)], num_items_in_batch)
 
     def _upstream_loss(self, model: Callable, batch: Inputs) -> tuple[torch.Tensor | float, dict[str, float]]:
@@ -147,18 +153,24 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
     def evaluate_rows(self, inputs):
         """TRL's figures of each pair by itself, without the balance of experts, and what its comparing losses need."""
         inputs = self._with_reference(inputs)
-        outputs, count = self.score_tokens(self.model, inputs), len(inputs["row"])
+        outputs = self.score_tokens(self.model, inputs)
         compared = self._compared_outputs(outputs, inputs).tolist()
         records = []
+        for values, (loss, metrics) in zip(compared, self._pair_losses(outputs, inputs), strict=True):
+            record = {"loss": float(loss)} | {name: metrics[name] for name in PAIR_METRICS}
+            records.append(record | dict(zip(COMPARED, values, strict=True)))
+        return records
+
+    def _pair_losses(self, outputs, batch: Inputs) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+        """`_upstream_loss` of each pair of a batch by itself, without the balance of experts."""
+        count = len(batch["row"])
         for index in range(count):
             # The chosen and the rejected side of one pair.
             tokens = {name: value[index::count] for name, value in outputs.items() if value.dim() == 2}
-            pair = {name: value[index::count] for name, value in inputs.items()}
+            pair = {name: value[index::count] for name, value in batch.items()}
             scored = FusedCausalLMOutput(**tokens, aux_loss=0.0)
             loss, metrics = self._upstream_loss(lambda scored=scored, **kwargs: scored, pair)
-            record = {"loss": float(loss)} | {name: metrics[name] for name in PAIR_METRICS}
-            records.append(record | dict(zip(COMPARED, compared[index], strict=True)))
-        return records
+            yield torch.as_tensor(loss, device=self.args.device), metrics
 
     def summarise(self, records):
         metrics = {name: mean_of(records, name) for name in ("loss", *PAIR_METRICS)}

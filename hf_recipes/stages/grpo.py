@@ -26,7 +26,7 @@ from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.data import check_evaluation_rows, columns_of
+from hf_recipes.run.data import check_evaluation_rows, columns_of, limited_rows, mixed_files
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
@@ -180,24 +180,24 @@ def read_prompt_sets(
     ledgers: dict[str, Ledger] = {}
     prompts: dict[str, list[Prompt]] = {}
     stop_ids: set[int] = set()
-    for name, specs in (("train", data.train_file), ("validation", data.validation_file)):
+    for name, specs in (("train", mixed_files(data)), ("validation", data.validation_file)):
         if specs:
             kwargs = {"text_as": args.text_as, "max_source_length": args.max_source_length}
-            kwargs |= {"cache_dir": data.cache_dir, "encoding": data.encoding}
+            kwargs |= {"cache_dir": data.cache_dir, "encoding": data.encoding, "seed": args.seed}
             reader = PromptReader(specs, tokenizer, columns_of(data), split=name, **kwargs)
             prompts[name], ledgers[name] = read_prompts(reader, data.max_drop_ratio)
             stop_ids |= set(reader.stop_ids)
     if data.validation_split_percentage:
         from hf_recipes.data.examples import held_out_rows
 
-        kept, held = held_out_rows(len(prompts["train"]), data.validation_split_percentage, args.seed)
+        locations = [prompt.location for prompt in prompts["train"]]
+        kept, held = held_out_rows(locations, data.validation_split_percentage, args.seed)
         prompts["validation"] = [prompts["train"][row] for row in held]
         prompts["train"] = [prompts["train"][row] for row in kept]
         say(f"held out {len(held):,} of {len(kept) + len(held):,} rows for evaluation")
-    for name, limit in (("train", data.max_train_samples), ("validation", data.max_eval_samples)):
-        if name in prompts and limit is not None and limit < len(prompts[name]):
-            say(f"{name}: the first {limit:,} of {len(prompts[name]):,} rows")
-            prompts[name] = prompts[name][:limit]
+    for name, rows in prompts.items():
+        if chosen := limited_rows(data, args, name, len(rows)):
+            prompts[name] = [rows[row] for row in chosen]
     if not prompts["train"]:
         raise UserError("there is no row left to train on")
     return prompts, ledgers, sorted(stop_ids)

@@ -108,6 +108,7 @@ class UnpairedTrainer(ReferenceLogProbs, KTOTrainer):
         log_probs = outputs.log_probs.sum(1)[: len(rows)]
         ahead, good = log_probs - reference[: len(rows)], batch["label"][: len(rows)]
         losses = unpaired_losses(ahead, good, self._divergence, self.args)
+        self.add_row_losses(rows, losses)
         self.add_to_log(**values_by_side(ahead, log_probs, good, self.args.beta))
         if self.calculate_KL:
             self.add_to_log(kl=self._divergence.expand(len(rows)))
@@ -253,6 +254,7 @@ def build_trainer(
         continues_adapter=context.continues_adapter,
     )
     trainer.data_rows = data.train
+    trainer.set_sources(data.train)
     if validation:
         methods[""].trainer = trainer
     add_callbacks(trainer, methods)

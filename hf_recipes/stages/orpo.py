@@ -78,11 +78,14 @@ class Trainer(RowMeanLoss, transformers.Trainer):
         batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
         losses, tokens, _ = supervised_losses(model, batch)
         log_probs = (-losses / tokens.clamp(min=1)).view(2, -1)
-        chosen, rejected = log_probs[:, inputs["row"] != PADDING_ROW]
+        real = inputs["row"] != PADDING_ROW
+        chosen, rejected = log_probs[:, real]
         self.add_to_log(
             **{"rewards/accuracies": (chosen > rejected).float(), "logps/chosen": chosen, "logps/rejected": rejected}
         )
-        return self.mean_over_update(odds_ratio_losses(chosen, rejected, self.args.beta), num_items_in_batch)
+        losses = odds_ratio_losses(chosen, rejected, self.args.beta)
+        self.add_row_losses(inputs["row"][real], losses)
+        return self.mean_over_update(losses, num_items_in_batch)
 
 
 class ValidationLoss(PairAccuracy):
@@ -121,6 +124,7 @@ def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods:
         data_collator=PairCollator(context.tokenizer.pad_token_id, args.pad_to_multiple_of),
     )
     trainer.data_rows = train
+    trainer.set_sources(train)
     add_callbacks(trainer, methods)
     return trainer
 

@@ -15,8 +15,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import lock_of, locked, write_json, writing
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.examples import SCHEMA_CODE, cache_root, fingerprint
-from hf_recipes.data.files import file_io, records, sources
+from hf_recipes.data.examples import FILES_CODE, SCHEMA_CODE, cache_root, fingerprint
 from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, print_plan
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
@@ -30,6 +29,7 @@ from hf_recipes.data.pretraining.streamed_blocks import StreamedBlocks
 from hf_recipes.data.pretraining.token_shards import Damaged, TokenShards, open_shards
 from hf_recipes.data.pretraining.tokenize_corpus import store
 from hf_recipes.data.schemas.registry import Columns
+from hf_recipes.trainer.mixture_data import exchange_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ def prepare_mixture(
     ledger = Ledger()
     sources: list[BlockSource] = []
     rates: dict[str, dict[str, float]] = {}
-    shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, _exchange(args))
+    shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, exchange_of(args))
     for corpus, files in zip(opened, readers, strict=True):
         if args.streaming and not corpus.shards:
             seed = args.seed if args.shuffle else None
@@ -95,7 +95,8 @@ def open_corpora(
     data: SourceArguments, args: "PretrainArguments", policy: Policy | None = None
 ) -> tuple[list[Corpus], list[list[Reader]]]:
     """The sources to which `policy` gives something, and the readers of their files; token shards have none."""
-    all_corpora = find_corpora(data.train_file, data.cache_dir, sniff=args.streaming, encoding=data.encoding)
+    kwargs = {"sniff": args.streaming, "encoding": data.encoding, "seed": args.seed}
+    all_corpora = find_corpora(data.train_file, data.cache_dir, **kwargs)
     names = select_sources(policy, [corpus.name for corpus in all_corpora], f"--mixture {args.mixture}")
     chosen_corpora = [corpus for corpus in all_corpora if corpus.name in names]
     columns = Columns(schema=data.schema, prompt=data.prompt_column, ignored=tuple(data.ignore_columns or ()))
@@ -132,7 +133,7 @@ def _tokenized(
     key = fingerprint(
         [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.schema.columns)] for r in readers],
         encoder.settings,
-        code=(corpora, records, token_shards, sources, file_io, tokenize_corpus, *SCHEMA_CODE),
+        code=(corpora, token_shards, tokenize_corpus, *FILES_CODE, *SCHEMA_CODE),
     )
     root = cache_root(data.cache_dir)
     folder = root / "hf_recipes_tokens" / key
@@ -165,22 +166,6 @@ def _open(folder: Path, corpus: Corpus, encoder: DocumentEncoder, ledger: Ledger
     ledger.sources |= stored.sources
     ledger.reasons |= stored.reasons
     return shards
-
-
-def _exchange(args: "PretrainArguments"):
-    """A function that broadcasts a value of one process; over gloo, whatever the gradients are reduced by."""
-    if args.world_size == 1:
-        return None
-    import torch.distributed as dist
-
-    group = dist.new_group(backend="gloo")
-
-    def exchange(value: Any, owner: int) -> Any:
-        values = [value]
-        dist.broadcast_object_list(values, src=owner, group=group)
-        return values[0]
-
-    return exchange
 
 
 def _say_mixture(mixture: Mixture, policy: Policy | None, args: "PretrainArguments") -> None:

@@ -1,9 +1,7 @@
 """The Trainer of pretraining, over mixtures of documents."""
 
-import json
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +9,8 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback
 
-from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import write_json
+from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.pretraining.mixture import Mixture
 from hf_recipes.dry_run.checks import balances_experts
@@ -23,13 +19,12 @@ from hf_recipes.models.inference.forward import takes
 from hf_recipes.run.resume import decay_settings
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.failures.signals import leave_signals_to_the_run
+from hf_recipes.trainer.losses.source_losses import source_table
+from hf_recipes.trainer.mixture_data import MixtureData, TimedBatches, step_blocks
 from hf_recipes.trainer.reports.throughput import flops_per_token, peak_flops
 
 if TYPE_CHECKING:
     from hf_recipes.stages.pretrain import PretrainArguments
-
-DATA_STATE = "data_state.json"
-CHECKED = 1000  # rows of a stream after which --max_drop_ratio holds
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -43,23 +38,6 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {**batch, "location": [row["location"] for row in rows]}
 
 
-class _TimedBatches:
-    """Batches, and the seconds spent waiting for them. Without a length, so that a run is one epoch to the Trainer."""
-
-    def __init__(self, batches):
-        self.batches, self.waited = batches, 0.0
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        iterator = iter(self.batches)
-        while True:
-            start = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
-
-
 class _ProcessBatches:
     """The batch sampler of this process: `Mixture.batches_of` of these arguments."""
 
@@ -70,26 +48,7 @@ class _ProcessBatches:
         return self.mixture.batches_of(*self.arguments)
 
 
-class _Epochs(TrainerCallback):
-    """Sets `state.epoch` to the passes over the data, where the Trainer has the share of the steps."""
-
-    def __init__(self, trainer: "PretrainTrainer"):
-        self.trainer = trainer
-
-    def on_step_end(self, args, state, control, **kwargs):
-        mixture, done = self.trainer.mixture, self.trainer.blocks_done
-        if mixture.blocks:
-            state.epoch = done / mixture.blocks
-        else:
-            state.epoch = float(mixture.shares @ mixture.epochs(done))
-
-
-def step_blocks(args: "PretrainArguments") -> int:
-    """Blocks in an optimizer step."""
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-class PretrainTrainer(RunMixin, transformers.Trainer):
+class PretrainTrainer(MixtureData, RunMixin, transformers.Trainer):
     """transformers' Trainer over a `Mixture`: exact resume at any step, the loss of each source, and throughput.
 
     The loss is the mean over all labelled tokens of a step, of all processes. Logged with it are the loss of each
@@ -99,20 +58,17 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
     """
 
     def __init__(self, mixture: Mixture, ledger: Ledger, *, args: "PretrainArguments", max_drop_ratio=1.0, **kwargs):
-        self.mixture, self.ledger, self.max_drop_ratio = mixture, ledger, max_drop_ratio
-        self._start = self._begun_at = self._last_block = 0  # blocks and steps before this start; blocks of the run
+        self.set_mixture(mixture, ledger, max_drop_ratio)
         self._by_epochs = args.max_steps <= 0
         if self._by_epochs:
             args.max_steps = self._steps_left(args)
         super().__init__(args=args, train_dataset=mixture, **kwargs)
         self.model_accepts_loss_kwargs = True  # compute_loss divides by num_items_in_batch for every architecture
         self._loss_shifts_labels = True
-        self.args.ignore_data_skip = True  # the mixture begins where the checkpoint says
         size = len(mixture.sources)
         # Of each source: loss, labelled tokens, tokens, documents. Since the last log, and in all.
         self._recent = torch.zeros(size, 4, device=self.args.device)
         self._totals = np.zeros((size, 4))
-        self._batches: _TimedBatches | None = None
         self._train_seconds = self._waited = 0.0
         model = self.accelerator.unwrap_model(self.model)
         self._takes_positions = takes(model, "position_ids")
@@ -123,71 +79,23 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             self._aux_weight = text.router_aux_loss_coef if given is None else given
         self._aux_losses: list[torch.Tensor] = []
         self._flops, self._peak = flops_per_token(model, mixture.blocking.size), peak_flops(self.args.device)
-        self.add_callback(_Epochs(self))
 
     def _steps_left(self, args: "PretrainArguments") -> int:
         left = round(args.num_train_epochs * self.mixture.blocks) - self._start
         return max(0, -(-left // step_blocks(args)))
 
-    @property
-    def blocks_done(self) -> int:
-        """Blocks of the run that were trained on; the last step may have room for more."""
-        done = self._start + (self.state.global_step - self.first_step) * step_blocks(self.args)
-        return min(done, self._last_block)
-
     # Data
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
-        if resume_from_checkpoint:
-            self._resume_data(Path(resume_from_checkpoint))
+    def before_training(self):
         if self._by_epochs:
             self.args.max_steps = self._begun_at + self._steps_left(self.args)
-        try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            for source in self.mixture.sources:
-                source.close()
 
-    def _resume_data(self, checkpoint: Path) -> None:
-        """Continue with the blocks after those of `checkpoint`."""
-        try:
-            saved = json.loads((checkpoint / DATA_STATE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(
-                f"{checkpoint}: {DATA_STATE} is missing or damaged, so the data cannot be resumed"
-            ) from None
-        settings = json.loads(json.dumps(self._settings()))
-        for name, value in saved["settings"].items():
-            if settings.get(name) != value:
-                raise UserError(
-                    f"{checkpoint} was written with other data ({name} was {value}, and is {settings.get(name)}): its "
-                    "blocks cannot be resumed; give the same (a streamed file that was written or touched is another), "
-                    "or start anew from its weights with --model_name_or_path"
-                )
-        if saved["processes"] != self.args.world_size:
-            say(
-                f"{saved['processes']} processes wrote {checkpoint.name}, and there are {self.args.world_size}: every "
-                "document is still seen once, but sums are in another order, so weights will not be equal bit for bit"
-            )
-        self._start, self._begun_at = saved["blocks"], saved["step"]
+    def data_state(self):
+        return {**super().data_state(), "totals": self._totals.tolist()}
+
+    def restore_data(self, saved):
+        super().restore_data(saved)
         self._totals = np.array(saved["totals"])
-        if saved["ledger"]:
-            former = Ledger.from_dict(saved["ledger"])
-            self.ledger.sources, self.ledger.reasons = former.sources, former.reasons
-        self.mixture.start_at(saved["streams"])
-
-    def _settings(self) -> dict[str, Any]:
-        """What must be the same for the blocks to be the same."""
-        blocking = self.mixture.blocking
-        return {
-            "block_size": blocking.size,
-            "sequence_sample_mode": blocking.mode,
-            "drop_last": blocking.drop_last,
-            "seed": blocking.seed,
-            "shuffle": self.mixture.shuffle,
-            "document_attention": self.mixture.mask_documents,
-            "sources": self.mixture.identity(),
-        }
 
     def get_train_dataloader(self):
         args = self.args
@@ -197,8 +105,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
         blocks = (self._start, self._last_block)
         process = (args.per_device_train_batch_size, args.process_index, args.world_size, step_blocks(args))
         if self.mixture.streams:
-            self._batches = _TimedBatches(map(collate, self.mixture.stream(*blocks, *process)))
-            return self._batches
+            return self.stream_batches(collate)
         loader = DataLoader(
             self.mixture,
             batch_sampler=_ProcessBatches(self.mixture, *blocks, *process),
@@ -210,7 +117,7 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             # So that an iterator that begins takes no number from the run's random state.
             generator=torch.Generator().manual_seed(args.seed),
         )
-        self._batches = _TimedBatches(loader)
+        self._batches = TimedBatches(loader)
         return self._batches
 
     def tokens_in(self, inputs):
@@ -270,8 +177,6 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             self._train_seconds += seconds
             self._waited, before = self._batches.waited, self._waited
             logs["data_wait"] = round((self._waited - before) / max(1e-9, seconds), 4)
-            if self.ledger.totals["read"] >= CHECKED:
-                self.ledger.check(self.max_drop_ratio)
         super().log(logs, start_time)
 
     def rates(self, tokens_per_second):
@@ -302,32 +207,8 @@ class PretrainTrainer(RunMixin, transformers.Trainer):
             }
             for index, (name, source) in enumerate(zip(names, self.mixture.sources, strict=True))
         }
-        say(_table(sources))
+        columns = {"tokens": "{:,}".format, "epochs": "{:.2f}".format}
+        if any(source["left_out"] for source in sources.values()):
+            columns["left_out"] = "{:,}".format
+        say(source_table(sources, columns))
         return {"sources": sources, "data_wait": self._waited / max(1e-9, self._train_seconds)}
-
-    # Checkpoints
-
-    def _complete(self, checkpoint):
-        state = {
-            "step": self.state.global_step,
-            "blocks": self.blocks_done,
-            "processes": self.args.world_size,
-            "settings": self._settings(),
-            "totals": self._totals.tolist(),
-            "streams": self.mixture.state(),
-            "ledger": self.ledger.to_dict() if self.mixture.streams else None,
-        }
-        write_json(checkpoint / DATA_STATE, state, indent=None)
-        super()._complete(checkpoint)
-
-
-def _table(sources: Mapping[str, Mapping[str, Any]]) -> str:
-    counts_left_out = any(source["left_out"] for source in sources.values())
-    rows = [("source", "target", "realised", "tokens", "epochs", "loss") + ("left out",) * counts_left_out]
-    for name, source in sources.items():
-        loss = "–" if source["loss"] is None else f"{source['loss']:.4f}"
-        shares = (f"{source['target']:.1%}", f"{source['realised']:.1%}")
-        left_out = (f"{source['left_out']:,}",) * counts_left_out
-        rows.append((name, *shares, f"{source['tokens']:,}", f"{source['epochs']:.2f}", loss, *left_out))
-    widths = [max(len(cell) for cell in column) + 2 for column in zip(*rows, strict=True)]
-    return "\n".join("".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)

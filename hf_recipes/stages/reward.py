@@ -69,6 +69,7 @@ class Trainer(RowMeanLoss, RewardTrainer):
         losses = -F.logsigmoid(chosen - rejected)
         if self.args.center_rewards_coefficient:
             losses = losses + self.args.center_rewards_coefficient * (chosen + rejected) ** 2
+        self.add_row_losses(inputs["row"][real], losses)
         difference = chosen - rejected
         wins = (difference > 0).float() + 0.5 * (difference == 0)
         self.add_to_log(accuracy=wins, difference_mean=difference, score_mean=(chosen + rejected) / 2)
@@ -125,6 +126,7 @@ def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods:
         data_collator=PairCollator(pad, args.pad_to_multiple_of),
     )
     trainer.data_rows = train
+    trainer.set_sources(train)
     add_callbacks(trainer, methods)
     return trainer
 

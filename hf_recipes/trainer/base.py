@@ -18,6 +18,7 @@ from hf_recipes.trainer.failures.out_of_memory import is_out_of_memory, out_of_m
 from hf_recipes.trainer.failures.row_locations import row_locations, sequences
 from hf_recipes.trainer.failures.signals import Stopped, StopSignal
 from hf_recipes.trainer.failures.watchdog import Watchdog
+from hf_recipes.trainer.losses.source_losses import SourceLosses
 from hf_recipes.trainer.sampler import WholeEpochs
 
 
@@ -46,11 +47,12 @@ class _StepEnd(TrainerCallback):
         control.should_log |= control.should_save
 
 
-class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs):
+class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs, SourceLosses):
     """Put it before transformers' or TRL's trainer in the bases.
 
     - Checkpoints appear whole or not at all (`WholeCheckpoints`).
     - An update whose loss or gradient is not finite is left out and its rows are named (`SkipsNonFinite`).
+    - The loss of each source is logged (`SourceLosses`), and is part of `training_metrics`, which a stage may add to.
     - Rows are seen once an epoch at any number of processes (`WholeEpochs`).
     - Inside of `with_watchdog`, SIGTERM and Ctrl-C end the run at the end of the step, with a checkpoint.
     - Evaluation is by the methods of `Evaluations` alone.
@@ -126,10 +128,6 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs):
 
     def rates(self, tokens_per_second: float) -> dict[str, float]:
         """What a stage logs with the loss, given the tokens per second of all devices."""
-        return {}
-
-    def training_metrics(self) -> dict:
-        """What a stage adds to the metrics of its training in metrics.json; called by all processes."""
         return {}
 
     def begin_work(self, what: str) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from hf_recipes.core.settings import NonNegativeInt, PositiveInt, Share, at, check_limits, setting
+from hf_recipes.data.files.specs import DATA_HELP
 from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS
 
 ROW_MULTIPLE = 64
@@ -13,7 +14,7 @@ ROW_MULTIPLE = 64
 class TextArguments:
     """Which texts, and how much of them."""
 
-    train_file: list[str] | None = setting("Files, globs, folders or Hub ids, or name=one of them; each is a source.")
+    train_file: list[str] | None = setting(f"{DATA_HELP}, or name=one of them; each is a source.")
     mixture: str | None = setting("Policy file: the share of each source by bytes.")
     schema: str | None = setting(f"Shape of the rows ({', '.join(DOCUMENT_SCHEMAS)}); detected by default.")
     prompt_column: str | None = setting("Column of the text.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -281,3 +282,31 @@ def test_new_tokens_are_trained_where_zero_3_splits_their_embeddings(forks, mode
     rows = [name for name in found if "trainable_tokens_delta" in name]
     assert rows and all(torch.allclose(expected[name], found[name], atol=1e-5) for name in rows)
     assert run.losses() == alone.losses()
+
+
+def test_a_mixture_of_entries_has_its_figures_by_source(sft, model_dir, pairs, tmp_path):
+    columns = {"prompt": "input", "response": "target"}
+    entries = {
+        "most": {"file_name": "train.json", "columns": columns},
+        "few": {"file_name": "dev.json", "columns": columns},
+    }
+    (pairs / "dataset_info.json").write_text(json.dumps(entries), encoding="utf-8")
+    for number, stream in enumerate((["--max_train_samples", "30"], ["--streaming", "True"])):
+        output = tmp_path / f"run{number}"
+        command = [*("--model_name_or_path", model_dir, "--output_dir", output), *STEPS, "--max_steps", "3"]
+        code, out, err = sft(*command, "--dataset", "most,few", "--dataset_dir", pairs, *stream)
+        assert code == 0, err
+        sources = json.loads((output / "metrics.json").read_text())["train"]["sources"]
+        assert list(sources) == ["most", "few"]
+        for name, figures in sources.items():
+            logged = [entry for entry in log_history(output) if f"loss_{name}" in entry]
+            assert figures["items"] == sum(entry[f"items_{name}"] for entry in logged) > 0
+        assert sum(figures["realised"] for figures in sources.values()) == pytest.approx(1)
+    record = yaml.safe_load((output / "run_config.yaml").read_text(encoding="utf-8"))
+    assert (record["dataset"], record["streaming"], record["train_file"]) == ("most,few", True, None)
+    code, out, err = sft(
+        "--config", output / "run_config.yaml", "--output_dir", output, "--resume_from_checkpoint", "True"
+    )
+    assert code == 0 and "all 3 steps were trained before" in out, err
+    code, out, _ = sft("--config", output / "run_config.yaml", "--output_dir", tmp_path / "dry", "--dry_run", "True")
+    assert code == 0 and re.search(r"^rows +12$", out, re.MULTILINE)

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from hf_recipes.apps.mixture.sizes import NUMBER, SIZE, Sizes, parse_size, unit_of
-from hf_recipes.data.files.sources import source_name
+from hf_recipes.data.files.specs import source_name
 
 LONGEST_LINE = 1000  # characters; matching takes time that grows faster than the length
 _NAME_FIRST = re.compile(

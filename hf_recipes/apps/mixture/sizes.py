@@ -11,7 +11,8 @@ import pandas as pd
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.file_io import COMPRESSED
-from hf_recipes.data.files.sources import is_data, source_name
+from hf_recipes.data.files.sources import is_data
+from hf_recipes.data.files.specs import source_name
 
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
 SIZE = re.compile(

@@ -351,7 +351,7 @@ class ChatEncoder:
         columns = {
             **table_of(rows),
             "following": pa.array([row.following for row in rows], pa.int32()),
-            "location": table["location"].take(indices),
+            **{name: table[name].take(indices) for name in ("location", "source")},
         }
         if self.keep_text:
             questions = [last_question(conversations[index]) for index in indices]
@@ -362,7 +362,7 @@ class ChatEncoder:
 
     @property
     def features(self) -> Features:
-        features = {**FEATURES, "following": Value("int32"), "location": Value("string")}
+        features = {**FEATURES, "following": Value("int32"), "location": Value("string"), "source": Value("string")}
         if self.keep_text:
             features |= {"question": Value("string"), "reference": Value("string"), "messages": Json(), "meta": Json()}
         return Features(features)

@@ -110,12 +110,12 @@ class PairEncoder(PreferenceEncoder):
                 values = [NO_TOKENS if row is None else getattr(row, field) for row in rows]
                 columns[f"{side}_{name}"] = list_array(values)
         statuses = pa.array([pair.status for pair in pairs], pa.string())
-        return pa.table({**columns, "status": statuses, "location": table["location"]})
+        return pa.table({**columns, "status": statuses, "location": table["location"], "source": table["source"]})
 
     @property
     def features(self) -> Features:
         lists = {f"{side}_{name}": List(Value("int32")) for side in SIDES for name in self.columns}
-        return Features({**lists, "status": Value("string"), "location": Value("string")})
+        return Features({**lists, **dict.fromkeys(("status", "location", "source"), Value("string"))})
 
 
 class UnpairedEncoder(PreferenceEncoder):
@@ -138,8 +138,8 @@ class UnpairedEncoder(PreferenceEncoder):
     def map_batch(self, table: pa.Table) -> pa.Table:
         """`datasets.map` function on Arrow tables with the columns of `load_examples`."""
         columns = table_of(self.encode(self.read(table)))
-        return pa.table({**columns, "label": table["label"], "location": table["location"]})
+        return pa.table({**columns, **{name: table[name] for name in ("label", "location", "source")}})
 
     @property
     def features(self) -> Features:
-        return Features({**FEATURES, "label": Value("bool"), "location": Value("string")})
+        return Features({**FEATURES, "label": Value("bool"), "location": Value("string"), "source": Value("string")})

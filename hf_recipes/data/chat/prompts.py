@@ -13,8 +13,8 @@ from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, last_question
 from hf_recipes.data.chat.template import has_answer
 from hf_recipes.data.examples import described, schema_of
-from hf_recipes.data.files.records import Record, read_records
-from hf_recipes.data.files.sources import Source, find_sources
+from hf_recipes.data.files.records import Record, Source, read_records
+from hf_recipes.data.files.sources import SEED, find_sources
 from hf_recipes.data.schemas.columns import Columns, Row, Schema
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 from hf_recipes.data.schemas.registry import metadata
@@ -64,7 +64,8 @@ class PromptReader:
     are continued by the model, or, with ``text_as="question"``, are a user turn.
 
     Args:
-        specs: files, globs, folders or Hub ids, of which `split` is read.
+        specs: as for `parse_spec`; of a data set on a hub, `split` is read.
+        seed: draws the rows of ``file#500``.
         max_source_length: tokens of a prompt. A conversation over it loses its oldest turns first (see `ChatEncoder`),
             a bare text its beginning.
     """
@@ -80,12 +81,13 @@ class PromptReader:
         split: str = "test",
         cache_dir: str | None = None,
         encoding: str | None = None,
+        seed: int = SEED,
     ):
         self.tokenizer, self.max_source_length, self.text_as = tokenizer, max_source_length, text_as
         self._encoder: ChatEncoder | None = None
         self.files: list[tuple[Source, Schema]] = []
         columns = replace(columns or Columns(), reads="prompts")
-        for source in find_sources(specs, split, cache_dir, encoding=encoding):
+        for source in find_sources(specs, split, cache_dir, encoding=encoding, seed=seed):
             schema = schema_of(source, columns)
             is_bare = schema.form == "text" and text_as == "continuation"
             if not is_bare and self._encoder is None:

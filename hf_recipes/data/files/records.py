@@ -11,18 +11,82 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
+
+import numpy as np
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import with_detail
+from hf_recipes.data.files.dataset_info import Layout
 from hf_recipes.data.files.encodings import encoding_name
 from hf_recipes.data.files.file_io import CHUNK, MAX_ROW_BYTES, Recoded, open_binary, skip
-from hf_recipes.data.files.sources import ENTRY, Source, load_hub
+from hf_recipes.data.files.hub_data import load_hub
 
+ENTRY = re.compile(r"词条\s*[：:]")
 WRAPPERS = ("data", "rows", "examples", "instances")  # keys of the rows in a file that is one object
+SPREAD = re.compile(rb"\{\s*\n")  # how a file of objects that span lines begins
+TAB = "\t"
 BEGIN = (0, 0)  # lines (rows where there are no lines) and decompressed bytes before a row
+
+
+@dataclass(frozen=True)
+class Draw:
+    """`count` of the `rows` of several files together, of which a file has `size` after the `first` ones before it.
+
+    All rows, as often as `count` holds them, and of the rest a sample.
+    """
+
+    key: int
+    rows: int
+    count: int
+    first: int
+    size: int
+
+    def sample(self) -> np.ndarray:
+        """The sorted indices of the file's rows that are in the sample."""
+        sample = np.random.default_rng(self.key).permutation(self.rows)[: self.count % self.rows] - self.first
+        return np.sort(sample[(sample >= 0) & (sample < self.size)])
+
+    @property
+    def drawn(self) -> int:
+        """Rows of the file that are read."""
+        return self.count // self.rows * self.size + len(self.sample())
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or a split of a hub's data set, with the digest of what is read of it (so that no cache can go stale).
+
+    Attributes:
+        path: of the file; of a data set on a hub its name and subset.
+        txt: what a row of a .txt file is; see `find_sources`.
+        name: what the source is called that it belongs to, in mixtures.
+        note: what is to be said of how it is read.
+        draw: the rows that are read; None for each of them once.
+        layout: how its rows become ours.
+    """
+
+    path: str
+    digest: str
+    encoding: str = "utf-8"
+    split: str | None = None
+    cache_dir: str | None = None
+    txt: str = "lines"
+    name: str = ""
+    note: str = ""
+    draw: Draw | None = None
+    layout: Layout | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of how it is read: separator, encoding, names of columns, sample."""
+        encoding = "" if self.encoding.startswith("utf-8") else f"{encoding_name(self.encoding)} text"
+        drawn = f"{self.draw.drawn:,} rows drawn of {self.draw.size:,}" if self.draw else ""
+        mapped = "columns as dataset_info.json maps them" if self.layout else ""
+        return [note for note in (self.note, encoding, mapped, drawn) if note]
 
 
 @dataclass(slots=True)
@@ -40,11 +104,37 @@ def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Rec
 
     Where rows are lines, those before are not parsed (of an uncompressed file, not even read).
     """
+    if source.draw:
+        yield from _numbered(_drawn(source), start)
+    elif source.layout:
+        for record in _read(source, start):
+            if record.value is not None:
+                record.value = source.layout.row(record.value, record.location)
+            yield record
+    else:
+        yield from _read(source, start)
+
+
+def _drawn(source: Source) -> Iterator[Record]:
+    """The rows of `Source.draw`: whole passes, then the sample."""
+    draw, whole = source.draw, replace(source, draw=None)
+    for _ in range(draw.count // draw.rows):
+        yield from read_records(whole)
+    sample = iter(draw.sample().tolist())
+    wanted = next(sample, None)
+    for number, record in enumerate(read_records(whole) if wanted is not None else ()):
+        if number == wanted:
+            yield record
+            if (wanted := next(sample, None)) is None:
+                return
+
+
+def _read(source: Source, start: tuple[int, int]) -> Iterator[Record]:
     path, kind = source.path, re.sub(r"\.(gz|zst)$", "", source.path.lower())
     if source.split is not None:
         rows = load_hub(path, source.split, source.cache_dir)
-        for number in range(start[0], len(rows)):
-            yield Record(f"{path}/{source.split}:{number + 1}", rows[number], after=(number + 1, 0))
+        for number, row in enumerate(rows.select(range(start[0], len(rows))), start[0] + 1):
+            yield Record(f"{path}/{source.split}:{number}", row, after=(number, 0))
         return
     if kind.endswith(".parquet"):
         yield from _numbered(_read_parquet(path), start)
@@ -53,14 +143,9 @@ def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Rec
         yield from _numbered(_read_arrow(path), start)
         return
     has_rows = start != BEGIN
-    with open_binary(path) as stream:
-        is_json = not kind.endswith((".csv", ".tsv", ".txt"))
-        beginning = stream.peek(CHUNK) if is_json else b""
-        if source.encoding == "utf-16" or (b"\r" in beginning and b"\n" not in beginning):  # lines that end with CR
-            stream = io.BufferedReader(Recoded(stream, source.encoding), CHUNK)
-            source = replace(source, encoding="utf-8")
+    with _opened(source) as (stream, source):
         if kind.endswith((".csv", ".tsv")):
-            rows = _numbered(_read_csv(stream, source, "\t" if kind.endswith(".tsv") else ","), start)
+            rows = _numbered(_read_csv(stream, source, TAB if kind.endswith(".tsv") else ","), start)
         elif kind.endswith(".txt"):
             if source.txt == "lines":
                 rows = _read_lines(stream, source, start, lambda text: {"text": text})
@@ -73,6 +158,33 @@ def read_records(source: Source, start: tuple[int, int] = BEGIN) -> Iterator[Rec
             yield row
     if not has_rows:
         raise UserError(f"{path}: the file holds no rows")
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[tuple[io.BufferedReader, Source]]:
+    """A text file as lines that end with LF, in the encoding of the source returned."""
+    with open_binary(source.path) as stream:
+        is_json = not re.search(r"\.(csv|tsv|txt)(\.gz|\.zst)?$", source.path.lower())
+        beginning = stream.peek(CHUNK) if is_json else b""
+        if source.encoding == "utf-16" or (b"\r" in beginning and b"\n" not in beginning):  # lines that end with CR
+            stream = io.BufferedReader(Recoded(stream, source.encoding), CHUNK)
+            source = replace(source, encoding="utf-8")
+        yield stream, source
+
+
+def note_of(source: Source) -> str:
+    """How a text file is read, where its name does not say it; empty where it does."""
+    kind = re.sub(r"\.(gz|zst)$", "", source.path.lower())
+    if kind.endswith((".tsv", ".txt", ".parquet", ".arrow")):
+        return ""
+    with suppress(UserError, UnicodeError), _opened(source) as (stream, source):  # reading it raises the error again
+        if kind.endswith(".csv"):
+            sign = _delimiter_of(stream.peek(CHUNK), ",")
+            return "" if sign == "," else f"{'tabs' if sign == TAB else sign} between the columns"
+        if _beginning(stream)[:1] == b"{":
+            name = _wrapper_of(list(islice(_read_objects(stream, source), 2)))
+            return f"rows under {name}" if name else ""
+    return ""
 
 
 def _numbered(rows: Iterator[Record], start: tuple[int, int]) -> Iterator[Record]:
@@ -138,16 +250,23 @@ def _read_lines(
             yield Record(location, problem=f"not {encoding_name(source.encoding)} text", after=after)
             continue
         text = text.strip().removeprefix("\ufeff")  # files with byte order marks may be joined
-        position = 0
+        position = count = 0
         while position < len(text):
+            count += 1
+            where = _on_line(location, count)
             try:
-                row, position = _row(location, parse(text[position:] if position else text), text), len(text)
+                row, position = _row(where, parse(text[position:] if position else text), text), len(text)
             except RecursionError:
-                row, position = Record(location, problem="nested too deeply"), len(text)
+                row, position = Record(where, problem="nested too deeply"), len(text)
             except ValueError as error:
-                row, position = _broken_line(location, text, position, error)
+                row, position = _broken_line(where, text, position, error)
             row.after = after
             yield row
+
+
+def _on_line(location: str, count: int) -> str:
+    """The location of the row that is the `count`-th of a line."""
+    return location if count == 1 else f"{location}, row {count}"
 
 
 def _broken_line(location: str, text: str, position: int, error: ValueError) -> tuple[Record, int]:
@@ -192,33 +311,47 @@ def _read_passages(stream: io.BufferedReader, source: Source, start: tuple[int, 
 
 def _read_json(stream: io.BufferedReader, source: Source, start: tuple[int, int]) -> Iterator[Record]:
     """An array, an object a line, or objects that span lines, by how the file begins."""
-    beginning = stream.peek(4096)[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
+    beginning = _beginning(stream)
     if beginning[:1] == b"[":
         yield from _numbered(_read_values(stream, source, in_array=True), start)
-        return
-    if re.match(rb"\{\s*\n", beginning):
-        rows = _read_values(stream, source, in_array=False)
-        yield from _numbered(_unwrapped(rows, source.path), start)
+    elif SPREAD.match(beginning):
+        yield from _numbered(_unwrapped(_read_objects(stream, source), source.path), start)
     elif start[1]:
         yield from _read_lines(stream, source, start, _decoder.decode)
     else:  # a file of one object is numbered by the rows in it
-        yield from _unwrapped(_read_lines(stream, source, BEGIN, _decoder.decode), source.path, start)
+        yield from _unwrapped(_read_objects(stream, source), source.path, start)
+
+
+def _beginning(stream: io.BufferedReader) -> bytes:
+    return stream.peek(4096)[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
+
+
+def _read_objects(stream: io.BufferedReader, source: Source) -> Iterator[Record]:
+    """Objects that span lines, or one a line."""
+    if SPREAD.match(_beginning(stream)):
+        return _read_values(stream, source, in_array=False)
+    return _read_lines(stream, source, BEGIN, _decoder.decode)
 
 
 def _unwrapped(rows: Iterator[Record], path: str, start: tuple[int, int] = BEGIN) -> Iterator[Record]:
     """`rows`, or where they are one object that holds rows in a list, these: under `data`, or as the Hub's viewer."""
-    first, second = next(rows, None), next(rows, None)
-    value = first.value if first and second is None else None
-    name = next((name for name in WRAPPERS if value and _are_rows(value.get(name))), None)
+    beginning = list(islice(rows, 2))
+    name = _wrapper_of(beginning)
     if name is None:
-        yield from (row for row in chain(filter(None, (first, second)), rows) if row.after > start or start == BEGIN)
+        yield from (row for row in chain(beginning, rows) if row.after > start or start == BEGIN)
         return
-    for number, row in enumerate(value[name], 1):
+    for number, row in enumerate(beginning[0].value[name], 1):
         location, cut = f"{path}:{number}", row.get("truncated_cells")
         row = row["row"] if isinstance(row.get("row"), dict) else row
         if number > start[0]:
             problem = f"cut by the Hub's viewer: {', '.join(map(str, cut))}" if cut else None
             yield Record(location, None if problem else row, problem, (number, 0))
+
+
+def _wrapper_of(beginning: list[Record]) -> str | None:
+    """The key of the rows in a file that begins with these, where it is one object."""
+    value = beginning[0].value if len(beginning) == 1 else None
+    return next((name for name in WRAPPERS if value and _are_rows(value.get(name))), None)
 
 
 def _are_rows(value: Any) -> bool:
@@ -239,6 +372,7 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
     text, position, ended = "", 0, False
     line, counted = 1, 0  # `line` is that of the character at `counted`
     number, by_row = 0, False  # rows of an array on one line are counted
+    last_line, count = 0, 0  # of the rows so far, and how many of them are on it
 
     def line_at(index: int) -> int:
         nonlocal line, counted
@@ -302,7 +436,9 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
         number += 1
         if number == 1 and in_array:
             by_row = "\n" not in text[: _SEPARATOR.match(text, end).end()] and line_at(position) == 1
-        yield _row(f"{path}:{number}" if by_row else location, value, text[position:end])
+        count = count + 1 if line == last_line else 1
+        last_line = line
+        yield _row(f"{path}:{number}" if by_row else _on_line(location, count), value, text[position:end])
         position = end
         if position > CHUNK and not ended:
             more()
@@ -313,10 +449,8 @@ def _read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Iter
     encoding = "utf-8-sig" if source.encoding == "utf-8" else source.encoding
     path = source.path
     text = io.TextIOWrapper(stream, encoding, newline="")
-    first_line = stream.peek(CHUNK).partition(b"\n")[0]
-    if delimiter == "," and b"," not in first_line:
-        delimiter = next((sign for sign in (";", "\t") if sign.encode() in first_line), delimiter)
-    reader = csv.reader(_quote_literally(text) if delimiter == "\t" else text, delimiter=delimiter, strict=True)
+    delimiter = _delimiter_of(stream.peek(CHUNK), delimiter)
+    reader = csv.reader(_quote_literally(text) if delimiter == TAB else text, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
         size = len(header)
@@ -339,6 +473,13 @@ def _read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Iter
         raise UserError(f"{path}:{reader.line_num + 1}: not {encoding.upper()} text; convert the file") from None
     except csv.Error as error:
         raise UserError(f"{path}:{reader.line_num}: broken CSV ({error}); mend this line") from None
+
+
+def _delimiter_of(beginning: bytes, usual: str) -> str:
+    """What is between the columns of a csv, where it is not the `usual` sign."""
+    header = beginning.partition(b"\n")[0]
+    others = (sign for sign in (";", TAB) if usual == "," and b"," not in header and sign.encode() in header)
+    return next(others, usual)
 
 
 def _quote_literally(lines: Iterable[str]) -> Iterator[str]:

@@ -1,58 +1,29 @@
-"""Where data comes from: files, folders, globs and Hub ids, with their digests and encodings."""
+"""Where data comes from: files, folders, globs and data sets of hubs, with their digests and encodings."""
 
-import difflib
-import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, replace
 from pathlib import Path
+from zlib import crc32
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import disk_problem
 from hf_recipes.core.ledger import LEDGER
-from hf_recipes.data.files.encodings import encoding_name, known_encoding
-from hf_recipes.data.files.file_io import CHUNK, COMPRESSED, TEXT_SUFFIXES, digest_and_encoding, open_binary, sniff_file
+from hf_recipes.data.files.dataset_info import resolve
+from hf_recipes.data.files.encodings import known_encoding
+from hf_recipes.data.files.file_io import CHUNK, digest_and_encoding, open_binary, sniff_file
+from hf_recipes.data.files.hub_data import load_hub
+from hf_recipes.data.files.records import ENTRY, Draw, Source, note_of, read_records
+from hf_recipes.data.files.specs import SUFFIXES, Spec, matches, parse_spec
 
-SUFFIXES = (*TEXT_SUFFIXES, *(s + z for s in TEXT_SUFFIXES for z in COMPRESSED), ".parquet", ".arrow")
-ENDINGS = (
-    "json",
-    "jsonl",
-    "ndjson",
-    "csv",
-    "tsv",
-    "txt",
-    "parquet",
-    "arrow",
-    "gz",
-    "zst",
-    "zip",
-    "xlsx",
-)  # of paths, not of Hub ids
-
+SEED = 42  # transformers' default
 
 # The word of a name, between marks or numbers, that says which split a file is.
 _SPLIT = re.compile(
     r"(?:^|[\W_])(train|training|dev|devel|valid|validation|val|eval|evaluation|test|testing)(?=$|[\W_])", re.IGNORECASE
 )
 _CARDS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", LEDGER)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file, or a split of a Hub data set, with the digest of its content (so that no cache can go stale)."""
-
-    path: str
-    digest: str
-    encoding: str = "utf-8"
-    split: str | None = None
-    cache_dir: str | None = None
-    txt: str = "lines"
-
-    @property
-    def encoding_text(self) -> str:
-        """The encoding in words; empty for UTF-8."""
-        return "" if self.encoding.startswith("utf-8") else f"{encoding_name(self.encoding)} text"
 
 
 def find_sources(
@@ -63,49 +34,86 @@ def find_sources(
     txt: str | None = "lines",
     encoding: str | None = None,
     all_splits: bool = False,
+    seed: int = SEED,
 ) -> list[Source]:
-    """Expand files, globs, folders (recursively, in sorted order) and Hub ids.
+    """Expand files, globs, folders (recursively, in sorted order) and data sets of hubs; see `parse_spec`.
 
     A file that is reached twice is read once. In a folder with files of several splits (``train.jsonl``,
     ``dev.jsonl``), only those of `split` are read.
 
     Args:
-        split: the one to read of a Hub id ``owner/name``; ``owner/name:split`` names it itself.
+        split: the one to read of a data set on a hub that names none itself.
         sniff: digest and encoding are those of the beginning of a file, which is not read to its end.
         txt: what a row of a .txt file is: one of the ``"lines"``, what is between lines that are ``"blank"``, or an
             ``"entry"``, which begins with a line ``词条：…``; None for what the beginning of the file looks like.
         encoding: of text files; None for the one that fits.
         all_splits: read all files of a folder.
+        seed: by which rows are drawn.
     """
     sources: list[Source] = []
-    known: set[str] = set()
+    known: dict[tuple, Spec] = {}
     encoding = known_encoding(encoding) if encoding else None
-    for spec in specs:
-        if os.path.isdir(spec):
-            paths = _files_in(spec)
-            paths = paths if all_splits else _of_split(spec, paths, split)
-            if not paths:
-                raise UserError(f"{spec}: no data file in this folder (looked for {', '.join(SUFFIXES)})")
-        elif os.path.isfile(spec):
-            paths = [spec]
+    parsed = [parse_spec(spec) for spec in specs]
+    for name, (spec, layout) in zip(_distinct_names(parsed), map(resolve, parsed), strict=True):
+        if spec.hub:
+            of_spec = [_hub_source(spec.path, spec.split or split, cache_dir)]
         else:
-            paths = sorted(path for path in glob.glob(spec, recursive=True) if os.path.isfile(path))
-        if not paths:
-            if not _names_hub_data(spec):
-                raise UserError(f"{spec}: no such file, folder or glob")
-            sources.append(_hub_source(spec, split, cache_dir))
-        paths = [path for path in paths if os.path.realpath(path) not in known]
-        known.update(map(os.path.realpath, paths))
-        sources += [_file_source(path, sniff, txt, encoding) for path in paths]
+            paths = _paths(spec.path, spec.split or split, all_splits)
+            of_spec = [_file_source(path, sniff, txt, encoding) for path in paths]
+        new = []
+        for source in of_spec:
+            other = known.setdefault((os.path.realpath(source.path), source.split, layout), spec)
+            if other is not spec and (spec.amount, other.amount) != (None, None):
+                raise UserError(f"{spec.text}: {source.path} is read by {other.text} already; name it once")
+            if other is spec:
+                digest = f"{source.digest} {layout.digest}" if layout else source.digest
+                new.append(replace(source, name=name, layout=layout, digest=digest))
+        sources += new if spec.amount is None else _drawn(spec, new, seed)
     return sources
 
 
-def source_name(path: str) -> str:
-    """The name of a file, folder or Hub id as a source: the end of its path, without the ending of a data file."""
-    name = os.path.basename(os.path.normpath(path))
-    endings = sorted(SUFFIXES, key=len, reverse=True)
-    ending = next((ending for ending in endings if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)] or name
+def _paths(path: str, split: str, all_splits: bool) -> list[str]:
+    if os.path.isdir(path):
+        paths = _files_in(path)
+        if not paths:
+            raise UserError(f"{path}: no data file in this folder (looked for {', '.join(SUFFIXES)})")
+        return paths if all_splits else _of_split(path, paths, split)
+    paths = [path] if os.path.isfile(path) else matches(path)
+    unique: dict[str, str] = {}
+    for each in paths:
+        unique.setdefault(os.path.realpath(each), each)
+    return list(unique.values())
+
+
+def _drawn(spec: Spec, sources: list[Source], seed: int) -> list[Source]:
+    """The sources with the rows that `Spec.amount` draws of all of them together."""
+    sizes = [sum(1 for _ in read_records(source)) for source in sources]
+    rows = sum(sizes)
+    count = spec.amount if isinstance(spec.amount, int) else round(spec.amount * rows)
+    if not count:
+        raise UserError(f"{spec.text}: that is none of its {rows:,} rows; name more, or leave it out")
+    key = seed << 32 | crc32(sources[0].name.encode())  # files of one size have other rows each
+    draws = [Draw(key, rows, count, sum(sizes[:index]), size) for index, size in enumerate(sizes)]
+    return [
+        replace(source, draw=draw, digest=f"{source.digest} {' '.join(map(str, astuple(draw)))}")
+        for source, draw in zip(sources, draws, strict=True)
+        if draw.drawn
+    ]
+
+
+def source_names(specs: Sequence[str]) -> list[str]:
+    """The names of the sources that are found for these."""
+    return _distinct_names([parse_spec(spec) for spec in specs])
+
+
+def _distinct_names(specs: Sequence[Spec]) -> list[str]:
+    """The names of sources, with the folder before those that several have."""
+    counts = Counter(spec.name for spec in specs)
+    names = [
+        spec.name if counts[spec.name] == 1 else f"{os.path.basename(os.path.dirname(spec.path))}/{spec.name}"
+        for spec in specs
+    ]
+    return names if len(set(names)) == len(names) else [spec.text for spec in specs]
 
 
 def is_data(path: Path) -> bool:
@@ -152,33 +160,8 @@ def _split_of(path: str) -> str | None:
     return {"t": "train" if word.startswith("tr") else "test", "": None}.get(word[:1], "validation")
 
 
-def _names_hub_data(spec: str) -> bool:
-    """Whether `spec` can only be a Hub id: not in a folder that exists, and without (nearly) a data file's ending."""
-    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+(:\w+)?", spec) or os.path.isdir(spec.split("/")[0]):
-        return False
-    ending = os.path.splitext(spec)[1].lower().lstrip(".")
-    return not difflib.get_close_matches(ending, ENDINGS, cutoff=0.6)
-
-
-def _hub_source(spec: str, split: str, cache_dir: str | None) -> Source:
-    name, _, named_split = spec.partition(":")
-    split = named_split or split
-    return Source(name, load_hub(name, split, cache_dir)._fingerprint, split=split, cache_dir=cache_dir)
-
-
-def load_hub(name: str, split: str, cache_dir: str | None):
-    from datasets import get_dataset_split_names, load_dataset
-
-    try:
-        splits = get_dataset_split_names(name)
-        if split in splits:
-            return load_dataset(name, split=split, cache_dir=cache_dir)
-    except Exception as error:  # the Hub client raises a dozen kinds; all mean the same to the user
-        if problem := disk_problem(error):
-            raise UserError(f"{name}: cannot be kept in the cache ({problem}); see to --cache_dir") from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: neither a local file or folder, nor to be had from the Hub ({reason})") from None
-    raise UserError(f"{name}: it has no split {split!r}; there are {', '.join(splits)}: name one as {name}:{splits[0]}")
+def _hub_source(path: str, split: str, cache_dir: str | None) -> Source:
+    return Source(path, load_hub(path, split, cache_dir)._fingerprint, split=split, cache_dir=cache_dir)
 
 
 def _file_source(path: str, sniff: bool, txt: str | None, encoding: str | None) -> Source:
@@ -188,11 +171,8 @@ def _file_source(path: str, sniff: bool, txt: str | None, encoding: str | None) 
     if os.path.getsize(path) == 0:
         raise UserError(f"{path}: the file is empty")
     digest, detected = sniff_file(path) if sniff else digest_and_encoding(path, encoding)
-    encoding = encoding or detected
-    return Source(path, digest, encoding, txt=txt or _txt_rows(path, encoding))
-
-
-ENTRY = re.compile(r"词条\s*[：:]")
+    source = Source(path, digest, encoding or detected, txt=txt or _txt_rows(path, encoding or detected))
+    return replace(source, note=note_of(source))
 
 
 def _txt_rows(path: str, encoding: str) -> str:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.ledger import KEPT
 from hf_recipes.data.examples import described, schema_of
-from hf_recipes.data.files.records import BEGIN, read_records
-from hf_recipes.data.files.sources import Source, find_sources, is_data, source_name
+from hf_recipes.data.files.records import BEGIN, Source, read_records
+from hf_recipes.data.files.sources import SEED, find_sources, is_data
+from hf_recipes.data.files.specs import matches, parse_spec, source_name
 from hf_recipes.data.schemas.columns import Columns, Schema
 from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.documents import REPEAT_MARKS, is_marked, marked_paragraphs, without_marked_paragraphs
@@ -41,6 +43,7 @@ class Document:
     kind: str | None = None
     is_repeat: bool = False
     repeats: int = 0
+    status: str = KEPT
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,16 @@ def find_corpora(
     sniff: bool = False,
     txt: str | None = None,
     encoding: str | None = None,
+    seed: int = SEED,
 ) -> list[Corpus]:
-    """The sources that `specs` name, sorted by name.
+    """The sources that `specs` name, sorted by name; see `parse_spec`.
 
-    A file or a Hub id is a source named after it; a folder is one source, or, if there are folders in it, one for each
-    of them; a folder of token shards is one. ``name=path`` gives files, a folder or a glob another name.
+    A file or a data set of a hub is a source named after it; a folder is one source, or, if there are folders in it,
+    one for each of them; a folder of token shards is one. ``name=path`` gives files, a folder or a glob another name.
     For `sniff`, `txt` and `encoding` see `find_sources`.
     """
     corpora: dict[str, Corpus] = {}
-    settings = {"cache_dir": cache_dir, "txt": txt, "encoding": encoding}
+    settings = {"cache_dir": cache_dir, "txt": txt, "encoding": encoding, "seed": seed}
     for spec in specs:
         for name, path in named_paths(spec):
             if name in corpora:
@@ -101,14 +105,14 @@ def find_corpora(
 
 
 def named_paths(spec: str) -> Iterator[tuple[str, str]]:
-    """Name and path of each source in `spec`; see `find_corpora`."""
-    name, sign, path = spec.partition("=")
-    if sign and not os.path.exists(spec):
-        yield name, path
-    elif not os.path.isdir(spec) or os.path.isfile(os.path.join(spec, SHARDS)):
-        paths = [spec] if os.path.exists(spec) else [source.path for source in find_sources([spec], sniff=True)]
-        for path in paths:
+    """Name and spec of each source in `spec`; see `find_corpora`."""
+    parsed = parse_spec(spec)
+    if parsed.text == parsed.path and not os.path.exists(spec):  # a glob
+        for path in matches(spec):
             yield source_name(path), path
+    elif not os.path.isdir(spec) or os.path.isfile(os.path.join(spec, SHARDS)):
+        is_named = spec.startswith(f"{parsed.name}=") and not os.path.exists(spec)
+        yield parsed.name, spec.removeprefix(f"{parsed.name}=") if is_named else spec
     else:
         children = sorted(child for child in Path(spec).iterdir() if not child.name.startswith("."))
         folders = [child for child in children if child.is_dir()]

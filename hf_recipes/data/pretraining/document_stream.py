@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import KEPT, row_status
+from hf_recipes.core.ledger import row_status
 from hf_recipes.data.files.records import BEGIN
 from hf_recipes.data.pretraining.corpora import Reader
 
@@ -60,7 +60,7 @@ def read_chunks(readers: Sequence[Reader], cursor: Cursor, seed: int | None = No
                 if document.text is None:
                     chunk.statuses.append((document.location, row_status("dropped", document.problem)))
                 else:
-                    chunk.statuses.append((document.location, KEPT))
+                    chunk.statuses.append((document.location, document.status))
                     chunk.texts.append(document.text)
                     documents += 1
                     size += len(document.text.encode())

@@ -65,6 +65,18 @@ class Mixture:
         """What the blocks depend on: name, share and content of each source, as plain values."""
         return [[s.name, int(quota), s.content()] for s, quota in zip(self.sources, self.schedule.quotas, strict=True)]
 
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for the blocks to be the same."""
+        return {
+            "block_size": self.blocking.size,
+            "sequence_sample_mode": self.blocking.mode,
+            "drop_last": self.blocking.drop_last,
+            "seed": self.blocking.seed,
+            "shuffle": self.shuffle,
+            "document_attention": self.mask_documents,
+            "sources": self.identity(),
+        }
+
     def digests(self) -> list[str]:
         """Of each stored source, a digest of samples of its tokens and document ends."""
         import xxhash

@@ -7,7 +7,7 @@ block at any number of processes and workers, and after any number of restarts.
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT
 from hf_recipes.data.pretraining.corpora import Reader
-from hf_recipes.data.pretraining.document_stream import Cursor, file_order, read_chunks
+from hf_recipes.data.pretraining.document_stream import Chunk, Cursor, file_order, read_chunks
 from hf_recipes.data.pretraining.packing import Block, Blocking, BlockSource, pack
 from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
 
@@ -40,12 +40,14 @@ class _TokenizedChunk:
         return (int(self.ends[-1]) if len(self.ends) else 0) - self.used
 
 
-class StreamedBlocks(BlockSource):
-    """The `BlockSource` of files that are tokenized while training: blocks without end, from any `state` on.
+class ChunkStream(BlockSource):
+    """A `BlockSource` of files that are read while training: blocks, or rows, without end, from any `state` on.
+
+    They are made in windows, among which they are shuffled, of chunks of documents.
 
     Args:
-        seed: of the order of the files in each epoch and of the blocks in each window; None leaves both as they are.
-        on_row: called with the location and the status of each row of the first epoch.
+        seed: of the order of the files in each epoch and within each window; None leaves both as they are.
+        on_row: called with the location and the statuses of each row of the first epoch.
     """
 
     is_stream = True
@@ -54,56 +56,43 @@ class StreamedBlocks(BlockSource):
         self,
         name: str,
         readers: Sequence[Reader],
-        blocking: Blocking,
         tokenization: Tokenization,
         seed: int | None = None,
-        on_row: Callable[[str, str], None] = lambda location, status: None,
+        on_row: Callable[..., None] = lambda location, *statuses: None,
     ):
-        self.name, self.readers, self.blocking = name, list(readers), blocking
+        self.name, self.readers = name, list(readers)
         self.tokenization, self.seed, self.on_row = tokenization, seed, on_row
         self._sizes = np.array([os.path.getsize(r.source.path) if r.source.split is None else 1 for r in readers])
-        self._window_blocks = max(1, WINDOW_TOKENS // blocking.size) if seed is not None else 1
         self.start_at(None)
 
     def start_at(self, state: dict[str, Any] | None) -> None:
-        """Restart at `state`, or at the beginning: read again from its cursor, and skip the blocks already returned."""
+        """Restart at `state`, or at the beginning: read again from its cursor, and skip what was returned already."""
         beginning = asdict(Cursor())
         state = state or {"cursor": beginning, "told": beginning, "used": 0, "window": 0, "given": 0, "left_out": 0}
         self._chunks = read_chunks(self.readers, Cursor(**state["cursor"]), self.seed)
         self._pending: deque = deque()
         self._submitted = self._received = 0
-        self._tokenized: deque[_TokenizedChunk] = deque()
         self._reported = Cursor(**state["told"])  # rows before it were passed to `on_row`
-        self._used, self._windows = state["used"], state["window"]
-        self._window: list[Block] = []
+        self._windows = state["window"]
+        self._window: list = []
         self._window_state = {name: state[name] for name in ("cursor", "used", "window", "left_out")}
-        self._skipped_tokens = state["left_out"]
-        self._returned, self._epochs_done = 0, 0
+        self._returned = 0
         self._window_epochs = (0.0, 0.0)  # passes over the source before and after the window
-        self._skip = state["given"]  # blocks of the first window
+        self._skip = state["given"]  # of the first window
 
     def state(self) -> dict[str, Any]:
         return {**self._window_state, "given": self._returned + self._skip, "told": asdict(self._reported)}
 
     def epochs(self, blocks: int) -> float:
-        """Passes over the source up to the last block returned, by the sizes of its files."""
+        """Passes over the source up to what was returned last, by the sizes of its files."""
         begin, end = self._window_epochs
         return begin + (end - begin) * self._returned / max(1, len(self._window))
-
-    def skipped_tokens(self, epochs: float) -> int:
-        """Tokens skipped up to the last block returned."""
-        before = self._window_state["left_out"]
-        return before + round((self._skipped_tokens - before) * self._returned / max(1, len(self._window)))
 
     def content(self) -> list:
         return [[os.path.basename(reader.source.path), reader.source.digest] for reader in self.readers]
 
     def close(self) -> None:
         self.tokenization.close()
-
-    def _epochs_at(self, chunk: _TokenizedChunk) -> float:
-        begin, end = (self._epochs_before(cursor) for cursor in (chunk.start, chunk.after))
-        return begin + (end - begin) * chunk.used / max(1, chunk.used + chunk.unused)
 
     def _epochs_before(self, cursor: Cursor) -> float:
         sizes = self._sizes[file_order(len(self.readers), cursor.epoch, self.seed)]
@@ -112,10 +101,10 @@ class StreamedBlocks(BlockSource):
             done += min(cursor.offset, sizes[cursor.file])
         return cursor.epoch + float(done / max(1, sizes.sum()))
 
-    def block(self, ordinal: int, shuffle: Sequence[int] | None) -> Block:
+    def block(self, ordinal: int, shuffle: Sequence[int] | None):
         return self.next()
 
-    def next(self) -> Block:
+    def next(self):
         if self._returned >= len(self._window):
             self._open_window()
             self._returned, self._skip = self._skip, 0
@@ -123,6 +112,62 @@ class StreamedBlocks(BlockSource):
             self._open_window()
         self._returned += 1
         return self._window[self._returned - 1]
+
+    def _open_window(self) -> None:
+        """Make the next `_window`, with `_window_state` and `_window_epochs`; a window ends with its epoch."""
+        raise NotImplementedError
+
+    def _set_window(self, items: list) -> None:
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, 4, self._windows]).permutation(len(items))
+            items = [items[index] for index in order]
+        self._window, self._returned, self._windows = items, 0, self._windows + 1
+
+    def _next_chunk(self) -> tuple[Chunk, list]:
+        """The next chunk, and what its texts are encoded as; the following ones are submitted before their time."""
+        ahead = self.tokenization.world * (1 + 2 * self.tokenization.workers)
+        while len(self._pending) < ahead:
+            chunk = next(self._chunks)
+            self._pending.append((chunk, self.tokenization.submit(chunk.texts, self._submitted)))
+            self._submitted += 1
+        chunk, pending = self._pending.popleft()
+        encoded = self.tokenization.result(pending, self._received)
+        self._received += 1
+        if chunk.start.epoch == 0 and chunk.start.key >= self._reported.key:
+            for location, *statuses in self._statuses(chunk, encoded):
+                self.on_row(location, *statuses)
+            self._reported = chunk.after
+        return chunk, encoded
+
+    def _statuses(self, chunk: Chunk, encoded: list) -> Iterable[Sequence[str]]:
+        """Location and statuses of each row of a chunk."""
+        return chunk.statuses
+
+
+class StreamedBlocks(ChunkStream):
+    """Blocks of tokens; see `ChunkStream`."""
+
+    def __init__(
+        self, name: str, readers: Sequence[Reader], blocking: Blocking, tokenization: Tokenization, *args, **kwargs
+    ):
+        self.blocking = blocking
+        super().__init__(name, readers, tokenization, *args, **kwargs)
+        self._window_blocks = max(1, WINDOW_TOKENS // blocking.size) if self.seed is not None else 1
+
+    def start_at(self, state):
+        super().start_at(state)
+        self._tokenized: deque[_TokenizedChunk] = deque()
+        self._used, self._skipped_tokens = self._window_state["used"], self._window_state["left_out"]
+        self._epochs_done = 0
+
+    def skipped_tokens(self, epochs: float) -> int:
+        """Tokens skipped up to the last block returned."""
+        before = self._window_state["left_out"]
+        return before + round((self._skipped_tokens - before) * self._returned / max(1, len(self._window)))
+
+    def _epochs_at(self, chunk: _TokenizedChunk) -> float:
+        begin, end = (self._epochs_before(cursor) for cursor in (chunk.start, chunk.after))
+        return begin + (end - begin) * chunk.used / max(1, chunk.used + chunk.unused)
 
     def _open_window(self) -> None:
         """Make the next blocks, which are shuffled among each other; a window ends with its epoch."""
@@ -142,10 +187,7 @@ class StreamedBlocks(BlockSource):
                     f"{self.name}: the source is shorter than one block of {self.blocking.size} tokens; "
                     "lower --block_size, or leave --drop_last out"
                 )
-        if self.seed is not None:
-            order = np.random.default_rng([self.seed, 4, self._windows]).permutation(len(blocks))
-            blocks = [blocks[index] for index in order]
-        self._window, self._returned, self._windows = blocks, 0, self._windows + 1
+        self._set_window(blocks)
         end = self._epochs_at(self._tokenized[0]) if self._tokenized else float(self._epochs_done)
         self._window_epochs = begin, end
 
@@ -193,19 +235,8 @@ class StreamedBlocks(BlockSource):
         return span, before, chunk.locations[document]
 
     def _receive(self) -> _TokenizedChunk:
-        """The next chunk, tokenized; the following ones are submitted before they are needed."""
-        ahead = self.tokenization.world * (1 + 2 * self.tokenization.workers)
-        while len(self._pending) < ahead:
-            chunk = next(self._chunks)
-            self._pending.append((chunk, self.tokenization.submit(chunk.texts, self._submitted)))
-            self._submitted += 1
-        chunk, pending = self._pending.popleft()
-        ids = self.tokenization.result(pending, self._received)
-        self._received += 1
-        if chunk.start.epoch == 0 and chunk.start.key >= self._reported.key:
-            for location, status in chunk.statuses:
-                self.on_row(location, status)
-            self._reported = chunk.after
+        """The next chunk, tokenized."""
+        chunk, ids = self._next_chunk()
         lengths = np.array([len(row) for row in ids], np.int64)
         if self.blocking.shortens:
             lengths = np.minimum(lengths, self.blocking.size)

@@ -7,11 +7,16 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.chat import MEANINGFUL, UNWANTED
-from hf_recipes.data.schemas.columns import Columns, Example, Row, Schema, is_empty
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty
 from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 
-FLAGS = {"prompt": "--prompt_column", "response": "--response_column", "history": "--history_column"}
+FLAGS = {
+    "prompt": "--prompt_column",
+    "response": "--response_column",
+    "history": "--history_column",
+    "thoughts": "--thoughts_column",
+}
 TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
 
 
@@ -60,7 +65,8 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     has_turns = TURNS.intersection((schema.name, schema.columns.schema))
     for field, flag in FLAGS.items():
         name = getattr(columns, field)
-        if name and (name not in read or getattr(schema.columns, field) != name or has_turns):
+        is_used = name in read and getattr(schema.columns, field) == name and not (has_turns and field != "thoughts")
+        if name not in (None, NO_COLUMN) and not is_used:
             raise UserError(f"{path}: {flag} {name!r} has no effect on the schema {schema.name}; leave it out")
     unused = [name for name in names if name not in read and name not in (*META_COLUMNS, "source")]
     for name in (name for name in unused if is_meaningful(name, columns)):

@@ -118,6 +118,8 @@ class TokenizedRows(Rows):
 
     @classmethod
     def read(cls, context):
+        if getattr(context.args, "streaming", False):
+            raise UserError("--streaming: an inspection reads all rows; leave it out, or draw of them: file.jsonl#1000")
         sets = read_rows(context.data_args, context.args, context.stage.data_form)
         return [cls.class_for(context, name)(name, examples, context) for name, examples in sets.items()]
 

@@ -7,7 +7,7 @@ import pytest
 
 from hf_recipes.apps.mixture.sizes import REASONS, folder_sizes, tempered_shares
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.files.sources import source_name
+from hf_recipes.data.files.specs import source_name
 from hf_recipes.data.pretraining.corpora import named_paths
 
 
