@@ -90,30 +90,63 @@ class Plan:
             say(f"note: {note}")
 
 
-def make_plan(
+def outline(
     model_args: ModelArguments,
     args: "RunArguments",
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     added_tokens: list[str],
-    data: DataStats,
     packing_error: UserError | None = None,
     freeze: Callable[[PreTrainedModel], None] = lambda model: None,
     is_reward: bool = False,
+) -> PreTrainedModel | None:
+    """The model that a run trains, without weights; None where its own code can build none.
+
+    Args:
+        packing_error: the error to raise where packed rows would see each other; None where rows are not packed.
+        freeze: makes weights of the model untrained.
+
+    Raises:
+        UserError: the model cannot be built, or not with these settings.
+    """
+    balances_experts(args, config)
+    if packing_error is not None and leaks_in_tiny_copy(config, args.trust_remote_code):
+        raise packing_error
+    name = model_args.model_name_or_path or getattr(model_args, "config_name", None)
+    options = {"bf16": args.bf16, "trust_remote_code": args.trust_remote_code, "is_reward": is_reward}
+    try:
+        with without_deepspeed():
+            model = meta_model(model_args, config, tokenizer, added_tokens, **options)
+            freeze(model)
+    except UserError:
+        raise
+    except Exception as error:
+        if args.trust_remote_code:  # which may not be made for the meta device, and train all the same
+            return None
+        raise UserError(f"{name}: no model can be built from its configuration ({_first_line(error)})") from None
+    if empty := next((key for key, weight in model.named_parameters() if not weight.numel()), None):
+        raise UserError(f"{name}: no model can be built from its configuration ({empty} would have no element)")
+    check_trained(model, args, model_args.quantizes or bool(getattr(config, "quantization_config", None)))
+    return model
+
+
+def make_plan(
+    model_args: ModelArguments,
+    args: "RunArguments",
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None,
+    data: DataStats,
     keeps_reference: bool = False,
     passes: Sequence[ForwardPass] = (),
 ) -> Plan:
     """The plan of a run over these rows; no weight is loaded.
 
     Args:
-        packing_error: the error to raise where packed rows would see each other; None where rows are not packed.
-        freeze: makes weights of the model untrained.
+        model: its `outline`.
         keeps_reference: a frozen copy of the trained weights is kept as reference.
         passes: the largest forward pass of each evaluation.
     """
-    experts = balances_experts(args, config)
-    if packing_error is not None and leaks_in_tiny_copy(config, args.trust_remote_code):
-        raise packing_error
     batches = -(-(data.blocks or data.rows) // (args.per_device_train_batch_size * args.world_size))
     per_epoch = max(1, -(-batches // args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else int(np.ceil(args.num_train_epochs * per_epoch))
@@ -126,19 +159,12 @@ def make_plan(
         steps=steps,
         warmup=args.get_warmup_steps(steps),
     )
-    with without_deepspeed():
+    _check_positions(plan, config, model)
+    if model is None:
+        plan.notes.append("no estimate of the memory (the model's own code builds none without weights)")
+    elif args.process_index == 0:
         try:
-            options = {"bf16": args.bf16, "trust_remote_code": args.trust_remote_code, "is_reward": is_reward}
-            model = meta_model(model_args, config, tokenizer, added_tokens, **options)
-            freeze(model)
-        except UserError:
-            raise
-        except Exception as error:  # a model that cannot be built on the meta device may train all the same
-            model = None
-            plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
-        _check_positions(plan, config, model)
-        if model is not None and args.process_index == 0:
-            try:
+            with without_deepspeed():
                 plan.memory = estimate(
                     model,
                     data.batch,
@@ -148,12 +174,10 @@ def make_plan(
                     keeps_reference=keeps_reference,
                     passes=passes,
                 )
-            except Exception as error:
-                plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
-    if model is not None:
-        check_trained(model, args, model_args.quantizes or bool(getattr(config, "quantization_config", None)))
+        except Exception as error:
+            plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
     plan.notes += _notes(plan, args)
-    if experts and (batches := plan.accumulation * plan.processes) > 1:
+    if balances_experts(args, config) and (batches := plan.accumulation * plan.processes) > 1:
         plan.notes.append(
             "the use of a mixture's experts (--router_aux_loss_coef) is measured in each batch by itself: an "
             f"update of {batches} batches weighs it differently from one batch of all its rows"

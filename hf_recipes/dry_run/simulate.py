@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from hf_recipes.core.heap import MIN_MAPPED_BYTES
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
-from hf_recipes.models.adapters.saved_adapter import read_adapter_config
+from hf_recipes.models.adapters.saved_adapter import check_shapes, check_tensors, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import losses_at, takes
@@ -68,9 +68,11 @@ def meta_model(
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         if model_args.peft_path:
+            check_shapes(model, model_args.peft_path)
             lora = read_adapter_config(model_args.peft_path, task_type)
             lora.inference_mode = False
             model = attach_lora(model, lora, model_args.peft_path, [])
+            check_tensors(model, model_args.peft_path)
         elif model_args.use_lora:
             lora = read_lora_config(model_args.lora_config, task_type)
             new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))

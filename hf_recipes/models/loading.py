@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import read_mapping
 from hf_recipes.models.adapters.vision import has_vision
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+JSON_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of a tokenizer, and among others of a model
 
 
 def loading_error(error: Exception, name: str) -> UserError:
     """A loading error of transformers as one sentence."""
-    text = str(error)
+    text = str(error) or type(error).__name__
+    line = " ".join(text.split())[:300]
     if "trust_remote_code" in text:
         return UserError(f"{name}: this model runs code of its own; read it, then allow it with --trust_remote_code")
     if "tiktoken" in text:
@@ -48,10 +51,22 @@ def loading_error(error: Exception, name: str) -> UserError:
             "model (docs/families.md has a table)"
         )
     if os.path.isdir(name):
-        return UserError(f"{name}: no model can be loaded from this folder ({text.splitlines()[0]})")
+        return UserError(_broken_file(name) or f"{name}: no model can be loaded from this folder ({line})")
     if (os.path.sep in name and name.count("/") != 1) or name.startswith((".", "/", "~")):
         return UserError(f"{name}: no such folder")
-    return UserError(f"{name}: neither a local folder nor a model to be had from the Hub ({text.splitlines()[0]})")
+    return UserError(f"{name}: neither a local folder nor a model to be had from the Hub ({line})")
+
+
+def _broken_file(folder: str) -> str | None:
+    """Which of a model's files in `folder` is no JSON object."""
+    for name in JSON_FILES:
+        path = os.path.join(folder, name)
+        try:
+            read_mapping(path, "")
+        except UserError as error:
+            if os.path.isfile(path):
+                return f"{str(error).strip()}; download it again"
+    return None
 
 
 def _vision_class(name: str, **source: Any) -> str | None:
@@ -136,7 +151,6 @@ def load_model(
     It is quantized where `arguments` say so. The weights named in `may_lack` are initialized at random where the files
     have none; any other missing weight, and NaN or infinities in one, are refused.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     name = arguments.model_name_or_path
@@ -168,7 +182,9 @@ def load_model(
                 output_loading_info=True,
                 **kwargs,
             )
-    except (*LOADING_ERRORS, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a configuration can be wrong in any way
         raise loading_error(error, name) from None
     revision, cache_dir = arguments.model_revision, kwargs.get("cache_dir")
     if not has_vision(model.config) and (whole := _vision_class(name, revision=revision, cache_dir=cache_dir)):

@@ -5,10 +5,11 @@ import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_recipes.core.bounds import bounded
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.dates import set_date
 from hf_recipes.models.families.detect import refuse_unconverted
-from hf_recipes.models.loading import LOADING_ERRORS, loading_error
+from hf_recipes.models.loading import loading_error
 from hf_recipes.models.special_tokens import read_special_tokens, set_end_token, set_pad_token
 from hf_recipes.models.templates.options import TEMPLATES, Thinking, choose_template, thinking_options, with_options
 
@@ -61,7 +62,9 @@ def load_tokenizer(
         from hf_recipes.models.families.sentencepiece_tokenizer import load
 
         tokenizer = load(name, trust_remote_code=trust_remote_code, **kwargs)
-    except LOADING_ERRORS as error:
+    except UserError:
+        raise
+    except Exception as error:  # its files can be wrong in any way
         raise loading_error(error, name) from None
     # Without vocabulary files, transformers makes an empty tokenizer of the model's class.
     if not set(tokenizer("a问", add_special_tokens=False)["input_ids"]) - {tokenizer.unk_token_id}:
@@ -111,11 +114,14 @@ def load_tokenizer(
         template_options = thinking_options(tokenizer, thinking) | (template_options or {})
     if template_options:
         tokenizer.chat_template = with_options(tokenizer.chat_template, template_options)
+    owner = f"{name}: its chat template" if chat_template is None else f"--chat_template {chat_template}: it"
     try:
         if tokenizer.chat_template is not None:
-            tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)
+            with bounded(owner):
+                tokenizer.apply_chat_template([{"role": "user", "content": "问"}], tokenize=False)
+    except UserError:
+        raise
     except Exception as error:  # a template can raise anything
-        owner = f"{name}: its chat template" if chat_template is None else f"--chat_template {chat_template}: it"
         raise UserError(f"{owner} cannot render a question ({type(error).__name__}: {error})") from None
     set_pad_token(tokenizer, name, rows, ends)
     _ensure_one_bos(tokenizer)

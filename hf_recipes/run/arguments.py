@@ -1,6 +1,7 @@
 """What a user may set in every stage, in addition to the fields of TRL's and transformers' configurations."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import ClassVar, Literal
@@ -15,6 +16,8 @@ from hf_recipes.core.distributed import (
     rendezvous_after_restart,
     set_single_process_env,
 )
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits, nearest, setting
 from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
@@ -130,6 +133,7 @@ class RunArguments:
                 raise ValueError(f"--deepspeed {self.deepspeed}: no such file; see configs/deepspeed")
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
+            _check_deepspeed_file(self.deepspeed)
             set_single_process_env()
         rendezvous_after_restart(self.ddp_timeout)
         if not self.deepspeed and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
@@ -138,6 +142,7 @@ class RunArguments:
         compile_kernels(["ShareMemCommBuilder"])
         with private_shared_memory():
             super().__post_init__()
+            _check_agrees(self)
             _ready_deepspeed(self)
 
 
@@ -154,6 +159,27 @@ def _trackers(report_to: str | list[str] | None) -> list[str]:
         if name in TRACKERS and find_spec(name) is None:
             raise ValueError(f"--report_to {name}: not installed; pip install {name}, or --report_to none")
     return names
+
+
+def _check_deepspeed_file(path: str | dict) -> None:
+    """Refuse a configuration that DeepSpeed's own reader would end in a traceback for."""
+    config = path if isinstance(path, dict) else read_mapping(path, "--deepspeed")
+    zero = config.get("zero_optimization")
+    if not isinstance(zero, dict) or not isinstance(zero.get("stage"), int) or zero["stage"] not in range(4):
+        raise UserError(
+            f'--deepspeed {path}: expected "zero_optimization": {{"stage": 1, 2 or 3}} in it; see configs/deepspeed'
+        )
+
+
+def _check_agrees(args: TrainingArguments) -> None:
+    """Refuse a DeepSpeed file that sets what the flags set otherwise."""
+    mismatches = getattr(getattr(args, "hf_deepspeed_config", None), "mismatches", ())
+    texts = [re.fullmatch(r"- ds (\S+)=(.*) vs hf .+?=(.*)", line).groups() for line in mismatches]
+    differing = [f"{key} is {theirs}, and {ours} by the flags" for key, theirs, ours in texts]
+    if differing:
+        raise UserError(
+            f'--deepspeed {args.deepspeed}: {"; ".join(differing)}: set it to "auto" in the file, or give the same'
+        )
 
 
 def _ready_deepspeed(args: TrainingArguments) -> None:

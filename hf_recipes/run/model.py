@@ -20,10 +20,12 @@ from hf_recipes.models.inference.generation_settings import make_savable, stop_a
 from hf_recipes.models.loading import load_model
 from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
 from hf_recipes.run.arguments import RunArguments
+from hf_recipes.run.optimization import check_optimization
 
 
 def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
     """Name what cannot work together before anything is loaded."""
+    check_optimization(args)
     quantization = read_bnb_config(
         model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
 from hf_recipes.models.weight_files import digest
+from hf_recipes.run.optimization import schedule
 from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH
 
 if TYPE_CHECKING:
@@ -192,21 +193,11 @@ def _files(settings: Mapping[str, Any]) -> str:
 def _rates(args: "RunArguments", total: int, step: int) -> list[float] | None:
     """The learning rate, as a factor, at up to 1000 of the first `step` steps of `total`; None where it has no plan."""
     import numpy as np
-    import torch
-    from transformers import get_scheduler
 
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    settings = {**decay_settings(args, total), **(args.lr_scheduler_kwargs or {})}
-    scheduler = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(total), total, settings)
-    if not hasattr(scheduler, "lr_lambdas"):
+    factors = getattr(schedule(args, total), "lr_lambdas", None)
+    if factors is None:
         return None
-    return [scheduler.lr_lambdas[0](int(at)) for at in np.unique(np.linspace(0, step, 1000).astype(int))]
-
-
-def decay_settings(args: "RunArguments", total: int) -> dict[str, int]:
-    """What pretraining's --decay_ratio makes of the schedule's settings for `total` steps."""
-    is_decay = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) == "warmup_stable_decay"
-    return {"num_decay_steps": round(args.decay_ratio * total)} if is_decay and hasattr(args, "decay_ratio") else {}
+    return [factors[0](int(at)) for at in np.unique(np.linspace(0, step, 1000).astype(int))]
 
 
 def _step(checkpoint: str) -> int:

@@ -13,7 +13,7 @@ from hf_recipes.core.settings import Parser
 from hf_recipes.data.arguments import DataArguments, SourceArguments
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.peak_memory import PeakMemory
-from hf_recipes.dry_run.plan import make_plan
+from hf_recipes.dry_run.plan import make_plan, outline
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.adapters.lora import token_rows_on_cpu
@@ -157,17 +157,19 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     check_settings(model_args, args)
     folder = RunFolder(parser, model_args, args)
     context.open()
+    building = {"packing_error": stage.packing_error(context), "freeze": stage.freeze(context)}
+    model = outline(
+        *(model_args, args, context.config, context.tokenizer, context.added_tokens),
+        **building,
+        is_reward=stage.task_type == "SEQ_CLS",
+    )
 
     data = stage.read(context)
     methods = stage.evaluations(context, data)
     choose_best_by(args, parser.settings["greater_is_better"], methods)
     stats = stage.data_stats(context, data)
-    packing_error, freeze = stage.packing_error(context), stage.freeze(context)
     plan = make_plan(
-        *(model_args, args, context.config, context.tokenizer, context.added_tokens, stats),
-        packing_error=packing_error,
-        freeze=freeze,
-        is_reward=stage.task_type == "SEQ_CLS",
+        *(model_args, args, context.config, context.tokenizer, model, stats),
         keeps_reference=context.keeps_reference,
         passes=[method.largest_pass(args.per_device_eval_batch_size) for method in methods.values()],
     )
@@ -181,8 +183,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     loading["cache_dir"] = context.data_args.cache_dir
     model = build_model(
         *(model_args, args, context.tokenizer, context.added_tokens),
-        packing_error=packing_error,
-        freeze=freeze,
+        **building,
         task_type=stage.task_type,
         **loading,
     )

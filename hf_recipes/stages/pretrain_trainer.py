@@ -16,7 +16,7 @@ from hf_recipes.data.pretraining.mixture import Mixture
 from hf_recipes.dry_run.checks import balances_experts
 from hf_recipes.models.checks.packing import joins_rows
 from hf_recipes.models.inference.forward import takes
-from hf_recipes.run.resume import decay_settings
+from hf_recipes.run.optimization import decay_settings
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.failures.signals import leave_signals_to_the_run
 from hf_recipes.trainer.losses.source_losses import source_table

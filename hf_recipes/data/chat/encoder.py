@@ -19,6 +19,7 @@ import pyarrow as pa
 from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
+from hf_recipes.core.bounds import bounded
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, row_status
 from hf_recipes.data.chat import answer_finder, message_form, probes, rendered_text, rendering, template, token_offsets
@@ -37,6 +38,7 @@ MODULES = (answer_finder, message_form, rendered_text, rendering, template, thou
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
 BUDGETS = "--max_target_length, --max_length"
+TEMPLATE = "the chat template of this tokenizer"
 
 
 @dataclass
@@ -102,7 +104,8 @@ class ChatEncoder:
         self.max_length = max_length or sys.maxsize
         self.truncation_side, self.split_turns = truncation_side, split_turns
         self.keep_text, self.keep_rest = keep_text, keep_rest
-        self.template = ChatTemplate(tokenizer, template_options)
+        with bounded(TEMPLATE):
+            self.template = ChatTemplate(tokenizer, template_options)
         self._align = Aligner(tokenizer)
 
     @property
@@ -148,14 +151,16 @@ class ChatEncoder:
         given = tools or [None] * len(conversations)
         conversations, tools = list(conversations), list(given)
         rendered: list[list[Example] | RowProblem] = []
-        for index, messages in enumerate(conversations):
-            try:
-                conversations[index] = messages = _uniform(messages)
-                tools[index] = _shown_tools(messages, tools[index])
-                separate = range(len(messages)) if self.split_turns == "always" else ()
-                rendered.append(self._render(messages, tools[index], separate))
-            except RowProblem as problem:
-                rendered.append(problem)
+        with bounded(TEMPLATE) as begin:
+            for index, messages in enumerate(conversations):
+                begin()
+                try:
+                    conversations[index] = messages = _uniform(messages)
+                    tools[index] = _shown_tools(messages, tools[index])
+                    separate = range(len(messages)) if self.split_turns == "always" else ()
+                    rendered.append(self._render(messages, tools[index], separate))
+                except RowProblem as problem:
+                    rendered.append(problem)
         examples = [example for row in rendered if isinstance(row, list) for example in row]
         self._align.prepare(text for example in examples for text in (example.prompt, example.answer))
         encoded: list[Encoded] = []

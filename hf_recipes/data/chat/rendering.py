@@ -7,6 +7,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.dates import with_date
 from hf_recipes.data.chat.message_form import MessageForm, form_of_calls
 from hf_recipes.data.schemas.conversation import Message, RowProblem
@@ -53,6 +54,8 @@ class Renderer:
                 add_generation_prompt=is_prompt,
                 **self.options,
             )
+        except UserError:
+            raise
         except Exception as error:  # a template computes what it likes
             raise RowProblem("the chat template refuses it", _message(error)) from None
 

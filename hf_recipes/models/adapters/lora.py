@@ -4,11 +4,12 @@ import dataclasses
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from hf_recipes.core.bounds import bounded
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import nearest
@@ -120,6 +121,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     names = {name for name, _ in model.named_modules()}
+    _check_expressions(config, names, path)
     linear = ", ".join(sorted({leaf(name) for name in linear_modules(model)}))
     experts = spell_out_targets(model, config, path)
     leave_vision_out(model, config)
@@ -165,6 +167,24 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise UserError(f"{path}: leaves no weight to train (layers_to_transform or exclude_modules name all of them)")
     return adapted
+
+
+def _check_expressions(config: "LoraConfig", names: Iterable[str], path: str | None) -> None:
+    """Match the configuration's regular expressions with the modules' names, in a bounded time."""
+    patterns = {"target_modules": [config.target_modules], "exclude_modules": [config.exclude_modules]}
+    patterns |= {key: list(getattr(config, key) or ()) for key in ("rank_pattern", "alpha_pattern")}
+    for key, values in patterns.items():
+        for pattern in values:
+            if not isinstance(pattern, str) or pattern == "all-linear":
+                continue
+            where = f"{path}: the regular expression {pattern!r} in {key}"
+            try:
+                with bounded(where):
+                    expression = re.compile(pattern)
+                    for name in names:
+                        expression.fullmatch(name)
+            except (re.error, RecursionError) as error:
+                raise UserError(f"{where} is none ({error})") from None
 
 
 def _train_tokens(model: "PreTrainedModel", config: "LoraConfig", path: str | None, ids: list[int]) -> None:

@@ -69,7 +69,7 @@ def load_adapter(
     trained_on, base = config.base_model_name_or_path, inner.config._name_or_path
     if trained_on and base and os.path.normpath(trained_on) != os.path.normpath(base):
         say(f"{path}: was trained on {trained_on}; this base is {base}")
-    saved = _check_shapes(inner, path)
+    saved = check_shapes(inner, path)
     check_file(os.path.join(path, "adapter_model.safetensors"), f"--peft_path {path}: adapter_model.safetensors")
     if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
         raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
@@ -111,7 +111,7 @@ def is_reward_adapter(path: str) -> bool:
     return read_adapter_config(path).task_type == "SEQ_CLS"
 
 
-def _check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
+def check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
     """The names of the adapter's tensors, once the shape of each was compared with its module's."""
     from safetensors import SafetensorError, safe_open
 
@@ -138,3 +138,17 @@ def _check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
                     why = f"of size {size}, where this base has {expected} (lora_{letter}.weight is {shape})"
                 raise UserError(f"--peft_path {path}: an adapter for another base: it has {layer}, {why}")
     return names
+
+
+def check_tensors(model: "PeftModel", path: str) -> None:
+    """Compare the shape of each saved tensor with that which the adapter's configuration has made on `model`."""
+    from safetensors import safe_open
+
+    shapes = {name.replace(".default", ""): list(parameter.shape) for name, parameter in model.named_parameters()}
+    with safe_open(os.path.join(path, "adapter_model.safetensors"), "pt") as tensors:
+        for key in sorted(tensors.keys()):
+            shape, expected = tensors.get_slice(key).get_shape(), shapes.get(in_text_layout(model, key))
+            if expected and shape != expected:
+                raise UserError(
+                    f"--peft_path {path}: {key} has the shape {shape}, and by adapter_config.json it is {expected}"
+                )

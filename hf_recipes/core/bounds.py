@@ -1,0 +1,58 @@
+"""An end to what a file of the user's computes: a chat template that loops, a regular expression that backtracks."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from hf_recipes.core.errors import UserError
+
+SECONDS, BYTES = 10, 1 << 30
+_TICK = 0.05  # seconds between two looks at the memory
+
+
+@contextmanager
+def bounded(what: str) -> Iterator[Callable[[], None]]:
+    """End what runs within after `SECONDS`, or once the process has grown by `BYTES`.
+
+    Signals interrupt it, which only the main thread gets, and Windows has none of: elsewhere nothing is bounded.
+
+    Yields:
+        what begins the time and the memory anew, for one of many.
+
+    Raises:
+        UserError: one of the two was reached; it begins with `what`.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    begun, before = time.monotonic(), None
+
+    def begin() -> None:
+        nonlocal begun, before
+        begun, before = time.monotonic(), None
+
+    def look(*_) -> None:
+        nonlocal before
+        memory = _resident()
+        before = memory if before is None else before
+        if time.monotonic() - begun > SECONDS:
+            raise UserError(f"{what} does not end (stopped after {SECONDS:g} seconds)")
+        if memory - before > BYTES:
+            raise UserError(f"{what} fills the memory (stopped after {BYTES / 1e9:.1f} GB)")
+
+    handler = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
+    try:
+        yield begin
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def _resident() -> int:
+    """The process's bytes in memory."""
+    import psutil
+
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,168 @@
+"""What cannot work whatever the data is named before a row or a weight is read: the data here does not exist."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+from conftest import tiny_model, write_jsonl
+from hf_recipes.core.errors import UserError
+from hf_recipes.run.arguments import _check_agrees
+from hf_recipes.stages.table import STAGES
+
+
+@pytest.fixture
+def refused(script, model_dir, tmp_path):
+    """``refused("part of the message", "--flag", value, …)`` of a stage's script, with a copy of the model."""
+    base = shutil.copytree(model_dir, tmp_path / "base")
+
+    def run(message, *flags, stage="sft"):
+        argv = ["--model_name_or_path", base, "--train_file", tmp_path / "none.jsonl", "--output_dir", tmp_path / "run"]
+        code, out, err = script(f"{stage}.py", *argv, "--report_to", "none", *flags)
+        error = err[err.index("error: ") :]
+        assert code == 1 and message in error and "Traceback" not in err, (out, err)
+        assert "none.jsonl" not in error
+
+    run.base = base
+    return run
+
+
+@pytest.mark.parametrize("stage", ["sft", "pretrain", "reward", "dpo", "kto", "orpo"])
+def test_an_optimizer_that_is_not_installed(refused, stage):
+    refused("--optim galore_adamw: not installed (", "--optim", "galore_adamw", stage=stage)
+
+
+@pytest.mark.parametrize(
+    ("message", "flags"),
+    {
+        "--optim adamw_torch_4bit: not installed (": ["--optim", "adamw_torch_4bit"],
+        "Invalid beta parameter at index 0: 1.5": ["--adam_beta1", "1.5"],
+        "--optim ademamix with --optim_args beta3=x: ": ["--optim", "ademamix", "--optim_args", "beta3=x"],
+        "give --lr_scheduler_kwargs '{\"num_decay_steps\": 100}'": ["--lr_scheduler_type", "warmup_stable_decay"],
+        "cosine_with_min_lr: One of min_lr or min_lr_rate": ["--lr_scheduler_type", "cosine_with_min_lr"],
+        "'num_cycle' is no setting of --lr_scheduler_type cosine (did you mean num_cycles?)": [
+            *["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycle": 1}']
+        ],
+        "--lr_scheduler_kwargs has no effect with --lr_scheduler_type constant": [
+            *["--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", '{"num_cycles": 1}']
+        ],
+        "could not convert string to float: 'x'": [
+            *["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": "x"}']
+        ],
+        "--use_liger_kernel: not installed": ["--use_liger_kernel", "true"],
+    }.items(),
+)
+def test_settings_of_the_optimizer(refused, message, flags):
+    refused(message, *flags)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["lm_head", "q_proj"]}, "LoRA on the output embeddings (lm_head) would not be trained"),
+        ({"target_modules": "q_proj("}, "'q_proj(' is no regular expression"),
+        ({"target_modules": "(.*)*.*(.*)*zz"}, "in target_modules does not end (stopped after 0.2 seconds)"),
+        ({"target_modules": "all-linear", "rank_pattern": {"(.*)*.*(.*)*zz": 4}}, "in rank_pattern does not end"),
+        ({"target_modules": ["q_proj"], "init_lora_weights": "loftq"}, "init_lora_weights loftq changes the base's"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:30],
+)
+def test_an_adapters_targets(refused, tmp_path, monkeypatch, settings, message):
+    monkeypatch.setattr("hf_recipes.core.bounds.SECONDS", 0.2)
+    (tmp_path / "lora.json").write_text(json.dumps({"r": 4, **settings}))
+    refused(message, "--lora_config", tmp_path / "lora.json")
+
+
+@pytest.mark.parametrize("value", [0, -4, 7.5, "x"])
+@pytest.mark.parametrize("key", ["num_attention_heads", "vocab_size", "hidden_size"])
+def test_a_configuration_of_which_no_model_can_be_built(refused, key, value):
+    settings = json.loads((refused.base / "config.json").read_text())
+    (refused.base / "config.json").write_text(json.dumps({**settings, key: value}))
+    refused(f"{refused.base}: no model can be ", "--dry_run")
+
+
+@pytest.mark.parametrize("text", ["[1]", '{"a":', "1"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"],
+)
+def test_a_file_of_the_model_that_is_none(refused, name, text):
+    (refused.base / name).write_text(text)
+    refused(f"{refused.base}/{name}: ")
+
+
+@pytest.mark.parametrize("tensor", ["lora_A", "lora_B"])
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_a_tensor_of_an_adapter_with_another_shape(refused, tmp_path, tensor, dimension):
+    settings = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_model(600), settings).save_pretrained(tmp_path / "first")
+    path = tmp_path / "first" / "adapter_model.safetensors"
+    state = load_file(path)
+    name = next(key for key in state if tensor in key)
+    state[name] = torch.cat([state[name]] * 2, dimension)
+    save_file(state, path, {"format": "pt"})
+    refused(str(list(state[name].shape)), "--peft_path", tmp_path / "first")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% set x = namespace(s='a') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}{% endfor %}{{ x.s }}",
+            "fills",
+        ),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "does not end"),
+        (
+            "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{% for i in range(99999) %}"
+            "{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}{% endfor %}",
+            "does not end",
+        ),
+    ],
+    ids=["doubles", "loops", "loops at answers"],
+)
+def test_a_chat_template_without_an_end(refused, tmp_path, monkeypatch, template, message):
+    monkeypatch.setattr("hf_recipes.core.bounds.SECONDS", 10 if message == "fills" else 0.5)
+    monkeypatch.setattr("hf_recipes.core.bounds.BYTES", 1 << 27)
+    (tmp_path / "t.jinja").write_text(template)
+    write_jsonl(tmp_path / "none.jsonl", [{"prompt": "问", "response": "答"}] * 2)
+    refused(message, "--chat_template", tmp_path / "t.jinja", "--dry_run")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"zero_optimization": {"stage": 2,}', "ds.json: not JSON ("),
+        ("[1]", "ds.json: expected a JSON object, found a list"),
+        ('{"zero_optimisation": {"stage": 2}}', 'ds.json: expected "zero_optimization": {"stage": 1, 2 or 3} in it'),
+        ('{"zero_optimization": 2}', 'ds.json: expected "zero_optimization": {"stage": 1, 2 or 3} in it'),
+        (
+            '{"zero_optimization": {"stage": "two"}}',
+            'ds.json: expected "zero_optimization": {"stage": 1, 2 or 3} in it',
+        ),
+    ],
+)
+def test_a_deepspeed_file_that_is_none(refused, tmp_path, text, message):
+    (tmp_path / "ds.json").write_text(text)
+    refused(message, "--deepspeed", tmp_path / "ds.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_batch_size": 64}, "train_batch_size is 64, and 8 by the flags"),
+        ({"train_micro_batch_size_per_gpu": 3}, "train_micro_batch_size_per_gpu is 3, and 8 by the flags"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 0.5}}}, "optimizer.params.lr is 0.5, and 0.001 by the flags"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled is True, and False by the flags"),
+    ],
+)
+def test_a_deepspeed_file_that_says_otherwise_than_the_flags(tmp_path, settings, message):
+    args = STAGES["sft"].arguments(output_dir=str(tmp_path), report_to="none", bf16=False, learning_rate=1e-3)
+    config = HfTrainerDeepSpeedConfig({"zero_optimization": {"stage": 2}, **settings})
+    config.trainer_config_process(args)
+    with pytest.raises(UserError, match=f"--deepspeed ds.json: {message}"):
+        _check_agrees(SimpleNamespace(deepspeed="ds.json", hf_deepspeed_config=config))
