@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from hf_recipes import __version__
 from hf_recipes.core.distributed import leave_process_group
@@ -95,6 +96,22 @@ def check_limits(arguments: Any, **inherited: at) -> None:
             raise ValueError(f"--{name} {text}: expected {str(limits).format(text)}")
 
 
+_ITEM = "\0"  # before an item of a list in a file, which is no flag where it begins with "-"
+
+
+def _reader(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`kind` for the text of an item, also of 1e3 as an integer, and of YAML's on and off."""
+
+    @wraps(kind)
+    def read(text: str) -> Any:
+        text = text.removeprefix(_ITEM)
+        if kind is int and re.fullmatch(r"\d+(\.\d+)?(e\+?\d)?", text, re.IGNORECASE) and not text.isdigit():
+            text = int(float(text)) if float(text).is_integer() else text
+        return kind({"on": "yes", "off": "no"}.get(text.lower(), text) if kind is string_to_bool else text)
+
+    return read
+
+
 class Parser(HfArgumentParser):
     """Parses dataclasses from flags and YAML.
 
@@ -106,6 +123,8 @@ class Parser(HfArgumentParser):
         super().__init__(list(dataclass_types), allow_abbrev=False, **kwargs)
         self.fields = [f.name for t in dataclass_types for f in dataclasses.fields(t) if f.init]
         self.add_argument("--config", help="YAML file of settings; flags on the command line win over it.")
+        for action in self._actions:
+            action.type = _reader(action.type) if action.type in (int, str, string_to_bool) else action.type
         self.settings: dict[str, Any] = {}
         self.given: set[str] = set()
         self._defaults = {name: _plain(self.get_default(name)) for name in self.fields}
@@ -174,10 +193,13 @@ class Parser(HfArgumentParser):
         """YAML values as flags, so that one parser checks both."""
         flags: list[str] = []
         for key, value in config.items():
-            if isinstance(value, list) and self._option_string_actions[f"--{key}"].nargs != "+":
+            takes_list = self._option_string_actions[f"--{key}"].nargs == "+"
+            if isinstance(value, dict) and takes_list:  # eval_files: {dev: path}
+                value = [f"{name}={item}" for name, item in value.items()]
+            if isinstance(value, list) and not takes_list:
                 value = ",".join(map(str, value))
             if isinstance(value, list):
-                flags += [f"--{key}", *map(str, value)] if value else []
+                flags += [f"--{key}", *(f"{_ITEM}{item}" for item in value)] if value else []
             elif isinstance(value, dict):
                 flags += [f"--{key}", json.dumps(value)]
             elif value is not None:

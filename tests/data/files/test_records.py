@@ -39,6 +39,15 @@ def test_a_large_file_that_was_changed_in_place_is_another_one(tmp_path):
     assert path.stat().st_size == stat.st_size and after.digest != before.digest
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-8"])
+@pytest.mark.parametrize("size", [1, 40_000])
+def test_one_line_that_is_only_sniffed(tmp_path, encoding, size):
+    text = "我們今天去公園散步，看見許多花。" if encoding == "big5" else "我们今天去公园散步，看见许多花。"
+    path = write(tmp_path / "one.txt", (text * size).encode(encoding))  # 40,000 are more than the MiB that is read
+    [source] = find_sources([str(path)], sniff=True)
+    assert source.encoding == {"big5": "cp950"}.get(encoding, encoding)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     # The processes that test must all collect the same ids, of which the contents are part: so without a time.
