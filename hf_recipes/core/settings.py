@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import io
 import json
 import operator
 import os
@@ -250,6 +251,7 @@ at_end = ExitStack()
 def run_script(main: Callable[[], None], resume_hint: str = "the same command starts again") -> None:
     """Run a script's `main`; a `UserError`, or a full or forbidden disk, is one line on stderr and exit code 1."""
     map_large_blocks()
+    print_any_text()
     _hush_libraries()
     try:
         with at_end:
@@ -268,6 +270,13 @@ def run_script(main: Callable[[], None], resume_hint: str = "the same command st
         rank = int(os.environ.get("RANK", 0))
         print(f"error{f' (rank {rank})' if rank else ''}: {text}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def print_any_text() -> None:
+    """Print characters that the terminal's encoding lacks as escapes: output never ends a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _hush_libraries() -> None:

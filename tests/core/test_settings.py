@@ -1,13 +1,15 @@
 import dataclasses
 import errno
+import io
 import os
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import pytest
 import yaml
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, PositiveInt, Share, at, check_limits, run_script, setting
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.evaluation.registry import EvaluationArguments
@@ -38,7 +40,8 @@ def test_flags_win_over_the_file(tmp_path):
 def test_a_file_says_what_flags_say(tmp_path):
     text = (
         "save_strategy: no\nreport_to: none\nuse_lora: off\nmax_steps: 1e1\nrun_name: 010\nrewards: {choice: 2}\n"
-        "eval_files: {dev: a.jsonl, 考试: b.csv}\nignore_columns: [-1, --x, on]\nlora_config: {day: 2026-01-02, x: no}\n"
+        "eval_files: {dev: a.jsonl, 考试: b.csv}\nignore_columns: [-1, --x, on]\n"
+        "lora_config: {day: 2026-01-02, x: no}\n"
     )
     parser = Parser([*KINDS, EvaluationArguments])
     with pytest.raises(UserError, match="--use_lora False trains all weights"):
@@ -156,6 +159,25 @@ class Small:
 
 def test_any_dataclass_can_be_parsed():
     assert Parser([Small]).parse(["--number", "3"])[0].number == 3
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "ascii"])
+def test_no_character_ends_a_run(monkeypatch, encoding):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+
+    def main():
+        say("字 🙂")
+        raise UserError("名 🙂")
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    lines = [stream.buffer.getvalue().decode(encoding) for stream in (out, err)]
+    escaped = ["字 \\U0001f642\n", "error: 名 \\U0001f642\n"]
+    if encoding == "ascii":
+        escaped = [line.replace("字", "\\u5b57").replace("名", "\\u540d") for line in escaped]
+    assert lines == escaped
 
 
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(capsys):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_recipes.core.distributed import STOPS
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 
@@ -22,7 +23,7 @@ def _start_worker(encoder: DocumentEncoder) -> None:
     global _encoder
     _encoder, parent = encoder, os.getppid()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group; the main process handles them
+    for number in STOPS:  # sent to the whole group; the main process handles them
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:  # the pipes of the pool stay open when the run is killed

@@ -7,10 +7,10 @@ import datasets
 import pytest
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.files import file_io
+from hf_recipes.data.files import file_io, records
 from hf_recipes.data.files.file_io import zstd
 from hf_recipes.data.files.records import read_records
-from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.files.sources import Source, find_sources
 
 ROWS = [{"input": f"问题{i}", "target": f"回答{i}"} for i in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -78,6 +78,30 @@ def test_parquet(tmp_path):
 
     Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
     assert [record.value for record in read(tmp_path / "rows.parquet")] == ROWS
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize("column", ["text", "labels"])
+def test_a_long_cell_of_a_table(tmp_path, monkeypatch, ending, column):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    monkeypatch.setattr(records, "MAX_ROW_BYTES", 1 << 10)
+    texts = ["短"] * 3 + ["长" * 400]
+    names = pa.array(texts).dictionary_encode() if column == "labels" else texts
+    for size, table in enumerate((pa.table({column: names[:3]}), pa.table({column: names}))):
+        path = str(tmp_path / f"{size}.{ending}")
+        if ending == "parquet":
+            parquet.write_table(table, path)
+        else:
+            with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+        source = Source(path, "")
+        if not size:
+            assert [record.value for record in read_records(source)] == [{column: "短"}] * 3
+            continue
+        with pytest.raises(UserError, match=rf"1\.{ending}:4: this row is longer than"):
+            list(read_records(source))
 
 
 def test_text_is_a_row_a_line(tmp_path):
