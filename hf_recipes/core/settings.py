@@ -40,9 +40,16 @@ NOT_RECORDED = {
 DEFAULTS = "# Defaults\n"  # heading of run_config.yaml's second section
 
 
+# Settings of older versions, and what to give in their place.
+RENAMED = {"warmup_ratio": "warmup_steps, where a value below 1 is a share of the steps"}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" (did you mean X?)"``, with the known name closest to `name`; empty if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known, bare = list(known), name.removeprefix("--")
+    if bare in RENAMED and name.replace(bare, RENAMED[bare].split(",")[0]) in known:
+        return f" (give {name.replace(bare, RENAMED[bare])})"
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 

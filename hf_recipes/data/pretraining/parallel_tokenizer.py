@@ -43,6 +43,7 @@ class Tokenization:
 
     Args:
         exchange: ``exchange(value, owner)`` gives every process the `value` of process `owner`, where they share.
+        workers_flag: that sets `workers`, for the message of one that was killed.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Tokenization:
         rank: int = 0,
         world: int = 1,
         exchange: Callable[[Any, int], Any] | None = None,
+        workers_flag: str = "--preprocessing_num_workers",
     ):
         self.encoder, self.workers = encoder, workers
         self.rank, self.world, self._exchange = rank, world, exchange
+        self.workers_flag = workers_flag
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, texts: list[str], turn: int) -> "Future | list[str] | None":
@@ -75,7 +78,7 @@ class Tokenization:
             try:
                 ids = pending.result()
             except BrokenProcessPool:
-                ids = UserError("a process that tokenizes was killed (out of memory?); lower --dataloader_num_workers")
+                ids = UserError(f"a process that tokenizes was killed (out of memory?); lower {self.workers_flag}")
         elif pending is not None:
             ids = self.encoder.encode(pending)
         if self.world > 1:
