@@ -22,8 +22,10 @@ from hf_recipes.models.quantization import is_quantized, prepare_quantized, read
 from hf_recipes.run.arguments import RunArguments
 
 
-def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
+def check_settings(model_args: ModelArguments, args: RunArguments, task_type: str = "CAUSAL_LM") -> None:
     """Name what cannot work together before anything is loaded."""
+    if model_args.use_lora:
+        read_lora_config(model_args.lora_config, task_type)
     quantization = read_bnb_config(
         model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
     )

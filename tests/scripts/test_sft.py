@@ -281,3 +281,17 @@ def test_new_tokens_are_trained_where_zero_3_splits_their_embeddings(forks, mode
     rows = [name for name in found if "trainable_tokens_delta" in name]
     assert rows and all(torch.allclose(expected[name], found[name], atol=1e-5) for name in rows)
     assert run.losses() == alone.losses()
+
+
+def test_settings_of_an_adapter_are_read_first(sft, model_dir, tmp_path):
+    """Before the data, which is not there; with the byte order mark of Windows editors."""
+    path, run = tmp_path / "lora.json", tmp_path / "run"
+    flags = ("--model_name_or_path", model_dir, "--train_file", tmp_path / "none.json", "--output_dir", run)
+    for text, message in (
+        ('{"r": 4', f"--lora_config {path}: not JSON"),
+        ('{"rr": 4}', "unknown key 'rr'"),
+        ('{"r": 4}', "none.json: no such file"),
+    ):
+        path.write_text(text, encoding="utf-8-sig")
+        code, _, err = sft(*flags, "--lora_config", path, "--dry_run")
+        assert code == 1 and message in err, err
