@@ -379,12 +379,11 @@ def _read_arrow(path: str) -> Iterator[Record]:
 
 def _read_dataset(rows: "Dataset", name: str, start: int = 0) -> Iterator[Record]:
     for first in range(start, len(rows), BATCH):
-        indices = range(first, min(first + BATCH, len(rows)))
-        number = first
-        for batch in rows.with_format("arrow")[indices].to_batches():
+        some, number = rows.select(range(first, min(first + BATCH, len(rows)))), first
+        for batch in some.with_format("arrow")[:].to_batches():
             _refuse_long(batch, name, number)
             number += len(batch)
-        yield from (Record(f"{name}:{index + 1}", rows[index]) for index in indices)
+        yield from (Record(f"{name}:{number}", row) for number, row in enumerate(some, first + 1))
 
 
 def _refuse_long(rows: "RecordBatch", name: str, before: int) -> None:
