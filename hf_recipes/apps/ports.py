@@ -5,8 +5,10 @@ import socket
 
 from hf_recipes.core.errors import UserError
 
+LOCAL = "127.0.0.1"
 
-def is_free(port: int, host: str = "127.0.0.1") -> bool:
+
+def is_free(port: int, host: str = LOCAL) -> bool:
     """Whether the port can be bound; OSError if `host` is no address of this machine."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as candidate:
@@ -20,14 +22,14 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def free_port(first: int, host: str = "127.0.0.1") -> int | None:
-    """The lowest free port from `first` on, or None."""
-    return next((port for port in range(first, 65536) if is_free(port, host)), None)
+def free_port(first: int, host: str = LOCAL) -> int | None:
+    """The lowest port from `first` on that is free, also on 127.0.0.1, where Gradio looks too; or None."""
+    return next((port for port in range(first, 65536) if all(is_free(port, name) for name in {host, LOCAL})), None)
 
 
 def check_port(port: int, host: str) -> None:
     try:
-        if not is_free(port, host):
+        if free_port(port, host) != port:
             following = free_port(port + 1, host)
             hint = f"the next free one is {following}" if following else "choose a lower one"
             raise UserError(f"--port {port}: in use; {hint}")

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -14,6 +15,8 @@ from uuid import uuid4
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import locked
 
+# The requests to end; SIGHUP comes where the terminal or the connection is gone, and Windows has none.
+STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 BUILD_SECONDS = 900.0  # after which a lock is stale; a kernel compiles in about a minute
 
 

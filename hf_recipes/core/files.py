@@ -11,7 +11,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import yaml
@@ -196,11 +196,40 @@ def is_empty(folder: str | os.PathLike) -> bool:
     return all(_LOCK.fullmatch(name) for name in os.listdir(folder))
 
 
+class _SettingsLoader(yaml.SafeLoader):
+    """YAML of settings: a key occurs once, and dates are text, as are the words and numbers that are a key's value.
+
+    ``save_strategy: no`` is the word of the file; YAML 1.1 would make it False, and 010 an 8.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        for _, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            for item in value.value if isinstance(value, yaml.SequenceNode) else (value,):
+                is_scalar = isinstance(item, yaml.ScalarNode) and item.tag.endswith((":bool", ":int", ":float"))
+                if is_scalar and item.value.lower().lstrip("+-") not in ("true", "false", ".inf", ".nan"):
+                    item.tag = self.DEFAULT_SCALAR_TAG
+        return super().construct_document(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[str, yaml.Node] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (first := seen.setdefault(key.value, key)) is not key:
+                lines = " and ".join(str(node.start_mark.line + 1) for node in (first, key))
+                raise yaml.YAMLError(f"{key.value!r} is given twice, in lines {lines}")
+        return super().construct_mapping(node, deep)
+
+
 def read_mapping(path: str, flag: str, as_yaml: bool = False) -> dict[str, Any]:
     """The JSON object, or the YAML mapping (empty for an empty file), in the file that `flag` names."""
-    kind, parse = ("YAML mapping", yaml.safe_load) if as_yaml else ("JSON object", json.loads)
+    kind = "YAML mapping" if as_yaml else "JSON object"
     try:
-        value = parse(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        value = yaml.load(text, _SettingsLoader) if as_yaml else json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import io
 import json
 import operator
 import os
@@ -11,12 +12,13 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from hf_recipes import __version__
 from hf_recipes.core.distributed import leave_process_group
@@ -38,9 +40,16 @@ NOT_RECORDED = {
 DEFAULTS = "# Defaults\n"  # heading of run_config.yaml's second section
 
 
+# Settings of older versions, and what to give in their place.
+RENAMED = {"warmup_ratio": "warmup_steps, where a value below 1 is a share of the steps"}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" (did you mean X?)"``, with the known name closest to `name`; empty if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known, bare = list(known), name.removeprefix("--")
+    if bare in RENAMED and name.replace(bare, RENAMED[bare].split(",")[0]) in known:
+        return f" (give {name.replace(bare, RENAMED[bare])})"
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
@@ -95,6 +104,22 @@ def check_limits(arguments: Any, **inherited: at) -> None:
             raise ValueError(f"--{name} {text}: expected {str(limits).format(text)}")
 
 
+_ITEM = "\0"  # before an item of a list in a file, which is no flag where it begins with "-"
+
+
+def _reader(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`kind` for the text of an item, also of 1e3 as an integer, and of YAML's on and off."""
+
+    @wraps(kind)
+    def read(text: str) -> Any:
+        text = text.removeprefix(_ITEM)
+        if kind is int and re.fullmatch(r"\d+(\.\d+)?(e\+?\d)?", text, re.IGNORECASE) and not text.isdigit():
+            text = int(float(text)) if float(text).is_integer() else text
+        return kind({"on": "yes", "off": "no"}.get(text.lower(), text) if kind is string_to_bool else text)
+
+    return read
+
+
 class Parser(HfArgumentParser):
     """Parses dataclasses from flags and YAML.
 
@@ -106,6 +131,8 @@ class Parser(HfArgumentParser):
         super().__init__(list(dataclass_types), allow_abbrev=False, **kwargs)
         self.fields = [f.name for t in dataclass_types for f in dataclasses.fields(t) if f.init]
         self.add_argument("--config", help="YAML file of settings; flags on the command line win over it.")
+        for action in self._actions:
+            action.type = _reader(action.type) if action.type in (int, str, string_to_bool) else action.type
         self.settings: dict[str, Any] = {}
         self.given: set[str] = set()
         self._defaults = {name: _plain(self.get_default(name)) for name in self.fields}
@@ -174,10 +201,13 @@ class Parser(HfArgumentParser):
         """YAML values as flags, so that one parser checks both."""
         flags: list[str] = []
         for key, value in config.items():
-            if isinstance(value, list) and self._option_string_actions[f"--{key}"].nargs != "+":
+            takes_list = self._option_string_actions[f"--{key}"].nargs == "+"
+            if isinstance(value, dict) and takes_list:  # eval_files: {dev: path}
+                value = [f"{name}={item}" for name, item in value.items()]
+            if isinstance(value, list) and not takes_list:
                 value = ",".join(map(str, value))
             if isinstance(value, list):
-                flags += [f"--{key}", *map(str, value)] if value else []
+                flags += [f"--{key}", *(f"{_ITEM}{item}" for item in value)] if value else []
             elif isinstance(value, dict):
                 flags += [f"--{key}", json.dumps(value)]
             elif value is not None:
@@ -228,6 +258,7 @@ at_end = ExitStack()
 def run_script(main: Callable[[], None], resume_hint: str = "the same command starts again") -> None:
     """Run a script's `main`; a `UserError`, or a full or forbidden disk, is one line on stderr and exit code 1."""
     map_large_blocks()
+    print_any_text()
     _hush_libraries()
     try:
         with at_end:
@@ -246,6 +277,13 @@ def run_script(main: Callable[[], None], resume_hint: str = "the same command st
         rank = int(os.environ.get("RANK", 0))
         print(f"error{f' (rank {rank})' if rank else ''}: {text}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def print_any_text() -> None:
+    """Print characters that the terminal's encoding lacks as escapes: output never ends a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _hush_libraries() -> None:

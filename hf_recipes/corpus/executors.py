@@ -79,8 +79,8 @@ class _RecordFailures:
                 problem = str(error) if isinstance(error, UserError) else disk_problem(error)
                 if problem is None:
                     raise
-                with contextlib.suppress(OSError), self.logging_dir.open(f"failures/{rank:05d}", "w") as file:
-                    file.write(problem)
+                with contextlib.suppress(OSError), self.logging_dir.open(f"failures/{rank:05d}", "wb") as file:
+                    file.write(problem.encode())
                 raise
 
 
@@ -169,7 +169,7 @@ def run_stage(args: ExecutorArguments, steps: Sequence[Any], tasks: int, folder:
     if unfinished := executor.get_incomplete_ranks(skip_completed=True):
         message = f"task {unfinished[0]} of {folder.name} failed; its log is in {folder}/logs"
         failures = sorted(folder.glob("failures/*"))
-        raise UserError(failures[0].read_text() if failures else message)
+        raise UserError(failures[0].read_text(encoding="utf-8") if failures else message)
 
 
 def _wait_for(executor: Slurm) -> None:

@@ -116,7 +116,7 @@ def _for_converter(folder: Path, chat_template: str | None, tokenizer: "PreTrain
     if (folder / "tokenizer.model").is_file() and settings.is_file():
         first = tokenizer.tokenize("a")[0]
         does = {"add_bos_token": bool(tokenizer("")["input_ids"]), "add_prefix_space": first.startswith("▁")}
-        new[settings.name] = json.dumps(json.loads(settings.read_text(encoding="utf-8")) | does)
+        new[settings.name] = json.dumps(json.loads(settings.read_text(encoding="utf-8-sig")) | does)
     if not new:
         yield folder
         return

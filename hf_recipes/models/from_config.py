@@ -119,6 +119,8 @@ def _numbers(text: str, count: int) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise UserError(f"--freeze_layers {text}: expected numbers and ranges, as 0-11 or 0,2,4")
+        if int(first) > int(last or first):
+            raise UserError(f"--freeze_layers {text}: {part.strip()} has no layers; write {last}-{first}")
         numbers += range(int(first), int(last or first) + 1)
     over = [number for number in numbers if number >= count]
     if over:

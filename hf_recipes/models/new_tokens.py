@@ -30,7 +30,7 @@ def read_new_tokens(name: str, revision: str | None = None, cache_dir: str | Non
     if not path.is_file():
         return range(0)
     try:
-        first, end = json.loads(path.read_text(encoding="utf-8"))["ids"]
+        first, end = json.loads(path.read_text(encoding="utf-8-sig"))["ids"]
         return range(first, end)
     except (ValueError, TypeError, KeyError):
         raise UserError(f'{path}: not a record of new tokens; expected {{"ids": [first, end]}}') from None

@@ -99,6 +99,8 @@ def load_tokenizer(
             f"{name}: the tokenizer has no chat template; choose one with --chat_template {' | '.join(_bundled())} "
             "or a jinja file"
         )
+    if isinstance(tokenizer.chat_template, str):  # a file in the model's folder may have a byte order mark too
+        tokenizer.chat_template = tokenizer.chat_template.removeprefix("\ufeff")
     if eos_token is not None:
         set_end_token(tokenizer, eos_token, name)
     elif tokenizer.eos_token is None and rows is not None:
@@ -140,7 +142,7 @@ def _read_template(name: str) -> tuple[str, list[str]]:
             return text, ["[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>"]
     elif os.path.isfile(name):
         try:
-            with open(name, encoding="utf-8") as file:
+            with open(name, encoding="utf-8-sig") as file:
                 text = file.read()
         except UnicodeDecodeError:
             raise UserError(f"--chat_template {name}: not UTF-8 text") from None

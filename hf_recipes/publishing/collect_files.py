@@ -37,12 +37,13 @@ SETTINGS, MERGE, CARD = "run_config.yaml", "merge.json", "README.md"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json", "generation_config.json")
 TOKENIZER = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
-    *("*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja", "*.py"),
+    *("*.tiktoken", "*.jinja", "additional_chat_templates/*.jinja"),
     *("processor_config.json", "preprocessor_config.json"),
 )
 RESULTS_OF_CHECKPOINT = (SETTINGS, LEDGER, "curves.png")
 RESULTS = (CARD, *RESULTS_OF_CHECKPOINT, "metrics.json", MERGE)
 CONFIGURATIONS = ("adapter_config.json", "config.json", "generation_config.json", "tokenizer_config.json")
+AUTO_MAPS = (*CONFIGURATIONS, "processor_config.json", "preprocessor_config.json")
 # Of a checkpoint: a pickle of settings, PEFT's card, and settings with this machine's paths.
 NEVER = ("training_args.bin", CARD, BEGUN_WITH)
 _BINARY = {".safetensors", ".pt", ".pth", ".bin", ".png"}  # not searched for tokens
@@ -129,11 +130,14 @@ def _copy(folder: Path, run: Path, target: Path, address: Address, state_as: str
     }
 
     def copy(path: Path, name: Path | str) -> None:
+        _check_link(path, run)
         _copy_file(path, target / name, redact.get(path.name))
 
     for pattern in (*WEIGHTS, *TOKENIZER):
         for path in folder.glob(pattern):
             copy(path, path.relative_to(folder))
+    for path in _code(folder):
+        copy(path, path.name)
     if merge or settings is not None:  # else README.md is none of ours
         for path in (run / name for name in (RESULTS if run == folder else RESULTS_OF_CHECKPOINT)):
             if path.is_file():
@@ -156,6 +160,29 @@ def _copy(folder: Path, run: Path, target: Path, address: Address, state_as: str
             world_size = _read(folder / MANIFEST, lambda text: json.loads(text)["world_size"])
             manifest.unlink()
             write_manifest(target / state_as, world_size)
+
+
+def _code(folder: Path) -> set[Path]:
+    """The Python files that the configurations name (`auto_map`), and those that these import from the folder."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    files: set[Path] = set()
+    for name in AUTO_MAPS:
+        mapped = _read_if_there(folder / name, lambda text: dict(json.loads(text).get("auto_map") or {})) or {}
+        for value in mapped.values():
+            for reference in filter(None, value if isinstance(value, list) else [value]):
+                path = folder / f"{reference.split('.')[0]}.py"  # OWNER/NAME--module.Class is another repository's
+                if path.is_file():
+                    files |= {path, *map(Path, get_relative_import_files(path))}
+    return files
+
+
+def _check_link(path: Path, run: Path) -> None:
+    """Refuse a link that leaves the folder, but for those of the hub's cache to its blobs."""
+    root, target = run.resolve(), path.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if not target.is_relative_to(root) and not target.is_relative_to(blobs):
+        raise UserError(f"{path}: a link to a file outside of {run}, so nothing is published; put the file there")
 
 
 def _refuse_secrets(copied: Path, run: Path) -> None:
@@ -216,7 +243,7 @@ def _words(record: Path) -> CardWords:
 
 def _read(path: Path, parse: Callable[[str], T]) -> T:
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8-sig"))
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: damaged, so nothing is published ({type(error).__name__}: {reason})") from None

@@ -99,7 +99,7 @@ def _training_values(training: Training, config: Path) -> dict[str, Any]:
         value = report.as_text(best["metric"], best["value"])
         best = {**best, "metric": report.title(best["metric"]), "value": value}
     losses = [entry["loss"] for entry in log if entry.get("loss") is not None]
-    settings = public_settings(config.read_text(encoding="utf-8"), training.names)
+    settings = public_settings(config.read_text(encoding="utf-8-sig"), training.names)
     changed, _, defaults = settings.partition(DEFAULTS)
     shape = training.settings.get("config_name")
     return {
@@ -131,12 +131,12 @@ def _merge_values(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged_does(folder: Path) -> Does:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
     if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
         return "scores"
     tokenizer = folder / "tokenizer_config.json"
     has_template = (folder / "chat_template.jinja").is_file() or (
-        tokenizer.is_file() and "chat_template" in json.loads(tokenizer.read_text(encoding="utf-8"))
+        tokenizer.is_file() and "chat_template" in json.loads(tokenizer.read_text(encoding="utf-8-sig"))
     )
     return "answers" if has_template else "continues"
 

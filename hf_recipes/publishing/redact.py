@@ -21,10 +21,11 @@ from hf_recipes.privacy.redactor import Redactor
 
 # Settings of the machine rather than the model; tokens are in no settings file.
 _OMITTED = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
-# Settings that may name something on a hub, and those in whose text a slash may be no path's.
+# Settings that may name something on a hub; those in whose text a slash may be no path's; and those that are no path.
 _IDS = ("model_name_or_path", "tokenizer_name", "peft_path", "reward_model", "reward_base", "eval_files")
-_TEXTS = ("system_prompt", "hub_model_id", "hub_revision", "model_revision", "document_end_token")
+_TEXTS = ("hub_model_id", "hub_revision", "model_revision")
 _TEXTS += ("prompt_column", "response_column", "history_column", "thoughts_column", "label_column")
+_WORDS = re.compile(r"system_prompt|content|\w+_token")
 _PATHS = re.compile(r"(^|_)(files?|path|dir|config|config_name|tokenizer_name|deepspeed|mixture)$")  # in other files
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SPLITS = {"train_file": "train", "validation_file": "validation"}  # the split that is read by default
@@ -72,20 +73,24 @@ def _is_absolute(value: str) -> bool:
 def public_values(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """A configuration with `public_name` for each path: a text that is absolute, or whose key is that of a path.
 
-    Any other text stays, as a token with a slash does.
+    Any other text stays, as a token with a slash does; settings, as metrics.json has them, lose any path.
     """
 
     def public(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return public_values(value, names)
+            return (public_settings_values if key == "settings" else public_values)(value, names)
         if isinstance(value, list):
             return [public(key, item) for item in value]
-        if not isinstance(value, str) or "\n" in value or "{" in value:  # a template's text is no path
+        if not isinstance(value, str) or _is_template(value) or _WORDS.fullmatch(key):
             return value
         is_path_key = _PATHS.search(key) or key.endswith("name_or_path") or key == "best_model_checkpoint"
         return public_name(value, names) if is_path_key or _is_absolute(value) else value
 
     return {key: public(key, value) for key, value in values.items() if key not in _OMITTED}
+
+
+def _is_template(text: str) -> bool:
+    return "\n" in text or "{{" in text or "{%" in text
 
 
 def public_settings_values(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -100,13 +105,15 @@ def public_settings_values(values: Mapping[str, Any], names: Mapping[str, str]) 
 
     def public(value: Any, key: Any = None) -> Any:
         if isinstance(value, Mapping):
-            return {public(name): public(item) for name, item in value.items()}
+            return {public(name): public(item, name) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [public(item, key) for item in value]
-        if not isinstance(value, str):
+        if not isinstance(value, str) or _is_template(value) or _WORDS.fullmatch(str(key)):
             return value
         if value in names:
             return names[value]
+        if key == "rewards":
+            return re.sub(r"^(.+?\.py)(?=$|[=:])", lambda path: public_name(path[1], names), value)
         if key in _TEXTS:
             is_path = _is_absolute(value) and not re.search(r"\s", value)
             return without_path(value) if is_path or os.path.exists(value) else value

@@ -91,7 +91,7 @@ class Usage:
         scored = _scored(folder, system_prompt) if does == "scores" else None
         if not adapter.is_file():
             return cls(does, system_prompt=system_prompt, scored=scored)
-        config = json.loads(adapter.read_text(encoding="utf-8"))
+        config = json.loads(adapter.read_text(encoding="utf-8-sig"))
         saved = config.get("modules_to_save") or ()
         return cls(
             does,

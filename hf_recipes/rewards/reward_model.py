@@ -83,7 +83,7 @@ def _open_reward_model(
     settings = Path(path, "adapter_config.json")
     arguments = ModelArguments(path)
     if settings.is_file():
-        base = base or json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = base or json.loads(settings.read_text(encoding="utf-8-sig")).get("base_model_name_or_path")
         arguments = ModelArguments(base or "", peft_path=path)
     elif base:
         raise UserError(f"--reward_base: {path} is no adapter, and has no other base")

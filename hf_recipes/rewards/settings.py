@@ -16,8 +16,8 @@ class RewardArguments:
     """The rewards of answers."""
 
     rewards: list[str] | None = setting(
-        "NAME, NAME:SETTING or NAME=WEIGHT, each added to the sum: choice, rouge, length:MIN-MAX, format:REGEX, "
-        "repetition, chinese, model, or file.py:function."
+        "NAME, NAME:SETTING, NAME=WEIGHT or NAME=WEIGHT:SETTING, each added to the sum: choice, rouge, length:MIN-MAX, "
+        "format:REGEX, repetition, chinese, model, or file.py:function."
     )
     reward_model: str | None = setting("A model or adapter of scripts/reward.py, whose score is the reward `model`.")
     reward_base: str | None = setting("The reward adapter's base, where its folder is another one than in training.")
@@ -50,17 +50,33 @@ class Spec:
     weight: float = 1.0
 
 
-def read_spec(text: str) -> Spec:
-    """``NAME[:SETTING][=WEIGHT]`` as a `Spec`; ValueError for one that is wrong."""
-    body, sign, last = text.rpartition("=")
+def _number(text: str) -> float | None:
     try:
-        weight = float(last) if sign else 1.0
+        return float(text)
     except ValueError:
-        body, weight = text, 1.0
-    body = body if sign and body else text
-    if not math.isfinite(weight) or weight == 0:
+        return None
+
+
+def read_spec(text: str) -> Spec:
+    """``NAME[=WEIGHT][:SETTING]`` or ``NAME[:SETTING][=WEIGHT]`` as a `Spec`; ValueError for one that is wrong.
+
+    A setting that ends with ``=NUMBER`` itself needs its weight: ``format:x=5=1``, or ``format=1:x=5``.
+    """
+    head, _, value = text.partition(":")
+    kind, sign, last = head.partition("=")
+    if not sign or head.endswith(".py"):
+        body, sign, last = text.rpartition("=")
+        if _number(last) is None:
+            body, sign = text, ""
+        kind, _, value = (body or text).partition(":")
+        if kind == "format" and sign and _number(value.rpartition("=")[2]) is None:
+            raise ValueError(
+                f"--rewards {text}: is {last} the weight, or the end of the expression? Write {kind}={last}:{value}, "
+                f"or {kind}=1:{value}={last}"
+            )
+    weight = _number(last) if sign else 1.0
+    if weight is None or not math.isfinite(weight) or weight == 0:
         raise ValueError(f"--rewards {text}: expected a weight other than 0")
-    kind, _, value = body.partition(":")
     if kind.endswith(".py"):
         return Spec(value or Path(kind).stem, kind, value or "reward", weight)
     if kind != MODEL and kind not in RULES:

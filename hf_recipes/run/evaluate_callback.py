@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,8 +42,17 @@ def with_validation(arguments: EvaluationArguments, files: Sequence[str] | None)
     """`arguments` with each of `files`, and each source that a folder of them holds, under its own name."""
     if not files:
         return arguments
-    named = [f"{name}={path}" for spec in files for name, path in named_paths(spec)]
-    return replace(arguments, eval_files=[*(arguments.eval_files or ()), *named])
+    named = [f"{metric_word(name)}={path}" for spec in files for name, path in named_paths(spec)]
+    try:
+        return replace(arguments, eval_files=[*(arguments.eval_files or ()), *named])
+    except ValueError as error:
+        hint = "name the files of --validation_file, as other=path"
+        raise UserError(f"{str(error).replace('--eval_files', '--validation_file')}; {hint}") from None
+
+
+def metric_word(name: str) -> str:
+    """The name of a file in the names of its metrics: of letters, digits, _ and -."""
+    return re.sub(r"[^\w-]+", "_", name).strip("_-") or "validation"
 
 
 def prompts_of(rows: "Dataset | None") -> list[Prompt] | None:

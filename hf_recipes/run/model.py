@@ -23,9 +23,11 @@ from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.optimization import check_optimization
 
 
-def check_settings(model_args: ModelArguments, args: RunArguments) -> None:
+def check_settings(model_args: ModelArguments, args: RunArguments, task_type: str = "CAUSAL_LM") -> None:
     """Name what cannot work together before anything is loaded."""
     check_optimization(args)
+    if model_args.use_lora:
+        read_lora_config(model_args.lora_config, task_type)
     quantization = read_bnb_config(
         model_args.bnb_config, load_in_4bit=model_args.load_in_4bit, load_in_8bit=model_args.load_in_8bit
     )

@@ -154,7 +154,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     parser = Parser([stage.model, stage.data, stage.arguments, EvaluationArguments])
     context = Context(stage, *parser.parse(argv))
     model_args, args = context.model_args, context.args
-    check_settings(model_args, args)
+    check_settings(model_args, args, stage.task_type)
     folder = RunFolder(parser, model_args, args)
     context.open()
     building = {"packing_error": stage.packing_error(context), "freeze": stage.freeze(context)}

@@ -123,13 +123,13 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
 
     def _upstream_loss(self, model: Callable, batch: Inputs) -> tuple[torch.Tensor | float, dict[str, float]]:
         """TRL's loss of a batch that has the reference's log-probabilities, and the metrics that it would log."""
-        accelerator = self.accelerator
+        accelerator, gather = self.accelerator, self.accelerator.gather
         # TRL gathers its metrics, for which all processes need as many rows; `logged_means` adds up those of each.
         accelerator.gather = accelerator.gather_for_metrics = lambda values: values
         try:
             loss = self._compute_loss(model, {name: value for name, value in batch.items() if name != "row"}, False)
         finally:
-            del accelerator.gather, accelerator.gather_for_metrics
+            accelerator.gather = accelerator.gather_for_metrics = gather
         metrics = self._metrics["train" if self.model.training else "eval"]
         last = {name: values[-1] for name, values in metrics.items()}
         metrics.clear()

@@ -14,6 +14,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head
 
+from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.data.chat.template import thought_marks
@@ -187,7 +188,27 @@ class RewardedMixin(RunMixin):
     def log(self, logs, start_time=None):
         if "loss" in logs:
             self._write_samples()
-        super().log(logs, start_time)
+        super().log(logs, start_time)  # which adds the metrics of the answers
+        if "loss" in logs and len(reasons := self._reasons()) == 1 and reasons[0]:
+            say(f"step {self.state.global_step}: nothing is learned: {reasons[0]}")
+
+    def training_metrics(self):
+        if (reasons := self._reasons()) and all(reasons):
+            say(f"nothing was learned in any step: {reasons[-1]}")
+        return super().training_metrics()
+
+    def _reasons(self) -> list[str | None]:
+        return [self._without_signal(entry) for entry in self.state.log_history if "loss" in entry]
+
+    def _without_signal(self, logs: dict[str, float]) -> str | None:
+        """Why the answers of the logged steps taught nothing; None where they may have."""
+        are_cut, are_equal = logs.get("completions/clipped_ratio") == 1, logs.get("frac_reward_zero_std") == 1
+        cut = f"every answer is cut at --max_completion_length {self.max_completion_length}; raise it"
+        if are_cut and self.mask_truncated_completions:
+            return f"{cut}, or leave --mask_truncated_completions out, by which cut answers have no loss"
+        if are_equal:
+            return f"all answers to each question have the same reward{f', and {cut}' if are_cut else ''}"
+        return None
 
     def _write_samples(self) -> None:
         if not self.is_world_process_zero() or not self._samples:

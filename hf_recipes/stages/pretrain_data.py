@@ -56,7 +56,14 @@ def prepare_mixture(
     ledger = Ledger()
     sources: list[BlockSource] = []
     rates: dict[str, dict[str, float]] = {}
-    shared = Tokenization(encoder, args.dataloader_num_workers, args.process_index, args.world_size, exchange_of(args))
+    shared = Tokenization(
+        encoder,
+        args.dataloader_num_workers,
+        args.process_index,
+        args.world_size,
+        exchange_of(args),
+        workers_flag="--dataloader_num_workers",
+    )
     for corpus, files in zip(opened, readers, strict=True):
         if args.streaming and not corpus.shards:
             seed = args.seed if args.shuffle else None

@@ -76,6 +76,9 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs, SourceLosses):
             for module in self.model.modules():  # where it is a number, not a module, TRL leaves it
                 if isinstance(getattr(module, "attention_dropout", None), float):
                     module.attention_dropout = 0.0
+        # accelerate's leaves out what it takes for repeated rows: of a sum a process, whole processes. Here no row is
+        # repeated, and padding rows have no labels.
+        self.accelerator.gather_for_metrics = self.accelerator.gather
         self._signal = StopSignal()
         self._stop_agreed = False
         self._watchdog: Watchdog | None = None

@@ -126,7 +126,7 @@ def token_parts(
 
 def _descriptions(tokenizer: str) -> dict[str, str]:
     path = Path(tokenizer) / EXTENSION
-    return json.loads(path.read_text(encoding="utf-8"))["special_tokens"] if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8-sig"))["special_tokens"] if path.is_file() else {}
 
 
 def _grow(model: "PreTrainedModel", tokens: int, multiple: int) -> None:

@@ -1,15 +1,18 @@
 import dataclasses
 import errno
+import io
 import os
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import pytest
 import yaml
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import Parser, PositiveInt, Share, at, check_limits, run_script, setting
 from hf_recipes.data.arguments import DataArguments
+from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.run import arguments
 from hf_recipes.stages.sft import SFTArguments
@@ -34,6 +37,29 @@ def test_flags_win_over_the_file(tmp_path):
     assert (args.learning_rate, args.seed, model.use_lora, data.max_train_samples) == (2e-4, 8, False, None)
 
 
+def test_a_file_says_what_flags_say(tmp_path):
+    text = (
+        "save_strategy: no\nreport_to: none\nuse_lora: off\nmax_steps: 1e1\nrun_name: 010\nrewards: {choice: 2}\n"
+        "eval_files: {dev: a.jsonl, 考试: b.csv}\nignore_columns: [-1, --x, on]\n"
+        "lora_config: {day: 2026-01-02, x: no}\n"
+    )
+    parser = Parser([*KINDS, EvaluationArguments])
+    with pytest.raises(UserError, match="--use_lora False trains all weights"):
+        parser.parse([*NEEDED, "--config", config_file(tmp_path, "\ufeff" + text)])
+    expected = {
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_lora": False,
+        "max_steps": 10,
+        "run_name": "010",
+        "rewards": ["choice=2"],
+        "eval_files": ["dev=a.jsonl", "考试=b.csv"],
+        "ignore_columns": ["-1", "--x", "on"],
+        "lora_config": '{"day": "2026-01-02", "x": false}',
+    }
+    assert {key: parser.settings[key] for key in expected} == expected
+
+
 @pytest.mark.parametrize(
     ("flags", "text", "message"),
     [
@@ -41,9 +67,19 @@ def test_flags_win_over_the_file(tmp_path):
         (["--use_lora", "maybe"], "", "--use_lora"),
         (["--seed", "x"], "", "argument --seed: invalid int value: 'x'"),
         (["stray"], "", "stray"),
+        (
+            ["--warmup_ratio", "0.1"],
+            "",
+            r"flag --warmup_ratio \(give --warmup_steps, where a value below 1 is a share of the steps\)",
+        ),
+        ([], "warmup_ratio: 0.1", r"key 'warmup_ratio' \(give warmup_steps, where a value below 1"),
         ([], "learning_rat: 1", r"unknown key 'learning_rat' \(did you mean learning_rate\?\)"),
         ([], "seed: x", r"run.yaml: argument --seed: invalid int value"),
         ([], "a: b: c", r"run.yaml: not YAML \(.*line 1"),
+        ([], "report_to: off", "--report_to off: no such tracker"),
+        ([], "seed: 1\nmax_steps: 2\nseed: 3", "run.yaml: not YAML \\('seed' is given twice, in lines 1 and 3\\)"),
+        ([], "lora_config: {r: 1, r: 2}", "'r' is given twice"),
+        ([], "seed: 1e-1", "argument --seed: invalid int value: '1e-1'"),
         ([], "- a", "expected a YAML mapping, found a list"),
         (["--max_target_length", "0"], "", "--max_target_length 0: expected at least 1"),
         (["--per_device_train_batch_size", "0"], "", "expected at least 1"),
@@ -129,6 +165,25 @@ class Small:
 
 def test_any_dataclass_can_be_parsed():
     assert Parser([Small]).parse(["--number", "3"])[0].number == 3
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "ascii"])
+def test_no_character_ends_a_run(monkeypatch, encoding):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+
+    def main():
+        say("字 🙂")
+        raise UserError("名 🙂")
+
+    with pytest.raises(SystemExit):
+        run_script(main)
+    lines = [stream.buffer.getvalue().decode(encoding) for stream in (out, err)]
+    escaped = ["字 \\U0001f642\n", "error: 名 \\U0001f642\n"]
+    if encoding == "ascii":
+        escaped = [line.replace("字", "\\u5b57").replace("名", "\\u540d") for line in escaped]
+    assert lines == escaped
 
 
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(capsys):

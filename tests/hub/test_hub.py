@@ -265,14 +265,15 @@ def test_nothing_that_may_be_a_path_is_published(tmp_path, monkeypatch):
         "model_name_or_path": "Qwen/Qwen3-0.6B",
         "reward_model": "clients/fetched",
         "reward_base": "./clients/acme 公司/base",
-        "rewards": ["clients/acme/rewards.py:politeness=0.5", "length:max=3", "accuracy"],
+        "rewards": ["clients/acme/rewards.py:politeness=0.5", "../../home/x.py=2:f", "format:a/b=c", "accuracy"],
         "train_file": ["wiki=me/wiki", "news=clients/acme 公司/rows.json", r"clients\acme\13812345678.json"],
         "eval_files": ["exam=clients/acme/exam.csv", "ceval=someone/ceval"],
         "lora_config": '{"r": 8, "modules_from": "clients/acme/modules.json", "alpha": null}',
         "bnb_config": {"clients/acme/key": {"deep": ["clients/acme/deep.json", 1, None]}},
         "chat_template": "clients/acme/chat.jinja",
         "some_new_setting": "clients/acme/of a later version",
-        "system_prompt": "/no_think 男/女 客服，clients/acme 的助手",
+        "system_prompt": "/no_think/男/女",
+        "eos_token": "</s>",
         "history_column": "clients/acme 公司/rows.json",
         "prompt_column": "问/题",
         "hub_model_id": "me/it",
@@ -283,7 +284,7 @@ def test_nothing_that_may_be_a_path_is_published(tmp_path, monkeypatch):
         "model_name_or_path": "Qwen/Qwen3-0.6B",
         "reward_model": "Qwen/Reward",
         "reward_base": "base",
-        "rewards": ["rewards.py:politeness=0.5", "length:max=3", "accuracy"],
+        "rewards": ["rewards.py:politeness=0.5", "x.py=2:f", "format:a/b=c", "accuracy"],
         "train_file": ["wiki=me/wiki", "news=rows.json", "<手机号>.json"],
         "eval_files": ["exam=exam.csv", "ceval=someone/ceval"],
         "lora_config": '{"r": 8, "modules_from": "modules.json", "alpha": null}',
@@ -291,15 +292,22 @@ def test_nothing_that_may_be_a_path_is_published(tmp_path, monkeypatch):
         "chat_template": "chat.jinja",
         "some_new_setting": "of a later version",
         "system_prompt": settings["system_prompt"],
+        "eos_token": "</s>",
         "history_column": "rows.json",
         "prompt_column": "问/题",
         "hub_model_id": "me/it",
         "learning_rate": 1e-4,
     }
+    metrics = public_values({"settings": settings, "after": {"rewards/x": 1.0}}, hub_names(settings))
+    assert metrics == {"settings": yaml.safe_load(text), "after": {"rewards/x": 1.0}}
+    files = {"exam": {"clients/acme/exam.csv": "1"}}
+    assert public_values({"settings": {"eval_files": files, "chat_template": "{{ a }}</s>"}}, {}) == {
+        "settings": {"eval_files": {"exam": {"exam.csv": "1"}}, "chat_template": "{{ a }}</s>"}
+    }
 
 
 def test_a_configuration_keeps_its_tokens():
-    values = {"added_tokens": {"7": {"content": "/think"}, "8": {"content": "km/h"}}, "id2label": {"0": "正面/负面"}}
+    values = {"added_tokens": {"7": {"content": "/think"}, "8": {"content": "/km/h/"}}, "id2label": {"0": "正面/负面"}}
     assert public_values(values, {}) == values
     assert public_values({"x": "/home/me/x", "y": "C:\\me\\y"}, {}) == {"x": "x", "y": "y"}
 
@@ -786,10 +794,45 @@ def test_a_slip_does_not_show_a_token(script, finished_run):
     assert code == 1 and "error: stray argument after --hub_token\n" in err
 
 
+def test_a_link_that_leaves_the_folder_is_refused(finished_run, tmp_path):
+    (tmp_path / "id_rsa").write_text("secret")
+    (finished_run / "merges.txt").write_text("a b")
+    (finished_run / "vocab.txt").symlink_to(finished_run / "merges.txt")
+    address = collect_files.Address("me/x")
+    with collect_files.upload_folder(finished_run, address) as folder:
+        assert (folder / "vocab.txt").read_text() == "a b"
+    (tmp_path / "private.jinja").write_text("secret")
+    for name, target in (("vocab.json", "id_rsa"), ("README.md", "id_rsa"), ("additional_chat_templates", "")):
+        (finished_run / name).unlink(missing_ok=True)
+        (finished_run / name).symlink_to(tmp_path / target)
+        with (
+            pytest.raises(UserError, match=f"{name}.*: a link to a file outside of"),
+            collect_files.upload_folder(finished_run, address),
+        ):
+            pass
+        (finished_run / name).unlink()
+
+
+def test_the_cache_of_the_hub_is_links_to_its_blobs(finished_run, tmp_path):
+    cache = tmp_path / "models--me--x"
+    snapshot = shutil.copytree(finished_run, cache / "snapshots" / "0abc")
+    (cache / "blobs").mkdir()
+    for number, path in enumerate(sorted(snapshot.glob("*"))):
+        if path.is_file():
+            (snapshot / path.name).rename(cache / "blobs" / str(number))
+            path.symlink_to(Path("..", "..", "blobs", str(number)))
+    with collect_files.upload_folder(snapshot, collect_files.Address("me/x")) as folder:
+        assert "model.safetensors" in {path.name for path in folder.iterdir()}
+
+
 def test_templates_and_code_of_a_model_go_along(finished_run):
     for name in ("additional_chat_templates/tool_use.jinja", "modeling_own.py", "layers.py"):
         (finished_run / name).parent.mkdir(exist_ok=True)
-        (finished_run / name).write_text("x = 1")
+        (finished_run / name).write_text("from .layers import x" if name == "modeling_own.py" else "x = 1")
+    (finished_run / "notes.py").write_text("mine = 1")
+    config = json.loads((finished_run / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own", "AutoConfig": "someone/else--configuration.Own"}
+    (finished_run / "config.json").write_text(json.dumps(config))
     with collect_files.upload_folder(finished_run, collect_files.Address("me/x")) as folder:
-        assert {"layers.py", "modeling_own.py"} <= {path.name for path in folder.iterdir()}
+        assert {path.name for path in folder.glob("*.py")} == {"layers.py", "modeling_own.py"}
         assert (folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "x = 1"

@@ -25,6 +25,17 @@ def test_a_folder_without_tokenizer_files_is_an_error(tmp_path, named):
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_template_without_its_byte_order_mark(tmp_path, is_given):
+    build_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "chat_template.jinja"
+    path.write_text("{{ messages[0].content }}<|im_end|>", encoding="utf-8-sig")
+    tokenizer, _ = load_tokenizer(str(tmp_path), chat_template=str(path) if is_given else None)
+    question = [{"role": "user", "content": "问"}]
+    assert tokenizer.apply_chat_template(question, tokenize=False) == "问<|im_end|>"
+    assert not tokenizer.chat_template.startswith("\ufeff")
+
+
 @pytest.mark.parametrize("content", ["{bad", "{}"])
 def test_a_damaged_tokenizer_file_is_an_error(tmp_path, content):
     tiny_model(64).save_pretrained(tmp_path)

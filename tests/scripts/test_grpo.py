@@ -32,6 +32,21 @@ def grpo(script, settings, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_answers_that_are_all_cut_teach_nothing(grpo, algorithm):
+    flags = ("--max_completion_length", 1, "--max_steps", 1, "--algorithm", algorithm, "--save_strategy", "no")
+    code, out, err = grpo(*flags, "--mask_truncated_completions", True)
+    assert code == 0, err
+    why = "every answer is cut at --max_completion_length 1; raise it, or leave --mask_truncated_completions out"
+    assert f"step 1: nothing is learned: {why}" in out and f"nothing was learned in any step: {why}" in out
+
+
+def test_answers_of_the_same_reward_teach_nothing(grpo):
+    code, out, err = grpo("--rewards", "format:never", "--max_steps", 1, "--save_strategy", "no")
+    assert code == 0, err
+    assert "nothing was learned in any step: all answers to each question have the same reward" in out
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_a_run_tells_of_its_answers_and_their_rewards(grpo, script, asked, judge, tmp_path, algorithm):
     code, out, err = grpo(
         *("--algorithm", algorithm, "--reward_model", judge, "--rewards", "model", "chinese=0.5", "rouge=2"),

@@ -27,7 +27,7 @@ def run_json(tmp_path, name):
 
 def test_a_run_with_everything(pretrain, tmp_path, model_dir):
     """A mixture from a file, evaluation by likelihood, generation and choice, and the folder that is left."""
-    valid = write_jsonl(tmp_path / "held_out.jsonl", [{"text": "西湖位于浙江省杭州市。"}, {"text": "今天天气很好。"}])
+    valid = write_jsonl(tmp_path / "held.out 1.jsonl", [{"text": "西湖位于浙江省杭州市。"}, {"text": "今天天气很好。"}])
     choices = ROOT / "datasets" / "eval" / "single_choice.jsonl"
     prompts = ROOT / "datasets" / "eval" / "generation.jsonl"
     code, out, err = pretrain(
@@ -38,8 +38,8 @@ def test_a_run_with_everything(pretrain, tmp_path, model_dir):
     assert code == 0, err
     metrics = run_json(tmp_path, "metrics.json")
     for when in ("before", "after"):
-        assert {"held_out_bits_per_character", "held_out_perplexity", "exam_accuracy"} <= set(metrics[when])
-    assert metrics["after"]["held_out_loss"] != metrics["before"]["held_out_loss"]
+        assert {"held_out_1_bits_per_character", "held_out_1_perplexity", "exam_accuracy"} <= set(metrics[when])
+    assert metrics["after"]["held_out_1_loss"] != metrics["before"]["held_out_1_loss"]
     sources = metrics["train"]["sources"]
     assert set(sources) == {"news", "qa", "wiki"} and sum(s["target"] for s in sources.values()) == pytest.approx(1)
     assert "source target realised tokens epochs loss" in " ".join(out.split())
@@ -127,6 +127,7 @@ def test_what_cannot_be(pretrain, tmp_path, model_dir, recurrent_dir):
     says("--streaming needs --max_steps", "--train_file", SAMPLES[0], "--streaming", True, "--max_steps", -1)
     says("--document_end_token <end>: no token", "--train_file", SAMPLES[0], "--document_end_token", "<end>")
     says("there is no layer 7; the model has 0 to 1", "--train_file", SAMPLES[0], "--freeze_layers", "7")
+    says("--freeze_layers 1-0: 1-0 has no layers; write 0-1", "--train_file", SAMPLES[0], "--freeze_layers", "1-0")
     lora = ("--use_lora", "True", "--train_only", "embeddings")
     says("--train_only embeddings trains weights that no adapter holds", "--train_file", SAMPLES[0], *lora)
     says("give --model_name_or_path to train a model further", "--train_file", SAMPLES[0], model=())

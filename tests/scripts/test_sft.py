@@ -310,3 +310,17 @@ def test_a_mixture_of_entries_has_its_figures_by_source(sft, model_dir, pairs, t
     assert code == 0 and "all 3 steps were trained before" in out, err
     code, out, _ = sft("--config", output / "run_config.yaml", "--output_dir", tmp_path / "dry", "--dry_run", "True")
     assert code == 0 and re.search(r"^rows +12$", out, re.MULTILINE)
+
+
+def test_settings_of_an_adapter_are_read_first(sft, model_dir, tmp_path):
+    """Before the data, which is not there; with the byte order mark of Windows editors."""
+    path, run = tmp_path / "lora.json", tmp_path / "run"
+    flags = ("--model_name_or_path", model_dir, "--train_file", tmp_path / "none.json", "--output_dir", run)
+    for text, message in (
+        ('{"r": 4', f"--lora_config {path}: not JSON"),
+        ('{"rr": 4}', "unknown key 'rr'"),
+        ('{"r": 4}', "none.json: no such file"),
+    ):
+        path.write_text(text, encoding="utf-8-sig")
+        code, _, err = sft(*flags, "--lora_config", path, "--dry_run")
+        assert code == 1 and message in err, err

@@ -195,10 +195,11 @@ def test_row_04_the_reference_of_a_resumed_run_is_the_start(run, finished, tmp_p
 
 
 @stages("sft", "grpo")
-def test_row_08_sigterm_ends_a_run_with_a_checkpoint(run, finished, tmp_path, stage):
-    stopped = run(stage, tmp_path / "run", "--save_strategy", "no", before=SIGNAL.format(step=2, name="SIGTERM"))
+def test_row_08_a_signal_ends_a_run_with_a_checkpoint(run, finished, tmp_path, stage):
+    name = "SIGHUP" if stage == "grpo" else "SIGTERM"
+    stopped = run(stage, tmp_path / "run", "--save_strategy", "no", before=SIGNAL.format(step=2, name=name))
     assert stopped.code == 0, stopped.err
-    assert "stopped by SIGTERM after step 3 of 6; resume with the same command and --resume_from" in stopped.out
+    assert f"stopped by {name} after step 3 of 6; resume with the same command and --resume_from" in stopped.out
     [checkpoint] = (tmp_path / "run").glob("checkpoint-*")
     assert checkpoint.name == "checkpoint-3" and what_is_missing(checkpoint) is None
     done = run(stage, tmp_path / "run", "--save_strategy", "no", "--resume_from_checkpoint", "true")

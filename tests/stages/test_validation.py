@@ -1,7 +1,9 @@
 """Validation rows and the same rows as a file of --eval_files give the same figures."""
 
 import pytest
-from stage_runs import rows_of
+import torch
+from accelerate import accelerator
+from stage_runs import rows_of, trainer_of
 
 from conftest import conversation, tiny_model, write_jsonl
 from hf_recipes.data.examples import load_examples
@@ -26,6 +28,24 @@ def test_of_supervised_fine_tuning_it_is_nll(tokenizer, tmp_path):
         "loss": pytest.approx(expected["loss"], rel=1e-6),
         "mean_token_accuracy": expected["token_accuracy"],
     }
+
+
+def test_the_accuracy_of_training_is_that_of_all_processes(tokenizer, tmp_path, monkeypatch):
+    """At the end of an epoch too: of 8 rows and the padding row, accelerate would take one value of two."""
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"messages": conversation("标准：", "年龄")}])
+    args = STAGE.arguments(output_dir=str(tmp_path / "run"), report_to="none", bf16=False)
+    trainer, data = trainer_of(STAGE, args, path, tokenizer, tiny_model(len(tokenizer)))
+    state = type(trainer.accelerator.gradient_state)
+    monkeypatch.setattr(state, "end_of_dataloader", True)
+    monkeypatch.setattr(state, "remainder", 1)
+    values = iter((3, 0.0, 1))  # labelled tokens, their entropy and right ones of the other process
+    monkeypatch.setattr(accelerator, "gather", lambda value: torch.stack([value, value.new_tensor(next(values, 0))]))
+    batch = trainer.data_collator([data.train.select_columns(["input_ids", "labels"])[0]])
+    trainer.compute_loss(trainer.model, batch)
+    labels = batch["labels"][0, 1:]
+    right = (trainer.model(**batch).logits[0, :-1].argmax(-1) == labels)[labels != -100]
+    expected = (int(right.sum()) + 1) / (len(right) + 3)
+    assert trainer._metrics["train"]["mean_token_accuracy"] == [pytest.approx(expected)]
 
 
 def test_of_pairs_the_log_probabilities_are_those_of_pair_accuracy(model_dir, tokenizer, tmp_path):

@@ -10,10 +10,11 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 import gradio as gr
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hf_recipes.apps.chat.arguments import is_loopback
 from hf_recipes.apps.chat.page import Page
 from hf_recipes.apps.chat.style import FONTS, STYLE
 from hf_recipes.apps.ports import check_port
@@ -29,34 +30,67 @@ MAX_BYTES = 2_000_000  # of a request: a question and a system prompt of 100,000
 # The browser must not fetch a picture of another host that an answer names.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; form-action 'self'"
 HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-LOCAL = ["127.0.0.1", "localhost"]
+# What answers without a login.
+BEFORE_LOGIN = re.compile(r"(?!/gradio_api/).*|/gradio_api/(?:startup-events|login_check/?|user/?|app_id/?)")
 
 
 class Guard:
-    """Passes the requests that the page needs, up to a size, and forbids browsers any request to other hosts."""
+    """Passes the requests that the page needs, up to a size, and forbids browsers any request to other hosts.
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    Args:
+        is_local: refuse requests by any name of a host but this machine's, against DNS rebinding.
+    """
+
+    def __init__(self, app: ASGIApp, is_local: bool):
+        self.app, self.is_local = app, is_local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        headers, request = dict(scope["headers"]), Request(scope)
         size = headers.get(b"content-length", b"" if b"transfer-encoding" in headers else b"0")
         if scope["type"] != "http" or not OPEN.fullmatch(scope["path"]):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
+        elif self.is_local and not is_loopback(request.url.hostname or ""):
+            await PlainTextResponse("Invalid host", 400)(scope, receive, send)
+        elif not BEFORE_LOGIN.fullmatch(scope["path"]) and not _is_logged_in(request):
+            await PlainTextResponse("Not authenticated", 401)(scope, receive, send)
+        elif not _is_known(request):
+            await PlainTextResponse("No such session", 404)(scope, receive, send)
         elif not size.isdigit() or int(size) > MAX_BYTES:
             await PlainTextResponse("Too large", 413)(scope, receive, send)
         else:
+            has_started = False
 
             async def send_guarded(message: Message) -> None:
+                nonlocal has_started
+                has_started = True
                 if message["type"] == "http.response.start":
                     added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                     message = {**message, "headers": [*message["headers"], *added]}
                 await send(message)
 
-            await self.app(scope, receive, send_guarded)
+            try:
+                await self.app(scope, receive, send_guarded)
+            except Exception as error:  # of Gradio, at a request that no page sends; the server would print its stack
+                say(f"{scope['path']}: a request that cannot be answered ({type(error).__name__})")
+                if has_started:
+                    await send({"type": "http.response.body", "body": b""})
+                else:
+                    await PlainTextResponse("Bad request", 400)(scope, receive, send)
+
+
+def _is_logged_in(request: Request) -> bool:
+    app = request.app
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    return app.auth is None or any(request.cookies.get(name) in app.tokens for name in names)
+
+
+def _is_known(request: Request) -> bool:
+    """Whether the stream that is requested, if one is, is of a session that has asked: for others Gradio fails."""
+    sessions = request.app.get_blocks()._queue.pending_messages_per_session
+    return not request.url.path.endswith("/queue/data") or request.query_params.get("session_hash") in sessions
 
 
 def password_check(auth: str):
@@ -83,12 +117,10 @@ def start(
 ) -> str:
     """Serve `page` from threads of this process until its blocks are closed, and return its address."""
     check_port(port, host)
-    middleware = [Middleware(Guard)]
-    if host in LOCAL and not share:  # against DNS rebinding
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL))
+    middleware = [Middleware(Guard, is_local=is_loopback(host) and not share)]
     page.blocks.queue(max_size=max_waiting, default_concurrency_limit=1, api_open=False)
     _, address, public = page.blocks.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         share=share,
         auth=password_check(auth) if auth else None,

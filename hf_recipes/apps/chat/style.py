@@ -17,7 +17,7 @@ footer { display: none !important; }
 #buttons button { min-width: 72px; }
 .chat { height: max(320px, calc(100dvh - 300px)) !important; }
 .chat button[title="Clear"] { display: none; }
-.chat .message { overflow-wrap: anywhere; }
+.chat .message { overflow-wrap: anywhere; contain: paint; }
 .chat .placeholder { padding: 16px; text-align: center; }
 @media (max-width: 640px) {
   .gradio-container .main { padding: 8px !important; }

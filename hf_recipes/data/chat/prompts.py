@@ -15,7 +15,7 @@ from hf_recipes.data.chat.template import has_answer
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import Record, Source, read_records
 from hf_recipes.data.files.sources import SEED, find_sources
-from hf_recipes.data.schemas.columns import Columns, Row, Schema
+from hf_recipes.data.schemas.columns import Columns, Row, Schema, is_empty
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 from hf_recipes.data.schemas.registry import metadata
 from hf_recipes.data.schemas.thoughts import ThoughtMarks
@@ -135,7 +135,7 @@ class PromptReader:
                     chats[index] = messages, example.get("tools")
                 elif self.text_as == "question":
                     system = schema.columns.system_prompt
-                    messages = [{"role": "system", "content": system}] if system else []
+                    messages = [] if is_empty(system) else [{"role": "system", "content": system}]
                     chats[index] = [*messages, {"role": "user", "content": example["text"]}], None
                 else:
                     text = example["text"]

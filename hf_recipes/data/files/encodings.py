@@ -1,5 +1,6 @@
 """Encodings of Chinese, Japanese and Korean text that is not UTF-8."""
 
+import codecs
 import re
 import unicodedata
 
@@ -45,7 +46,8 @@ def likely_encoding(sample: bytes) -> str:
     texts = {}
     for encoding in ("gb18030", "cp950", "cp932", "euc_jp", "cp949"):
         try:
-            texts[encoding] = [sign for sign in sample.decode(encoding) if ord(sign) > 127]
+            text = codecs.getincrementaldecoder(encoding)().decode(sample)  # which may end within a character
+            texts[encoding] = [sign for sign in text if ord(sign) > 127]
         except UnicodeDecodeError:
             continue
     letters = {name: [sign for sign in text if unicodedata.category(sign)[0] == "L"] for name, text in texts.items()}

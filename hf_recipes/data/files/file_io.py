@@ -75,7 +75,8 @@ def sniff_file(path: str) -> tuple[str, str]:
     encoding = _signed_encoding(path, first_bytes)
     if _is_text(path) and encoding is None:
         lines = first_bytes.split(b"\n")
-        votes.add(lines[:-1] or [_quoted(lines[0])])  # the last line is incomplete
+        is_cut = len(first_bytes) == CHUNK
+        votes.add(lines[:-1] if is_cut and lines[:-1] else lines, is_cut and len(lines) == 1)
     stat = os.stat(path)
     digest = f"{stat.st_size}-{stat.st_mtime_ns}-{xxhash.xxh3_64_hexdigest(first_bytes)}"
     return digest, encoding or votes.encoding
@@ -87,16 +88,15 @@ class _Votes:
     def __init__(self):
         self.counts, self.sample = Counter(), bytearray()
 
-    def add(self, lines: Iterable[bytes]) -> None:
+    def add(self, lines: Iterable[bytes], is_cut: bool = False) -> None:
+        """Count lines, the last of which may be cut in the middle of a character."""
         for line in lines:
             if line.isascii():
                 continue
-            is_utf8 = _is_utf8(line)
+            is_utf8 = _is_utf8(line, is_cut)
             self.counts[is_utf8] += 1
             if not is_utf8 and len(self.sample) < SAMPLE_BYTES:
-                self.sample += (
-                    line[:SAMPLE_BYTES] + b"\n" if len(line) <= SAMPLE_BYTES else _quoted(line)[:SAMPLE_BYTES]
-                )
+                self.sample += line[:SAMPLE_BYTES] + (b"\n" if len(line) < SAMPLE_BYTES else b"")
 
     @property
     def encoding(self) -> str:
@@ -215,9 +215,9 @@ def is_text(text: str) -> bool:
     return not re.search("[\ud800-\udfff]", text)
 
 
-def _is_utf8(line: bytes) -> bool:
+def _is_utf8(line: bytes, is_cut: bool) -> bool:
     try:
-        line.decode("utf-8")
+        codecs.getincrementaldecoder("utf-8")().decode(line, final=not is_cut)
     except UnicodeDecodeError:
         return False
     return True

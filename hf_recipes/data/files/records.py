@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,10 +25,15 @@ from hf_recipes.data.files.encodings import encoding_name
 from hf_recipes.data.files.file_io import CHUNK, MAX_ROW_BYTES, Recoded, open_binary, skip
 from hf_recipes.data.files.hub_data import load_hub
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import RecordBatch
+
 ENTRY = re.compile(r"词条\s*[：:]")
 WRAPPERS = ("data", "rows", "examples", "instances")  # keys of the rows in a file that is one object
 SPREAD = re.compile(rb"\{\s*\n")  # how a file of objects that span lines begins
 TAB = "\t"
+BATCH = 1000  # rows of a table that are read at a time
 BEGIN = (0, 0)  # lines (rows where there are no lines) and decompressed bytes before a row
 
 
@@ -132,9 +137,9 @@ def _drawn(source: Source) -> Iterator[Record]:
 def _read(source: Source, start: tuple[int, int]) -> Iterator[Record]:
     path, kind = source.path, re.sub(r"\.(gz|zst)$", "", source.path.lower())
     if source.split is not None:
-        rows = load_hub(path, source.split, source.cache_dir)
-        for number, row in enumerate(rows.select(range(start[0], len(rows))), start[0] + 1):
-            yield Record(f"{path}/{source.split}:{number}", row, after=(number, 0))
+        for record in _read_dataset(load_hub(path, source.split, source.cache_dir), f"{path}/{source.split}", start[0]):
+            record.after = (int(record.location.rpartition(":")[2]), 0)
+            yield record
         return
     if kind.endswith(".parquet"):
         yield from _numbered(_read_parquet(path), start)
@@ -510,8 +515,27 @@ def _read_arrow(path: str) -> Iterator[Record]:
         rows = datasets.Dataset.from_file(path)
     except Exception as error:  # Arrow's own kinds and those of the features in its schema
         raise UserError(f"{path}: not a whole Arrow file ({str(error).splitlines()[0]})") from None
-    for number, row in enumerate(rows, 1):
-        yield Record(f"{path}:{number}", row)
+    yield from _read_dataset(rows, path)
+
+
+def _read_dataset(rows: "Dataset", name: str, start: int = 0) -> Iterator[Record]:
+    for first in range(start, len(rows), BATCH):
+        some, number = rows.select(range(first, min(first + BATCH, len(rows)))), first
+        for batch in some.with_format("arrow")[:].to_batches():
+            _refuse_long(batch, name, number)
+            number += len(batch)
+        yield from (Record(f"{name}:{number}", row) for number, row in enumerate(some, first + 1))
+
+
+def _refuse_long(rows: "RecordBatch", name: str, before: int) -> None:
+    """Refuse a row that is too long before Python's objects are made of it; `before`: rows before these."""
+    if rows.nbytes <= MAX_ROW_BYTES:
+        return
+    for index in range(len(rows)):
+        # A slice of a dictionary array has the whole dictionary.
+        cells = (cell.dictionary_decode() if hasattr(cell, "dictionary") else cell for cell in rows.slice(index, 1))
+        if sum(cell.nbytes for cell in cells) > MAX_ROW_BYTES:
+            raise _too_long(f"{name}:{before + index + 1}")
 
 
 def _read_parquet(path: str) -> Iterator[Record]:
@@ -521,7 +545,10 @@ def _read_parquet(path: str) -> Iterator[Record]:
     try:
         number = 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
+            groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+            most = max((group.total_byte_size // group.num_rows for group in groups if group.num_rows), default=0)
+            for batch in file.iter_batches(batch_size=max(1, min(BATCH, 4 * MAX_ROW_BYTES // max(1, most)))):
+                _refuse_long(batch, path, number)
                 for row in batch.to_pylist():
                     number += 1
                     yield Record(f"{path}:{number}", row)

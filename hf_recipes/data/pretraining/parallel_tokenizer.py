@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_recipes.core.distributed import STOPS
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 
@@ -22,7 +23,7 @@ def _start_worker(encoder: DocumentEncoder) -> None:
     global _encoder
     _encoder, parent = encoder, os.getppid()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    for number in (signal.SIGTERM, signal.SIGINT):  # sent to the whole group; the main process handles them
+    for number in STOPS:  # sent to the whole group; the main process handles them
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:  # the pipes of the pool stay open when the run is killed
@@ -42,6 +43,7 @@ class Tokenization:
 
     Args:
         exchange: ``exchange(value, owner)`` gives every process the `value` of process `owner`, where they share.
+        workers_flag: that sets `workers`, for the message of one that was killed.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Tokenization:
         rank: int = 0,
         world: int = 1,
         exchange: Callable[[Any, int], Any] | None = None,
+        workers_flag: str = "--preprocessing_num_workers",
     ):
         self.encoder, self.workers = encoder, workers
         self.rank, self.world, self._exchange = rank, world, exchange
+        self.workers_flag = workers_flag
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, texts: list[str], turn: int) -> "Future | list[str] | None":
@@ -74,7 +78,7 @@ class Tokenization:
             try:
                 ids = pending.result()
             except BrokenProcessPool:
-                ids = UserError("a process that tokenizes was killed (out of memory?); lower --dataloader_num_workers")
+                ids = UserError(f"a process that tokenizes was killed (out of memory?); lower {self.workers_flag}")
         elif pending is not None:
             ids = self.encoder.encode(pending)
         if self.world > 1:

@@ -134,7 +134,7 @@ def make_conversation(messages: list[Message], row: Row, columns: Columns, remar
         messages = messages if (messages[0]["content"] or "").strip() else messages[1:]
     if messages and messages[0]["role"] != "system":
         system = optional(row, columns.system) or columns.system_prompt
-        if system is not None:
+        if not is_empty(system):
             messages = [{"role": "system", "content": system}, *messages]
     if columns.reads == "prompts" and len(messages) > 1:
         last = messages[-1]

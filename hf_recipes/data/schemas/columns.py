@@ -1,7 +1,9 @@
 """A schema: how rows of one shape are recognised, and how one becomes an example."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,6 +91,19 @@ def answer_of(row: Row, column: str) -> tuple[str, bool]:
 
 def is_empty(value: Any) -> bool:
     return value is None or value == [] or value != value or (isinstance(value, str) and not value.strip())
+
+
+def read_choices(value: Any) -> list[str]:
+    """Answers to choose from: a list, also as JSON, or a text in which the first of these that it has separates them:
+    a line break, ``|``, a semicolon, a comma, 、. So 头痛、头晕，发热 is two."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, str):
+        separator = next((signs for signs in ("\n", "|｜", ";；", ",，", "、") if set(signs) & set(value)), "\n")
+        value = re.split(f"[{separator}]", value)
+    choices = value if isinstance(value, list | tuple) else [] if is_empty(value) else [value]
+    return [choice for choice in (str(choice).strip() for choice in choices) if choice]
 
 
 def optional(row: Row, column: str | None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas import chat, documents
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, read_choices
 from hf_recipes.data.schemas.preference import (
     LABEL_COLUMNS,
     REJECTED,
@@ -203,4 +203,6 @@ def metadata(row: Row) -> dict[str, Any]:
     meta = {name: row[name] for name in (*META_COLUMNS, "source") if row.get(name) not in (None, "", [])}
     if "type" in meta:
         meta.setdefault("task_type", meta.pop("type"))
+    if "answer_choices" in meta:
+        meta["answer_choices"] = read_choices(meta["answer_choices"])
     return meta

@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.schemas.columns import read_choices
 from hf_recipes.metrics.text import normalize_answer, without_thoughts
 
 Answer = list[dict[str, Any]] | dict[str, str] | str
@@ -276,7 +277,7 @@ def parse(task_dataset: str, text: str, *, choices: Sequence[str] | str | None =
 
     Width of separators and labels, white space, and thoughts before the answer do not matter. Types, terms and statuses
     outside of the `choices` are kept, and so scored as wrong; a class has to be one of them. Choices may be a list, or
-    one text separated by "，".
+    one text (`read_choices`).
     """
     task = find_task(task_dataset, "PromptCBLUE")
     text = "\n".join(line.strip() for line in without_thoughts(text).strip().splitlines())
@@ -288,9 +289,5 @@ def parse(task_dataset: str, text: str, *, choices: Sequence[str] | str | None =
         text = text.removeprefix(task.prefix).lstrip("：: \t\n")
         if may_be_empty and not text:
             return []
-    labels = read_choices(choices) or tuple(task.labels.split())
+    labels = tuple(read_choices(choices)) or tuple(task.labels.split())
     return task.parse(text, (*labels, OTHER) if task.other else labels)
-
-
-def read_choices(choices: Sequence[str] | str | None) -> tuple[str, ...]:
-    return tuple(choices.split("，") if isinstance(choices, str) and choices else choices or ())

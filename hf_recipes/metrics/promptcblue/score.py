@@ -33,8 +33,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.schemas.columns import read_choices
 from hf_recipes.metrics.promptcblue import official
-from hf_recipes.metrics.promptcblue.parsers import TASKS, Answer, find_task, parse, read_choices
+from hf_recipes.metrics.promptcblue.parsers import TASKS, Answer, find_task, parse
 from hf_recipes.metrics.text import without_thoughts
 
 __all__ = ["TASKS", "PromptCBLUEResult", "TaskScore", "parse", "score_rows"]

@@ -52,7 +52,7 @@ class Vocabulary:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file; an absent file has none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); download it again") from None
 
@@ -127,7 +127,7 @@ def _template(family: Family, settings: Mapping[str, Any]) -> str | None:
         return kept
     if family.template is None or "\n" in family.template:
         return family.template
-    text = (TEMPLATES / f"{family.template}.jinja").read_text(encoding="utf-8")
+    text = (TEMPLATES / f"{family.template}.jinja").read_text(encoding="utf-8-sig")
     return _QWEN_SYSTEM + text if family.model_type == "qwen2" else text
 
 

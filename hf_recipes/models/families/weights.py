@@ -26,7 +26,7 @@ _FORMATS = (
 def weight_files(folder: Path) -> list[Path]:
     for single, index in _FORMATS:
         if (folder / index).is_file():
-            names = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
+            names = json.loads((folder / index).read_text(encoding="utf-8-sig"))["weight_map"].values()
             paths = [folder / name for name in sorted(set(names))]
             if missing := [path.name for path in paths if not path.is_file()]:
                 raise UserError(f"{folder}: {index} names {', '.join(missing)}, which is not there; download it again")

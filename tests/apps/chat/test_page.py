@@ -41,8 +41,8 @@ def serve(engine):
         flags = ("--model_name_or_path", "M", "--temperature", "0", "--max_new_tokens", "30", *flags)
         [arguments] = Parser([ChatArguments]).parse(flags)
         pages.append(open_page(engine, arguments))
-        options = {"auth": arguments.auth, "max_waiting": arguments.max_waiting}
-        return start(pages[-1], port=free_port(START), **options).rstrip("/")
+        options = {"auth": arguments.auth, "max_waiting": arguments.max_waiting, "host": arguments.host}
+        return start(pages[-1], port=free_port(START, arguments.host), **options).rstrip("/")
 
     with at_each_step(engine, lambda: time.sleep(STEP)):
         yield run
@@ -225,6 +225,44 @@ def test_a_password_is_asked_for(browser, serve, capfd):
     browser.wait_for("Your question")
     out, err = capfd.readouterr()
     assert "geheim" not in out + err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_any_address_of_this_machine_is_guarded(serve, host, capfd):
+    address = serve("--host", host, "--auth", "me:x")
+    assert address.startswith("http://[::1]:" if host == "::1" else "http://127.0.0.2:")
+    assert status(address, "/") == 200
+    assert status(address, "/", Host="rebound.example.org") == 400
+    assert status(address, "/", Host="[::1]:1") == 200
+    events = {"fn_index": 1, "session_hash": "a", "event_id": "b", "data": []}
+    for path in ("heartbeat/abc", "queue/data?session_hash=abc"):
+        assert status(address, f"/gradio_api/{path}") == 401
+    for path in ("cancel", "reset", "queue/join", "run/predict"):
+        assert status(address, f"/gradio_api/{path}", events) == 401
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_request_of_no_page_is_one_line(address, capfd):
+    assert status(address, "/gradio_api/queue/data?session_hash=unknown") == 404
+    for path in ("run/predict", "queue/join"):
+        assert status(address, f"/gradio_api/{path}", {"data": [], "fn_index": 999, "session_hash": "a"}) == 400
+    time.sleep(0.1)
+    out, err = capfd.readouterr()
+    assert out.count("a request that cannot be answered (KeyError)\n") == 2 and "Traceback" not in out + err
+
+
+def test_an_answer_stays_within_its_message(browser, address):
+    opened(browser, address)
+    send(browser, "你好")
+    browser.wait_for(script=IDLE)
+    cover = "position:fixed;inset:0;z-index:9999"
+    covered = browser.evaluate(
+        f"(() => {{ const bot = [...document.querySelectorAll('.chat [data-testid=bot]')].pop();"
+        f"bot.innerHTML += '<div id=cover style=\"{cover}\"></div>';"
+        "const at = (x, y) => document.elementFromPoint(x, y)?.id;"
+        "return [at(5, 5), at(innerWidth - 5, 5), at(innerWidth / 2, innerHeight - 5)]; })()"
+    )
+    assert "cover" not in covered
 
 
 def status(address: str, path: str, body: dict | None = None, **headers: str) -> int:

@@ -7,10 +7,10 @@ import datasets
 import pytest
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.files import file_io
+from hf_recipes.data.files import file_io, records
 from hf_recipes.data.files.file_io import zstd
 from hf_recipes.data.files.records import read_records
-from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.files.sources import Source, find_sources
 
 ROWS = [{"input": f"问题{i}", "target": f"回答{i}"} for i in range(5)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -37,6 +37,15 @@ def test_a_large_file_that_was_changed_in_place_is_another_one(tmp_path):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     [after] = find_sources([str(path)], sniff=True)
     assert path.stat().st_size == stat.st_size and after.digest != before.digest
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "big5", "utf-8"])
+@pytest.mark.parametrize("size", [1, 40_000])
+def test_one_line_that_is_only_sniffed(tmp_path, encoding, size):
+    text = "我們今天去公園散步，看見許多花。" if encoding == "big5" else "我们今天去公园散步，看见许多花。"
+    path = write(tmp_path / "one.txt", (text * size).encode(encoding))  # 40,000 are more than the MiB that is read
+    [source] = find_sources([str(path)], sniff=True)
+    assert source.encoding == {"big5": "cp950"}.get(encoding, encoding)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +78,30 @@ def test_parquet(tmp_path):
 
     Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
     assert [record.value for record in read(tmp_path / "rows.parquet")] == ROWS
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize("column", ["text", "labels"])
+def test_a_long_cell_of_a_table(tmp_path, monkeypatch, ending, column):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    monkeypatch.setattr(records, "MAX_ROW_BYTES", 1 << 10)
+    texts = ["短"] * 3 + ["长" * 400]
+    names = pa.array(texts).dictionary_encode() if column == "labels" else texts
+    for size, table in enumerate((pa.table({column: names[:3]}), pa.table({column: names}))):
+        path = str(tmp_path / f"{size}.{ending}")
+        if ending == "parquet":
+            parquet.write_table(table, path)
+        else:
+            with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+        source = Source(path, "")
+        if not size:
+            assert [record.value for record in read_records(source)] == [{column: "短"}] * 3
+            continue
+        with pytest.raises(UserError, match=rf"1\.{ending}:4: this row is longer than"):
+            list(read_records(source))
 
 
 def test_text_is_a_row_a_line(tmp_path):

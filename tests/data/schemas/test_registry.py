@@ -177,6 +177,29 @@ def test_the_tools_of_a_pair_are_kept():
     assert convert({"prompt": "问", "chosen": "好", "rejected": "坏", "tools": tools})[1]["tools"] == tools
 
 
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("年龄，性别", ["年龄", "性别"]),
+        ("年龄、性别、 职业", ["年龄", "性别", "职业"]),
+        ("头痛、头晕，发热", ["头痛、头晕", "发热"]),
+        ("a, b; c", ["a, b", "c"]),
+        ("是|否", ["是", "否"]),
+        ('["年龄", "性别"]', ["年龄", "性别"]),
+        ("年龄", ["年龄"]),
+        ([1, 2], ["1", "2"]),
+    ],
+)
+def test_choices_of_a_text(text, choices):
+    assert metadata({"answer_choices": text}) == {"answer_choices": choices}
+
+
+def test_an_empty_system_prompt_is_none():
+    for prompt in ("", " "):
+        _, example = convert({"prompt": "问", "response": "答"}, system_prompt=prompt)
+        assert example["messages"] == turns("问", "答")
+
+
 def test_texts():
     assert convert({"text": "一篇文章"}) == ("text", {"text": "一篇文章"})
 
