@@ -72,6 +72,7 @@ class at:
 
 PositiveInt = Annotated[int, at(ge=1)]
 NonNegativeInt = Annotated[int, at(ge=0)]
+NonNegativeFloat = Annotated[float, at(ge=0)]
 PositiveFloat = Annotated[float, at(gt=0)]
 Share = Annotated[float, at(ge=0, le=1, text="a share from 0 to 1")]
 

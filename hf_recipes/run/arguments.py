@@ -15,7 +15,16 @@ from hf_recipes.core.distributed import (
     rendezvous_after_restart,
     set_single_process_env,
 )
-from hf_recipes.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits, nearest, setting
+from hf_recipes.core.settings import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    at,
+    check_limits,
+    nearest,
+    setting,
+)
 from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
@@ -53,6 +62,12 @@ class RunArguments:
     include_num_input_tokens_seen: str = setting("Has no effect: tokens are counted anyway, without padding.", "no")
     max_nonfinite_steps: PositiveInt = setting(
         "Stop after so many updates in a row without a finite loss and gradient.", 3
+    )
+    early_stopping_patience: PositiveInt | None = setting(
+        "Stop after so many evaluations in a row without a better --metric_for_best_model, by default the loss."
+    )
+    early_stopping_threshold: NonNegativeFloat = setting(
+        "What a metric has to improve by to be better: more than this.", 0.0
     )
     inexact_resume: bool = setting("Resume what another number of processes wrote: same rows, other dropout.", False)
     trust_remote_code: bool = setting("Run the code that a model's repository brings.", False)
@@ -113,6 +128,8 @@ class RunArguments:
         self.report_to = _trackers(self.report_to)
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        if self.early_stopping_patience and not self.metric_for_best_model:
+            self.metric_for_best_model = "loss"
         self.use_cpu = self.use_cpu or not has_accelerator()
         if self.bf16 is None:
             computes = cpu_computes_bf16() if self.use_cpu else is_torch_bf16_gpu_available()
