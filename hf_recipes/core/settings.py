@@ -99,6 +99,8 @@ def check_limits(arguments: Any, **inherited: at) -> None:
 class Parser(HfArgumentParser):
     """Parses dataclasses from flags and YAML.
 
+    A dataclass may have a class method `dependent_defaults`, from the values of all to defaults that follow from them.
+
     After `parse`, `settings` has the value of every field before any `__post_init__` changed it, which `save_settings`
     writes and `--config` reads; `given` has the names that were set.
     """
@@ -141,6 +143,11 @@ class Parser(HfArgumentParser):
             raise UserError(f"unknown flag {name}{nearest(name, (f'--{field}' for field in self.fields))}")
         values = {name: getattr(namespace, name) for name in self.fields}
         self.given = set(config) | on_command_line
+        for kind in self.dataclass_types:
+            if hasattr(kind, "dependent_defaults"):
+                defaults = kind.dependent_defaults(values)
+                self._defaults |= dict.fromkeys(defaults)  # what is given is no default, whatever it is
+                values |= {name: value for name, value in defaults.items() if name not in self.given}
         self.settings = dict(values)
         instances = []
         for kind in self.dataclass_types:

@@ -1,9 +1,12 @@
 """What a user may set in every stage, in addition to the fields of TRL's and transformers' configurations."""
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -51,6 +54,7 @@ class RunArguments:
     limits: ClassVar[dict[str, at]] = {}  # of inherited numbers
     # Whether the loss calls the output embeddings, so that an adapter on them is trained, or reads their weight.
     calls_head: ClassVar[bool] = False
+    adapter_learning_rate: ClassVar[float | None] = None  # the default with an adapter, where it is another
 
     output_dir: str | None = setting("Folder of the run.")
     add_special_tokens: str | None = setting("File of special tokens to add (configs/special_tokens).")
@@ -95,6 +99,20 @@ class RunArguments:
     swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = setting(
         "Where swanlab's runs go; by default SWANLAB_MODE, or local files."
     )
+
+    @classmethod
+    def dependent_defaults(cls, values: Mapping[str, Any]) -> dict[str, float]:
+        """A learning rate by default: DeepSpeed's, or an adapter's."""
+        with_adapter = cls.adapter_learning_rate if values.get("use_lora") else None
+        rate = _deepspeed_learning_rate(values["deepspeed"]) or with_adapter
+        return {"learning_rate": rate} if rate else {}
+
+    def learning_rate_by_default(self, use_lora: bool) -> str:
+        """In words, for a run that names none."""
+        if _deepspeed_learning_rate(self.deepspeed):
+            return f"learning rate {self.learning_rate:g}, as DeepSpeed's file says"
+        trained = "with an adapter" if use_lora else "where all weights are trained"
+        return f"learning rate {self.learning_rate:g}, the default {trained}; --learning_rate for another"
 
     @property
     def has_reference(self) -> bool:
@@ -171,6 +189,18 @@ def _trackers(report_to: str | list[str] | None) -> list[str]:
         if name in TRACKERS and find_spec(name) is None:
             raise ValueError(f"--report_to {name}: not installed; pip install {name}, or --report_to none")
     return names
+
+
+def _deepspeed_learning_rate(config: str | dict | None) -> float | None:
+    """The optimizer's, where DeepSpeed's settings or accelerate's file of them have a number."""
+    config = config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    try:
+        if isinstance(config, str):
+            config = json.loads(config if config.startswith("{") else Path(config).read_text(encoding="utf-8-sig"))
+        rate = config["optimizer"]["params"]["lr"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return float(rate) if isinstance(rate, (int, float)) else None
 
 
 def _ready_deepspeed(args: TrainingArguments) -> None:
