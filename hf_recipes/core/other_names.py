@@ -17,15 +17,16 @@ OTHER_NAMES = {
     "{fp16}": "use_fp16 float16 half",
     "{attn_implementation}": """flash_attn flash_attention use_flash_attn use_flash_attention use_flash_attention_2
         attn attn_impl attn_type""",
-    "{use_lora}, with {load_in_4bit} for QLoRA": """finetuning_type train_type tuner_type sft_type peft_type adapter
-        lora qlora use_peft use_qlora""",
+    "{use_lora}, with {load_in_4bit} for QLoRA": """finetuning_type train_type tuner_type sft_type peft_type qlora
+        use_peft use_qlora""",
+    "{use_lora}, or {peft_path} for one that was trained before": "adapter lora",
     "{load_in_4bit} or {load_in_8bit}": "quantization_bit quant_bits quantization bits",
     "{load_in_4bit}": "load_4bit use_4bit",
     "{load_in_8bit}": "load_8bit use_8bit",
     "{bnb_config}": """bnb_4bit_quant_type bnb_4bit_compute_dtype bnb_4bit_use_double_quant double_quantization
-        quant_method""",
-    "{peft_path}": """adapters adapter_path adapter_name_or_path lora_path lora_weights lora_model lora_model_dir
-        peft_model peft_model_path""",
+        quant_method quantization_method""",
+    "{peft_path}": """adapter lora adapters adapter_path adapter_name_or_path lora_path lora_weights lora_model
+        lora_model_dir peft_model peft_model_path""",
     f'"lora_r" {LORA}': "lora_r lora_rank lora_dim r rank",
     f'"lora_alpha" {LORA}': "lora_alpha alpha",
     f'"lora_dropout" {LORA}': "lora_dropout",
@@ -80,8 +81,8 @@ OTHER_NAMES = {
         num_training_steps""",
     "{per_device_train_batch_size}": "batch_size micro_batch_size train_batch_size per_gpu_train_batch_size bs",
     "{per_device_train_batch_size} and {gradient_accumulation_steps}": "global_batch_size effective_batch_size",
-    "{per_device_eval_batch_size}": "batch_size eval_batch_size micro_batch_size per_gpu_eval_batch_size bs",
-    "{batch_size}": "eval_batch_size per_device_eval_batch_size bs",
+    "{per_device_eval_batch_size}": "batch_size eval_batch_size max_batch_size per_gpu_eval_batch_size bs",
+    "{batch_size}": "max_batch_size eval_batch_size per_device_eval_batch_size bs",
     "{gradient_accumulation_steps}": """gradient_accumulation grad_accum grad_accum_steps grad_acc_steps accum_steps
         accumulation_steps accumulate_grad_batches""",
     "{max_grad_norm}": "clip_grad clip_grad_norm grad_clip gradient_clipping gradient_clip_val",
@@ -112,7 +113,8 @@ OTHER_NAMES = {
     "{eval_methods}": "metric metrics compute_metrics eval_metric eval_metrics",
     "{save_steps}": "save_interval save_every save_freq saves_per_epoch checkpoint_steps",
     "{logging_steps}": "log_every log_freq log_interval log_steps logging_interval",
-    "{output_dir}": "output output_path output_folder out_dir save_dir save_path",
+    "{output_dir}": "output output_path output_folder out_dir save_dir save_path export_dir",
+    "{max_shard_size}": "export_size",
     "{overwrite_output_dir}": "overwrite overwrite_output",
     "{resume_from_checkpoint}": "resume resume_from resume_path resume_training auto_resume_from_checkpoints",
     "{report_to}": "use_swanlab use_wandb wandb swanlab tracker",

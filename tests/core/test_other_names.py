@@ -93,6 +93,7 @@ def test_what_it_is_called_here(unknown, name):
         ("sft", "pref_beta", ""),
         ("predict", "torch_dtype", " (did you mean --dtype?)"),
         ("predict", "max_tokens", " (did you mean --max_new_tokens?)"),
+        ("sft", "adapter", "; here it is --use_lora, or --peft_path for one that was trained before"),
         ("predict", "learning_rate", ""),
         ("predict", "lr", ""),
     ],
