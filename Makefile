@@ -1,6 +1,9 @@
 # Every target sets up $(VENV) the first time and reuses it.
 VENV ?= .venv
 PYTHON ?= python3
+# What pip installs torch by: for a CPU where PyPI's is for CUDA, or for a GPU,
+# make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 MODEL ?= .cache/SmolLM2-135M-Instruct
 BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
@@ -18,7 +21,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and by itself: asked for with the rest, it may bring gigabytes of CUDA packages to a CPU.
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
-		{ echo "- torch"; $(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0; }
+		{ echo "- $(TORCH)"; $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH); }
 	@echo "- hf_recipes and its dependencies, as locked in constraints.txt"
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gguf,tensorboard,test]'
 	@echo "- llama.cpp's converter"
@@ -36,6 +39,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 demo: $(VENV)/.installed $(BASE)
 	$(BIN)/python scripts/sft.py --config configs/recipes/demo.yaml \
 		--model_name_or_path $(MODEL) --output_dir $(DEMO_OUTPUT) --overwrite_output_dir
+	@echo
+	@echo "Next:"
+	@echo "  . $(BIN)/activate    # once in each shell"
+	@echo "  python scripts/chat.py --model_name_or_path $(MODEL) --peft_path $(DEMO_OUTPUT) --cli    # ask it"
+	@echo "  the tour in README.md, from a crawl to a published adapter; then \"Your own data\" there"
 
 # Samples to token shards, a mixture of them, and a small new model that learns from it.
 demo-pretrain: $(VENV)/.installed $(BASE)

@@ -4,7 +4,9 @@ import io
 import json
 import re
 import shlex
+import subprocess
 import sys
+import venv
 
 import pytest
 import torch
@@ -30,6 +32,41 @@ def commands(name: str) -> list[str]:
 
 def test_both_readmes_have_the_same_tour():
     assert commands("README.md") == commands("README_zh.md")
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_what_comes_before_the_first_python_command(name, tmp_path):
+    """A clone, the environment, and its activation, after which python is that of `.venv`."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    first = next(index for index, line in enumerate(lines) if re.match("(python|torchrun) ", line))
+    clone, demo, _, activate = filter(None, lines[:first])
+    assert (clone, demo) == ("git clone ADDRESS hf_recipes && cd hf_recipes", "make demo")
+    venv.create(tmp_path / ".venv", symlinks=True)
+    shell = ["sh", "-ec", f'{activate}; python -c "import sys; print(sys.prefix)"']
+    assert subprocess.check_output(shell, cwd=tmp_path, text=True).strip() == str(tmp_path / ".venv")
+
+
+def planned(tmp_path, *arguments) -> str:
+    """What make would run, in an environment that is not there yet."""
+    command = ["make", "--dry-run", *arguments, f"VENV={tmp_path}/venv"]
+    return subprocess.check_output(command, cwd=ROOT, text=True)
+
+
+def test_make_setup_passes_on_how_torch_is_installed(tmp_path):
+    install = f"{tmp_path}/venv/bin/python -m pip install --quiet --disable-pip-version-check "
+    assert f"{install}torch==2.13.0; }}" in planned(tmp_path, "setup")
+    for name in TITLES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        [torch_flags] = re.findall(r'^make setup TORCH="(.*)"$', text, re.MULTILINE)
+        assert f"{install}{torch_flags}; }}" in planned(tmp_path, "setup", f"TORCH={torch_flags}")
+
+
+def test_make_demo_says_what_comes_next(tmp_path):
+    [*_, train] = [line for line in planned(tmp_path, "demo", "MODEL=a/model").splitlines() if "sft.py" in line]
+    said = planned(tmp_path, "demo", "MODEL=a/model").split(train)[1]
+    assert f'"  . {tmp_path}/venv/bin/activate' in said
+    assert "python scripts/chat.py --model_name_or_path a/model --peft_path runs/demo --cli" in said
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from hf_recipes.core.distributed import leave_process_group
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, read_mapping, write_text
 from hf_recipes.core.heap import map_large_blocks
+from hf_recipes.core.other_names import name_here
 
 # Never written to run_config.yaml: secrets, and settings of one invocation rather than of the run.
 NOT_RECORDED = {
@@ -40,16 +41,9 @@ NOT_RECORDED = {
 DEFAULTS = "# Defaults\n"  # heading of run_config.yaml's second section
 
 
-# Settings of older versions, and what to give in their place.
-RENAMED = {"warmup_ratio": "warmup_steps, where a value below 1 is a share of the steps"}
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean X?)"``, with the known name closest to `name`; empty if none is close."""
-    known, bare = list(known), name.removeprefix("--")
-    if bare in RENAMED and name.replace(bare, RENAMED[bare].split(",")[0]) in known:
-        return f" (give {name.replace(bare, RENAMED[bare])})"
-    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """``" (did you mean X?)"``, with the known name closest to `name`; empty if none is as close as `cutoff`."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (did you mean {matches[0]}?)" if matches else ""
 
 
@@ -81,6 +75,7 @@ class at:
 
 PositiveInt = Annotated[int, at(ge=1)]
 NonNegativeInt = Annotated[int, at(ge=0)]
+NonNegativeFloat = Annotated[float, at(ge=0)]
 PositiveFloat = Annotated[float, at(gt=0)]
 Share = Annotated[float, at(ge=0, le=1, text="a share from 0 to 1")]
 
@@ -123,6 +118,8 @@ def _reader(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 class Parser(HfArgumentParser):
     """Parses dataclasses from flags and YAML.
 
+    A dataclass may have a class method `dependent_defaults`, from the values of all to defaults that follow from them.
+
     After `parse`, `settings` has the value of every field before any `__post_init__` changed it, which `save_settings`
     writes and `--config` reads; `given` has the names that were set.
     """
@@ -148,10 +145,13 @@ class Parser(HfArgumentParser):
         config = read_mapping(config_path, "--config", as_yaml=True) if config_path else {}
         for key in config:
             if key not in self.fields:
-                raise UserError(f"{config_path}: unknown key {key!r}{nearest(str(key), self.fields)}")
+                raise UserError(f"{config_path}: unknown key {key!r}{self._meant(str(key))}")
         # A null in the file overrules a default, which no flag can do.
         self.set_defaults(**{key: None for key, value in config.items() if value is None})
         on_command_line = _named(flags)
+        for flag in flags:  # before argparse says which flags are missing: they may be there by another name
+            if re.match(r"--\w", flag) and " " not in flag.split("=")[0]:
+                self._check_known(flag)
         try:
             namespace, unknown = self.parse_known_args(self._as_flags(config) + flags)
         except UserError as error:
@@ -164,9 +164,14 @@ class Parser(HfArgumentParser):
                 before = next((flag for flag in reversed(flags[: flags.index(unknown[0])]) if flag[:2] == "--"), "")
                 is_secret = "token" in before or "auth" in before  # the stray argument may be a secret
                 raise UserError("stray argument " + (f"after {before.split('=')[0]}" if is_secret else repr(name)))
-            raise UserError(f"unknown flag {name}{nearest(name, (f'--{field}' for field in self.fields))}")
+            self._check_known(name)
         values = {name: getattr(namespace, name) for name in self.fields}
         self.given = set(config) | on_command_line
+        for kind in self.dataclass_types:
+            if hasattr(kind, "dependent_defaults"):
+                defaults = kind.dependent_defaults(values)
+                self._defaults |= dict.fromkeys(defaults)  # what is given is no default, whatever it is
+                values |= {name: value for name, value in defaults.items() if name not in self.given}
         self.settings = dict(values)
         instances = []
         for kind in self.dataclass_types:
@@ -176,6 +181,20 @@ class Parser(HfArgumentParser):
             except (ValueError, TypeError, ImportError, OSError) as error:
                 raise UserError(" ".join(str(error).split())) from error
         return tuple(instances)
+
+    def _check_known(self, flag: str) -> None:
+        name = flag.split("=")[0]
+        if name not in self._option_string_actions:
+            raise UserError(f"unknown flag {name}{self._meant(name.lstrip('-').replace('-', '_'), '--')}")
+
+    def _meant(self, name: str, prefix: str = "") -> str:
+        """What an unknown setting is called here: by other toolkits' names, else a likely misspelling."""
+        unusable = set().union(*(getattr(kind, "unusable", ()) for kind in self.dataclass_types))
+        known = {field for field in self.fields if field not in unusable}
+        # At 0.6 torch_dtype would be torch_compile.
+        return name_here(name, known, prefix) or nearest(
+            f"{prefix}{name}", (f"{prefix}{field}" for field in known), 0.8
+        )
 
     @classmethod
     def names(cls, argv: Sequence[str]) -> set[str]:

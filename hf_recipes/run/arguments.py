@@ -1,10 +1,13 @@
 """What a user may set in every stage, in addition to the fields of TRL's and transformers' configurations."""
 
+import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -18,7 +21,16 @@ from hf_recipes.core.distributed import (
 )
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.settings import NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits, nearest, setting
+from hf_recipes.core.settings import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    at,
+    check_limits,
+    nearest,
+    setting,
+)
 from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
@@ -45,6 +57,7 @@ class RunArguments:
     limits: ClassVar[dict[str, at]] = {}  # of inherited numbers
     # Whether the loss calls the output embeddings, so that an adapter on them is trained, or reads their weight.
     calls_head: ClassVar[bool] = False
+    adapter_learning_rate: ClassVar[float | None] = None  # the default with an adapter, where it is another
 
     output_dir: str | None = setting("Folder of the run.")
     add_special_tokens: str | None = setting("File of special tokens to add (configs/special_tokens).")
@@ -56,6 +69,12 @@ class RunArguments:
     include_num_input_tokens_seen: str = setting("Has no effect: tokens are counted anyway, without padding.", "no")
     max_nonfinite_steps: PositiveInt = setting(
         "Stop after so many updates in a row without a finite loss and gradient.", 3
+    )
+    early_stopping_patience: PositiveInt | None = setting(
+        "Stop after so many evaluations in a row without a better --metric_for_best_model, by default the loss."
+    )
+    early_stopping_threshold: NonNegativeFloat = setting(
+        "What a metric has to improve by to be better: more than this.", 0.0
     )
     inexact_resume: bool = setting("Resume what another number of processes wrote: same rows, other dropout.", False)
     trust_remote_code: bool = setting("Run the code that a model's repository brings.", False)
@@ -83,6 +102,20 @@ class RunArguments:
     swanlab_mode: Literal["cloud", "local", "offline", "disabled"] | None = setting(
         "Where swanlab's runs go; by default SWANLAB_MODE, or local files."
     )
+
+    @classmethod
+    def dependent_defaults(cls, values: Mapping[str, Any]) -> dict[str, float]:
+        """A learning rate by default: DeepSpeed's, or an adapter's."""
+        with_adapter = cls.adapter_learning_rate if values.get("use_lora") else None
+        rate = _deepspeed_learning_rate(values["deepspeed"]) or with_adapter
+        return {"learning_rate": rate} if rate else {}
+
+    def learning_rate_by_default(self, use_lora: bool) -> str:
+        """In words, for a run that names none."""
+        if _deepspeed_learning_rate(self.deepspeed):
+            return f"learning rate {self.learning_rate:g}, as DeepSpeed's file says"
+        trained = "with an adapter" if use_lora else "where all weights are trained"
+        return f"learning rate {self.learning_rate:g}, the default {trained}; --learning_rate for another"
 
     @property
     def has_reference(self) -> bool:
@@ -116,6 +149,8 @@ class RunArguments:
         self.report_to = _trackers(self.report_to)
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        if self.early_stopping_patience and not self.metric_for_best_model:
+            self.metric_for_best_model = "loss"
         self.use_cpu = self.use_cpu or not has_accelerator()
         if self.bf16 is None:
             computes = cpu_computes_bf16() if self.use_cpu else is_torch_bf16_gpu_available()
@@ -180,6 +215,18 @@ def _check_agrees(args: TrainingArguments) -> None:
         raise UserError(
             f'--deepspeed {args.deepspeed}: {"; ".join(differing)}: set it to "auto" in the file, or give the same'
         )
+
+
+def _deepspeed_learning_rate(config: str | dict | None) -> float | None:
+    """The optimizer's, where DeepSpeed's settings or accelerate's file of them have a number."""
+    config = config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    try:
+        if isinstance(config, str):
+            config = json.loads(config if config.startswith("{") else Path(config).read_text(encoding="utf-8-sig"))
+        rate = config["optimizer"]["params"]["lr"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return float(rate) if isinstance(rate, (int, float)) else None
 
 
 def _ready_deepspeed(args: TrainingArguments) -> None:

@@ -25,6 +25,7 @@ from hf_recipes.evaluation.reports.tables import read_predictions
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.rewards.weighted_sum import Rewards
+from hf_recipes.run.early_stopping import EarlyStopping
 from hf_recipes.trainer.reports.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
 
 if TYPE_CHECKING:
@@ -140,8 +141,13 @@ def choose_best_by(args: "RunArguments", greater_is_better: bool | None, methods
     }
     if not known or args.eval_strategy == "no":
         missing = "--eval_steps" if known else "--validation_file or --eval_files"
-        raise UserError(f"--metric_for_best_model {name}: nothing is evaluated in the training; give {missing}")
+        patience = args.early_stopping_patience
+        flag = f"--early_stopping_patience {patience}" if patience else f"--metric_for_best_model {name}"
+        raise UserError(f"{flag}: nothing is evaluated in the training; give {missing}")
     names = (name.removeprefix("eval_"), name)
+    losses = [key for key in known if key.endswith("_loss")]
+    if names[0] == "loss" and "loss" not in known and len(losses) == 1:  # of the only file
+        names = (losses[0],)
     key = next((key for key in names if key in known or key.partition("/")[0] in known), None)
     if key is None:
         listed = ", ".join(sorted(known))
@@ -237,3 +243,5 @@ def add_callbacks(trainer, methods: Mapping[str, Method] | None) -> None:
     trainer.add_callback(RunProgress())
     if methods:
         trainer.add_callback(Evaluations(trainer, methods))
+        if trainer.args.early_stopping_patience:
+            trainer.add_callback(EarlyStopping())

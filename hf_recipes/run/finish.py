@@ -14,6 +14,7 @@ from hf_recipes.core.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.dry_run.peak_memory import PeakMemory, describe
 from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports import tables as report
+from hf_recipes.run.early_stopping import stopped_early
 from hf_recipes.run.output_dir import CARD, END, METRICS, SETTINGS
 from hf_recipes.trainer.checkpoints.find import newest_whole
 from hf_recipes.trainer.checkpoints.save import SAVING
@@ -35,6 +36,8 @@ def _trained(trainer, seconds: float) -> dict:
     else:
         say(f"all {state.global_step} steps were trained before{mean}")
     figures = {"steps": state.global_step, "loss": loss, "tokens": state.num_input_tokens_seen, "epoch": state.epoch}
+    if stop := stopped_early(trainer.args, state):
+        figures["stopped_early"] = stop
     return {**figures, "from_step": first, "seconds": round(seconds, 1), **trainer.training_metrics()}
 
 
@@ -82,6 +85,8 @@ def _write_results(
         say(f"kept: the weights of step {step} of {state.global_step}, the best by {name} ({value})")
     elif trainer.args.load_best_model_at_end:
         say(f"kept: the last step's weights; no saved step has {trainer.args.metric_for_best_model}")
+    elif "stopped_early" in train:
+        say("kept: the last step's weights; --load_best_model_at_end True keeps the best saved step's")
     figures = {"steps": step, "best": best, "train": train}
     metrics = _write_metrics(trainer, figures, memory, settings)
     if trainer.eval_dataset is not None and not metrics["after"]:

@@ -89,10 +89,11 @@ NEEDS: Needs = {
         ("dataloader_multiprocessing_context", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
         ("--dataloader_num_workers", _has_workers),
     ),
+    "early_stopping_threshold": ("--early_stopping_patience", lambda args: args.early_stopping_patience),
     "fsdp_config": ("--fsdp", lambda args: args.fsdp),
     "greater_is_better": (
         "--metric_for_best_model",
-        lambda args: args.metric_for_best_model or args.load_best_model_at_end,
+        lambda args: args.metric_for_best_model or args.load_best_model_at_end or args.early_stopping_patience,
     ),
     **dict.fromkeys(("hub_always_push", "hub_revision"), ("--push_to_hub", lambda args: args.push_to_hub)),
     "liger_kernel_config": ("--use_liger_kernel", lambda args: args.use_liger_kernel),

@@ -57,7 +57,8 @@ MAY_CHANGE = EVALUATED | _names(
     vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization vllm_tensor_parallel_size
     vllm_enable_sleep_mode""",
     # when it gives up, and what it is allowed
-    "max_nonfinite_steps max_drop_ratio trust_remote_code debug do_train do_eval do_predict",
+    """early_stopping_patience early_stopping_threshold max_nonfinite_steps max_drop_ratio trust_remote_code debug
+    do_train do_eval do_predict""",
 )
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 LENGTH = ("max_steps", "num_train_epochs")

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.core.settings import Parser
 from hf_recipes.data.arguments import DataArguments, SourceArguments
@@ -155,6 +155,8 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     context = Context(stage, *parser.parse(argv))
     model_args, args = context.model_args, context.args
     check_settings(model_args, args, stage.task_type)
+    if "learning_rate" not in parser.given:
+        say(args.learning_rate_by_default(model_args.use_lora))
     folder = RunFolder(parser, model_args, args)
     context.open()
     building = {"packing_error": stage.packing_error(context), "freeze": stage.freeze(context)}

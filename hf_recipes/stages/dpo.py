@@ -49,6 +49,7 @@ def check_loss_types(args: RunArguments, losses: tuple[str, ...]) -> None:
 class DPOArguments(TemplateArguments, RunArguments, DPOConfig):
     """TRL's `DPOConfig`, with what it would refuse after loading named before."""
 
+    adapter_learning_rate: ClassVar = 1e-5
     unusable: ClassVar = {
         **WITH_REFERENCE,
         "padding_free": f"{INERT}TRL's DPO pads",
@@ -68,6 +69,7 @@ class DPOArguments(TemplateArguments, RunArguments, DPOConfig):
         ),
     }
 
+    learning_rate: float = setting("The highest learning rate; with an adapter 1e-5 by default.", 1e-6)
     max_length: PositiveInt | None = setting(
         "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
     )

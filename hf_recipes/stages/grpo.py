@@ -38,6 +38,7 @@ from hf_recipes.trainer.sampler import GroupSampler
 class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
     """TRL's `GRPOConfig`, and what its `RLOOConfig` has beside it."""
 
+    adapter_learning_rate: ClassVar = 1e-5
     unusable: ClassVar = {
         **WITH_REFERENCE,
         "average_tokens_across_devices": f"{INERT}--loss_type says what a loss is the mean over",
@@ -75,6 +76,7 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
         "temperature": at(gt=0, text="more than 0; answers have to differ"),
     }
 
+    learning_rate: float = setting("The highest learning rate; with an adapter 1e-5 by default.", 1e-6)
     algorithm: Literal["grpo", "rloo"] = setting("How rewards become advantages; see the README.", "grpo")
     text_as: Literal["continuation", "question"] = setting("What rows of bare text are.", "continuation")
     max_source_length: PositiveInt | None = setting("Tokens of a prompt at the most; the oldest turns go first.", 512)

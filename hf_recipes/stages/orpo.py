@@ -31,6 +31,7 @@ from hf_recipes.trainer.losses.row_mean_loss import RowMeanLoss
 class ORPOArguments(TemplateArguments, RunArguments, transformers.TrainingArguments):
     """transformers' `TrainingArguments` with the weight of the preference."""
 
+    adapter_learning_rate: ClassVar = 8e-5
     calls_head: ClassVar = True
     has_reference: ClassVar = False
     unusable: ClassVar = {
@@ -43,7 +44,7 @@ class ORPOArguments(TemplateArguments, RunArguments, transformers.TrainingArgume
     )
     pad_to_multiple_of: PositiveInt | None = setting("Pad the sides to a multiple of so many tokens.")
     beta: PositiveFloat = setting("Weight of the odds ratio beside the loss on the chosen answer.", 0.1)
-    learning_rate: float = setting("The highest learning rate.", 8e-6)
+    learning_rate: float = setting("The highest learning rate; with an adapter 8e-5 by default.", 8e-6)
     logging_steps: float = setting("Log every so many steps.", 10)
 
     def __post_init__(self):

@@ -32,6 +32,7 @@ from hf_recipes.trainer.losses.row_mean_loss import RowMeanLoss
 class RewardArguments(TemplateArguments, RunArguments, RewardConfig):
     """TRL's `RewardConfig` with the head's first weights, and scores kept for looking at the data."""
 
+    adapter_learning_rate: ClassVar = 1e-4
     limits: ClassVar = {"center_rewards_coefficient": at(ge=0)}
     unusable: ClassVar = {
         "average_tokens_across_devices": NO_TOKEN_MEAN,
@@ -40,6 +41,7 @@ class RewardArguments(TemplateArguments, RunArguments, RewardConfig):
         **dict.fromkeys(("max_new_tokens", "max_thinking_tokens"), f"{INERT}a reward model writes nothing"),
     }
 
+    learning_rate: float = setting("The highest learning rate; with an adapter 1e-4 by default.", 1e-5)
     max_length: PositiveInt | None = setting(
         "Tokens of a side; pairs with a longer one are left out, which is counted.", 1024
     )

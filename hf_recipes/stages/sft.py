@@ -39,11 +39,13 @@ TRAINED = at(ge=1, text="at least 1; with {} there is no token to learn from")
 class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
     """TRL's `SFTConfig` with token budgets and the choices that it leaves to the user's hardware made by default."""
 
+    adapter_learning_rate: ClassVar = 2e-4
     needs: ClassVar = {
         "label_smoothing_factor": ("--loss_type nll", lambda args: args.loss_type == "nll"),
         **dict.fromkeys(("packing_strategy", "shuffle_dataset"), ("--packing", lambda args: args.packing)),
     }
 
+    learning_rate: float = setting("The highest learning rate; with an adapter 2e-4 by default.", 2e-5)
     train_on: Literal["all", "last"] = setting("Assistant turns that carry loss.", "all")
     split_turns: SplitTurns = setting(
         "When turns become examples of their own: where one cannot serve several (auto), always, or never, and rows "

@@ -87,7 +87,8 @@ class WholeEpochs:
         return loader
 
     def _run_epoch(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would add one
+        # Resumed from the last step, or where the run was to end early: transformers would add one.
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         if self._order is not None:  # accelerate's set_epoch does not reach it through the batches skipped on resuming

@@ -70,9 +70,9 @@ def test_a_file_says_what_flags_say(tmp_path):
         (
             ["--warmup_ratio", "0.1"],
             "",
-            r"flag --warmup_ratio \(give --warmup_steps, where a value below 1 is a share of the steps\)",
+            "flag --warmup_ratio; here it is --warmup_steps, of which a value below 1 is a share",
         ),
-        ([], "warmup_ratio: 0.1", r"key 'warmup_ratio' \(give warmup_steps, where a value below 1"),
+        ([], "warmup_ratio: 0.1", "key 'warmup_ratio'; here it is warmup_steps, of which a value below 1"),
         ([], "learning_rat: 1", r"unknown key 'learning_rat' \(did you mean learning_rate\?\)"),
         ([], "seed: x", r"run.yaml: argument --seed: invalid int value"),
         ([], "a: b: c", r"run.yaml: not YAML \(.*line 1"),

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import json
 import pkgutil
 import sys
 from itertools import chain
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 import transformers
+import yaml
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTConfig
 
 import hf_recipes
+from conftest import write_pairs
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser
+from hf_recipes.core.settings import DEFAULTS, Parser
+from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.run.inherited import UNUSABLE
 from hf_recipes.stages.dpo import DPOArguments
 from hf_recipes.stages.grpo import GRPOArguments
@@ -225,3 +229,68 @@ def test_a_mixtures_balance_is_for_mixtures(sft, model_dir, pairs, tmp_path):
     argv = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", tmp_path / "run"]
     code, _, err = sft(*argv, "--router_aux_loss_coef", 0.1, "--dry_run")
     assert code == 1 and "--router_aux_loss_coef is for mixtures of experts; qwen3 is not one" in err
+
+
+# Of all weights, and with an adapter: ten times as much, as in TRL's examples.
+LEARNING_RATES = {
+    "sft": (2e-5, 2e-4),
+    "pretrain": (3e-4, 3e-4),
+    "reward": (1e-5, 1e-4),
+    "dpo": (1e-6, 1e-5),
+    "orpo": (8e-6, 8e-5),
+    "kto": (1e-6, 1e-5),
+    "grpo": (1e-6, 1e-5),
+}
+
+
+def parsed(stage, *flags):
+    one = TABLE[stage]
+    parser = Parser([one.model, one.data, one.arguments, EvaluationArguments])
+    needed = ["--model_name_or_path", "m", "--train_file", "t", "--output_dir", "o", "--report_to", "none"]
+    needed += ["--rewards", "chinese", "--num_generations", "4"] if stage == "grpo" else []
+    return parser, parser.parse([*needed, *map(str, flags)])[2]
+
+
+@pytest.mark.parametrize("stage", TABLE)
+def test_the_learning_rate_by_default_is_larger_with_an_adapter(tmp_path, stage):
+    for use_lora, rate in zip((False, True), LEARNING_RATES[stage], strict=True):
+        parser, args = parsed(stage, "--use_lora", use_lora)
+        parser.save_settings(tmp_path / "run.yaml")
+        _, _, defaults = (tmp_path / "run.yaml").read_text().partition(DEFAULTS)
+        assert args.learning_rate == parser.recorded()["learning_rate"] == yaml.safe_load(defaults)["learning_rate"]
+        assert args.learning_rate == rate
+        trained = "with an adapter" if use_lora else "where all weights are trained"
+        words = f"learning rate {rate:g}, the default {trained}; --learning_rate for another"
+        assert args.learning_rate_by_default(use_lora) == words
+        assert parsed(stage, "--config", tmp_path / "run.yaml")[1].learning_rate == rate
+
+
+def test_a_learning_rate_that_is_given_wins(tmp_path):
+    for rate in (2e-5, 2e-4):  # what is a default of the one or the other too
+        (tmp_path / "run.yaml").write_text(f"learning_rate: {rate}\n")
+        for flags in (["--learning_rate", rate], ["--config", tmp_path / "run.yaml"]):
+            parser, args = parsed("sft", *flags)
+            parser.save_settings(tmp_path / "saved.yaml")
+            changed, _, _ = (tmp_path / "saved.yaml").read_text().partition(DEFAULTS)
+            assert args.learning_rate == rate == yaml.safe_load(changed)["learning_rate"]
+
+
+def test_deepspeeds_learning_rate_is_the_default(tmp_path, monkeypatch):
+    path = tmp_path / "ds.json"
+    for value, expected in ((3e-5, {"learning_rate": 3e-5}), ("auto", {"learning_rate": 2e-4})):
+        path.write_text(json.dumps({"optimizer": {"type": "AdamW", "params": {"lr": value}}}))
+        assert SFTArguments.dependent_defaults({"use_lora": True, "deepspeed": str(path)}) == expected
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+        assert SFTArguments.dependent_defaults({"use_lora": True, "deepspeed": None}) == expected
+        monkeypatch.delenv("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    for text in ("{}", "[]", "{"):
+        path.write_text(text)
+        assert SFTArguments.dependent_defaults({"use_lora": False, "deepspeed": str(path)}) == {}
+
+
+def test_a_run_says_which_learning_rate_it_takes(sft, model_dir, tmp_path):
+    train = write_pairs(tmp_path / "data") / "train.json"
+    flags = ["--model_name_or_path", model_dir, "--train_file", train, "--output_dir", tmp_path / "run", "--dry_run"]
+    line = "learning rate 0.0002, the default with an adapter; --learning_rate for another"
+    assert line in sft(*flags)[1].splitlines()
+    assert "learning rate" not in sft(*flags, "--learning_rate", 1e-3)[1]

@@ -22,6 +22,7 @@ from hf_recipes.run.resume import (
 from hf_recipes.stages.table import STAGES
 
 ONE = ("--model_name_or_path", "a/model", "--train_file", "a.json", "--output_dir", "run", "--report_to", "none")
+ONE += ("--learning_rate", 1e-4)  # else it follows --use_lora
 
 
 @pytest.fixture

@@ -158,6 +158,21 @@ def test_a_run_is_repeated_from_its_settings(run, forks, finished, tmp_path, sta
     assert same(weights(finished(stage)), weights(tmp_path / "again"))
 
 
+@stages("pretrain", "grpo")
+def test_a_run_whose_metric_does_not_improve_ends_early(run, tmp_path, stage):
+    """At a rate of nothing, after the first evaluation and two more; nothing is saved but the end."""
+    metric = sorted(CASES[stage].metrics)[0]
+    flags = ["--validation_file", run.data / stage / "dev.jsonl", "--eval_steps", 1, "--save_strategy", "no"]
+    flags += ["--learning_rate", 0, "--early_stopping_patience", 2, "--metric_for_best_model", metric]
+    done = run(stage, tmp_path / "run", *flags)
+    assert done.code == 0, done.err
+    assert "kept: the last step's weights; --load_best_model_at_end True keeps the best saved step's" in done.out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    stop = metrics["train"]["stopped_early"]
+    assert (metrics["steps"], stop["step"], stop["of"], stop["best_step"]) == (3, 3, 6, 1)
+    assert metrics["after"][metric] == stop["best"] and (tmp_path / "run" / "README.md").is_file()
+
+
 # Sends this process a signal in the training step of an update.
 SIGNAL = """
 import os, signal
