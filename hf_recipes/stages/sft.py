@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import at, setting
-from hf_recipes.data.chat.encoder import ChatEncoder, SplitTurns
+from hf_recipes.data.chat.encoder import ChatEncoder, SplitTurns, total_length
 from hf_recipes.dry_run.data_stats import row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.perplexity import NLL
@@ -53,9 +53,7 @@ class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
         self.check_fields()
         if self.loss_type not in TOKEN_LOSSES:
             raise ValueError(f"--loss_type {self.loss_type}: no such loss; there are {' and '.join(TOKEN_LOSSES)}")
-        if self.max_length is None:
-            budgets = (self.max_source_length, self.max_target_length)
-            self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
+        self.max_length = total_length(self.max_source_length, self.max_target_length, self.max_length)
         if self.packing and self.packing_strategy != "bfd":
             raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
         if self.label_smoothing_factor and self.router_aux_loss_coef:

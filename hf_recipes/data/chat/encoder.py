@@ -448,5 +448,11 @@ def _dropped(reason: str) -> Encoded:
     return Encoded(nothing, nothing, 0, row_status("dropped", reason))
 
 
+def total_length(max_source_length: int | None, max_target_length: int | None, max_length: int | None) -> int:
+    """`max_length`, or by default both budgets together (1024 for one not given), or 1024."""
+    budgets = (max_source_length, max_target_length)
+    return max_length or (sum(budget or 1024 for budget in budgets) if any(budgets) else 1024)
+
+
 def last_question(messages: list[Message]) -> str:
     return next(message["content"] for message in reversed(messages) if message["role"] == "user")
