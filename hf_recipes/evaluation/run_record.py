@@ -10,7 +10,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.settings import PositiveInt, setting
 from hf_recipes.data.arguments import RowArguments
-from hf_recipes.data.chat.encoder import SplitTurns, total_length
+from hf_recipes.data.chat.encoder import SplitTurns, Truncation, total_length
 from hf_recipes.data.examples import load_examples
 from hf_recipes.data.schemas.registry import SCHEMAS
 from hf_recipes.models.devices import cpu_computes_bf16
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RECORD = "run_config.yaml"
 ROWS = tuple(field.name for field in fields(RowArguments))
 BUDGETS = ("train_on", "split_turns", "max_source_length", "max_target_length", "max_length", "truncation_side")
+BUDGETS += ("truncation",)
 SHAPE = {"schema", *(name for name in ROWS if name.endswith("_column"))}
 SHOWN = 40  # characters of a value in a message
 
@@ -40,6 +41,7 @@ class EvaluatedRows(RowArguments):
     train_on: Literal["all", "last"] | None = setting("Assistant turns that nll counts; by default all.")
     split_turns: SplitTurns | None = setting("When turns are rows of their own, as in training.")
     truncation_side: Literal["left", "right"] | None = setting("Side on which an over-long question is cut.")
+    truncation: Truncation | None = setting("Cut reference answers over their budget that nll counts, or drop the row.")
     text_as: Literal["continuation", "question"] | None = setting(
         "Rows of bare text are continued (the default), or sent as a user's question."
     )

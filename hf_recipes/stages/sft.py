@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import at, setting
-from hf_recipes.data.chat.encoder import ChatEncoder, SplitTurns, total_length
+from hf_recipes.data.chat.encoder import ChatEncoder, SplitTurns, Truncation, total_length
 from hf_recipes.dry_run.data_stats import row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.perplexity import NLL
@@ -48,6 +48,11 @@ class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
         "Tokens in all; by default both budgets together (1024 for one not given) or 1024."
     )
     truncation_side: Literal["left", "right"] = setting("Side on which an over-long question is cut.", "left")
+    truncation: Truncation = setting(
+        "What happens to an answer over its budget: cut, and the model learns to stop there; or drop, and its row is "
+        "left out, which is counted.",
+        "cut",
+    )
 
     def __post_init__(self):
         self.check_fields()
@@ -117,6 +122,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: st
         max_target_length=args.max_target_length,
         max_length=args.max_length,
         truncation_side=args.truncation_side,
+        truncation=args.truncation,
         split_turns=args.split_turns,
         keep_text=name == "validation",
     )
