@@ -69,7 +69,7 @@ def settings_after(run: Mapping[str, Any]) -> dict[str, Any]:
         settings["max_length"] = total_length(*(run.get(name) for name in BUDGETS[2:5]))
     elif "max_length" in settings:
         settings["max_pair_length"] = settings.pop("max_length")
-    if settings.get("dtype") == "auto" and (run.get("bf16") is False or not run.get("use_lora", True)):
+    if settings.get("dtype", "auto") == "auto" and (run.get("bf16") is False or not run.get("use_lora", True)):
         settings["dtype"] = "float32"  # that of weights that are all trained, too
     lengths = (run.get(name) for name in ("max_new_tokens", "max_completion_length", "max_target_length"))
     settings["max_new_tokens"] = next(filter(None, lengths), 256)
