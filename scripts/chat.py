@@ -6,15 +6,17 @@ python scripts/chat.py --model_name_or_path MODEL --host 0.0.0.0 --auth user:pas
 """
 
 from hf_recipes.apps.chat.arguments import ChatArguments
-from hf_recipes.apps.chat.launch import check, choose_devices, load, run
+from hf_recipes.apps.chat.launch import as_trained, check, choose_devices, load, run
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.models.templates.options import TemplateArguments
 
 
 def main() -> None:
-    arguments, template = Parser([ChatArguments, TemplateArguments]).parse()
+    parser = Parser([ChatArguments, TemplateArguments])
+    arguments, template = parser.parse()
     choose_devices(arguments.gpus)
     check(arguments)
+    arguments = as_trained(arguments, parser.given)
     run(load(arguments, template), arguments)
 
 

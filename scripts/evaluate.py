@@ -11,7 +11,7 @@ from hf_recipes.core.folders import held
 from hf_recipes.core.settings import Parser, at_end, run_script
 from hf_recipes.evaluation.compare import (
     EvaluateArguments,
-    answers,
+    base_templates,
     check_results,
     compare,
     evaluate,
@@ -24,18 +24,18 @@ from hf_recipes.evaluation.judging.arguments import JudgeArguments
 from hf_recipes.evaluation.judging.pairwise import pair_judge
 from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports import tables as report
+from hf_recipes.evaluation.run_record import EvaluatedRows, RunRecord
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.templates.options import TemplateArguments, thinking_templates
+from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.rewards.weighted_sum import Rewards
 
 
 def main() -> None:
-    parser = Parser(
-        [ModelArguments, Decoding, EvaluationArguments, EvaluateArguments, TemplateArguments, JudgeArguments]
-    )
-    model_args, decoding, evaluation, args, template, judging = parser.parse()
+    kinds = [EvaluationArguments, EvaluateArguments, EvaluatedRows, TemplateArguments, JudgeArguments]
+    parser = Parser([ModelArguments, Decoding, *kinds])
+    model_args, decoding, evaluation, args, rows, template, judging = parser.parse()
     if not evaluation.eval_files:
         raise UserError("--eval_files is missing: name=path of what to evaluate on")
     if args.compare == "base" and not model_args.peft_path:
@@ -44,6 +44,8 @@ def main() -> None:
         return  # the first process evaluates all rows
     at_end.enter_context(held(args.output_dir))
     folder = open_folder(args)
+    record = RunRecord(model_args.peft_path or model_args.model_name_or_path, parser.given)
+    rows, decoding, args, model_args, template = record.apply(rows, decoding, args, model_args, template)
     template.keep_date()
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
 
@@ -51,7 +53,8 @@ def main() -> None:
         config, tokenizer = open_for_inference(model_args, template=template, **source)
         tokenizer.chat_template = chat_template or tokenizer.chat_template
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        options = {"max_length": limit, "max_drop_ratio": args.max_drop_ratio, "cache_dir": args.cache_dir}
+        options = {"max_drop_ratio": args.max_drop_ratio, "rows": rows, "may_lack": record.may_lack}
+        options |= {"max_length": limit, "cache_dir": args.cache_dir}
         rewards = Rewards(evaluation, **source) if evaluation.specs else None
         methods = build_methods(evaluation, tokenizer, decoding=decoding, rewards=rewards, **options)
         is_reward = is_reward_model(config, model_args.peft_path)
@@ -60,21 +63,16 @@ def main() -> None:
         for method in methods.values() if is_reward else ():
             if not method.scores_reward_models:
                 raise UserError(f"{model_args.model_name_or_path}: a reward model, which gives no {method.name}")
-        return tokenizer, methods, {**source, "is_reward": is_reward}
+        return tokenizer, methods, {**source, "is_reward": is_reward, "autocast": record.autocast}
 
     tokenizer, methods, options = prepare(model_args)
-    of_base = {"": methods}
-    if args.compare == "base" and tokenizer.chat_template and any(map(answers, methods.values())):
-        templates = thinking_templates(tokenizer)
-        if args.compare_thinking and not templates:
-            raise UserError(f"--compare_thinking {args.compare_thinking}: the chat template cannot switch")
-        chosen = [args.compare_thinking] if args.compare_thinking else list(templates)
-        of_base = {name: prepare(model_args, templates[name])[1] for name in chosen} or of_base
+    templates = base_templates(args, tokenizer, methods)
+    of_base = {name: prepare(model_args, templates[name])[1] for name in templates} or {"": methods}
     others = ModelArguments(args.compare) if args.compare not in (None, "base") else None
     other_tokenizer, other_methods, other_options = prepare(others) if others else (None, {}, {})
     who = "adapted" if model_args.peft_path else "model"
     check_results(folder, methods, [who, "base" if args.compare == "base" else "other"])
-    settings = settings_of(model_args, args, evaluation, decoding, tokenizer)
+    settings = settings_of(model_args, args, evaluation, rows, decoding, tokenizer)
     judge = pair_judge(judging, args, methods, **source)
     settings["judge"] = judge and judge.settings
 

@@ -20,6 +20,7 @@ from hf_recipes.evaluation.predict import (
     thoughts_columns,
     write_submission,
 )
+from hf_recipes.evaluation.run_record import RunRecord
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
@@ -35,6 +36,8 @@ def main() -> None:
             raise UserError(f"--{name} is for training; name the adapter with --peft_path")
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process answers all rows
+    record = RunRecord(model_args.peft_path or model_args.model_name_or_path, parser.given)
+    args, decoding, model_args, template = record.apply(args, decoding, model_args, template)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
     template.keep_date(date_of(args))
     config, tokenizer = open_for_inference(model_args, template=template, **source)
@@ -43,6 +46,7 @@ def main() -> None:
         args.input_file,
         tokenizer,
         args.columns,
+        may_lack=record.may_lack,
         text_as=args.text_as,
         max_source_length=min(filter(None, (budget, args.max_source_length)), default=None),
         cache_dir=args.cache_dir,
@@ -50,7 +54,9 @@ def main() -> None:
     )
     step = Predict(reader, decoding, args.batch_size, args.prediction_column)
     settings = predict_settings(args, model_args, decoding, reader, config)
-    run_over_file(args, reader, step, settings, partial(load_for_inference, model_args, tokenizer, **source))
+    settings |= {"autocast": True} if record.autocast else {}
+    open_model = partial(load_for_inference, model_args, tokenizer, **source, autocast=record.autocast)
+    run_over_file(args, reader, step, settings, open_model)
     cut, answered = count_cut(args.output_file, args.prediction_column)
     if cut:
         say(f"{cut_message(cut, answered)}; {thoughts_columns(args.prediction_column)[1]} is true in these rows")

@@ -11,6 +11,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser, run_script
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.evaluation.over_file import date_of, run_over_file, settings_of_model
+from hf_recipes.evaluation.run_record import SHAPE, RunRecord
 from hf_recipes.evaluation.score import AnswerReader, Score, ScoreArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
@@ -18,9 +19,13 @@ from hf_recipes.models.templates.options import TemplateArguments
 
 
 def main() -> None:
-    model_args, args, template = Parser([ModelArguments, ScoreArguments, TemplateArguments]).parse()
+    parser = Parser([ModelArguments, ScoreArguments, TemplateArguments])
+    model_args, args, template = parser.parse()
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process scores all rows
+    # Of the rows' columns none: those that are scored are seldom the pairs of the training.
+    record = RunRecord(model_args.peft_path or model_args.model_name_or_path, parser.given | SHAPE)
+    args, model_args, template = record.apply(args, model_args, template)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
     template.keep_date(date_of(args))
     config, tokenizer = open_for_inference(model_args, template=template, **source)
@@ -37,7 +42,8 @@ def main() -> None:
         "max_length": max_length,
         "method": "score",
     }
-    open_model = partial(load_for_inference, model_args, tokenizer, is_reward=True, **source)
+    settings |= {"autocast": True} if record.autocast else {}
+    open_model = partial(load_for_inference, model_args, tokenizer, is_reward=True, **source, autocast=record.autocast)
     run_over_file(args, AnswerReader(args, tokenizer, max_length), Score(args.batch_size), settings, open_model)
 
 

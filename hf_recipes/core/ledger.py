@@ -131,10 +131,11 @@ class Ledger:
     def totals(self) -> Counter:
         return sum(self.sources.values(), Counter())
 
-    def check(self, max_drop_ratio: float, reasons: str = "") -> None:
+    def check(self, max_drop_ratio: float, reasons: str = "", hint: str = "") -> None:
         """Raise a UserError, with the first locations, when more than `max_drop_ratio` of the rows were dropped.
 
-        Only drops whose reason begins with `reasons` count; rows that are `FILTERED` are not counted as read.
+        Only drops whose reason begins with `reasons` count; rows that are `FILTERED` are not counted as read. `hint`
+        says what would keep them.
         """
         prefix = row_status("dropped", reasons)
         entries = [(status, entry) for (_, status), entry in self.reasons.items() if status.startswith(prefix)]
@@ -149,6 +150,7 @@ class Ledger:
         problem = f"{dropped} of {read} rows cannot be used"
         if dropped < read:
             problem += f", more than --max_drop_ratio {max_drop_ratio:g} allows; correct them or raise it"
+        problem += f"; {hint}" if hint else ""
         raise UserError("\n".join([f"{problem}:", *first[:MAX_LOCATIONS]]))
 
     def table(self) -> str:

@@ -7,6 +7,7 @@ import json
 import operator
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -283,6 +284,15 @@ def run_script(main: Callable[[], None], resume_hint: str = "the same command st
         with at_end:
             main()
             leave_process_group()
+            sys.stdout.flush()  # into a pipe that no one reads any more it fails here, not while Python ends
+    except BrokenPipeError:
+        unread = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _lacks_reader(stream)]
+        if not unread:
+            raise
+        # Whoever read the output, such as head, has enough; else Python would flush what is left once more, and fail.
+        for number in unread:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        sys.exit(141)  # as of a process that SIGPIPE ends
     except KeyboardInterrupt:
         say(f"\ninterrupted; {resume_hint}")
         sys.exit(130)
@@ -303,6 +313,13 @@ def print_any_text() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _lacks_reader(stream: TextIO) -> bool:
+    """Whether the stream is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _hush_libraries() -> None:

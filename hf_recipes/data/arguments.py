@@ -6,7 +6,7 @@ from typing import Annotated
 
 from hf_recipes.core.settings import PositiveInt, Share, at, check_limits, setting
 from hf_recipes.data.files.specs import DATA_HELP, entries_of
-from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS, SCHEMAS
+from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS, SCHEMAS, Columns
 
 
 @dataclass
@@ -72,6 +72,41 @@ class DataArguments(SourceArguments):
         super().__post_init__()
         if self.validation_file and self.validation_split_percentage:
             raise ValueError("--validation_file and --validation_split_percentage: give one of them")
+
+
+@dataclass
+class RowArguments:
+    """How the rows of files are read that a model is applied to."""
+
+    schema: str | None = setting(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
+    prompt_column: str | None = setting("Column of the question.")
+    response_column: str | None = setting("Column of the answer.")
+    history_column: str | None = setting("Column of earlier [question, answer] pairs.")
+    thoughts_column: str | None = setting(
+        "Column of the thoughts before the answer; by default one named as such (cot, …); none for none."
+    )
+    system_prompt: str | None = setting("System turn for rows that have none.")
+    ignore_columns: list[str] | None = setting(
+        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+    )
+    encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
+
+    def __post_init__(self):
+        if self.schema is not None and self.schema not in SCHEMAS:
+            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(SCHEMAS)}")
+        check_limits(self)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(
+            schema=self.schema,
+            prompt=self.prompt_column,
+            response=self.response_column,
+            history=self.history_column,
+            thoughts=self.thoughts_column,
+            system_prompt=self.system_prompt or None,
+            ignored=tuple(self.ignore_columns or ()),
+        )
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -152,6 +152,31 @@ def schema_of(source: Source, columns: Columns) -> Schema:
     if any(rows):
         return schema_of_rows(rows, columns, source.path)
     raise UserError("\n  ".join([f"{source.path}: no row can be read:", *problems[:MAX_LOCATIONS]]))
+
+
+def fitting_columns(source: Source, columns: Columns) -> Columns:
+    """`columns`, with which other files were read, without the schema and the columns that this one does not have."""
+    rows = [record.value for record in islice(read_records(source), SNIFFED_ROWS) if record.value]
+    names = {name for row in rows for name in row}
+    missing = {
+        field: getattr(columns, field)
+        for field in ("prompt", "response", "history", "thoughts")
+        if getattr(columns, field) not in (None, NO_COLUMN, *names)
+    }
+    fitting = replace(columns, **dict.fromkeys(missing))
+    if fitting.schema and not any(_converts(row, fitting, source.path) for row in rows):
+        missing["schema"] = columns.schema
+        fitting = replace(fitting, schema=None)
+    if missing:
+        say(f"{source.path}: read without {', '.join(map(str, missing.values()))}, which its rows do not have")
+    return fitting
+
+
+def _converts(row: dict, columns: Columns, path: str) -> bool:
+    try:
+        return bool(schema_of_rows([row], columns, path).to_example(row))
+    except (UserError, RowProblem):
+        return False
 
 
 def _generate(files: list[tuple[Source, Schema]], form: str) -> Iterator[dict]:

@@ -118,7 +118,7 @@ def estimate(
         batch,
         autocast=autocast,
         checkpointing=checkpointing,
-        accumulates=args.gradient_accumulation_steps > 1,
+        accumulates=batch.accumulates or args.gradient_accumulation_steps > 1,
     )
     gradients = step["gradients"]
     if sharding.half:

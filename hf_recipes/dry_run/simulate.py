@@ -38,6 +38,7 @@ class Batch:
     positions: int
     packed: bool = False
     fused_head: bool = False  # TRL's fused loss, which never holds all logits
+    accumulates: bool = False  # others of the same step come before it, whose gradients are kept
     scores: bool = False  # a reward model's: one number a row in place of logits
 
 

@@ -22,11 +22,13 @@ from hf_recipes.evaluation.reports.results import evaluation_report
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generate import not_numbers
+from hf_recipes.models.templates.options import thinking_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_recipes.evaluation.registry import EvaluationArguments
+    from hf_recipes.evaluation.run_record import EvaluatedRows
     from hf_recipes.models.arguments import ModelArguments
     from hf_recipes.models.inference.decoding import Decoding
 
@@ -97,6 +99,18 @@ def evaluate(model: "PreTrainedModel", methods: Mapping[str, Method], batch_size
     return outcome
 
 
+def base_templates(
+    args: EvaluateArguments, tokenizer: "PreTrainedTokenizerBase", methods: Mapping[str, Method]
+) -> dict[str, str]:
+    """The templates by which the base answers, by the setting of thinking; empty where there is nothing to choose."""
+    if args.compare != "base" or not tokenizer.chat_template or not any(map(answers, methods.values())):
+        return {}
+    templates = thinking_templates(tokenizer)
+    if args.compare_thinking and not templates:
+        raise UserError(f"--compare_thinking {args.compare_thinking}: the chat template cannot switch")
+    return {args.compare_thinking: templates[args.compare_thinking]} if args.compare_thinking else templates
+
+
 def evaluate_base(
     model: "PreTrainedModel", methods: Mapping[str, Mapping[str, Method]], batch_size: int
 ) -> tuple[Outcome, dict[str, Any] | None]:
@@ -156,6 +170,7 @@ def settings_of(
     model_args: "ModelArguments",
     args: EvaluateArguments,
     evaluation: "EvaluationArguments",
+    rows: "EvaluatedRows",
     decoding: "Decoding",
     tokenizer: "PreTrainedTokenizerBase",
 ) -> dict[str, Any]:
@@ -173,6 +188,7 @@ def settings_of(
         "chat_template_date": printed_date(tokenizer),
         "eval_methods": evaluation.eval_methods,
         "eval_files": sources,
+        "rows": asdict(rows),
         "few_shot": few_shot_settings(evaluation.few_shot_file, evaluation.few_shot),
         "nll_prefix_token": evaluation.nll_prefix_token,
         "decoding": asdict(decoding),

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from hf_recipes.evaluation.run_record import EvaluatedRows
 from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class EvalContext:
     Attributes:
         max_length: tokens that the model was made for.
         rewards: of generated answers, in addition to the methods' scores.
+        rows: how the rows are read and cut: in a training as its own rows, afterwards as in the run.
+        may_lack: a file may lack the columns and the schema that `rows` name; see `fitting_columns`.
     """
 
     arguments: "EvaluationArguments"
@@ -46,6 +49,8 @@ class EvalContext:
     max_drop_ratio: float = 0.01
     cache_dir: str | None = None
     rewards: "Rewards | None" = None
+    rows: EvaluatedRows = field(default_factory=EvaluatedRows)
+    may_lack: bool = False
 
 
 class Method(Protocol):

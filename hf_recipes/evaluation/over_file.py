@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
-from hf_recipes.core.settings import PositiveInt, check_limits, setting
+from hf_recipes.core.settings import PositiveInt, setting
+from hf_recipes.data.arguments import RowArguments
 from hf_recipes.data.files.records import Record
 from hf_recipes.data.files.specs import DATA_HELP
-from hf_recipes.data.schemas.registry import SCHEMAS, Columns
 from hf_recipes.evaluation.method import versions
 from hf_recipes.evaluation.resumable_output import Results, recorded_settings
 from hf_recipes.models.arguments import ModelArguments
@@ -29,40 +29,17 @@ MESSAGE_SECONDS = 10.0  # between messages of progress
 
 
 @dataclass
-class FileArguments:
+class FileArguments(RowArguments):
     """Which rows are read, and where the results go."""
 
-    input_file: list[str] = field(metadata={"help": f"{DATA_HELP}."})
-    output_file: str = field(metadata={"help": "A jsonl file: every row with its result, in the order of the input."})
+    input_file: list[str] = field(kw_only=True, metadata={"help": f"{DATA_HELP}."})
+    output_file: str = field(
+        kw_only=True, metadata={"help": "A jsonl file: every row with its result, in the order of the input."}
+    )
     overwrite_output: bool = setting("Start over where the output file is there already.", False)
     batch_size: PositiveInt = setting("Conversations in a forward pass.", 8)
-    schema: str | None = setting(f"Shape of the rows ({', '.join(SCHEMAS)}); detected from the columns by default.")
-    prompt_column: str | None = setting("Column of the question.")
-    response_column: str | None = setting("Column of the answer.")
-    history_column: str | None = setting("Column of earlier [question, answer] pairs.")
-    system_prompt: str | None = setting("System turn for rows that have none.")
-    ignore_columns: list[str] | None = setting(
-        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
-    )
-    encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
     trust_remote_code: bool = setting("Run code that comes with the model.", False)
     cache_dir: str | None = setting("Where downloads are cached.")
-
-    def __post_init__(self):
-        if self.schema is not None and self.schema not in SCHEMAS:
-            raise ValueError(f"--schema {self.schema}: expected one of {', '.join(SCHEMAS)}")
-        check_limits(self)
-
-    @property
-    def columns(self) -> Columns:
-        return Columns(
-            schema=self.schema,
-            prompt=self.prompt_column,
-            response=self.response_column,
-            history=self.history_column,
-            system_prompt=self.system_prompt,
-            ignored=tuple(self.ignore_columns or ()),
-        )
 
 
 class Step(Protocol):

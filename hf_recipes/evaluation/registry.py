@@ -1,22 +1,22 @@
 """Named methods on named files, checked before any model is loaded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.settings import NonNegativeInt, check_limits, nearest, setting
-from hf_recipes.data.examples import schema_of
+from hf_recipes.data.examples import fitting_columns, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
-from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.evaluation.method import EvalContext, Method
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.multiple_choice import SingleChoice
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.evaluation.methods.questions import read_question
+from hf_recipes.evaluation.run_record import EvaluatedRows
 from hf_recipes.rewards.settings import RewardArguments
 
 if TYPE_CHECKING:
@@ -74,24 +74,45 @@ class EvaluationArguments(RewardArguments):
         return files
 
 
-def form_of(path: str) -> str:
+def is_choice(path: str, encoding: str | None = None) -> bool:
+    """Whether the rows of a file are single-choice questions."""
+    source = find_sources([path], "test", encoding=encoding)[0]
+    first = next((r for r in islice(read_records(source), 100) if r.value is not None), None)
+    if first is None or not {name.lower() for name in first.value} >= {"question", "answer"}:
+        return False
+    try:
+        read_question({**first.value, "location": first.location})
+        return True
+    except UserError as error:
+        letter = str(first.value.get("answer", first.value.get("Answer", ""))).strip()
+        if len(letter) == 1 and letter.isalpha() and letter.isascii():  # meant as one
+            raise error from None
+        return False
+
+
+def form_of(path: str, rows: EvaluatedRows | None = None) -> str:
     """What the rows of a file are: choice, content, or the form of their schema.
 
     Raises:
         UserError: the file cannot be read, or its shape is not known.
     """
-    source = find_sources([path], "test")[0]
-    first = next((r for r in islice(read_records(source), 100) if r.value is not None), None)
-    if first is not None and {name.lower() for name in first.value} >= {"question", "answer"}:
-        try:
-            read_question({**first.value, "location": first.location})
-            return "choice"
-        except UserError as error:
-            letter = str(first.value.get("answer", first.value.get("Answer", ""))).strip()
-            if len(letter) == 1 and letter.isalpha() and letter.isascii():  # meant as one
-                raise error from None
-    schema = schema_of(source, Columns(reads="prompts"))
+    rows = rows or EvaluatedRows()
+    if is_choice(path, rows.encoding):
+        return "choice"
+    source = find_sources([path], "test", encoding=rows.encoding)[0]
+    schema = schema_of(source, replace(rows.columns, reads="prompts"))
     return "content" if schema.form == "text" and schema.columns.prompt == "content" else schema.form
+
+
+def rows_in(path: str, context: EvalContext) -> EvaluatedRows:
+    """How the rows of a file are read: where it may lack columns, without these; see `fitting_columns`."""
+    rows = context.rows
+    if not context.may_lack or is_choice(path, rows.encoding):
+        return rows
+    source = find_sources([path], "test", encoding=rows.encoding)[0]
+    columns = fitting_columns(source, replace(rows.columns, reads="prompts"))
+    named = {f"{name}_column": getattr(columns, name) for name in ("prompt", "response", "history", "thoughts")}
+    return replace(rows, schema=columns.schema, **named)
 
 
 def build_methods(
@@ -100,7 +121,7 @@ def build_methods(
     *,
     decoding: "Decoding",
     served: Sequence[str] = (),
-    **context: Any,
+    **settings: Any,
 ) -> dict[str, Method]:
     """The evaluations of `arguments.eval_files`, by the file's name, with the method's suffix where it has several.
 
@@ -108,11 +129,12 @@ def build_methods(
 
     Args:
         served: methods that have other rows to work on, and need no file.
-        context: what else `EvalContext` takes.
+        settings: what else `EvalContext` takes.
     """
-    made_with = EvalContext(arguments, tokenizer, decoding, **context)
+    made_with = EvalContext(arguments, tokenizer, decoding, **settings)
     files, requested = arguments.named_files(), arguments.eval_methods
-    forms = {name: form_of(path) for name, path in files.items()}
+    rows = {name: rows_in(path, made_with) for name, path in files.items()}
+    forms = {name: form_of(path, rows[name]) for name, path in files.items()}
     used: dict[str, dict[type[Method], list[str]]] = {}
     for name, form in forms.items():
         fitting = methods_for(form)
@@ -133,7 +155,8 @@ def build_methods(
     evaluations: dict[str, Method] = {}
     for name, methods in used.items():
         for kind, names in methods.items():
-            method = kind.from_file(files[name], forms[name], names if requested else None, made_with)
+            context = replace(made_with, rows=rows[name])
+            method = kind.from_file(files[name], forms[name], names if requested else None, context)
             key = name if len(methods) == 1 else f"{name}_{method.suffix}"
             evaluations[key] = method
             say(f"{key}: {', '.join(getattr(method, 'scores', names))} on {len(method):,} items")

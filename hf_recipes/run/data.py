@@ -1,12 +1,17 @@
 """A run's training and validation rows: read, held out, tokenized, and every row accounted for."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
+from hf_recipes.data.chat.encoder import ANSWER_CUT, OVER_BUDGET, TOO_SMALL
+from hf_recipes.data.chat.preference import TOO_LONG, PreferenceEncoder
 from hf_recipes.data.examples import hold_out, load_examples, row_statuses, sampled_rows, usable
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import SEED, find_sources, source_names
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from hf_recipes.data.arguments import DataArguments
     from hf_recipes.run.arguments import RunArguments
 
+OVER = (ANSWER_CUT, TOO_SMALL, OVER_BUDGET, TOO_LONG)  # the reasons, in statuses, of answers and rows over a budget
+
 
 def prepare_rows(
     data: "DataArguments",
@@ -31,7 +38,7 @@ def prepare_rows(
     """Training rows, evaluation rows or None, and the ledgers of all rows read.
 
     Args:
-        encoder_for: the encoder for the rows called ``train`` or ``validation``; see `tokenize_dataset`.
+        encoder_for: the encoder for `args` and the rows called ``train`` or ``validation``; see `tokenize_dataset`.
         form: of the examples, as for `load_examples`.
         evaluates: there are files to evaluate on in addition to those of `data`.
     """
@@ -41,10 +48,15 @@ def prepare_rows(
         ledgers: dict[str, Ledger] = {}
         rows: dict[str, Dataset] = {}
         for name, examples in read_rows(data, args, form).items():
-            _, tokenized, ledgers[name] = tokenize_rows(examples, encoder_for(name), data)
+            readable, tokenized, ledgers[name] = tokenize_rows(examples, encoder_for(args, name), data)
             rows[name] = usable(tokenized)
             say(f"{name}\n{ledgers[name].table()}")
-            ledgers[name].check(data.max_drop_ratio)
+            hint = budget_hint(readable, tokenized, encoder_for, args)
+            ledgers[name].check(data.max_drop_ratio, hint=hint)
+            if not len(rows[name]):
+                raise UserError(f"{name}: no row is left{f'; {hint}' if hint else ''}")
+            if hint:
+                say(f"note: {name}: {hint}")
     return rows["train"], rows.get("validation"), ledgers
 
 
@@ -96,6 +108,44 @@ def limited_rows(data: "DataArguments", args: "RunArguments", name: str, count: 
     if chosen:
         say(f"{name}: {size:,} of {count:,} rows, drawn with the seed {seed}")
     return chosen
+
+
+def budget_hint(readable: Dataset, tokenized: Dataset, encoder_for: Callable, args: "RunArguments") -> str:
+    """How many answers, or rows that cannot be cut, are over the budgets, and which would keep them whole."""
+    statuses = row_statuses(tokenized)[1]
+    over = [row for row, status in enumerate(statuses) if any(reason in status for reason in OVER)]
+    if not over:
+        return ""
+    unlimited = copy(args)
+    for name in ("max_source_length", "max_target_length", "max_length"):
+        if hasattr(args, name):
+            setattr(unlimited, name, None)
+    encoder = encoder_for(unlimited, "train")
+    whole = usable(tokenize_dataset(readable.select(over), encoder))
+    if not len(whole):
+        return ""
+    if isinstance(encoder, PreferenceEncoder):
+        lengths = np.sort(np.r_[row_sizes(usable(tokenized)), row_sizes(whole)])
+        most = lengths[-(-99 * len(lengths) // 100) - 1]
+        return (
+            f"{len(over):,} of {len(statuses):,} rows are longer than --max_length {args.max_length}; {lengths[-1]} "
+            f"keeps all, {most} keeps 99 %"
+        )
+    prompts = np.array(whole["prompt_length"][:])
+    answers = row_sizes(whole) - prompts
+    needed = {"max_target_length": answers.max()}
+    needed["max_length"] = (np.minimum(prompts, args.max_source_length or prompts) + answers).max()
+    flags = [f"--{name} {size}" for name, size in needed.items() if size > (getattr(args, name) or size)]
+    effect = "left out" if args.truncation == "drop" else "cut, and each teaches to stop in the middle"
+    other = "" if args.truncation == "drop" else "; --truncation drop leaves such rows out"
+    return f"{len(over):,} of {len(statuses):,} answers are {effect}; {' '.join(flags)} keeps all whole{other}"
+
+
+def row_sizes(rows: Dataset) -> np.ndarray:
+    """Tokens of each row, of a pair those of its longer side."""
+    names = [name for name in rows.column_names if name.endswith("_ids")]
+    table = rows.select_columns(names).with_format("arrow")[:]
+    return np.max([pc.list_value_length(column).to_numpy() for column in table.columns], axis=0)
 
 
 def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:

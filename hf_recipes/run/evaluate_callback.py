@@ -22,6 +22,7 @@ from hf_recipes.evaluation.method import Method, Outcome, Record, first_not_fini
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
 from hf_recipes.evaluation.reports.tables import read_predictions
+from hf_recipes.evaluation.run_record import rows_of
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.rewards.weighted_sum import Rewards
@@ -107,6 +108,7 @@ def build_evaluations(
         methods[""] = GenerationMethod(validation, tokenizer, decoding, stop_ids, scores=scores, rewards=rewards)
     with args.main_process_first(local=True, desc="evaluation data"):
         context = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
+        context |= {"rows": rows_of(args, data), "may_lack": True}
         methods |= build_methods(
             evaluation,
             tokenizer,

@@ -111,7 +111,7 @@ class Context:
 def read_examples(context: Context) -> Data:
     """Examples of the stage's form, encoded; see `prepare_rows`."""
     stage, args = context.stage, context.args
-    encoder = partial(stage.encoder, context.tokenizer, args)
+    encoder = partial(stage.encoder, context.tokenizer)
     evaluates = context.evaluates_files
     return Data(*prepare_rows(context.data_args, args, encoder, form=stage.data_form, evaluates=evaluates))
 

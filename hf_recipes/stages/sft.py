@@ -15,7 +15,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.core.settings import at, setting
-from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, SplitTurns
+from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, SplitTurns, Truncation, total_length
 from hf_recipes.data.chat.streamed_rows import RowMixture
 from hf_recipes.dry_run.data_stats import DataStats, row_lengths, row_stats
 from hf_recipes.evaluation.method import Method
@@ -61,6 +61,11 @@ class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
     streaming: bool = setting(
         "Encode while training, for sets beyond memory; nothing is cached. Needs --max_steps.", False
     )
+    truncation: Truncation = setting(
+        "What happens to an answer over its budget: cut, and the model learns to stop there; or drop, and its row is "
+        "left out, which is counted.",
+        "cut",
+    )
 
     def __post_init__(self):
         self.check_fields()
@@ -72,9 +77,7 @@ class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
             raise ValueError("--train_sampling_strategy has no effect with --streaming; leave it out")
         if self.loss_type not in TOKEN_LOSSES:
             raise ValueError(f"--loss_type {self.loss_type}: no such loss; there are {' and '.join(TOKEN_LOSSES)}")
-        if self.max_length is None:
-            budgets = (self.max_source_length, self.max_target_length)
-            self.max_length = sum(budget or 1024 for budget in budgets) if any(budgets) else 1024
+        self.max_length = total_length(self.max_source_length, self.max_target_length, self.max_length)
         if self.packing and self.packing_strategy != "bfd":
             raise ValueError(f"--packing_strategy {self.packing_strategy}: rows would leak into each other; use bfd")
         if self.label_smoothing_factor and self.router_aux_loss_coef:
@@ -211,6 +214,7 @@ def encoder_for(tokenizer: PreTrainedTokenizerBase, args: SFTArguments, name: st
         max_target_length=args.max_target_length,
         max_length=args.max_length,
         truncation_side=args.truncation_side,
+        truncation=args.truncation,
         split_turns=args.split_turns,
         keep_text=name == "validation",
     )

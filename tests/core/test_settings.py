@@ -232,3 +232,27 @@ def test_numbers_stay_within_their_limits(argv, message):
     with pytest.raises(UserError) as raised:
         Parser([Limited]).parse(argv)
     assert str(raised.value) == message
+
+
+def test_a_reader_that_has_enough_ends_a_script_without_a_traceback(monkeypatch):
+    with open(writer_of_a_closed_pipe(), "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        for lines in (1, 100_000):  # that are written at the end, and while it prints
+            with pytest.raises(SystemExit) as stop:
+                run_script(lambda lines=lines: print("line\n" * lines))
+            assert stop.value.code == 141
+            stdout.flush()  # as Python does at its end
+            os.dup2(writer_of_a_closed_pipe(), stdout.fileno())
+    monkeypatch.undo()
+
+    def other_pipe():
+        raise BrokenPipeError("a worker ended")
+
+    with pytest.raises(BrokenPipeError, match="a worker ended"):
+        run_script(other_pipe)
+
+
+def writer_of_a_closed_pipe() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer

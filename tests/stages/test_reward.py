@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from stage_runs import trainer_of
+from stage_runs import context_of, trainer_of
 from transformers import AutoModelForSequenceClassification
 
 from conftest import build_tokenizer, conversation, write_jsonl
@@ -230,3 +230,28 @@ def test_summary_of_scores():
     found = PairAccuracy.summarise(None, records)
     assert found["accuracy"] == 0.5 and found["difference_mean"] == -0.5 and found["score_mean"] == 0.25
     assert found["loss"] == pytest.approx(F.softplus(torch.tensor([-1.0, 2.0])).mean().item())
+
+
+def test_on_a_cpu_pairs_pass_one_by_one_with_the_gradients_of_the_batch(model_dir, tmp_path):
+    """At most one pair's activations are held: every forward has two rows, as the dry run counts them."""
+    flags = {"per_device_train_batch_size": 4, "initializer_range": 0.5, "center_rewards_coefficient": 0.5}
+    trainer, _, _ = make(model_dir, tmp_path, model={"use_lora": False}, **flags)
+    rows = [trainer.train_dataset[index] for index in (0, 1, 4)]
+    batch = trainer.data_collator([*rows, trainer.padding_row(rows[0])])
+    expected = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(3))
+    expected.backward()
+    gradients = {name: weight.grad.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+    shapes = []
+    trainer.model.model.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    trainer.create_optimizer()
+    loss = trainer.training_step(trainer.model, batch, torch.tensor(3))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    for name, weight in trainer.model.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-4, atol=1e-6)
+    longest = [max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    assert shapes == [*((2, length) for length in longest), (2, 2)]
+    args = RewardArguments(output_dir=str(tmp_path / "run"), report_to="none", per_device_train_batch_size=4)
+    context = context_of(STAGE, args, tmp_path / "pairs.jsonl", load_tokenizer(model_dir, or_plain=True)[0])
+    largest = STAGE.data_stats(context, STAGE.read(context)).batch
+    assert (largest.rows, largest.accumulates) == (2, True)

@@ -1,12 +1,14 @@
 """Starting a chat: checks, the devices, the model, and the terminal or the page."""
 
 import os
+from collections.abc import Collection
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.ports import check_port
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.evaluation.run_record import RunRecord
 from hf_recipes.models.adapters.saved_adapter import read_adapter_config
 from hf_recipes.models.templates.options import TemplateArguments
 
@@ -29,6 +31,21 @@ def check(arguments: ChatArguments) -> None:
     if find_spec("gradio") is None:
         raise UserError("the page needs Gradio: pip install -e '.[chat]', or chat in the terminal with --cli")
     check_port(arguments.port, arguments.host)
+
+
+def as_trained(arguments: ChatArguments, given: Collection[str]) -> ChatArguments:
+    """`arguments` with the system prompt that the first adapter, or the model, was trained with, unless one is given.
+
+    How each of the others was trained, where it differs, is printed.
+    """
+    first, *others = [RunRecord(folder, given) for folder in arguments.peft_path or [arguments.model_name_or_path]]
+    first.settings = {name: value for name, value in first.settings.items() if name == "system_prompt"}
+    [arguments] = first.apply(arguments)
+    for other in others if "system_prompt" not in given else ():
+        prompt = other.settings.get("system_prompt", "")
+        if other.path and prompt != arguments.system_prompt:
+            say(f"{other.folder}: trained with another system prompt, {prompt!r}; the chat begins with the first's")
+    return arguments
 
 
 def load(arguments: ChatArguments, template: TemplateArguments | None = None) -> "Engine":

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.bounds import bounded
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import KEPT, row_status
+from hf_recipes.core.ledger import FILTERED, KEPT, row_status
 from hf_recipes.data.chat import answer_finder, message_form, probes, rendered_text, rendering, template, token_offsets
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.example import Example
@@ -30,15 +30,26 @@ from hf_recipes.data.chat.template import TOOLS_IN_SYSTEM, ChatTemplate, has_ans
 from hf_recipes.data.chat.token_offsets import Aligned, Aligner
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas import thoughts
-from hf_recipes.data.schemas.conversation import Message, RowProblem, with_objects, with_text, with_thoughts
+from hf_recipes.data.schemas.conversation import (
+    FilteredRow,
+    Message,
+    RowProblem,
+    with_objects,
+    with_text,
+    with_thoughts,
+)
 from hf_recipes.data.tokenized import FEATURES, table_of
 
 # What ids and labels depend on, with what is learned about a template.
 MODULES = (answer_finder, message_form, rendered_text, rendering, template, thoughts, token_offsets, *probes.MODULES)
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
+Truncation = Literal["cut", "drop"]
 BUDGETS = "--max_target_length, --max_length"
 TEMPLATE = "the chat template of this tokenizer"
+# Of answers over a budget, in statuses.
+ANSWER_CUT, TOO_SMALL = "answer cut", "the budget of an answer is too small"
+OVER_BUDGET = f"the answer is over its budget ({BUDGETS})"
 
 
 @dataclass
@@ -72,6 +83,7 @@ class ChatEncoder:
         max_target_length: tokens of the last answer. Over it, the end of its text is cut; the end-of-turn token stays.
             An answer that would be cut in its thoughts, or that calls a tool, is left out.
         max_length: tokens in all. Over it, the prompt is cut to half of it at the least, then the answer.
+        truncation: ``"drop"`` leaves an answer that would be cut out instead, and with the last one the row.
         split_turns: when the turns of a conversation become examples of their own: where one example cannot serve them
             (``"auto"``), each of them (``"always"``), or none: then rows that need it are dropped (``"never"``).
         keep_text: also return, for evaluation, the columns `question` (the last user turn), `reference` (the last
@@ -90,6 +102,7 @@ class ChatEncoder:
         max_target_length: int | None = None,
         max_length: int | None = None,
         truncation_side: str = "left",
+        truncation: Truncation = "cut",
         split_turns: SplitTurns = "auto",
         keep_text: bool = False,
         keep_rest: bool = False,
@@ -102,7 +115,7 @@ class ChatEncoder:
         self.max_source_length = max_source_length or sys.maxsize
         self.max_target_length = max_target_length or sys.maxsize
         self.max_length = max_length or sys.maxsize
-        self.truncation_side, self.split_turns = truncation_side, split_turns
+        self.truncation_side, self.truncation, self.split_turns = truncation_side, truncation, split_turns
         self.keep_text, self.keep_rest = keep_text, keep_rest
         with bounded(TEMPLATE):
             self.template = ChatTemplate(tokenizer, template_options)
@@ -134,7 +147,8 @@ class ChatEncoder:
         else:  # whose tokens may be bytes, as Qwen-1's
             state = sorted((index, str(token)) for token, index in tokenizer.get_vocab().items())
         settings = [self.train_on, self.max_source_length, self.max_target_length, self.max_length]
-        settings += [self.truncation_side, self.split_turns, self.keep_text, self.keep_rest, self.template.options]
+        settings += [self.truncation_side, self.truncation, self.split_turns, self.keep_text, self.keep_rest]
+        settings += [self.template.options]
         settings += [tokenizer.chat_template, str(tokenizer.special_tokens_map), printed_date(tokenizer)]
         return fingerprint(
             type(tokenizer).__name__,
@@ -171,7 +185,7 @@ class ChatEncoder:
                 remarks = [TOOLS_IN_SYSTEM] if given[index] and not row_tools else []
                 rows = self._encode_row(messages, row_tools, row, remarks, _calling_turns(messages, given[index]))
             except RowProblem as problem:
-                rows = [_dropped(problem.reason)]
+                rows = [_dropped(problem)]
             for number, one in enumerate(rows, 1):
                 one.conversation, one.following = index, len(rows) - number
             encoded += rows
@@ -293,6 +307,8 @@ class ChatEncoder:
             ids, labels = ids[kept], labels[kept]
             notes.append("prompt cut")
         answer_ids = np.asarray(answer.ids[first:], dtype=np.int32)
+        if size > target and self.truncation == "drop":
+            raise FilteredRow(OVER_BUDGET)
         if size > target:
             length = len(answer.text)
             end = len(answer.ids) - answer.tokens(length - len(example.end), length)[0]
@@ -302,10 +318,10 @@ class ChatEncoder:
             begin = answer.tokens(before + text[0], before + text[1])[0] if text else len(answer.ids)
             if calls or stop <= begin:
                 what = "a call" if calls else "thoughts" if messages[-1].get("reasoning_content") else "any text"
-                raise RowProblem(f"the budget of an answer is too small for {what} ({BUDGETS})")
+                raise RowProblem(f"{TOO_SMALL} for {what} ({BUDGETS})")
             stop -= first
             answer_ids = np.concatenate([answer_ids[:stop], answer_ids[-end:]])
-            notes.append("answer cut")
+            notes.append(ANSWER_CUT)
         answer_labels = answer_ids if example.is_labelled else np.full(len(answer_ids), IGNORED, np.int32)
         if self.keep_rest and example.rest:
             rest = np.asarray(self._align(example.rest).ids, dtype=np.int32)
@@ -448,9 +464,15 @@ def _calling_turns(messages: list[Message], tools: list | None) -> set[int]:
     }
 
 
-def _dropped(reason: str) -> Encoded:
-    nothing = np.empty(0, np.int32)
-    return Encoded(nothing, nothing, 0, row_status("dropped", reason))
+def _dropped(problem: RowProblem) -> Encoded:
+    nothing, action = np.empty(0, np.int32), FILTERED if isinstance(problem, FilteredRow) else "dropped"
+    return Encoded(nothing, nothing, 0, row_status(action, problem.reason))
+
+
+def total_length(max_source_length: int | None, max_target_length: int | None, max_length: int | None) -> int:
+    """`max_length`, or by default both budgets together (1024 for one not given), or 1024."""
+    budgets = (max_source_length, max_target_length)
+    return max_length or (sum(budget or 1024 for budget in budgets) if any(budgets) else 1024)
 
 
 def last_question(messages: list[Message]) -> str:

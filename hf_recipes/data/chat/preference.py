@@ -21,6 +21,9 @@ Example = Mapping[str, Any]
 NO_TOKENS = np.empty(0, np.int32)
 
 
+TOO_LONG = "longer than"  # in statuses
+
+
 class PreferenceEncoder:
     """Encodes a prompt with each of its answers.
 
@@ -95,7 +98,7 @@ class PairEncoder(PreferenceEncoder):
         if dropped := [side.status for side in sides if is_dropped(side.status)]:
             return dropped[0]
         if self.is_too_long(sides):
-            return row_status("dropped", f"a side is longer than {self.max_length} tokens")
+            return row_status("dropped", f"a side is {TOO_LONG} {self.max_length} tokens")
         if np.array_equal(*(side.input_ids for side in sides)):
             return row_status("dropped", "chosen and rejected are the same tokens")
         return next((side.status for side in sides if side.status != KEPT), KEPT)
@@ -130,7 +133,7 @@ class UnpairedEncoder(PreferenceEncoder):
             if is_dropped(row.status):
                 continue
             if self.is_too_long([row]):
-                row.status = row_status("dropped", f"longer than {self.max_length} tokens")
+                row.status = row_status("dropped", f"{TOO_LONG} {self.max_length} tokens")
             else:
                 row.prompt_length = int(np.argmax(row.labels != IGNORED))
         return rows

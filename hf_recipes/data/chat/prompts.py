@@ -1,6 +1,6 @@
 """Rows of any known shape as prompts, with the reference answer where a row has one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, last_question
 from hf_recipes.data.chat.template import has_answer
-from hf_recipes.data.examples import described, schema_of
+from hf_recipes.data.examples import described, fitting_columns, schema_of
 from hf_recipes.data.files.records import Record, Source, read_records
 from hf_recipes.data.files.sources import SEED, find_sources
 from hf_recipes.data.schemas.columns import Columns, Row, Schema, is_empty
@@ -68,6 +68,9 @@ class PromptReader:
         seed: draws the rows of ``file#500``.
         max_source_length: tokens of a prompt. A conversation over it loses its oldest turns first (see `ChatEncoder`),
             a bare text its beginning.
+        budgets: keywords of `ChatEncoder` with which a run was trained. With one of the answer's, rows are left out
+            that the run could not train on; else each row with a question is a prompt.
+        may_lack: a file may lack the columns and the schema that `columns` name; see `fitting_columns`.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class PromptReader:
         *,
         text_as: TextAs = "continuation",
         max_source_length: int | None = None,
+        budgets: Mapping[str, Any] | None = None,
+        may_lack: bool = False,
         split: str = "test",
         cache_dir: str | None = None,
         encoding: str | None = None,
@@ -85,15 +90,15 @@ class PromptReader:
     ):
         self.tokenizer, self.max_source_length, self.text_as = tokenizer, max_source_length, text_as
         self._encoder: ChatEncoder | None = None
+        self._as_trained = bool({"max_target_length", "max_length"} & set(budgets or ()))
         self.files: list[tuple[Source, Schema]] = []
         columns = replace(columns or Columns(), reads="prompts")
         for source in find_sources(specs, split, cache_dir, encoding=encoding, seed=seed):
-            schema = schema_of(source, columns)
+            schema = schema_of(source, fitting_columns(source, columns) if may_lack else columns)
             is_bare = schema.form == "text" and text_as == "continuation"
             if not is_bare and self._encoder is None:
-                self._encoder = ChatEncoder(
-                    tokenizer, train_on="last", max_source_length=max_source_length, keep_text=True
-                )
+                settings = {"train_on": "last", **(budgets or {}), "max_source_length": max_source_length}
+                self._encoder = ChatEncoder(tokenizer, **settings, keep_text=True)
             detail = ", continued as it is (--text_as question asks it)" if is_bare else ""
             say(f"{source.path}: {described(source, schema)}{detail}")
             self.files.append((source, schema))
@@ -163,7 +168,9 @@ class PromptReader:
 
     def _encode(self, conversations: list[list[Message]], tools: list[list | None]) -> list[Encoded]:
         """Conversations with their prompts; of an answer that the template cannot show, the reference is its text."""
-        encoded = self._encoder.encode(conversations, tools)
+        encoded = [row for row in self._encoder.encode(conversations, tools) if row.following == 0]
+        if self._as_trained:
+            return encoded
         rows = zip(encoded, conversations, strict=True)
         failed = [row for row, (one, chat) in enumerate(rows) if is_dropped(one.status) and has_answer(chat)]
         prompts = [conversations[row][:-1] for row in failed]
@@ -195,10 +202,12 @@ class PromptReader:
         return np.array(bos + ids, np.int32), row_status("truncated", "prompt cut"), length
 
 
-def read_prompts(reader: PromptReader, max_drop_ratio: float = 0.01) -> tuple[list[Prompt], Ledger]:
-    """All usable prompts, and the ledger of all rows, which is printed and checked against `max_drop_ratio`."""
+def read_prompts(
+    reader: PromptReader, max_drop_ratio: float = 0.01, limit: int | None = None
+) -> tuple[list[Prompt], Ledger]:
+    """All usable prompts of the first `limit` rows, and these rows' ledger, printed and checked by `max_drop_ratio`."""
     prompts, ledger = [], Ledger()
-    for record, prompt, status in reader:
+    for record, prompt, status in islice(reader, limit):
         ledger.add(record.location, status)
         prompts += [prompt] if prompt is not None else []
     say(ledger.table())

@@ -31,7 +31,8 @@ class RatingArguments(FileArguments):
     """Which rows a judge scores, and where they are written with the scores."""
 
     input_file: list[str] = field(
-        metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split]).", "aliases": ["--train_file"]}
+        kw_only=True,
+        metadata={"help": "Files, globs, folders or Hub ids (owner/name[:split]).", "aliases": ["--train_file"]},
     )
     score: bool = setting("Score rows by --judge instead of a report on them.", False)
 

@@ -19,6 +19,7 @@ from hf_recipes.rewards.weighted_sum import Rewards, summarise_rewards
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+TO_PREDICT = "scripts/predict.py writes the model's answers to a file"
 MAX_LABELS = 60  # of a confusion matrix; a larger one is not legible
 
 
@@ -65,7 +66,11 @@ class GenerationMethod(Method):
             scores = ("rouge",) + ("accuracy",) * chooses if compared else ("generation",)
         self.scores = tuple(scores)
         if not compared and set(scores) != {"generation"}:
-            raise UserError(f"{prompts[0].location}: no reference to compare answers with, which {scores[0]} needs")
+            raise UserError(
+                f"{prompts[0].location}: no reference to compare answers with, which {scores[0]} needs; {TO_PREDICT}"
+            )
+        if not compared and not rewards:
+            say(f"{prompts[0].location.rpartition(':')[0]}: no row has an answer to compare with; {TO_PREDICT}")
         if len(compared) < len(prompts) and compared:
             say(f"{len(prompts) - len(compared)} rows have no reference and are answered, not scored")
         if "accuracy" in scores:
@@ -86,8 +91,18 @@ class GenerationMethod(Method):
         budget = context.max_length - answer if context.max_length else None
         if budget is not None and budget < 1:
             raise UserError(f"--max_new_tokens {answer}: the model's context is {context.max_length:,} tokens")
-        reader = PromptReader([path], context.tokenizer, max_source_length=budget, cache_dir=context.cache_dir)
-        prompts, _ = read_prompts(reader, context.max_drop_ratio)
+        rows = context.rows
+        reader = PromptReader(
+            [path],
+            context.tokenizer,
+            rows.columns,
+            text_as=rows.text_as or "continuation",
+            max_source_length=min(filter(None, (budget, rows.max_source_length)), default=None),
+            budgets=rows.budgets,
+            cache_dir=context.cache_dir,
+            encoding=rows.encoding,
+        )
+        prompts, _ = read_prompts(reader, context.max_drop_ratio, rows.max_eval_samples)
         if context.rewards:
             context.rewards.check(prompts)
         settings = {"scores": names, "rewards": context.rewards}

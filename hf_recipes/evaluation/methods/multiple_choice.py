@@ -90,7 +90,8 @@ class SingleChoice(Method):
     @classmethod
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "SingleChoice":
         examples = {"few_shot_file": context.arguments.few_shot_file, "few_shot": context.arguments.few_shot}
-        return cls(read_rows([path]), context.tokenizer, **examples, max_length=context.max_length)
+        rows = read_rows([path])[: context.rows.max_eval_samples]
+        return cls(rows, context.tokenizer, **examples, max_length=context.max_length)
 
     def _examples(self, file: str | None, count: int) -> dict[str, list[Question]]:
         """The examples that may be used, by source of the question."""

@@ -2,10 +2,10 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -13,7 +13,6 @@ from datasets import Dataset
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.examples import load_examples
 from hf_recipes.data.pretraining.document_encoder import leading_ids
 from hf_recipes.evaluation.method import EvalContext, Method, Record
 from hf_recipes.models.inference import forward
@@ -74,6 +73,7 @@ class NLL(Method):
         max_length: of a window (1,024 if not given); a longer conversation is dropped.
         stride: at most ``max_length - 1``; half of `max_length` if not given.
         train_on: ``"all"`` assistant turns count, or only the ``"last"``.
+        budgets: of conversations, other keywords of `ChatEncoder` with which a run was trained.
         max_drop_ratio: the share of rows that may be dropped.
         prefix_token: ``"bos"``, ``"eos"`` or a token of the vocabulary, before texts.
 
@@ -93,6 +93,7 @@ class NLL(Method):
         max_length: int | None = None,
         stride: int | None = None,
         train_on: str = "all",
+        budgets: Mapping[str, Any] | None = None,
         max_drop_ratio: float = 0.01,
         prefix_token: str | None = None,
     ):
@@ -106,7 +107,7 @@ class NLL(Method):
             encode = _Texts(tokenizer, max_length, stride, prefix_token)
             self.note = encode.note
         else:
-            encode = _Conversations(tokenizer, max_length, train_on)
+            encode = _Conversations(tokenizer, max_length, {"train_on": train_on, **(budgets or {})})
         self._windows: list[_Window] = []
         self.ledger = Ledger()
         for columns in examples.iter(CHUNK):
@@ -125,11 +126,12 @@ class NLL(Method):
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "NLL":
         length = context.max_length
         method = cls(
-            load_examples([path], form=form, cache_dir=context.cache_dir, split="test"),
+            context.rows.load(path, form, context.cache_dir),
             context.tokenizer,
             max_length=min(length or 2048, 2048) if form == "text" else length,
             max_drop_ratio=context.max_drop_ratio,
             prefix_token=context.arguments.nll_prefix_token,
+            budgets=context.rows.budgets,
         )
         say(method.ledger.table())
         return method
@@ -282,8 +284,10 @@ class _Texts:
 class _Conversations:
     """Conversations → rows whose labels are those of training."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None, train_on: str):
-        self.encoder, self.max_length = ChatEncoder(tokenizer, train_on=train_on), max_length
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int | None, budgets: Mapping[str, Any]):
+        # With budgets of answers as in the validation of a training, where rows are kept or dropped as a whole.
+        self.encoder = ChatEncoder(tokenizer, keep_text="max_length" in budgets, **budgets)
+        self.max_length = max_length
 
     def __call__(self, rows: list[dict]) -> list[tuple[list[_Window], str]]:
         conversations, tools = ([row[name] for row in rows] for name in ("messages", "tools"))

@@ -13,7 +13,6 @@ from datasets import Dataset
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped
 from hf_recipes.data.chat.preference import PairEncoder
-from hf_recipes.data.examples import load_examples
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.methods.perplexity import source_of
@@ -94,9 +93,9 @@ class PairAccuracy(Method):
 
     @classmethod
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "PairAccuracy":
-        examples = load_examples([path], form=form, cache_dir=context.cache_dir, split="test")
-        lengths = {"max_length": context.max_length, "max_drop_ratio": context.max_drop_ratio}
-        method = cls(examples, context.tokenizer, **lengths)
+        lengths = filter(None, (context.max_length, context.rows.max_pair_length))
+        settings = {"max_length": min(lengths, default=None), "max_drop_ratio": context.max_drop_ratio}
+        method = cls(context.rows.load(path, form, context.cache_dir), context.tokenizer, **settings)
         say(method.ledger.table())
         return method
 

@@ -1,5 +1,6 @@
 """Loading for inference: a base model, with or without an adapter, and the tokenizer that goes with it."""
 
+from types import MethodType
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
@@ -73,6 +74,7 @@ def load_for_inference(
     cache_dir: str | None = None,
     is_reward: bool = False,
     device_map: str | None = None,
+    autocast: bool = False,
 ) -> "PreTrainedModel":
     """The model, quantized where `arguments` say so, with its adapter, on the accelerator where there is one.
 
@@ -81,6 +83,7 @@ def load_for_inference(
     Args:
         is_reward: it is a reward model, or its adapter makes it one.
         device_map: ``"cpu"`` keeps it off the accelerator, ``"auto"`` spreads it over several.
+        autocast: compute in bfloat16 as Trainer does, around the outermost `forward` alone.
     """
     import torch
 
@@ -105,4 +108,14 @@ def load_for_inference(
         model = model.to(torch.accelerator.current_accelerator())
     if arguments.peft_path:
         model = load_adapter(model, arguments.peft_path)
-    return model.eval()
+    return (_autocast(model) if autocast else model).eval()
+
+
+def _autocast(model: "PreTrainedModel") -> "PreTrainedModel":
+    """`model` with the forward that `Accelerator.prepare_model` gives it with bf16, without an `Accelerator`."""
+    import torch
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    forward = torch.autocast(model.device.type, dtype=torch.bfloat16)(model.forward.__func__)
+    model.forward = MethodType(convert_outputs_to_fp32(forward), model)
+    return model
