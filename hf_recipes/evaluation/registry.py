@@ -10,6 +10,7 @@ from hf_recipes.core.settings import NonNegativeInt, check_limits, nearest, sett
 from hf_recipes.data.examples import fitting_columns, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.schemas.columns import Columns
 from hf_recipes.evaluation.method import EvalContext, Method
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.methods.multiple_choice import SingleChoice
@@ -100,7 +101,7 @@ def form_of(path: str, rows: EvaluatedRows | None = None) -> str:
     if is_choice(path, rows.encoding):
         return "choice"
     source = find_sources([path], "test", encoding=rows.encoding)[0]
-    schema = schema_of(source, replace(rows.columns, reads="prompts"))
+    schema = schema_of(source, replace(rows.columns, reads="prompts", thoughts=None))
     return "content" if schema.form == "text" and schema.columns.prompt == "content" else schema.form
 
 
@@ -110,9 +111,10 @@ def rows_in(path: str, context: EvalContext) -> EvaluatedRows:
     if not context.may_lack or is_choice(path, rows.encoding):
         return rows
     source = find_sources([path], "test", encoding=rows.encoding)[0]
-    columns = fitting_columns(source, replace(rows.columns, reads="prompts"))
-    named = {f"{name}_column": getattr(columns, name) for name in ("prompt", "response", "history", "thoughts")}
-    return replace(rows, schema=columns.schema, **named)
+    columns = fitting_columns(source, replace(rows.columns, reads="prompts", thoughts=None))
+    thoughts = fitting_columns(source, Columns(thoughts=rows.columns.thoughts)).thoughts
+    named = {f"{name}_column": getattr(columns, name) for name in ("prompt", "response", "history")}
+    return replace(rows, schema=columns.schema, thoughts_column=thoughts, **named)
 
 
 def build_methods(

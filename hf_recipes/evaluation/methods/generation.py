@@ -1,6 +1,7 @@
 """Generated answers, compared with references."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -95,7 +96,7 @@ class GenerationMethod(Method):
         reader = PromptReader(
             [path],
             context.tokenizer,
-            rows.columns,
+            replace(rows.columns, thoughts=None),
             text_as=rows.text_as or "continuation",
             max_source_length=min(filter(None, (budget, rows.max_source_length)), default=None),
             budgets=rows.budgets,
