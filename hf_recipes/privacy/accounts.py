@@ -36,12 +36,13 @@ secrets = groups(
 
 _LOCAL_PART = r"(?<![\w.+/-])(?!git@|x+@)[\w.+-]{1,64}"
 _AT = r"(?:@| ?[(（\[【] ?(?:at|@|艾特|圈a) ?[)）\]】] ?| ?(?:艾特|圈a) ?|(?-i: AT ))"
-_DOT = r"(?:[.。]| ?[(（\[【] ?(?:dot|点) ?[)）\]】] ?| dot | ?点 ?)"
+_DOT = r"(?:[.。]| ?[(（\[【] ?(?:dot|点|\.) ?[)）\]】] ?| dot | ?点 ?)"
 _NAME = "[a-z0-9-]+"
 _DOMAIN = rf"(?:[a-z0-9-]+{_DOT})+(?:(?!(?:png|jpe?g|gif|webp|svg|js|css|py|html?)\b)[a-z]{{2,}}|[抗康]姆)"
 emails = groups(
     "email",
     re.compile(rf"({_LOCAL_PART}{_AT}{_DOMAIN})", re.I | re.A),
+    re.compile(rf"({_LOCAL_PART} ?@ ?(?:{_NAME} ?\. ?)+(?:com|cn|net|org|edu|gov|io)\b)", re.I | re.A),
     re.compile(rf"({_LOCAL_PART}#(?:[a-z0-9-]+\.)+(?:com|cn|net|org|edu|gov|io|me|cc|xyz|top)\b)", re.I | re.A),
     re.compile(rf"(?:邮箱|邮件|mail)[^a-z0-9]{{0,6}}({_LOCAL_PART} (?:at|@) ?{_DOMAIN})", re.I | re.A),
     re.compile(rf"((?=[a-z]+[0-9._]){_LOCAL_PART} at (?:{_NAME}\.)+[a-z]{{2,}})\b", re.I | re.A),
@@ -51,7 +52,7 @@ emails = groups(
 )
 
 _QQ = (
-    r"((?!(?:19|20)[0-9]{2}[ -])[1-9]"
+    r"((?!(?:19|20)[0-9]{2}[ -](?:0?[1-9]|1[0-2])(?![0-9]))[1-9]"
     r"(?:[0-9]{4,10}|[0-9]{2,3}(?:[ -][0-9]{2,5}){1,2}(?:[ -][0-9]{1,4})?|(?: [0-9]){5,10}"
     r"|[0-9]?(?:[ -][0-9]{3,5}){2}))"
     r"(?![0-9A-Za-z]|\.[0-9]| ?[万亿元人年次块积分点钱克米个])"
@@ -82,7 +83,7 @@ _HEART = "(?:[❤♥♡💗💕]\ufe0f?)"
 wechats = groups(
     "wechat",
     re.compile(
-        rf"[{_WEI}Vv绿i](?:(?<=绿)(?:泡泡|色软件)|(?<=wei)信|(?<=[{_WEI}])(?:[Xx](?![A-Za-z])|[芯心新辛欣])|(?<![绿i])(?:{_HEART}?信|[❤♥]))"
+        rf"[{_WEI}围葳Vv绿i](?:(?<=绿)(?:泡泡|色软件)|(?<=wei)信|(?<=[{_WEI}葳Vv])(?:[Xx](?![A-Za-z])|[芯心新辛欣])|(?<![绿i])(?:{_HEART}?信|[❤♥]))"
         + _FILLER
         + _ID
     ),

@@ -100,7 +100,7 @@ documents = groups(
     ),
 )
 
-_SEPARATOR = "[ .·•・･—–/)）-]"
+_SEPARATOR = "[ .·•・･—–/)）_-]"
 _NOT_A_COUNT = (
     r"(?![0-9_]|\.[0-9]|(?![QVWqvw])[A-Za-z]"
     r"| ?(?:美?元|次|公里|字节|积?分(?!机)|粉丝|票|位[访用顾]|[KMGT]?i?B(?![A-Za-z])|点(?:伤害|血|经验|攻击)))"
@@ -111,6 +111,8 @@ _MOBILE = re.compile(
 )
 # In other groups after a word for telephones only: 1 5 4 0 …
 _SPACED_MOBILE = re.compile(rf"1{_SEPARATOR}{{0,3}}[3-9](?:{_SEPARATOR}{{0,3}}[0-9]){{9}}{_NOT_A_COUNT}")
+# Of Hong Kong, Macau and Taiwan.
+_ABROAD = re.compile(r"(?:\+ ?|00)(?:852|853|886)(?:[ -]?[0-9]){8,10}(?![0-9])")
 _PHONE_WORD = re.compile(r"(?:手机|电话|号码?|联系|致电|拨|打|加|短信|tel|phone|mobile|call|[☎📞📱])[^0-9]{0,6}$", re.I)
 _COUNTRY = re.compile(r"(?:\+ ?|00|(?<![0-9]))86[ -]?$")
 _CALL = re.compile(r"(?:^|[^A-Za-z])(?:tel|phone|mobile|call|vx?|wx|qq|[mtp])$", re.I)
@@ -126,6 +128,8 @@ def mobiles(text: str) -> Iterator[Span]:
             continue
         if (_MOBILE.match(match[0]) or _PHONE_WORD.search(prefix)) and not match[0].endswith("0000000"):  # an amount
             yield Span(start, match.end(), "mobile")
+    for match in _ABROAD.finditer(text):
+        yield Span(*match.span(), "mobile")
 
 
 _LANDLINE = re.compile(
@@ -150,13 +154,19 @@ def landlines(text: str) -> Iterator[Span]:
             match = _ANOTHER.match(text, match.end())
 
 
+_OFFICE = r"([京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼](?<![里讯为度翼动]云) ?"
 # GA 36: a province, an office, and five characters (six for electric cars), at most two of them letters, never O or I.
 plates = groups(
     "plate",
     re.compile(
-        r"([京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼](?<![里讯为度翼动]云) ?"
-        r"[A-HJ-NP-Za-hj-np-z][·•.・･ -]{0,3}(?:[A-HJKa-hjk][·•. -]?[A-HJ-NP-Za-hj-np-z0-9][0-9]{4}"
+        _OFFICE + r"[A-HJ-NP-Za-hj-np-z][·•.・･ -]{0,3}(?:[A-HJKa-hjk][·•. -]?[A-HJ-NP-Za-hj-np-z0-9][0-9]{4}"
         r"|[0-9](?: [0-9]){4,5}|[0-9]{5}[A-Ka-k]|[A-HJ-NP-Za-hj-np-z0-9]{4}[挂学警港澳]"
         r"|(?=[0-9]*(?:[A-Za-z][0-9]*){0,2}(?![0-9A-Za-z]))[A-HJ-NP-Za-hj-np-z0-9]{5}))(?![A-Za-z0-9]|\.[0-9])"
+    ),
+    # In pieces: at least two digits, and two letters at the most.
+    re.compile(
+        _OFFICE + r"[A-HJ-NP-Z][·•.・･ -]{0,3}(?=(?: ?[A-HJ-NP-Z])*(?: ?[0-9]){2}|(?: ?[0-9] ?[A-HJ-NP-Z]){2})"
+        r"(?=(?: ?[0-9])*(?: ?[A-HJ-NP-Z](?: ?[0-9])*){0,2}(?! ?[A-Z0-9]))[A-HJ-NP-Z0-9](?: ?[A-HJ-NP-Z0-9]){4,5})"
+        r"(?! ?[A-Za-z0-9]|\.[0-9])"
     ),
 )

@@ -33,7 +33,7 @@ PLACEHOLDERS = {
 }
 
 # Cheap tests that skip a rule: most texts have few of these.
-_digits = re.compile(r"[0-9](?:[ .·•・･,，、—–/-]{0,3}[0-9]){4}").search
+_digits = re.compile(r"[0-9](?:[ .·•・･,，、—–/_-]{0,3}[0-9]){4}").search
 _letters = re.compile(r"[A-Za-z][·•. -]{0,3}[A-Za-z0-9_-](?:[ -]?[A-Za-z0-9_-]){3}").search
 _at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
 _parameters = re.compile(
