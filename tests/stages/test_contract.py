@@ -183,6 +183,8 @@ def signalled(self, *args, **kwargs):
         os.kill(os.getpid(), signal.{name})
     return step(self, *args, **kwargs)
 RunMixin.training_step = signalled
+if signal.{name} != signal.SIGKILL:
+    signal.signal(signal.{name}, signal.SIG_DFL)  # under nohup, which the tests may be, a hangup is ignored
 """
 
 

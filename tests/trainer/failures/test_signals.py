@@ -17,9 +17,11 @@ def test_a_signal_is_a_request_also_where_the_terminal_is_gone(monkeypatch, name
     replaced = []
     monkeypatch.setattr(sys, "stdout", Gone())
     monkeypatch.setattr(os, "dup2", lambda new, old: replaced.append(old))
+    former = signal.signal(getattr(signal, name), signal.SIG_DFL)  # under nohup a hangup is ignored
     with StopSignal() as stop:
         os.kill(os.getpid(), getattr(signal, name))
         assert stop.name == name
+    signal.signal(getattr(signal, name), former)
     assert replaced == [1, 2]
 
 
