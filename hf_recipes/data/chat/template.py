@@ -113,7 +113,7 @@ class ChatTemplate:
             RowProblem: this template cannot show the conversation.
         """
         if self._repeated and not tools and not separate:
-            example = self._repeated.example(messages, labelled, self.example)
+            example = self._repeated.example(messages, labelled, self.example, self._render)
             if example:
                 return [example]
         examples: list[Example] = []
