@@ -19,7 +19,6 @@ from statistics import median
 
 import torch
 from datasets import disable_progress_bars
-from stage_runs import trainer_of
 
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.models.devices import cpu_computes_bf16
@@ -31,6 +30,7 @@ from hf_recipes.stages.pretrain_trainer import collate, step_blocks
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from plain_loop import plain_loop  # noqa: E402
+from stage_runs import trainer_of  # noqa: E402
 from train_speed import build_tokenizer, made_up_rows  # noqa: E402
 
 

@@ -12,6 +12,7 @@ checkpointing.
 
 import argparse
 import logging
+import sys
 import tempfile
 import time
 import warnings
@@ -20,7 +21,6 @@ from pathlib import Path
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
-from stage_runs import trainer_of
 from tokenize_speed import made_up_rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.utils.rnn import pad_sequence
@@ -31,6 +31,9 @@ from trl import SFTConfig, SFTTrainer
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.models.templates.options import TEMPLATES
 from hf_recipes.stages.sft import STAGE, SFTArguments
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from stage_runs import trainer_of
 
 BLOCK, BATCH = 512, 4
 
