@@ -6,6 +6,7 @@ import pytest
 import trl
 from chat_templates import tokenizer_of
 
+from conftest import CHATML, build_tokenizer
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
 
@@ -31,6 +32,13 @@ def conversations():
         yield [{"role": "system", "content": texts[-1]}, *turns] if number >= 2 * len(TEXTS) else turns
 
 
+def check_same_rows(fast, slow):
+    slow.template._repeated = None
+    messages = list(conversations())
+    expected = [(row.input_ids.tolist(), row.labels.tolist(), row.status) for row in slow.encode(messages)]
+    assert [(row.input_ids.tolist(), row.labels.tolist(), row.status) for row in fast.encode(messages)] == expected
+
+
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_the_rows_are_those_of_two_renderings(path):
     try:
@@ -38,10 +46,24 @@ def test_the_rows_are_those_of_two_renderings(path):
     except UserError as error:  # one that shows no plain turn
         assert "template" in str(error)
         return
-    slow.template._repeated = None
-    messages = list(conversations())
-    expected = [(row.input_ids.tolist(), row.labels.tolist(), row.status) for row in slow.encode(messages)]
-    assert [(row.input_ids.tolist(), row.labels.tolist(), row.status) for row in fast.encode(messages)] == expected
+    check_same_rows(fast, slow)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "messages[-1].content[:9] == '/no_think'",
+        "messages[-1]['content']=='/no_think 几点'",
+        "'/no_think 几点' == messages[-1].content",
+        "messages[-1].content.split('no_think') | length > 1",
+        "messages[-1].content.count('no_think')",
+        "messages[-1].content | replace('no_think', '') != messages[-1].content",
+    ],
+)
+def test_a_prompt_that_depends_on_the_question(test):
+    """In another way than the probes, which only the rendering of the prompt shows."""
+    template = CHATML.removesuffix("{% endif %}") + f"{{% if {test} %}}!!{{% endif %}}{{% endif %}}"
+    check_same_rows(*(ChatEncoder(build_tokenizer(chat_template=template), keep_rest=True) for _ in range(2)))
 
 
 def test_a_plain_conversation_is_rendered_once(tokenizer, monkeypatch):

@@ -9,7 +9,14 @@ from hf_recipes.data.chat.example import Example
 from hf_recipes.data.schemas.conversation import Message
 
 _TEXT = r"(?:'([^'\n]+)'|\"([^\"\n]+)\")"
-_CUE = re.compile(rf"{_TEXT}\s+(?:not\s+)?in\b|\.(?:starts|ends)with\(\s*{_TEXT}")
+# Texts that a template looks for, or gives to a method or filter of strings; and those with which it compares others.
+_CUE = re.compile(
+    rf"{_TEXT}\s*(?:[!=]=|(?:not\s+)?in\b)"
+    r"|(?:\.(?:starts|ends)with|\.r?(?:split|partition|find|index)|[.|]\s*replace|\.count|\.[lr]?strip"
+    rf"|\.remove(?:pre|suf)fix)\(\s*{_TEXT}"
+)
+_COMPARED = re.compile(rf"((?:[\w.]|\[[^\]]*\])+)\s*[!=]=\s*{_TEXT}")
+_NO_CONTENT = re.compile(r"(?:role|type)['\"\]]*$")
 MakeExample = Callable[[list[Message]], Example]
 Render = Callable[[list[Message]], str]
 
@@ -54,7 +61,9 @@ class RepeatedTurns:
             text + (after if number % 2 else generation + before) for number, text in enumerate(contents[:4])
         )
         is_regular = three.prompt == head + body + contents[4] + generation and after.startswith(one.end)
-        cues = {text for groups in _CUE.findall(source) for text in groups if text}
+        found = [*_CUE.findall(source)]
+        found += [texts for left, *texts in _COMPARED.findall(source) if not _NO_CONTENT.search(left)]
+        cues = {text for texts in found for text in texts if text}
         pattern = re.compile("|".join(map(re.escape, sorted(cues))) or r"(?!)")
         ending = one.end, one.rest, one.remarks
         return cls(generation, before, after, *ending, pattern) if is_regular else None
