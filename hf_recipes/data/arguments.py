@@ -98,15 +98,7 @@ class RowArguments:
 
     @property
     def columns(self) -> Columns:
-        return Columns(
-            schema=self.schema,
-            prompt=self.prompt_column,
-            response=self.response_column,
-            history=self.history_column,
-            thoughts=self.thoughts_column,
-            system_prompt=self.system_prompt or None,
-            ignored=tuple(self.ignore_columns or ()),
-        )
+        return columns_of(self)
 
 
 @dataclass
@@ -125,3 +117,18 @@ class UnpairedArguments(DataArguments):
             raise ValueError("--label_low has no effect without --label_threshold")
         if self.label_low is not None and self.label_low > self.label_threshold:
             raise ValueError(f"--label_low {self.label_low:g}: expected at most --label_threshold")
+
+
+def columns_of(data: DataArguments | RowArguments) -> Columns:
+    return Columns(
+        schema=data.schema,
+        prompt=data.prompt_column,
+        response=data.response_column,
+        history=data.history_column,
+        thoughts=data.thoughts_column,
+        system_prompt=data.system_prompt or None,
+        label=getattr(data, "label_column", None),
+        threshold=getattr(data, "label_threshold", None),
+        low=getattr(data, "label_low", None),
+        ignored=tuple(data.ignore_columns or ()),
+    )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import LEDGER, Ledger, details_hidden, without_quoted_values
+from hf_recipes.data.arguments import columns_of
 from hf_recipes.data.examples import schema_of, thoughts_from
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.files.specs import parse_spec
@@ -19,7 +20,6 @@ from hf_recipes.inspection.rows.read import read_sets
 from hf_recipes.inspection.settings import InspectContext
 from hf_recipes.inspection.token_renderer import TokenRenderer
 from hf_recipes.privacy.redactor import Redactor
-from hf_recipes.run.data import columns_of
 
 ON_PAGE = 10  # times as many examples as in the terminal
 NO_DOCUMENT_MASK = (

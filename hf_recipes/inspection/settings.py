@@ -8,14 +8,13 @@ from typing import Literal
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import details_hidden
 from hf_recipes.core.settings import NonNegativeInt, Parser, check_limits, setting
-from hf_recipes.data.arguments import DataArguments
+from hf_recipes.data.arguments import DataArguments, columns_of
 from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.pretraining.corpora import SHARDS, named_paths
 from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.data import columns_of
 from hf_recipes.stages.base import Context
 from hf_recipes.stages.table import STAGES
 

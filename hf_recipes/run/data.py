@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
+from hf_recipes.data.arguments import columns_of
 from hf_recipes.data.chat.encoder import ANSWER_CUT, OVER_BUDGET, TOO_SMALL
 from hf_recipes.data.chat.preference import TOO_LONG, PreferenceEncoder
 from hf_recipes.data.examples import hold_out, load_examples, row_statuses, sampled_rows, usable
@@ -18,7 +19,6 @@ from hf_recipes.data.files.sources import SEED, find_sources, source_names
 from hf_recipes.data.files.specs import parse_spec
 from hf_recipes.data.pretraining.mixture import select_sources
 from hf_recipes.data.pretraining.mixture_policy import read_policy
-from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.data.tokenized import tokenize_dataset
 
 if TYPE_CHECKING:
@@ -155,21 +155,6 @@ def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates
             "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
             "--validation_split_percentage or --eval_files"
         )
-
-
-def columns_of(data: "DataArguments") -> Columns:
-    return Columns(
-        schema=data.schema,
-        prompt=data.prompt_column,
-        response=data.response_column,
-        history=data.history_column,
-        thoughts=data.thoughts_column,
-        system_prompt=data.system_prompt,
-        label=getattr(data, "label_column", None),
-        threshold=getattr(data, "label_threshold", None),
-        low=getattr(data, "label_low", None),
-        ignored=tuple(data.ignore_columns or ()),
-    )
 
 
 def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Dataset, Ledger]:

@@ -16,7 +16,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.core.settings import NonNegativeInt, PositiveInt, at, setting
-from hf_recipes.data.arguments import DataArguments
+from hf_recipes.data.arguments import DataArguments, columns_of
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.simulate import Batch
@@ -26,7 +26,7 @@ from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.data import check_evaluation_rows, columns_of, limited_rows, mixed_files
+from hf_recipes.run.data import check_evaluation_rows, limited_rows, mixed_files
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage

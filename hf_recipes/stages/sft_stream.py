@@ -9,7 +9,7 @@ import numpy as np
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.data.arguments import DataArguments
+from hf_recipes.data.arguments import DataArguments, columns_of
 from hf_recipes.data.chat.streamed_rows import (
     ConversationEncoder,
     ConversationReader,
@@ -25,7 +25,7 @@ from hf_recipes.data.pretraining.mixture_policy import ENDLESS, read_policy, rou
 from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
 from hf_recipes.dry_run.data_stats import DataStats, largest_batch
 from hf_recipes.models.checks.packing import joins_rows
-from hf_recipes.run.data import check_evaluation_rows, columns_of, limited_rows, tokenize_rows
+from hf_recipes.run.data import check_evaluation_rows, limited_rows, tokenize_rows
 from hf_recipes.stages.base import Context, Data
 from hf_recipes.trainer.mixture_data import exchange_of, step_blocks
 
