@@ -10,7 +10,7 @@ BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 DEMO_OUTPUT ?= runs/demo
 
 .PHONY: demo demo-pretrain demo-reward demo-reward-long demo-orpo demo-dpo demo-grpo demo-vocabulary \
-	vocabulary-study test check-families check-slow lock lint bench setup
+	vocabulary-study test check-families check-slow lock flags lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -116,6 +116,10 @@ lock:
 	@{ echo "# The versions that were tested together, of all packages; written by make lock."; \
 		$(BIN)/python -m pip list --format freeze --exclude-editable --exclude pip | sed 's/+cpu$$//'; } > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
+
+# After a change of a setting, or of the packages that bring some: what --help shows without importing them.
+flags: $(VENV)/.installed
+	$(BIN)/python -m hf_recipes.command.record_flags
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -7,7 +7,8 @@ python scripts/chat.py --model_name_or_path MODEL --host 0.0.0.0 --auth user:pas
 
 from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.chat.launch import as_trained, check, choose_devices, load, run
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.models.templates.options import TemplateArguments
 
 

@@ -1,11 +1,14 @@
 """Turn a checkpoint of ChatGLM2, ChatGLM3, Baichuan-7B, Qwen-1, InternLM or MiniCPM into one that transformers loads.
 
 python scripts/convert_checkpoint.py --model_name_or_path models/Baichuan2-7B-Chat --output_dir models/baichuan2-llama
+python scripts/convert_checkpoint.py --model_name_or_path models/chatglm3-6b --output_dir models/chatglm3 --verify \\
+    --trust_remote_code
 """
 
 from dataclasses import dataclass
 
-from hf_recipes.core.settings import Parser, run_script, setting
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser, setting
 
 
 @dataclass

@@ -1,14 +1,16 @@
 """Evaluate a model, with or without an adapter, on named files; beside it the base or another model on the same rows.
 
-python scripts/evaluate.py --model_name_or_path MODEL --peft_path runs/first --compare base \
+python scripts/evaluate.py --model_name_or_path MODEL --peft_path runs/first --compare base \\
     --eval_files dev=dev.json exam=ceval_val.csv --output_dir runs/first/evaluation
+python scripts/evaluate.py --model_name_or_path MODEL --eval_files PromptCBLUE/dev.json --output_dir evaluation
 """
 
 import os
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.folders import held
-from hf_recipes.core.settings import Parser, at_end, run_script
+from hf_recipes.core.script import at_end, run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.compare import (
     EvaluateArguments,
     base_templates,

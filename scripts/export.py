@@ -1,12 +1,14 @@
 """Write a model as GGUF, for llama.cpp, or with a Modelfile for Ollama; checked before it is called done.
 
 python scripts/export.py --format ollama --model_name_or_path models/merged --output_dir models/ollama
+python scripts/export.py --model_name_or_path models/merged --outtype q8_0 --output_dir models/gguf
 """
 
 import shlex
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.export.gguf import ExportArguments, export
 from hf_recipes.models.templates.options import TemplateChoice
 

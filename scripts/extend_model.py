@@ -1,9 +1,12 @@
 """Give a model embeddings for the new tokens of an extended tokenizer.
 
 python scripts/extend_model.py --model_name_or_path MODEL --tokenizer_name tokenizer --output_dir model
+python scripts/extend_model.py --model_name_or_path MODEL --tokenizer_name tokenizer --validation_file held_out.jsonl \\
+    --output_dir model
 """
 
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.vocabulary.arguments import ExtendModelArguments
 
 

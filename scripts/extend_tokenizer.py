@@ -1,10 +1,12 @@
 """Give a tokenizer more tokens: learned from texts, words of a list, special ones; no old id changes.
 
-python scripts/extend_tokenizer.py --tokenizer_name MODEL --train_file zh=corpus/*.jsonl --num_new_tokens 8000 \
+python scripts/extend_tokenizer.py --tokenizer_name MODEL --train_file zh=corpus/*.jsonl --num_new_tokens 8000 \\
     --output_dir tokenizer
+python scripts/extend_tokenizer.py --tokenizer_name MODEL --words medical.txt --output_dir tokenizer
 """
 
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments
 
 

@@ -2,11 +2,13 @@
 
 python scripts/grpo.py --model_name_or_path MODEL --peft_path runs/sft --train_file prompts.jsonl \\
     --reward_model runs/reward --rewards repetition=0.5 --output_dir runs/grpo
+python scripts/grpo.py --model_name_or_path MODEL --train_file prompts.jsonl --rewards mine.py:score \\
+    --output_dir runs/grpo
 """
 
 from functools import partial
 
-from hf_recipes.core.settings import run_script
+from hf_recipes.core.script import run_script
 from hf_recipes.stages.base import RESUME_HINT, run
 from hf_recipes.stages.grpo import STAGE
 

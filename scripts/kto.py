@@ -6,7 +6,7 @@ python scripts/kto.py … --train_file comments.jsonl --label_column like_count 
 
 from functools import partial
 
-from hf_recipes.core.settings import run_script
+from hf_recipes.core.script import run_script
 from hf_recipes.stages.base import RESUME_HINT, run
 from hf_recipes.stages.kto import STAGE
 

@@ -5,7 +5,8 @@ python scripts/merge_adapter.py --peft_path runs/first runs/second --weights 0.7
 """
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.templates.options import TemplateChoice
 

@@ -13,7 +13,8 @@ from typing import Literal
 import hf_recipes
 from hf_recipes.apps.ports import free_port
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser, setting
 
 PAGE = os.path.join(hf_recipes.__path__[0], "apps", "mixture", "viewer.py")
 SETTINGS = {
@@ -28,9 +29,9 @@ SETTINGS = {
 
 @dataclass
 class Arguments:
-    folder: str | None = None
-    port: int = 8501
-    lang: Literal["zh", "en"] | None = None
+    folder: str | None = setting("Folder of corpora, which the page can also be told.")
+    port: int = setting("Port of the page on this machine; another where it is taken.", 8501)
+    lang: Literal["zh", "en"] | None = setting("Language of the page; by default the locale's.")
 
     def __post_init__(self):
         if not 0 < self.port < 65536:

@@ -1,11 +1,12 @@
 """Odds ratio preference optimization: a model that answers, and prefers the better answer, without a reference.
 
 python scripts/orpo.py --model_name_or_path MODEL --train_file pairs.jsonl --output_dir runs/orpo
+python scripts/orpo.py --config configs/recipes/orpo_demo.yaml --model_name_or_path MODEL --dry_run
 """
 
 from functools import partial
 
-from hf_recipes.core.settings import run_script
+from hf_recipes.core.script import run_script
 from hf_recipes.stages.base import RESUME_HINT, run
 from hf_recipes.stages.orpo import STAGE
 

@@ -1,14 +1,17 @@
 r"""Answer every row of a file with a model, with or without an adapter; a second call resumes where the first stopped.
 
-python scripts/predict.py --model_name_or_path MODEL --peft_path runs/first \
+python scripts/predict.py --model_name_or_path MODEL --peft_path runs/first \\
     --input_file test.json --output_file out.jsonl
+python scripts/predict.py --model_name_or_path MODEL --input_file test.csv --prompt_column question \\
+    --output_file out.jsonl
 """
 
 import os
 from functools import partial
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.evaluation.over_file import date_of, run_over_file
 from hf_recipes.evaluation.predict import (

@@ -1,9 +1,11 @@
 """Make conversations of the videos and comments that MediaCrawler fetched from Bilibili.
 
 python scripts/prepare_bilibili.py --input_dir data --total 2000 --test_size 10 --output_dir bilibili
+python scripts/prepare_bilibili.py --input_dir data --privacy --near_dedup --output_dir bilibili
 """
 
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.importers.arguments import BilibiliArguments
 from hf_recipes.importers.bilibili.convert import prepare_bilibili
 from hf_recipes.importers.output import output_folder, print_counts

@@ -1,14 +1,16 @@
 """Clean, deduplicate and tokenize corpora into shards; the same command resumes a killed run.
 
-python scripts/prepare_corpus.py --input_files wiki=wikipedia-cn.json news/ baike.jsonl.zst --quality --near_dedup \
+python scripts/prepare_corpus.py --input_files wiki=wikipedia-cn.json news/ baike.jsonl.zst --quality --near_dedup \\
     --tokenize --model_name_or_path MODEL --output_dir corpus --workers 8
+python scripts/prepare_corpus.py --input_files novels/ --txt_documents blank --exact_dedup --output_dir corpus
 """
 
 from importlib.util import find_spec
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
 """Make conversations of chats of QQ, WeChat or Telegram, as exporters write them.
 
 python scripts/prepare_qq.py --input FOLDER --me NICKNAME_OR_NUMBER --output_dir qq
+python scripts/prepare_qq.py --input chat.json --me 123456789 --session_gap 60 --test_size 50 --output_dir chats
 """
 
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.importers.arguments import QQArguments
 from hf_recipes.importers.chat_logs.convert import prepare_qq
 from hf_recipes.importers.output import output_folder, print_counts

@@ -7,7 +7,7 @@ python scripts/pretrain.py --config_name configs/models/qwen3_30m.json --tokeniz
 
 from functools import partial
 
-from hf_recipes.core.settings import run_script
+from hf_recipes.core.script import run_script
 from hf_recipes.stages.base import RESUME_HINT, run
 from hf_recipes.stages.pretrain import STAGE
 

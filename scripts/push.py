@@ -4,11 +4,12 @@ python scripts/push.py --folder runs/mine --hub_model_id me/mine --dry_run
 python scripts/push.py --folder runs/mine/checkpoint-100 --hub_model_id me/mine --target modelscope
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser, setting
 from hf_recipes.hub import clients as hub
 from hf_recipes.hub.upload import ensure_repository, upload
 from hf_recipes.publishing.collect_files import Address, base_without_name, upload_folder
@@ -17,15 +18,17 @@ from hf_recipes.publishing.push_callback import REPLACED
 
 @dataclass
 class Arguments:
-    folder: str
-    hub_model_id: str
-    target: hub.Target = "hf"
-    private: bool = True
-    revision: str | None = None
-    base_model_name: str | None = None
-    license: str | None = None
-    dry_run: bool = False
-    hub_token: str | None = None
+    folder: str = setting("Folder of a run, a checkpoint, a merged or an exported model.", MISSING)
+    hub_model_id: str = setting("Its name on the hub: owner/name.", MISSING)
+    target: hub.Target = setting("Which hub.", "hf")
+    private: bool = setting("Whether a new repository is private.", True)
+    revision: str | None = setting("Branch to push to.")
+    base_model_name: str | None = setting("The base's name on the hub, where the run was of a folder.")
+    license: str | None = setting("Of the model card, such as apache-2.0.")
+    dry_run: bool = setting("List what would be sent, and send nothing.", False)
+    hub_token: str | None = setting(
+        "Better in the variable HF_TOKEN or MODELSCOPE_API_TOKEN: others see command lines."
+    )
 
     def __post_init__(self):
         hub.check_destination(self.hub_model_id, self.target)

@@ -2,13 +2,16 @@
 
 python scripts/score.py --model_name_or_path MODEL --peft_path runs/reward --input_file pairs.jsonl \\
     --output_file scored.jsonl
+python scripts/score.py --model_name_or_path REWARD_MODEL --input_file answers.csv --prompt_column question \\
+    --response_column answer --output_file scored.csv
 """
 
 import os
 from functools import partial
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.evaluation.over_file import date_of, run_over_file, settings_of_model
 from hf_recipes.evaluation.run_record import SHAPE, RunRecord

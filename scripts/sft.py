@@ -6,7 +6,7 @@ torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 
 from functools import partial
 
-from hf_recipes.core.settings import run_script
+from hf_recipes.core.script import run_script
 from hf_recipes.stages.base import RESUME_HINT, run
 from hf_recipes.stages.sft import STAGE
 

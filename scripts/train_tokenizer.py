@@ -1,9 +1,12 @@
 """Train a tokenizer on texts.
 
 python scripts/train_tokenizer.py --train_file wiki=wikipedia-cn.json news/ --vocab_size 32000 --output_dir tokenizer
+python scripts/train_tokenizer.py --train_file corpus/ --model_type unigram \\
+    --special_tokens configs/special_tokens/roles.json --output_dir tokenizer
 """
 
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser
 from hf_recipes.vocabulary.arguments import TrainTokenizerArguments
 
 

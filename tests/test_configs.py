@@ -44,6 +44,8 @@ def read_recipe(path):
     kinds = [stage.model, stage.data, stage.arguments, EvaluationArguments]
     _, data, _, evaluation = Parser(kinds).parse(flags)
     files = [*data.train_file, *(data.validation_file or ()), *evaluation.named_files().values()]
+    yours = {"train.jsonl", "pairs.jsonl", "rated.jsonl", "prompts.jsonl", "corpus"}  # of recipes to start from
+    files = set(files) - yours
     assert all((ROOT / name).exists() for name in files if not name.startswith(("runs/", ".cache/")))
 
 

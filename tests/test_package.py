@@ -3,21 +3,24 @@
 import ast
 import configparser
 import graphlib
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from importlib import metadata
-from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from conftest import ROOT
 
 PACKAGE = ROOT / "hf_recipes"
+UNIX_ALONE = ("fcntl", "grp", "pwd", "resource", "termios")
 MOST_FILES = 14  # of a folder
 # The rooms: each may import from those before it, and from itself.
 ROOMS = (
@@ -40,6 +43,7 @@ ROOMS = (
     "stages",
     "inspection",
     "apps",
+    "command",
 )
 
 
@@ -65,11 +69,11 @@ def test_imports_run_one_way_and_in_no_circle():
         graph[module] = {name if name in files else name.rpartition(".")[0] for name in names} & files.keys() - {module}
         roots = {name.split(".")[0] for name in names}
         # Locks are `core.files.locked`, on file systems and machines of every kind.
-        forbidden = {"scripts", "fcntl"} | (
+        forbidden = {"scripts", *UNIX_ALONE} | (
             {"trl", "torch", "peft"} if module.startswith("hf_recipes.data.") else set()
         )
         wrong += [f"{module} imports {root}" for root in roots & forbidden]
-        if module != "hf_recipes.__init__":
+        if module not in ("hf_recipes.__init__", "hf_recipes.__main__"):
             rank = ROOMS.index(module.split(".")[1])
             wrong += [f"{module} imports {other}" for other in graph[module] if ROOMS.index(other.split(".")[1]) > rank]
     assert not wrong
@@ -102,39 +106,64 @@ def test_the_samples_do_not_shadow_the_datasets_package():
     assert not (ROOT / "datasets" / "__init__.py").exists()
 
 
-def test_a_built_wheel_works_away_from_the_checkout(tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(PACKAGE, source / "hf_recipes", ignore=shutil.ignore_patterns("__pycache__"))
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Where a built wheel lies, as pip would lay it down."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("hf_recipes", "scripts", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        tmp_path,
-        source,
-    ]
-    subprocess.run(build, check=True, capture_output=True)
-    [wheel] = tmp_path.glob("*.whl")
-    installed = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(installed)
-    code = (
-        f"import sys; sys.path.insert(0, {str(installed)!r})\n"
-        "import hf_recipes\n"
-        "from hf_recipes.models.tokenizer import _bundled\n"
-        "from hf_recipes.stages.sft import STAGE\n"
-        "print(hf_recipes.__file__, *_bundled())"
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(pip, check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_has_every_room_and_the_scripts_and_configurations(installed):
+    names = {path.relative_to(installed / "hf_recipes").as_posix() for path in (installed / "hf_recipes").rglob("*")}
+    rooms = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    beside = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*") if path.is_file()}
+    beside |= {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")}
+    assert rooms | beside | {"py.typed", "command/flags.json"} <= names
+    [points] = installed.glob("*.dist-info/entry_points.txt")
+    assert "hf-recipes = hf_recipes.command.main:main" in points.read_text()
+
+
+def test_the_wheel_trains_away_from_the_checkout(installed, model_dir, tmp_path):
+    rows = [{"instruction": f"问{i}", "output": f"答{i}"} for i in range(4)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = f"--config sft_lora.yaml --model_name_or_path {model_dir} --output_dir run --max_steps 1 --report_to none"
+    flags += (
+        " --validation_split_percentage 25 --eval_steps 1 --save_steps 1 --gradient_accumulation_steps 1 --bf16 false"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    location, *templates = done.stdout.split()
-    assert Path(location).is_relative_to(installed)
-    bundled = "alpaca baichuan chatglm2 chatglm3 chatml glm llama2 minicpm plain roles vicuna"
-    assert templates == bundled.split()
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_recipes", "sft", *flags.split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    recorded = yaml.safe_load((tmp_path / "run" / "run_config.yaml").read_text(encoding="utf-8"))
+    assert recorded["lora_config"] == "configs/lora_qwen.json"  # not where it was found
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+    assert "--thinking off" in done.stdout
+
+
+def test_without_what_windows_lacks_every_script_starts():
+    code = """
+import sys, runpy, glob
+sys.modules["fcntl"] = None
+import select
+vars(select).pop("poll")
+for path in sorted(glob.glob("scripts/*.py")):
+    runpy.run_path(path)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_lock_names_every_package_that_the_environment_is_built_of():

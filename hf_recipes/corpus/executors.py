@@ -24,7 +24,8 @@ from datatrove.utils.logging import logger
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import disk_problem
-from hf_recipes.core.settings import PositiveInt, check_limits, setting
+from hf_recipes.core.limits import PositiveInt, check_limits
+from hf_recipes.core.settings import setting
 
 POLL_SECONDS = 10.0  # between two queries of a Slurm job
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
-from hf_recipes.core.settings import PositiveInt, setting
+from hf_recipes.core.limits import PositiveInt
+from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import RowArguments
 from hf_recipes.data.files.records import Record
 from hf_recipes.data.files.specs import DATA_HELP

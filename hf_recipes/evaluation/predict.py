@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.ledger import shown
-from hf_recipes.core.settings import PositiveInt, setting
+from hf_recipes.core.limits import PositiveInt
+from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.prompts import Prompt, PromptReader
 from hf_recipes.data.files.records import Record

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.settings import PositiveInt, setting
+from hf_recipes.core.limits import PositiveInt
+from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import RowArguments
 from hf_recipes.data.chat.encoder import SplitTurns, Truncation, total_length
 from hf_recipes.data.examples import load_examples

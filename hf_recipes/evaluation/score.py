@@ -10,7 +10,8 @@ import numpy as np
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, is_dropped, row_status
-from hf_recipes.core.settings import PositiveInt, setting
+from hf_recipes.core.limits import PositiveInt
+from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.records import Record, read_records

@@ -16,7 +16,8 @@ import torch
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import is_empty, new_folder, writing
-from hf_recipes.core.settings import NonNegativeInt, PositiveFloat, check_limits, setting
+from hf_recipes.core.limits import NonNegativeInt, PositiveFloat, check_limits
+from hf_recipes.core.settings import setting
 from hf_recipes.export import llama_cpp, llama_cpp_converter, merge_record
 from hf_recipes.export.modelfile import modelfile, read_turns, stop_texts
 from hf_recipes.export.parity import Difference, ModelOutputs, answer, compare, default_tolerance, parity_prompts

@@ -7,7 +7,8 @@ from typing import Literal
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import details_hidden
-from hf_recipes.core.settings import NonNegativeInt, Parser, check_limits, setting
+from hf_recipes.core.limits import NonNegativeInt, check_limits
+from hf_recipes.core.settings import Parser, setting
 from hf_recipes.data.arguments import DataArguments, columns_of
 from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.sources import find_sources

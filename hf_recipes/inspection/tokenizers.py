@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT
-from hf_recipes.core.settings import PositiveInt, check_limits, setting
+from hf_recipes.core.limits import PositiveInt, check_limits
+from hf_recipes.core.settings import setting
 from hf_recipes.data.pretraining.corpora import find_corpora, open_reader
 from hf_recipes.evaluation.reports.report import Example, Examples, Number, Report, Section, Table, TokenSequence
 from hf_recipes.inspection.token_renderer import TokenRenderer

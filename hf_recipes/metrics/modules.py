@@ -11,8 +11,8 @@ import evaluate
 from datasets import Features, Value
 from datasets import List as ListOf
 
+from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import nearest
 from hf_recipes.metrics import text as metrics
 
 TEXT = Value("string")

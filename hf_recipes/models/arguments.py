@@ -1,7 +1,7 @@
 """Which base model, and how it is loaded."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 from hf_recipes.core.settings import setting
 
@@ -10,19 +10,19 @@ from hf_recipes.core.settings import setting
 class ModelArguments:
     """Which model, in which form, and which of its weights are trained."""
 
-    model_name_or_path: str
-    model_revision: str = "main"
-    dtype: str = "auto"
-    attn_implementation: str | None = None
-    use_lora: bool = True
-    lora_config: str | None = None
-    peft_path: str | None = None
+    model_name_or_path: str = setting("The base model: a folder or a Hub id.", MISSING)
+    model_revision: str = setting("Branch, tag or commit of the model on the Hub.", "main")
+    dtype: str = setting("Of the weights: float32, bfloat16 or float16; auto takes that of the files.", "auto")
+    attn_implementation: str | None = setting("Such as sdpa, eager or flash_attention_2; by default transformers'.")
+    use_lora: bool = setting("Train an adapter; without it all weights.", True)
+    lora_config: str | None = setting("JSON file of the adapter's shape (configs/lora_*.json).")
+    peft_path: str | None = setting("An adapter that was trained before, to go on with or to use.")
     train_new_tokens: bool = setting(
         "With a new adapter, train the embeddings of the tokens that extend_model.py gave the model too.", True
     )
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    bnb_config: str | None = None
+    load_in_4bit: bool = setting("Load the base in 4 bits (NF4), as QLoRA does.", False)
+    load_in_8bit: bool = setting("Load the base in 8 bits.", False)
+    bnb_config: str | None = setting("JSON file of bitsandbytes' settings (configs/bnb_*.json).")
 
     def __post_init__(self):
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):

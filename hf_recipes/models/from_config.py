@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.settings import nearest
+from hf_recipes.core.settings import setting
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config, load_model
 
@@ -20,11 +21,11 @@ MULTIPLE = 64  # the vocabulary is padded to a multiple of it: matrix kernels ar
 class PretrainModelArguments(ModelArguments):
     """A model to train further, or the shape of a new one; all weights are trained unless LoRA is set."""
 
-    model_name_or_path: str | None = None
-    use_lora: bool = False
-    config_name: str | None = None
-    tokenizer_name: str | None = None
-    initializer_range: float | None = None
+    model_name_or_path: str | None = setting("The model to train further: a folder or a Hub id.")
+    use_lora: bool = setting("Train an adapter; without it all weights.", False)
+    config_name: str | None = setting("The shape of a new model: a JSON file (configs/models), a folder or a Hub id.")
+    tokenizer_name: str | None = setting("The tokenizer of a new model: a folder or a Hub id.")
+    initializer_range: float | None = setting("Standard deviation of a new model's weights; by default the shape's.")
 
     def __post_init__(self):
         if bool(self.model_name_or_path) == bool(self.config_name):

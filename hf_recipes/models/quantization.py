@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.settings import nearest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
 
+from hf_recipes.core.command_line import nearest
 from hf_recipes.core.distributed import (
     compile_kernels,
     private_shared_memory,
@@ -21,29 +22,14 @@ from hf_recipes.core.distributed import (
 )
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.settings import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    at,
-    check_limits,
-    nearest,
-    setting,
-)
+from hf_recipes.core.limits import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits
+from hf_recipes.core.settings import setting
 from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
 from hf_recipes.run.inherited import Needs, refuse_unusable
 
 # Of numbers that all stages inherit.
-LIMITS = {
-    **dict.fromkeys(
-        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), at(ge=1)
-    ),
-    "ddp_timeout": at(ge=1, text="at least 1 second"),
-    "seed": at(ge=0, le=2**32 - 1),
-}
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
 
@@ -54,7 +40,13 @@ class RunArguments:
     # Of the stage, as `inherited` has them for all.
     unusable: ClassVar[dict[str, str]] = {}
     needs: ClassVar[Needs] = {}
-    limits: ClassVar[dict[str, at]] = {}  # of inherited numbers
+    limits: ClassVar[dict[str, at]] = {  # of inherited numbers
+        **dict.fromkeys(
+            ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), at(ge=1)
+        ),
+        "ddp_timeout": at(ge=1, text="at least 1 second"),
+        "seed": at(ge=0, le=2**32 - 1),
+    }
     # Whether the loss calls the output embeddings, so that an adapter on them is trained, or reads their weight.
     calls_head: ClassVar[bool] = False
     adapter_learning_rate: ClassVar[float | None] = None  # the default with an adapter, where it is another
@@ -64,6 +56,7 @@ class RunArguments:
     eos_token: str | None = setting("The tokenizer's end token, where it has none or another is meant.")
     dry_run: bool = setting("Print what the run would do and need, and stop before any weight is loaded.", False)
     overwrite_output_dir: bool = setting("Start over in an earlier run's folder: what it wrote is deleted.", False)
+    resume_from_checkpoint: str | None = setting("true for the run's newest checkpoint, or a checkpoint's folder.")
     bf16: bool | None = setting("Compute in bfloat16; by default where the device does.")
     gradient_checkpointing: bool | None = setting("Recompute activations to save memory; by default not on a CPU.")
     include_num_input_tokens_seen: str = setting("Has no effect: tokens are counted anyway, without padding.", "no")
@@ -129,7 +122,7 @@ class RunArguments:
         refuse_unusable(self, self.unusable, self.needs)
         if self.use_liger_kernel and find_spec("liger_kernel") is None:
             raise ValueError("--use_liger_kernel: not installed; pip install liger-kernel, or leave it out")
-        check_limits(self, **LIMITS, **self.limits)
+        check_limits(self)
 
     def __post_init__(self):
         if not self.output_dir:

@@ -22,7 +22,7 @@ from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.data.tokenized import tokenize_dataset
 
 if TYPE_CHECKING:
-    from hf_recipes.data.arguments import DataArguments
+    from hf_recipes.data.arguments import DataArguments, SourceArguments
     from hf_recipes.run.arguments import RunArguments
 
 OVER = (ANSWER_CUT, TOO_SMALL, OVER_BUDGET, TOO_LONG)  # the reasons, in statuses, of answers and rows over a budget
@@ -33,16 +33,13 @@ def prepare_rows(
     args: "RunArguments",
     encoder_for: Callable,
     form: str = "messages",
-    evaluates: bool = False,
 ) -> tuple[Dataset, Dataset | None, dict[str, Ledger]]:
     """Training rows, evaluation rows or None, and the ledgers of all rows read.
 
     Args:
         encoder_for: the encoder for `args` and the rows called ``train`` or ``validation``; see `tokenize_dataset`.
         form: of the examples, as for `load_examples`.
-        evaluates: there are files to evaluate on in addition to those of `data`.
     """
-    check_evaluation_rows(data, args, evaluates)
     # The first process reads and tokenizes; the others then find its cache.
     with args.main_process_first(local=True, desc="data"):
         ledgers: dict[str, Ledger] = {}
@@ -148,12 +145,15 @@ def row_sizes(rows: Dataset) -> np.ndarray:
     return np.max([pc.list_value_length(column).to_numpy() for column in table.columns], axis=0)
 
 
-def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:
-    """Refuse to evaluate on nothing."""
-    if args.eval_strategy != "no" and not (evaluates or data.validation_file or data.validation_split_percentage):
+def check_evaluation_rows(data: "SourceArguments", args: "RunArguments", evaluates: bool) -> None:
+    """Refuse to evaluate on nothing, neither rows of `data` nor files in addition."""
+    splits = hasattr(data, "validation_split_percentage")
+    if args.eval_strategy != "no" and not (
+        evaluates or data.validation_file or (splits and data.validation_split_percentage)
+    ):
         raise UserError(
             "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
-            "--validation_split_percentage or --eval_files"
+            f"{'--validation_split_percentage ' if splits else ''}or --eval_files"
         )
 
 

@@ -12,9 +12,9 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_jsonl
-from hf_recipes.core.settings import nearest
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.data.pretraining.corpora import named_paths
 from hf_recipes.evaluation.compare import few_shot_settings

@@ -4,8 +4,8 @@ import inspect
 import json
 from typing import TYPE_CHECKING
 
+from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import nearest
 
 if TYPE_CHECKING:
     import torch

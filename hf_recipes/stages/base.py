@@ -25,7 +25,7 @@ from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.data import prepare_rows
+from hf_recipes.run.data import check_evaluation_rows, prepare_rows
 from hf_recipes.run.evaluate_callback import choose_best_by
 from hf_recipes.run.model import build_model, build_reference, check_settings
 from hf_recipes.run.run_folder import RunFolder
@@ -112,8 +112,7 @@ def read_examples(context: Context) -> Data:
     """Examples of the stage's form, encoded; see `prepare_rows`."""
     stage, args = context.stage, context.args
     encoder = partial(stage.encoder, context.tokenizer)
-    evaluates = context.evaluates_files
-    return Data(*prepare_rows(context.data_args, args, encoder, form=stage.data_form, evaluates=evaluates))
+    return Data(*prepare_rows(context.data_args, args, encoder, form=stage.data_form))
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     context = Context(stage, *parser.parse(argv))
     model_args, args = context.model_args, context.args
     check_settings(model_args, args, stage.task_type)
+    check_evaluation_rows(context.data_args, args, context.evaluates_files)
     if "learning_rate" not in parser.given:
         say(args.learning_rate_by_default(model_args.use_lora))
     folder = RunFolder(parser, model_args, args)

@@ -9,8 +9,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig
 
+from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import PositiveInt, at, nearest, setting
+from hf_recipes.core.limits import PositiveInt, at
+from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.data_stats import DataStats, row_lengths, rows_digest

@@ -15,7 +15,8 @@ from trl import GRPOConfig, RLOOConfig
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.core.settings import NonNegativeInt, PositiveInt, at, setting
+from hf_recipes.core.limits import NonNegativeInt, PositiveInt, at
+from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import DataArguments, columns_of
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.dry_run.data_stats import DataStats

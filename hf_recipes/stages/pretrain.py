@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import to_json
-from hf_recipes.core.settings import Share, at, setting
+from hf_recipes.core.limits import Share, at
+from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.simulate import Batch

@@ -14,7 +14,8 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.core.settings import at, setting
+from hf_recipes.core.limits import at
+from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, SplitTurns, Truncation, total_length
 from hf_recipes.data.chat.streamed_rows import RowMixture
 from hf_recipes.dry_run.data_stats import DataStats, row_lengths, row_stats

@@ -4,13 +4,15 @@ import io
 import os
 import sys
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pytest
 import yaml
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import Parser, PositiveInt, Share, at, check_limits, run_script, setting
+from hf_recipes.core.limits import PositiveInt, Share, at, check_limits
+from hf_recipes.core.script import run_script
+from hf_recipes.core.settings import Parser, setting
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments
@@ -213,8 +215,10 @@ class Limited:
     low: Annotated[float, at(gt=0, lt=0.5)] = setting("Below a half.", 0.25)
     rest: int = 0
 
+    limits: ClassVar = {"rest": at(ge=0, le=9)}
+
     def __post_init__(self):
-        check_limits(self, rest=at(ge=0, le=9))
+        check_limits(self)
 
 
 @pytest.mark.parametrize(

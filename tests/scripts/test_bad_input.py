@@ -139,10 +139,6 @@ def test_no_chat_template(fails, tmp_path, model_dir):
     fails("no chat template; choose one with --chat_template", model=tmp_path / "bare")
 
 
-def test_evaluation_without_rows(fails):
-    fails("without rows to evaluate on: give --validation_file", "--eval_steps", "5")
-
-
 def test_misspelt_flag(fails):
     fails("unknown flag --learning_rat (did you mean --learning_rate?)", "--learning_rat", "1")
 

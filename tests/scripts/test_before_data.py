@@ -37,6 +37,12 @@ def test_an_optimizer_that_is_not_installed(refused, stage):
     refused("--optim galore_adamw: not installed (", "--optim", "galore_adamw", stage=stage)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_evaluation_without_rows(refused, stage):
+    more = ["--rewards", "repetition"] if stage == "grpo" else []
+    refused("without rows to evaluate on: give --validation_file", "--eval_steps", "5", *more, stage=stage)
+
+
 @pytest.mark.parametrize(
     ("message", "flags"),
     {

@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from hf_recipes.core.settings import NonNegativeInt, PositiveInt, at, check_limits, setting
+from hf_recipes.core.limits import NonNegativeInt, PositiveInt, at, check_limits
+from hf_recipes.core.settings import setting
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS, Decoding
 

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import to_json
-from hf_recipes.core.settings import PositiveInt, check_limits, setting
+from hf_recipes.core.limits import PositiveInt, check_limits
+from hf_recipes.core.settings import setting
 from hf_recipes.data.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.data.schemas.conversation import Message
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from hf_recipes.core.bounds import bounded
+from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.settings import nearest
 from hf_recipes.models.adapters.residual import KINDS, initialize_residual, is_residual
 from hf_recipes.models.adapters.targets import (
     as_modules,

@@ -1,0 +1,4 @@
+from hf_recipes.command.main import main
+
+if __name__ == "__main__":
+    main()

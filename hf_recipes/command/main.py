@@ -1,0 +1,117 @@
+"""``hf-recipes COMMAND …``: mistakes of the command line are found before a library of a run is imported."""
+
+import os
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+
+from hf_recipes import __version__
+from hf_recipes.command.flags import command_line
+from hf_recipes.core.command_line import nearest
+from hf_recipes.core.commands import COMMANDS, OTHER_NAMES
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.limits import check_numbers
+from hf_recipes.core.script import errors_in_one_line, print_any_text
+
+TRAINING = ("pretrain", "sft", "reward", "dpo", "orpo", "kto", "grpo")
+# Of torchrun, deepspeed and accelerate; of mpirun; of srun.
+LAUNCHED = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_STEP_ID")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that `argv` names."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    print_any_text()
+    with errors_in_one_line():
+        if "_ARGCOMPLETE" in os.environ:
+            from hf_recipes.command.completion import complete
+
+            complete()
+        name, *rest = argv or ["--help"]
+        name = OTHER_NAMES.get(name, name)
+        if name in ("-h", "--help", "help"):
+            print(overview())
+        elif name == "--version":
+            print(__version__)
+        elif name in OTHERS:
+            OTHERS[name](rest)
+        elif name in COMMANDS:
+            run(name, rest)
+        else:
+            raise UserError(
+                f"unknown command {name}{nearest(name, (*COMMANDS, *OTHERS))}; hf-recipes --help lists them"
+            )
+
+
+def run(name: str, argv: list[str]) -> None:
+    """Run a script, after a look at its command line; a training on every GPU that is visible."""
+    if argv and not argv[0].startswith("-") and argv[0].endswith((".yaml", ".yml")):
+        argv = ["--config", *argv]
+    processes = _take_processes(argv) if name in TRAINING else None
+    line = command_line(name)
+    if line is not None:
+        try:
+            check_numbers(line.read(argv), line.limits)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    script = str(COMMANDS[name].script_for(argv))
+    if name in TRAINING and not any(variable in os.environ for variable in LAUNCHED):
+        count = processes or _visible_gpus()
+        if count > 1:
+            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+            sys.stdout.flush()
+            os.execv(sys.executable, [*launcher, script, *argv])
+    sys.argv = [script, *argv]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _take_processes(argv: list[str]) -> int | None:
+    """The value of --nproc_per_node, which goes out of `argv`."""
+    for index, item in enumerate(argv):
+        flag, _, value = item.partition("=")
+        if flag in ("--nproc_per_node", "--nproc-per-node"):
+            text = value or "".join(argv[index + 1 : index + 2])
+            if not text.isdecimal() or int(text) < 1:
+                raise UserError(f"--nproc_per_node {text}: expected a number of processes")
+            del argv[index : index + (1 if value else 2)]
+            return int(text)
+    return None
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def overview() -> str:
+    """The commands, a line each."""
+    others = {"recipes": "List the recipes that come with the package, or print one.", "env": "Versions and devices."}
+    others["import-config"] = "Print LLaMA-Factory's settings as ours."
+    sentences = {name: command.sentence for name, command in COMMANDS.items()} | others
+    width = max(map(len, sentences))
+    lines = [f"  {name:{width}}  {sentence}" for name, sentence in sentences.items()]
+    return "\n".join(["hf-recipes COMMAND --help, for one of", "", *lines])
+
+
+def _recipes(argv: list[str]) -> None:
+    from hf_recipes.command.recipes import print_recipe, print_recipes
+
+    print_recipe(argv[0]) if argv else print_recipes()
+
+
+def _env(argv: list[str]) -> None:
+    from hf_recipes.command.environment import environment
+
+    print(environment())
+
+
+def _import_config(argv: list[str]) -> None:
+    from hf_recipes.command.import_config import import_config
+
+    if len(argv) != 1:
+        raise UserError("hf-recipes import-config FILE.yaml, one of LLaMA-Factory's files")
+    print(import_config(argv[0]), end="")
+
+
+OTHERS: dict[str, Callable[[list[str]], None]] = {"recipes": _recipes, "env": _env, "import-config": _import_config}

@@ -1,0 +1,108 @@
+"""Records the flags of every command in flags.json, for ``make flags``."""
+
+import argparse
+import json
+import runpy
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+from hf_recipes.command.flags import FILE, versions
+from hf_recipes.core.command_line import KINDS, truth
+from hf_recipes.core.commands import COMMANDS, Command, bundled
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.settings import Parser
+from hf_recipes.stages.base import run
+
+MODES = {"inspect_data.py": ([], ["--tokenizer"], ["--score"])}  # of scripts with more than one set of flags
+
+
+def record() -> dict[str, Any]:
+    """What flags.json holds: versions, each flag once, and the names of each command's flags."""
+    flags: dict[str, Any] = {}
+    commands = {}
+    for name, command in COMMANDS.items():
+        commands[name] = []
+        for flag, description in _union([_description(parser) for parser in _parsers(command)]).items():
+            variants = [key for key in flags if key.partition(" ")[0] == flag]
+            key = next((key for key in variants if flags[key] == description), None)
+            key = key or (f"{flag} {len(variants) + 1}" if variants else flag)
+            flags[key] = description
+            commands[name].append(key)
+    return {"versions": versions(), "commands": commands, "flags": flags}
+
+
+def text(record: Mapping[str, Any]) -> str:
+    """JSON with a line for each flag."""
+    parts = []
+    for name, part in record.items():
+        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in part.items())
+        parts.append(f'"{name}": {{\n{lines}\n}}')
+    return "{" + ",\n".join(parts) + "}\n"
+
+
+def _parsers(command: Command) -> Iterator[Parser]:
+    """Every parser that the scripts of a command make."""
+    made: list[Parser] = []
+
+    def parse(parser: Parser, argv=None):
+        made.append(parser)
+        raise UserError("its flags are all that is wanted")
+
+    for script in command.scripts:
+        for argv in MODES.get(script, [[]]):
+            with patch.object(Parser, "parse", parse), patch.object(sys, "argv", [script, *argv]):
+                names = runpy.run_path(str(bundled(f"scripts/{script}")))
+                try:
+                    names["main"]() if "main" in names else partial(run, names["STAGE"])()
+                except UserError:
+                    yield from made
+                made.clear()
+
+
+def _description(parser: Parser) -> dict[str, dict[str, Any]]:
+    actions = {action.dest: action for action in reversed(parser._actions)}
+    return {name: _flag(actions[name]) | _limits(parser, name) for name in parser.fields}
+
+
+def _limits(parser: Parser, name: str) -> dict[str, Any]:
+    limits = parser.limits.get(name)
+    return {"limits": {key: value for key, value in asdict(limits).items() if value is not None}} if limits else {}
+
+
+def _flag(action: argparse.Action) -> dict[str, Any]:
+    kind = getattr(action.type, "__wrapped__", action.type)
+    names = [name for name, known in KINDS.items() if known is kind]
+    default = getattr(action.default, "value", action.default)
+    flag = {
+        "type": names[0] if names else None,
+        "nargs": action.nargs,
+        "const": action.const if kind is truth else None,
+        "default": json.loads(json.dumps(default, default=str)),
+        "choices": action.choices and [getattr(choice, "value", choice) for choice in action.choices],
+        "required": action.required or None,
+        "help": action.help,
+    }
+    if flag["choices"]:
+        flag["type"] = "int" if all(isinstance(choice, int) for choice in flag["choices"]) else "str"
+    return {key: value for key, value in flag.items() if value is not None}
+
+
+def _union(descriptions: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The flags of all; of one that differs, what agrees, and it is required where it is so in all of them."""
+    united: dict[str, dict[str, Any]] = {}
+    for description in descriptions:
+        for name, flag in description.items():
+            before = united.setdefault(name, flag)
+            united[name] = {key: value for key, value in before.items() if key == "help" or flag.get(key) == value}
+    for name, flag in united.items():
+        if not all(name in description for description in descriptions):
+            flag.pop("required", None)
+    return united
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(record()), encoding="utf-8")

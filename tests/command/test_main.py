@@ -1,0 +1,140 @@
+"""The command: where it leads, and what it says before anything is imported."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import yaml
+
+from conftest import ROOT
+from hf_recipes.command import main as command
+from hf_recipes.command.main import main
+from hf_recipes.core.commands import COMMANDS, bundled, find_recipe
+
+
+def said(capsys, *argv, code=None):
+    try:
+        main(argv)
+        assert code is None
+    except SystemExit as end:
+        assert (end.code or None) == code
+    out, err = capsys.readouterr()
+    return out if code is None else err
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What is run instead of running it: script and flags."""
+    runs = []
+    monkeypatch.setattr(runpy, "run_path", lambda script, run_name: runs.append([*sys.argv]))
+    monkeypatch.setattr(sys, "argv", ["hf-recipes"])
+    monkeypatch.setattr(command, "_visible_gpus", lambda: 0)
+    for name in command.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    return runs
+
+
+NEEDED = ["--model_name_or_path", "M", "--train_file", "rows.jsonl", "--output_dir", "out"]
+
+
+def test_every_script_is_a_command():
+    scripts = {script for one in COMMANDS.values() for script in one.scripts}
+    assert scripts == {path.name for path in (ROOT / "scripts").glob("*.py")}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sfy"], "unknown command sfy (did you mean sft?)"),
+        (["sft", "--lerning_rate", "1"], "unknown flag --lerning_rate (did you mean --learning_rate?)"),
+        (["sft", *NEEDED, "--learning_rate", "abc"], "argument --learning_rate: invalid float value: 'abc'"),
+        (["dpo", *NEEDED, "--beta", "0"], "--beta 0: expected more than 0"),
+        (["kto", *NEEDED, "--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
+        (["grpo", *NEEDED, "--optim", "adamm"], "argument --optim: invalid choice: 'adamm'"),
+        (["sft"], "the following arguments are required: --model_name_or_path"),
+        (["sft", "--cutoff_len", "5"], "unknown flag --cutoff_len (did you mean --max_length?)"),
+        (["inspect", "--exmples", "5"], "unknown flag --exmples (did you mean --examples?)"),
+        (["score", "--nothing_like_it"], "unknown flag --nothing_like_it"),
+        (["recipes", "sft_lor"], "no recipe is called sft_lor (did you mean sft_lora?)"),
+        (["sft", "--nproc_per_node", "two"], "--nproc_per_node two: expected a number of processes"),
+    ],
+)
+def test_mistakes_are_one_line(argv, message, capsys):
+    err = said(capsys, *argv, code=1)
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["sft", "--help"], ["grpo", "--help_all"], ["sft", "--optin", "x"]])
+def test_help_and_mistakes_import_no_library_of_a_run(argv):
+    heavy = "torch transformers trl peft datasets accelerate numpy pandas"
+    code = f"""
+import sys
+from hf_recipes.command.main import main
+try:
+    main({argv!r})
+except SystemExit:
+    pass
+sys.exit(" ".join(set({heavy!r}.split()) & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_where_a_command_line_leads(started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("seed: 3\n")
+    main(["sft", "run.yaml", *NEEDED])
+    main(["convert", "--gguf_file", "m.gguf", "--output_dir", "m"])
+    main(["prepare-qq", "--input", "chat.txt", "--me", "me", "--output_dir", "o"])
+    assert [[os.path.basename(script), *argv] for script, *argv in started] == [
+        ["sft.py", "--config", "run.yaml", *NEEDED],
+        ["convert_gguf.py", "--gguf_file", "m.gguf", "--output_dir", "m"],
+        ["prepare_qq.py", "--input", "chat.txt", "--me", "me", "--output_dir", "o"],
+    ]
+
+
+def test_training_takes_every_visible_gpu_unless_something_launched_it(started, monkeypatch):
+    launched = []
+    monkeypatch.setattr(os, "execv", lambda program, argv: launched.append(argv[1:]))
+    monkeypatch.setattr(command, "_visible_gpus", lambda: 4)
+    main(["sft", *NEEDED])
+    script = str(bundled("scripts/sft.py"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone"]
+    assert launched == [[*torchrun, "--nproc_per_node=4", script, *NEEDED]]
+    launched.clear(), started.clear()
+    main(["dpo", *NEEDED, "--nproc_per_node", "2"])
+    assert launched == [[*torchrun, "--nproc_per_node=2", str(bundled("scripts/dpo.py")), *NEEDED]]
+    launched.clear(), started.clear()
+    main(["sft", *NEEDED, "--nproc_per_node=1"])
+    monkeypatch.setenv("RANK", "0")
+    main(["sft", *NEEDED])
+    monkeypatch.delenv("RANK")
+    main(["evaluate", "--model_name_or_path", "M", "--output_dir", "o"])
+    assert not launched and [argv[1:] for argv in started[:2]] == [NEEDED, NEEDED]
+
+
+def test_recipes_are_found_in_the_working_folder_and_then_in_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("sft_lora.yaml") == find_recipe("sft_lora") == str(bundled("configs/recipes/sft_lora.yaml"))
+    assert find_recipe("nothing.yaml") == "nothing.yaml"
+    (tmp_path / "sft_lora.yaml").write_text("seed: 1\n")
+    assert find_recipe("sft_lora.yaml") == "sft_lora.yaml"
+    listed = said(capsys, "recipes")
+    assert [line.split()[0] for line in listed.splitlines()] == sorted(
+        path.stem for path in bundled("configs/recipes").glob("*.yaml")
+    )
+    assert all(len(line.split()) > 3 for line in listed.splitlines())
+    assert yaml.safe_load(said(capsys, "recipes", "sft_lora")) == yaml.safe_load(
+        bundled("configs/recipes/sft_lora.yaml").read_text(encoding="utf-8")
+    )
+
+
+def test_env_names_versions_and_devices_and_nobody(capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    lines = dict(line.split(None, 1) for line in said(capsys, "env").splitlines())
+    assert lines["torch"] == version("torch") and lines["transformers"] == version("transformers")
+    assert lines["hf_recipes"] and "memory" in lines and "secret" not in json.dumps(lines)
