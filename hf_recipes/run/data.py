@@ -22,7 +22,7 @@ from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.data.tokenized import tokenize_dataset
 
 if TYPE_CHECKING:
-    from hf_recipes.data.arguments import DataArguments
+    from hf_recipes.data.arguments import DataArguments, SourceArguments
     from hf_recipes.run.arguments import RunArguments
 
 OVER = (ANSWER_CUT, TOO_SMALL, OVER_BUDGET, TOO_LONG)  # the reasons, in statuses, of answers and rows over a budget
@@ -148,13 +148,14 @@ def row_sizes(rows: Dataset) -> np.ndarray:
     return np.max([pc.list_value_length(column).to_numpy() for column in table.columns], axis=0)
 
 
-def check_evaluation_rows(data: "DataArguments", args: "RunArguments", evaluates: bool) -> None:
+def check_evaluation_rows(data: "SourceArguments", args: "RunArguments", evaluates: bool) -> None:
     """Refuse to evaluate on nothing."""
-    if args.eval_strategy != "no" and not (evaluates or data.validation_file or data.validation_split_percentage):
-        raise UserError(
-            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
-            "--validation_split_percentage or --eval_files"
-        )
+    wants = args.eval_strategy != "no" or args.eval_on_start
+    sources = [name for name in ("validation_file", "validation_split_percentage") if hasattr(data, name)]
+    if wants and not (evaluates or any(getattr(data, name) for name in sources)):
+        flags = "--eval_on_start" if args.eval_strategy == "no" else "--eval_steps or --eval_strategy"
+        give = ", ".join(f"--{name}" for name in sources)
+        raise UserError(f"{flags} without rows to evaluate on: give {give} or --eval_files")
 
 
 def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Dataset, Ledger]:

@@ -20,6 +20,7 @@ from hf_recipes.models.checks.packing import packing_leaks
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
+from hf_recipes.run.data import check_evaluation_rows
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations, with_validation
 from hf_recipes.run.inherited import INERT
 from hf_recipes.stages.base import Context, Data, Stage
@@ -85,6 +86,7 @@ class PretrainArguments(RunArguments, TrainingArguments):
 
 
 def read_mixture(context: Context) -> Data:
+    check_evaluation_rows(context.data_args, context.args, context.evaluates_files)
     mixture, ledger = prepare_mixture(context.data_args, context.args, context.tokenizer)
     return Data(mixture, None, {"train": ledger})
 
