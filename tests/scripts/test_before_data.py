@@ -37,14 +37,13 @@ def test_an_optimizer_that_is_not_installed(refused, stage):
     refused("--optim galore_adamw: not installed (", "--optim", "galore_adamw", stage=stage)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_evaluations_of_nothing(refused, stage):
+@pytest.mark.parametrize(
+    ("stage", "flag"), [*((stage, "--eval_on_start") for stage in STAGES), ("pretrain", "--eval_steps")]
+)
+def test_evaluations_of_nothing(refused, stage, flag):
     flags = ["--rewards", "chinese", "--num_generations", 4] if stage == "grpo" else []
-    for flag, value in (("eval_steps", 5), ("eval_on_start", "true")):
-        name = flag if flag == "eval_on_start" else "eval_steps or --eval_strategy"
-        refused(
-            f"--{name} without rows to evaluate on: give --validation_file", f"--{flag}", value, *flags, stage=stage
-        )
+    flags += [flag, 1] if flag == "--eval_steps" else [flag]
+    refused("without rows to evaluate on: give --validation_file", *flags, stage=stage)
 
 
 @pytest.mark.parametrize(
