@@ -1,7 +1,7 @@
 """The rewards of a run, and their weighted sum."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from hf_recipes.core.errors import UserError, say
@@ -91,7 +91,9 @@ class Rewards:
         try:
             values = list(given)
         except TypeError:  # None, or a number
-            raise UserError(f"--rewards {spec.name}: {given!r} for {len(answers)} answers; give a list") from None
+            values = None
+        if values is None or isinstance(given, Mapping | Set):  # of which these would be the keys, in some order
+            raise UserError(f"--rewards {spec.name}: {given!r} for {len(answers)} answers; give a list")
         if len(values) != len(answers):
             raise UserError(
                 f"--rewards {spec.name}: {len(values)} values for {len(answers)} answers; give one for each"

@@ -146,15 +146,13 @@ def row_sizes(rows: Dataset) -> np.ndarray:
 
 
 def check_evaluation_rows(data: "SourceArguments", args: "RunArguments", evaluates: bool) -> None:
-    """Refuse to evaluate on nothing, neither rows of `data` nor files in addition."""
-    splits = hasattr(data, "validation_split_percentage")
-    if args.eval_strategy != "no" and not (
-        evaluates or data.validation_file or (splits and data.validation_split_percentage)
-    ):
-        raise UserError(
-            "--eval_steps or --eval_strategy without rows to evaluate on: give --validation_file, "
-            f"{'--validation_split_percentage ' if splits else ''}or --eval_files"
-        )
+    """Refuse to evaluate on nothing."""
+    wants = args.eval_strategy != "no" or args.eval_on_start
+    sources = [name for name in ("validation_file", "validation_split_percentage") if hasattr(data, name)]
+    if wants and not (evaluates or any(getattr(data, name) for name in sources)):
+        flags = "--eval_on_start" if args.eval_strategy == "no" else "--eval_steps or --eval_strategy"
+        give = ", ".join(f"--{name}" for name in sources)
+        raise UserError(f"{flags} without rows to evaluate on: give {give} or --eval_files")
 
 
 def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Dataset, Ledger]:

@@ -62,6 +62,7 @@ WITH_REFERENCE = {
     "ref_model_sync_steps": WITHOUT_SYNC,
     "sync_ref_model": "would leave a run that is resumed without the reference as it was; leave it out",
 }
+_OPTIM_WITH_BETAS = ("adam", "ademamix", "lion")
 _OPTIM_WITH_ARGS = ("anyprecision", "4bit", "torch_8bit", "ademamix", "sgd", "adagrad", "rmsprop", "galore", "grok")
 _OPTIM_WITH_ARGS += ("schedule_free", "apollo", "stable")
 
@@ -79,6 +80,20 @@ def _checkpoints_activations(args: Any) -> bool:
     return chosen[0] if chosen else not args.use_cpu and has_accelerator()
 
 
+def _word(value: Any) -> str:
+    """Of a choice, which the parser gives as a text and a program may give as an enum."""
+    return str(getattr(value, "value", value))
+
+
+def _is_optim(args: Any, names: tuple[str, ...]) -> bool:
+    return any(name in _word(args.optim) for name in names)
+
+
+def _has_warmup(args: Any) -> bool:
+    without = ("constant", "reduce_lr_on_plateau", "greedy")
+    return not args.warmup_steps or _word(args.lr_scheduler_type) not in without
+
+
 # Settings that need another, what that is, and whether it is there. `RunArguments.needs` has those of one stage.
 NEEDS: Needs = {
     **dict.fromkeys(
@@ -89,27 +104,36 @@ NEEDS: Needs = {
         ("dataloader_multiprocessing_context", "dataloader_persistent_workers", "dataloader_prefetch_factor"),
         ("--dataloader_num_workers", _has_workers),
     ),
+    "eval_delay": (
+        "--eval_steps or --eval_strategy",
+        lambda args: args.eval_steps is not None or _word(args.eval_strategy) != "no",
+    ),
     "early_stopping_threshold": ("--early_stopping_patience", lambda args: args.early_stopping_patience),
     "fsdp_config": ("--fsdp", lambda args: args.fsdp),
     "greater_is_better": (
         "--metric_for_best_model",
         lambda args: args.metric_for_best_model or args.load_best_model_at_end or args.early_stopping_patience,
     ),
-    **dict.fromkeys(("hub_always_push", "hub_revision"), ("--push_to_hub", lambda args: args.push_to_hub)),
-    "liger_kernel_config": ("--use_liger_kernel", lambda args: args.use_liger_kernel),
-    "optim_args": (
-        "an --optim that takes some",
-        lambda args: any(name in str(args.optim) for name in _OPTIM_WITH_ARGS),
+    **dict.fromkeys(
+        ("adam_beta1", "adam_beta2", "adam_epsilon"),
+        ("an --optim that has them, as Adam", lambda args: _is_optim(args, _OPTIM_WITH_BETAS)),
     ),
+    **dict.fromkeys(
+        ("hub_always_push", "hub_private_repo", "hub_revision", "hub_strategy", "hub_target"),
+        ("--push_to_hub", lambda args: args.push_to_hub),
+    ),
+    "liger_kernel_config": ("--use_liger_kernel", lambda args: args.use_liger_kernel),
+    "optim_args": ("an --optim that takes some", lambda args: _is_optim(args, _OPTIM_WITH_ARGS)),
     "optim_target_modules": (
         "an --optim of GaLore or APOLLO",
-        lambda args: any(name in str(args.optim) for name in ("galore", "apollo")),
+        lambda args: _is_optim(args, ("galore", "apollo")),
     ),
     **dict.fromkeys(
         ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         ("--report_to trackio", lambda args: _tracks(args, "trackio")),
     ),
     "swanlab_mode": ("--report_to swanlab", lambda args: _tracks(args, "swanlab")),
+    "warmup_steps": ("a --lr_scheduler_type that has a warm-up, such as constant_with_warmup", _has_warmup),
 }
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
-from hf_recipes.models.weight_files import digest
+from hf_recipes.data.files.sources import is_data
+from hf_recipes.data.files.specs import matches, parse_spec
+from hf_recipes.models.weight_files import digest, file_digest
 from hf_recipes.run.optimization import schedule
 from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH
 
@@ -26,14 +28,15 @@ def _names(*groups: str) -> set[str]:
     return {name for group in groups for name in group.split()}
 
 
-# Compared by contents, whatever the path: folders of models and files of settings.
-CONTENTS = _names(
+EVALUATED_DATA = {"validation_file", "eval_files", "few_shot_file"}
+# Compared by contents, whatever the path: folders of models, files of settings, rows to evaluate on.
+CONTENTS = EVALUATED_DATA | _names(
     """model_name_or_path peft_path tokenizer_name config_name lora_config bnb_config chat_template deepspeed
-    fsdp_config accelerator_config mixture reward_model reward_base rewards"""
+    fsdp_config accelerator_config mixture reward_model reward_base rewards add_special_tokens"""
 )
 EVALUATED = _names(
     """validation_file max_eval_samples eval_files eval_methods few_shot_file few_shot max_new_tokens
-    max_thinking_tokens eval_temperature     num_generations_eval save_scores eval_packing"""
+    max_thinking_tokens eval_temperature num_generations_eval save_scores eval_packing"""
 )
 REWARDS = {"rewards", "reward_model", "reward_base"}  # of other stages than GRPO, evaluations'
 MAY_CHANGE = EVALUATED | _names(
@@ -71,17 +74,23 @@ def begun_with(parser: "Parser", args: "RunArguments") -> dict[str, Any]:
     """Settings, the contents of the files that they name, and the number of processes, as plain values."""
     settings = {"stage": type(args).__name__.removesuffix("Arguments"), **parser.recorded()}
     settings |= {name: getattr(args, name) for name in ("bf16", "use_vllm") if name in settings}  # as the machine is
-    contents = {name: _content(settings[name]) for name in CONTENTS if settings.get(name)}
+    contents = {name: _content(settings[name], name in EVALUATED_DATA) for name in CONTENTS if settings.get(name)}
     record = {"settings": settings, "contents": contents, "processes": args.world_size}
     return json.loads(to_json(record, default=str))
 
 
-def _content(value: Any) -> Any:
-    """What a path leads to: the object in a JSON file, else a digest; of anything else the value."""
+def _content(value: Any, as_data: bool = False) -> Any:
+    """What a path leads to: the object in a JSON file, else a digest; of anything else the value.
+
+    Args:
+        as_data: it names files of rows, as `parse_spec` reads it.
+    """
     if isinstance(value, list):
-        return [_content(item) for item in value]
+        return [_content(item, as_data) for item in value]
     if not isinstance(value, str):
         return value
+    if as_data:
+        return _data_content(value)
     path, colon, rest = (value, "", "") if os.path.exists(value) else value.partition(":")  # file.py:function
     try:
         if os.path.isdir(path):
@@ -93,6 +102,19 @@ def _content(value: Any) -> Any:
         return json.loads(data)
     except ValueError:
         return hashlib.sha256(data).hexdigest() + colon + rest
+
+
+def _data_content(text: str) -> str | list:
+    """The digests of the data files that an argument names, and the rows to draw of them; of a hub's, the argument."""
+    try:
+        spec = parse_spec(text)
+    except UserError:  # raised again where it is read
+        return text
+    if os.path.isdir(spec.path):
+        files = sorted(filter(is_data, Path(spec.path).rglob("*")))
+    else:
+        files = [spec.path] if os.path.isfile(spec.path) else matches(spec.path)
+    return text if spec.hub else [spec.amount, spec.entry, *map(file_digest, files)]
 
 
 def read_begun_with(checkpoint: str | os.PathLike) -> dict[str, Any] | None:

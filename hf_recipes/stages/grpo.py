@@ -27,7 +27,7 @@ from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.data import check_evaluation_rows, limited_rows, mixed_files
+from hf_recipes.run.data import limited_rows, mixed_files
 from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
@@ -170,7 +170,6 @@ def prepare_prompts(context: Context) -> PromptData:
         raise UserError("nothing says what an answer is worth: give --rewards (see the README) or --reward_model")
     data, args = context.data_args, context.args
     rewards = Rewards(context.evaluation, args.trust_remote_code, data.cache_dir)
-    check_evaluation_rows(data, args, context.evaluates_files)
     prompts, ledgers, stop_ids = read_prompt_sets(data, args, context.tokenizer)
     rewards.check(prompts["train"])
     return PromptData(prompts["train"], prompts.get("validation"), ledgers, rewards, stop_ids)

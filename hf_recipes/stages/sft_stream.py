@@ -25,7 +25,7 @@ from hf_recipes.data.pretraining.mixture_policy import ENDLESS, read_policy, rou
 from hf_recipes.data.pretraining.parallel_tokenizer import Tokenization
 from hf_recipes.dry_run.data_stats import DataStats, largest_batch
 from hf_recipes.models.checks.packing import joins_rows
-from hf_recipes.run.data import check_evaluation_rows, limited_rows, tokenize_rows
+from hf_recipes.run.data import limited_rows, tokenize_rows
 from hf_recipes.stages.base import Context, Data
 from hf_recipes.trainer.mixture_data import exchange_of, step_blocks
 
@@ -43,7 +43,6 @@ def read_stream(context: Context) -> StreamData:
     for name in ("validation_split_percentage", "max_train_samples"):
         if getattr(data, name):
             raise UserError(f"--{name} needs all rows, which --streaming does not read before; leave one of them out")
-    check_evaluation_rows(data, args, context.evaluates_files)
     settings = {"columns": columns_of(data), "cache_dir": data.cache_dir, "encoding": data.encoding, "seed": args.seed}
     validation, ledgers = None, {"train": Ledger()}
     if data.validation_file:

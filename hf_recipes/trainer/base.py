@@ -69,6 +69,7 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs, SourceLosses):
         model = kwargs["model"]
         # TRL puts the adapter of a quantized model into bfloat16, where an update of 1e-5 is lost.
         precise = {p: p.data for p in model.parameters() if p.requires_grad} if is_quantized(model) else {}
+        self._base_settings = {"use_cache": model.config.use_cache} if "use_cache" in vars(model.config) else {}
         super().__init__(*args, **kwargs)
         for parameter, data in precise.items():
             parameter.data = data

@@ -136,6 +136,8 @@ def few(completions, **rest):
     return [1.0]
 def one(completions, **rest):
     return 1.0
+def by_answer(completions, **rest):
+    return dict.fromkeys(range(len(completions)), 0.5)
 def text(completions, **rest):
     return ["1"] * len(completions)
 def vector(completions, **rest):
@@ -167,6 +169,7 @@ def test_functions_of_the_users_own(tmp_path):
         Rewards(RewardArguments([f"{path}:infinite"]))(prompts, ["甲", "甲"])
     for name, message in (
         ("one", r"--rewards one: 1.0 for 2 answers; give a list"),
+        ("by_answer", r"--rewards by_answer: \{0: 0.5, 1: 0.5\} for 2 answers; give a list"),
         ("text", r"text: failed on rows.jsonl:1 \(it gave '1', which is not a finite number\)"),
         ("vector", r"vector: failed on rows.jsonl:1 \(it gave array"),
         ("missing", r"missing: failed on rows.jsonl:1 \(it gave np.float32\(nan\), which is not a finite number\)"),

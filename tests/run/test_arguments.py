@@ -184,6 +184,11 @@ ALLOWED = [
     (SFTArguments, {"optim": "sgd", "optim_args": "momentum=0.9"}),
     (SFTArguments, {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}),
     (SFTArguments, {"include_num_input_tokens_seen": "false"}),
+    (SFTArguments, {"adam_beta2": 0.95, "optim": "adamw_torch"}),
+    (SFTArguments, {"adam_beta2": 0.95, "optim": transformers.training_args.OptimizerNames.ADEMAMIX}),
+    (SFTArguments, {"warmup_steps": 5, "lr_scheduler_type": "constant_with_warmup"}),
+    (PretrainArguments, {"warmup_steps": 0, "lr_scheduler_type": "constant"}),
+    (SFTArguments, {"eval_delay": 1, "eval_steps": 2}),
     (GRPOArguments, {"loss_type": "sapo", "sapo_temperature_pos": 2.0}),
     (GRPOArguments, {"use_adaptive_entropy": True, "entropy_target": 0.5}),
 ]
@@ -205,6 +210,16 @@ def test_what_it_needs_makes_a_setting_act(kind, settings):
         (SFTArguments, {"loss_type": "dft", "label_smoothing_factor": 0.1}, "no effect without --loss_type nll"),
         (SFTArguments, {"use_liger_kernel": True}, "--use_liger_kernel: not installed"),
         (RewardArguments, {"max_new_tokens": 4}, "--max_new_tokens has no effect here"),
+        (
+            KTOArguments,
+            {"warmup_steps": 5, "lr_scheduler_type": "constant"},
+            "--warmup_steps has no effect without a --lr",
+        ),
+        (DPOArguments, {"adam_beta2": 0.9, "optim": "sgd"}, "--adam_beta2 has no effect without an --optim that has"),
+        (SFTArguments, {"eval_delay": 1}, "--eval_delay has no effect without --eval_steps or --eval_strategy"),
+        (SFTArguments, {"hub_strategy": "every_save"}, "--hub_strategy has no effect without --push_to_hub"),
+        (PretrainArguments, {"hub_private_repo": False}, "--hub_private_repo has no effect without --push_to_hub"),
+        (GRPOArguments, {"hub_target": "modelscope"}, "--hub_target has no effect without --push_to_hub"),
         (
             SFTArguments,
             {"gradient_checkpointing": True, "activation_checkpointing": False},

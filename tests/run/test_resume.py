@@ -124,14 +124,16 @@ def test_rewards_are_evaluations_except_where_they_are_what_is_learned(checkpoin
 
 def test_files_and_folders_count_by_what_they_hold(checkpoint, tmp_path, capsys):
     lora, reward, model = tmp_path / "lora.json", tmp_path / "reward.py", tmp_path / "model"
+    special = tmp_path / "special.json"
     model.mkdir()
 
-    def write(alpha=16, code="a", config="{}"):
+    def write(alpha=16, code="a", config="{}", token="<a>"):
+        special.write_text(json.dumps({"tokens": [token]}))
         lora.write_text(json.dumps({"lora_r": 8, "lora_alpha": alpha}))
         reward.write_text(code)
         (model / "config.json").write_text(config)
 
-    flags = ("--lora_config", lora, "--model_name_or_path", model)
+    flags = ("--lora_config", lora, "--model_name_or_path", model, "--add_special_tokens", special)
     flags += ("--rewards", f"{reward}:f=0.5", "--num_generations", 2)
     write()
     was, _ = begin(*flags, stage="grpo")
@@ -139,6 +141,7 @@ def test_files_and_folders_count_by_what_they_hold(checkpoint, tmp_path, capsys)
         ({"alpha": 64}, f"--lora_config {lora}: lora_alpha 64, was 16."),
         ({"code": "b"}, f"--rewards ['{reward}:f=0.5'], whose contents were others."),
         ({"config": '{"a": 1}'}, f"--model_name_or_path {model}, whose contents were others."),
+        ({"token": "<b>"}, f"--add_special_tokens {special}: tokens ['<b>'], was ['<a>']."),
     ):
         write(**change)
         now, args = begin(*flags, stage="grpo")
@@ -152,6 +155,31 @@ def test_files_and_folders_count_by_what_they_hold(checkpoint, tmp_path, capsys)
     compare_settings(checkpoint, was, now, args)
     said = f"--model_name_or_path {tmp_path}/moved (the same contents), was {model}"
     assert capsys.readouterr().out == f"changed since step 30: {said}\n"
+
+
+@pytest.mark.parametrize("name", ["validation_file", "eval_files", "few_shot_file"])
+def test_rows_to_evaluate_on_count_by_what_they_hold(checkpoint, tmp_path, capsys, name):
+    data = tmp_path / "data" if name == "validation_file" else tmp_path / "data.json"
+    file = data / "dev.json" if name == "validation_file" else data
+    file.parent.mkdir(exist_ok=True)
+    flags = [f"--{name}", f"dev={data}" if name == "eval_files" else data]
+    flags += ["--few_shot", 1] if name == "few_shot_file" else []
+    file.write_text('{"a": 1}')
+    (was, _), (best, _) = begin(*flags), begin(*flags, "--metric_for_best_model", "loss")
+    assert '"a"' not in json.dumps(was)  # rows may be personal
+    file.write_text('{"a": 2}')
+    now, args = begin(*flags)
+    compare_settings(checkpoint, was, now, args)
+    assert "whose contents were others" in capsys.readouterr().out
+    now, args = begin(*flags, "--metric_for_best_model", "loss")
+    with pytest.raises(UserError, match=rf"other settings: --{name} .*, whose contents were others\. Resume"):
+        compare_settings(checkpoint, best, now, args)
+    file.write_text('{"a": 1}')
+    data.rename(tmp_path / f"moved{data.suffix}")
+    flags[1] = str(flags[1]).replace("data", "moved")
+    now, args = begin(*flags, "--metric_for_best_model", "loss")
+    compare_settings(checkpoint, best, now, args)
+    assert "(the same contents), was" in capsys.readouterr().out
 
 
 def test_the_rows_of_an_update(checkpoint, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 
 import pytest
@@ -174,16 +175,37 @@ def test_row_19_latest_names_a_folder_beside_the_checkpoint(forks, zero_run, tmp
     assert "latest names '../state'" in run.err and not (tmp_path / "executed").exists()
 
 
-def test_a_distributed_checkpoint_needs_no_trust(tmp_path):
+def save_distributed(folder, **state):
     from torch.distributed import checkpoint
 
+    checkpoint.save(state, storage_writer=checkpoint.FileSystemWriter(folder / "optimizer_0"))
+
+
+def test_a_distributed_checkpoint_needs_no_trust(tmp_path):
     model = torch.nn.Linear(3, 4)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    writer = checkpoint.FileSystemWriter(tmp_path / "optimizer_0")
-    checkpoint.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, storage_writer=writer)
+    save_distributed(tmp_path, model=model.state_dict(), optimizer=optimizer.state_dict())
     assert (tmp_path / "optimizer_0" / ".metadata").is_file() and what_would_run(tmp_path) is None
+
+
+@pytest.mark.parametrize("path", [None, "../state", "{folder}/state"])
+def test_a_distributed_checkpoint_with_a_value_that_runs_code(tmp_path, path):
+    """What is no tensor is a pickle within its files, which torch loads without restrictions."""
+    value = Payload(tmp_path / "executed") if path is None else 0.1
+    save_distributed(tmp_path / "crafted", before=0.1, optimizer={"lr": value}, after=[0.9])
+    metadata = tmp_path / "crafted" / "optimizer_0" / ".metadata"
+    if path is not None:
+        values = pickle.loads(metadata.read_bytes())
+        for stored in values.storage_data.values():
+            stored.relative_path = path.format(folder=tmp_path)
+        metadata.write_bytes(pickle.dumps(values))
+    what = r"\w+.mkdir" if path is None else r"cannot be read \(\w+ is in .*state\)"
+    assert re.fullmatch(rf"optimizer_0/.metadata: {what}", what_would_run(tmp_path / "crafted"))
+    metadata.rename(metadata.with_name("__0.metadata"))  # of one process
+    assert re.fullmatch(rf"optimizer_0/__0.metadata: {what}", what_would_run(tmp_path / "crafted"))
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_base_whose_weights_are_a_crafted_pickle(tokenizer, tmp_path):

@@ -44,6 +44,15 @@ def test_evaluation_without_rows(refused, stage):
 
 
 @pytest.mark.parametrize(
+    ("stage", "flag"), [*((stage, "--eval_on_start") for stage in STAGES), ("pretrain", "--eval_steps")]
+)
+def test_evaluations_of_nothing(refused, stage, flag):
+    flags = ["--rewards", "chinese", "--num_generations", 4] if stage == "grpo" else []
+    flags += [flag, 1] if flag == "--eval_steps" else [flag]
+    refused("without rows to evaluate on: give --validation_file", *flags, stage=stage)
+
+
+@pytest.mark.parametrize(
     ("message", "flags"),
     {
         "--optim adamw_torch_4bit: not installed (": ["--optim", "adamw_torch_4bit"],

@@ -7,6 +7,7 @@ A new stage is tested by its `Case`. Processes cost seconds, so some tests run a
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,6 +318,13 @@ def test_row_10_an_accumulated_update_is_that_of_one_batch(
     done = run(stage, tmp_path / "run", *width(stage, batch, accumulation))
     assert done.code == 0, done.err
     check_same_result(in_one_batch(stage), tmp_path / "run", model_dir)
+
+
+@EVERY_STAGE
+def test_a_whole_model_has_the_configuration_of_its_base(in_one_batch, model_dir, stage):
+    before, after = (json.loads(Path(folder, "config.json").read_text()) for folder in (model_dir, in_one_batch(stage)))
+    changed = {key for key in {**before, **after} if before.get(key) != after.get(key)}
+    assert changed == ({"architectures", "id2label", "label2id"} if stage == "reward" else set())
 
 
 TWO_PROCESSES = [("all weights", "reward"), ("all weights", "kto"), ("all weights", "grpo"), ("adapter", "dpo")]

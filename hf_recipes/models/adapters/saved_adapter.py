@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MERGE_RECORD = "merge.json"  # in a merged model's folder: what it was merged from
+_MATRIX = re.compile(r"\.lora_(embedding_)?[AB](\.|$)")
 REWARD_HEADS = (".score.weight", ".classifier.weight")
 
 
@@ -48,6 +49,10 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
         )
     if config.peft_type == "LORA":
         check_initialization(f"--peft_path {path}", vars(config), is_saved=True)
+    if task_type and config.peft_type != "LORA":
+        raise UserError(
+            f"--peft_path {path}: an adapter of type {config.peft_type.value}; a stage continues LoRA alone"
+        )
     if task_type and config.task_type not in (None, task_type):
         what = "a reward model's adapter" if config.task_type == "SEQ_CLS" else f"an adapter for {config.task_type}"
         raise UserError(f"--peft_path {path}: {what}; this stage continues one for {task_type}")
@@ -98,6 +103,12 @@ def load_adapter(
         raise UserError(
             f"--peft_path {path}: adapter_model.safetensors lacks {len(missing)} of the {len(expected)} tensors that "
             f"adapter_config.json implies ({missing[0]}), which would stay random; give the whole adapter"
+        )
+    matrices = {in_text_layout(inner, key) for key in saved if _MATRIX.search(key)}
+    if unused := sorted(matrices - expected):
+        raise UserError(
+            f"--peft_path {path}: adapter_config.json leaves out {len(unused)} of the {len(matrices)} tensors of "
+            f"adapter_model.safetensors ({unused[0]}); give the configuration that was saved with them"
         )
     restore_when_disabled(adapted, biases)
     expose_head_bias(adapted)

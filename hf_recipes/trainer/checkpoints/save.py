@@ -26,9 +26,11 @@ class WholeCheckpoints:
     """Part of `RunMixin`, whose `_agree` and `_heartbeat` it uses: a checkpoint is moved into place once it is whole.
 
     A full disk leaves the former checkpoints and the run as they are. `begun_with`, if set, is kept in each checkpoint.
+    `_base_settings` are those of the base's configuration that transformers changes for the training.
     """
 
     begun_with: Mapping[str, Any] | None = None
+    _base_settings: Mapping[str, Any]
     _temporary_dir: str | None = None
     _held_problem: str | None = None
 
@@ -50,7 +52,8 @@ class WholeCheckpoints:
         # training_args.bin is a pickle of all arguments, the Hub token among them; run_config.yaml says the same.
         token, self.args.hub_token = self.args.hub_token, None
         try:
-            super()._save(output_dir, state_dict)
+            with patch.dict(vars(self.accelerator.unwrap_model(self.model).config), self._base_settings):
+                super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
         folder = Path(output_dir or self.args.output_dir)

@@ -5,7 +5,9 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from enum import Enum
+from io import BytesIO
 from pathlib import Path
 
 _METADATA_TYPES = {
@@ -30,8 +32,8 @@ def what_would_run(checkpoint: str | os.PathLike) -> str | None:
     """Code that resuming from `checkpoint` would run, as ``file: what``, or None.
 
     transformers unpickles its own files, those on top, with restrictions. DeepSpeed and distributed checkpoints
-    unpickle files in the folders below without any. So these files are read here first, by unpicklers that build
-    tensors and plain values and refuse everything else. Links and names that lead to other files are refused too.
+    unpickle files in the folders below, or parts of them, without any. So these are read here first, by unpicklers that
+    build tensors and plain values and refuse everything else. Links and names that lead to other files are refused too.
     """
     import torch
 
@@ -76,11 +78,11 @@ def _code_in(path: Path) -> str | None:
     import torch
 
     try:
-        if path.name == ".metadata":
-            with open(path, "rb") as file:
-                _MetadataUnpickler(file).load()
-        else:
+        if not _is_metadata(path):
             torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return None
+        for value in _pickled_values(path):
+            torch.load(value, map_location="cpu", weights_only=True)
         return None
     except pickle.UnpicklingError as error:
         match = re.search(r"GLOBAL (\S+)|(?:global|function) ([\w.]+)", str(error))
@@ -89,7 +91,25 @@ def _code_in(path: Path) -> str | None:
         problem = "unknown objects"
     except Exception as error:  # a crafted file can provoke any
         problem = f"cannot be read ({' '.join(str(error).split())[:100]})"
-    return problem if path.suffix in (".pt", ".bin") or path.name == ".metadata" else None  # else it is not unpickled
+    return problem if path.suffix in (".pt", ".bin") or _is_metadata(path) else None  # else it is not unpickled
+
+
+def _is_metadata(path: Path) -> bool:
+    return path.name.endswith(".metadata")
+
+
+def _pickled_values(path: Path) -> Iterator[BytesIO]:
+    """The pickles that a distributed checkpoint has for what is no tensor: torch loads them without restrictions."""
+    with open(path, "rb") as file:
+        metadata = _MetadataUnpickler(file).load()
+    for index, stored in metadata.storage_data.items():
+        if type(metadata.state_dict_metadata[index.fqn]).__name__ != "BytesStorageMetadata":
+            continue
+        if stored.relative_path != Path(stored.relative_path).name or stored.transform_descriptors:
+            raise ValueError(f"{index.fqn} is in {stored.relative_path}")
+        with open(path.parent / stored.relative_path, "rb") as file:
+            file.seek(stored.offset)
+            yield BytesIO(file.read(stored.length))
 
 
 class _MetadataUnpickler(pickle.Unpickler):

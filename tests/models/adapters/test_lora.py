@@ -2,13 +2,14 @@ import json
 
 import pytest
 import torch
+from peft import IA3Config, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
-from hf_recipes.models.adapters.saved_adapter import load_adapter
+from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.embeddings import fit_embeddings
 
 
@@ -116,6 +117,30 @@ def test_an_adapter_without_some_of_its_tensors(tmp_path):
     save_file(half, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UserError, match=rf"lacks {len(tensors) - len(half)} of the {len(tensors)} tensors .*layers.1"):
         load_adapter(tiny_model(64), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({"target_modules": ["q_proj"]}, 24),
+        ({"target_modules": "model.layers.0.+v_proj"}, 26),
+        ({"peft_type": "IA3"}, 28),
+    ],
+    ids=str,
+)
+def test_an_adapter_with_tensors_that_its_configuration_leaves_out(tmp_path, change, count):
+    attach_lora(tiny_model(64), read_lora_config(None), None, []).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=rf"adapter_config.json leaves out {count} of the 28 tensors .*layers\.\d"):
+        load_adapter(tiny_model(64), str(tmp_path))
+
+
+def test_a_stage_continues_lora_alone(tmp_path):
+    get_peft_model(tiny_model(64), IA3Config(task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    assert load_adapter(tiny_model(64), str(tmp_path))
+    with pytest.raises(UserError, match="an adapter of type IA3; a stage continues LoRA alone"):
+        read_adapter_config(str(tmp_path), "CAUSAL_LM")
 
 
 def test_a_folder_that_is_no_adapter(tmp_path):
