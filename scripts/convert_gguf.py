@@ -3,17 +3,17 @@
 python scripts/convert_gguf.py --gguf_file model.gguf --output_dir models/model
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.settings import Parser, run_script, setting
 from hf_recipes.models.gguf.convert import convert_gguf
 
 
 @dataclass
 class Arguments:
-    gguf_file: str
-    output_dir: str
+    gguf_file: str = setting("The GGUF file.", MISSING)
+    output_dir: str = setting("Folder of the safetensors.", MISSING)
 
 
 def main() -> None:

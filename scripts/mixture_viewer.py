@@ -13,7 +13,7 @@ from typing import Literal
 import hf_recipes
 from hf_recipes.apps.ports import free_port
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.settings import Parser, run_script, setting
 
 PAGE = os.path.join(hf_recipes.__path__[0], "apps", "mixture", "viewer.py")
 SETTINGS = {
@@ -28,9 +28,9 @@ SETTINGS = {
 
 @dataclass
 class Arguments:
-    folder: str | None = None
-    port: int = 8501
-    lang: Literal["zh", "en"] | None = None
+    folder: str | None = setting("Folder whose files or sub-folders are the sources.")
+    port: int = setting("Port to serve on; the next free one where it is taken.", 8501)
+    lang: Literal["zh", "en"] | None = setting("Language of the page; the browser's by default.")
 
     def __post_init__(self):
         if not 0 < self.port < 65536:

@@ -4,11 +4,11 @@ python scripts/push.py --folder runs/mine --hub_model_id me/mine --dry_run
 python scripts/push.py --folder runs/mine/checkpoint-100 --hub_model_id me/mine --target modelscope
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import Parser, run_script
+from hf_recipes.core.settings import Parser, run_script, setting
 from hf_recipes.hub import clients as hub
 from hf_recipes.hub.upload import ensure_repository, upload
 from hf_recipes.publishing.collect_files import Address, base_without_name, upload_folder
@@ -17,15 +17,15 @@ from hf_recipes.publishing.push_callback import REPLACED
 
 @dataclass
 class Arguments:
-    folder: str
-    hub_model_id: str
-    target: hub.Target = "hf"
-    private: bool = True
-    revision: str | None = None
-    base_model_name: str | None = None
-    license: str | None = None
-    dry_run: bool = False
-    hub_token: str | None = None
+    folder: str = setting("A run's folder, a checkpoint in it, or a merged model.", MISSING)
+    hub_model_id: str = setting("OWNER/NAME to publish as.", MISSING)
+    target: hub.Target = setting("Hugging Face or ModelScope.", "hf")
+    private: bool = setting("Whether a new repository is private.", True)
+    revision: str | None = setting("Branch to push to.")
+    base_model_name: str | None = setting("OWNER/NAME of the base on the hub, where it is a folder here.")
+    license: str | None = setting("Licence for the model card's header, such as apache-2.0.")
+    dry_run: bool = setting("Show files, sizes and card, and send nothing.", False)
+    hub_token: str | None = setting("Token in place of the login's; others on the machine can read a command line.")
 
     def __post_init__(self):
         hub.check_destination(self.hub_model_id, self.target)

@@ -1,7 +1,7 @@
 """Which base model, and how it is loaded."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 from hf_recipes.core.settings import setting
 
@@ -10,19 +10,23 @@ from hf_recipes.core.settings import setting
 class ModelArguments:
     """Which model, in which form, and which of its weights are trained."""
 
-    model_name_or_path: str
-    model_revision: str = "main"
-    dtype: str = "auto"
-    attn_implementation: str | None = None
-    use_lora: bool = True
-    lora_config: str | None = None
-    peft_path: str | None = None
+    model_name_or_path: str = setting("Folder or Hub id of the model.", MISSING)
+    model_revision: str = setting("Branch, tag or commit of the model on the Hub.", "main")
+    dtype: str = setting(
+        "Of the weights: float32, bfloat16 or float16; auto is bfloat16 where they are frozen and the run "
+        "computes in it, else float32.",
+        "auto",
+    )
+    attn_implementation: str | None = setting("Attention, such as sdpa or flash_attention_2; by default the model's.")
+    use_lora: bool = setting("Train an adapter; False trains all weights.", True)
+    lora_config: str | None = setting("JSON file of a new adapter: lora_r, lora_alpha, any key of PEFT's LoraConfig.")
+    peft_path: str | None = setting("Folder of an adapter, to train further or to use with the model.")
     train_new_tokens: bool = setting(
         "With a new adapter, train the embeddings of the tokens that extend_model.py gave the model too.", True
     )
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    bnb_config: str | None = None
+    load_in_4bit: bool = setting("Quantize the model's weights to 4 bits (NF4, double quantization).", False)
+    load_in_8bit: bool = setting("Quantize the model's weights to 8 bits.", False)
+    bnb_config: str | None = setting("JSON file of a quantization, with any key of BitsAndBytesConfig.")
 
     def __post_init__(self):
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):

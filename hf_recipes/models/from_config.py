@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.settings import nearest
+from hf_recipes.core.settings import nearest, setting
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config, load_model
 
@@ -20,11 +20,11 @@ MULTIPLE = 64  # the vocabulary is padded to a multiple of it: matrix kernels ar
 class PretrainModelArguments(ModelArguments):
     """A model to train further, or the shape of a new one; all weights are trained unless LoRA is set."""
 
-    model_name_or_path: str | None = None
-    use_lora: bool = False
-    config_name: str | None = None
-    tokenizer_name: str | None = None
-    initializer_range: float | None = None
+    model_name_or_path: str | None = setting("Folder or Hub id of a model to train further.")
+    use_lora: bool = setting("Train an adapter; False trains all weights.", False)
+    config_name: str | None = setting("config.json of a new model, or a folder or Hub id that has one.")
+    tokenizer_name: str | None = setting("Tokenizer of a new model: a folder or Hub id.")
+    initializer_range: float | None = setting("Standard deviation of a new model's weights; by default its config's.")
 
     def __post_init__(self):
         if bool(self.model_name_or_path) == bool(self.config_name):
