@@ -20,6 +20,7 @@ from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.export.merge import MergeArguments
 from hf_recipes.stages.table import STAGES
 
+MESSAGES = ROOT / "docs" / "en" / "messages.md"
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 TEXT = {page: read(page) for page in PAGES}
 # Programs of others, and what they are called with.
@@ -201,6 +202,14 @@ def test_names_of_llama_factory_lead_where_the_page_says(language):
 def fields_of(stage) -> set[str]:
     kinds = (stage.model, stage.data, stage.arguments, EvaluationArguments)
     return {field.name for kind in kinds for field in fields(kind) if field.init}
+
+
+def test_messages_of_the_page_are_those_of_the_code():
+    """What stands between the parts that differ, … or N, of each message in the first column."""
+    code = re.sub(r'"\s*\n\s*f?"', "", sources("hf_recipes"))  # a text over several lines
+    messages = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", TEXT[MESSAGES], re.MULTILINE)))
+    parts = [part.strip() for message in messages for part in re.split(r"…|\b[NM]\b|'\w+'|: ", message)]
+    assert len(messages) > 20 and not [part for part in parts if part not in code]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
