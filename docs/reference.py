@@ -25,6 +25,7 @@ WORDS = {
         "cannot use, what to do instead.",
         "shared": "Every training stage",
         "beside": "Beside what [every training stage](#every-training-stage) takes:",
+        "inspect": "Beside those of the stage that is inspected:",
         "table": "| flag | default | meaning |",
         "required": "required",
     },
@@ -34,6 +35,7 @@ WORDS = {
         "说明文字为英文，与 `--help` 相同。",
         "shared": "训练各阶段通用",
         "beside": "在[训练各阶段通用](#训练各阶段通用)的参数之外：",
+        "inspect": "在所检查的阶段的参数之外：",
         "table": "| 参数 | 默认 | 含义 |",
         "required": "必需",
     },
@@ -110,10 +112,12 @@ def page(language: str) -> str:
             continue
         for mode in (None, *MODES.get(script.stem, ())):
             flags = flags_of(parser_of(script, mode))
+            lines += ["", f"## {' '.join(filter(None, [script.stem, mode]))}"]
             if script.stem == "inspect_data" and mode is None:
                 known = {flag.name for of_stage in stages.values() for flag in of_stage}
                 flags = [flag for flag in flags if flag.name not in known]
-            lines += ["", f"## {' '.join(filter(None, [script.stem, mode]))}", *table(flags)]
+                lines += ["", words["inspect"]]
+            lines += table(flags)
     return "\n".join(lines) + "\n"
 
 
