@@ -111,10 +111,10 @@ check-families: $(VENV)/.installed
 check-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=1800
 
-# Both languages into site/; a broken link or anchor is an error.
+# Both languages into site/; a broken link or anchor is an error, unless --quiet hides it from --strict.
 docs: $(VENV)/.installed
 	@export NO_MKDOCS_2_WARNING=1; for language in en zh; do \
-		$(BIN)/mkdocs build --strict --quiet --config-file docs/mkdocs.$$language.yml || exit 1; done
+		$(BIN)/mkdocs build --strict --config-file docs/mkdocs.$$language.yml || exit 1; done
 	@echo "site/en/index.html, site/zh/index.html"
 
 # After an upgrade that was tested: every package of $(VENV) into constraints.txt, those that others brought too.
