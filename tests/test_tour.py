@@ -1,6 +1,7 @@
-"""The tour in both READMEs, from a crawl to a published adapter: its commands, run as they stand there."""
+"""The tour of the quick start, from a crawl to a published adapter: its commands, run as they stand there."""
 
 import io
+import itertools
 import json
 import re
 import shlex
@@ -13,34 +14,26 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from conftest import ROOT
+from doc_pages import ROOT, commands, name_of, read, section
 from hf_recipes.hub.download import write_source_record
 from hf_recipes.models.gguf.convert import record_conversion
 from hf_recipes.models.gguf.demo_model import DEMO_MODEL, DEMO_WHEEL
 
-TITLES = {"README.md": "From a crawl to a published adapter", "README_zh.md": "从爬虫数据到发布的适配器"}
 BASE = ".cache/SmolLM2-135M-Instruct"
+# What a stranger begins with, in both languages; that both are the same, tests/test_docs.py holds.
+FIRST_PAGES = [ROOT / name for name in ("README.md", "README_zh.md", "docs/en/index.md", "docs/zh/index.md")]
 
 
-def commands(name: str) -> list[str]:
-    """The commands of the tour, each in one line, without comments."""
-    text = (ROOT / name).read_text(encoding="utf-8").split(f"## {TITLES[name]}\n")[1].split("\n## ")[0]
-    [block] = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = block.replace("\\\n", " ").splitlines()
-    return [" ".join(line.split()) for line in lines if line and not line.startswith("#")]
+def tour() -> list[str]:
+    return commands(section(read(ROOT / "docs" / "en" / "index.md"), "From a crawl to a published adapter"))
 
 
-def test_both_readmes_have_the_same_tour():
-    assert commands("README.md") == commands("README_zh.md")
-
-
-@pytest.mark.parametrize("name", TITLES)
-def test_what_comes_before_the_first_python_command(name, tmp_path):
+@pytest.mark.parametrize("page", FIRST_PAGES, ids=name_of)
+def test_what_comes_before_the_first_python_command(page, tmp_path):
     """A clone, the environment, and its activation, after which python is that of `.venv`."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    first = next(index for index, line in enumerate(lines) if re.match("(python|torchrun) ", line))
-    clone, demo, _, activate = filter(None, lines[:first])
+    clone, demo, _, activate = itertools.takewhile(
+        lambda line: not re.match("(python3?|make setup)", line), commands(read(page))
+    )
     assert (clone, demo) == ("git clone ADDRESS hf_recipes && cd hf_recipes", "make demo")
     venv.create(tmp_path / ".venv", symlinks=True)
     shell = ["sh", "-ec", f'{activate}; python -c "import sys; print(sys.prefix)"']
@@ -56,9 +49,8 @@ def planned(tmp_path, *arguments) -> str:
 def test_make_setup_passes_on_how_torch_is_installed(tmp_path):
     install = f"{tmp_path}/venv/bin/python -m pip install --quiet --disable-pip-version-check "
     assert f"{install}torch==2.13.0; }}" in planned(tmp_path, "setup")
-    for name in TITLES:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        [torch_flags] = re.findall(r'^make setup TORCH="(.*)"$', text, re.MULTILINE)
+    for page in FIRST_PAGES:
+        [torch_flags] = re.findall(r'^make setup TORCH="(.*)"$', read(page), re.MULTILINE)
         assert f"{install}{torch_flags}; }}" in planned(tmp_path, "setup", f"TORCH={torch_flags}")
 
 
@@ -88,7 +80,7 @@ def location(tokenizer, tmp_path, monkeypatch):
 
 def test_the_tour(hub, script, location, monkeypatch):
     said = {}
-    for line in commands("README.md"):
+    for line in tour():
         *echo, command = line.split(" | ")
         asked = "".join(" ".join(shlex.split(part)[1:]) for part in echo)
         program, path, *flags = shlex.split(command)

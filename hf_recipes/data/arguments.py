@@ -20,7 +20,7 @@ class SourceArguments:
     validation_file: list[str] | None = setting("The same to evaluate on; of a hub's data set, its validation split.")
     dataset: str | None = setting("In place of --train_file, entries of a dataset_info.json, with commas between.")
     dataset_dir: str | None = setting("Folder of the dataset_info.json, as LLaMA-Factory has it; by default data.")
-    schema: str | None = setting("Shape of the rows (see datasets/README.md); detected from the columns by default.")
+    schema: str | None = setting("Shape of the rows (docs/en/data.md); detected from the columns by default.")
     prompt_column: str | None = setting("Column of the question, or of the text.")
     ignore_columns: list[str] | None = setting(
         "Columns to leave out, also those that usually carry meaning, such as context, system or tools."

@@ -48,7 +48,7 @@ def loading_error(error: Exception, name: str) -> UserError:
     if "Unrecognized configuration class" in text and "SequenceClassification" in text:
         return UserError(
             f"{name}: transformers has no class of this family with a head for scores; take another base for a reward "
-            "model (docs/families.md has a table)"
+            "model (docs/en/families.md has a table)"
         )
     if os.path.isdir(name):
         return UserError(_broken_file(name) or f"{name}: no model can be loaded from this folder ({line})")

@@ -78,7 +78,9 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
     }
 
     learning_rate: float = setting("The highest learning rate; with an adapter 1e-5 by default.", 1e-6)
-    algorithm: Literal["grpo", "rloo"] = setting("How rewards become advantages; see the README.", "grpo")
+    algorithm: Literal["grpo", "rloo"] = setting(
+        "How rewards become advantages, by the group's mean and deviation or the mean of the others.", "grpo"
+    )
     text_as: Literal["continuation", "question"] = setting("What rows of bare text are.", "continuation")
     max_source_length: PositiveInt | None = setting("Tokens of a prompt at the most; the oldest turns go first.", 512)
     beta: Annotated[float, at(ge=0)] = setting(
@@ -167,7 +169,9 @@ class PromptData(Data):
 def prepare_prompts(context: Context) -> PromptData:
     """Read the prompts, and check that the rewards can be given for them."""
     if not context.evaluation.specs:
-        raise UserError("nothing says what an answer is worth: give --rewards (see the README) or --reward_model")
+        raise UserError(
+            "nothing says what an answer is worth: give --rewards (docs/en/grpo.md has them) or --reward_model"
+        )
     data, args = context.data_args, context.args
     rewards = Rewards(context.evaluation, args.trust_remote_code, data.cache_dir)
     prompts, ledgers, stop_ids = read_prompt_sets(data, args, context.tokenizer)

@@ -73,7 +73,7 @@ class PairByPair:
 
 
 def goes_pair_by_pair(args: RewardConfig) -> bool:
-    return args.use_cpu and not (args.deepspeed or args.fsdp)
+    return args.use_cpu and args.deepspeed_plugin is None  # which accelerate's configuration brings too
 
 
 def split_pairs(inputs: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:

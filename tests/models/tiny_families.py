@@ -1,4 +1,4 @@
-"""A tiny model of each family that the table in docs/families.md has."""
+"""A tiny model of each family that the table in docs/en/families.md has."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -82,8 +82,9 @@ def test_the_switch_of_thinking_is_found(save, template, thinking, expected):
 
 
 def test_the_switches_of_the_page_on_thinking(save):
-    """Those of docs/thinking_and_tools.md, in the templates that TRL has."""
-    think, page = "enable_thinking", (ROOT / "docs" / "thinking_and_tools.md").read_text(encoding="utf-8")
+    """Those of docs/en/thinking_and_tools.md and its twin, in the templates that TRL has."""
+    think, pages = "enable_thinking", (ROOT / "docs").glob("*/thinking_and_tools.md")
+    pages = [page.read_text(encoding="utf-8") for page in pages]
     kept = {"qwen3": {}, "qwen3_6": {"preserve_thinking": True}, "qwen3_8": {}, "glm4moe": {}}
     kept |= {"nemotron_3_nano": {"truncate_history_thinking": False}}
     for name, more in kept.items():
@@ -91,7 +92,7 @@ def test_the_switches_of_the_page_on_thinking(save):
         assert thinking_options(tokenizer, "off") == {think: False}, name
         assert thinking_options(tokenizer, "on") == {think: True}, name
         assert thinking_options(tokenizer, "keep") == {think: True, **more}, name
-        assert all(option in page for option in (think, *more))
+        assert len(pages) == 2 and all(option in page for option in (think, *more) for page in pages)
     for name in ("deepseek_r1_distill", "gptoss"):
         tokenizer, _ = load_tokenizer(save(trl_template(name)))
         assert [thinking_options(tokenizer, how) for how in ("off", "on", "keep")] == [{}] * 3, name
