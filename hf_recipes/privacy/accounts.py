@@ -42,7 +42,7 @@ _DOMAIN = rf"(?:[a-z0-9-]+{_DOT})+(?:(?!(?:png|jpe?g|gif|webp|svg|js|css|py|html
 emails = groups(
     "email",
     re.compile(rf"({_LOCAL_PART}{_AT}{_DOMAIN})", re.I | re.A),
-    re.compile(rf"({_LOCAL_PART} ?@ ?(?:{_NAME} ?\. ?)+(?:com|cn|net|org|edu|gov|io)\b)", re.I | re.A),
+    re.compile(rf"({_LOCAL_PART}\s?@\s?(?:{_NAME} ?\. ?)+(?:com|cn|net|org|edu|gov|io)\b)", re.I | re.A),
     re.compile(rf"({_LOCAL_PART}#(?:[a-z0-9-]+\.)+(?:com|cn|net|org|edu|gov|io|me|cc|xyz|top)\b)", re.I | re.A),
     re.compile(rf"(?:邮箱|邮件|mail)[^a-z0-9]{{0,6}}({_LOCAL_PART} (?:at|@) ?{_DOMAIN})", re.I | re.A),
     re.compile(rf"((?=[a-z]+[0-9._]){_LOCAL_PART} at (?:{_NAME}\.)+[a-z]{{2,}})\b", re.I | re.A),
@@ -60,10 +60,10 @@ _QQ = (
 qqs = groups(
     "qq",
     re.compile(
-        r"(?:[Qq扣球鹅群裙号抠叩蔻寇口秋丘🐧](?:(?<=[Qq][Qq])|(?<=[Qq扣])(?<![A-Za-z][Qq])|(?<=🐧)|(?<=[加进入建扣抠蔻叩][群裙])"
-        r"|(?<=球球|企鹅|加鹅|群号|裙号|抠抠|叩叩|蔻蔻|寇寇|口口|秋秋|丘丘)|(?<=[群裙])(?=[号里在]{0,2}[:：])"
+        r"(?:[Qq扣球鹅群裙峮号抠叩蔻寇口秋丘🐧](?:(?<=[Qq][Qq])|(?<=[Qq扣])(?<![A-Za-z][Qq])|(?<=🐧)|(?<=[加进入建扣抠蔻叩][群裙峮])"
+        r"|(?<=球球|企鹅|加鹅|群号|裙号|抠抠|叩叩|蔻蔻|寇寇|口口|秋秋|丘丘)|(?<=[群裙峮])(?=[号里在]{0,2}[:：])"
         r"|(?<=[抠叩])(?=我))|[Qq]un号?)"
-        r"[号码群裙里大小新是不为叫成改换了我加搜的发聊找问私进来看领联系:：=/|｜~(（\[【「，,\s]{0,6}" + _QQ
+        r"[号码群裙峮里大小新是不同Vv微信为叫成改换了我加搜的发聊找问私进来看领联系:：=/|｜~(（\[【「，,\s]{0,6}" + _QQ
     ),
     re.compile(
         r"([1-9](?<![0-9A-Za-z._-][1-9])[0-9]{5,10})"
@@ -72,21 +72,22 @@ qqs = groups(
 )
 
 _END = r"(?![A-Za-z0-9_-])"
-_ANY_ID = r"([A-Za-z][A-Za-z0-9_-]{5,19})" + _END
-_ID = r"(?=[A-Za-z]*[0-9_-])" + _ANY_ID  # a mere word may be anything
+_ANY_ID = r"([A-Za-z](?:[A-Za-z0-9_-]{5,19}|(?: [A-Za-z0-9_-]){5,19}))" + _END
+_ID = r"(?=[A-Za-z]*[0-9_-]|(?:[A-Za-z] )+[0-9])" + _ANY_ID  # a mere word may be anything
 _FILLER = (
     r"(?:号码?|[Ii][Dd]|是|为|叫|改成|换成|了|搜索?|加我?|联系|同(?:抖音|快手|微博|[Qq]{2}|小红书)?"
-    r"|[:：\s(（/|｜\[【❤♥➕\ufe0f])*"
+    r"|[:：=~～\s(（/|｜\[【❤♥➕→👉])*"
 )
 _WEI = "微薇徽威维唯魏惟"
-_HEART = "(?:[❤♥♡💗💕]\ufe0f?)"
+_HEART = "[❤♥♡💗💕]"
 wechats = groups(
     "wechat",
     re.compile(
-        rf"[{_WEI}围葳Vv绿i](?:(?<=绿)(?:泡泡|色软件)|(?<=wei)信|(?<=[{_WEI}葳Vv])(?:[Xx](?![A-Za-z])|[芯心新辛欣])|(?<![绿i])(?:{_HEART}?信|[❤♥]))"
+        rf"[{_WEI}围葳卫Vv绿i](?:(?<=绿)(?:泡泡|色软件)|(?<=wei)信|(?<=[{_WEI}葳Vv])(?:[Xx](?![A-Za-z])|[芯心新辛欣])|(?<![绿i])(?:{_HEART}?信|{_HEART}))"
         + _FILLER
         + _ID
     ),
+    re.compile(r"(wxid_[a-z0-9]{8,})(?![a-z0-9])"),
     re.compile(r"微信(?:号|[Ii][Dd])(?:是|为|[:：\s])*" + _ANY_ID),
     re.compile(r"微信[^\n]{1,16}?(?<=[搜加用是叫成为])[:： ]?" + _ID),
     re.compile(rf"[加+➕] ?[我个]?(?:[Vv][Xx]?|[Ww][Xx]|[{_WEI}])(?:{_FILLER}[，,])?" + _FILLER + _ID),
@@ -96,9 +97,7 @@ wechats = groups(
     re.compile(r"[VvWw](?<![A-Za-z0-9_][VvWw])(?:[Xx]|eixin|e[Cc]hat)(?![A-Za-z_-])" + _FILLER + _ID),
     re.compile(r"[Vv](?<![A-Za-z0-9_][Vv])：\s*" + _ID),
     # Satellites are written in capitals.
-    re.compile(
-        r"(?:卫星|🛰\ufe0f?)(?:号?[:：]\s*|号?(?:联系|私?聊|加我?|找我|同号)?\s?(?=[a-z][a-z0-9_-]+(?![A-Z])))" + _ID
-    ),
+    re.compile(r"(?:卫星|🛰)(?:号?[:：]\s*|号?(?:联系|私?聊|加我?|找我|同号)?\s?(?=[a-z][a-z0-9_-]+(?![A-Z])))" + _ID),
 )
 
 _IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9A-Za-z]|\.[0-9])")

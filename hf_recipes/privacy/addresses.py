@@ -21,10 +21,11 @@ _NOT_AFTER = (
     r"(?![线站口机桌店选球车令坑馆码发门窗晚早上下当凌开前后以考提台顶梯道里]|公告|文件|之(?![一二三四五六0-9]))"
 )
 _BLOCK = (
-    rf"(?:号(?:(?:宿舍|公寓)?楼{_NOT_AFTER}|(?:宿舍|公寓)(?=[0-9])|商?铺|档口)|栋|幢|(?<![一二三四五六七八九十百零])座)"
+    rf"(?:[号#](?:(?:宿舍|公寓)?楼{_NOT_AFTER}|(?:宿舍|公寓)(?=[0-9])|商?铺|档口)|栋|幢"
+    r"|(?<![一二三四五六七八九十百零])座)"
 )
 _UNIT = (
-    rf"{_NUMBER} ?(?:{_BLOCK}|号院|号之[一二三四五六0-9]|[号楼]{_NOT_AFTER}|(?<=[0-9 ])弄"
+    rf" ?{_NUMBER} ?(?:{_BLOCK}|号院|号之[一二三四五六0-9]|[号楼]{_NOT_AFTER}|(?<=[0-9 ])[弄巷]"
     r"|#(?=[0-9]{3,4})|[层室房户组排]|单元|(?<=[0-9一二三四五六七八九十]) ?门(?= ?[0-9零一二三四五六七八九]{3}))"
 )
 _DASHED = r"[0-9]{1,3}(?:-[A-Za-z]?[0-9]{1,4}){1,3}(?![0-9-])"
@@ -54,6 +55,11 @@ _VILLAGE = re.compile(
     rf"[镇乡道](?<![^街]道)(?:(?![{''.join(_STOPS)}])[一-鿿]){{1,6}}?[村屯庄](?![一-鿿]{{0,4}}[村屯庄])(?:委会)?(?:{_COUNT}[组队社])?"
 )
 
+_ENGLISH = re.compile(
+    r"(?:(?:Room|Rm|Flat|Unit|Building|Bldg|Block|No)\.? ?[0-9A-Z]+, ?)*[0-9]{1,5},? (?:Lane [0-9]{1,5}, ?)?"
+    r"(?:[A-Z][A-Za-z']+ ){1,4}(?:Road|Rd|Street|St|Avenue|Ave|Lane)\b"
+)
+
 
 def _start(text: str, end: int) -> int:
     """The start of the place name that ends at `end`."""
@@ -78,7 +84,7 @@ def _is_address(name: str, first: str, tail: str) -> bool:
     if len(name) < 2 + name.endswith(("小区", "校区", "花园")) or _NOT_NAMES.search(name):
         return False
     if _STREETS.search(name):
-        return bool(re.search("[号弄]", first))
+        return bool(re.search("[号弄巷排]", first))
     if _VILLAGES.search(name):
         return bool(re.search("[组号排]", first))
     if _HOMES.search(name):
@@ -96,6 +102,8 @@ def addresses(text: str) -> Iterator[Span]:
         start = _start(text, match.start() + 1)
         if _is_address(text[start : match.start() + 1], match["first"], match["tail"]):
             yield Span(start, match.end(), "address")
+    for match in _ENGLISH.finditer(text):
+        yield Span(*match.span(), "address")
     for match in _FLAT.finditer(text):
         yield Span(_start(text, match.start()), match.end(), "address")
     for match in _LONG.finditer(text):
