@@ -35,7 +35,7 @@ PLACEHOLDERS = {
 # Cheap tests that skip a rule: most texts have few of these.
 _digits = re.compile(r"[0-9](?:[^0-9A-Za-z一-鿿]{0,3}[0-9]){4}").search
 _letters = re.compile(r"[A-Za-z][·•. -]{0,3}[A-Za-z0-9_-](?:[ -]?[A-Za-z0-9_-]){3}").search
-_at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
+_at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|[(（\[【][aA][)）\]】]|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
 _parameters = re.compile(
     "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|sk-|xox|hf_|gh[pousr]_|_pat_|glpat|eyJ|AKIA|oken|OKEN|assw|pwd|PASS"
     "|ecret|ECRET"

@@ -36,7 +36,7 @@ _is_traditional = re.compile(f"[{''.join(map(chr, _SIMPLIFIED))}]").search
 _NUMERALS = "零〇一二三四五六七八九幺两壹贰叁肆伍陆柒捌玖洞拐勾"
 _DIGITS = str.maketrans(_NUMERALS + "，,、", "0012345678912123456789079   ")
 _has_numeral = re.compile(f"[{_NUMERALS}]").search
-_SPELT = re.compile(rf"[{_NUMERALS}0-9](?:[ ,，、.·•・･—–/-]?[{_NUMERALS}0-9]){{4,}}(?![十百千万亿])")
+_SPELT = re.compile(rf"[{_NUMERALS}0-9A-Z](?:[ ,，、.·•・･—–/-]?[{_NUMERALS}0-9A-Z]){{4,}}(?![十百千万亿])")
 # Letters for digits: l38OO627159.
 _LETTERED = re.compile(r"(?<![A-Za-z0-9_])(?:[0-9]|[lI](?=[ .-]?[3-9]))(?:[ .·_-]?[0-9lIOo]){5,}(?![A-Za-z0-9_])")
 _has_lettered = re.compile("[0-9][ .-]?[lIOo]|[lI][ .-]?[3-9]").search
@@ -46,7 +46,7 @@ _LETTERS = str.maketrans("lIOo", "1100")
 def plain(text: str) -> tuple[str, Sequence[int]]:
     """`text` as the rules read it, and the position in `text` of each of its characters and of its end.
 
-    Styled letters and runs of five or more digits with Chinese ones or letters are in ASCII, characters are simplified.
+    Styled letters and runs of five or more digits with Chinese ones or letters for digits are in ASCII, characters are simplified.
     """
     positions: Sequence[int] = range(len(text) + 1)
     if _MARK.search(text):
