@@ -38,10 +38,14 @@ _NO_NAME = f"(?:{_TITLE}|[某总哥姐叔]|经理|主任|医生|护士|阿姨|�
 _GIVEN = "(?![的了是在不没我你他她它们这那哪什谁些吗吧呢啊呀嘛某就都也还很又被把跟着得和与或])[一-鿿]"
 _LABELS = (
     "(?:[收寄发取][件货]|[收付汇转打]款|签收|联系|联络|申请|持卡|开户|投保|被?保险|经办|负责|代理|委托|登记|预订|报名|入住|乘车|当事|监护|担保|借款|承租|出租|提货|领取|订票|报修|报案|推荐|介绍|下单|代收|授权)人"
-    "|户[名主]|[收寄]方|姓名|法人(?:代表)?|[全真本]名|(?:患者|病人)(?=[叫:：])"
+    "|[一-鿿]{2}(?<!主持|发言|主讲|出品|创始|候选|代言|解说|撰稿|经纪|策划|制作|发明|提名|主理|导演|编剧)人(?=[:：])"
+    "|户[名主]|[账开]户名称?|[收寄]方|[收付]款方|姓名|法人(?:代表)?|[全真本]名|(?:患者|病人)(?=[叫:：])"
     "|[收寄][件货](?=[:：])|(?:乘客|旅客|学员|学生|家长|员工|客户|签[字名]|新[郎娘]|[甲乙男女]方|[车业机]主|租客|房东)(?=[:：])"
 )
-_FILLED = r"(?:[(（][一-鿿]{1,6}[)）])?(?:改成|换成|改为|[:：是为叫写填\s]){0,4}"
+_FILLED = (
+    r"(?:[(（][一-鿿]{1,6}[)）])?(?:改成|换成|改为|[:：是为叫写填\s]){0,4}"
+    r"(?:我?(?:[爸妈]|父亲|母亲|爱人|妻子|丈夫|老[公婆]|[儿子]子|女儿|[哥弟姐妹]+)[，,：: ])?"
+)
 _FULL = (
     rf"{_SURNAME}(?!{_NO_NAME})"
     rf"(?:[ \u3000]{{1,2}}{_GIVEN}[ \u3000]{{1,2}}{_GIVEN}(?![一-鿿])|[ \u3000]{{0,2}}{_GIVEN}{_GIVEN}??)"
@@ -57,6 +61,7 @@ _labelled = groups(
         "([一-鿿]{2,8}[·•・][一-鿿]{2,8}|[A-Z][a-z]+(?: [A-Z][a-z]+){1,2})(?![A-Za-z一-鿿])"
     ),
 )
+_next_name = re.compile(rf"[、和及/]({_FULL})(?![一-鿿])").match
 # Three characters that are no words may have any surname: 户名：檀健次, 我叫脱小磊.
 _unknown_surnames = groups(
     "person",
@@ -69,7 +74,8 @@ _is_no_name = re.compile(rf".(?:{_NO_NAME}).*|(.)\1.|.*[部室处台站店局所
 _named = groups(
     "person",
     re.compile(
-        r"(?:我(?:[爸妈]|老[公婆])?[叫是](?:新人|新来的)?|(?:[他她爸妈]|[儿孩]子|女儿|老[公婆]|[弟妹哥姐同朋][弟妹哥姐学友事])叫"
+        r"(?:我(?:[爸妈]|老[公婆])?[叫是](?:(?:新人|新来的|业主|房东|租客|家长|客服) ?)?"
+        r"|(?:[他她爸妈]|[儿孩]子|女儿|老[公婆]|[弟妹哥姐同朋][弟妹哥姐学友事])叫"
         r"|我?[爸妈]?(?:名字|名叫|真名)[是叫，,：: ]{0,2}"
         r"|本人|身份证上是|这位是)"
         rf"({_FULL})(?=$|[^一-鿿\w]|承诺|申请|自愿|声明|[因系])"
@@ -88,6 +94,8 @@ def people_named(text: str) -> Iterator[Span]:
         parts = text[span.start : span.end].split()
         if not any(map(_is_word, ("".join(parts), *(given for given in parts[1:] if len(given) > 1)))):
             yield span
+            if match := _next_name(text, span.end):
+                yield Span(*match.span(1), "person")
     for span in _unknown_surnames(text):
         name = text[span.start : span.end]
         if not (_is_no_name(name) or _is_a_kind(name) or _is_word(name) or _is_word(name[:2])):
@@ -197,7 +205,7 @@ class People:
 _THANKS = "(?:谢谢|感谢|多谢|恭喜|欢迎|辛苦了?|拜托)[，, ]?"
 _ADDRESS = re.compile(f"[@＠]|回复 ?|{_THANKS}|^", re.M)
 _thanked = re.compile(f"{_THANKS}$").search
-_AFTER_MENTION = re.compile(r"[\s,，。:：!！?？@＠]|$")
+_AFTER_MENTION = re.compile(r"[\s,，、。:：!！?？@＠]|$")
 _ADDRESSED = re.compile(rf"[哥姐]|{_TITLE}")
 _AFTER_HEADER = re.compile(r"\s?(?:[:：(（]|<[\w.+-]+@)")
 

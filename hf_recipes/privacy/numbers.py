@@ -11,12 +11,13 @@ from hf_recipes.privacy.spans import Span, around, before, groups, overlapping
 
 # Words before a number that counts something or names a thing.
 _IMPERSONAL = re.compile(
-    r"(?:单号?|编号|版本号?|销量|流水号?|条码|批号|order|no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
+    r"(?:单号?|编号|版本号?|销量"
+    r"|流水号?|条码|批号|order|(?<!card )no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
     r"|[量额数]|余额|总[共计])[:： 是为有了打到达约号]*$",
     re.I,
 )
 
-_ID_CARD = re.compile(r"[1-9](?<![0-9][1-9])(?:[ -]?[0-9]){16}[ -]?[0-9Xx](?![0-9])")
+_ID_CARD = re.compile(r"[1-9](?<![0-9][1-9])(?:[ ./-]?[0-9]){16}[ ./-]?[0-9Xx](?![0-9])")
 _OLD_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])[0-9]{14}(?![0-9])")
 _ID_WORD = re.compile(r"[份休户老代居留住]证|证件|证号|身份|户口|实名|永居|sfz|shenfen|id.?card", re.I)
 _PROVINCES = {
@@ -47,7 +48,7 @@ def id_cards(text: str) -> Iterator[Span]:
     After a word for ID cards, a wrong check digit and the older form are accepted.
     """
     for match in overlapping(_ID_CARD, text):
-        number = re.sub("[ -]", "", match[0]).upper()
+        number = re.sub("[ ./-]", "", match[0]).upper()
         if _is_of_a_person(number, number[6:10], number[10:14]):
             total = sum(int(digit) * 2 ** (17 - index) for index, digit in enumerate(number[:17]))
             if number[17] == "10X98765432"[total % 11] or _ID_WORD.search(around(text, match, 12)):
@@ -58,10 +59,10 @@ def id_cards(text: str) -> Iterator[Span]:
             yield Span(*match.span(), "id_card")
 
 
-_BANK_CARD = re.compile(r"[2-9](?<![0-9A-Za-z_.][2-9])(?:[ .·-]?[0-9]){14,18}(?![0-9])")
+_BANK_CARD = re.compile(r"[2-9](?<![0-9A-Za-z_.][2-9])(?:[ .·_-]?[0-9]){14,18}(?![0-9])")
 # UnionPay, Visa, Mastercard, JCB, American Express, and ICBC's older cards.
 _BANK_BINS = re.compile(r"62\d{14,17}|4\d{15}|5[1-5]\d{14}|35\d{14}|3[47]\d{13}|955[89]\d{12,15}")
-_IN_FOURS = re.compile(r"[0-9]{4}(?:([ .·-])[0-9]{4})(?:\1[0-9]{4}){2}")
+_IN_FOURS = re.compile(r"[0-9]{4}(?:([ .·_-])[0-9]{4})(?:\1[0-9]{4}){2}")
 _BANK_WORD = re.compile(
     r"卡号|银行|银联|[账帐][号户]|开户|[资用蓄记]卡|[打收]款|转[账帐]|汇款|存折|[工农建交中招]行|邮储|card|visa|万事达",
     re.I,
@@ -87,7 +88,7 @@ def bank_cards(text: str) -> Iterator[Span]:
     """
     for match in overlapping(_BANK_CARD, text):
         candidate, prefix = match[0], before(text, match.start(), 12)
-        while len(number := re.sub("[ .·-]", "", candidate)) >= 15:
+        while len(number := re.sub("[ .·_-]", "", candidate)) >= 15:
             known = _BANK_BINS.fullmatch(number) or _IN_FOURS.fullmatch(candidate) or _BANK_WORD.search(prefix)
             if (
                 known
@@ -96,14 +97,14 @@ def bank_cards(text: str) -> Iterator[Span]:
             ):
                 yield Span(match.start(), match.start() + len(candidate), "bank_card")
                 break
-            candidate = candidate[: max(*map(candidate.rfind, " .·-"), 0)]  # a date or a name may follow
+            candidate = candidate[: max(*map(candidate.rfind, " .·_-"), 0)]  # a date or a name may follow
 
 
 documents = groups(
     "document",
     re.compile(
-        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保卡|医保卡|学生证|工作证|教师证|记者证|律师证|毕业证|学位证|结婚证|房产证|行驶证|签证|学号|学籍号|工号|员工号|警官证|住院号|病历号|居住证|永居证|驾驶证"
-        r"|驾照|档案号|准考证|身[份分]证)(?:字?号码?|(?:档案)?编号|[Nn][Oo]\.?|number|[:：#是为\s])*"
+        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保[卡号]|医保卡|学生证|工作证|教师证|记者证|律师证|毕业证|学位证|结婚证|房产证|行驶证|签证|学号|学籍号|工号|员工号|警官证|住院号|病历号|居住证|永居证|驾驶证"
+        r"|驾照|档案号|准考证|身[份分]证)(?:字?号码?|(?:档案)?编号|[Nn][Oo]\.?|number|[:：#(（是为\s])*"
         r"((?![ -]?(?:19|20)[0-9]{2}[ -](?:0?[1-9]|1[0-2])(?![0-9]))"
         r"[A-Za-z]{0,3}[ -]?[0-9](?:[ -]?[0-9]){5,17}[A-Za-z]?(?![0-9A-Za-z])"
         r"|[一-鿿]字第 ?[0-9]{5,8} ?号)"
@@ -119,7 +120,7 @@ _NOT_A_COUNT = (
 )
 _MOBILE = re.compile(
     rf"1[3-9][0-9](?:{_MARK}{{0,3}}[0-9]{{4}}{_MARK}{{0,3}}[0-9]{{4}}|[0-9][ -][0-9]{{3}}[ -][0-9]{{4}}"
-    rf"|[ -][0-9]{{3}}[ -][0-9]{{5}}){_NOT_A_COUNT}|1([^\w\s,，、])[3-9](?:\1[0-9]){{9}}"
+    rf"|[ -][0-9]{{3}}[ -][0-9]{{5}}){_NOT_A_COUNT}|1([^\w\s,，、])[3-9](?:\1[0-9]){{9}}(?! ?[0-9])"
     r"|1[3-9](?:[ .-][0-9]{2}){3}[ .-][0-9]{3}(?![0-9])"
 )
 # In other groups after a word for telephones only: 1 5 4 0 …
@@ -129,7 +130,9 @@ _ABROAD = re.compile(
     r"(?:(?:\+ ?|00)(?:852|853|886)|85[23](?<![0-9A-Za-z_.-]...)(?=[ -]))(?:[ -]?[0-9]){8,10}(?![0-9])"
 )
 _TAIWANESE = re.compile(r"0(?<![0-9A-Za-z_.-]0)9[0-9]{2}([ -]?)[0-9]{3}\1[0-9]{3}(?![0-9])")
-_PHONE_WORD = re.compile(r"(?:手机|电话|号码?|联系|致电|拨|打|加|短信|tel|phone|mobile|call|[☎📞📱])[^0-9]{0,6}$", re.I)
+_PHONE_WORD = re.compile(
+    r"(?:手机|电话|号码?|我的|联系|致电|拨|打|加|短信|tel|phone|mobile|call|[☎📞📱])[^0-9]{0,6}$", re.I
+)
 _PHONE_WORD_AFTER = re.compile("[^0-9A-Za-z]{0,4}(?:手机|电话)")
 _COUNTRY = re.compile(r"(?:\+ ?|00|(?<![0-9]))86[ -]?$")
 _CALL = re.compile(r"(?:^|[^A-Za-z])(?:tel|phone|mobile|call|vx?|wx|qq|[mtp])$", re.I)
@@ -162,6 +165,8 @@ _LANDLINE = re.compile(
 )
 _LOCAL = re.compile(
     r"(?:座机|固话|固定电话|电话|传真|tel|Tel|TEL)(?:号码?|[:：是系\s])*([2-9][0-9]{2,3}[ -]?[0-9]{4})(?![0-9-])"
+    r"|(?:电话|[Mm]obile|[Pp]hone|[Ww]hats[Aa]pp)"
+    r"[俾畀给我啦嘅系是号码:：，, ]{0,8}((?!(?:19|20)[0-9]{2}[ -])[2-9][0-9]{3}[ -]?[0-9]{4})(?![0-9-])"
 )
 _ANOTHER = re.compile(r"[ 　、,，/和或]{1,2}([2-9][0-9]{6,7})(?![0-9.-])")
 _CALL_WORD = re.compile(r"电话|座机|固话|拨|打|传真|联系|[专热]线|总机|前台|tel|call|fax", re.I)
@@ -173,7 +178,7 @@ def landlines(text: str) -> Iterator[Span]:
             yield Span(*match.span(), "landline")
     for match in _LOCAL.finditer(text):
         while match:
-            yield Span(*match.span(1), "landline")
+            yield Span(*match.span(match.lastindex), "landline")
             match = _ANOTHER.match(text, match.end())
 
 

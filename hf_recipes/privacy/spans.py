@@ -3,13 +3,19 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
-from unicodedata import normalize
+from unicodedata import digit, normalize
 
 # Full-width, circled, mathematical and raised letters and digits → ASCII, character by character.
 _STYLED = [0xB2, 0xB3, 0xB9, *range(0x2070, 0x2500), *range(0xFF01, 0xFF5F), *range(0x1D400, 0x1D800)]
 _ASCII = {code: ascii for code in _STYLED if len(ascii := normalize("NFKC", chr(code))) == 1 and ascii.isalnum()}
+# ⑴ ⒈ ⓵ ❶ ➀
+_ASCII |= {
+    code: str(value)
+    for code in [*range(0x2460, 0x24FF), *range(0x2776, 0x2794)]
+    if 0 <= (value := digit(chr(code), -1)) < 10
+}
 _ASCII |= {ord(wide): ascii for wide, ascii in zip("＠．－＿＋＃［］\u3000", "@.-_+#[] ", strict=True)}
-_is_styled = re.compile("[²³¹⁰-⓿０-９Ａ-Ｚａ-ｚ＠．－＿＋＃［］\u3000\U0001d400-\U0001d7ff]").search
+_is_styled = re.compile("[²³¹⁰-⓿❶-➓０-９Ａ-Ｚａ-ｚ＠．－＿＋＃［］\u3000\U0001d400-\U0001d7ff]").search
 
 # What has no width: the frame of 1️⃣, joiners, variation selectors.
 _MARKS = "\u00ad\u200b-\u200f\u2060\u20e3\ufe0e\ufe0f\ufeff"
@@ -46,7 +52,8 @@ _LETTERS = str.maketrans("lIOo", "1100")
 def plain(text: str) -> tuple[str, Sequence[int]]:
     """`text` as the rules read it, and the position in `text` of each of its characters and of its end.
 
-    Styled letters and runs of five or more digits with Chinese ones or letters for digits are in ASCII, characters are simplified.
+    Styled letters and runs of five or more digits with Chinese ones or letters for digits are in ASCII, characters are
+    simplified.
     """
     positions: Sequence[int] = range(len(text) + 1)
     if _MARK.search(text):
