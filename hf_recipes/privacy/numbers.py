@@ -12,12 +12,13 @@ from hf_recipes.privacy.spans import Span, around, before, groups, overlapping
 # Words before a number that counts something or names a thing.
 _IMPERSONAL = re.compile(
     r"(?:单号?|编号|版本号?|销量"
-    r"|流水号?|条码|批号|order|(?<!card )no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
+    r"|流水号?|条码|批号"
+    r"|order|(?<!card )no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
     r"|[量额数]|余额|总[共计])[:： 是为有了打到达约号]*$",
     re.I,
 )
 
-_ID_CARD = re.compile(r"[1-9](?<![0-9][1-9])(?:[ ./-]?[0-9]){16}[ ./-]?[0-9Xx](?![0-9])")
+_ID_CARD = re.compile(r"[1-9](?<![0-9][1-9])(?:[ ./_-]?[0-9]){16}[ ./_-]?[0-9Xx](?![0-9])")
 _OLD_ID_CARD = re.compile(r"[1-8](?<![0-9][1-8])[0-9]{14}(?![0-9])")
 _ID_WORD = re.compile(r"[份休户老代居留住]证|证件|证号|身份|户口|实名|永居|sfz|shenfen|id.?card", re.I)
 _PROVINCES = {
@@ -48,7 +49,7 @@ def id_cards(text: str) -> Iterator[Span]:
     After a word for ID cards, a wrong check digit and the older form are accepted.
     """
     for match in overlapping(_ID_CARD, text):
-        number = re.sub("[ ./-]", "", match[0]).upper()
+        number = re.sub("[ ./_-]", "", match[0]).upper()
         if _is_of_a_person(number, number[6:10], number[10:14]):
             total = sum(int(digit) * 2 ** (17 - index) for index, digit in enumerate(number[:17]))
             if number[17] == "10X98765432"[total % 11] or _ID_WORD.search(around(text, match, 12)):
@@ -106,7 +107,7 @@ documents = groups(
         r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保[卡号]|医保卡|学生证|工作证|教师证|记者证|律师证|毕业证|学位证|结婚证|房产证|行驶证|签证|学号|学籍号|工号|员工号|警官证|住院号|病历号|居住证|永居证|驾驶证"
         r"|驾照|档案号|准考证|身[份分]证)(?:字?号码?|(?:档案)?编号|[Nn][Oo]\.?|number|[:：#(（是为\s])*"
         r"((?![ -]?(?:19|20)[0-9]{2}[ -](?:0?[1-9]|1[0-2])(?![0-9]))"
-        r"[A-Za-z]{0,3}[ -]?[0-9](?:[ -]?[0-9]){5,17}[A-Za-z]?(?![0-9A-Za-z])"
+        r"[A-Za-z]{0,3}[ -]?[0-9](?:[ -]?[0-9]){4,17}[A-Za-z]?(?![0-9A-Za-z])"
         r"|[一-鿿]字第 ?[0-9]{5,8} ?号)"
     ),
     re.compile(r"([A-Z]{1,2}(?<![A-Za-z0-9][A-Z])(?<![A-Za-z0-9][A-Z]{2})[0-9]{6}[(（][0-9A][)）])"),  # of Hong Kong
@@ -127,7 +128,7 @@ _MOBILE = re.compile(
 _SPACED_MOBILE = re.compile(rf"1{_SEPARATOR}{{0,3}}[3-9](?:{_SEPARATOR}{{0,3}}[0-9]){{9}}{_NOT_A_COUNT}")
 # Of Hong Kong, Macau and Taiwan.
 _ABROAD = re.compile(
-    r"(?:(?:\+ ?|00)(?:852|853|886)|85[23](?<![0-9A-Za-z_.-]...)(?=[ -]))(?:[ -]?[0-9]){8,10}(?![0-9])"
+    r"(?:(?:\+ ?|00)(?:852|853|886)|85[23](?<![0-9A-Za-z_.-]...)(?=[ )）-])[)）]?)(?:[ -]?[0-9]){8,10}(?![0-9])"
 )
 _TAIWANESE = re.compile(r"0(?<![0-9A-Za-z_.-]0)9[0-9]{2}([ -]?)[0-9]{3}\1[0-9]{3}(?![0-9])")
 _PHONE_WORD = re.compile(
@@ -187,13 +188,13 @@ _OFFICE = r"([京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕
 plates = groups(
     "plate",
     re.compile(
-        _OFFICE + r"[A-HJ-NP-Za-hj-np-z][·•.・･ -]{0,3}(?:[A-HJKa-hjk][·•. -]?[A-HJ-NP-Za-hj-np-z0-9][0-9]{4}"
+        _OFFICE + r"[A-HJ-NP-Za-hj-np-z][·•.・･ —–-]{0,3}(?:[A-HJKa-hjk][·•. -]?[A-HJ-NP-Za-hj-np-z0-9][0-9]{4}"
         r"|[0-9](?: [0-9]){4,5}|[0-9]{5}[A-Ka-k]|[A-HJ-NP-Za-hj-np-z0-9]{4}[挂学警港澳]"
         r"|(?=[0-9]*(?:[A-Za-z][0-9]*){0,2}(?![0-9A-Za-z]))[A-HJ-NP-Za-hj-np-z0-9]{5}))(?![A-Za-z0-9]|\.[0-9])"
     ),
     # In pieces: at least two digits, and two letters at the most.
     re.compile(
-        _OFFICE + r"[A-HJ-NP-Z][·•.・･ -]{0,3}(?=(?: ?[A-HJ-NP-Z])*(?: ?[0-9]){2}|(?: ?[0-9] ?[A-HJ-NP-Z]){2})"
+        _OFFICE + r"[A-HJ-NP-Z][·•.・･ —–-]{0,3}(?=(?: ?[A-HJ-NP-Z])*(?: ?[0-9]){2}|(?: ?[0-9] ?[A-HJ-NP-Z]){2})"
         r"(?=(?: ?[0-9])*(?: ?[A-HJ-NP-Z](?: ?[0-9])*){0,2}(?! ?[A-Z0-9]))[A-HJ-NP-Z0-9](?: ?[A-HJ-NP-Z0-9]){4,5})"
         r"(?! ?[A-Za-z0-9]|\.[0-9])"
     ),

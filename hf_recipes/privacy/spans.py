@@ -11,7 +11,7 @@ _ASCII = {code: ascii for code in _STYLED if len(ascii := normalize("NFKC", chr(
 # ⑴ ⒈ ⓵ ❶ ➀
 _ASCII |= {
     code: str(value)
-    for code in [*range(0x2460, 0x24FF), *range(0x2776, 0x2794)]
+    for code in [*range(0x2460, 0x2500), *range(0x2776, 0x2794)]
     if 0 <= (value := digit(chr(code), -1)) < 10
 }
 _ASCII |= {ord(wide): ascii for wide, ascii in zip("＠．－＿＋＃［］\u3000", "@.-_+#[] ", strict=True)}
