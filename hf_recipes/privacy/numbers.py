@@ -65,7 +65,7 @@ _BANK_CARD = re.compile(r"[2-9](?<![0-9A-Za-z_.][2-9])(?:[ .·_-]?[0-9]){14,18}(
 _BANK_BINS = re.compile(r"62\d{14,17}|4\d{15}|5[1-5]\d{14}|35\d{14}|3[47]\d{13}|955[89]\d{12,15}")
 _IN_FOURS = re.compile(r"[0-9]{4}(?:([ .·_-])[0-9]{4})(?:\1[0-9]{4}){2}")
 _BANK_WORD = re.compile(
-    r"卡号|银行|银联|[账帐][号户]|开户|[资用蓄记]卡|[打收]款|转[账帐]|汇款|存折|[工农建交中招]行|邮储|card|visa|万事达",
+    r"卡号|招商|工商|银行|银联|[账帐][号户]|开户|[资用蓄记]卡|[打收]款|转[账帐]|汇款|存折|[工农建交中招]行|邮储|card|visa|万事达",
     re.I,
 )
 
@@ -76,8 +76,8 @@ def _passes_luhn(number: str) -> bool:
     return total % 10 == 0
 
 
-def _is_named(candidate: str, number: str, prefix: str) -> bool:
-    known = _BANK_BINS.fullmatch(number) and (_BANK_WORD.search(prefix) or _IN_FOURS.match(candidate))
+def _is_named(candidate: str, number: str, prefix: str, suffix: str) -> bool:
+    known = _BANK_BINS.fullmatch(number) and (_BANK_WORD.search(f"{prefix} {suffix}") or _IN_FOURS.match(candidate))
     return bool(known or re.search("(?:卡号?|[账帐][号户]|存折号?)[:： 是为]*$", prefix))
 
 
@@ -88,12 +88,12 @@ def bank_cards(text: str) -> Iterator[Span]:
     and 账号 any number.
     """
     for match in overlapping(_BANK_CARD, text):
-        candidate, prefix = match[0], before(text, match.start(), 12)
+        candidate, prefix, suffix = match[0], before(text, match.start(), 12), text[match.end() : match.end() + 6]
         while len(number := re.sub("[ .·_-]", "", candidate)) >= 15:
             known = _BANK_BINS.fullmatch(number) or _IN_FOURS.fullmatch(candidate) or _BANK_WORD.search(prefix)
             if (
                 known
-                and (_passes_luhn(number) or _is_named(candidate, number, prefix))
+                and (_passes_luhn(number) or _is_named(candidate, number, prefix, suffix))
                 and not _IMPERSONAL.search(prefix)
             ):
                 yield Span(match.start(), match.start() + len(candidate), "bank_card")
@@ -132,7 +132,7 @@ _ABROAD = re.compile(
 )
 _TAIWANESE = re.compile(r"0(?<![0-9A-Za-z_.-]0)9[0-9]{2}([ -]?)[0-9]{3}\1[0-9]{3}(?![0-9])")
 _PHONE_WORD = re.compile(
-    r"(?:手机|电话|号码?|我的|联系|致电|拨|打|加|短信|tel|phone|mobile|call|[☎📞📱])[^0-9]{0,6}$", re.I
+    r"(?:手 ?机|电 ?话|号码?|我的|联系|致电|拨|打|加|短信|tel|phone|mobile|call|[☎📞📱])[^0-9]{0,6}$", re.I
 )
 _PHONE_WORD_AFTER = re.compile("[^0-9A-Za-z]{0,4}(?:手机|电话)")
 _COUNTRY = re.compile(r"(?:\+ ?|00|(?<![0-9]))86[ -]?$")
