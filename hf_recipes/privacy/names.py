@@ -104,7 +104,7 @@ def people_named(text: str) -> Iterator[Span]:
         name = text[span.start : span.end]
         head = name if re.match(_COMPOUND, name) else name[:2]
         is_rare = len(name) == 2 and name[0] not in _COMMON_SURNAMES
-        is_word = text[span.start - 1] not in "叫人" and (is_rare or name in _dictionary())  # 我是颜控, 我是黄牛
+        is_word = text[span.start - 1] not in "叫人的" and (is_rare or name in _dictionary())  # 我是颜控, 我是黄牛
         if not (is_word or _is_a_kind(name) or _is_word(name) or _is_word(head)):
             yield span
 
@@ -149,7 +149,7 @@ def _variants(name: str) -> Iterator[str]:
     if len(re.findall("[一-鿿]", bare)) > 1:
         yield bare
     if name.isascii() and not name.isalpha():
-        yield from (name.lower(), name.upper())
+        yield from (name.lower(), name.upper(), name.capitalize())
 
 
 class People:
