@@ -36,7 +36,7 @@ _MORE = rf"(?:{_UNIT}|{_DASHED}|[A-Z东南西北]区(?=[0-9A-Z]))"
 # From the last character of a name to the last number.
 _TAIL = re.compile(
     r"[路街道巷同弄村屯庄寨区园苑城厦场寓心府湾庭居邸舍坊墅里际馆郡洲]"
-    r"(?:[东南西北中一二三四五六七八九]段|[A-Z一二三四五六七八九东南西北] ?区|[0-9一二三四五六七八九]期"
+    r"(?:[东南西北中一二三四五六七八九]{1,2}段|[A-Z一二三四五六七八九东南西北] ?区|[0-9一二三四五六七八九]期"
     r"|[东南西北]门)? ?"
     rf"(?P<tail>(?P<first>{_MORE})(?: ?(?:{_NAME} ?)?{_MORE})*"
     rf"(?:[ -]?{_ROOM}|[一二三四五六七八九][零一二三四五六七八九]{{2,3}})?)"
@@ -56,8 +56,9 @@ _VILLAGE = re.compile(
     rf"[镇乡道](?<![^街]道)(?:(?![{''.join(_STOPS)}])[一-鿿]){{1,6}}?[村屯庄](?![一-鿿]{{0,4}}[村屯庄])(?:委会)?(?:{_COUNT}[组队社])?"
 )
 
+_has_english = re.compile(r"(?:Road|Rd|Street|St|Avenue|Ave|Lane)\b").search
 _ENGLISH = re.compile(
-    r"(?:(?:Room|Rm|Flat|Unit|Building|Bldg|Block|No)\.? ?[0-9A-Z]+, ?)*[0-9]{1,5},? (?:Lane [0-9]{1,5}, ?)?"
+    r"(?:(?:Room|Rm|Flat|Unit|Building|Bldg|Block|No)\.? ?[0-9A-Z]{1,6}, ?){0,4}[0-9]{1,5},? (?:Lane [0-9]{1,5}, ?)?"
     r"(?:[A-Z][A-Za-z']+ ){1,4}(?:Road|Rd|Street|St|Avenue|Ave|Lane)\b"
 )
 
@@ -103,7 +104,7 @@ def addresses(text: str) -> Iterator[Span]:
         start = _start(text, match.start() + 1)
         if _is_address(text[start : match.start() + 1], match["first"], match["tail"]):
             yield Span(start, match.end(), "address")
-    for match in _ENGLISH.finditer(text):
+    for match in _ENGLISH.finditer(text) if _has_english(text) else ():
         yield Span(*match.span(), "address")
     for match in _FLAT.finditer(text):
         yield Span(_start(text, match.start()), match.end(), "address")

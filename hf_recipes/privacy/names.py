@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 
 from hf_recipes.privacy.spans import Span, before, groups, plain
 
@@ -38,10 +39,14 @@ _NO_NAME = f"(?:{_TITLE}|[某总哥姐叔]|经理|主任|医生|护士|阿姨|�
 _GIVEN = "(?![的了是在不没我你他她它们这那哪什谁些吗吧呢啊呀嘛某就都也还很又被把跟着得和与或])[一-鿿]"
 _LABELS = (
     "(?:[收寄发取][件货]|[收付汇转打]款|签收|联系|联络|申请|持卡|开户|投保|被?保险|经办|负责|代理|委托|登记|预订|报名|入住|乘车|当事|监护|担保|借款|承租|出租|提货|领取|订票|报修|报案|推荐|介绍|下单|代收|授权|受益)人"
-    "|[一-鿿]{2}(?<!主持|发言|主讲|出品|创始|候选|代言|解说|撰稿|经纪|策划|制作|制片|监制|发明|提名|主理|导演|编剧)人(?=[:：])"
+    "|人(?<=[一-鿿]{3})(?<!主持人|发言人|主讲人|出品人|创始人|候选人|代言人|解说人|撰稿人|经纪人|策划人|制作人|制片人|监制人|发明人|提名人|主理人|导演人|编剧人)(?=[:：])"
     "|户[名主]|[账开]户名称?|[收寄]方|[收付]款方|姓名|法人(?:代表)?|[全真本]名|(?:患者|病人)(?=[叫:：])"
     "|[收寄][件货](?=[:：])|(?:乘客|旅客|学员|学生|家长|员工|客户|签[字名]|家属|[父母]亲|配偶|班主任|导师|司机|新[郎娘]|[甲乙男女]方|[车业机]主|租客|房东)(?=[:：])"
 )
+# Most texts have none.
+_introduces = re.compile(
+    rf"[叫名]|{_LABELS}|[收寄][件货]|本人|我是|我[爸妈]是|老[公婆]是|身份证上|这位是|尊敬的"
+).search
 _FILLED = (
     r"(?:[(（][一-鿿]{1,6}[)）])?(?:改成|换成|改为|[:：是为叫写填\s]){0,4}"
     r"(?:我?(?:[爸妈]|父亲|母亲|爱人|妻子|丈夫|老[公婆]|[儿子]子|女儿|[哥弟姐妹]+)[，,：: ])?"
@@ -81,26 +86,27 @@ _named = groups(
         rf"({_FULL})(?=$|[^一-鿿\w]|郑重|承诺|申请|自愿|声明|[因系])"
     ),
     re.compile(rf"尊敬的({_FULL})(?={_TITLE})"),
-    re.compile(rf"^({_FULL})(?=(?:{_TITLE})[，,！!]?[您你]好)", re.M),
     re.compile(r"我(?:的名字)?[叫是]([一-鿿]{2,8}[·•・][一-鿿]{2,8})(?![一-鿿])"),
 )
+_greeted = groups("person", re.compile(rf"^({_FULL})(?=(?:{_TITLE})[，,！!]?[您你]好)", re.M))
 # 我是高三, 我是颜控, 我是汪星人
 _is_a_kind = re.compile(r".[一二三四五六七八九十]|(.)\1|.*[人员党控狗粉座族派者迷型版]").fullmatch
 
 
 def people_named(text: str) -> Iterator[Span]:
     """Full names after 收件人, 联系人, 户名 and the like, and after 我叫 and the like, of people who are no members."""
-    for span in _labelled(text):
+    introduced = _introduces(text)
+    for span in _labelled(text) if introduced else ():
         parts = text[span.start : span.end].split()
         if not any(map(_is_word, ("".join(parts), *(given for given in parts[1:] if len(given) > 1)))):
             yield span
             if match := _next_name(text, span.end):
                 yield Span(*match.span(1), "person")
-    for span in _unknown_surnames(text):
+    for span in _unknown_surnames(text) if introduced else ():
         name = text[span.start : span.end]
         if not (_is_no_name(name) or _is_a_kind(name) or _is_word(name) or _is_word(name[:2])):
             yield span
-    for span in _named(text):
+    for span in chain(_named(text) if introduced else (), _greeted(text) if "好" in text else ()):
         name = text[span.start : span.end]
         head = name if re.match(_COMPOUND, name) else name[:2]
         is_rare = len(name) == 2 and name[0] not in _COMMON_SURNAMES
