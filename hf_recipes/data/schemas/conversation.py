@@ -269,9 +269,14 @@ def by_key(names: Iterable[Any]) -> dict[str, Any]:
 
 def thoughts_name(values: Mapping[str, Any], of: str = "") -> str | None:
     """The key of thoughts in a turn or a row; with `of`, such as ``chosen``, one that has this before or after it."""
-    names = by_key(name for name, value in values.items() if not _is_switch(value))
-    keys = [form for key in THOUGHTS_KEYS for form in ((f"{of}_{key}", f"{key}_{of}") if of else (key,))]
-    return next((names[key] for key in keys if key in names), None)
+    return next((name for name in _thoughts_names(tuple(values), of) if not _is_switch(values[name])), None)
+
+
+@lru_cache(4096)  # turns have few sets of keys
+def _thoughts_names(names: tuple, of: str) -> list[Any]:
+    keys = by_key(names)
+    forms = [form for key in THOUGHTS_KEYS for form in ((f"{of}_{key}", f"{key}_{of}") if of else (key,))]
+    return [keys[form] for form in forms if form in keys]
 
 
 def _is_switch(value: Any) -> bool:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from hf_recipes.data.schemas.chat import (
@@ -57,8 +58,13 @@ def sides_of(row: Row) -> tuple[str, str] | None:
     return next(((keys[a], keys[b]) for a, b in SIDE_COLUMNS if a in keys and b in keys), None)
 
 
+@cache
+def _without_thoughts(columns: Columns) -> Columns:
+    return replace(columns, reads="examples", thoughts=None)
+
+
 def from_preference(row: Row, columns: Columns) -> Example:
-    thoughts, columns = (columns.thoughts, columns.rejected_thoughts), replace(columns, reads="examples", thoughts=None)
+    thoughts, columns = (columns.thoughts, columns.rejected_thoughts), _without_thoughts(columns)
     values = _sides(row, columns)
     column = next((name for name in MESSAGE_COLUMNS if name in row and name not in (columns.chosen, "data")), None)
     prompt = [] if column is None or is_empty(row[column]) else read_turns(row[column], column)
