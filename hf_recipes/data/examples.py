@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, Value
 from datasets.arrow_writer import ArrowWriter
+from datasets.features.features import encode_nested_example
 from datasets.table import MemoryMappedTable
 
 from hf_recipes.core import ledger
@@ -134,7 +135,7 @@ def _open(path: Path, key: str) -> Dataset | None:
 def _store(path: Path, features: Features, rows: Iterable[dict]) -> None:
     with new_file(path) as partial, ArrowWriter(path=str(partial), features=features) as writer:
         for row in rows:
-            writer.write(features.encode_example(row))
+            writer.write(encode_nested_example(features, row))  # `encode_example` looks for arrays, for as long again
         writer.finalize()
 
 

@@ -22,7 +22,7 @@ secrets = groups(
         re.A,
     ),
     re.compile(
-        r"(?:token|secret|(?:api|access|auth|private)[_-]?key)[\"']?\s*[=:：]\s*[\"']?"
+        r"(?:token|secret(?:_key)?|(?:api|access|auth|private)[_-]?key)[\"']?\s*[=:：]\s*[\"']?"
         r"((?=[a-z_.+/~-]*[0-9])(?=[0-9_.+/~-]*[a-z])[\w.+/~-]{12,}=*)",
         re.I | re.A,
     ),
@@ -30,19 +30,24 @@ secrets = groups(
         r"(?:密码|口令|password|passwd|pwd)(?:改成|换成|[是为:：=\s])*((?=[!-~]*[0-9])(?=[!-~]*[A-Za-z])[!-;=?-~]{5,31}[^\s,.;:)\]'\"<>])",
         re.I | re.A,
     ),
-    re.compile(r"(?:密码|口令)[:：]\s*([0-9]{4,16})(?![0-9A-Za-z])"),
+    re.compile(
+        r"(?:(?<!动态)密码|口令)(?:[:：]\s*(?=[0-9]{4})|[是为 ]{1,2}(?=[0-9]{6}))([0-9]{4,16})(?![0-9A-Za-z位])"
+    ),
     re.compile(r"(?:提取|访问)码[是为:：\s]{0,2}([A-Za-z0-9]{4,8})(?![0-9A-Za-z])"),
 )
 
 _LOCAL_PART = r"(?<![\w.+/-])(?!git@|x+@)[\w.+-]{1,64}"
-_AT = r"(?:@| ?[(（\[【] ?(?:at|@|艾特|圈a) ?[)）\]】] ?| ?(?:艾特|圈a) ?|(?-i: AT ))"
+_AT = r"(?:@| ?[(（\[【] ?(?:at|@|艾特|圈a|a) ?[)）\]】] ?| ?(?:艾特|圈a) ?|(?-i: AT ))"
 _DOT = r"(?:[.。]| ?[(（\[【] ?(?:dot|点|\.) ?[)）\]】] ?| dot | ?点 ?)"
 _NAME = "[a-z0-9-]+"
-_DOMAIN = rf"(?:[a-z0-9-]+{_DOT})+(?:(?!(?:png|jpe?g|gif|webp|svg|js|css|py|html?)\b)[a-z]{{2,}}|[抗康]姆)"
+_DOMAIN = (
+    rf"(?:(?:[a-z0-9-]+|[一幺](?:六三|二六)){_DOT})+"
+    r"(?:(?!(?:png|jpe?g|gif|webp|svg|js|css|py|html?)\b)[a-z]{2,}|[抗康]姆)"
+)
 emails = groups(
     "email",
     re.compile(rf"({_LOCAL_PART}{_AT}{_DOMAIN})", re.I | re.A),
-    re.compile(rf"({_LOCAL_PART} ?@ ?(?:{_NAME} ?\. ?)+(?:com|cn|net|org|edu|gov|io)\b)", re.I | re.A),
+    re.compile(rf"({_LOCAL_PART}\s?@\s?(?:{_NAME} ?\. ?)+(?:com|cn|net|org|edu|gov|io)\b)", re.I | re.A),
     re.compile(rf"({_LOCAL_PART}#(?:[a-z0-9-]+\.)+(?:com|cn|net|org|edu|gov|io|me|cc|xyz|top)\b)", re.I | re.A),
     re.compile(rf"(?:邮箱|邮件|mail)[^a-z0-9]{{0,6}}({_LOCAL_PART} (?:at|@) ?{_DOMAIN})", re.I | re.A),
     re.compile(rf"((?=[a-z]+[0-9._]){_LOCAL_PART} at (?:{_NAME}\.)+[a-z]{{2,}})\b", re.I | re.A),
@@ -52,54 +57,91 @@ emails = groups(
 )
 
 _QQ = (
-    r"((?!(?:19|20)[0-9]{2}[ -](?:0?[1-9]|1[0-2])(?![0-9]))[1-9]"
-    r"(?:[0-9]{4,10}|[0-9]{2,3}(?:[ -][0-9]{2,5}){1,2}(?:[ -][0-9]{1,4})?|(?: [0-9]){5,10}"
+    r"((?!(?P<same>[0-9])(?P=same)+(?![0-9]))(?!(?:19|20)[0-9]{2}[ -](?:0?[1-9]|1[0-2])(?![0-9]))[1-9]"
+    r"(?:[0-9]{4,10}|[0-9]{2,3}(?:[ -][0-9]{2,5}){1,2}(?:[ -][0-9]{1,4})?|(?:[ ,，.-][0-9]){5,10}"
     r"|[0-9]?(?:[ -][0-9]{3,5}){2}))"
     r"(?![0-9A-Za-z]|\.[0-9]| ?[万亿元人年次块积分点钱克米个])"
 )
-qqs = groups(
+_qqs = groups(
     "qq",
+    # With more digits, further from the word.
     re.compile(
-        r"(?:[Qq扣球鹅群裙号抠叩蔻寇口秋丘🐧](?:(?<=[Qq][Qq])|(?<=[Qq扣])(?<![A-Za-z][Qq])|(?<=🐧)|(?<=[加进入建扣抠蔻叩][群裙])"
-        r"|(?<=球球|企鹅|加鹅|群号|裙号|抠抠|叩叩|蔻蔻|寇寇|口口|秋秋|丘丘)|(?<=[群裙])(?=[号里在]{0,2}[:：])"
-        r"|(?<=[抠叩])(?=我))|[Qq]un号?)"
-        r"[号码群裙里大小新是不为叫成改换了我加搜的发聊找问私进来看领联系:：=/|｜~(（\[【「，,\s]{0,6}" + _QQ
+        r"(?:[Qq]{2}|[Qq](?<![A-Za-z][Qq])(?![A-Za-z])|企鹅|扣扣|球球|抠抠|叩叩|蔻蔻|口口|秋秋|丘丘|[抠叩](?=[0-9])|[群裙峮])"
+        r"(?:(?![单条][号码]|编号)[^0-9\n]){0,10}?"
+        r"((?!(?P<same>[0-9])(?P=same)+(?![0-9]))(?!(?:19|20)[0-9]{2}[ .·—–_-]?(?:0[1-9]|1[0-2]))"
+        r"[1-9](?:[ .·—–_-]?[0-9]){7,10})"
+        r"(?![0-9A-Za-z]|[.,:][0-9A-Za-z]| ?[万亿元人年次块积分点钱克米个只条])"
+    ),
+    re.compile(
+        r"(?:[Qq扣球鹅群裙峮号抠叩蔻寇口秋丘🐧](?:(?<=[Qq][Qq])|(?<=[Qq扣])(?<![A-Za-z][Qq])(?![0-9]{1,6}(?![0-9]))|(?<=🐧)|(?<=[加进入建扣抠蔻叩][群裙峮])"
+        r"|(?<=球球|企鹅|加鹅|群号|裙号|抠抠|叩叩|蔻蔻|寇寇|口口|秋秋|丘丘)|(?<=[群裙峮])(?=[号里在]{0,2}[:：])"
+        r"|(?<=[抠叩])(?=我|[:：]))|[Qq]un号?)"
+        r"[号码群裙峮里大小新是不同Vv微信账帐为叫成改换了我加搜的发聊找问私进来看领联系:：=/|｜~(（\[【「，,\s]{0,6}"
+        + _QQ
     ),
     re.compile(
         r"([1-9](?<![0-9A-Za-z._-][1-9])[0-9]{5,10})"
-        r"(?=[ (（，,]{0,2}(?:这个?|那个?|是我?的?|我的?)?(?:[Qq]{2}(?![A-Za-z0-9音飞空])|[Qq]号|扣扣|企鹅号))"
+        r"(?=[ (（，,]{0,2}[这那]?个?是?(?:我的?)?(?:[Qq]{2}(?![A-Za-z0-9音飞空])|[Qq]号|扣扣|企鹅号))"
     ),
 )
 
-_END = r"(?![A-Za-z0-9_-])"
-_ANY_ID = r"([A-Za-z][A-Za-z0-9_-]{5,19})" + _END
-_ID = r"(?=[A-Za-z]*[0-9_-])" + _ANY_ID  # a mere word may be anything
-_FILLER = (
-    r"(?:号码?|[Ii][Dd]|是|为|叫|改成|换成|了|搜索?|加我?|联系|同(?:抖音|快手|微博|[Qq]{2}|小红书)?"
-    r"|[:：\s(（/|｜\[【❤♥➕\ufe0f])*"
+_ANOTHER_QQ = re.compile(
+    r"[)）】 ]*(?:[、，,/]|[^0-9\n]{0,6}?(?:[换进加]|或者?|和|还有|备用?|新号)[)）】:： ]*) ?"
+    r"([1-9][0-9]{6,10})(?![0-9A-Za-z]|\.[0-9])"
 )
-_WEI = "微薇徽威维唯魏惟"
-_HEART = "(?:[❤♥♡💗💕]\ufe0f?)"
-wechats = groups(
+
+
+def qqs(text: str) -> Iterator[Span]:
+    """QQ numbers after a word for them, and further ones after these."""
+    for span in _qqs(text):
+        yield span
+        end = span.end
+        while match := _ANOTHER_QQ.match(text, end):
+            yield Span(*match.span(1), "qq")
+            end = match.end()
+
+
+_END = r"(?![A-Za-z0-9_-])"
+_ANY_ID = r"([A-Za-z](?:[A-Za-z0-9_-]{5,19}|(?: [A-Za-z0-9_-]){5,19}))" + _END
+_ID = (
+    r"(?!(?i:i?phone|i?pad|android|win(?:dows)?|mac(?:os)?|i?os|chrome|python|version|beta)[0-9._-]*(?![A-Za-z0-9]))"
+    r"(?=[A-Za-z]{0,19}[0-9_-]|(?:[A-Za-z] ){1,19}[0-9_-])" + _ANY_ID
+)  # a mere word may be anything
+_FILLER = (
+    r"(?:号码?|[Ii][Dd]|是|为|叫|改成|换成|了|搜索?|加我?|联系|[同/]?(?:抖音|快手|微博|[Qq]{2}|小红书)|同|is|[吧哈呀哦]"
+    r"|[^\w。！？!?，,；;、\"'@.<>-])*"
+)
+_WEI = "微薇徽威维唯魏惟嶶葳"
+_HEART = "[❤♥♡💗💕]"
+_wechats = groups(
     "wechat",
     re.compile(
-        rf"[{_WEI}围葳Vv绿i](?:(?<=绿)(?:泡泡|色软件)|(?<=wei)信|(?<=[{_WEI}葳Vv])(?:[Xx](?![A-Za-z])|[芯心新辛欣])|(?<![绿i])(?:{_HEART}?信|[❤♥]))"
-        + _FILLER
-        + _ID
+        rf"[{_WEI}围卫Vv绿i](?:(?<=绿)(?:泡泡|色软件)|(?<=wei)信|(?<=[{_WEI}Vv])(?: ?[Xx](?![A-Za-z])| ?[芯心新辛欣])"
+        rf"|(?<![绿i])(?:(?: ?{_HEART})? ?[信讯]|{_HEART})|(?<=[{_WEI}])我)" + _FILLER + _ID
     ),
+    re.compile(r"(wxid_[a-z0-9]{8,})(?![a-z0-9])"),
     re.compile(r"微信(?:号|[Ii][Dd])(?:是|为|[:：\s])*" + _ANY_ID),
     re.compile(r"微信[^\n]{1,16}?(?<=[搜加用是叫成为])[:： ]?" + _ID),
-    re.compile(rf"[加+➕] ?[我个]?(?:[Vv][Xx]?|[Ww][Xx]|[{_WEI}])(?:{_FILLER}[，,])?" + _FILLER + _ID),
+    re.compile(rf"[加+➕] ?[我个]?(?:[Vv][Xx]?|[Ww][Xx]|[{_WEI}💚💬])(?:{_FILLER}[，,])?" + _FILLER + _ID),
     re.compile(
         rf"(?:[{_WEI}][:：]|薇 ?|[我加+➕][VvWw][Xx]|我的?[Vv](?:是|[:：])|[Vv](?<![A-Za-z0-9_][Vv])我[，,]?)\s*" + _ID
     ),
-    re.compile(r"[VvWw](?<![A-Za-z0-9_][VvWw])(?:[Xx]|eixin|e[Cc]hat)(?![A-Za-z_-])" + _FILLER + _ID),
-    re.compile(r"[Vv](?<![A-Za-z0-9_][Vv])：\s*" + _ID),
+    re.compile(r"[VvWw](?<![A-Za-z0-9_][VvWw])(?: ?[Xx]|ei[Xx]in|e[Cc]hat)(?![A-Za-z_-])" + _FILLER + _ID),
+    re.compile(r"[Vv](?<![A-Za-z0-9_][Vv])[Vv]{0,4}：\s*" + _ID),
     # Satellites are written in capitals.
-    re.compile(
-        r"(?:卫星|🛰\ufe0f?)(?:号?[:：]\s*|号?(?:联系|私?聊|加我?|找我|同号)?\s?(?=[a-z][a-z0-9_-]+(?![A-Z])))" + _ID
-    ),
+    re.compile(r"(?:卫星|🛰)(?:号?[:：]\s*|号?(?:联系|私?聊|加我?|找我|同号)?\s?(?=[a-z][a-z0-9_-]+(?![A-Z])))" + _ID),
 )
+
+_before_word = groups(
+    "wechat", re.compile(r"(?<![A-Za-z0-9._-])" + _ID + r"(?=[ ，,]{0,2}(?:[(（]微信[)）]|这?是我的?微信))")
+)
+
+
+def wechats(text: str) -> Iterator[Span]:
+    yield from _wechats(text)
+    if "微信" in text:
+        yield from _before_word(text)
+
 
 _IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9A-Za-z]|\.[0-9])")
 _IPV6 = re.compile(r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{1,4}(?![0-9A-Za-z:.])")

@@ -18,13 +18,14 @@ _NOT_NAMES = re.compile("(?:[知报频通跑赛轨味难隧]道|[铁公线走条
 _COUNT = r"(?:[A-Z]?[0-9]{1,5}|[一二三四五六七八九十百零]{1,6}|[A-Za-z]|[甲乙丙丁])"
 _NUMBER = rf"[甲乙丙丁]?{_COUNT}(?:-{_COUNT})*"
 _NOT_AFTER = (
-    r"(?![线站口机桌店选球车令坑馆码发门窗晚早上下当凌开前后以考提台顶梯道里]|公告|文件|之(?![一二三四五六0-9]))"
+    r"(?![线站口机桌店选球车令坑馆码发门窗晚早上下当凌开前后以考提台顶梯道里桥]|公告|文件|之(?![一二三四五六0-9]))"
 )
 _BLOCK = (
-    rf"(?:号(?:(?:宿舍|公寓)?楼{_NOT_AFTER}|(?:宿舍|公寓)(?=[0-9])|商?铺|档口)|栋|幢|(?<![一二三四五六七八九十百零])座)"
+    rf"(?:[号#](?:(?:宿舍|公寓)?楼{_NOT_AFTER}|(?:宿舍|公寓)(?=[0-9])|商?铺|档口)|栋|幢"
+    r"|(?<![一二三四五六七八九十百零])座)"
 )
 _UNIT = (
-    rf"{_NUMBER} ?(?:{_BLOCK}|号院|号之[一二三四五六0-9]|[号楼]{_NOT_AFTER}|(?<=[0-9 ])弄"
+    rf" ?{_NUMBER} ?(?:{_BLOCK}|号院|号之[一二三四五六0-9]|[号楼]{_NOT_AFTER}|(?<=[0-9 ])[弄巷]"
     r"|#(?=[0-9]{3,4})|[层室房户组排]|单元|(?<=[0-9一二三四五六七八九十]) ?门(?= ?[0-9零一二三四五六七八九]{3}))"
 )
 _DASHED = r"[0-9]{1,3}(?:-[A-Za-z]?[0-9]{1,4}){1,3}(?![0-9-])"
@@ -34,24 +35,31 @@ _NAME = f"(?:(?![{''.join(_STOPS)}])[一-鿿]){{1,10}}?"
 _MORE = rf"(?:{_UNIT}|{_DASHED}|[A-Z东南西北]区(?=[0-9A-Z]))"
 # From the last character of a name to the last number.
 _TAIL = re.compile(
-    r"[路街道巷同弄村屯庄寨区园苑城厦场寓心府湾庭居邸舍坊墅里际馆郡]"
-    r"(?:[东南西北中一二三四五六七八九]段|[A-Z一二三四五六七八九东南西北]区|[0-9一二三四五六七八九]期|[东南西北]门)? ?"
+    r"[路街道巷同弄村屯庄寨区园苑城厦场寓心府湾庭居邸舍坊墅里际馆郡洲]"
+    r"(?:[东南西北中一二三四五六七八九]{1,2}段|[A-Z一二三四五六七八九东南西北] ?区|[0-9一二三四五六七八九]期"
+    r"|[东南西北]门)? ?"
     rf"(?P<tail>(?P<first>{_MORE})(?: ?(?:{_NAME} ?)?{_MORE})*"
     rf"(?:[ -]?{_ROOM}|[一二三四五六七八九][零一二三四五六七八九]{{2,3}})?)"
     rf"(?: ?{_NAME}(?:广场|大厦|大楼|写字楼|中心|小区|花园|公寓)(?: ?{_ROOM})?)?"
 )
 _FLAT = re.compile(
-    rf"(?:[0-9一二三四五六七八九]期 ?)?[0-9A-Z]{{1,3}}{_BLOCK} ?(?:{_NUMBER}单元 ?(?:{_ROOM}|{_UNIT})|{_ROOM})"
+    rf"(?:[0-9一二三四五六七八九]期 ?)?[0-9A-Z]{{1,3}} ?{_BLOCK} ?(?:{_NUMBER} ?单元 ?(?:{_ROOM}|{_UNIT})|{_ROOM})"
 )
 _STREETS = re.compile("(?:[路街道巷弄]|胡同)$")
 _VILLAGES = re.compile("[村屯庄寨]$")
-_HOMES = re.compile("(?:花园|新村|公寓|家园|宿舍|别墅|新城|国际|公馆|[郡区苑里湾府庭居邸坊])$")
+_HOMES = re.compile("(?:花园|新村|公寓|家园|宿舍|别墅|新城|国际|公馆|[郡区苑里湾府庭居邸坊洲])$")
 _BUILDING = re.compile(r"#|号(?:宿舍|公寓|楼|商?铺|档口)|栋|幢|座|单元|室|房|[0-9一二三四五六七八九十] ?门")
 _PLACE = f"(?:(?:(?![{''.join(_STOPS)}])[一-鿿]){{1,8}}?(?:省|自治区|市|州|区|县|旗|镇|乡|街道|村|屯|庄))"
 _LONG = re.compile(rf"(?:地址|住址|户籍|户口|家住|老家|住在)(?:地?[:：是在为\s]*)({_PLACE}{{3,}})")
 
 _VILLAGE = re.compile(
     rf"[镇乡道](?<![^街]道)(?:(?![{''.join(_STOPS)}])[一-鿿]){{1,6}}?[村屯庄](?![一-鿿]{{0,4}}[村屯庄])(?:委会)?(?:{_COUNT}[组队社])?"
+)
+
+_has_english = re.compile(r"(?:Road|Rd|Street|St|Avenue|Ave|Lane)\b").search
+_ENGLISH = re.compile(
+    r"(?:(?:Room|Rm|Flat|Unit|Building|Bldg|Block|No)\.? ?[0-9A-Z]{1,6}, ?){0,4}[0-9]{1,5},? (?:Lane [0-9]{1,5}, ?)?"
+    r"(?:[A-Z][A-Za-z']+ ){1,4}(?:Road|Rd|Street|St|Avenue|Ave|Lane)\b"
 )
 
 
@@ -78,7 +86,7 @@ def _is_address(name: str, first: str, tail: str) -> bool:
     if len(name) < 2 + name.endswith(("小区", "校区", "花园")) or _NOT_NAMES.search(name):
         return False
     if _STREETS.search(name):
-        return bool(re.search("[号弄]", first))
+        return bool(re.search("[号弄巷排]", first))
     if _VILLAGES.search(name):
         return bool(re.search("[组号排]", first))
     if _HOMES.search(name):
@@ -96,6 +104,8 @@ def addresses(text: str) -> Iterator[Span]:
         start = _start(text, match.start() + 1)
         if _is_address(text[start : match.start() + 1], match["first"], match["tail"]):
             yield Span(start, match.end(), "address")
+    for match in _ENGLISH.finditer(text) if _has_english(text) else ():
+        yield Span(*match.span(), "address")
     for match in _FLAT.finditer(text):
         yield Span(_start(text, match.start()), match.end(), "address")
     for match in _LONG.finditer(text):

@@ -33,9 +33,9 @@ PLACEHOLDERS = {
 }
 
 # Cheap tests that skip a rule: most texts have few of these.
-_digits = re.compile(r"[0-9](?:[ .·•・･,，、—–/_-]{0,3}[0-9]){4}").search
+_digits = re.compile(r"[0-9](?:[^0-9A-Za-z一-鿿]{0,3}[0-9]){4}").search
 _letters = re.compile(r"[A-Za-z][·•. -]{0,3}[A-Za-z0-9_-](?:[ -]?[A-Za-z0-9_-]){3}").search
-_at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
+_at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|[(（\[【][aA][)）\]】]|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
 _parameters = re.compile(
     "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|sk-|xox|hf_|gh[pousr]_|_pat_|glpat|eyJ|AKIA|oken|OKEN|assw|pwd|PASS"
     "|ecret|ECRET"
@@ -93,14 +93,15 @@ class Redactor:
 
     def find(self, text: str) -> list[Span]:
         """The spans of `text`, in order and without overlaps."""
-        narrow = plain(text)
+        narrow, positions = plain(text)
         gates: dict[Callable | None, bool] = {None: True}
-        claimed, spans = bytearray(len(text)), []
+        claimed, spans = bytearray(len(narrow)), []
         for gate, rule in self._rules:
             if gate not in gates:
                 gates[gate] = bool(gate(narrow))
             if gates[gate]:
                 spans += _claim(rule(narrow), claimed)
+        spans = [span._replace(start=positions[span.start], end=positions[span.end]) for span in spans]
         if self._people:
             people, of_people = list(self._people.find(text)), bytearray(len(text))
             list(_claim(people, of_people))

@@ -267,6 +267,7 @@ def build_trainer(
         reference=reference,
         continues_adapter=context.continues_adapter,
     )
+    trainer.set_sources(Dataset.from_dict({"source": [prompt.source for prompt in prompts]}))
     add_callbacks(trainer, methods)
     return trainer
 

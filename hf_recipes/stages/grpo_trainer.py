@@ -39,13 +39,15 @@ class RewardedMixin(RunMixin):
 
     The ids are answered as they are, so that a prompt is the same in training, evaluation and prediction. Each reward
     is logged as ``rewards/NAME/mean``, and at each log the newest answers go to ``samples/step-N.jsonl`` with their
-    rewards.
+    rewards. Of a mixture, the mean reward of each source's answers is logged as ``reward/SOURCE``.
 
     Args:
         prompts: `row` is an index into them.
         reference: that of a model without an adapter; see `build_reference`.
         continues_adapter: the model's adapter was trained before, and is then what KL is measured from.
     """
+
+    source_prefix = "reward/"
 
     def __init__(
         self,
@@ -178,6 +180,11 @@ class RewardedMixin(RunMixin):
                 prompts, thoughts, answers, are_cut, rewards, strict=True
             )
         ]
+        args = self.args
+        if self._step % (args.steps_per_generation * args.num_iterations) == 0:  # else written again, by a resumed run
+            totals = [math.nan if sample["reward"] is None else sample["reward"] for sample in samples]
+            rows = torch.tensor([example["row"] for example in inputs], device=args.device)
+            self.add_row_losses(rows, torch.tensor(totals, device=args.device))
         self._samples = gather_object(samples)
         if any("cut_while_thinking" in sample for sample in self._samples):
             cut = sum(sample.get("cut_while_thinking", False) for sample in self._samples)

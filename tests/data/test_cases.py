@@ -59,6 +59,31 @@ LEARNED = {
     "trailing_columns.csv": ["水开后八分钟。", "冷水下锅二十分钟。"],
     "trailing_comma.jsonl": ["密封避光。"],
     "upper.JSONL": ["去便利店借一把。", "塞报纸吸水。"],
+    "rows.ndjson": ["去便利店借一把。", "塞报纸吸水。"],
+    "rows.jsonlines": ["去便利店借一把。", "塞报纸吸水。"],
+    "cr_ends.csv": ["先断电再拧下来。", "先关总阀。"],
+    "firefly_kind.jsonl": ["下联：旭日临窗万户红。", "身心俱疲，思归久矣。"],
+    "hermes_tools.json": [
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "柳湾"}}\n</tool_call>',
+        "柳湾现在 21 度。",
+        '<tool_call>\n{"name": "weather", "arguments": {"city": "石桥镇"}}\n</tool_call>',
+    ],
+}
+DOCUMENTS = {
+    "hub_viewer.json": ["山脚下有一座旧磨坊，轮子还在转。", None],
+    "mnbvc_parallel.jsonl": ["开始游戏\nStart the game\n返回主菜单\nBack to the main menu"],
+    "mnbvc_repeats.jsonl": [
+        "天还没亮，码头上已经有了灯。\n请收藏本站，下次阅读更方便。\n老周把网一张一张搬上船。\n本书由某某论坛整理。",
+        "这一篇和别的文件是一样的。",
+    ],
+    "novel_utf16.txt": [
+        "第一章 山路",
+        "雨下了三天，山路上全是泥。阿木背着一筐柴往回走。",
+        "第二章 渡口",
+        "渡口的老人还在等船，手里捏着一张旧车票。",
+    ],
+    "parallel_columns.jsonl": ["The shop opens at nine.\n商店九点开门。", "Please take a seat.\n请坐。"],
+    "parallel_wmt.jsonl": ["桥修好了。\nThe bridge has been repaired.", "他在河边钓鱼。\nHe is fishing by the river."],
 }
 PROMPTS = {  # role and text of all before the last answer of the first row
     "dolly_named.jsonl": ["user:这段话里的河叫什么？\n小镇边上有一条清溪河，夏天常有人来钓鱼。"],
@@ -148,6 +173,29 @@ def test_what_is_trained_on(load, name):
     assert learned(load(name)) == LEARNED[name]
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents(name):
+    [source] = find_sources([str(CASES / "text" / name)])
+    assert [document.text for document in open_reader(source).read()] == DOCUMENTS[name]
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "texts"),
+    [
+        ({"systemPrompt": "短", "Question": "问", "reasoningContent": "想", "Answer": "答"}, "messages", "短 问 想答"),
+        ({"指令": "问", "输入": "文", "输出": "答"}, "messages", "问\n文 答"),
+        ({"提示词": "问", "回复": "答"}, "messages", "问 答"),
+        ({"conversation": [{"role": "Human", "text": "问"}, {"role": "AI", "text": "答"}]}, "messages", "问 答"),
+        ({"prompt": "问", "chosenResponse": "好", "rejectedResponse": "坏"}, "preference", "问 好 坏"),
+        ({"question": "问", "answer_chosen": "好", "answer_rejected": "坏"}, "preference", "问 好 坏"),
+    ],
+)
+def test_columns_under_other_names(tmp_path, row, form, texts):
+    [example] = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", [row]))], form=form, cache_dir=str(tmp_path))
+    turns = [turn for name in ("messages", "prompt", "chosen", "rejected") for turn in example.get(name) or ()]
+    assert " ".join((turn.get("reasoning_content") or "") + turn["content"] for turn in turns) == texts
+
+
 @pytest.mark.parametrize("name", PROMPTS)
 def test_what_stands_before_the_answer(load, name):
     messages = load(name)["messages"][0][:-1]
@@ -200,6 +248,12 @@ def test_rows_of_an_array_on_one_line_are_counted(load):
 @pytest.mark.parametrize(
     ("name", "columns", "problem"),
     [
+        (
+            "book.xlsx",
+            {},
+            "book.xlsx: unknown file type; save its sheet as csv",
+        ),
+        ("gzip_named.json", {}, "gzip_named.json: it is gzip; give its name the ending .gz"),
         (
             "limo.jsonl",
             {},

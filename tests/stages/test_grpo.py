@@ -55,6 +55,38 @@ def logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def test_rewards_by_source_make_up_the_reward(tokenizer, prompts, tmp_path, capsys):
+    for prompt, source in zip(prompts, ("a", "few", "a", "a"), strict=True):
+        prompt.source = source
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    settings |= {"max_steps": -1, "num_train_epochs": 1, "save_strategy": "steps", "save_steps": 1, "num_iterations": 2}
+    trainer = made(tokenizer, prompts, tmp_path, **settings)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "items_a" in entry or "items_few" in entry]
+    for entry in entries:
+        counts = {name: entry.get(f"items_{name}", 0) for name in ("a", "few")}
+        assert sum(counts.values()) == 8
+        total = sum(entry[f"reward/{name}"] * count for name, count in counts.items() if count)
+        assert entry["reward"] == pytest.approx(total / 8)
+    capsys.readouterr()
+    metrics = trainer.training_metrics()["sources"]
+    assert {name: (source["target"], source["items"]) for name, source in metrics.items()} == {
+        "a": (0.75, 12),
+        "few": (0.25, 4),
+    }
+    assert capsys.readouterr().out.splitlines()[-3].split() == ["source", "target", "realised", "items", "reward"]
+    # Between the two updates of the same answers.
+    resumed = made(tokenizer, prompts, tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.training_metrics()["sources"] == metrics
+
+
+def test_prompts_know_their_source(tokenizer, tmp_path):
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", [{"prompt": "几点？", "response": "三点"}]) for name in "ab"]
+    reader = PromptReader([str(files[0]), f"few={files[1]}"], tokenizer)
+    assert [prompt.source for prompt in read_prompts(reader)[0]] == ["a", "few"]
+
+
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_the_loss_is_the_same_at_any_accumulation(tokenizer, prompts, tmp_path, algorithm):
     found = []

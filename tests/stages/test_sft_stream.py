@@ -1,10 +1,13 @@
 """Fine-tuning on rows that are encoded while training: which rows, and the same ones where a run is resumed."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from stage_runs import rows_of, trainer_of
 
-from conftest import conversation, same, tiny_model, write_jsonl
+from conftest import conversation, same, tiny_model, weights, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.data.chat import streamed_rows
@@ -66,6 +69,25 @@ def test_rows_are_the_same_in_two_processes(files, tokenizer, tmp_path):
     one, two = batches(0, 2), batches(1, 2)
     together = [row for pair in zip(one, two, strict=True) for batch in pair for row in batch]
     assert together == [row for batch in batches(0, 1) for row in batch] and len(together) == 40
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_same_adapter(forks, files, model_dir, tmp_path):
+    argv = ["--model_name_or_path", model_dir, "--train_file", *files, "--streaming", "True", "--max_steps", "4"]
+    argv += ["--save_steps", "2", "--per_device_train_batch_size", "2", "--report_to", "none", "--bf16", "False"]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    run = forks.run(*argv, "--output_dir", whole, world=2)
+    assert run.code == 0, run.err
+    shutil.copytree(whole / "checkpoint-2", again / "checkpoint-2")
+    shutil.copy(whole / "run_config.yaml", again)
+    resumed = forks.run(*argv, "--output_dir", again, "--resume_from_checkpoint", "true", world=2)
+    assert resumed.code == 0, resumed.err
+    assert same(weights(whole), weights(again))
+    metrics, ledgers = (
+        [json.loads((folder / name).read_text()) for folder in (whole, again)]
+        for name in ("metrics.json", "data_ledger.json")
+    )
+    assert metrics[0]["train"]["sources"] == metrics[1]["train"]["sources"] and ledgers[0] == ledgers[1]
 
 
 def test_validation_rows_of_a_stream(files, tokenizer, tmp_path):

@@ -29,7 +29,7 @@ class Prompt:
     """One prompt: `ids` to continue, `length` before truncation; `question` is its last user turn, or the text.
 
     `messages` are all turns of a conversation before the answer, `tools` what its prompt describes; `row` is the row of
-    the file.
+    the file, `source` the name of its source.
     """
 
     location: str
@@ -42,6 +42,7 @@ class Prompt:
     row: Row | None = None
     length: int = 0
     tools: list | None = None
+    source: str = ""
 
     @classmethod
     def of(
@@ -123,7 +124,10 @@ class PromptReader:
         for source, schema in self.files:
             rows = read_records(source)
             while records := list(islice(rows, ROWS)):
-                yield from zip(records, *self._read(records, schema), strict=True)
+                prompts, statuses = self._read(records, schema)
+                for prompt in filter(None, prompts):
+                    prompt.source = source.name
+                yield from zip(records, prompts, statuses, strict=True)
 
     def _read(self, records: Sequence[Record], schema: Schema) -> tuple[list[Prompt | None], list[str]]:
         prompts: list[Prompt | None] = [None] * len(records)

@@ -9,7 +9,9 @@ from hf_recipes.data.schemas.conversation import (
     Message,
     RowProblem,
     add_thoughts,
+    by_key,
     check_conversation,
+    keys_of,
     link_results,
     parsed,
     read_calls,
@@ -36,15 +38,18 @@ PAIRS = (
     ("input", "content"),
     ("问", "答"),
 )
-QUESTIONS = ("prompt", "instruction", "question", "query", "user", "problem", "ask", "问题", "问", "提问", "input")
-ANSWERS = ("response", "completion", "answer", "output", "assistant", "solution", "答案", "回答", "答")
+QUESTIONS = (
+    *("prompt", "instruction", "question", "query", "user", "problem", "ask"),
+    *("问题", "问", "提问", "指令", "提示词", "input", "输入"),
+)
+ANSWERS = ("response", "completion", "answer", "output", "assistant", "solution", "答案", "回答", "答", "回复", "输出")
 ANSWER_OF = dict(reversed(PAIRS))  # the first answer column of each prompt column
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations", "dialogue", "chat", "turns", "data", "对话")
 # Columns beside a question and its answer or a conversation that are a part of it.
 SYSTEM_COLUMNS = ("system", "system_prompt", "meta_instruction", "系统", "系统提示")
 TOOLS_COLUMNS = ("tools", "functions")
 HISTORY_COLUMNS = ("history", "历史", "历史对话")
-CONTEXT_COLUMNS = ("input", "context", "passage", "background", "上下文", "背景", "材料")
+CONTEXT_COLUMNS = ("input", "输入", "context", "passage", "background", "上下文", "背景", "材料")
 # Columns that say that an answer is not wanted.
 UNWANTED = (
     "is_safe",
@@ -71,7 +76,7 @@ def pair_of(row: Row) -> tuple[str | None, str | None]:
     """The columns of a question and its answer."""
     if pair := next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None):
         return pair
-    names = {str(name).lower(): name for name in row}
+    names = by_key(row)
     question = next((names[name] for name in QUESTIONS if name in names), None)
     answer = next((names[name] for name in ANSWERS if name in names), None)
     return (None, None) if question is None or answer is None else (question, answer)
@@ -97,7 +102,9 @@ def fill_alpaca(columns: Columns, row: Row) -> Columns:
 def check_answers(columns: Columns, row: Row, path: str) -> None:
     """Refuse a file of two columns that could both be the answer."""
     known = {*ANSWERS, *(answer for _, answer in PAIRS)} - {"content", "target"}
-    others = [name for name in row if str(name).lower() in known and name not in (columns.prompt, columns.response)]
+    others = [
+        name for name in row if known.intersection(keys_of(name)) and name not in (columns.prompt, columns.response)
+    ]
     others = [name for name in others if not is_empty(row[name]) and row[name] != row.get(columns.response)]
     if others:
         names = ", ".join(map(repr, (columns.response, *others)))
@@ -108,9 +115,10 @@ def fill_surroundings(columns: Columns, row: Row) -> Columns:
     """`columns` with those that belong to a conversation beside its question and answer or turns."""
     named = {*(columns.prompt, columns.response, columns.history, columns.label)}
     rest = {name: row[name] for name in row if name not in named}
+    keys = by_key(rest)
 
     def first(names: tuple[str, ...]) -> str | None:
-        return next((name for name in names if name in rest), None)
+        return next((keys[name] for name in names if name in keys), None)
 
     thoughts = columns.thoughts
     if thoughts is None and columns.reads != "prompts":

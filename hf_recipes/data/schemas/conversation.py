@@ -3,7 +3,8 @@
 import ast
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -17,7 +18,7 @@ ROLES = {
     for role, names in {
         "system": ("system", "developer", "系统"),
         "user": ("user", "human", "用户", "问"),
-        "assistant": ("assistant", "gpt", "model", "chatgpt", "bot", "助手", "答"),
+        "assistant": ("assistant", "gpt", "model", "chatgpt", "bot", "ai", "助手", "答"),
         "tool": ("tool", "observation", "function", "tool_response", "工具"),
         "function_call": ("function_call", "tool_call"),
     }.items()
@@ -255,11 +256,27 @@ def _moss_turns(turns: Mapping[str, Any]) -> list[Message]:
     return messages
 
 
+@lru_cache(4096)
+def keys_of(name: Any) -> tuple[str, str]:
+    """A column's name as the tables of names write it: ``systemPrompt`` is ``system_prompt``."""
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", str(name)).lower(), str(name).lower()
+
+
+def by_key(names: Iterable[Any]) -> dict[str, Any]:
+    """Each of `names` by its `keys_of`."""
+    return {key: name for name in names for key in keys_of(name)}
+
+
 def thoughts_name(values: Mapping[str, Any], of: str = "") -> str | None:
     """The key of thoughts in a turn or a row; with `of`, such as ``chosen``, one that has this before or after it."""
-    names = {name.lower(): name for name, value in values.items() if not _is_switch(value)}
-    keys = [form for key in THOUGHTS_KEYS for form in ((f"{of}_{key}", f"{key}_{of}") if of else (key,))]
-    return next((names[key] for key in keys if key in names), None)
+    return next((name for name in _thoughts_names(tuple(values), of) if not _is_switch(values[name])), None)
+
+
+@lru_cache(4096)  # turns have few sets of keys
+def _thoughts_names(names: tuple, of: str) -> list[Any]:
+    keys = by_key(names)
+    forms = [form for key in THOUGHTS_KEYS for form in ((f"{of}_{key}", f"{key}_{of}") if of else (key,))]
+    return [keys[form] for form in forms if form in keys]
 
 
 def _is_switch(value: Any) -> bool:

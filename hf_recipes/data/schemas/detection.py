@@ -8,7 +8,7 @@ from typing import Any
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.chat import MEANINGFUL, UNWANTED
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty
-from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem
+from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem, keys_of
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 
 FLAGS = {
@@ -81,10 +81,10 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
 
 def is_meaningful(name: Any, columns: Columns) -> bool:
     """Whether a column usually carries meaning for what the rows are read as."""
-    name = str(name).lower()
-    if name in THOUGHTS_KEYS and (columns.thoughts or columns.reads == "prompts"):
+    keys = keys_of(name)
+    if set(THOUGHTS_KEYS).intersection(keys) and (columns.thoughts or columns.reads == "prompts"):
         return False
-    return name in MEANINGFUL and not (name in UNWANTED and columns.reads != "examples")
+    return not MEANINGFUL.isdisjoint(keys) and not (columns.reads != "examples" and set(UNWANTED).intersection(keys))
 
 
 def is_shown(value: Any, example: Example) -> bool:

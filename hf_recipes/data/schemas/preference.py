@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from hf_recipes.data.schemas.chat import (
@@ -19,7 +20,15 @@ from hf_recipes.data.schemas.chat import (
     with_thoughts_of,
 )
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of, is_empty
-from hf_recipes.data.schemas.conversation import LABELS, FilteredRow, Message, RowProblem, read_turns, thoughts_name
+from hf_recipes.data.schemas.conversation import (
+    LABELS,
+    FilteredRow,
+    Message,
+    RowProblem,
+    by_key,
+    read_turns,
+    thoughts_name,
+)
 
 # Columns of a better and a worse answer, in the order in which they are looked for.
 SIDE_COLUMNS = (
@@ -27,6 +36,8 @@ SIDE_COLUMNS = (
     ("selected", "rejected"),
     ("response_chosen", "response_rejected"),
     ("chosen_response", "rejected_response"),
+    ("chosen_answer", "rejected_answer"),
+    ("answer_chosen", "answer_rejected"),
     ("pos_resp", "neg_resp"),
     ("messages", "rejected_messages"),
     ("messages", "rejected_response"),
@@ -43,11 +54,17 @@ def sides_of(row: Row) -> tuple[str, str] | None:
     """The columns of the better and the worse answer."""
     if BETTER in row and "response_0" in row and "response_1" in row:
         return BETTER, BETTER
-    return next((pair for pair in SIDE_COLUMNS if pair[0] in row and pair[1] in row), None)
+    keys = by_key(row)
+    return next(((keys[a], keys[b]) for a, b in SIDE_COLUMNS if a in keys and b in keys), None)
+
+
+@cache
+def _without_thoughts(columns: Columns) -> Columns:
+    return replace(columns, reads="examples", thoughts=None)
 
 
 def from_preference(row: Row, columns: Columns) -> Example:
-    thoughts, columns = (columns.thoughts, columns.rejected_thoughts), replace(columns, reads="examples", thoughts=None)
+    thoughts, columns = (columns.thoughts, columns.rejected_thoughts), _without_thoughts(columns)
     values = _sides(row, columns)
     column = next((name for name in MESSAGE_COLUMNS if name in row and name not in (columns.chosen, "data")), None)
     prompt = [] if column is None or is_empty(row[column]) else read_turns(row[column], column)

@@ -94,6 +94,8 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
 def _draw_gain(panel, gain: str, log_history: Sequence[Mapping], by_step: Mapping[int, Mapping]) -> None:
     """The reward or margin that a stage maximises, and the KL divergence from its start."""
     panel.plot(*_points(gain, log_history), color="black", label="training")
+    for name in dict.fromkeys(key for entry in log_history for key in entry if key.startswith(f"{gain}/")):
+        panel.plot(*_points(name, log_history), linewidth=0.8, label=name.removeprefix(f"{gain}/"))
     for key in dict.fromkeys(key for metrics in by_step.values() for key in metrics if key.endswith(gain)):
         panel.plot(*_scores(key, by_step), "o-", label=key.removesuffix(gain).rstrip("_") or "evaluation")
     panel.set(title=f"{gain.replace('/', ' ')} (mean)", xlabel="optimizer step")
