@@ -42,7 +42,7 @@ demo: $(VENV)/.installed $(BASE)
 	@echo
 	@echo "Next:"
 	@echo "  . $(BIN)/activate    # once in each shell"
-	@echo "  python scripts/chat.py --model_name_or_path $(MODEL) --peft_path $(DEMO_OUTPUT) --cli    # ask it"
+	@echo "  hf-recipes chat --model_name_or_path $(MODEL) --peft_path $(DEMO_OUTPUT) --cli    # ask it"
 	@echo "  docs/en/index.md, from a crawl to a published adapter; then \"Your own data\" there"
 
 # Samples to token shards, a mixture of them, and a small new model that learns from it.

@@ -7,13 +7,17 @@ import re
 import runpy
 import shlex
 from dataclasses import fields
-from functools import cache
 
 import pytest
 
 from doc_pages import PAGES, ROOT, TWINS, blocks, commands, name_of, read
+from hf_recipes.command.flags import flags_of
+from hf_recipes.command.main import OTHERS
+from hf_recipes.command.record_flags import parsers_of
+from hf_recipes.core.commands import COMMANDS
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.other_names import name_here
+from hf_recipes.core.settings import Parser
 from hf_recipes.data.schemas.columns import Columns
 from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS, SCHEMAS, detect_schema
 from hf_recipes.evaluation.registry import EvaluationArguments
@@ -30,7 +34,7 @@ FOREIGN = (
 # Flags of torchrun, DeepSpeed, accelerate, vLLM, llama.cpp and lm-eval.
 OF_OTHERS = {"max_restarts", "num_gpus", "num_processes", "nproc_per_node", "max-lora-rank", "jinja"}
 OF_OTHERS |= {"model_args", "tasks"}
-PLACEHOLDERS = {"prepare_corpus.py": "--input_files a.jsonl --output_dir corpus"}  # what … stands for
+PLACEHOLDERS = {"prepare-corpus": "--input_files a.jsonl --output_dir corpus"}  # what … stands for
 ANY_TRAINING = "--model_name_or_path MODEL --train_file train.json --output_dir runs/x"
 FOLDERS = ("data", "runs/bilibili-data", "runs/qq-data")  # made by commands before those that need them
 
@@ -40,15 +44,19 @@ def reference():
     spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.parser_of = cache(module.parser_of)
     return module
 
 
 @pytest.fixture(scope="module")
-def known_flags(reference) -> set[str]:
-    scripts = ((path, mode) for path in SCRIPTS for mode in (None, *reference.MODES.get(path.stem, ())))
-    flags = {name for path, mode in scripts for name in reference.parser_of(path, mode).fields}
-    return flags | OF_OTHERS | {"config"} | set(re.findall(r'"--(\w+)"', sources("tests/benchmarks")))
+def parsers() -> dict[str, list[Parser]]:
+    """Those that each script makes."""
+    return {path.name: parsers_of(path.name) for path in SCRIPTS}
+
+
+@pytest.fixture(scope="module")
+def known_flags() -> set[str]:
+    flags = {flag for name in COMMANDS for flag in flags_of(name)}
+    return flags | OF_OTHERS | {"config", "help_all"} | set(re.findall(r'"--(\w+)"', sources("tests/benchmarks")))
 
 
 def inline(text: str) -> list[str]:
@@ -101,12 +109,25 @@ def parts() -> dict[str, str]:
     """Every command of the pages, of pipes and `&&` each part, with a page that has it."""
     lines = {}
     for page, text in TEXT.items():
-        code = [code for code in inline(text) if code.startswith("python ")]
+        code = [code for code in inline(text) if code.startswith(("python ", "hf-recipes "))]
         lines |= dict.fromkeys((*commands(text), *code), name_of(page))
     return {part: page for line, page in lines.items() for part in re.split(r" && | \| ", line)}
 
 
-def test_commands_that_run_scripts_are_parsed_as_they_stand(reference, tmp_path, monkeypatch):
+def parse(parsers: list[Parser], words: list[str]) -> None:
+    """Read a command line by the first parser that takes it, or raise the first one's error."""
+    problem = None
+    for parser in parsers:
+        try:
+            parser.parse(words)
+        except UserError as error:
+            problem = problem or error
+        else:
+            return
+    raise problem
+
+
+def test_commands_are_parsed_as_they_stand(parsers, tmp_path, monkeypatch):
     for name in ("configs", "datasets"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in FOLDERS:
@@ -115,22 +136,27 @@ def test_commands_that_run_scripts_are_parsed_as_they_stand(reference, tmp_path,
     monkeypatch.chdir(tmp_path)
     count = 0
     for part, page in parts().items():
-        command = re.fullmatch(r"((?:[\w.]+ )*?(?:--?\S+ \S+ )*)\S*scripts/(\w+\.py)(.*)", part)
-        if command is None:
+        command = re.fullmatch(r"(.*? )?(?:\S*scripts/(\w+\.py)|hf-recipes ([a-z-]+))( .*)?", part)
+        if command is None or command[3] in (*OTHERS, "COMMAND"):
             continue
-        launcher, name, flags = command.groups()
-        assert re.match(r"(python|torchrun|accelerate launch|deepspeed|sbatch)\b", part), f"{page}: {part}"
+        launcher, script, name, flags = (group or "" for group in command.groups())
+        words = shlex.split(flags.replace("…", PLACEHOLDERS.get(name, ANY_TRAINING)))
+        script = script or COMMANDS[name].script_for(words).name
+        assert not script or name or re.match(r"(torchrun|accelerate launch|deepspeed|sbatch)\b", part), (
+            f"{page}: {part}"
+        )
         for path in re.findall(r"configs/\S+", launcher):
             assert (ROOT / path).is_file(), f"{page}: {path}"
-        words = shlex.split(flags.replace("…", PLACEHOLDERS.get(name, ANY_TRAINING)))
         if launcher.startswith("sbatch"):
             words = words[1:]  # the run's folder
         if "--deepspeed" in words:  # reading it begins to compile
             at = words.index("--deepspeed")
             assert (ROOT / words[at + 1]).is_file(), f"{page}: {part}"
             del words[at : at + 2]
-        mode = next((mode for mode in reference.MODES.get(name.removesuffix(".py"), ()) if mode in words), None)
-        reference.parser_of(ROOT / "scripts" / name, mode).parse(words)
+        try:
+            parse(parsers[script], words)
+        except UserError as error:
+            raise AssertionError(f"{page}: {part}") from error
         count += 1
     assert count > 60
 
@@ -141,7 +167,7 @@ def test_other_commands_name_what_is_there():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     for part, page in parts().items():
-        if "scripts/" in part:
+        if "scripts/" in part or part.startswith("hf-recipes "):
             continue
         if part.startswith("make "):
             assert part.split()[1] in targets, f"{page}: {part}"
@@ -220,8 +246,7 @@ def test_the_reference_has_every_flag(reference, language):
         title, _, body = part.partition("\n")
         table[title] = re.findall(r"^\| `--(\w+)` \| .* \| (.*) \|$", body, re.MULTILINE)
     shared = {name for name, _ in table[reference.WORDS[language]["shared"]]}
-    for name, stage in STAGES.items():
-        assert {flag for flag, _ in table[name]} | shared == fields_of(stage)
+    assert all({flag for flag, _ in table[name]} | shared == fields_of(stage) for name, stage in STAGES.items())
     names = {flag for rows in table.values() for flag, _ in rows}
     assert set(re.findall(r"^    (\w+): .* = setting\(", sources("hf_recipes", "scripts"), re.MULTILINE)) <= names
     assert not [flag for rows in table.values() for flag, meaning in rows if not meaning.strip()]

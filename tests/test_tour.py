@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from doc_pages import ROOT, commands, name_of, read, section
+from hf_recipes.core.commands import COMMANDS
 from hf_recipes.hub.download import write_source_record
 from hf_recipes.models.gguf.convert import record_conversion
 from hf_recipes.models.gguf.demo_model import DEMO_MODEL, DEMO_WHEEL
@@ -32,7 +33,7 @@ def tour() -> list[str]:
 def test_what_comes_before_the_first_python_command(page, tmp_path):
     """A clone, the environment, and its activation, after which python is that of `.venv`."""
     clone, demo, _, activate = itertools.takewhile(
-        lambda line: not re.match("(python3?|make setup)", line), commands(read(page))
+        lambda line: not re.match("(python3?|hf-recipes|make setup)", line), commands(read(page))
     )
     assert (clone, demo) == ("git clone ADDRESS hf_recipes && cd hf_recipes", "make demo")
     venv.create(tmp_path / ".venv", symlinks=True)
@@ -58,7 +59,7 @@ def test_make_demo_says_what_comes_next(tmp_path):
     [*_, train] = [line for line in planned(tmp_path, "demo", "MODEL=a/model").splitlines() if "sft.py" in line]
     said = planned(tmp_path, "demo", "MODEL=a/model").split(train)[1]
     assert f'"  . {tmp_path}/venv/bin/activate' in said
-    assert "python scripts/chat.py --model_name_or_path a/model --peft_path runs/demo --cli" in said
+    assert "hf-recipes chat --model_name_or_path a/model --peft_path runs/demo --cli" in said
 
 
 @pytest.fixture
@@ -83,16 +84,16 @@ def test_the_tour(hub, script, location, monkeypatch):
     for line in tour():
         *echo, command = line.split(" | ")
         asked = "".join(" ".join(shlex.split(part)[1:]) for part in echo)
-        program, path, *flags = shlex.split(command)
-        assert program == "python" and path.startswith("scripts/")
+        program, name, *flags = shlex.split(command)
+        assert program == "hf-recipes"
         monkeypatch.setattr(sys, "stdin", io.StringIO(asked + "\n"))
-        code, out, err = script(path.removeprefix("scripts/"), *flags)
+        code, out, err = script(COMMANDS[name].script_for(flags).name, *flags)
         assert code == 0, f"{line}\n{err}"
         said[line] = out
     runs = location / "runs"
     assert len((runs / "bilibili-data" / "train.jsonl").read_text().splitlines()) == 42
     assert "runs/bilibili-data/train.jsonl:42" in (runs / "bilibili-data" / "report.html").read_text()
-    [chat] = [out for line, out in said.items() if "chat.py" in line]
+    [chat] = [out for line, out in said.items() if "hf-recipes chat" in line]
     assert chat.strip()
 
     given, answered = (runs / folder / "test.jsonl" for folder in ("bilibili-data", "bilibili-answers"))
@@ -109,7 +110,7 @@ def test_the_tour(hub, script, location, monkeypatch):
         with adapted.disable_adapter():
             assert not torch.allclose(adapted(ids).logits, expected, atol=1e-2)
 
-    [dry, pushed, _] = [out for line, out in said.items() if "push.py" in line]
+    [dry, pushed, _] = [out for line, out in said.items() if "hf-recipes push" in line]
     assert "nothing is sent" in dry and f"pushed: {hub.url}/me/bilibili" in pushed
     for repo, content in {"me/bilibili": "model.safetensors", "me/bilibili-lora": "adapter_model.safetensors"}.items():
         files = hub.repos[repo]

@@ -15,12 +15,12 @@ SAMPLES = {
 
 def test_the_commands_run_in_their_order(script, model_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for python, path, *flags in map(shlex.split, commands(read(ROOT / "docs" / "en" / "vocabulary.md"))):
+    for program, name, *flags in map(shlex.split, commands(read(ROOT / "docs" / "en" / "vocabulary.md"))):
         words = [SAMPLES.get(word, model_dir if word == "MODEL" else word) for word in flags]
         words = [SMALLER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
         if "pretrain.py" in path:
             words += ["--block_size", "64"]
-        code, out, err = script(path.removeprefix("scripts/"), *words)
-        assert python == "python" and code == 0, err
+        code, out, err = script(COMMANDS[name].script_for(words).name, *words)
+        assert program == "hf-recipes" and code == 0, err
     assert "<|im_start|>" not in out or "added the special tokens" in out
     assert (tmp_path / "cuts.html").is_file() and (tmp_path / "runs/chat/adapter_model.safetensors").is_file()

@@ -4,17 +4,19 @@ import argparse
 import json
 import runpy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 from hf_recipes.command.flags import FILE, versions
 from hf_recipes.core.command_line import KINDS, truth
-from hf_recipes.core.commands import COMMANDS, Command, bundled
+from hf_recipes.core.commands import COMMANDS, bundled
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.settings import Parser
+from hf_recipes.run.arguments import RunArguments
+from hf_recipes.run.inherited import UNUSABLE
 from hf_recipes.stages.base import run
 
 MODES = {"inspect_data.py": ([], ["--tokenizer"], ["--score"])}  # of scripts with more than one set of flags
@@ -26,7 +28,9 @@ def record() -> dict[str, Any]:
     commands = {}
     for name, command in COMMANDS.items():
         commands[name] = []
-        for flag, description in _union([_description(parser) for parser in _parsers(command)]).items():
+        for flag, description in _union(
+            [_description(parser) for script in command.scripts for parser in parsers_of(script)]
+        ).items():
             variants = [key for key in flags if key.partition(" ")[0] == flag]
             key = next((key for key in variants if flags[key] == description), None)
             key = key or (f"{flag} {len(variants) + 1}" if variants else flag)
@@ -44,28 +48,30 @@ def text(record: Mapping[str, Any]) -> str:
     return "{" + ",\n".join(parts) + "}\n"
 
 
-def _parsers(command: Command) -> Iterator[Parser]:
-    """Every parser that the scripts of a command make."""
+def parsers_of(script: str) -> list[Parser]:
+    """Every parser that a script makes, by its mode and by the stage that it may be for."""
     made: list[Parser] = []
 
     def parse(parser: Parser, argv=None):
         made.append(parser)
         raise UserError("its flags are all that is wanted")
 
-    for script in command.scripts:
-        for argv in MODES.get(script, [[]]):
-            with patch.object(Parser, "parse", parse), patch.object(sys, "argv", [script, *argv]):
-                names = runpy.run_path(str(bundled(f"scripts/{script}")))
-                try:
-                    names["main"]() if "main" in names else partial(run, names["STAGE"])()
-                except UserError:
-                    yield from made
-                made.clear()
+    for argv in MODES.get(script, [[]]):
+        with patch.object(Parser, "parse", parse), patch.object(sys, "argv", [script, *argv]):
+            names = runpy.run_path(str(bundled(f"scripts/{script}")))
+            with suppress(UserError):
+                names["main"]() if "main" in names else run(names["STAGE"])
+    return made
 
 
 def _description(parser: Parser) -> dict[str, dict[str, Any]]:
     actions = {action.dest: action for action in reversed(parser._actions)}
-    return {name: _flag(actions[name]) | _limits(parser, name) for name in parser.fields}
+    flags = {name: _flag(actions[name]) | _limits(parser, name) for name in parser.fields}
+    for kind in parser.dataclass_types:
+        unusable = UNUSABLE | kind.unusable if issubclass(kind, RunArguments) else {}
+        for name in unusable.keys() & flags.keys():
+            flags[name]["help"] = f"Refused: it {unusable[name]}."
+    return flags
 
 
 def _limits(parser: Parser, name: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def export(args: ExportArguments, template: TemplateChoice | None = None) -> Pat
     name, target, template = args.model_name_or_path, Path(args.output_dir), template or TemplateChoice()
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
         raise UserError(
-            f"--model_name_or_path {name}: this is an adapter; merge it first: python scripts/merge_adapter.py "
+            f"--model_name_or_path {name}: this is an adapter; merge it first: hf-recipes merge "
             f"--peft_path {name} --output_dir {os.path.normpath(name)}-merged"
         )
     if target.exists() and (not target.is_dir() or not is_empty(target)):
