@@ -97,10 +97,10 @@ class Run:
     def err(self) -> str:
         return self.read("err")
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Until the output has `text`."""
-        end = time.monotonic() + seconds
-        while text not in self.out:
+    def wait_for(self, text: str, of: str = "out") -> None:
+        """Until the output, or that `of` errors, has `text`."""
+        end = time.monotonic() + HANGS
+        while text not in self.read(of):
             assert time.monotonic() < end, f"no {text!r} in\n{self.out}\n{self.err[-3000:]}"
             time.sleep(0.02)
 

@@ -71,7 +71,7 @@ def test_make_demo_says_what_comes_next(tmp_path):
 
 @pytest.fixture
 def location(tokenizer, tmp_path, monkeypatch):
-    """A folder that looks like the project's, whose base is a tiny model with the first layer that the demo's LoRA trains."""
+    """A folder that looks like the project's, with a tiny model that has the first layer of the demo's LoRA."""
     for name in ("configs", "datasets", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     torch.manual_seed(0)

@@ -578,7 +578,7 @@ def test_of_two_processes_one_pushes(forks, training, tmp_path):
 
 
 def wait_for(condition) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
