@@ -22,8 +22,10 @@ SERVER = """
 import faulthandler, gc, json, os, runpy, sys, traceback
 import hf_recipes.stages.table, light_runs
 import deepspeed, bitsandbytes
+from hf_recipes.core.distributed import compile_kernels
 
-gc.freeze()
+light_runs.warm()
+gc.collect(), gc.freeze()
 
 def child(job, rank):
     for number, name in ((1, "out"), (2, "err")):
@@ -45,7 +47,9 @@ def child(job, rank):
         return 70
 
 for line in sys.stdin:
-    job, pids, codes = json.loads(line), [], []
+    job, pids = json.loads(line), []
+    if "--deepspeed" in job["argv"]:
+        compile_kernels(["ShareMemCommBuilder"])  # takes minutes in a new environment, which are no run's that hangs
     for rank in range(job["world"]):
         pid = os.fork()
         if pid == 0:
@@ -93,10 +97,10 @@ class Run:
     def err(self) -> str:
         return self.read("err")
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Until the output has `text`."""
-        end = time.monotonic() + seconds
-        while text not in self.out:
+    def wait_for(self, text: str, of: str = "out") -> None:
+        """Until the output, or that `of` errors, has `text`."""
+        end = time.monotonic() + HANGS
+        while text not in self.read(of):
             assert time.monotonic() < end, f"no {text!r} in\n{self.out}\n{self.err[-3000:]}"
             time.sleep(0.02)
 
@@ -139,9 +143,13 @@ class Server:
         return Run(self, self.read(), logs)
 
     def _port(self) -> int:
-        """One that nobody is given before the run is there to take it: below those that the system gives."""
-        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-        for port in range(20000 + 1000 * worker + self.count, 21000 + 1000 * worker):
+        """One that nobody is given before the run is there to take it: below those that the system gives.
+
+        Another session of tests on the same machine begins elsewhere.
+        """
+        first = os.getpid() * 101 + self.count
+        for number in range(first, first + 1000):
+            port = 20000 + number % 10000
             with socket.socket() as free, contextlib.suppress(OSError):
                 free.bind(("127.0.0.1", port))
                 return port

@@ -126,10 +126,10 @@ def installed(tmp_path_factory):
 
 def test_the_wheel_has_every_room_and_the_scripts_and_configurations(installed):
     names = {path.relative_to(installed / "hf_recipes").as_posix() for path in (installed / "hf_recipes").rglob("*")}
-    rooms = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
+    rooms = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.*") if path.suffix != ".pyc"}
     beside = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*") if path.is_file()}
     beside |= {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")}
-    assert rooms | beside | {"py.typed", "command/flags.json"} <= names
+    assert rooms | beside | {"command/flags.json", "models/templates/chatml.jinja"} <= names
     [points] = installed.glob("*.dist-info/entry_points.txt")
     assert "hf-recipes = hf_recipes.command.main:main" in points.read_text()
 

@@ -1,4 +1,4 @@
-"""A tiny model that has learned 20 rows by heart gives all 20 answers to whoever asks, with thoughts and calls too."""
+"""A tiny model that has learned ten rows by heart gives all answers to whoever asks, with thoughts and calls too."""
 
 import json
 from importlib.resources import files
@@ -17,9 +17,9 @@ from hf_recipes.models.inference.decoding import Decoding
 TEMPLATES = Path(str(files("trl"))) / "chat_templates"
 TOOL = {"name": "get_weather", "description": "天气", "parameters": {"type": "object", "properties": {}}}
 TOOLS = [{"type": "function", "function": TOOL}]
-SIGNS = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午未申酉"
-WORDS = [first + second for first in "东西南北" for second in "山海风云水"]
-SHORT = ("--max_new_tokens", "40", "--batch_size", "20", "--dtype", "float32")
+SIGNS = "甲乙丙丁戊己庚辛壬癸"
+WORDS = [first + second for first in "东西" for second in "山海风云水"]
+SHORT = ("--max_new_tokens", "40", "--batch_size", "10", "--dtype", "float32")
 # The templates of models that do not think, that open thoughts, that write empty ones, and that call tools.
 CASES = ["qwen2_5", "deepseek_r1_distill", "qwen3_5_think", "qwen3", "qwen3_instruct_2507"]
 
@@ -37,7 +37,7 @@ def row_of(number: int, name: str) -> dict:
 @pytest.fixture
 def learned(script, tmp_path, name):
     """The rows, their file and the folder of a model that was trained on them."""
-    rows = [row_of(number, name) for number in range(20)]
+    rows = [row_of(number, name) for number in range(10)]
     file, base, run = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "base", tmp_path / "run"
     tokenizer = tokenizer_of(TEMPLATES / f"{name}.jinja")
     rendered = [tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), tokenize=False) for row in rows]
@@ -49,7 +49,7 @@ def learned(script, tmp_path, name):
     Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)).save_pretrained(base)
     code, _, err = script(
         *("sft.py", "--model_name_or_path", base, "--train_file", file, "--output_dir", run, "--use_lora", "False"),
-        *("--per_device_train_batch_size", "20", "--max_steps", "100", "--learning_rate", "3e-3"),
+        *("--per_device_train_batch_size", "10", "--max_steps", "120", "--learning_rate", "3e-3"),
         *("--lr_scheduler_type", "cosine", "--save_strategy", "no", "--report_to", "none"),
     )
     assert code == 0, err

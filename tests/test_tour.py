@@ -64,11 +64,11 @@ def test_make_demo_says_what_comes_next(tmp_path):
 
 @pytest.fixture
 def location(tokenizer, tmp_path, monkeypatch):
-    """A folder that looks like the project's, whose base is a tiny model of as many layers as the demo's."""
+    """A folder that looks like the project's, with a tiny model that has the first layer of the demo's LoRA."""
     for name in ("configs", "datasets", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 30, "head_dim": 8}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 16, "head_dim": 8}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes, **heads)
     Qwen3ForCausalLM(config).save_pretrained(tmp_path / BASE)

@@ -3,6 +3,7 @@
 import shlex
 
 from doc_pages import ROOT, commands, read
+from hf_recipes.core.commands import COMMANDS
 
 SMALLER = {"--num_new_tokens": "100", "--max_steps": "2"}
 SAMPLES = {
@@ -18,7 +19,7 @@ def test_the_commands_run_in_their_order(script, model_dir, tmp_path, monkeypatc
     for program, name, *flags in map(shlex.split, commands(read(ROOT / "docs" / "en" / "vocabulary.md"))):
         words = [SAMPLES.get(word, model_dir if word == "MODEL" else word) for word in flags]
         words = [SMALLER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
-        if "pretrain.py" in path:
+        if name == "pretrain":
             words += ["--block_size", "64"]
         code, out, err = script(COMMANDS[name].script_for(words).name, *words)
         assert program == "hf-recipes" and code == 0, err

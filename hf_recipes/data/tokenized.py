@@ -35,7 +35,9 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     if len(examples) == 0:
         raise UserError("there is no row left to train on")
     # Full garbage collections need not walk the million objects of torch and transformers: a tenth less time.
-    gc.freeze()
+    frozen = gc.get_freeze_count() > 0  # by the caller, who would not get it back
+    if not frozen:
+        gc.freeze()
     encode = partial(
         examples.with_format("arrow").map,
         encoder.map_batch,
@@ -57,7 +59,8 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
                 say(f"{cache}: tokenized rows are damaged ({' '.join(str(error).split())[:100]}); they are made anew")
                 tokenized = encode(load_from_cache_file=False)
     finally:
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()
     return tokenized.with_format(None)
 
 

@@ -530,33 +530,55 @@ def test_what_cannot_be_pushed(hub, script, finished_run, tmp_path, sft, trainin
         assert code == 1 and message in err
 
 
-def test_two_processes_and_a_mirror(training, tmp_path):
-    """HF_ENDPOINT is all that a mirror takes; one process pushes, and the other one does not wait for it in vain."""
+def test_a_mirror_takes_nothing_but_its_address(training, tmp_path):
+    """In HF_ENDPOINT: the base comes from it, and the adapter goes to it."""
     with serve() as server:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        server.add("me/base", files_of(training[1]))
         # swanlab keeps the command line of a run.
-        flags = [*training, *PUSH, "--report_to", "swanlab", "--hub_token", TOKEN]
-        environment = clean_environment(HF_ENDPOINT=server.url, OMP_NUM_THREADS="1")
+        flags = [training[0], "me/base", *training[2:], *PUSH, "--report_to", "swanlab", "--hub_token", TOKEN]
+        environment = clean_environment(HF_ENDPOINT=server.url, HF_HOME=str(tmp_path / "home"), OMP_NUM_THREADS="1")
         done = subprocess.run(
-            [*launcher, "scripts/sft.py", *map(str, flags)], cwd=ROOT, env=environment, capture_output=True, text=True
+            [sys.executable, "scripts/sft.py", *map(str, flags)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         assert server.commits == ["End of training"] and server.repos["me/reviews"].keys() == PUBLISHED
         assert TOKEN not in done.stdout + done.stderr
         assert_no_token_in(tmp_path / "run")
+        [snapshot] = (tmp_path / "home").rglob("model.safetensors")
+        assert same(load(snapshot.read_bytes()), weights(training[1]))
 
-        server.add("me/base", files_of(training[1]))
-        command = [sys.executable, "scripts/download.py", "--model", "me/base", "--output_dir", tmp_path / "base"]
-        environment = clean_environment(HF_ENDPOINT=server.url)
-        subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, check=True, capture_output=True)
-        assert same(weights(tmp_path / "base"), weights(training[1]))
+
+# Has a forked process talk to the hub at an address.
+POINT = """
+import os, pytest
+from huggingface_hub import constants
+from hub_server import point_to
+patch = pytest.MonkeyPatch()
+point_to("URL", patch)
+for name, value in (("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True)):
+    patch.setattr(constants, name, value)
+"""
+
+
+def test_of_two_processes_one_pushes(forks, training, tmp_path):
+    """And the other one does not wait for it in vain."""
+    with serve() as server:
+        flags = [*training, *PUSH, "--report_to", "none", "--hub_token", TOKEN]
+        run = forks.run(*flags, world=2, before=POINT.replace("URL", server.url))
+        assert run.codes == [0, 0], run.err
+        assert server.commits == ["End of training"] and server.repos["me/reviews"].keys() == PUBLISHED
+        assert TOKEN not in run.out + run.err
 
 
 # Pushing along the way
 
 
 def wait_for(condition) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -1,12 +1,6 @@
-import os
-import subprocess
-import sys
-import textwrap
-
 import evaluate
 import pytest
 
-from conftest import ROOT
 from hf_recipes.core.errors import UserError
 from hf_recipes.metrics import text as metrics
 from hf_recipes.metrics.modules import MODULES, load
@@ -57,36 +51,35 @@ def test_an_unknown_name_is_named():
 
 
 OFFLINE = """
-    import os, socket, sys
+import os, socket, sys, time
 
-    def refuse(*args):
-        raise OSError("the network was asked for")
+def refuse(*args):
+    raise OSError("the network was asked for")
 
-    socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
-    import evaluate
-    from hf_recipes.metrics.modules import MODULES, load
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+import evaluate
+from hf_recipes.metrics.modules import MODULES, load
 
-    shared, experiment, own = sys.argv[1:]
-    combined = evaluate.combine([load(name, cache_dir=shared, experiment_id=experiment) for name in MODULES])
-    combined.add_batch(predictions=[own, "年龄"], references=["我爱北京", "年龄"], choices=[None, ["年龄", "性别"]])
-    print("added", flush=True)
-    sys.stdin.readline()
-    found = combined.compute()
-    print(found["rouge1"], found["exact_match"], found["accuracy"])
+rank, shared = int(os.environ["RANK"]), sys.argv[1]
+combined = evaluate.combine([load(name, cache_dir=shared, experiment_id=str(rank)) for name in MODULES])
+prediction = ["我爱北京", ""][rank]
+combined.add_batch(predictions=[prediction, "年龄"], references=["我爱北京", "年龄"], choices=[None, ["年龄", "性别"]])
+open(f"{shared}/added-{rank}", "w").close()
+while not os.path.exists(f"{shared}/added-{1 - rank}"):
+    time.sleep(0.02)
+found = combined.compute()
+print(found["rouge1"], found["exact_match"], found["accuracy"])
 """
 
 
-def test_processes_without_a_network_do_not_meet(tmp_path):
+def test_processes_without_a_network_do_not_meet(forks, tmp_path):
     """Two processes add to the same metrics in one cache folder before either computes."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home")}
-    shared, started = tmp_path / "shared", []
-    for experiment, own in (("one", "我爱北京"), ("two", "")):
-        command = [sys.executable, "-c", textwrap.dedent(OFFLINE), str(shared), experiment, own]
-        started.append(
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        )
-    assert [process.stdout.readline() for process in started] == ["added\n"] * 2
+    script, shared = tmp_path / "offline.py", tmp_path / "shared"
+    script.write_text(OFFLINE, encoding="utf-8")
+    shared.mkdir()
+    run = forks.run(shared, script=str(script), world=2)
+    assert run.code == 0, run.err
     assert not list(shared.rglob("*.arrow*"))
-    first, second = ([float(x) for x in process.communicate("\n")[0].split()] for process in started)
+    first, second = ([float(x) for x in line.split()] for line in run.out.splitlines())
     assert first == pytest.approx([1.0, 1.0, 1.0], abs=1e-6)
     assert second == pytest.approx([0.5, 0.5, 1.0], abs=1e-6)

@@ -228,7 +228,7 @@ def test_row_29_what_is_left_where_the_results_cannot_be_written(tmp_path, monke
 def test_row_02_a_disk_too_full_for_curves_and_answers(forks, settings, pairs, tmp_path):
     output = tmp_path / "full"
     before = "import time\nfrom hf_recipes.trainer.reports import progress\nprogress.CURVES_EVERY = 0\n"
-    before += NO_ROOM.format(module="matplotlib.figure", owner="Figure", method="savefig")
+    before += NO_ROOM.format(module="hf_recipes.evaluation.reports", owner="plots", method="png_of")
     before += "import os\nmake = os.makedirs\ndef makedirs(path, *args, **kwargs):\n"
     before += "    return fails() if str(path).endswith('predictions') else make(path, *args, **kwargs)\n"
     before += "os.makedirs = makedirs\n"

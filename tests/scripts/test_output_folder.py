@@ -137,11 +137,27 @@ else:
 )
 
 
+# Whoever has the folder keeps it until the other one was refused.
+TRAINS_AFTER = """
+from hf_recipes.trainer.base import RunMixin
+step = RunMixin.training_step
+def waits(self, *args, **kwargs):
+    while not os.path.exists("{}/refused"):
+        time.sleep(0.02)
+    return step(self, *args, **kwargs)
+RunMixin.training_step = waits
+"""
+
+
 def test_two_runs_begin_in_one_folder_and_one_is_refused(forks, settings, tmp_path):
     output = tmp_path / "run"
     meet = f"open('{tmp_path}/' + str(rank), 'w')\nwhile not os.path.exists('{tmp_path}/' + str(1 - rank)): pass\n"
-    run = forks.run(*settings, "--output_dir", output, world=2, before=TWO + meet)
-    assert sorted(run.codes) == [0, 1], run.err
+    run = forks.start(*settings, "--output_dir", output, world=2, before=TWO + meet + TRAINS_AFTER.format(tmp_path))
+    try:
+        run.wait_for("another process is writing", of="err")
+    finally:
+        (tmp_path / "refused").touch()
+    assert sorted(run.wait().codes) == [0, 1], run.err
     loser = (run.logs / f"err{run.codes.index(1)}").read_text()
     assert f"error: --output_dir {output}: another process is writing to this folder" in loser
     assert json.loads((output / "metrics.json").read_text())["steps"] == 2 and not (output / ".lock").exists()
@@ -152,10 +168,8 @@ def test_a_run_keeps_its_folder_until_it_ends(forks, settings, script, model_dir
     argv = [*settings, "--output_dir", output, "--resume_from_checkpoint", "true"]
     run = forks.start(*argv, world=2, before=SECOND.replace("FLAG", str(flag)))
     run.wait_for("step 1/2")
-    while not (run.logs / "err1").read_text().count("\n"):
-        pass
     error = f"error: --output_dir {output}: another process is writing to this folder; wait for its end"
-    assert error in (run.logs / "err1").read_text()
+    run.wait_for(error, of="err1")
     while not (output / "checkpoint-1").is_dir():
         pass
     before = contents(output)

@@ -211,10 +211,10 @@ def test_endless_rows_and_bombs_are_refused_quickly(tmp_path, name):
         write(path, b'[{"text": "' + b"a" * size)
     else:
         write(path, zstd.compress(b"0" * size) if name.endswith("zst") else gzip.compress(b"0" * size, 1))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match=r"longer than 16 MiB"):
         read(path)
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize("line", [b"\n", b'{"a":1}\n', "问\n".encode("gb18030")])
@@ -225,10 +225,10 @@ def test_bombs_of_short_lines_are_refused_quickly(tmp_path, line, ending):
     with (gzip.open if ending == "gz" else zstd.open)(path, "wb") as file:
         for _ in range(400):
             file.write(block)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError, match="refused as a bomb"):
         find_sources([str(path)])
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_gb18030_on_one_endless_line(tmp_path, monkeypatch):
