@@ -228,11 +228,12 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
     """The JSON object, or the YAML mapping (empty for an empty file), in the file that `flag` names.
 
     Args:
+        path: of the file, or the JSON object itself.
         as_text: of YAML, leave words and numbers as the text that they are in the file.
     """
     kind = "YAML mapping" if as_yaml else "JSON object"
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path if path.startswith("{") else Path(path).read_text(encoding="utf-8-sig")
         value = yaml.load(text, _SettingsLoader if as_text else yaml.SafeLoader) if as_yaml else json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: no such file") from None
