@@ -99,6 +99,10 @@ vocabulary-study: $(VENV)/.installed .cache/reviews/long_held_out.jsonl $(BASE)
 	@head -n 20 .cache/reviews/long_test.jsonl | $(BIN)/python -c 'import json, sys; \
 		[print(json.dumps({"text": json.loads(row)["chosen"]}, ensure_ascii=False)) for row in sys.stdin]' > $@
 
+# The commands of docs/en/tutorial_*.md, as they stand there.
+tutorial-%: docs/en/tutorial_%.md $(VENV)/.installed $(BASE)
+	$(BIN)/python docs/run_page.py $<
+
 # Two tests at a time, of one thread each: most of them wait for processes of their own.
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
