@@ -168,6 +168,23 @@ for path in sorted(glob.glob("scripts/*.py")):
     assert done.returncode == 0, done.stderr
 
 
+def test_every_package_that_is_imported_is_declared():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = [text for name, text in config["options.extras_require"].items() if name not in ("test", "docs")]
+    lines = "\n".join([config["options"]["install_requires"], *extras]).split("\n")
+    declared = {canonicalize_name(Requirement(line).name) for line in lines if line and line[0] != "#"}
+    roots = {
+        name.split(".")[0]
+        for path in (*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py"))
+        for name in imported(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    # compression: of Python 3.14, where backports.zstd is not needed.
+    roots -= {*sys.stdlib_module_names, "hf_recipes", "compression"}
+    made_by = metadata.packages_distributions()
+    assert not {root for root in roots if not declared & {canonicalize_name(name) for name in made_by.get(root, ())}}
+
+
 def test_the_lock_names_every_package_that_the_environment_is_built_of():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     locked = {canonicalize_name(line.partition("==")[0]) for line in lines if "==" in line}

@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 
+import psutil
 from packaging.requirements import Requirement
 
 from hf_recipes import __version__
@@ -18,7 +19,7 @@ def environment() -> str:
         "Python": f"{platform.python_version()} ({sys.implementation.name})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "processors": str(os.cpu_count()),
-        "memory": _memory(),
+        "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB",
         **_devices(),
     }
     needed, missing = _packages()
@@ -27,13 +28,6 @@ def environment() -> str:
         lines["not installed"] = ", ".join(missing)
     width = max(map(len, lines))
     return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
-
-
-def _memory() -> str:
-    try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
-    except (AttributeError, ValueError):  # not on Windows
-        return "unknown"
 
 
 def _devices() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
-from hf_recipes.core.errors import say
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked
 
 # The requests to end; SIGHUP comes where the terminal or the connection is gone, and Windows has none.
@@ -25,6 +26,13 @@ def set_single_process_env() -> None:
     if "RANK" not in os.environ:
         values = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
         os.environ |= {name: str(value) for name, value in values.items()}
+
+
+def forking(flag: str) -> multiprocessing.context.BaseContext:
+    """How processes are begun that share what is loaded; `flag` asks for several."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise UserError(f"{flag}: several processes need fork, which this system lacks (Windows outside WSL); give 1")
+    return multiprocessing.get_context("fork")
 
 
 def _free_port() -> int:

@@ -22,6 +22,7 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
 
+from hf_recipes.core.distributed import forking
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import disk_problem
 from hf_recipes.core.limits import PositiveInt, check_limits
@@ -94,8 +95,8 @@ class Local(_RecordFailures, LocalPipelineExecutor):
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank)
             return
-        context = multiprocessing.get_context("fork")  # shares the parent's loaded tokenizer
-        with ProcessPoolExecutor(self.workers, context, initializer=_end_with_parent) as pool:
+        # The parent's loaded tokenizer is theirs too.
+        with ProcessPoolExecutor(self.workers, forking("--workers"), initializer=_end_with_parent) as pool:
             try:
                 for done in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]):
                     done.result()

@@ -1,12 +1,14 @@
 """What a process does before it trains with others."""
 
+import multiprocessing
 import os
 import threading
 import time
 
 import pytest
 
-from hf_recipes.core.distributed import compile_kernels, private_shared_memory
+from hf_recipes.core.distributed import compile_kernels, forking, private_shared_memory
+from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import locked
 
 
@@ -71,3 +73,10 @@ def test_what_a_killed_run_left_in_shared_memory_is_not_taken_for_ones_own(monke
         pass
     with private_shared_memory():
         assert not os.path.exists(path)
+
+
+def test_several_processes_where_the_system_has_no_fork(monkeypatch):
+    assert forking("--workers").get_start_method() == "fork"
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(UserError, match=r"--workers: several processes need fork, which this system lacks .* give 1"):
+        forking("--workers")

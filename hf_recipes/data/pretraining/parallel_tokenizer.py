@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 
-from hf_recipes.core.distributed import STOPS
+from hf_recipes.core.distributed import STOPS, forking
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder
 
@@ -67,8 +66,7 @@ class Tokenization:
         if not self.workers:
             return texts
         if self._pool is None:
-            context = get_context("fork")
-            self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.encoder,))
+            self._pool = ProcessPoolExecutor(self.workers, forking(self.workers_flag), _start_worker, (self.encoder,))
         return self._pool.submit(_encode, texts)
 
     def result(self, pending: "Future | list[str] | None", turn: int) -> list[np.ndarray]:
