@@ -12,7 +12,7 @@ import pytest
 
 from doc_pages import PAGES, ROOT, TWINS, blocks, commands, name_of, read
 from hf_recipes.command.flags import flags_of
-from hf_recipes.command.main import OTHERS
+from hf_recipes.command.main import OTHERS, take_processes
 from hf_recipes.command.record_flags import parsers_of
 from hf_recipes.core.commands import COMMANDS
 from hf_recipes.core.errors import UserError
@@ -56,7 +56,9 @@ def parsers() -> dict[str, list[Parser]]:
 @pytest.fixture(scope="module")
 def known_flags() -> set[str]:
     flags = {flag for name in COMMANDS for flag in flags_of(name)}
-    return flags | OF_OTHERS | {"config", "help_all"} | set(re.findall(r'"--(\w+)"', sources("tests/benchmarks")))
+    return (
+        flags | OF_OTHERS | {"config", "help", "help_all"} | set(re.findall(r'"--(\w+)"', sources("tests/benchmarks")))
+    )
 
 
 def inline(text: str) -> list[str]:
@@ -141,6 +143,7 @@ def test_commands_are_parsed_as_they_stand(parsers, tmp_path, monkeypatch):
             continue
         launcher, script, name, flags = (group or "" for group in command.groups())
         words = shlex.split(flags.replace("…", PLACEHOLDERS.get(name, ANY_TRAINING)))
+        take_processes(words)
         script = script or COMMANDS[name].script_for(words).name
         assert not script or name or re.match(r"(torchrun|accelerate launch|deepspeed|sbatch)\b", part), (
             f"{page}: {part}"
@@ -174,6 +177,8 @@ def test_other_commands_name_what_is_there():
         elif part.startswith("pip install"):
             for extra in re.findall(r"'\.\[([\w,]+)\]'", part):
                 assert set(extra.split(",")) <= set(config["options.extras_require"]), f"{page}: {part}"
+        elif part == "python -m hf_recipes":
+            assert (ROOT / "hf_recipes" / "__main__.py").is_file()
         elif part.startswith("python tests/"):
             assert (ROOT / part.split()[1]).is_file(), f"{page}: {part}"
         else:

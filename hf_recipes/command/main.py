@@ -47,7 +47,7 @@ def run(name: str, argv: list[str]) -> None:
     """Run a script, after a look at its command line; a training on every GPU that is visible."""
     if argv and not argv[0].startswith("-") and argv[0].endswith((".yaml", ".yml")):
         argv = ["--config", *argv]
-    processes = _take_processes(argv) if name in TRAINING else None
+    processes = take_processes(argv) if name in TRAINING else None
     line = command_line(name)
     if line is not None:
         try:
@@ -65,7 +65,7 @@ def run(name: str, argv: list[str]) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def _take_processes(argv: list[str]) -> int | None:
+def take_processes(argv: list[str]) -> int | None:
     """The value of --nproc_per_node, which goes out of `argv`."""
     for index, item in enumerate(argv):
         flag, _, value = item.partition("=")
@@ -91,7 +91,8 @@ def overview() -> str:
     sentences = {name: command.sentence for name, command in COMMANDS.items()} | others
     width = max(map(len, sentences))
     lines = [f"  {name:{width}}  {sentence}" for name, sentence in sentences.items()]
-    return "\n".join(["hf-recipes COMMAND --help, for one of", "", *lines])
+    gpus = "A training runs on every GPU that is visible, or in as many processes as --nproc_per_node says."
+    return "\n".join(["hf-recipes COMMAND --help, for one of", "", *lines, "", gpus])
 
 
 def _recipes(argv: list[str]) -> None:
