@@ -30,7 +30,7 @@ from hf_recipes.corpus.export import Export, plan_shards, save_tokenizer
 from hf_recipes.corpus.folder import cached_json, clear_work, corpus_folder
 from hf_recipes.corpus.steps import REMARKS, Keep, LedgerWriter, ReadDocuments, Repair, Rules
 from hf_recipes.corpus.tasks import plan_tasks
-from hf_recipes.data.files.records import Source
+from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, print_plan
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder

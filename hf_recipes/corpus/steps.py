@@ -19,7 +19,7 @@ from hf_recipes.core.ledger import KEPT, UNUSABLE, Ledger, row_status
 from hf_recipes.corpus.cleaning import nfkc, quality_problem, simplify, strip_controls
 from hf_recipes.corpus.wikitext import has_wiki_markup, without_wiki_markup
 from hf_recipes.data.files.file_io import zstd_writer
-from hf_recipes.data.files.records import Source
+from hf_recipes.data.files.source import Source
 from hf_recipes.data.pretraining.corpora import Reader
 from hf_recipes.data.schemas.registry import Columns, named_schema
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from hf_recipes.data.files.file_io import CHUNK, COMPRESSED, open_binary
-from hf_recipes.data.files.records import Source, read_records
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.source import Source
 from hf_recipes.data.pretraining.corpora import Corpus
 
 MIN_TASK_BYTES, MAX_TASKS = 8 << 20, 512  # both about

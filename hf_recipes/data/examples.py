@@ -20,7 +20,8 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
 from hf_recipes.data.files import dataset_info, encodings, file_io, hub_data, records, sources
-from hf_recipes.data.files.records import Source, read_records
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import SEED, find_sources
 from hf_recipes.data.schemas import chat, columns, conversation, detection, documents, preference, registry
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Schema

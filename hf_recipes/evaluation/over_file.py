@@ -12,7 +12,7 @@ from hf_recipes.core.ledger import Ledger, is_dropped
 from hf_recipes.core.limits import PositiveInt
 from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import RowArguments
-from hf_recipes.data.files.records import Record
+from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.specs import DATA_HELP
 from hf_recipes.evaluation.method import versions
 from hf_recipes.evaluation.resumable_output import Results, recorded_settings

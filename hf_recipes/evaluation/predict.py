@@ -14,7 +14,7 @@ from hf_recipes.core.limits import PositiveInt
 from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.prompts import Prompt, PromptReader
-from hf_recipes.data.files.records import Record
+from hf_recipes.data.files.source import Record
 from hf_recipes.evaluation.over_file import FileArguments, settings_of_model
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding

@@ -14,7 +14,8 @@ from hf_recipes.core.limits import PositiveInt
 from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import schema_of
-from hf_recipes.data.files.records import Record, read_records
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import SIDES, Schema

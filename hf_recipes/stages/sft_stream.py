@@ -18,7 +18,7 @@ from hf_recipes.data.chat.streamed_rows import (
     first_rows,
 )
 from hf_recipes.data.examples import described, load_examples, schema_of, usable
-from hf_recipes.data.files.records import Source
+from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import find_sources, source_names
 from hf_recipes.data.pretraining.mixture import select_sources
 from hf_recipes.data.pretraining.mixture_policy import ENDLESS, read_policy, round_shares

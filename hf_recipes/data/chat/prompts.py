@@ -13,7 +13,8 @@ from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, last_question
 from hf_recipes.data.chat.template import has_answer
 from hf_recipes.data.examples import described, fitting_columns, schema_of
-from hf_recipes.data.files.records import Record, Source, read_records
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.source import Record, Source
 from hf_recipes.data.files.sources import SEED, find_sources
 from hf_recipes.data.schemas.columns import Columns, Row, Schema, is_empty
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts

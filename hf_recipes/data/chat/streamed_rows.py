@@ -10,7 +10,8 @@ import numpy as np
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder, Encoded
-from hf_recipes.data.files.records import BEGIN, Source, read_records
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.source import BEGIN, Source
 from hf_recipes.data.pretraining.corpora import Document
 from hf_recipes.data.pretraining.document_stream import Chunk, Cursor, read_chunks
 from hf_recipes.data.pretraining.mixture import Mixture

@@ -14,8 +14,10 @@ from hf_recipes.data.files.dataset_info import resolve
 from hf_recipes.data.files.encodings import known_encoding
 from hf_recipes.data.files.file_io import CHUNK, digest_and_encoding, open_binary, sniff_file
 from hf_recipes.data.files.hub_data import load_hub
-from hf_recipes.data.files.records import ENTRY, Draw, Source, note_of, read_records
+from hf_recipes.data.files.records import note_of, read_records
+from hf_recipes.data.files.source import Draw, Source
 from hf_recipes.data.files.specs import SUFFIXES, Spec, matches, parse_spec
+from hf_recipes.data.files.text_rows import ENTRY
 
 SEED = 42  # transformers' default
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import row_status
-from hf_recipes.data.files.records import BEGIN
+from hf_recipes.data.files.source import BEGIN
 from hf_recipes.data.pretraining.corpora import Reader
 
 CHUNK_BYTES, CHUNK_DOCUMENTS = 1 << 18, 1024  # of text that is tokenized at a time

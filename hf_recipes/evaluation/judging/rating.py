@@ -11,7 +11,8 @@ from hf_recipes.core.ledger import KEPT, row_status, shown
 from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.template import has_answer
 from hf_recipes.data.examples import described, schema_of
-from hf_recipes.data.files.records import Record, read_records
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 from hf_recipes.data.schemas.registry import SIDES

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
-from hf_recipes.data.files.records import Record, Source, read_records
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.source import Record, Source
 from hf_recipes.data.files.sources import find_sources, is_data
 from hf_recipes.data.schemas.conversation import RowProblem
 

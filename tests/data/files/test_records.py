@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.files import file_io, records
+from hf_recipes.data.files import file_io, table_rows
 from hf_recipes.data.files.file_io import zstd
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import Source, find_sources
@@ -86,7 +86,7 @@ def test_a_long_cell_of_a_table(tmp_path, monkeypatch, ending, column):
     import pyarrow as pa
     from pyarrow import parquet
 
-    monkeypatch.setattr(records, "MAX_ROW_BYTES", 1 << 10)
+    monkeypatch.setattr(table_rows, "MAX_ROW_BYTES", 1 << 10)
     texts = ["短"] * 3 + ["长" * 400]
     names = pa.array(texts).dictionary_encode() if column == "labels" else texts
     for size, table in enumerate((pa.table({column: names[:3]}), pa.table({column: names}))):
@@ -326,7 +326,7 @@ def test_bad_and_endless_passages(tmp_path, monkeypatch):
         ("4", "not UTF-8 text"),
         ("7", None),
     ]
-    monkeypatch.setattr("hf_recipes.data.files.records.MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr("hf_recipes.data.files.text_rows.MAX_ROW_BYTES", 1000)
     [source] = find_sources([str(write(tmp_path / "b.txt", "段\n" * 400))], txt="blank")
     with pytest.raises(UserError, match=r"b\.txt:1: this row is longer than"):
         list(read_records(source))

@@ -1,0 +1,216 @@
+"""The rows of JSON files: an array, an object a line, objects that span lines, or one object that holds rows."""
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from typing import Any
+
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import with_detail
+from hf_recipes.data.files.encodings import encoding_name
+from hf_recipes.data.files.file_io import CHUNK, MAX_ROW_BYTES
+from hf_recipes.data.files.source import BEGIN, Record, Source, numbered, too_long
+from hf_recipes.data.files.text_rows import decode_lines
+
+WRAPPERS = ("data", "rows", "examples", "instances")  # keys of the rows in a file that is one object
+SPREAD = re.compile(rb"\{\s*\n")  # how a file of objects that span lines begins
+_SPACE = re.compile(r"\s*")
+_SEPARATOR = re.compile(r"[\s,]*")
+_TRAILING_COMMA = re.compile(r",\s*$")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(k for k in keys if keys.count(k) > 1)!r}")
+    return value
+
+
+# pandas writes NaN for nothing.
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_constant=lambda name: None if name == "NaN" else float(name)
+)
+
+
+def _row(location: str, value: Any, text: str) -> Record:
+    if not isinstance(value, dict):
+        return Record(location, problem="not a JSON object")
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            return Record(location, problem="half a surrogate pair (\\ud800 to \\udfff)")
+    return Record(location, value)
+
+
+def read_lines(
+    stream: io.BufferedReader, source: Source, start: tuple[int, int], parse: Callable[[str], dict]
+) -> Iterator[Record]:
+    for text, after, _ in decode_lines(stream, source, start):
+        location = f"{source.path}:{after[0]}"
+        if text is None:
+            yield Record(location, problem=f"not {encoding_name(source.encoding)} text", after=after)
+            continue
+        text = text.strip().removeprefix("\ufeff")  # files with byte order marks may be joined
+        position = count = 0
+        while position < len(text):
+            count += 1
+            where = _on_line(location, count)
+            try:
+                row, position = _row(where, parse(text[position:] if position else text), text), len(text)
+            except RecursionError:
+                row, position = Record(where, problem="nested too deeply"), len(text)
+            except ValueError as error:
+                row, position = _broken_line(where, text, position, error)
+            row.after = after
+            yield row
+
+
+def _on_line(location: str, count: int) -> str:
+    """The location of the row that is the `count`-th of a line."""
+    return location if count == 1 else f"{location}, row {count}"
+
+
+def _broken_line(location: str, text: str, position: int, error: ValueError) -> tuple[Record, int]:
+    """The row at `position` of a line that is not one JSON value, and where the next one begins."""
+    message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+    if message == "Extra data" and text.startswith("{", position + error.pos):  # objects one after the other
+        value, end = _decoder.raw_decode(text, position)
+        return _row(location, value, text[position:end]), position + error.pos
+    if isinstance(error, json.JSONDecodeError) and _TRAILING_COMMA.search(text[position:][: error.pos]):
+        message = "a comma before a closing bracket"
+    return Record(location, problem=with_detail("broken JSON", message)), len(text)
+
+
+def read_json(stream: io.BufferedReader, source: Source, start: tuple[int, int]) -> Iterator[Record]:
+    """An array, an object a line, or objects that span lines, by how the file begins."""
+    beginning = beginning_of(stream)
+    if beginning[:1] == b"[":
+        yield from numbered(_read_values(stream, source, in_array=True), start)
+    elif SPREAD.match(beginning):
+        yield from numbered(_unwrapped(read_objects(stream, source), source.path), start)
+    elif start[1]:
+        yield from read_lines(stream, source, start, _decoder.decode)
+    else:  # a file of one object is numbered by the rows in it
+        yield from _unwrapped(read_objects(stream, source), source.path, start)
+
+
+def beginning_of(stream: io.BufferedReader) -> bytes:
+    return stream.peek(4096)[:4096].removeprefix(codecs.BOM_UTF8).lstrip()
+
+
+def read_objects(stream: io.BufferedReader, source: Source) -> Iterator[Record]:
+    """Objects that span lines, or one a line."""
+    if SPREAD.match(beginning_of(stream)):
+        return _read_values(stream, source, in_array=False)
+    return read_lines(stream, source, BEGIN, _decoder.decode)
+
+
+def _unwrapped(rows: Iterator[Record], path: str, start: tuple[int, int] = BEGIN) -> Iterator[Record]:
+    """`rows`, or where they are one object that holds rows in a list, these: under `data`, or as the Hub's viewer."""
+    beginning = list(islice(rows, 2))
+    name = wrapper_of(beginning)
+    if name is None:
+        yield from (row for row in chain(beginning, rows) if row.after > start or start == BEGIN)
+        return
+    for number, row in enumerate(beginning[0].value[name], 1):
+        location, cut = f"{path}:{number}", row.get("truncated_cells")
+        row = row["row"] if isinstance(row.get("row"), dict) else row
+        if number > start[0]:
+            problem = f"cut by the Hub's viewer: {', '.join(map(str, cut))}" if cut else None
+            yield Record(location, None if problem else row, problem, (number, 0))
+
+
+def wrapper_of(beginning: list[Record]) -> str | None:
+    """The key of the rows in a file that begins with these, where it is one object."""
+    value = beginning[0].value if len(beginning) == 1 else None
+    return next((name for name in WRAPPERS if value and _are_rows(value.get(name))), None)
+
+
+def _are_rows(value: Any) -> bool:
+    """Whether a value is a list of rows, not of the turns of a conversation."""
+    is_list = isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+    return is_list and "role" not in value[0] and "from" not in value[0]
+
+
+def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> Iterator[Record]:
+    """Decode the elements of an array (or objects one after the other), with one chunk and row in memory."""
+    path = source.path
+    decode = codecs.getincrementaldecoder("utf-8-sig" if source.encoding == "utf-8" else source.encoding)().decode
+    text, position, ended = "", 0, False
+    line, counted = 1, 0  # `line` is that of the character at `counted`
+    number, by_row = 0, False  # rows of an array on one line are counted
+    last_line, count = 0, 0  # of the rows so far, and how many of them are on it
+
+    def line_at(index: int) -> int:
+        nonlocal line, counted
+        line, counted = line + text.count("\n", counted, index), index
+        return line
+
+    def more(size: int = CHUNK) -> None:
+        nonlocal text, position, ended, counted
+        line_at(position)
+        text, position, counted = text[position:], 0, 0
+        chunk = stream.read(size)
+        ended = len(chunk) < size
+        try:
+            text += decode(chunk, ended)
+        except UnicodeDecodeError as error:
+            at = line_at(len(text)) + chunk.count(b"\n", 0, error.start)
+            raise UserError(f"{path}:{at}: not {source.encoding.upper()} text; mend or convert the file") from None
+
+    more()
+    if in_array:
+        position = _SPACE.match(text).end() + 1
+    commas = expected = 0
+    while True:
+        before, position = position, _SEPARATOR.match(text, position).end()
+        commas += text.count(",", before, position)
+        if position == len(text) and not ended:
+            more()
+            continue
+        if position == len(text) and not in_array:
+            return
+        location = f"{path}:{line_at(position)}"
+        if position == len(text):
+            raise UserError(f"{location}: the JSON array is cut short (no closing bracket); fetch or export it again")
+        if in_array and text[position] == "]":
+            rest = text[position + 1 :]
+            if rest.strip():
+                raise UserError(f"{location}: there is more after the end of the JSON array")
+            return
+        if in_array and commas != expected:
+            raise UserError(f"{location}: broken JSON (expected one comma between two rows); mend this line")
+        commas, expected = 0, 1
+        size = CHUNK
+        while True:
+            try:
+                value, end = _decoder.raw_decode(text, position)
+                break
+            except (ValueError, RecursionError) as error:
+                at, message = getattr(error, "pos", position), getattr(error, "msg", str(error)) or "nested too deeply"
+                # A value that continues in the next chunk is cut at the end of this one.
+                is_open = message.startswith("Unterminated") or at >= len(text.rstrip()) - (0 if ended else 16)
+                if is_open and not ended and len(text) - position <= MAX_ROW_BYTES:
+                    more(size)
+                    size *= 2
+                    continue
+                if is_open and not ended:
+                    raise too_long(location) from None
+                where = f"{path}:{line_at(at)}"
+                if is_open:
+                    raise UserError(f"{where}: cut short in the middle of a row; fetch it again") from None
+                raise UserError(f"{where}: broken JSON ({message}); mend this line") from None
+        number += 1
+        if number == 1 and in_array:
+            by_row = "\n" not in text[: _SEPARATOR.match(text, end).end()] and line_at(position) == 1
+        count = count + 1 if line == last_line else 1
+        last_line = line
+        yield _row(f"{path}:{number}" if by_row else _on_line(location, count), value, text[position:end])
+        position = end
+        if position > CHUNK and not ended:
+            more()
