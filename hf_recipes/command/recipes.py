@@ -1,27 +1,20 @@
 """The recipes that come with the package."""
 
-from pathlib import Path
-
 from hf_recipes.core.command_line import nearest
-from hf_recipes.core.commands import bundled
+from hf_recipes.core.commands import recipes
 from hf_recipes.core.errors import UserError
 
 
 def print_recipes() -> None:
     """Each recipe with its first line of comment."""
-    for name, path in _recipes().items():
+    for name, path in recipes().items():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
         print(f"{name:20} {first.removeprefix('# ')}")
 
 
 def print_recipe(name: str) -> None:
     """The text of a recipe, to be changed and run with ``--config``."""
-    recipes = _recipes()
     name = name.removesuffix(".yaml")
-    if name not in recipes:
-        raise UserError(f"no recipe is called {name}{nearest(name, recipes)}; hf-recipes recipes lists them")
-    print(recipes[name].read_text(encoding="utf-8"), end="")
-
-
-def _recipes() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(bundled("configs/recipes").glob("*.yaml"))}
+    if name not in recipes():
+        raise UserError(f"no recipe is called {name}{nearest(name, recipes())}; hf-recipes recipes lists them")
+    print(recipes()[name].read_text(encoding="utf-8"), end="")

@@ -11,9 +11,10 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, NoReturn
 
-from hf_recipes.core.commands import Command, find_recipe
+from hf_recipes.core.commands import Command, config_path, find_recipe, recipes
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.limits import at
@@ -163,7 +164,10 @@ class CommandLine(argparse.ArgumentParser):
                 path = item.split("=", 1)[1]
             else:
                 flags.append(item)
-        return path and find_recipe(path), flags
+        recipe = path and config_path(find_recipe(path))
+        if recipe and not Path(recipe).exists():
+            raise UserError(f"--config {path}: no such file{nearest(path, recipes())}")
+        return recipe, flags
 
     def _as_flags(self, config: Mapping[str, Any]) -> list[str]:
         """YAML values as flags, so that one parser checks both."""

@@ -48,18 +48,21 @@ def bundled(name: str) -> Path:
     return path if path.exists() else PACKAGE.parent / name
 
 
-def found(name: str) -> str:
+def config_path(name: str) -> str:
     """`name`, or the file that comes with the package, where `name` begins with configs/ and is not here."""
     is_bundled = name.startswith("configs/") and not Path(name).exists() and bundled(name).exists()
     return str(bundled(name)) if is_bundled else name
 
 
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted(bundled("configs/recipes").glob("*.yaml"))}
+
+
 def find_recipe(name: str) -> str:
     """A recipe: `name` as a path, else the one of that name that comes with the package."""
-    for path in (found(name), *(str(bundled(f"configs/recipes/{name}{end}")) for end in ("", ".yaml"))):
-        if Path(path).is_file():
-            return path
-    return name
+    path = recipes().get(name.removesuffix(".yaml"))
+    return name if path is None or Path(name).is_file() else str(path)
 
 
 def _training(data: str, training: str = "", model: str = "model_name_or_path lora_config load_in_4bit") -> dict:

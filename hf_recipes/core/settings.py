@@ -14,7 +14,7 @@ from transformers.hf_argparser import string_to_bool
 
 from hf_recipes import __version__
 from hf_recipes.core.command_line import CommandLine, truth
-from hf_recipes.core.commands import COMMANDS, found
+from hf_recipes.core.commands import COMMANDS, config_path
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_text
 from hf_recipes.core.limits import limits_of
@@ -74,7 +74,7 @@ class Parser(CommandLine, HfArgumentParser):
         for kind in self.dataclass_types:
             names = [f.name for f in dataclasses.fields(kind) if f.init]
             try:
-                instances.append(kind(**{name: _found(values[name]) for name in names}))
+                instances.append(kind(**{name: _resolved(values[name]) for name in names}))
             except (ValueError, TypeError, ImportError, OSError) as error:
                 raise UserError(" ".join(str(error).split())) from error
         return tuple(instances)
@@ -104,11 +104,11 @@ class Parser(CommandLine, HfArgumentParser):
         write_text(path, text)
 
 
-def _found(value: Any) -> Any:
+def _resolved(value: Any) -> Any:
     """`value`, with configurations that come with the package where they are."""
     if isinstance(value, list):
-        return [_found(item) for item in value]
-    return found(value) if isinstance(value, str) else value
+        return [_resolved(item) for item in value]
+    return config_path(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

@@ -59,6 +59,7 @@ def test_every_script_is_a_command():
         (["sft", "--cutoff_len", "5"], "unknown flag --cutoff_len (did you mean --max_length?)"),
         (["inspect", "--exmples", "5"], "unknown flag --exmples (did you mean --examples?)"),
         (["score", "--nothing_like_it"], "unknown flag --nothing_like_it"),
+        (["sft", "--config", "sft_lor"], "--config sft_lor: no such file (did you mean sft_lora?)"),
         (["recipes", "sft_lor"], "no recipe is called sft_lor (did you mean sft_lora?)"),
         (["sft", "--nproc_per_node", "two"], "--nproc_per_node two: expected a number of processes"),
     ],
