@@ -78,7 +78,6 @@ def main() -> None:
     settings = settings_of(model_args, args, evaluation, rows, decoding, tokenizer)
     judge = pair_judge(judging, args, methods, **source)
     settings["judge"] = judge and judge.settings
-
     model = load_for_inference(model_args, tokenizer, **options)
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}
     if args.compare == "base":
