@@ -24,7 +24,7 @@ from hf_recipes.evaluation.compare import (
 )
 from hf_recipes.evaluation.judging.arguments import JudgeArguments
 from hf_recipes.evaluation.judging.pairwise import pair_judge
-from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
+from hf_recipes.evaluation.registry import EvaluationArguments, as_in_run, build_methods
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.evaluation.run_record import EvaluatedRows, RunRecord
 from hf_recipes.models.arguments import ModelArguments
@@ -48,6 +48,7 @@ def main() -> None:
     folder = open_folder(args)
     record = RunRecord(model_args.peft_path or model_args.model_name_or_path, parser.given)
     rows, decoding, args, model_args, template = record.apply(rows, decoding, args, model_args, template)
+    evaluation = as_in_run(record, evaluation, rows)
     template.keep_date()
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
 
@@ -77,7 +78,6 @@ def main() -> None:
     settings = settings_of(model_args, args, evaluation, rows, decoding, tokenizer)
     judge = pair_judge(judging, args, methods, **source)
     settings["judge"] = judge and judge.settings
-
     model = load_for_inference(model_args, tokenizer, **options)
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}
     if args.compare == "base":

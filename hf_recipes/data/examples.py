@@ -26,8 +26,8 @@ from hf_recipes.data.files.sources import SEED, find_sources
 from hf_recipes.data.schemas import chat, columns, conversation, detection, documents, preference, registry
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Schema
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
-from hf_recipes.data.schemas.detection import schema_of_rows
-from hf_recipes.data.schemas.registry import metadata
+from hf_recipes.data.schemas.detection import merged, schema_of_rows
+from hf_recipes.data.schemas.registry import UnknownSchema, as_pair, metadata
 
 FEATURES = {
     "messages": Features({"messages": Json(), "tools": Json()}),
@@ -68,12 +68,7 @@ def load_examples(
     """
     files = []
     for source in find_sources(specs, split, cache_dir, encoding=encoding, seed=seed):
-        schema = schema_of(source, columns or Columns())
-        if schema.form != form:
-            raise UserError(
-                f"{source.path}: its schema is {schema.name}, which makes {schema.form} examples; this stage learns "
-                f"from {form} examples (name the columns, or choose --schema)"
-            )
+        schema = _schema_for(source, columns or Columns(), form)
         say(f"{source.path}: {described(source, schema)}")
         files.append((source, schema))
     key = fingerprint(
@@ -95,6 +90,26 @@ def load_examples(
                     _store(path, Features({**FEATURES[form], **COMMON}), _generate(files, form))
             dataset = _open(path, key)
     return dataset
+
+
+def _schema_for(source: Source, columns: Columns, form: str) -> Schema:
+    """The schema of a file that makes examples of `form`."""
+    try:
+        schema = schema_of(source, columns)
+        if schema.form == form:
+            return schema
+        problem = (
+            f"its schema is {schema.name}, which makes {schema.form} examples; this stage learns from {form} examples"
+        )
+    except UnknownSchema:
+        if form != "preference":
+            raise
+        problem = "no pair in its columns"
+    hint = "name the columns, or choose --schema"
+    if form == "preference":
+        row = merged([record.value for record in islice(read_records(source), SNIFFED_ROWS) if record.value])
+        hint = as_pair(row, columns)
+    raise UserError(f"{source.path}: {problem} ({hint})")
 
 
 def described(source: Source, schema: Schema) -> str:

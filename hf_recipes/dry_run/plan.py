@@ -254,7 +254,7 @@ def _memory_advice(memory: Memory, args: "RunArguments", flag: str) -> str:
     temporary = parts["activations"] + parts["logits"]
     if memory.evaluates:
         options["a lower --per_device_eval_batch_size"] = temporary
-    elif args.per_device_train_batch_size > 1:
+    elif args.per_device_train_batch_size > 1 and not memory.batch.accumulates:
         options["--per_device_train_batch_size 1 with more --gradient_accumulation_steps"] = temporary
     if not args.gradient_checkpointing and not memory.evaluates:
         options["--gradient_checkpointing True"] = parts["activations"]

@@ -38,7 +38,7 @@ class Batch:
     positions: int
     packed: bool = False
     fused_head: bool = False  # TRL's fused loss, which never holds all logits
-    accumulates: bool = False  # others of the same step come before it, whose gradients are kept
+    accumulates: bool = False  # part of a batch: others of its step come before it, whose gradients are kept
     scores: bool = False  # a reward model's: one number a row in place of logits
 
 
@@ -85,12 +85,13 @@ class _LiveTensors(TorchDispatchMode):
     """Counts the bytes of tensors that operations made and that are still referenced, and records the fullest moment.
 
     `at_peak` is what they were at that moment, by kind. A tensor whose last dimension is the vocabulary counts as
-    logits; `on_heap` are the bytes in blocks that malloc takes from its heap.
+    logits; `on_heap` are the bytes in blocks that malloc takes from its heap. Where code reads the value of a tensor,
+    as ChatGLM-6B's does of its largest position and of whether its mask is empty, it gets `length`, or False.
     """
 
-    def __init__(self, known: set[int], vocabulary: int):
+    def __init__(self, known: set[int], vocabulary: int, length: int):
         super().__init__()
-        self.known, self.vocabulary = known, vocabulary
+        self.known, self.vocabulary, self.length = known, vocabulary, length
         self.entries: dict[int, tuple[str, int]] = {}
         self.now = dict.fromkeys(("gradients", "activations", "logits"), 0)
         self.on_heap = 0
@@ -98,6 +99,8 @@ class _LiveTensors(TorchDispatchMode):
         self.at_peak = {**self.now, "heap": 0}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return args[0].dtype != torch.bool and self.length
         result = _call(func, args, kwargs or {})
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
@@ -142,12 +145,15 @@ def _call(func, args: tuple, kwargs: dict):
 
 
 def _with_fake_tensors(model: torch.nn.Module) -> None:
-    """Replace each meta tensor by a fake CPU tensor (under an active FakeTensorMode); tied ones stay tied."""
+    """Replace each meta tensor by a fake CPU tensor (under an active FakeTensorMode); tied ones stay tied.
+
+    Remote code may hold some in plain attributes.
+    """
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        for table in (module._parameters, module._buffers, vars(module)):
             for name, tensor in table.items():
-                if tensor is None:
+                if not isinstance(tensor, torch.Tensor):
                     continue
                 if id(tensor) not in made:
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -157,15 +163,15 @@ def _with_fake_tensors(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def _simulated(model: "PreTrainedModel", autocast: torch.dtype | None) -> Iterator["_LiveTensors"]:
+def _simulated(model: "PreTrainedModel", autocast: torch.dtype | None, length: int) -> Iterator["_LiveTensors"]:
     """`model` with fake tensors in place of meta ones, under accelerate's autocast; yields their counter."""
     from accelerate.utils.operations import convert_outputs_to_fp32
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants, which remote code makes of lists
         _with_fake_tensors(model)
         weights = [*model.parameters(), *model.buffers()]
-        alive = _LiveTensors({tensor.untyped_storage()._cdata for tensor in weights}, vocabulary)
+        alive = _LiveTensors({tensor.untyped_storage()._cdata for tensor in weights}, vocabulary, length)
         if autocast is not None:
             model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
         try:
@@ -187,7 +193,7 @@ def pass_memory(
         scores: it is a reward model's.
     """
     model.eval()
-    with _simulated(model, autocast) as alive, torch.no_grad(), alive:
+    with _simulated(model, autocast, one.length) as alive, torch.no_grad(), alive:
         inputs = _inputs(one.rows, one.length, "input_ids", "labels", "attention_mask")
         labels = inputs.pop("labels")
         if scores:
@@ -230,7 +236,7 @@ def step_memory(
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
-    with _simulated(model, autocast) as alive:
+    with _simulated(model, autocast, batch.length) as alive:
         parameters = list(model.parameters())
         for parameter in parameters:
             if parameter.requires_grad:

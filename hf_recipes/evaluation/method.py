@@ -40,6 +40,7 @@ class EvalContext:
         rewards: of generated answers, in addition to the methods' scores.
         rows: how the rows are read and cut: in a training as its own rows, afterwards as in the run.
         may_lack: a file may lack the columns and the schema that `rows` name; see `fitting_columns`.
+        pair_flag: the flag that limits the pairs.
     """
 
     arguments: "EvaluationArguments"
@@ -51,6 +52,7 @@ class EvalContext:
     rewards: "Rewards | None" = None
     rows: EvaluatedRows = field(default_factory=EvaluatedRows)
     may_lack: bool = False
+    pair_flag: str = "--max_pair_length"
 
 
 class Method(Protocol):

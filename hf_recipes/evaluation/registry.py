@@ -1,6 +1,7 @@
 """Named methods on named files, checked before any model is loaded."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from hf_recipes.evaluation.methods.multiple_choice import SingleChoice
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
 from hf_recipes.evaluation.methods.questions import read_question
-from hf_recipes.evaluation.run_record import EvaluatedRows
+from hf_recipes.evaluation.run_record import BEFORE, EvaluatedRows, RunRecord
 from hf_recipes.rewards.settings import RewardArguments
 
 if TYPE_CHECKING:
@@ -105,6 +106,18 @@ def form_of(path: str, rows: EvaluatedRows | None = None) -> str:
     source = find_sources([path], "test", encoding=rows.encoding)[0]
     schema = schema_of(source, replace(rows.columns, reads="prompts", thoughts=None))
     return "content" if schema.form == "text" and schema.columns.prompt == "content" else schema.form
+
+
+def as_in_run(record: RunRecord, arguments: EvaluationArguments, rows: EvaluatedRows) -> EvaluationArguments:
+    """`arguments` with what the run put before the rows of these files; few-shot examples, the first token."""
+    forms = set()
+    for path in arguments.named_files().values():
+        with suppress(UserError):  # which `build_methods` raises
+            forms.add(form_of(path, rows))
+    if NLL.name not in (arguments.eval_methods or [NLL.name]):
+        forms.discard("text")
+    record.given |= {name for name, form in BEFORE.items() if form not in forms}
+    return record.apply(arguments)[0]
 
 
 def rows_in(path: str, context: EvalContext) -> EvaluatedRows:

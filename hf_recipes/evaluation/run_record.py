@@ -24,6 +24,7 @@ RECORD = "run_config.yaml"
 ROWS = tuple(field.name for field in fields(RowArguments))
 BUDGETS = ("train_on", "split_turns", "max_source_length", "max_target_length", "max_length", "truncation_side")
 BUDGETS += ("truncation",)
+BEFORE = {"few_shot_file": "choice", "few_shot": "choice", "nll_prefix_token": "text"}  # which rows, by their form
 SHAPE = {"schema", *(name for name in ROWS if name.endswith("_column"))}
 SHOWN = 40  # characters of a value in a message
 
@@ -62,7 +63,7 @@ class EvaluatedRows(RowArguments):
 
 def settings_after(run: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an evaluation that gives the figures of a run with these settings, by the evaluation's names."""
-    names = (*ROWS, *BUDGETS, "text_as", "max_drop_ratio", "chat_template_date", "dtype")
+    names = (*ROWS, *BUDGETS, *BEFORE, "text_as", "max_drop_ratio", "chat_template_date", "dtype")
     settings = {name: run[name] for name in names if run.get(name) is not None}
     if settings.get("schema") not in SCHEMAS:  # of documents
         settings.pop("schema", None)

@@ -12,7 +12,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
 from hf_recipes.data.arguments import columns_of
 from hf_recipes.data.chat.encoder import ANSWER_CUT, OVER_BUDGET, TOO_SMALL
-from hf_recipes.data.chat.preference import TOO_LONG, PreferenceEncoder
+from hf_recipes.data.chat.preference import TOO_LONG, PreferenceEncoder, budget_of
 from hf_recipes.data.examples import hold_out, load_examples, row_statuses, sampled_rows, usable
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import SEED, find_sources, source_names
@@ -122,12 +122,8 @@ def budget_hint(readable: Dataset, tokenized: Dataset, encoder_for: Callable, ar
     if not len(whole):
         return ""
     if isinstance(encoder, PreferenceEncoder):
-        lengths = np.sort(np.r_[row_sizes(usable(tokenized)), row_sizes(whole)])
-        most = lengths[-(-99 * len(lengths) // 100) - 1]
-        return (
-            f"{len(over):,} of {len(statuses):,} rows are longer than --max_length {args.max_length}; {lengths[-1]} "
-            f"keeps all, {most} keeps 99 %"
-        )
+        lengths = np.r_[row_sizes(usable(tokenized)), row_sizes(whole)]
+        return budget_of(lengths, args.max_length, len(statuses), "--max_length")
     prompts = np.array(whole["prompt_length"][:])
     answers = row_sizes(whole) - prompts
     needed = {"max_target_length": answers.max()}

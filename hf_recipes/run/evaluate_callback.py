@@ -108,7 +108,7 @@ def build_evaluations(
         methods[""] = GenerationMethod(validation, tokenizer, decoding, stop_ids, scores=scores, rewards=rewards)
     with args.main_process_first(local=True, desc="evaluation data"):
         context = {"max_length": limit, "max_drop_ratio": data.max_drop_ratio, "cache_dir": data.cache_dir}
-        context |= {"rows": rows_of(args, data), "may_lack": True}
+        context |= {"rows": rows_of(args, data), "may_lack": True, "pair_flag": "--max_length"}
         methods |= build_methods(
             evaluation,
             tokenizer,

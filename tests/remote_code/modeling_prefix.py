@@ -1,5 +1,6 @@
 """A model with the habits of ChatGLM-6B's code: (T, B, H) inside, tuples as cache, prompts that see themselves whole,
-two positions a token, weights in half precision, no `post_init`, and sizes by other names."""
+two positions a token, values of tensors read in between, weights in half precision, no `post_init`, and sizes by other
+names."""
 
 import torch
 from torch import nn
@@ -26,13 +27,18 @@ class Rotary(nn.Module):
         super().__init__()
         self.register_buffer("inv_freq", (10_000.0 ** -(torch.arange(0, dim, 2).float() / dim)).half())
         self.precision = precision
+        self.longest = self.cos = self.sin = None
 
-    def forward(self, x, positions):
-        """`x` (T, B, heads, d), `positions` (B, T)."""
-        angle = (positions.t()[..., None].to(self.inv_freq) * self.inv_freq)[:, :, None]
-        angle = torch.cat([angle, angle], -1)
+    def forward(self, x, positions, length):
+        """`x` (T, B, heads, d), `positions` (B, T), all below `length`, which is a tensor."""
+        if self.longest is None or length > self.longest:
+            self.longest = length
+            angle = torch.arange(length, device=x.device)[:, None].to(self.inv_freq) * self.inv_freq
+            angle = torch.cat([angle, angle], -1)
+            self.cos, self.sin = angle.cos().to(x), angle.sin().to(x)
+        cos, sin = (nn.functional.embedding(positions.t(), table)[:, :, None] for table in (self.cos, self.sin))
         first, second = x.chunk(2, -1)
-        return x * angle.cos().to(x) + torch.cat([-second, first], -1) * angle.sin().to(x)
+        return x * cos + torch.cat([-second, first], -1) * sin
 
 
 class Attention(nn.Module):
@@ -46,14 +52,21 @@ class Attention(nn.Module):
         length, batch, size = x.shape
         query, key, value = self.query_key_value(x).view(length, batch, self.heads, -1).chunk(3, -1)
         query, key = (
-            torch.cat([self.rotary_emb(half, positions[:, i]) for i, half in enumerate(states.chunk(2, -1))], -1)
+            torch.cat(
+                [
+                    self.rotary_emb(half, positions[:, i], positions.max() + 1)
+                    for i, half in enumerate(states.chunk(2, -1))
+                ],
+                -1,
+            )
             for states in (query, key)
         )
         if past is not None:
             key, value = torch.cat([past[0], key]), torch.cat([past[1], value])
         scores = torch.einsum("qbhd,kbhd->bhqk", query, key) / query.shape[-1] ** 0.5
-        weights = scores.masked_fill(mask, -10000.0).softmax(-1)
-        states = torch.einsum("bhqk,kbhd->qbhd", weights, value).reshape(length, batch, size)
+        if not (mask == 0).all():
+            scores = scores.masked_fill(mask, -10000.0)
+        states = torch.einsum("bhqk,kbhd->qbhd", scores.softmax(-1), value).reshape(length, batch, size)
         return self.dense(states), (key, value) if use_cache else None
 
 

@@ -67,10 +67,13 @@ def test_a_tokenizer_without_a_template_gets_plain_text(reward, model_dir, tmp_p
     assert saved.apply_chat_template(conversation("一", "二"), tokenize=False) == "一\n二<|im_end|>"
 
 
-def test_dry_run_and_what_cannot_be_used(reward, tmp_path):
-    code, out, err = reward("--dry_run", "--use_lora", "False")
+def test_dry_run_and_what_cannot_be_used(reward, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_recipes.dry_run.plan._free_bytes", lambda: 1e6)
+    code, out, err = reward("--dry_run", "--use_lora", "False", "--use_cpu")
     assert code == 0 and not (tmp_path / "run").exists(), err
     assert "pairs             40" in out and "activations" in out and "labelled" not in out
+    assert "are needed and 1 MB are free: try " in out
+    assert "--per_device_train_batch_size" not in out  # of which one pair at a time is in memory
     choices = ROOT / "datasets" / "eval" / "single_choice.jsonl"
     code, _, err = reward("--eval_files", f"exam={choices}")
     assert code == 1 and "--eval_files exam: single_choice is of a model that writes" in err
@@ -81,6 +84,27 @@ def test_dry_run_and_what_cannot_be_used(reward, tmp_path):
     assert code == 1 and "this stage learns from preference examples" in err
     code, _, err = reward("--initializer_range", "0")
     assert code == 1 and "--initializer_range 0: expected more than 0" in err
+
+
+def test_pairs_to_evaluate_on_that_are_too_long_are_counted_with_what_keeps_them(reward, script, model_dir, tmp_path):
+    rows = [{"prompt": "一", "chosen": "年龄" * (1 + number), "rejected": "药"} for number in range(100)]
+    path = write_jsonl(tmp_path / "long.jsonl", rows)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    texts = [[*conversation("一"), {"role": "assistant", "content": row["chosen"]}] for row in rows]
+    lengths = [len(tokenizer.apply_chat_template(text)["input_ids"]) for text in texts]
+    limit = lengths[49]
+    expected = f"50 of 100 rows are longer than --max_length {limit}; {lengths[99]} keeps all, {lengths[98]} keeps 99 %"
+    train = write_jsonl(tmp_path / "short.jsonl", rows[:10])
+    flags = ["--train_file", train, "--eval_files", f"long={path}", "--max_length", limit, "--dry_run"]
+    code, _, err = reward(*flags)
+    assert code == 1 and "50 of 100 rows cannot be used, more than --max_drop_ratio 0.01 allows" in err
+    assert expected in err
+    code, out, err = reward(*flags, "--max_drop_ratio", 0.5)
+    assert code == 0, err
+    assert f"note: {path}: {expected}" in out
+    flags = ["--model_name_or_path", model_dir, "--eval_files", f"long={path}", "--max_pair_length", limit]
+    code, _, err = script("evaluate.py", *flags, "--output_dir", tmp_path / "out")
+    assert code == 1 and expected.replace("--max_length", "--max_pair_length") in err
 
 
 def test_an_adapter_of_another_stage_is_named(reward, script, model_dir, pairs, tmp_path):
@@ -96,3 +120,15 @@ def test_an_adapter_of_another_stage_is_named(reward, script, model_dir, pairs, 
     )
     assert code == 0, err
     assert same(weights(tmp_path / "run"), weights(tmp_path / "more"))
+
+
+def test_under_accelerates_deepspeed_the_pairs_of_a_batch_pass_at_once(forks, model_dir, tmp_path):
+    """Its engine makes an update of each backward pass, or refuses one without."""
+    path = tmp_path / "zero2.json"
+    path.write_text('{"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": "auto"}')
+    launched = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    launched |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    argv = ["--model_name_or_path", model_dir, *LEAN, "--per_device_train_batch_size", 4, "--dry_run"]
+    run = forks.run(*argv, "--output_dir", tmp_path / "run", script="scripts/reward.py", **launched)
+    assert run.code == 0, run.err
+    assert "largest batch (8 × " in run.out

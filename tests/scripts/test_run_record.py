@@ -5,7 +5,11 @@ import shutil
 
 import pytest
 
-from conftest import write_jsonl
+from conftest import build_tokenizer, write_jsonl
+from hf_recipes.apps.chat.arguments import ChatArguments
+from hf_recipes.apps.chat.engine import BASE
+from hf_recipes.apps.chat.launch import as_trained, load
+from hf_recipes.models.templates.options import with_options
 
 THOUGHTS = "<think>\n{}\n</think>\n\n"
 RUNS = {
@@ -64,3 +68,57 @@ def test_flags_win_and_other_files_are_read_by_their_own_columns(script, model_d
 
     code, _, err = script("evaluate.py", *flags, "--prompt_column", "q", "--overwrite_output_dir")
     assert code == 1 and "--prompt_column 'q' is not a column; there are input" in err
+
+
+PAIR = {"prompt": "标准{}：性别？", "chosen": "性别不限{}", "rejected": "药物{}"}
+TEXT = {"text": "第{}篇：患者年龄在十八岁以上，性别不限，自愿签署知情同意书。"}
+CHOICE = {"question": "第{}题？", "A": "年龄", "B": "性别", "C": "疾病", "D": "药物", "answer": "B"}
+SYSTEM = RUNS["system_prompt"][0]
+STAGES = {  # flags, rows to train on, rows to evaluate on, methods
+    "sft": ([*SYSTEM, "--use_lora", "False"], RUNS["system_prompt"][1], RUNS["system_prompt"][1], "rouge nll"),
+    "dpo": ([*SYSTEM, "--bf16", "True"], PAIR, PAIR, "pair_accuracy"),
+    "reward": ([*SYSTEM, "--max_length", 52, "--max_drop_ratio", 0.5], PAIR, PAIR, "pair_accuracy"),
+    "pretrain": (["--block_size", 32, "--nll_prefix_token", "eos"], TEXT, TEXT, "nll"),
+    "orpo": (["--use_lora", "False", "--few_shot_file", "few.jsonl", "--few_shot", 2], PAIR, CHOICE, "single_choice"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_figures_of_every_stage(script, model_dir, tmp_path, monkeypatch, stage):
+    monkeypatch.chdir(tmp_path)
+    flags, *shapes, methods = STAGES[stage]
+    for name, row in zip(("train", "dev", "few"), (*shapes, CHOICE), strict=True):
+        rows = [
+            {key: value.format("一二三四五六"[number] * number) for key, value in row.items()} for number in range(6)
+        ]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    evaluation = ["--eval_files", "dev=dev.jsonl", "--eval_methods", *methods.split()]
+    training = ["--model_name_or_path", model_dir, "--train_file", "train.jsonl", "--output_dir", "run", *evaluation]
+    training += ["--max_steps", 2, "--learning_rate", "1e-2", "--report_to", "none"]
+    code, _, err = script(f"{stage}.py", *training, *flags)
+    assert code == 0, err
+    after = json.loads((tmp_path / "run" / "metrics.json").read_text())["after"]
+
+    is_whole = (tmp_path / "run" / "config.json").exists()
+    model = ["--model_name_or_path", *(["run"] if is_whole else [model_dir, "--peft_path", "run"])]
+    code, _, err = script("evaluate.py", *model, *evaluation, "--output_dir", "out")
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["model" if is_whole else "adapted"]
+    assert after == {f"{name}_{key}": value for name, values in metrics.items() for key, value in values.items()}
+
+
+def test_the_chat_is_as_the_run(model_dir, tmp_path):
+    """Its template, with the variables that the run saved in it, its system prompt, and its budget of thoughts."""
+    run = shutil.copytree(model_dir, tmp_path / "run")
+    template = "{%- for message in messages %}{{ message.role ~ message.content }}{%- endfor %}"
+    template += "{%- if add_generation_prompt %}{{ '<think>' if enable_thinking else '<think></think>' }}{%- endif %}"
+    tokenizer = build_tokenizer(chat_template=with_options(template, {"enable_thinking": False}))
+    tokenizer.save_pretrained(run)
+    (run / "run_config.yaml").write_text("system_prompt: 只回答类别。\nmax_thinking_tokens: 7\nmax_steps: 2\n")
+    arguments = as_trained(ChatArguments(str(run), gpus="cpu"), set())
+    assert arguments.decoding.max_thinking_tokens == 7
+    messages = [{"role": "system", "content": arguments.system_prompt}, {"role": "user", "content": "性别"}]
+    ids = load(arguments).prompt(BASE, messages, arguments.decoding).ids
+    assert tokenizer.decode(ids) == "system只回答类别。user性别<think></think>"
+    given = as_trained(ChatArguments(str(run), system_prompt="详", max_thinking_tokens=3), {"system_prompt"})
+    assert (given.system_prompt, given.max_thinking_tokens) == ("详", 7)

@@ -34,12 +34,14 @@ def check(arguments: ChatArguments) -> None:
 
 
 def as_trained(arguments: ChatArguments, given: Collection[str]) -> ChatArguments:
-    """`arguments` with the system prompt that the first adapter, or the model, was trained with, unless one is given.
+    """`arguments` with the system prompt and the budget of thoughts of the first adapter's run, or the model's, unless
+    they are given. Variables of the template, such as those of thinking, are saved in it.
 
     How each of the others was trained, where it differs, is printed.
     """
     first, *others = [RunRecord(folder, given) for folder in arguments.peft_path or [arguments.model_name_or_path]]
-    first.settings = {name: value for name, value in first.settings.items() if name == "system_prompt"}
+    kept = ("system_prompt", "max_thinking_tokens")
+    first.settings = {name: value for name, value in first.settings.items() if name in kept and value is not None}
     [arguments] = first.apply(arguments)
     for other in others if "system_prompt" not in given else ():
         prompt = other.settings.get("system_prompt", "")

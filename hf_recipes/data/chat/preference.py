@@ -60,6 +60,21 @@ class PreferenceEncoder:
         )
 
 
+def budget_of(lengths: Sequence[int], limit: int, rows: int, flag: str | None) -> str:
+    """How many of the `lengths` of `rows` are over the limit of a flag, and the limits that keep all and 99 % of them.
+
+    Args:
+        flag: None where the limit is that of the model.
+    """
+    ordered = np.sort(lengths)
+    if not (over := int((ordered > limit).sum())):
+        return ""
+    if flag is None:
+        return f"{over:,} of {rows:,} rows are longer than the {limit} tokens that the model was made for"
+    most = ordered[-(-99 * len(ordered) // 100) - 1]
+    return f"{over:,} of {rows:,} rows are longer than {flag} {limit}; {ordered[-1]} keeps all, {most} keeps 99 %"
+
+
 @dataclass
 class EncodedPair:
     """Both sides, prompt included; None if the pair is dropped."""
@@ -67,6 +82,7 @@ class EncodedPair:
     chosen: Encoded | None
     rejected: Encoded | None
     status: str = KEPT
+    length: int = 0  # tokens of the longer side, also of a pair that is dropped for it
 
 
 class PairEncoder(PreferenceEncoder):
@@ -87,11 +103,12 @@ class PairEncoder(PreferenceEncoder):
         encoded = iter(self.encode_answers([row for row in examples if not is_dropped(row.get("status", KEPT))]))
         pairs = []
         for row in examples:
-            status = row.get("status", KEPT)
+            status, length = row.get("status", KEPT), 0
             if not is_dropped(status):
                 sides = next(encoded)
-                status = self._status(sides)
-            pairs.append(EncodedPair(None, None, status) if is_dropped(status) else EncodedPair(*sides, status))
+                status, length = self._status(sides), max(len(side.input_ids) for side in sides)
+            kept = (None, None) if is_dropped(status) else sides
+            pairs.append(EncodedPair(*kept, status, length))
         return pairs
 
     def _status(self, sides: Sequence[Encoded]) -> str:

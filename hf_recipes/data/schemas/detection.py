@@ -49,7 +49,7 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     kinds = [] if is_named or columns.reads == "documents" else [kind_of(_without_empty(row), columns) for row in rows]
     common = Counter(kind for kind in kinds if kind).most_common()
     of_kind = rows if len(common) < 2 else [row for row, kind in zip(rows, kinds, strict=True) if kind == common[0][0]]
-    schema = detect_schema(_merged(of_kind), columns, path)
+    schema = detect_schema(merged(of_kind), columns, path)
     read: set[str] = set()
     examples: list[Example | None] = []
     converter = RowConverter(schema, columns, path)
@@ -60,7 +60,7 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
         except RowProblem:
             examples.append(None)
     if not any(examples):
-        read = set(_merged(rows))
+        read = set(merged(rows))
     names = list(dict.fromkeys(name for row in rows for name in row))
     has_turns = TURNS.intersection((schema.name, schema.columns.schema))
     for field, flag in FLAGS.items():
@@ -112,11 +112,12 @@ def _without_empty(row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not is_empty(value)}
 
 
-def _merged(rows: Sequence[Row]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
+def merged(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of each column the first value that is not empty."""
+    values: dict[str, Any] = {}
     for row in rows:
-        merged |= {name: value for name, value in row.items() if name not in merged or is_empty(merged[name])}
-    return merged
+        values |= {name: value for name, value in row.items() if name not in values or is_empty(values[name])}
+    return values
 
 
 class RowConverter:

@@ -3,6 +3,7 @@
 Rows become TRL's example forms: `messages`, `prompt`/`chosen`/`rejected`, `prompt`/`completion`/`label`, or `text`.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,8 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas import chat, documents
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, read_choices
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, is_empty, read_choices
+from hf_recipes.data.schemas.conversation import keys_of
 from hf_recipes.data.schemas.preference import (
     LABEL_COLUMNS,
     REJECTED,
@@ -20,6 +22,11 @@ from hf_recipes.data.schemas.preference import (
     from_unpaired,
     sides_of,
 )
+
+
+class UnknownSchema(UserError):
+    """No schema has the columns of a file."""
+
 
 SIDES = ("chosen", "rejected")  # of an example of the form preference
 # Kept next to the example for evaluation; the model never sees them.
@@ -107,7 +114,7 @@ def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
             raise UserError(f"{path}: {flag} {name!r} is not a column; there are {present}")
     if schema is None:
         names = DOCUMENT_SCHEMAS if columns.reads == "documents" else SCHEMAS
-        raise UserError(
+        raise UnknownSchema(
             f"{path}: no known schema in the columns {present}; name them with --prompt_column and "
             f"--response_column, or choose --schema {' | '.join(names)}{_first_row(row)}"
         )
@@ -154,11 +161,48 @@ def _fill_pair(columns: Columns, row: Row) -> Columns:
 
 
 def _first_row(row: Row) -> str:
-    """The first row, and the flags that would read it, where two of its columns are text."""
-    texts = [name for name, value in row.items() if isinstance(value, str) and value.strip()]
-    if len(texts) < 2:
+    """The flags that would read the first row, and the columns that they would leave out."""
+    names = _filled(row)
+    texts = [name for name in names if isinstance(row[name], str)]
+    if len(names) < 2:
         return ""
-    return f"; its texts are in {', '.join(texts)}, such as --prompt_column {texts[0]} --response_column {texts[-1]}"
+    if not texts:
+        return f"; {', '.join(names)} hold no text: write the turns of a row as a list in one column, messages"
+    questions = [name for name in texts if _words(name) & set(chat.QUESTIONS)]
+    answers = [name for name in names if _words(name) & set(chat.ANSWERS)]
+    prompt = next(iter([*questions, *(name for name in texts if name not in answers), *texts]))
+    response = next((name for name in [*answers, *texts[::-1]] if name != prompt), None)
+    if response is None:
+        return ""
+    filled = vars(chat.fill_surroundings(Columns(prompt=prompt, response=response), row)).values()
+    hint = f"; its texts are in {', '.join(texts)}, such as --prompt_column {prompt} --response_column {response}"
+    if left := [name for name in names if name not in filled]:
+        hint += (
+            f", without {', '.join(left)}: rename what belongs to the row context, system or thoughts, and of two "
+            "answers the better one chosen, the other rejected"
+        )
+    return hint
+
+
+def as_pair(row: Row, columns: Columns) -> str:
+    """Which columns to rename so that `row` is a pair."""
+    prompt = columns.prompt or chat.prompt_of(row) or next((name for name in chat.MESSAGE_COLUMNS if name in row), None)
+    known = vars(chat.fill_surroundings(Columns(prompt=prompt), row)).values()
+    sides = [name for name in _filled(row) if name not in known]
+    which = f"of {sides[0]} and {sides[1]}" if prompt and len(sides) == 2 else "of the two answers' columns"
+    question = "" if prompt else ", and name that of the question with --prompt_column"
+    return f"rename {which} the better one chosen and the other rejected{question}"
+
+
+def _filled(row: Row) -> list[Any]:
+    """The columns that hold something to read, and no number."""
+    names = [name for name in row if isinstance(row[name], (str, list, dict)) and not is_empty(row[name])]
+    return [name for name in names if name not in (*META_COLUMNS, "source") and "id" not in _words(name)]
+
+
+def _words(name: Any) -> set[str]:
+    """The words of a column's name, in the singular."""
+    return {word.removesuffix("s") for word in re.split(r"[\W_]+", keys_of(name)[0])}
 
 
 def _find(row: Row, columns: Columns) -> Schema | None:

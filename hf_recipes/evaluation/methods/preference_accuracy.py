@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped
-from hf_recipes.data.chat.preference import PairEncoder
+from hf_recipes.data.chat.preference import TOO_LONG, PairEncoder, budget_of
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.methods.perplexity import source_of
@@ -59,9 +59,11 @@ class PairAccuracy(Method):
         examples: as `load_examples` gives them with the form preference, with the rows that were dropped.
         max_length: tokens of a side; a pair with a longer one is dropped, because a cut answer is another answer.
         max_drop_ratio: the share of pairs that may be dropped.
+        flag: what sets max_length; None where it is the model's.
 
     Attributes:
         ledger: the status of every row.
+        hint: how many pairs are longer, and what would keep them.
     """
 
     name = suffix = "pair_accuracy"
@@ -76,27 +78,35 @@ class PairAccuracy(Method):
         *,
         max_length: int | None = None,
         max_drop_ratio: float = 0.01,
+        flag: str | None = "--max_pair_length",
     ):
         encoder = PairEncoder(tokenizer, max_length)
         self._pairs: list[_Pair] = []
-        self.ledger = Ledger()
+        self.ledger, lengths = Ledger(), []
         for columns in examples.iter(CHUNK):
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             for row, pair in zip(rows, encoder.encode(rows), strict=True):
                 self.ledger.add(row["location"], pair.status)
+                if not is_dropped(pair.status) or TOO_LONG in pair.status:
+                    lengths.append(pair.length)
                 if not is_dropped(pair.status):
                     sides = [(side.input_ids, side.labels) for side in (pair.chosen, pair.rejected)]
                     self._pairs.append(_Pair(row["location"], source_of(row), sides))
-        self.ledger.check(max_drop_ratio)
+        limited = max_length is not None and lengths
+        self.hint = budget_of(lengths, max_length, self.ledger.totals["read"], flag) if limited else ""
+        self.ledger.check(max_drop_ratio, hint=self.hint)
         if not self._pairs:
             raise UserError("there is no pair to compare")
 
     @classmethod
     def from_file(cls, path: str, form: str, names: Sequence[str] | None, context: EvalContext) -> "PairAccuracy":
-        lengths = filter(None, (context.max_length, context.rows.max_pair_length))
-        settings = {"max_length": min(lengths, default=None), "max_drop_ratio": context.max_drop_ratio}
+        limits = {None: context.max_length, context.pair_flag: context.rows.max_pair_length}
+        flag = min((name for name, size in limits.items() if size), key=limits.get, default=None)
+        settings = {"max_length": limits[flag], "max_drop_ratio": context.max_drop_ratio, "flag": flag}
         method = cls(context.rows.load(path, form, context.cache_dir), context.tokenizer, **settings)
         say(method.ledger.table())
+        if method.hint:
+            say(f"note: {path}: {method.hint}")
         return method
 
     @classmethod

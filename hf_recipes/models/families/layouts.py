@@ -111,8 +111,20 @@ def _minicpm(old: Config) -> dict[str, Any]:
     }
 
 
+# Names in the first release of Qwen-7B, by those of the later ones.
+_FIRST_QWEN = {
+    "vocab_size": "padded_vocab_size",
+    "hidden_size": "n_embd",
+    "intermediate_size": "ffn_hidden_size",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+
+
 def _qwen(old: Config) -> dict[str, Any]:
-    _require(old, rotary_pct=1.0, scale_attn_weights=True, no_bias=True)
+    old = {**old, **{name: old[first] for name, first in _FIRST_QWEN.items() if first in old}}
+    _require(old, rotary_pct=1.0, scale_attn_weights=True, no_bias=True, apply_residual_connection_post_layernorm=False)
     length = old.get("seq_length") or old["max_position_embeddings"]
     values = _shared({**old, "intermediate_size": old["intermediate_size"] // 2, "max_position_embeddings": length})
     head_dim = old.get("kv_channels", old["hidden_size"] // old["num_attention_heads"])

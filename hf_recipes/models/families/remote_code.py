@@ -14,6 +14,7 @@ import torch
 from accelerate import init_empty_weights
 from peft.utils.integrations import gather_params_ctx
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -156,7 +157,7 @@ class Body:
         """What the forward pass takes besides the tokens after the first `length` of `input_ids`."""
         if "attention_mask" in inspect.signature(super().forward).parameters:
             return {"attention_mask": attention_mask}
-        if attention_mask is not None and not attention_mask[:, 0].all():
+        if attention_mask is not None and _is_false(attention_mask[:, 0].all()):
             raise UserError(
                 f"{self.config._name_or_path}: this modeling_baichuan.py does not read attention_mask, so that prompts "
                 "of several lengths cannot be answered at once: answer one at a time, or take a later file"
@@ -165,6 +166,11 @@ class Body:
 
     def hidden(self, states: torch.Tensor) -> torch.Tensor:
         return states
+
+
+def _is_false(condition: torch.Tensor) -> bool:
+    """Not of a dry run's tensors, which have no values."""
+    return not isinstance(condition, FakeTensor) and not condition
 
 
 class PrefixBody(Body):
@@ -178,7 +184,7 @@ class PrefixBody(Body):
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         real = real[:, : input_ids.shape[1]].bool()
         begins = (input_ids == config.bos_token_id) & real
-        if self.training and not begins.any(1).all():
+        if self.training and _is_false(begins.any(1).all()):
             raise UserError(
                 f"{config._name_or_path}: ChatGLM-6B generates behind [gMASK] <sop>, and a row has none; train it on "
                 "conversations (sft) with its chat template"

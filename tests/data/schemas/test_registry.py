@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from conftest import write_jsonl
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.examples import load_examples
 from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import Columns, detect_schema, metadata
 
@@ -250,3 +252,49 @@ def test_unknown_columns_are_listed():
         detect_schema({"a": 1, "b": 2}, Columns(prompt="a", response="c"), "rows.json")
     with pytest.raises(UserError, match=r"no known schema in the columns a, b"):
         detect_schema({"a": 1, "b": 2}, Columns(), "rows.json")
+
+
+@pytest.mark.parametrize(
+    ("row", "named", "left"),
+    [
+        ({"questions": "问", "answers": "答"}, ("questions", "answers"), None),
+        ({"uid": "7", "answers": "答", "my_questions": "问"}, ("my_questions", "answers"), "uid"),
+        ({"id": "7", "甲": "问", "乙": "答"}, ("甲", "乙"), None),
+        ({"question": "问", "context": "文", "answers": ["答"]}, ("question", "answers"), None),
+        ({"甲": "问", "乙": "文", "丙": "答"}, ("甲", "丙"), "乙"),
+    ],
+)
+def test_the_flags_that_are_offered_lose_no_column_in_silence(row, named, left):
+    with pytest.raises(UserError) as error:
+        detect_schema(row, Columns(), "rows.json")
+    flags = "--prompt_column {} --response_column {}".format(*named)
+    assert f"such as {flags}" in str(error.value)
+    assert (f"{flags}, without {left}: rename" in str(error.value)) == bool(left)
+    schema = detect_schema(row, Columns(prompt=named[0], response=named[1]), "rows.json")
+    example = json.dumps(schema.to_example(row), ensure_ascii=False)
+    assert {name for name, value in row.items() if value[0] not in example} == {left, "id"} & row.keys()
+
+
+def test_lists_of_questions_and_answers_are_turns():
+    with pytest.raises(UserError, match="questions, answers hold no text: write the turns of a row as a list in one"):
+        detect_schema({"questions": ["一", "二"], "answers": ["三", "四"]}, Columns(), "rows.json")
+
+
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"prompt": "问", "better": "好", "worse": "坏"}, "rename of better and worse the better one chosen"),
+        ({"question": "问", "answer": "好", "bad": "坏"}, "rename of answer and bad the better one chosen"),
+        ({"messages": [{"role": "user", "content": "问"}], "a": "好", "b": "坏"}, "rename of a and b the better one"),
+        ({"甲": "问", "乙": "好", "丙": "坏"}, "of the two answers' .* name that of the question with --prompt_column"),
+    ],
+)
+def test_unknown_sides_of_pairs_are_renamed(tmp_path, row, hint):
+    question, better, worse = row
+    renamed = {question: row[question], "chosen": row[better], "rejected": row[worse]}
+    paths = [str(write_jsonl(tmp_path / name, [one])) for name, one in (("row.jsonl", row), ("renamed.jsonl", renamed))]
+    settings = {"form": "preference", "cache_dir": str(tmp_path)}
+    with pytest.raises(UserError, match=hint):
+        load_examples(paths[:1], **settings)
+    [example] = load_examples(paths[1:], Columns(prompt="甲" if "甲" in row else None), **settings)
+    assert [example[name][-1]["content"] for name in ("prompt", "chosen", "rejected")] == ["问", "好", "坏"]

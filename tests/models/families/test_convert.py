@@ -98,6 +98,20 @@ def test_long_variants(tmp_path, name, changes, length):
     assert difference(name, *converted(tmp_path, name, **changes), length) < 1e-5
 
 
+def test_the_first_release_of_qwen_has_other_names_for_the_same_sizes(plain, tmp_path):
+    first = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+    first |= {"n_positions": "max_position_embeddings", "ffn_hidden_size": "intermediate_size"}
+    first |= {"padded_vocab_size": "vocab_size"}
+    source, expected = plain("qwen")
+    later = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    settings = dict.fromkeys(first.values()) | {name: later[new] for name, new in first.items()}
+    _, target = converted(tmp_path, "qwen", **settings, apply_residual_connection_post_layernorm=False)
+    ours, theirs = (files_of(folder) for folder in (target, expected))
+    assert {name for name in theirs if ours.get(name) != theirs[name]} == {"converted_from.json"}
+    with pytest.raises(UserError, match=r"Qwen-1, whose config.json: apply_residual_connection_post_layernorm is True"):
+        converted(tmp_path / "other", "qwen", **settings, apply_residual_connection_post_layernorm=True)
+
+
 def _exchanged(family, *pair):
     first, second = pair
     modules = dict(family.modules)

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from conftest import ROOT, TEXT
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.dry_run.memory import estimate
+from hf_recipes.dry_run.simulate import Batch, meta_model
 from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.arguments import ModelArguments
@@ -23,9 +25,11 @@ from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.families import chatglm_tokenizer, fast_tokenizer, layouts
 from hf_recipes.models.families.convert import convert_checkpoint
 from hf_recipes.models.families.remote_code import remote_class
+from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import prefix_cache
 from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.stages.sft import SFTArguments
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "rms_norm_eps": 1e-5, "pad_token_id": 3}
 ALIBI = SIZES | {"intermediate_size": 48, "num_hidden_layers": 2, "model_max_length": 64, "vocab_size": PIECES + 4}
@@ -162,6 +166,23 @@ def test_logits_and_generation_are_those_of_its_code(checkpoint, name):
     assert torch.equal(batch[0], alone[0]) and torch.equal(batch[1, 3:], alone[1])
     assert model.generate(both, attention_mask=mask, num_beams=2, **options).shape == (2, 15)
     assert prefix_cache(model, long.tolist()) is None  # with which several tokens would follow at once
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_memory_is_estimated(checkpoint, name, tmp_path):
+    """By its own code on tensors without values: of a step, and of an evaluation that generates."""
+    folder = checkpoint(name)
+    arguments = ModelArguments(str(folder), dtype="float32", use_lora=False)
+    tokenizer, _ = load_tokenizer(str(folder), trust_remote_code=True)
+    settings = {"bf16": False, "trust_remote_code": True}
+    model = meta_model(arguments, load_config(arguments, True), tokenizer, [], **settings)
+    args = SFTArguments(str(tmp_path), report_to="none", gradient_checkpointing=False, **settings)
+    memory = [estimate(model, Batch(2, 16, 4), args, passes=passes) for passes in ([], [ForwardPass(2, 512, 4)])]
+    weights = sum(value.numel() for value in opened(folder, use_lora=False).parameters())
+    assert memory[0].trained == memory[0].total == weights
+    assert memory[0].parts["optimizer"] == 8 * weights and 0 <= memory[0].parts["weights"] - 4 * weights < 100
+    assert [one.evaluates for one in memory] == [False, True]
+    assert 0 < memory[0].parts["activations"] < memory[1].parts["activations"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
