@@ -70,7 +70,7 @@ def _inspect(context: InspectContext) -> Report:
 def _verdict(report: Report, ledger: Ledger) -> tuple[str, str]:
     read, findings = ledger.totals["read"], [finding for table in _tables(report) for finding in table.findings]
     used = Phrase("{used:,} of {read:,} rows are trained on", used=read - ledger.totals["dropped"], read=read)
-    if any(warning.startswith(WOULD_STOP) for warning in report.warnings):
+    if any(getattr(warning, "template", "") == WOULD_STOP for warning in report.warnings):
         return "", "bad"  # the warning is the verdict
     if findings:
         return Phrase("{used}; {count:,} things to look at:", used=used, count=len(findings)), ""

@@ -140,10 +140,9 @@ def _judge_tables(summary: Mapping[str, Any], models: Sequence[str]) -> list[Tab
 
 def _answers(rows: Sequence[tuple[float | None, list[Record]]], models: Sequence[str]) -> Answers:
     """`rows` have the records of all models, in the reverse of the order of `models`."""
-    worst = bool(rows) and rows[0][0] is not None
-    count = {"shown": min(ROWS, len(rows)), "all": len(rows)}
-    note = Phrase("{shown:,} of {all:,} rows" + ", the worst first" * worst, **count)
-    answers = Answers("Answers", note, [])
+    is_sorted = bool(rows) and rows[0][0] is not None
+    text = "{shown:,} of {all:,} rows, the worst first" if is_sorted else "{shown:,} of {all:,} rows"
+    answers = Answers("Answers", Phrase(text, shown=min(ROWS, len(rows)), all=len(rows)), [])
     if not rows:
         return answers
     first = rows[0][1][0]

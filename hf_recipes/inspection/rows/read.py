@@ -23,7 +23,7 @@ ROWS: dict[str, type[Rows]] = {
 }
 
 
-WOULD_STOP = "the run would stop: "
+WOULD_STOP = "the run would stop: {error}"
 
 
 def read_sets(context: Context) -> tuple[list[Rows], list[str]]:
@@ -43,4 +43,4 @@ def _warning(check: Callable[[], str | None]) -> str | None:
     try:
         return check()
     except UserError as error:
-        return Phrase(WOULD_STOP + "{error}", error=error)
+        return Phrase(WOULD_STOP, error=error)
