@@ -9,7 +9,6 @@ import os
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.folders import held
-from hf_recipes.core.language import locale_language
 from hf_recipes.core.script import at_end, run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.compare import (
@@ -92,8 +91,7 @@ def main() -> None:
     changes = compare(methods, first, rest[0]) if rest else {}
     del model  # room for the judge
     judged = judge(folder.path, outcomes) if judge else {}
-    written = {"keep": judge.files if judge else (), "language": args.language or locale_language()}
-    write_results(folder, settings, methods, outcomes, changes, judged, **written)
+    write_results(folder, settings, methods, outcomes, changes, judged, judge.files if judge else (), args.language)
     say(f"\n{report.comparison(rest[0].flat if rest else None, first.flat, changes, tuple(reversed(outcomes)))}\n")
     say(f"In {args.output_dir}: metrics.json, report.html, pictures, and the records of every row")
 

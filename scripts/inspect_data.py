@@ -13,7 +13,6 @@ from rich.console import Console
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import writing
-from hf_recipes.core.language import locale_language
 from hf_recipes.core.script import run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.judging.arguments import JudgeArguments
@@ -40,7 +39,7 @@ def main() -> None:
     print_report(report, Console(highlight=False), count)
     if arguments.html:
         with writing(f"--html {arguments.html}"):
-            write_page(report, arguments.html, arguments.language or locale_language())
+            write_page(report, arguments.html, arguments.language)
         say(f"the page is {arguments.html}")
 
 

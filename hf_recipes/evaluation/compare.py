@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
-from hf_recipes.core.language import Language
+from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.limits import PositiveInt, Share, check_limits
 from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.dates import printed_date
@@ -56,6 +56,7 @@ class EvaluateArguments:
 
     def __post_init__(self):
         check_limits(self)
+        self.language = self.language or locale_language()
         if self.compare_thinking and self.compare != "base":
             raise ValueError(f"--compare_thinking {self.compare_thinking}: has an effect with --compare base alone")
         path = Path(self.output_dir)

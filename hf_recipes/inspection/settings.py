@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.language import Language
+from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.ledger import details_hidden
 from hf_recipes.core.limits import NonNegativeInt, check_limits
 from hf_recipes.core.settings import Parser, setting
@@ -56,6 +56,7 @@ class InspectArguments:
 
     def __post_init__(self):
         check_limits(self)
+        self.language = self.language or locale_language()
         folder = os.path.dirname(self.html or "") or "."
         if not os.path.isdir(folder):
             raise ValueError(f"--html {self.html}: there is no folder {folder}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.language import Language
+from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.ledger import KEPT
 from hf_recipes.core.limits import PositiveInt, check_limits
 from hf_recipes.core.settings import setting
@@ -37,6 +37,7 @@ class TokenizersArguments:
 
     def __post_init__(self):
         check_limits(self)
+        self.language = self.language or locale_language()
         if not self.tokenizer or not self.text:
             raise ValueError("--tokenizer A B and --text FILE go together")
         if self.html and not os.path.isdir(os.path.dirname(self.html) or "."):
