@@ -156,7 +156,7 @@ def _answers(rows: Sequence[tuple[float | None, list[Record]]], models: Sequence
         for key in keys:
             for model, record in zip(models, reversed(records), strict=True):
                 name = Phrase("{key} ({model})", key=Phrase(key), model=Phrase(model)) if len(models) > 1 else key
-                texts.append((name, _plain(record[key])))
+                texts.append((name, _plain(record[key]) or Phrase("(empty)")))
         status = "" if value is None else Phrase("score {value}", value=f"{value:.3f}")
         answers.rows.append(Answer(str(records[0]["location"]), status, texts))
     return answers
@@ -164,5 +164,5 @@ def _answers(rows: Sequence[tuple[float | None, list[Record]]], models: Sequence
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key} {_plain(part)}" for key, part in value.items())
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
