@@ -74,7 +74,7 @@ def _metrics_tables(metrics: Mapping[str, Mapping[str, float]], changes: Mapping
         unit = tables.unit(key, next(value for value in values if value is not None))
         table = by_unit.setdefault(unit, Table(unit, ["metric", *metrics], []))
         texts = [tables.in_unit(unit, value) for value in values]
-        row = [Phrase(tables.title(key)), *map(Number, texts)]
+        row = [_metric_name(key), *map(Number, texts)]
         change = changes.get(key)
         row += [Number(tables.change_text(key, change)), Number(p_text(change.p_value))] if change else []
         table.rows.append(row)
@@ -89,6 +89,16 @@ def _metrics_tables(metrics: Mapping[str, Mapping[str, float]], changes: Mapping
             table.header += [change, "p"]
             table.rows = [row if len(row) == len(table.header) else [*row, *[Number()] * width] for row in table.rows]
     return list(by_unit.values())
+
+
+def _metric_name(key: str) -> Phrase:
+    metric, _, source = key.partition("/")
+    kind, _, letter = key.partition("_")
+    if source and metric != "rewards":
+        return Phrase("{metric}, {source}", metric=Phrase(tables.title(metric)), source=source)
+    if kind == "share":
+        return Phrase("answered {letter}", letter=letter)
+    return Phrase("right answer {letter}", letter=letter) if kind == "answers" else Phrase(tables.title(key))
 
 
 def verdict_of(change: Paired | None) -> str:
