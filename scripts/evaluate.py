@@ -91,7 +91,7 @@ def main() -> None:
     changes = compare(methods, first, rest[0]) if rest else {}
     del model  # room for the judge
     judged = judge(folder.path, outcomes) if judge else {}
-    write_results(folder, settings, methods, outcomes, changes, judged, keep=judge.files if judge else ())
+    write_results(folder, settings, methods, outcomes, changes, judged, judge.files if judge else (), args.language)
     say(f"\n{report.comparison(rest[0].flat if rest else None, first.flat, changes, tuple(reversed(outcomes)))}\n")
     say(f"In {args.output_dir}: metrics.json, report.html, pictures, and the records of every row")
 

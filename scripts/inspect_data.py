@@ -39,7 +39,7 @@ def main() -> None:
     print_report(report, Console(highlight=False), count)
     if arguments.html:
         with writing(f"--html {arguments.html}"):
-            write_page(report, arguments.html)
+            write_page(report, arguments.html, arguments.language)
         say(f"the page is {arguments.html}")
 
 

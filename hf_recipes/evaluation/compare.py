@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
+from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.limits import PositiveInt, Share, check_limits
 from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.dates import printed_date
@@ -48,12 +49,14 @@ class EvaluateArguments:
     )
     batch_size: PositiveInt = setting("Sequences in a forward pass.", 8)
     max_drop_ratio: Share = setting("Stop where more rows cannot be used.", 0.01)
+    language: Language | None = setting("Language of report.html and its pictures; by default the locale's.")
     overwrite_output_dir: bool = setting("Write over an earlier evaluation's files.", False)
     trust_remote_code: bool = setting("Run code that comes with the model.", False)
     cache_dir: str | None = setting("Where downloads are cached.")
 
     def __post_init__(self):
         check_limits(self)
+        self.language = self.language or locale_language()
         if self.compare_thinking and self.compare != "base":
             raise ValueError(f"--compare_thinking {self.compare_thinking}: has an effect with --compare base alone")
         path = Path(self.output_dir)
@@ -211,6 +214,7 @@ def write_results(
     changes: Mapping[str, Paired],
     judged: Mapping[str, Mapping[str, Any]] | None = None,
     keep: Iterable[str] = (),
+    language: Language = "en",
 ) -> None:
     """Write report.html, a jsonl of records and pictures of each evaluation, and at last metrics.json.
 
@@ -228,8 +232,9 @@ def write_results(
         for model, outcome in outcomes.items():
             for name, records in outcome.records.items():
                 write_jsonl(path / f"{name}_{model}.jsonl", records)
-        pictures = {name: method.draw(path, name, outcomes) for name, method in methods.items()}
-        write_page(evaluation_report(settings, methods, outcomes, changes, pictures, judged or {}), path / REPORT)
+        pictures = {name: method.draw(path, name, outcomes, language) for name, method in methods.items()}
+        report = evaluation_report(settings, methods, outcomes, changes, pictures, judged or {})
+        write_page(report, path / REPORT, language)
         results = {model: outcome.metrics for model, outcome in outcomes.items()}
         results["change"] = {name: change._asdict() for name, change in changes.items()}
         results |= {"judge": judged} if judged else {}

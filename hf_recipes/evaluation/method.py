@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from hf_recipes.core.language import Language
 from hf_recipes.evaluation.run_record import EvaluatedRows
 from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 
@@ -116,7 +117,7 @@ class Method(Protocol):
         """
         ...
 
-    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome], language: Language = "en") -> list[Path]:
         """Write pictures of the evaluation `name` of one or two models into `folder`; their paths."""
         return []
 

@@ -11,6 +11,7 @@ import xxhash
 
 from hf_recipes.corpus.cleaning import INLINE_CODE
 from hf_recipes.data.character_scripts import SCRIPTS, scripts_of
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Table, clip, count_table, share
 from hf_recipes.inspection.duplicates import RowHashes
 from hf_recipes.inspection.mojibake import find_mojibake
@@ -107,18 +108,18 @@ class Checks:
         for side, answers in texts.answers.items():
             answer = answers[row].strip()
             if question and answer == question:
-                self._find(f"the {side} is the question", location, answer)
+                self._find(Phrase("the {side} is the question", side=Phrase(side)), location, answer)
             if choices and answer and not is_choice(answer, choices):
                 quotation = f"{answer} (choices: {', '.join(map(str, choices))})"
-                self._find(f"the {side} is none of the choices", location, quotation)
+                self._find(Phrase("the {side} is none of the choices", side=Phrase(side)), location, quotation)
         if mojibake := find_mojibake(full):
-            self._find(mojibake[0], location, full, mojibake[1])
+            self._find(Phrase(mojibake[0]), location, full, mojibake[1])
         if ("<" in full or "&" in full) and HTML.search(full) and not MENTIONS_HTML.search(question):
             prose = INLINE_CODE.sub("", full) if "`" in full else full
             if match := HTML.search(prose):
-                self._find("leftover HTML", location, prose, match.start())
+                self._find(Phrase("leftover HTML"), location, prose, match.start())
         if any(first in full for first in self._first_characters) and (match := self._special.search(full)):
-            self._find("a special token in the text", location, full, match.start())
+            self._find(Phrase("a special token in the text"), location, full, match.start())
 
     def _find(self, what: str, location: str, text: str, at: int = 0) -> None:
         self._count(self.findings.setdefault(what, Finding()), location, text, at)
@@ -142,11 +143,17 @@ class Checks:
             if judged and counts[main] >= MAIN * judged:
                 for (of, script), finding in self._in_script.items():
                     if of == side and script != main:
-                        merged = self.findings.setdefault(f"the {side} is not in {SCRIPTS[main]}", Finding())
+                        what = Phrase("the {side} is not in {script}", side=Phrase(side), script=Phrase(SCRIPTS[main]))
+                        merged = self.findings.setdefault(what, Finding())
                         merged.count += finding.count
                         merged.examples = (merged.examples + finding.examples)[:MAX_LOCATIONS]
             rows += [
-                [side, SCRIPTS[script], int(counts[script]), share(int(counts[script]), int(counts.sum()))]
+                [
+                    Phrase(side),
+                    Phrase(SCRIPTS[script]),
+                    int(counts[script]),
+                    share(int(counts[script]), int(counts.sum())),
+                ]
                 for script in np.argsort(-counts, kind="stable").tolist()
                 if counts[script]
             ]
@@ -154,10 +161,10 @@ class Checks:
 
     def finding_tables(self) -> list[Table]:
         counts = {what: finding.count for what, finding in self.findings.items()}
-        tables = [count_table("Rows that look wrong", "what", counts, self.rows)]
+        tables = [count_table("Rows that look wrong", "what", counts, self.rows, faults=True)]
         rows = [[what, *example] for what, finding in self.findings.items() for example in finding.examples]
         if rows:
-            note = f"The first {MAX_LOCATIONS} of each."
+            note = Phrase("The first {count} of each.", count=MAX_LOCATIONS)
             tables.append(Table("Where they are", ["what", "where", "text"], rows, note))
         return tables
 
@@ -165,12 +172,14 @@ class Checks:
         tables = []
         for side, counter in self.answers.items():
             rows = [
-                [clip(self.mask(text)) or "(empty)", count, share(count, self.rows)]
+                [clip(self.mask(text)) or Phrase("(empty)"), count, share(count, self.rows)]
                 for text, count in counter.most_common(MAX_ANSWERS)
                 if count > 1
             ]
-            note = f"{len(counter):,} different ones among {self.rows:,}."
-            tables.append(Table(f"Most frequent: {side}", ["text", "rows", "share"], rows, note))
+            note = Phrase("{different:,} different ones among {rows:,}.", different=len(counter), rows=self.rows)
+            tables.append(
+                Table(Phrase("Most frequent: {side}", side=Phrase(side)), ["text", "rows", "share"], rows, note)
+            )
         return tables
 
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from hf_recipes.evaluation.reports.report import Table, count_table, share
+from hf_recipes.evaluation.reports.phrases import Phrase
+from hf_recipes.evaluation.reports.report import Table, count_table, finding, share
 
 MAX_GROUPS = 10  # of rows that recur
 
@@ -31,12 +32,13 @@ def duplicate_tables(hashes: RowHashes, locate: Locate, has_answers: bool) -> li
     """
     rows = pd.DataFrame(hashes._asdict())
     exact = int(rows.exact.duplicated().sum())
-    counts = {"exact copies of an earlier row": exact}
-    counts["the same but for case, width, spaces and punctuation"] = int(rows.near.duplicated().sum()) - exact
+    counts = {Phrase("exact copies of an earlier row"): exact}
+    near = Phrase("the same but for case, width, spaces and punctuation")
+    counts[near] = int(rows.near.duplicated().sum()) - exact
     if has_answers:
         answers = rows.groupby("prompt").exact.transform("nunique")
-        counts["the same prompt with another answer"] = int((answers > 1).sum())
-    counted = count_table("Duplicates", "rows that are", counts, len(rows))
+        counts[Phrase("the same prompt with another answer")] = int((answers > 1).sum())
+    counted = count_table("Duplicates", "rows that are", counts, len(rows), faults=True)
     recurring = rows.near.value_counts().loc[lambda times: times > 1]
     groups = [np.flatnonzero(rows.near == value).tolist() for value in recurring.index[:MAX_GROUPS]]
     first = sorted({row for group in groups for row in group[:3]})
@@ -50,14 +52,18 @@ def duplicate_tables(hashes: RowHashes, locate: Locate, has_answers: bool) -> li
 
 def overlap_table(train: RowHashes, held_out: RowHashes, locations: Sequence[str], has_answers: bool) -> Table:
     """How many rows to evaluate on, which are at `locations`, are among those to train on."""
-    names = ["the row, exactly", "the row, but for case, width, spaces and punctuation"]
-    names += ["the prompt"] if has_answers else []
+    names = [Phrase("the row, exactly"), Phrase("the row, but for case, width, spaces and punctuation")]
+    names += [Phrase("the prompt")] if has_answers else []
     rows = []
     for name, hashes, trained in zip(names, held_out, train, strict=False):
         recurring = np.flatnonzero(np.isin(hashes, trained))
         first = _first([locations[row] for row in recurring[:3]], len(recurring))
         rows.append([name, len(recurring), share(len(recurring), len(hashes)), first])
-    return Table("In the training rows too", ["what", "rows", "share", "first"], rows)
+    table = Table("In the training rows too", ["what", "rows", "share", "first"], rows)
+    table.findings = [
+        Phrase("in the training rows too: {finding}", finding=finding(*row[:3])) for row in rows if row[1]
+    ]
+    return table
 
 
 def _first(locations: Sequence[str], count: int) -> str:

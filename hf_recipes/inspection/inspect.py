@@ -10,19 +10,20 @@ from hf_recipes.data.arguments import columns_of
 from hf_recipes.data.examples import schema_of, thoughts_from
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.files.specs import parse_spec
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Examples, Report, Section, Table, clip
 from hf_recipes.inspection.checks import Checks
 from hf_recipes.inspection.duplicates import RowHashes, duplicate_tables, overlap_table
 from hf_recipes.inspection.lengths import histogram, length_tables
 from hf_recipes.inspection.prompts import prompt_tables
 from hf_recipes.inspection.rows.base import Rows
-from hf_recipes.inspection.rows.read import read_sets
+from hf_recipes.inspection.rows.read import WOULD_STOP, read_sets
 from hf_recipes.inspection.settings import InspectContext
 from hf_recipes.inspection.token_renderer import TokenRenderer
 from hf_recipes.privacy.redactor import Redactor
 
 ON_PAGE = 10  # times as many examples as in the terminal
-NO_DOCUMENT_MASK = (
+NO_DOCUMENT_MASK = Phrase(
     "In colour: the tokens that carry loss; documents are not masked from each other, and a block is one text to the "
     "model."
 )
@@ -60,20 +61,41 @@ def _inspect(context: InspectContext) -> Report:
     if count or arguments.show:
         examples = sets[0].render(renderer, count, context.args.seed, arguments.show or ())
         masks_documents = getattr(context.args, "document_attention", True)
-        note = stage.legend.format(**vars(context.args)) if masks_documents else NO_DOCUMENT_MASK
-        report.sections.append(Section("Examples", [Examples("Token by token", note, examples)]))
+        note = Phrase(stage.legend, **vars(context.args)) if masks_documents else NO_DOCUMENT_MASK
+        report.sections.append(Section(Phrase("Examples"), [Examples("Token by token", note, examples)]))
+    report.verdict, report.tone = _verdict(report, sets[0].ledger)
     return report
+
+
+def _verdict(report: Report, ledger: Ledger) -> tuple[str, str]:
+    read, findings = ledger.totals["read"], [finding for table in _tables(report) for finding in table.findings]
+    used = Phrase("{used:,} of {read:,} rows are trained on", used=read - ledger.totals["dropped"], read=read)
+    if any(getattr(warning, "template", "") == WOULD_STOP for warning in report.warnings):
+        return "", "bad"  # the warning is the verdict
+    if findings:
+        return Phrase("{used}; {count:,} things to look at:", used=used, count=len(findings)), ""
+    return Phrase("{used}; nothing looks wrong.", used=used), "" if report.warnings else "good"
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    return (block for section in report.sections for block in section.blocks if isinstance(block, Table))
 
 
 def _facts(context: InspectContext) -> list[tuple[str, str]]:
     data = context.data_args
-    held_out = getattr(data, "validation_split_percentage", None)
+    held_out, source = getattr(data, "validation_split_percentage", None), context.model_args.tokenizer_source
     return [
-        ("stage", f"{context.stage.name}, {context.reason}"),
+        ("stage", Phrase("{stage}, {reason}", stage=context.stage.name, reason=context.reason)),
         ("training rows", ", ".join(data.train_file)),
-        ("validation rows", f"{held_out:g} % of them" if held_out else ", ".join(data.validation_file or ["–"])),
-        *((f"thoughts of {path}", f"the column {name}") for path, name in _thoughts_columns(context)),
-        ("tokenizer", f"{context.model_args.tokenizer_source}, {len(context.tokenizer):,} tokens"),
+        (
+            "validation rows",
+            Phrase("{share:g} % of them", share=held_out) if held_out else ", ".join(data.validation_file or ["–"]),
+        ),
+        *(
+            (Phrase("thoughts of {path}", path=path), Phrase("the column {name}", name=name))
+            for path, name in _thoughts_columns(context)
+        ),
+        ("tokenizer", Phrase("{name}, {count:,} tokens", name=source, count=len(context.tokenizer))),
     ]
 
 
@@ -100,7 +122,7 @@ def _check_rows(
     lengths = {name: values for name, values in rows.lengths().items() if len(values)}
     blocks = [*_ledger_tables(rows.ledger), *rows.tables()]
     blocks += prompt_tables(rows, renderer.mask)
-    blocks += length_tables(lengths, rows.budgets, "Lengths, before any budget")
+    blocks += length_tables(lengths, rows.budgets, "Lengths in tokens, before any budget")
     blocks += [histogram(name, values, rows.budgets.get(name)) for name, values in lengths.items()]
     if checks.rows:
 
@@ -109,7 +131,7 @@ def _check_rows(
 
         blocks += [checks.script_table(), *checks.finding_tables()]
         blocks += [*duplicate_tables(checks.hashes, locate, rows.has_answers), *checks.answer_tables()]
-    return Section(f"{rows.name} rows", blocks), checks.hashes, locations
+    return Section(Phrase("{set} rows", set=Phrase(rows.name)), blocks), checks.hashes, locations
 
 
 def _ledgers_of_files(specs: Sequence[str], privacy: bool) -> list[Section]:
@@ -126,8 +148,8 @@ def _ledgers_of_files(specs: Sequence[str], privacy: bool) -> list[Section]:
                 ledgers = {name: Ledger.from_dict(ledger) for name, ledger in json.load(file).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # another program's file
-        tables = [table for name, ledger in ledgers.items() for table in _ledger_tables(ledger, f": {name}", mask)]
-        sections.append(Section(f"made with {path}", tables))
+        tables = [table for name, ledger in ledgers.items() for table in _ledger_tables(ledger, name, mask)]
+        sections.append(Section(Phrase("made with {path}", path=path), tables))
     return sections
 
 
@@ -135,9 +157,10 @@ def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = st
     totals = ledger.totals
     extra = [name for name in ("split", "repaired") if totals[name]]
     names = ["read", "kept", "truncated", *extra, "dropped"]
-    counts = ledger.sources | ({"all": totals} if len(ledger.sources) > 1 else {})
+    counts = ledger.sources | ({Phrase("all"): totals} if len(ledger.sources) > 1 else {})
     rows = [[source, *(count[name] for name in names)] for source, count in counts.items()]
-    tables = [Table(f"Ledger{of}", ["source", *names], rows)] if rows else []
+    title = Phrase("Ledger: {of}", of=of) if of else "Ledger"
+    tables = [Table(title, ["source", *names], rows)] if rows else []
     reasons = [
         [
             entry.count,
@@ -147,5 +170,6 @@ def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = st
         for (_, status), entry in ledger.reasons.items()
     ]
     if reasons:
-        tables.append(Table(f"Reasons{of}", ["rows", "status", "first"], reasons))
+        title = Phrase("Reasons: {of}", of=of) if of else "Reasons"
+        tables.append(Table(title, ["rows", "status", "first"], reasons))
     return tables

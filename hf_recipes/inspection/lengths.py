@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hf_recipes.data.chat.encoder import IGNORED
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Histogram, Table, share
 
 PERCENTILES = (50, 90, 95, 99)
@@ -52,11 +53,15 @@ def length_tables(lengths: Mapping[str, np.ndarray], budgets: Mapping[str, Budge
     for name, values in lengths.items():
         percentiles = np.percentile(values, PERCENTILES, method="inverted_cdf").tolist()
         mean = round(float(values.mean()))
-        rows.append([name, len(values), mean, int(values.min()), *map(int, percentiles), int(values.max())])
+        rows.append([Phrase(name), len(values), mean, int(values.min()), *map(int, percentiles), int(values.max())])
         if budget := budgets.get(name):
             over = int((values > budget.tokens).sum())
-            over_budget.append([name, budget.flag, budget.tokens, over, share(over, len(values)), budget.effect])
-    tables = [Table(title, ["tokens", "rows", "mean", "shortest", *(f"{p} %" for p in PERCENTILES), "longest"], rows)]
+            over_budget.append(
+                [Phrase(name), budget.flag, budget.tokens, over, share(over, len(values)), Phrase(budget.effect)]
+            )
+    tables = [
+        Table(title, ["of", "rows", "mean", "shortest", "median", *(f"P{p}" for p in PERCENTILES[1:]), "longest"], rows)
+    ]
     if over_budget:
         tables.append(Table("Budgets", ["of", "flag", "tokens", "rows over it", "share", "these are"], over_budget))
     return tables
@@ -76,4 +81,4 @@ def histogram(name: str, values: np.ndarray, budget: Budget | None = None) -> Hi
         width = max(width, round(growth * edges[-1]))
         edges.append(min(edges[-1] + width, high + 1))
     counts = np.histogram(values, edges)[0]
-    return Histogram(name, edges, counts.tolist(), {budget.name: budget.tokens} if budget else {})
+    return Histogram(Phrase(name), edges, counts.tolist(), {budget.name: budget.tokens} if budget else {})

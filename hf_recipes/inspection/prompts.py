@@ -8,6 +8,7 @@ import numpy as np
 
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.rendered_text import common_length
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Table, visible
 from hf_recipes.inspection.rows.base import Rows
 
@@ -47,15 +48,26 @@ def prompt_tables(rows: Rows, mask: Callable[[str], str] = str) -> list[Table]:
                 what = problem if served is None else difference(encoder, trained, served)
                 verdicts[name][1] = f"{prompt.location}: {mask(what)}"
     compared = [
-        [name, "equal" if equal == len(prompts) else "different", f"{equal:,} of {len(prompts):,}", first]
+        [
+            name,
+            Phrase("equal" if equal == len(prompts) else "different"),
+            Phrase("{equal:,} of {all:,}", equal=equal, all=len(prompts)),
+            first,
+        ]
         for name, (equal, first) in verdicts.items()
     ]
-    shown = [[name, visible(mask(text))] for name, text in texts.items()]
-    note = f"Of the first {len(prompts):,} rows that are not cut."
-    return [
-        Table("Prompts, trained and served", ["served by", "verdict", "equal", "first difference"], compared, note),
-        Table("The first of these prompts", ["", "text"], shown),
+    same: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        same.setdefault(visible(mask(text)), []).append(name)
+    shown = [[", ".join(names), text] for text, names in same.items()]
+    table = Table("Prompts, trained and served", ["served by", "verdict", "equal", "first difference"], compared)
+    table.note = Phrase("Of the first {count:,} rows that are not cut.", count=len(prompts))
+    table.findings = [
+        Phrase("prompts of {server} differ from the trained ones", server=name)
+        for name, verdict, *_ in compared
+        if verdict == "different"
     ]
+    return [table, Table("The first of these prompts", ["by", "text"], shown)]
 
 
 def difference(encoder: ChatEncoder, trained: Sequence[int], served: Sequence[int]) -> str:

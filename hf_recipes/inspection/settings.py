@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.ledger import details_hidden
 from hf_recipes.core.limits import NonNegativeInt, check_limits
 from hf_recipes.core.settings import Parser, setting
@@ -15,6 +16,7 @@ from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.pretraining.corpora import SHARDS, named_paths
 from hf_recipes.data.schemas.registry import Columns
 from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.stages.base import Context
 from hf_recipes.stages.table import STAGES
@@ -36,6 +38,8 @@ REPLACED = {
     "overwrite_output_dir": False,
 }
 
+GUESSED = "guessed from {clue}; --stage names another"
+
 
 @dataclass
 class InspectArguments:
@@ -45,12 +49,14 @@ class InspectArguments:
         "What is going to be trained; guessed from the settings and the rows by default."
     )
     html: str | None = setting("Also write the report as a page, to this file.")
+    language: Language | None = setting("Language of the page; by default the locale's.")
     examples: NonNegativeInt = setting("Rows to show token by token; on the page ten times as many.", 5)
     show: list[str] | None = setting("Show these rows instead, as file:line.")
     privacy: bool = setting("Mask personal data in the texts of the report.", False)
 
     def __post_init__(self):
         check_limits(self)
+        self.language = self.language or locale_language()
         folder = os.path.dirname(self.html or "") or "."
         if not os.path.isdir(folder):
             raise ValueError(f"--html {self.html}: there is no folder {folder}")
@@ -79,14 +85,14 @@ def read_settings(argv: Sequence[str]) -> InspectContext:
         stages = [min(STAGES, key=lambda stage: len(names - known[stage]))]
     parsed = _parse_first(stages, argv)
     if parsed.inspection.stage:
-        return _parse(parsed.inspection.stage, argv, "named by --stage")
+        return _parse(parsed.inspection.stage, argv, Phrase("named by --stage"))
     if len(stages) == 1:
         telling = sorted(names - set.intersection(*known.values()))
         unique = [name for name in telling if sum(name in of_stage for of_stage in known.values()) == 1]
-        return _parse(stages[0], argv, f"guessed from {', '.join(unique or telling)}; --stage names another")
+        return _parse(stages[0], argv, Phrase(GUESSED, clue=", ".join(unique or telling)))
     with details_hidden(parsed.inspection.privacy):
         stage, schema = _guess(parsed, stages)
-    return _parse(stage, argv, f"guessed from the rows, whose schema is {schema}; --stage names another")
+    return _parse(stage, argv, Phrase(GUESSED, clue=Phrase("the rows, whose schema is {schema}", schema=schema)))
 
 
 def _argument_classes(name: str) -> list[type]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_recipes.data.chat.encoder import IGNORED
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Document, TokenSpan, visible
 from hf_recipes.privacy.redactor import PLACEHOLDERS, Redactor
 
@@ -37,7 +38,7 @@ class TokenRenderer:
         if omitted <= 0:
             return Document(location, self._section(ids, labelled))
         half = MAX_TOKENS // 2
-        gap = TokenSpan(f"… {omitted:,} tokens …", omitted, None)
+        gap = TokenSpan(Phrase("… {count:,} tokens …", count=omitted), omitted, None)
         beginning, end = self._section(ids[:half], labelled[:half]), self._section(ids[-half:], labelled[-half:])
         return Document(location, [*beginning, gap, *end])
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.ledger import KEPT
 from hf_recipes.core.limits import PositiveInt, check_limits
 from hf_recipes.core.settings import setting
 from hf_recipes.data.pretraining.corpora import find_corpora, open_reader
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Example, Examples, Number, Report, Section, Table, TokenSequence
 from hf_recipes.inspection.token_renderer import TokenRenderer
 from hf_recipes.models.tokenizer import load_tokenizer
@@ -29,11 +31,13 @@ class TokenizersArguments:
     max_bytes: PositiveInt = setting("Count the tokens of so many bytes.", 2**20)
     examples: PositiveInt = setting("Texts to show token by token.", 5)
     html: str | None = setting("Also write the report as a page, to this file.")
+    language: Language | None = setting("Language of the page; by default the locale's.")
     trust_remote_code: bool = setting("Run code that comes with a tokenizer.", False)
     cache_dir: str | None = setting("Where downloads are cached.")
 
     def __post_init__(self):
         check_limits(self)
+        self.language = self.language or locale_language()
         if not self.tokenizer or not self.text:
             raise ValueError("--tokenizer A B and --text FILE go together")
         if self.html and not os.path.isdir(os.path.dirname(self.html) or "."):
@@ -59,17 +63,26 @@ def compare_tokenizers(arguments: TokenizersArguments) -> Report:
         renderer = TokenRenderer(tokenizer)
         for shown, (location, text) in zip(sequences, texts, strict=False):
             part, labels = _marked(tokenizer, text[:SHOWN_CHARACTERS], new)
-            shown.append(TokenSequence(f"{name}, {len(part):,} tokens", [renderer.render(part, labels, location)]))
+            shown.append(
+                TokenSequence(
+                    Phrase("{name}, {count:,} tokens", name=name, count=len(part)),
+                    [renderer.render(part, labels, location)],
+                )
+            )
     header = ["tokenizer", "vocabulary", "characters", "tokens", "characters a token", "tokens that the first lacks"]
     examples = [
-        Example(location, KEPT, [f"{len(text):,} characters"], shown)
+        Example(location, KEPT, [Phrase("{count:,} characters", count=len(text))], shown)
         for (location, text), shown in zip(texts, sequences, strict=False)
     ]
-    note = f"In colour: tokens that {arguments.tokenizer[0]} lacks. The first {SHOWN_CHARACTERS} characters of a text."
-    report = Report("Tokenizers side by side", [("texts", f"{len(texts):,}")])
+    note = Phrase(
+        "In colour: tokens that {first} lacks. The first {count} characters of a text.",
+        first=arguments.tokenizer[0],
+        count=SHOWN_CHARACTERS,
+    )
+    report = Report(Phrase("Tokenizers side by side"), [("texts", f"{len(texts):,}")])
     report.sections = [
-        Section("Texts", [Table("Characters a token", header, rows)]),
-        Section("Cuts", [Examples("Texts, token by token", note, examples)]),
+        Section(Phrase("Texts"), [Table("Characters a token", header, rows)]),
+        Section(Phrase("Cuts"), [Examples("Texts, token by token", note, examples)]),
     ]
     return report
 

@@ -25,8 +25,8 @@ def inspected(script, tokens_only, monkeypatch, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     monkeypatch.setenv("COLUMNS", "400")  # nothing is folded
     flags = ["--model_name_or_path", tokens_only, "--train_file", path, "--validation_split_percentage", 10]
-    flags += ["--packing", "--max_length", 256, "--examples", 1, "--html", tmp_path / "report.html"]
-    code, out, err = script("inspect_data.py", *flags)
+    flags += ["--packing", "--max_length", 256, "--examples", 1, "--html", tmp_path / "report.html", "--language", "en"]
+    code, out, err = script("inspect_data.py", *flags, light=False)
     assert code == 0, err
     return out[out.index("─") :], f"file://{tmp_path}/report.html"
 

@@ -1,7 +1,6 @@
 """The chat in the terminal: a line is a question, or a command if it begins with a slash."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from hf_recipes.apps.chat.engine import Answer, Engine
 from hf_recipes.apps.chat.session import Session, Settings
 from hf_recipes.apps.chat.texts import Texts
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.language import locale_language
 from hf_recipes.models.inference.decoding import Decoding
 
 
@@ -20,8 +20,7 @@ class Terminal:
     def __init__(self, engine: Engine, decoding: Decoding, language: str | None = None, system: str = ""):
         self.engine, self.session, self.system, self.decoding = engine, Session(), system, decoding
         self.model = next(iter(engine.chat_models))
-        locale = os.environ.get("LC_ALL") or os.environ.get("LC_MESSAGES") or os.environ.get("LANG") or ""
-        self.texts = Texts(language or ("zh" if locale.startswith("zh") else "en"))
+        self.texts = Texts(language or locale_language())
 
     def run(self) -> None:
         """Chat until /exit or the end of the input."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.language import Language
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.data.chat.template import thought_marks
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
@@ -229,13 +230,13 @@ class GenerationMethod(Method):
             values |= {name: [pair[name] for pair in pairs] for name in ("rougeL", "rouge1", "rouge2")}
         return values
 
-    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome], language: Language = "en") -> list[Path]:
         paths = []
         for who, outcome in outcomes.items() if "accuracy" in self.scores else ():
             matrix, labels = metrics.confusion(*texts_of(with_choices(outcome.records[name])))
             if len(labels) <= MAX_LABELS:
                 paths.append(folder / f"{name}_{who}.png")
-                draw_confusion(matrix, labels, paths[-1])
+                draw_confusion(matrix, labels, paths[-1], language)
         return paths
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.language import Language
 from hf_recipes.data.chat.template import ChatTemplate
 from hf_recipes.data.pretraining.document_encoder import leading_ids
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
@@ -245,9 +246,9 @@ class SingleChoice(Method):
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         return {"accuracy": [float(record["prediction"] == record["answer"]) for record in records]}
 
-    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome], language: Language = "en") -> list[Path]:
         path = folder / f"{name}.png"
-        draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, path)
+        draw_letters({who: outcome.metrics[name] for who, outcome in outcomes.items()}, path, language)
         return [path]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.language import Language
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped
 from hf_recipes.data.chat.preference import TOO_LONG, PairEncoder, budget_of
 from hf_recipes.data.schemas.registry import SIDES
@@ -192,9 +193,10 @@ class PairAccuracy(Method):
     def values(self, records: Sequence[Record]) -> dict[str, list[float]]:
         return {"accuracy": [_wins([difference]) for difference in differences(records)]}
 
-    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome]) -> list[Path]:
+    def draw(self, folder: Path, name: str, outcomes: Mapping[str, Outcome], language: Language = "en") -> list[Path]:
         path = folder / f"{name}.png"
-        draw_histogram([differences(outcome.records[name]) for outcome in outcomes.values()], path, list(outcomes))
+        sets = [differences(outcome.records[name]) for outcome in outcomes.values()]
+        draw_histogram(sets, path, list(outcomes), language=language)
         return [path]
 
 

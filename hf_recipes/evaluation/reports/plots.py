@@ -4,19 +4,27 @@ import gc
 import io
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hf_recipes.core.errors import say
 from hf_recipes.core.files import new_file
+from hf_recipes.core.language import Language
+from hf_recipes.evaluation.reports.phrases import Phrase, translated
 from hf_recipes.evaluation.reports.tables import GAINS, PLAIN, _ordered, evaluations, shown, title
 
 if TYPE_CHECKING:
     from hf_recipes.evaluation.reports.report import Histogram
 
 FIGURES_PER_COLLECTION = 10
+NO_FONT = Phrase(
+    "No font of this machine writes Chinese, so that pictures have numbers or English instead. Install one "
+    "(fonts-noto-cjk on Debian and Ubuntu, google-noto-sans-cjk-fonts on Fedora) and run the command again."
+)
 BLUE = "#3b6ea5"
 
 _figures = itertools.count(1)
@@ -117,14 +125,38 @@ def _scores(key: str, by_step: Mapping[int, Mapping]) -> tuple[list[int], list[f
 
 def _font(text: str) -> str | None:
     """The path of an installed font with all characters of `text`, matplotlib's default first; None without any."""
-    from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+    from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
 
     needed = {ord(character) for character in text if not character.isspace()}
+
+    def first(paths: Iterable[str]) -> str | None:
+        return next((path for path in dict.fromkeys(paths) if needed <= get_font(path).get_charmap().keys()), None)
+
     # The last-resort font has a box for every character of Unicode.
     fonts = [font for font in fontManager.ttflist if not font.name.startswith("Last Resort")]
-    fonts.sort(key=lambda font: (font.style != "normal", font.weight != 400))
-    paths = [findfont(FontProperties()), *(font.fname for font in fonts)]
-    return next((path for path in dict.fromkeys(paths) if needed <= get_font(path).get_charmap().keys()), None)
+    fonts.sort(key=lambda font: (font.style != "normal", font.weight != 400, "Serif" in font.name))
+    if path := first([findfont(FontProperties()), *(font.fname for font in fonts)]):
+        return path
+    # matplotlib lists fonts once and for all: those that were installed since are in no list.
+    if path := first(sorted(set(findSystemFonts()) - {font.fname for font in fontManager.ttflist})):
+        fontManager.addfont(path)
+        return path
+    _say_once(str(NO_FONT))
+    return None
+
+
+_say_once = cache(say)
+
+
+def _words(language: Language) -> Callable[[str], str]:
+    """What a picture says, in a language; in English where no font writes Chinese."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import get_font
+
+    if language == "en" or (path := _font("中文")) is None:
+        return str
+    rcParams["font.family"] = ["DejaVu Sans", get_font(path).family_name]
+    return lambda text: translated(Phrase(text), language)
 
 
 def _legend(panel) -> None:
@@ -138,7 +170,9 @@ def _legend(panel) -> None:
     panel.legend(handles, labels, loc="best", prop=FontProperties(fname=font) if font else None)
 
 
-def draw_letters(metrics: Mapping[str, Mapping[str, float]], path: str | os.PathLike) -> None:
+def draw_letters(
+    metrics: Mapping[str, Mapping[str, float]], path: str | os.PathLike, language: Language = "en"
+) -> None:
     """Each letter's share of the right answers and of each model's answers, as a PNG: the letter bias.
 
     Args:
@@ -146,29 +180,34 @@ def draw_letters(metrics: Mapping[str, Mapping[str, float]], path: str | os.Path
     """
     first = next(iter(metrics.values()))
     letters = [key.removeprefix("answers_") for key in first if key.startswith("answers_")]
-    bars = {"right answers": [first[f"answers_{letter}"] for letter in letters]}
+    words = _words(language)
+    bars = {words("right answers"): [first[f"answers_{letter}"] for letter in letters]}
     for name, of_model in metrics.items():
-        bars[name] = [of_model[f"share_{letter}"] for letter in letters]
+        bars[words(name)] = [of_model[f"share_{letter}"] for letter in letters]
     figure, panel = _subplots(figsize=(7, 4), dpi=120)
     width = 0.8 / len(bars)
     for number, (name, shares) in enumerate(bars.items()):
         panel.bar([index + number * width for index in range(len(letters))], shares, width, label=name)
     panel.set_xticks([index + 0.4 - width / 2 for index in range(len(letters))], letters)
-    panel.set(title="Letters", ylabel="share of the questions")
+    panel.set(title=words("Letters"), ylabel=words("share of the questions"))
     panel.yaxis.set_major_formatter("{x:.0%}")
     panel.grid(alpha=0.3, axis="y")
     panel.legend()
     save_figure(figure, path)
 
 
-def draw_confusion(matrix: np.ndarray, labels: Sequence[str], path: str | os.PathLike) -> None:
+def draw_confusion(
+    matrix: np.ndarray, labels: Sequence[str], path: str | os.PathLike, language: Language = "en"
+) -> None:
     """The matrix of `metrics.confusion` as a PNG: counts as numbers, their shares of a row as colour.
 
     Labels that no font can write are numbered in the picture; their list is written next to it, with the ending .txt.
     """
     from matplotlib.font_manager import FontProperties
 
-    font = _font("".join(labels) + "other")
+    words = _words(language)
+    other = words("other")
+    font = _font("".join(labels) + other)
     names = list(labels) if font else [str(number) for number in range(1, len(labels) + 1)]
     if font is None:
         legend = "".join(f"{number}\t{label}\n" for number, label in zip(names, labels, strict=True))
@@ -176,11 +215,12 @@ def draw_confusion(matrix: np.ndarray, labels: Sequence[str], path: str | os.Pat
     size = 2.5 + 0.4 * len(labels)
     figure, panel = _subplots(figsize=(size + 1, size), dpi=120)
     image = panel.imshow(matrix / matrix.sum(axis=1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=panel, label="share of the reference's rows")
+    share = words("share of the reference's rows")
+    figure.colorbar(image, ax=panel, label=share, format="{x:.0%}", fraction=0.046, pad=0.04)  # as high as the matrix
     ticks = {"fontproperties": FontProperties(fname=font) if font else None}
-    panel.set_xticks(range(len(names) + 1), [*names, "other"], rotation=45, ha="right", rotation_mode="anchor", **ticks)
+    panel.set_xticks(range(len(names) + 1), [*names, other], rotation=45, ha="right", rotation_mode="anchor", **ticks)
     panel.set_yticks(range(len(names)), names, **ticks)
-    panel.set(xlabel="prediction", ylabel="reference")
+    panel.set(xlabel=words("prediction"), ylabel=words("reference"))
     for row, column in zip(*matrix.nonzero(), strict=True):
         share = matrix[row, column] / matrix[row].sum()
         panel.text(
@@ -190,7 +230,11 @@ def draw_confusion(matrix: np.ndarray, labels: Sequence[str], path: str | os.Pat
 
 
 def draw_histogram(
-    differences: Sequence[Sequence[float]], path: str | os.PathLike, labels: Sequence[str], bins: int = 40
+    differences: Sequence[Sequence[float]],
+    path: str | os.PathLike,
+    labels: Sequence[str],
+    bins: int = 40,
+    language: Language = "en",
 ) -> None:
     """One or two sets of differences in the same bins, as a PNG.
 
@@ -198,13 +242,15 @@ def draw_histogram(
         differences: the sets, shown as shares of their pairs, so that sets of unlike size can be compared.
         labels: one for each set.
     """
-    edges = np.histogram_bin_edges(np.concatenate(differences), bins)
+    words, edges = _words(language), np.histogram_bin_edges(np.concatenate(differences), bins)
     figure, panel = _subplots(figsize=(7, 4), dpi=120)
     for values, label in zip(differences, labels, strict=True):
-        right = f"{label}: {50 * (1 + np.sign(values).mean()):.1f} % right"  # equal scores count half
+        share = 50 * (1 + np.sign(values).mean())  # equal scores count half
+        right = words(Phrase("{model}: {share:.1f} % right", model=Phrase(label), share=share))
         panel.hist(values, edges, weights=np.full(len(values), 1 / len(values)), alpha=0.55, label=right)
     panel.axvline(0, color="black", linewidth=1)
-    panel.set(title="Preference for the chosen answer", xlabel="score of chosen - rejected", ylabel="share of pairs")
+    panel.set(title=words("Preference for the chosen answer"))
+    panel.set(xlabel=words("score of chosen - rejected"), ylabel=words("share of pairs"))
     panel.yaxis.set_major_formatter("{x:.0%}")
     panel.legend()
     panel.grid(alpha=0.3)
@@ -231,8 +277,9 @@ def draw_bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], what
     return png_of(figure)
 
 
-def length_histogram(histogram: "Histogram") -> bytes:
+def length_histogram(histogram: "Histogram", language: Language = "en") -> bytes:
     """Lengths in tokens on a logarithmic scale, as a PNG; what is right of a line is over that budget."""
+    words = _words(language)
     figure, panel = _subplots(figsize=(5.2, 2.6), dpi=110)
     panel.bar(histogram.edges[:-1], histogram.counts, np.diff(histogram.edges), align="edge", color=BLUE)
     for name, tokens in histogram.budgets.items():
@@ -242,6 +289,6 @@ def length_histogram(histogram: "Histogram") -> bytes:
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter("{x:,.0f}")
     panel.xaxis.set_minor_formatter("")
-    panel.set(xlabel="tokens", ylabel="rows")
+    panel.set(xlabel=words("tokens"), ylabel=words("rows"))
     panel.grid(alpha=0.3)
     return png_of(figure)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from hf_recipes.corpus.cleaning import CONTROLS
+from hf_recipes.evaluation.reports.phrases import Phrase
 
 WIDTH = 160  # characters of a text in a table
 
@@ -20,7 +21,8 @@ Cell = str | int | None
 class Table:
     """Rows of texts and numbers under `header`, and a note below them.
 
-    `verdicts` colours rows on the page: one of "better", "worse" or "" for each row, or none at all.
+    `verdicts` colours rows on the page: one of "better", "worse" or "" for each row, or none at all. `findings` are
+    what the top of the page says of the table.
     """
 
     kind: ClassVar = "table"
@@ -29,6 +31,7 @@ class Table:
     rows: list[list[Cell]]
     note: str = ""
     verdicts: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -50,6 +53,15 @@ class Picture:
     title: str
     png: bytes
     legend: str = ""
+
+
+@dataclass
+class Tabs:
+    """Pictures of the same kind, of which the page shows one at a time."""
+
+    kind: ClassVar = "tabs"
+    title: str
+    pictures: list[Picture]
 
 
 @dataclass
@@ -96,20 +108,45 @@ class Examples:
 
 
 @dataclass
+class Answer:
+    """An evaluated row: its score, and its texts by name."""
+
+    location: str
+    status: str
+    texts: list[tuple[str, str]]
+
+
+@dataclass
+class Answers:
+    kind: ClassVar = "answers"
+    title: str
+    note: str
+    rows: list[Answer]
+
+
+Block = Table | Histogram | Picture | Tabs | Examples | Answers
+
+
+@dataclass
 class Section:
     title: str
-    blocks: list[Table | Histogram | Picture | Examples]
+    blocks: list[Block]
 
 
 @dataclass
 class Report:
-    """`warnings` are what would stop a run, or spoil it; `settings` is a text to unfold at the end of the page."""
+    """`warnings` are what would stop a run, or spoil it; `settings` is a text to unfold at the end of the page.
+
+    `verdict` is the sentence that the page begins with, and `tone` its colour: "good", "bad" or none.
+    """
 
     title: str
     facts: list[tuple[str, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
     settings: str = ""
+    verdict: str = ""
+    tone: str = ""
 
 
 def is_number(cell: Cell) -> bool:
@@ -127,16 +164,24 @@ def share(count: int, total: int) -> Number:
     return Number(f"{count / total:.1%}".replace("%", " %") if count >= 0.001 * total else "< 0.1 %")
 
 
-def count_table(title: str, of: str, counts: Mapping[str, int | tuple[int, int]], total: int = 0) -> Table:
+def count_table(
+    title: str, of: str, counts: Mapping[str, int | tuple[int, int]], total: int = 0, *, faults: bool = False
+) -> Table:
     """Counts by name with their shares: of `total`, or of a total of their own where a count is (count, total).
 
-    A share is empty where there is no total.
+    A share is empty where there is no total. Counts of `faults` are findings where they are above 0.
     """
     rows: list[list[Cell]] = []
     for name, count in counts.items():
         count, of_all = count if isinstance(count, tuple) else (count, total)
         rows.append([name, count, share(count, of_all) if of_all else Number()])
-    return Table(title, [of, "number", "share"], rows)
+    table = Table(title, [of, "number", "share"], rows)
+    table.findings = [finding(*row) for row in rows if faults and row[1]]
+    return table
+
+
+def finding(what: str, count: int, of_all: str) -> Phrase:
+    return Phrase("{what}: {count:,} ({share})", what=what, count=count, share=of_all)
 
 
 def visible(text: str) -> str:

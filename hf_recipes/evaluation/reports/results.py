@@ -1,4 +1,4 @@
-"""The report of an evaluation: metrics, pictures, and the rows, the worst first."""
+"""The report of an evaluation: rows, the worst first, metrics by their unit, and pictures."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,15 @@ from typing import Any
 
 from hf_recipes.evaluation.method import Method, Outcome, Record, worst_first
 from hf_recipes.evaluation.reports import tables
-from hf_recipes.evaluation.reports.report import Number, Picture, Report, Section, Table
+from hf_recipes.evaluation.reports.phrases import Phrase
+from hf_recipes.evaluation.reports.plots import NO_FONT
+from hf_recipes.evaluation.reports.report import Answer, Answers, Block, Number, Picture, Report, Section, Table, Tabs
 from hf_recipes.metrics.intervals import Paired
 
 ROWS = 50  # of each evaluation
 SAME_FOR_ALL = ("question", "reference", "answer", "verdict")  # keys of a record, whatever the model
 OF_MODEL = ("prediction", "letters", "chosen", "rejected")
+COLOURS = Phrase("Green: better, red: worse, where the interval leaves out 0.")
 
 
 def evaluation_report(
@@ -29,81 +32,147 @@ def evaluation_report(
     report = Report(str(model["peft_path"] or model["model_name_or_path"]))
     report.settings = json.dumps(settings, ensure_ascii=False, indent=2)
     if chosen := settings.get("base_thinking"):
-        report.facts.append(("base", f"compared with thinking {chosen['compared']}; main score {chosen['main_score']}"))
-    models = list(reversed(outcomes))  # the model to compare with comes first, as in the terminal
+        text = "compared with thinking {setting}; main score {scores}"
+        report.facts.append(("base", Phrase(text, setting=chosen["compared"], scores=chosen["main_score"])))
+    models, main = list(reversed(outcomes)), []  # the model to compare with comes first, as in the terminal
     for name, method in methods.items():
-        metrics = _metrics_table(name, {model: outcomes[model].metrics[name] for model in models}, changes)
-        metrics.note = method.note or ""
-        blocks = [metrics, *map(_picture, pictures.get(name, ()))]
-        if name in judged:
-            blocks.insert(1, _judge_table(judged[name], list(outcomes)))
+        metrics = {model: outcomes[model].metrics[name] for model in models}
+        prefix = f"{name}_"
+        of_name = {key.removeprefix(prefix): change for key, change in changes.items() if key.startswith(prefix)}
+        of_name = {key: change for key, change in of_name.items() if key in metrics[models[-1]]}
+        main.append(verdict_of(next(iter(of_name.values()), None)))
+        blocks: list[Block] = _metrics_tables(metrics, of_name)
+        blocks[-1].note = method.note or blocks[-1].note
+        blocks += _judge_tables(judged[name], list(outcomes)) if name in judged else []
+        blocks += _pictures(name, pictures.get(name, ()))
         rows = worst_first(method, [outcome.records[name] for outcome in outcomes.values()])
-        report.sections.append(Section(name, [*blocks, _rows_table(rows, models)]))
+        report.sections.append(Section(name, [_answers(rows, models), *blocks]))
+    report.verdict, report.tone = _verdict(list(outcomes), main)
     return report
 
 
-def _picture(path: Path) -> Picture:
-    legend = path.with_suffix(".txt")
-    return Picture(path.stem, path.read_bytes(), legend.read_text(encoding="utf-8") if legend.is_file() else "")
+def _pictures(evaluation: str, paths: Sequence[Path]) -> list[Block]:
+    """Those of several models, one at a time."""
+    pictures = []
+    for path in paths:
+        legend = path.with_suffix(".txt")
+        text = legend.read_text(encoding="utf-8") if legend.is_file() else ""
+        title = Phrase(path.stem.removeprefix(f"{evaluation}_")) if len(paths) > 1 else evaluation
+        pictures.append(
+            Picture(title, path.read_bytes(), Phrase("{why}\n{legend}", why=NO_FONT, legend=text) if text else "")
+        )
+    return [Tabs("Confusion of the classes", pictures)] if len(pictures) > 1 else pictures
 
 
-def _metrics_table(evaluation: str, metrics: Mapping[str, Mapping[str, float]], changes: Mapping[str, Paired]) -> Table:
-    """`metrics` are by model; with two models, a change is better or worse where its interval leaves out 0."""
-    compares = len(metrics) > 1
-    table = Table("Metrics", ["metric", *metrics, *(["change (95 %)", "p"] if compares else [])], [])
-    for key in dict.fromkeys(chain(*metrics.values())):
+def _metrics_tables(metrics: Mapping[str, Mapping[str, float]], changes: Mapping[str, Paired]) -> list[Table]:
+    """A table for each unit; `metrics` are by model. The main change is a finding, without any the first metric."""
+    by_unit: dict[str, Table] = {}
+    keys = dict.fromkeys(chain(*metrics.values()))
+    main = next(iter(changes or keys), None)
+    for key in keys:
         values = [of_model.get(key) for of_model in metrics.values()]
-        row = [tables.title(key), *(Number(tables.as_text(key, value)) for value in values)]
-        verdict = ""
-        if change := changes.get(f"{evaluation}_{key}"):
-            row += [Number(tables.change_text(key, change)), Number(f"{change.p_value:.3f}")]
-            verdict = "better" if change.low > 0 else "worse" if change.high < 0 else ""
-        elif compares:
-            row += [Number(), Number()]
+        unit = tables.unit(key, next(value for value in values if value is not None))
+        table = by_unit.setdefault(unit, Table(unit, ["metric", *metrics], []))
+        texts = [tables.in_unit(unit, value) for value in values]
+        row = [_metric_name(key), *map(Number, texts)]
+        change = changes.get(key)
+        row += [Number(tables.change_text(key, change)), Number(p_text(change.p_value))] if change else []
         table.rows.append(row)
-        table.verdicts.append(verdict)
-    return table
+        table.verdicts.append(verdict_of(change))
+        if key == main:
+            table.findings.append(_finding(row[0], texts, change))
+    for table in by_unit.values():
+        if any(table.verdicts):
+            table.note = COLOURS
+        if width := max(map(len, table.rows)) - len(table.header):
+            change = "change in points (95 %)" if table.title == tables.PERCENT else "change (95 %)"
+            table.header += [change, "p"]
+            table.rows = [row if len(row) == len(table.header) else [*row, *[Number()] * width] for row in table.rows]
+    return list(by_unit.values())
 
 
-def _judge_table(summary: Mapping[str, Any], models: Sequence[str]) -> Table:
+def _metric_name(key: str) -> Phrase:
+    metric, _, source = key.partition("/")
+    kind, _, letter = key.partition("_")
+    if source and metric != "rewards":
+        return Phrase("{metric}, {source}", metric=Phrase(tables.title(metric)), source=source)
+    if kind == "share":
+        return Phrase("answered {letter}", letter=letter)
+    return Phrase("right answer {letter}", letter=letter) if kind == "answers" else Phrase(tables.title(key))
+
+
+def verdict_of(change: Paired | None) -> str:
+    """A change is better or worse where its interval leaves out 0."""
+    return "" if change is None or change.low <= 0 <= change.high else "better" if change.low > 0 else "worse"
+
+
+def p_text(p_value: float | None) -> str:
+    return "–" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _finding(metric: str, values: Sequence[str], change: Paired | None) -> Phrase:
+    text = Phrase("{metric} {values}", metric=metric, values=" → ".join(values))
+    if change is None:
+        return text
+    p = p_text(change.p_value)
+    judgement = Phrase(verdict_of(change) or "no difference beyond chance")
+    return Phrase("{text}, {judgement} (p {p})", text=text, judgement=judgement, p=p if "<" in p else f"= {p}")
+
+
+def _verdict(models: Sequence[str], main: Sequence[str]) -> tuple[Phrase, str]:
+    """`main` are the verdicts of each evaluation's main metric."""
+    if len(models) == 1:
+        return Phrase("Evaluations: {count}", count=len(main)), ""
+    better, worse = main.count("better"), main.count("worse")
+    text = "{one} against {other}: better in {better} of {all} evaluations, worse in {worse}, undecided in {rest}"
+    names = dict(zip(("one", "other"), map(Phrase, models), strict=True))
+    counts = {"better": better, "worse": worse, "all": len(main), "rest": len(main) - better - worse}
+    return Phrase(text, **names, **counts), "bad" if worse > better else "good" if better and not worse else ""
+
+
+def _judge_tables(summary: Mapping[str, Any], models: Sequence[str]) -> list[Table]:
     """A judge's verdicts for the first of `models`, with what counts as half a win in a note."""
-    table = Table(f"Judge: {' against '.join(models)}", ["", "value"], [])
+    title = Phrase("Judge: {one} against {other}", **dict(zip(("one", "other"), map(Phrase, models), strict=True)))
     shares = {key: summary[key] for key in ("win_rate", "low", "high", "contradictory_share")}
     texts = {key: "–" if share is None else f"{share * 100:.1f} %" for key, share in shares.items()}
-    table.rows.append(["win rate (95 %)", Number(f"{texts['win_rate']} [{texts['low']}, {texts['high']}]")])
-    table.rows.append(["p", Number("–" if summary["p_value"] is None else f"{summary['p_value']:.3f}")])
-    table.rows.append(["share of contradictory verdicts", Number(texts["contradictory_share"])])
-    for key in ("wins", "losses", "ties", "identical", "contradictory", "unparsable"):
-        table.rows.append([key, summary[key]])
-    table.note = (
+    rate, p = f"{texts['win_rate']} [{texts['low']}, {texts['high']}]", p_text(summary["p_value"])
+    rates = Table(title, ["win rate (95 %)", "p", "share of contradictory verdicts"], [])
+    rates.rows.append([Number(rate), Number(p), Number(texts["contradictory_share"])])
+    rates.findings.append(Phrase("the judge: win rate {rate}", rate=rate))
+    kinds = ("wins", "losses", "ties", "identical", "contradictory", "unparsable")
+    counts = Table("Verdicts of the judge", ["verdict", "rows"], [[Phrase(key), summary[key]] for key in kinds])
+    counts.note = (
         "Each row is judged in both orders; a win or a loss is what both agree on. Ties, identical answers and "
         "contradictory verdicts are half a win, unparsable ones do not count."
     )
-    return table
+    return [rates, counts]
 
 
-def _rows_table(rows: Sequence[tuple[float | None, list[Record]]], models: Sequence[str]) -> Table:
+def _answers(rows: Sequence[tuple[float | None, list[Record]]], models: Sequence[str]) -> Answers:
     """`rows` have the records of all models, in the reverse of the order of `models`."""
-    order = ", the worst first" if rows and rows[0][0] is not None else ""
-    table = Table(f"{min(ROWS, len(rows)):,} of {len(rows):,} rows{order}", [], [])
+    is_sorted = bool(rows) and rows[0][0] is not None
+    text = "{shown:,} of {all:,} rows, the worst first" if is_sorted else "{shown:,} of {all:,} rows"
+    answers = Answers("Answers", Phrase(text, shown=min(ROWS, len(rows)), all=len(rows)), [])
     if not rows:
-        return table
+        return answers
     first = rows[0][1][0]
     same = [key for key in SAME_FOR_ALL if key in first]
     # Records of likelihoods have numbers alone.
     keys = [key for key in OF_MODEL if key in first] or [
         key for key, value in first.items() if key not in same and isinstance(value, int | float)
     ]
-    of_model = [f"{key} ({model})" if len(models) > 1 else key for key in keys for model in models]
-    table.header = ["location", *same, *of_model, "value"]
     for value, records in rows[:ROWS]:
-        texts = [records[0][key] for key in ("location", *same)]
-        texts += [record[key] for key in keys for record in reversed(records)]
-        table.rows.append([*map(_plain, texts), Number("" if value is None else f"{value:.3f}")])
-    return table
+        texts = [(key, _plain(records[0][key])) for key in same]
+        for key in keys:
+            for model, record in zip(models, reversed(records), strict=True):
+                name = Phrase("{key} ({model})", key=Phrase(key), model=Phrase(model)) if len(models) > 1 else key
+                texts.append((name, _plain(record[key]) or Phrase("(empty)")))
+        status = "" if value is None else Phrase("score {value}", value=f"{value:.3f}")
+        answers.rows.append(Answer(str(records[0]["location"]), status, texts))
+    return answers
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return "\n".join(f"{key} {_plain(part)}" for key, part in value.items())
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

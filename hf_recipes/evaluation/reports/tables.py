@@ -27,6 +27,23 @@ TITLES = {
 GAINS = ("reward", "rewards/margins")  # in the picture of the curves, where a stage logs one
 PLAIN = ("loss", "perplexity", "bits_per_character", "difference_mean", "difference_std", *GAINS)  # not shares
 
+PERCENT = "Metrics in %"  # what a page calls the unit of shares
+SHARES = (
+    "accuracy",
+    "macro_f1",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "bleu4",
+    "chrf",
+    "exact_match",
+    "distinct1",
+    "distinct2",
+)
+SHARES += ("promptcblue", "promptcblue_lenient", "finished", "chance", "mass", "token_accuracy")
+OTHER_SHARES = ("rewards/model_positive", "rewards/accuracies")
+UNITS = {"bits_per_character": "Metrics in bits a character", "new_tokens": "Metrics in tokens"}
+
 
 def shown(key: str) -> tuple[str, str] | None:
     """The file's name (empty for the validation rows) and the metric, if `key` is among the `SHOWN` metrics."""
@@ -88,6 +105,23 @@ def as_text(key: str, value: float | None) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value * 100:.1f} %" if _is_share(key) else f"{value:.4f}"
+
+
+def unit(key: str, value: float) -> str:
+    """What a page calls the unit of a metric."""
+    name = key.partition("/")[0]
+    if isinstance(value, int):
+        return "Counts"
+    if key in OTHER_SHARES or name in SHARES or name.startswith(("share_", "answers_", "accuracy_")):
+        return PERCENT
+    scores = name.startswith(("difference_", "score_", "reward"))
+    return "Metrics in nats" if name == "loss" else "Scores" if scores else UNITS.get(name, "Metrics without a unit")
+
+
+def in_unit(unit: str, value: float | None) -> str:
+    if value is None or isinstance(value, int):
+        return as_text("", value)
+    return f"{value * 100:.1f} %" if unit == PERCENT else f"{value:.4f}"
 
 
 def change_text(key: str, change: "Paired") -> str:

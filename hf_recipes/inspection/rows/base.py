@@ -19,6 +19,7 @@ from hf_recipes.data.examples import row_statuses
 from hf_recipes.data.schemas.conversation import Message, with_thoughts
 from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.evaluation.methods.generation import choices_of
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Example, Table, TokenSequence, count_table
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import Budget, over_any
@@ -86,11 +87,18 @@ class Rows(ABC):
         return iter(())
 
     def counts(self) -> dict[str, int | tuple[int, int]]:
-        """What else is counted, as `count_table` takes it."""
+        """What else is counted but tokens, as `count_table` takes it."""
+        return {}
+
+    def token_counts(self) -> dict[str, int | tuple[int, int]]:
         return {}
 
     def tables(self) -> list[Table]:
-        return [count_table("Counts", "what", self.counts())]
+        counted = {"Counts": self.counts(), "Tokens": self.token_counts()}
+        return [
+            count_table(title, "what", {Phrase(name): count for name, count in counts.items()})
+            for title, counts in counted.items()
+        ]
 
     def locate(self, rows: Sequence[int]) -> list[tuple[str, str]]:
         """Location and text of rows, by their indices in ascending order."""
@@ -199,15 +207,18 @@ class TokenizedRows(Rows):
         return self._lengths
 
     def counts(self):
-        lengths = self.lengths()
+        counts: dict[str, int | tuple[int, int]] = {"rows that are trained on": len(self.used)}
+        if self.budgets:
+            over = over_any(self.lengths(), self.budgets)
+            counts["rows over a budget"] = int(over.sum()), len(over)
+        return counts
+
+    def token_counts(self):
+        self.lengths()
         tokens, labelled = int(self.tokens[self.used].sum()), int(self.labelled[self.used].sum())
         # A reward model's loss is on the score of the whole answer.
         name = "tokens of the answers" if self.stage.task_type == "SEQ_CLS" else "tokens that carry loss"
-        counts = {"rows that are trained on": len(self.used), "tokens of an epoch": tokens, name: (labelled, tokens)}
-        if self.budgets:
-            over = over_any(lengths, self.budgets)
-            counts["rows over a budget"] = int(over.sum()), len(over)
-        return counts
+        return {"tokens of an epoch": tokens, name: (labelled, tokens)}
 
     def choose(self, count: int, seed: int, locations: Sequence[str]) -> list[int | str]:
         """Indices of rows; the location of a row that was dropped before it was tokenized."""

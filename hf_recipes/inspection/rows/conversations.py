@@ -8,6 +8,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hf_recipes.core.ledger import KEPT
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Example, TokenSequence
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import label_spans
@@ -65,9 +66,12 @@ class PackedConversations(Conversations):
         ]
 
     def counts(self):
-        counts, packs = super().counts(), len(self.packs)
-        filled = counts["tokens of an epoch"], packs * self.args.max_length
-        return counts | {"packs": packs, "tokens that fill them": filled}
+        return super().counts() | {"packs": len(self.packs)}
+
+    def token_counts(self):
+        counts = super().token_counts()
+        filled = counts["tokens of an epoch"], len(self.packs) * self.args.max_length
+        return counts | {"tokens that fill the packs": filled}
 
     def render(self, renderer, count, seed, locations):
         if not locations:
@@ -84,5 +88,8 @@ class PackedConversations(Conversations):
         rows = [self.tokenized[row] for row in self.packs[index].tolist()]
         documents = [renderer.render(row["input_ids"], row["labels"], row["location"]) for row in rows]
         tokens = sum(len(row["input_ids"]) for row in rows)
-        facts = [f"{len(rows)} rows, {tokens:,} of {self.args.max_length:,} tokens"]
-        return Example(f"pack {index + 1:,} of {len(self.packs):,}", KEPT, facts, [TokenSequence("", documents)])
+        fact = Phrase(
+            "{rows} rows, {tokens:,} of {all:,} tokens", rows=len(rows), tokens=tokens, all=self.args.max_length
+        )
+        name = Phrase("pack {number:,} of {all:,}", number=index + 1, all=len(self.packs))
+        return Example(name, KEPT, [fact], [TokenSequence("", documents)])

@@ -11,6 +11,7 @@ from hf_recipes.data.pretraining.document_stream import Cursor, read_chunks
 from hf_recipes.data.pretraining.mixture import Mixture
 from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.data.pretraining.packing import BlockSource
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Example, Table, TokenSequence, share
 from hf_recipes.inspection.checks import DOCUMENT, RowTexts
 from hf_recipes.inspection.lengths import Budget
@@ -51,8 +52,9 @@ class MixtureRows(Rows):
 
     @staticmethod
     def _title(source: BlockSource) -> str:
-        limit = f" (the first {SAMPLED:,})" if source.is_stream else ""
-        return f"documents of {source.name}{limit}"
+        if source.is_stream:
+            return Phrase("documents of {source} (the first {count:,})", source=source.name, count=SAMPLED)
+        return Phrase("documents of {source}", source=source.name)
 
     def _batches(self, source: BlockSource, readers: Sequence[Reader]) -> Iterator[tuple[list[str], list[str]]]:
         """Locations and texts of the documents of an epoch; of a stream, of the first `SAMPLED`."""
@@ -98,7 +100,7 @@ class MixtureRows(Rows):
             rows.append([source.name, share(part, 1), *counts])
         header = ["source", "share of the tokens", "documents", "tokens", "blocks", "tokens left out", "share"]
         shards = [s.name for s, readers in zip(self.mixture.sources, self.readers, strict=True) if not readers]
-        note = f"{', '.join(shards)}: token shards, whose texts are not read." if shards else ""
+        note = Phrase("{names}: token shards, whose texts are not read.", names=", ".join(shards)) if shards else ""
         return [Table("Counts", header, rows, note)]
 
     def render(self, renderer, count, seed, locations):
@@ -112,6 +114,8 @@ class MixtureRows(Rows):
             block = self.mixture[index]
             columns = (block[name][: block["tokens"]] for name in ("input_ids", "labels", "position_ids"))
             documents = renderer.render_documents(*columns, block["location"])
-            facts = [f"{self.mixture.names[block['source']]}, {block['tokens']:,} of {self.args.block_size:,} tokens"]
-            examples.append(Example(f"block {index + 1:,}", KEPT, facts, [TokenSequence("", documents)]))
+            values = {"source": self.mixture.names[block["source"]], "tokens": block["tokens"]}
+            fact = Phrase("{source}, {tokens:,} of {all:,} tokens", **values, all=self.args.block_size)
+            name = Phrase("block {number:,}", number=index + 1)
+            examples.append(Example(name, KEPT, [fact], [TokenSequence("", documents)]))
         return examples

@@ -6,6 +6,7 @@ import numpy as np
 
 from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.data.schemas.registry import SIDES
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import label_spans
 from hf_recipes.inspection.rows.base import TokenizedRows, answer_of, joined, last_question, thoughts_of
@@ -83,7 +84,7 @@ class UnpairedRows(TokenizedRows):
         return super().counts() | {"good answers": (self.good, len(self.used))}
 
     def facts_of(self, row):
-        return ["a good answer" if row["label"] else "a bad answer"]
+        return [Phrase("a good answer" if row["label"] else "a bad answer")]
 
 
 def _prompts(values: dict[str, list]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from hf_recipes.core.ledger import KEPT, Ledger
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.evaluation.methods.generation import choices_of
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Example, TokenSequence
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import Budget
@@ -65,10 +66,11 @@ class PromptRows(Rows):
                 yield TrainedPrompt(prompt.location, prompt.ids, prompt.messages, prompt.tools)
 
     def counts(self):
-        tokens = sum(len(prompt.ids) for prompt in self.prompts)
-        answered = sum(prompt.reference is not None for prompt in self.prompts)
-        size = len(self.prompts)
-        return {"prompts": size, "tokens of them": tokens, "with a reference": (answered, size)}
+        answered, size = sum(prompt.reference is not None for prompt in self.prompts), len(self.prompts)
+        return {"prompts": size, "with a reference": (answered, size)}
+
+    def token_counts(self):
+        return {"tokens of the prompts": sum(len(prompt.ids) for prompt in self.prompts)}
 
     def render(self, renderer, count, seed, locations):
         if locations:
@@ -81,8 +83,8 @@ class PromptRows(Rows):
         return [
             Example(
                 prompt.location,
-                KEPT if prompt.length == len(prompt.ids) else f"cut from {prompt.length:,} tokens",
-                [] if prompt.reference is None else [f"reference: {renderer.mask(prompt.reference)}"],
+                KEPT if prompt.length == len(prompt.ids) else Phrase("cut from {count:,} tokens", count=prompt.length),
+                [] if prompt.reference is None else [Phrase("reference: {text}", text=renderer.mask(prompt.reference))],
                 [TokenSequence("", [renderer.render(prompt.ids, np.full(len(prompt.ids), -100))])],
             )
             for prompt in chosen

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.inspection.rows.base import Rows
 from hf_recipes.inspection.rows.conversations import Conversations
 from hf_recipes.inspection.rows.documents import MixtureRows
@@ -20,6 +21,9 @@ ROWS: dict[str, type[Rows]] = {
     "prompt": PromptRows,
     "text": MixtureRows,
 }
+
+
+WOULD_STOP = "the run would stop: {error}"
 
 
 def read_sets(context: Context) -> tuple[list[Rows], list[str]]:
@@ -39,4 +43,4 @@ def _warning(check: Callable[[], str | None]) -> str | None:
     try:
         return check()
     except UserError as error:
-        return f"the run would stop: {error}"
+        return Phrase(WOULD_STOP, error=error)
