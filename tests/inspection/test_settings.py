@@ -17,24 +17,32 @@ RECIPES = {
     "kto": "kto",
     "orpo_demo": "orpo",
     "pretrain_demo": "pretrain",
+    "pretrain_continue": "pretrain",
     "pretrain_reviews": "pretrain",
+    "pretrain_scratch": "pretrain",
     "reward": "reward",
     "reward_demo": "reward",
     "reward_long": "reward",
     "reviews_demo": "sft",
+    "sft_full_zero3": "sft",
+    "sft_lora": "sft",
+    "sft_qlora_8gb": "sft",
 }
 TALK = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答"}]
 
 
 @pytest.fixture
 def rows(tmp_path):
-    """Where recipes name files that a demo downloads or makes."""
+    """Where recipes name files that a demo downloads or makes, or that are yours."""
     pairs = [{"prompt": "问", "chosen": "好", "rejected": "坏"}] * 2
     found = dict.fromkeys(("train", "test", "long_train", "long_test"), pairs)
     found["reviews"] = [{"prompt": "问", "response": "答"}] * 2
     found["continuations"] = found["long_texts"] = [{"text": "春天"}] * 2
     paths = {f".cache/reviews/{name}.jsonl": own for name, own in found.items()}
     paths |= {f"runs/bilibili-data/{name}.jsonl": [{"messages": TALK}] for name in ("train", "test")}
+    paths |= {"pairs.jsonl": pairs, "train.jsonl": [{"messages": TALK}], "corpus": [{"text": "春天"}]}
+    paths["rated.jsonl"] = [{"messages": TALK, "like_count": likes} for likes in (1, 20)]
+    paths["prompts.jsonl"] = [{"prompt": "问"}] * 2
     return {name: write_jsonl(tmp_path / name.replace("/", "-"), own) for name, own in paths.items()}
 
 

@@ -239,7 +239,7 @@ def test_bad_input(export, script, llama, model_dir, judge, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    merge = f"merge it first: python scripts/merge_adapter.py --peft_path {adapter} --output_dir {adapter}-merged"
+    merge = f"merge it first: hf-recipes merge --peft_path {adapter} --output_dir {adapter}-merged"
     fails(merge, "--model_name_or_path", adapter)
     other = tmp_path / "other"
     shutil.copytree(model_dir, other)
