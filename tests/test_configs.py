@@ -15,6 +15,7 @@ from conftest import ROOT, tiny_model
 from hf_recipes.apps.mixture.sizes import folder_sizes
 from hf_recipes.core.settings import Parser
 from hf_recipes.data.pretraining.mixture_policy import read_policy
+from hf_recipes.evaluation.judging.arguments import JudgeArguments, JudgePrompt
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.adapters.lora import read_lora_config
 from hf_recipes.models.from_config import PretrainModelArguments, read_model_config
@@ -109,6 +110,13 @@ def read_special(path, tokens_only):
     assert tokenizer.eos_token == special.roles["eos_token"] and tokenizer.eos_token in rendered
 
 
+def read_judge(path):
+    """All that the judge needs is in it."""
+    prompt = JudgePrompt(JudgeArguments(judge="M", judge_prompt=str(path)), "pairwise", ["评论"])
+    assert prompt.fields == ["question", "answer_a", "answer_b", "reference"]
+    assert all(f"[[{verdict}]]" in prompt.text for verdict in "ABC")
+
+
 KINDS = {
     "lora_*.json": read_lora,
     "bnb_*.json": read_bnb,
@@ -117,6 +125,7 @@ KINDS = {
     "accelerate/*.yaml": read_accelerate,
     "slurm/*.slurm": read_slurm,
     "mixtures/*.json": read_mixture,
+    "judge/*.txt": read_judge,
     "models/*.json": read_model,
     "special_tokens/*.json": read_special,
 }

@@ -36,7 +36,8 @@ OF_OTHERS = {"max_restarts", "num_gpus", "num_processes", "nproc_per_node", "max
 OF_OTHERS |= {"model_args", "tasks"}
 PLACEHOLDERS = {"prepare-corpus": "--input_files a.jsonl --output_dir corpus"}  # what … stands for
 ANY_TRAINING = "--model_name_or_path MODEL --train_file train.json --output_dir runs/x"
-FOLDERS = ("data", "runs/bilibili-data", "runs/qq-data")  # made by commands before those that need them
+# Made by commands before those that need them.
+FOLDERS = ("data", "runs/bilibili-data", "runs/qq-data", "runs/viewers-data", "runs/me-data")
 
 
 @pytest.fixture(scope="module")
