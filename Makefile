@@ -100,7 +100,7 @@ vocabulary-study: $(VENV)/.installed .cache/reviews/long_held_out.jsonl $(BASE)
 		[print(json.dumps({"text": json.loads(row)["chosen"]}, ensure_ascii=False)) for row in sys.stdin]' > $@
 
 # The commands of docs/en/tutorial_*.md, as they stand there.
-tutorial-%: docs/en/tutorial_%.md $(VENV)/.installed $(BASE)
+tutorial-english_to_chinese tutorial-from_nothing: tutorial-%: docs/en/tutorial_%.md $(VENV)/.installed $(BASE)
 	$(BIN)/python docs/run_page.py $<
 
 # Two tests at a time, of one thread each: most of them wait for processes of their own.

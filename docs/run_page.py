@@ -1,7 +1,7 @@
 """Run the commands of a page in their order, each shown before what it prints: ``python docs/run_page.py PAGE.md``.
 
 They are the lines of its sh blocks, run by the shell in the current folder, with this Python's scripts first in PATH.
-Blocks of ```` ```sh {.other} ```` are for other machines, and are not run.
+Those of bash blocks are for other machines, and are not run.
 """
 
 import os

@@ -30,8 +30,11 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """The command lines of the text's sh blocks, each in one line, without comments."""
-    lines = "".join(blocks(text, "sh")).replace("\\\n", " ").splitlines()
+    """The command lines of the text's blocks, each in one line, without comments.
+
+    Those of bash blocks are for other machines: docs/run_page.py leaves them out.
+    """
+    lines = "".join(blocks(text, "(?:ba)?sh")).replace("\\\n", " ").splitlines()
     lines = [" ".join(re.sub(r"(^|\s)#\s.*", "", line).split()) for line in lines]
     return [line for line in lines if line]
 
