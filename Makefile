@@ -10,8 +10,7 @@ BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 DEMO_OUTPUT ?= runs/demo
 
 .PHONY: demo demo-pretrain demo-reward demo-reward-long demo-orpo demo-dpo demo-grpo demo-vocabulary \
-	vocabulary-study tutorial-bilibili tutorial-chat_history tutorial-promptcblue test check-families check-slow docs \
-	lock flags lint bench setup
+	vocabulary-study test check-families check-slow docs lock flags lint bench setup
 
 setup: $(VENV)/.installed
 
@@ -101,7 +100,8 @@ vocabulary-study: $(VENV)/.installed .cache/reviews/long_held_out.jsonl $(BASE)
 		[print(json.dumps({"text": json.loads(row)["chosen"]}, ensure_ascii=False)) for row in sys.stdin]' > $@
 
 # The commands of docs/en/tutorial_*.md, as they stand there.
-tutorial-bilibili tutorial-chat_history tutorial-promptcblue: tutorial-%: docs/en/tutorial_%.md $(VENV)/.installed $(BASE)
+tutorial-bilibili tutorial-chat_history tutorial-english_to_chinese tutorial-from_nothing tutorial-promptcblue: tutorial-%: \
+		docs/en/tutorial_%.md $(VENV)/.installed $(BASE)
 	$(BIN)/python docs/run_page.py $<
 
 # Two tests at a time, of one thread each: most of them wait for processes of their own.

@@ -57,7 +57,7 @@ def read_model(path, tokenizer):
     config.vocab_size = 49_152
     with torch.device("meta"):
         count = AutoModelForCausalLM.from_config(config).num_parameters()
-    named = {"qwen3_30m": 30e6, "qwen3_120m": 120e6, "qwen3_1b4": 1.4e9}[path.stem]
+    named = {"qwen3_17m": 17e6, "qwen3_30m": 30e6, "qwen3_120m": 120e6, "qwen3_1b4": 1.4e9}[path.stem]
     assert 0.9 < count / named < 1.1
 
 
