@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif name == "--version":
             print(__version__)
         elif name in OTHERS:
-            OTHERS[name](rest)
+            OTHERS[name][0](rest)
         elif name in COMMANDS:
             run(name, rest)
         else:
@@ -86,9 +86,8 @@ def _visible_gpus() -> int:
 
 def overview() -> str:
     """The commands, a line each."""
-    others = {"recipes": "List the recipes that come with the package, or print one.", "env": "Versions and devices."}
-    others["import-config"] = "Print LLaMA-Factory's settings as ours."
-    sentences = {name: command.sentence for name, command in COMMANDS.items()} | others
+    sentences = {name: command.sentence for name, command in COMMANDS.items()}
+    sentences |= {name: sentence for name, (_, sentence) in OTHERS.items()}
     width = max(map(len, sentences))
     lines = [f"  {name:{width}}  {sentence}" for name, sentence in sentences.items()]
     gpus = "A training runs on every GPU that is visible, or in as many processes as --nproc_per_node says."
@@ -115,4 +114,9 @@ def _import_config(argv: list[str]) -> None:
     print(import_config(argv[0]), end="")
 
 
-OTHERS: dict[str, Callable[[list[str]], None]] = {"recipes": _recipes, "env": _env, "import-config": _import_config}
+# Commands that are no scripts.
+OTHERS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "recipes": (_recipes, "List the recipes that come with the package, or print one."),
+    "env": (_env, "Versions and devices."),
+    "import-config": (_import_config, "Print LLaMA-Factory's settings as ours."),
+}
