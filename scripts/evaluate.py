@@ -9,7 +9,7 @@ import os
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.folders import held
-from hf_recipes.core.script import at_end, run_script
+from hf_recipes.core.script import at_end, json_to_stdout, run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.compare import (
     EvaluateArguments,
@@ -44,21 +44,21 @@ def main() -> None:
         raise UserError("--compare base is the model without its adapter: name one with --peft_path")
     if int(os.environ.get("RANK", 0)) > 0:
         return  # the first process evaluates all rows
+    show_json = json_to_stdout(args.json)
     at_end.enter_context(held(args.output_dir))
     folder = open_folder(args)
     record = RunRecord(model_args.peft_path or model_args.model_name_or_path, parser.given)
     rows, decoding, args, model_args, template = record.apply(rows, decoding, args, model_args, template)
     evaluation = as_in_run(record, evaluation, rows)
     template.keep_date()
-    source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
 
     def prepare(model_args: ModelArguments, chat_template: str | None = None):
-        config, tokenizer = open_for_inference(model_args, template=template, **source)
+        config, tokenizer = open_for_inference(model_args, template=template, **args.source)
         tokenizer.chat_template = chat_template or tokenizer.chat_template
         limit = getattr(config.get_text_config(), "max_position_embeddings", None)
         options = {"max_drop_ratio": args.max_drop_ratio, "rows": rows, "may_lack": record.may_lack}
         options |= {"max_length": limit, "cache_dir": args.cache_dir}
-        rewards = Rewards(evaluation, **source) if evaluation.specs else None
+        rewards = Rewards(evaluation, **args.source) if evaluation.specs else None
         methods = build_methods(evaluation, tokenizer, decoding=decoding, rewards=rewards, **options)
         is_reward = is_reward_model(config, model_args.peft_path)
         if is_reward and args.compare == "base":
@@ -66,7 +66,7 @@ def main() -> None:
         for method in methods.values() if is_reward else ():
             if not method.scores_reward_models:
                 raise UserError(f"{model_args.model_name_or_path}: a reward model, which gives no {method.name}")
-        return tokenizer, methods, {**source, "is_reward": is_reward, "autocast": record.autocast}
+        return tokenizer, methods, {**args.source, "is_reward": is_reward, "autocast": record.autocast}
 
     tokenizer, methods, options = prepare(model_args)
     templates = base_templates(args, tokenizer, methods)
@@ -75,9 +75,8 @@ def main() -> None:
     other_tokenizer, other_methods, other_options = prepare(others) if others else (None, {}, {})
     who = "adapted" if model_args.peft_path else "model"
     check_results(folder, methods, [who, "base" if args.compare == "base" else "other"])
-    settings = settings_of(model_args, args, evaluation, rows, decoding, tokenizer)
-    judge = pair_judge(judging, args, methods, **source)
-    settings["judge"] = judge and judge.settings
+    judge = pair_judge(judging, args, methods, **args.source)
+    settings = settings_of(model_args, args, evaluation, rows, decoding, tokenizer, judge and judge.settings)
     model = load_for_inference(model_args, tokenizer, **options)
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}
     if args.compare == "base":
@@ -88,10 +87,11 @@ def main() -> None:
         model = load_for_inference(others, other_tokenizer, **other_options)
         outcomes["other"] = evaluate(model, other_methods, args.batch_size, "other")
     first, *rest = outcomes.values()
-    changes = compare(methods, first, rest[0]) if rest else {}
+    changes = compare(methods, first, *rest) if rest else {}
     del model  # room for the judge
     judged = judge(folder.path, outcomes) if judge else {}
-    write_results(folder, settings, methods, outcomes, changes, judged, judge.files if judge else (), args.language)
+    keep = judge and judge.files
+    show_json(write_results(folder, settings, methods, outcomes, changes, judged, keep, args.language))
     say(f"\n{report.comparison(rest[0].flat if rest else None, first.flat, changes, tuple(reversed(outcomes)))}\n")
     say(f"In {args.output_dir}: metrics.json, report.html, pictures, and the records of every row")
 

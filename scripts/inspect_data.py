@@ -13,11 +13,12 @@ from rich.console import Console
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import writing
-from hf_recipes.core.script import run_script
+from hf_recipes.core.script import json_to_stdout, run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.judging.arguments import JudgeArguments
 from hf_recipes.evaluation.judging.rating import RatingArguments, rate_rows
 from hf_recipes.evaluation.reports.page import write_page
+from hf_recipes.evaluation.reports.report import report_values
 from hf_recipes.evaluation.reports.terminal import print_report
 from hf_recipes.inspection.inspect import inspect
 from hf_recipes.inspection.settings import read_settings
@@ -27,6 +28,7 @@ from hf_recipes.inspection.tokenizers import TokenizersArguments, compare_tokeni
 def main() -> None:
     if "--tokenizer" in sys.argv:
         [arguments] = Parser([TokenizersArguments]).parse()
+        show_json = json_to_stdout(arguments.json)
         report, count = compare_tokenizers(arguments), arguments.examples
     elif "--score" in sys.argv:
         args, judging = Parser([RatingArguments, JudgeArguments]).parse()
@@ -34,9 +36,11 @@ def main() -> None:
         return
     else:
         context = read_settings(sys.argv[1:])
+        show_json = json_to_stdout(context.args.json)
         report, arguments = inspect(context), context.inspection
         count = None if arguments.show else arguments.examples
     print_report(report, Console(highlight=False), count)
+    show_json(report_values(report, arguments.language))
     if arguments.html:
         with writing(f"--html {arguments.html}"):
             write_page(report, arguments.html, arguments.language)

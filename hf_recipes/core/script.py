@@ -6,12 +6,12 @@ import select
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TextIO
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 from hf_recipes.core.distributed import leave_process_group
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import disk_problem
+from hf_recipes.core.files import disk_problem, to_json
 from hf_recipes.core.heap import map_large_blocks
 
 # What a script holds until its end, such as the lock of its folder; `run_script` closes it.
@@ -55,6 +55,29 @@ def errors_in_one_line(resume_hint: str = "the same command starts again") -> It
         rank = int(os.environ.get("RANK", 0))
         print(f"error{f' (rank {rank})' if rank else ''}: {text}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def json_to_stdout(wanted: bool) -> Callable[[Any], None]:
+    """Until the script ends, stdout takes nothing but the one document that the returned function prints to it.
+
+    Messages go to stderr, also those of libraries in C (gloo's) and of other processes. Without `wanted` all stays as
+    it is, and the function prints nothing.
+    """
+    if not wanted:
+        return lambda value: None
+    try:
+        descriptor = sys.stdout.fileno()
+        document = os.fdopen(os.dup(descriptor), "w", encoding="utf-8")
+        before = os.dup(descriptor)
+        sys.stdout.flush()
+        os.dup2(sys.stderr.fileno(), descriptor)
+        at_end.callback(os.close, before)
+        at_end.callback(os.dup2, before, descriptor)
+        at_end.callback(document.close)
+    except OSError:  # a stream of no file, as tests have it
+        document = sys.stdout
+    at_end.enter_context(redirect_stdout(sys.stderr))
+    return lambda value: print(to_json(value, indent=1), file=document, flush=True)
 
 
 def print_any_text() -> None:

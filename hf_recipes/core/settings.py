@@ -25,12 +25,16 @@ NOT_RECORDED = {
     "dry_run",
     "hub_token",
     "inexact_resume",
+    "json",
     "local_rank",
     "overwrite_output_dir",
     "resume_from_checkpoint",
     "trust_checkpoint",
 }
 DEFAULTS = "# Defaults\n"  # heading of run_config.yaml's second section
+
+
+JSON_HELP = "Print the result as one JSON document to stdout, and messages to stderr; of a training, with --dry_run."
 
 
 def setting(text: str, default: Any = None) -> Any:

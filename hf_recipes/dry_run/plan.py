@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,9 +21,13 @@ from hf_recipes.models.devices import has_accelerator
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.loading import without_deepspeed
 from hf_recipes.models.quantization import read_bnb_config
+from hf_recipes.trainer.reports.throughput import flops_per_token, matmul_flops
 
 if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments
+
+# Shares of a matrix multiplication's speed that trainings reach: long rows of a large model, short ones of a small one.
+USED = (0.5, 0.1)
 
 
 @dataclass
@@ -79,6 +83,34 @@ class Plan:
                 ("checkpoint", f"{in_units(memory.checkpoint)} on disk"),
             ]
         return "\n".join(f"{name.ljust(17)} {text}" for name, text in lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table and the notes for --json: bytes, tokens and steps as numbers."""
+        data, memory = asdict(self.data), self.memory
+        names = ("what", "rows", "blocks", "tokens", "labelled", "longest", "truncated")
+        batch = {"per_device": self.per_device, "accumulation": self.accumulation, "processes": self.processes}
+        return {
+            "data": {name: data[name] for name in names},
+            "batch": {**batch, "global": self.global_batch},
+            "steps": {"per_epoch": self.steps_per_epoch, "total": self.steps, "warmup": self.warmup},
+            "memory": memory and {**asdict(memory), "peak": memory.peak, "evaluates": memory.evaluates},
+            "free_memory": _free_bytes(),
+            "notes": self.notes,
+        }
+
+    def seconds(self, model: PreTrainedModel | None, args: "RunArguments") -> list[float] | None:
+        """About how long the training takes, from a device that is used well to one that is not; without evaluations.
+
+        None for what also generates, and where the model is unknown.
+        """
+        if model is None or hasattr(args, "num_generations"):
+            return None
+        epochs = self.steps / self.steps_per_epoch
+        operations = flops_per_token(model, self.data.longest) * self.data.tokens * epochs / self.processes
+        if args.gradient_checkpointing:
+            operations *= 4 / 3  # the forward pass is done twice
+        speed = matmul_flops(torch.device("cpu") if args.use_cpu else args.device, args.bf16 or args.fp16)
+        return [round(operations / speed / share, 1) for share in USED]
 
     def show(self, whole: bool) -> None:
         """Print the notes, and with `whole` the table before them."""

@@ -14,12 +14,13 @@ from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
 from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.limits import PositiveInt, Share, check_limits
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import JSON_HELP, setting
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.evaluation.method import Method, Outcome, first_not_finite, run_method, versions
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.evaluation.reports.page import write_page
+from hf_recipes.evaluation.reports.report import report_values
 from hf_recipes.evaluation.reports.results import evaluation_report
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
 from hf_recipes.models.inference.batch_options import BatchOptions
@@ -47,6 +48,7 @@ class EvaluateArguments:
         "Thinking of the base with --compare base, where its chat template can switch it; by default both ways, "
         "which takes twice the time, and the better one is compared."
     )
+    json: bool = setting(JSON_HELP, False)
     batch_size: PositiveInt = setting("Sequences in a forward pass.", 8)
     max_drop_ratio: Share = setting("Stop where more rows cannot be used.", 0.01)
     language: Language | None = setting("Language of report.html and its pictures; by default the locale's.")
@@ -62,6 +64,11 @@ class EvaluateArguments:
         path = Path(self.output_dir)
         if path.exists() and not path.is_dir():
             raise ValueError(f"--output_dir {path}: this is a file")
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Keywords of whatever reads a model."""
+        return {"trust_remote_code": self.trust_remote_code, "cache_dir": self.cache_dir}
 
 
 def open_folder(args: EvaluateArguments) -> OutputFolder:
@@ -177,6 +184,7 @@ def settings_of(
     rows: "EvaluatedRows",
     decoding: "Decoding",
     tokenizer: "PreTrainedTokenizerBase",
+    judge: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that the figures depend on: versions, model, template, files and decoding."""
     sources = {
@@ -196,6 +204,7 @@ def settings_of(
         "few_shot": few_shot_settings(evaluation.few_shot_file, evaluation.few_shot),
         "nll_prefix_token": evaluation.nll_prefix_token,
         "decoding": asdict(decoding),
+        "judge": judge,
     }
 
 
@@ -213,10 +222,12 @@ def write_results(
     outcomes: Mapping[str, Outcome],
     changes: Mapping[str, Paired],
     judged: Mapping[str, Mapping[str, Any]] | None = None,
-    keep: Iterable[str] = (),
+    keep: Iterable[str] | None = None,
     language: Language = "en",
-) -> None:
+) -> dict[str, Any]:
     """Write report.html, a jsonl of records and pictures of each evaluation, and at last metrics.json.
+
+    Returns what metrics.json has, with the report as plain values.
 
     Args:
         folder: the results of an earlier evaluation in it are deleted.
@@ -224,7 +235,7 @@ def write_results(
         judged: summaries of a judge's verdicts, by evaluation.
         keep: names of files that are there already.
     """
-    keep = list(keep)
+    keep = list(keep or ())
     claims, path = check_results(folder, methods, outcomes), folder.path
     with writing(f"--output_dir {path}"):
         folder.clear(keep)
@@ -240,3 +251,4 @@ def write_results(
         results |= {"judge": judged} if judged else {}
         write_json(path / METRICS, {**results, "settings": settings})
         folder.settle()
+    return {**results, "settings": settings, "report": report_values(report, language)}

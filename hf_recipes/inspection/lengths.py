@@ -81,4 +81,5 @@ def histogram(name: str, values: np.ndarray, budget: Budget | None = None) -> Hi
         width = max(width, round(growth * edges[-1]))
         edges.append(min(edges[-1] + width, high + 1))
     counts = np.histogram(values, edges)[0]
-    return Histogram(Phrase(name), edges, counts.tolist(), {budget.name: budget.tokens} if budget else {})
+    lengths = np.stack(np.unique(values, return_counts=True), axis=1).tolist()
+    return Histogram(Phrase(name), edges, counts.tolist(), {budget.name: budget.tokens} if budget else {}, lengths)

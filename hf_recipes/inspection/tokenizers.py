@@ -9,7 +9,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.ledger import KEPT
 from hf_recipes.core.limits import PositiveInt, check_limits
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import JSON_HELP, setting
 from hf_recipes.data.pretraining.corpora import find_corpora, open_reader
 from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Example, Examples, Number, Report, Section, Table, TokenSequence
@@ -30,6 +30,7 @@ class TokenizersArguments:
     text: list[str] | None = setting("Files, globs or folders of texts, of any form that pretraining reads.")
     max_bytes: PositiveInt = setting("Count the tokens of so many bytes.", 2**20)
     examples: PositiveInt = setting("Texts to show token by token.", 5)
+    json: bool = setting(JSON_HELP, False)
     html: str | None = setting("Also write the report as a page, to this file.")
     language: Language | None = setting("Language of the page; by default the locale's.")
     trust_remote_code: bool = setting("Run code that comes with a tokenizer.", False)

@@ -9,6 +9,17 @@ def has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
+def memory_in_use() -> int:
+    """Bytes of this process: on the accelerator, or where there is none, resident."""
+    if has_accelerator():
+        import torch
+
+        return torch.accelerator.memory_allocated()
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 def cpu_computes_bf16() -> bool:
     """Whether this processor multiplies in bfloat16 (AVX-512 BF16, AMX or Arm BF16), so that bf16 is the faster."""
     try:

@@ -23,7 +23,7 @@ from hf_recipes.core.distributed import (
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
 from hf_recipes.core.limits import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits
-from hf_recipes.core.settings import setting
+from hf_recipes.core.settings import JSON_HELP, setting
 from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
@@ -55,6 +55,7 @@ class RunArguments:
     add_special_tokens: str | None = setting("File of special tokens to add (configs/special_tokens).")
     eos_token: str | None = setting("The tokenizer's end token, where it has none or another is meant.")
     dry_run: bool = setting("Print what the run would do and need, and stop before any weight is loaded.", False)
+    json: bool = setting(JSON_HELP, False)
     overwrite_output_dir: bool = setting("Start over in an earlier run's folder: what it wrote is deleted.", False)
     resume_from_checkpoint: str | None = setting("true for the run's newest checkpoint, or a checkpoint's folder.")
     bf16: bool | None = setting("Compute in bfloat16; by default where the device does.")

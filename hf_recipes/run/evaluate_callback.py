@@ -27,7 +27,13 @@ from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.early_stopping import EarlyStopping
-from hf_recipes.trainer.reports.progress import CurvesCallback, RunProgress, prediction_path, warn_on_write_error
+from hf_recipes.trainer.reports.progress import (
+    CurvesCallback,
+    LogFile,
+    RunProgress,
+    prediction_path,
+    warn_on_write_error,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -241,6 +247,7 @@ def add_callbacks(trainer, methods: Mapping[str, Method] | None) -> None:
     """Our progress and curves in place of transformers' progress, and the evaluation `methods`."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LogFile())
     trainer.add_callback(CurvesCallback())
     trainer.add_callback(RunProgress())
     if methods:

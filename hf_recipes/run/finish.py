@@ -179,6 +179,7 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
         (SETTINGS, "the settings; --config with this file repeats the run"),
         (LEDGER, "what became of every row"),
         (METRICS, "all figures"),
+        ("log.jsonl", "what was logged, an entry a line"),
         ("curves.png", "loss and scores over the steps"),
         ("predictions", "every answer or score of every evaluation; of pairs also a histogram"),
         ("samples", "the newest answers at each log, with what they are worth"),

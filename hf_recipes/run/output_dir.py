@@ -17,6 +17,7 @@ from hf_recipes.core.settings import Parser
 from hf_recipes.publishing.collect_files import UPLOAD
 from hf_recipes.publishing.redact import NAMES
 from hf_recipes.trainer.checkpoints.save import SAVING
+from hf_recipes.trainer.reports.progress import LOG
 from hf_recipes.trainer.reports.trackers import STATE as TRACKERS
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ LOCAL = {"model_name_or_path", "peft_path", "output_dir", "cache_dir", "train_fi
 SETTINGS, METRICS, CARD = "run_config.yaml", "metrics.json", "README.md"
 # Patterns of what a run writes: while it trains, and at its end. Trackers' own folders are kept over runs.
 TRAINING = (
-    *map(re.escape, (SETTINGS, LEDGER, NAMES, TRACKERS, "curves.png")),
+    *map(re.escape, (SETTINGS, LEDGER, NAMES, TRACKERS, LOG, "curves.png")),
     rf"{re.escape(SAVING)}/.*",
     rf"{re.escape(UPLOAD)}.*",
     r"checkpoint-\d+/.*",

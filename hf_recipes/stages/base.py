@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger
+from hf_recipes.core.script import json_to_stdout
 from hf_recipes.core.settings import Parser
 from hf_recipes.data.arguments import DataArguments, SourceArguments
 from hf_recipes.dry_run.data_stats import DataStats
@@ -21,7 +22,7 @@ from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import embedding_rows, load_config, load_model
 from hf_recipes.models.new_tokens import read_new_tokens
 from hf_recipes.models.special_tokens import read_special_tokens
-from hf_recipes.models.templates.options import TemplateArguments
+from hf_recipes.models.templates.options import TemplateArguments, thinking_templates
 from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
@@ -91,6 +92,16 @@ class Context:
         described = read_special_tokens(path).tokens if path else {}
         return {token: described[token] for token in self.added_tokens if token in described}
 
+    def model_facts(self) -> dict[str, Any]:
+        """For --json: the settings of thinking that the chat template can switch between, the default first."""
+        config, tokenizer = self.config.get_text_config(), self.tokenizer
+        return {
+            "type": self.config.model_type,
+            "context": getattr(config, "max_position_embeddings", None),
+            "chat_template": bool(tokenizer.chat_template),
+            "thinking": list(thinking_templates(tokenizer)) if tokenizer.chat_template else [],
+        }
+
     @property
     def evaluates_files(self) -> bool:
         """Whether there are files to evaluate on in addition to the validation rows."""
@@ -153,6 +164,9 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     parser = Parser([stage.model, stage.data, stage.arguments, EvaluationArguments])
     context = Context(stage, *parser.parse(argv))
     model_args, args = context.model_args, context.args
+    if args.json and not args.dry_run:
+        raise UserError("--json is for --dry_run: a run writes its figures to metrics.json and log.jsonl")
+    show_json = json_to_stdout(args.json)
     check_settings(model_args, args, stage.task_type)
     check_evaluation_rows(context.data_args, args, context.evaluates_files)
     if "learning_rate" not in parser.given:
@@ -176,7 +190,12 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         passes=[method.largest_pass(args.per_device_eval_batch_size) for method in methods.values()],
     )
     folder.compare_data(stats, plan.steps)
-    plan.show(whole=args.dry_run)
+    if args.json and args.process_index == 0:
+        ledgers = {name: ledger.to_dict() for name, ledger in data.ledgers.items()}
+        figures = plan.to_dict() | {"seconds": plan.seconds(model, args)}
+        show_json({"stage": stage.name, "model": context.model_facts(), **figures, "ledger": ledgers})
+    elif not args.json:
+        plan.show(whole=args.dry_run)
     if args.dry_run:
         return
 

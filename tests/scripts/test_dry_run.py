@@ -149,3 +149,30 @@ def test_a_quantized_base_is_estimated_as_its_file_says(dry, tmp_path):
     assert bits(bnb_config=str(tmp_path / "plain.json")) == 4.5 and bits() is None
     code, _, err = dry("--bnb_config", tmp_path / "none.json")
     assert code == 1 and "none.json: no such file" in err
+
+
+def test_json_is_all_that_stdout_gets(dry, pairs):
+    more = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2, "--num_train_epochs", 2]
+    code, out, err = dry("--json", *more, "--eval_steps", 100, "--validation_file", pairs / "dev.json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["stage"] == "sft" and found["steps"] == {"per_epoch": 5, "total": 10, "warmup": 0}
+    assert found["batch"] == {"per_device": 4, "accumulation": 2, "processes": 1, "global": 8}
+    assert found["model"] == {"type": "qwen3", "context": 32768, "chat_template": True, "thinking": []}
+    assert found["data"]["rows"] == 40 == found["ledger"]["train"]["total"]["kept"]
+    assert found["memory"]["peak"] == sum(found["memory"]["parts"].values()) and found["free_memory"] > 0
+    fast, slow = found["seconds"]
+    assert 0 <= fast <= slow
+    assert [note for note in found["notes"] if note.startswith("--eval_steps 100 with 10 steps")]
+    assert "schema" in err
+
+
+def test_json_is_for_a_dry_run(sft, model_dir, pairs, tmp_path):
+    flags = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", tmp_path / "run"]
+    code, out, err = sft(*flags, "--json")
+    assert code == 1 and out == "" and err.startswith("error: --json is for --dry_run") and err.count("\n") == 1
+
+
+def test_a_mistake_leaves_no_document(dry):
+    code, out, err = dry("--json", "--ignore_columns", "input", "target")
+    assert code == 1 and out == "" and "error: " in err

@@ -73,9 +73,17 @@ def test_a_comparison_leaves_figures_and_one_page(evaluate, model_dir, adapter, 
 
     code, _, err = evaluate(*flags)
     assert code == 1 and "has results; name another, or add --overwrite_output_dir" in err
-    code, _, err = evaluate(*flags, "--overwrite_output_dir")
+    code, out, err = evaluate(*flags, "--overwrite_output_dir", "--json", "--language", "zh")
     again = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert code == 0 and again == found  # the same numbers
+    document = json.loads(out)
+    report = document.pop("report")
+    assert document == found and "dev ROUGE-L" in err
+    assert [section["title"] for section in report["sections"]] == ["dev", "exam", "pairs", "wiki"]
+    [answers, shares, *_] = report["sections"][0]["blocks"]
+    assert answers["kind"] == "answers" and answers["title"] == "回答" and len(answers["rows"][0]["texts"]) == 4
+    assert shares["kind"] == "table" and len(shares["rows"][0]) == len(shares["header"]) == 5
+    assert not any("png" in block for section in report["sections"] for block in section["blocks"])
 
 
 def test_a_reward_that_one_model_alone_has(evaluate, model_dir, adapter, tmp_path):

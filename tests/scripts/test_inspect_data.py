@@ -389,3 +389,23 @@ def test_the_column_of_thoughts_is_among_the_facts(look, tmp_path):
     pairs = [{"prompt": row["prompt"], "chosen": "好", "rejected": "坏", "chosen_cot": "想"} for row in rows]
     facts = dict(look(pairs, "--chat_template", "chatml").facts)
     assert facts[f"thoughts of {tmp_path / 'rows.jsonl'}"] == "the column 'chosen_cot'"
+
+
+def test_json_has_what_the_page_has(script, tokens_only, tmp_path):
+    rows = [{"messages": conversation(f"问题{number}", "年" * (number + 1))} for number in range(6)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    flags = ["--train_file", path, "--model_name_or_path", tokens_only, "--max_length", "60", "--stage", "sft"]
+    code, out, err = script("inspect_data.py", *flags, "--json", "--examples", "1", "--language", "zh")
+    assert code == 0 and "checking the train rows" in err
+    report = json.loads(out)
+    assert report["verdict"] == "6 行中有 6 行用于训练；没有发现问题。"
+    train, examples = report["sections"]
+    lengths = {block["title"]: block for block in train["blocks"] if block["kind"] == "histogram"}
+    whole = lengths["整行"]
+    assert sum(count for _, count in whole["lengths"]) == 6 == sum(whole["counts"])
+    assert whole["budgets"] == {"--max_length 60": 60}
+    [example] = examples["blocks"][0]["rows"]
+    spans = example["sequences"][0]["documents"][0]["spans"]
+    assert {span["labelled"] for span in spans} == {True, False} and "assistant" in "".join(s["text"] for s in spans)
+    code, out, err = script("inspect_data.py", "--tokenizer", tokens_only, "--text", path, "--json", "--language", "en")
+    assert code == 0 and json.loads(out)["sections"][-1]["blocks"][0]["kind"] == "examples", err

@@ -56,6 +56,10 @@ def test_a_run_leaves_its_figures_answers_and_card(sft, model_dir, pairs, tmp_pa
     }
     assert not any(name.endswith((".bin", ".pt", ".partial")) for name in names) and ".saving" not in names
     assert (output / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert all(entry.pop("memory") > 0 and entry.pop("time") > 0 for entry in log)
+    saved = log_history(output)
+    assert log[: len(saved)] == saved and [entry["step"] for entry in log][-1] == 6
 
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["steps"] == 6

@@ -13,11 +13,10 @@ from hf_recipes.core.files import write_text
 from hf_recipes.core.language import Language
 from hf_recipes.evaluation.reports.phrases import Phrase, translated
 from hf_recipes.evaluation.reports.plots import length_histogram
-from hf_recipes.evaluation.reports.report import Answers, Block, Examples, Report, Section, as_text, is_number
+from hf_recipes.evaluation.reports.report import LINKED, Answers, Block, Examples, Report, Section, as_text, is_number
 
 FOLDER = Path(__file__).parent
 UNFOLDED = 5  # examples
-LINKED = ("table", "tabs", "examples", "answers")  # kinds of blocks with a heading of their own
 
 
 def write_page(report: Report, path: str | os.PathLike, language: Language = "en") -> None:

@@ -1,13 +1,16 @@
 """A report as plain values, which the terminal and the page render alike."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, ClassVar
 
+from hf_recipes.core.language import Language
 from hf_recipes.corpus.cleaning import CONTROLS
-from hf_recipes.evaluation.reports.phrases import Phrase
+from hf_recipes.evaluation.reports.phrases import Phrase, translated
 
 WIDTH = 160  # characters of a text in a table
+LINKED = ("table", "tabs", "examples", "answers")  # kinds of blocks with a heading of their own
+LABELS = ("title", "header", "note")  # of these blocks, which are in English also where they are no phrases
 
 
 class Number(str):
@@ -43,6 +46,7 @@ class Histogram:
     edges: list[int]
     counts: list[int]
     budgets: dict[str, int]
+    lengths: list[list[int]] = field(default_factory=list)  # each that occurs, and how many rows have it
 
 
 @dataclass
@@ -147,6 +151,25 @@ class Report:
     settings: str = ""
     verdict: str = ""
     tone: str = ""
+
+
+def report_values(value: Any, language: Language) -> Any:
+    """A report, or a part of one, as values for JSON, without the pictures' contents."""
+    if isinstance(value, str):
+        return translated(value, language)
+    if isinstance(value, list | tuple):
+        return [report_values(item, language) for item in value]
+    if isinstance(value, dict):
+        return {translated(name, language): report_values(item, language) for name, item in value.items()}
+    if not is_dataclass(value):
+        return value
+    kind = getattr(value, "kind", None)
+    values = {"kind": kind} if kind else {}
+    for name, item in vars(value).items():
+        if kind in LINKED and name in LABELS:
+            item = [*map(Phrase, item)] if isinstance(item, list) else Phrase(item)
+        values |= {} if isinstance(item, bytes) else {name: report_values(item, language)}
+    return values
 
 
 def is_number(cell: Cell) -> bool:

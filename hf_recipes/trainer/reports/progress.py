@@ -3,15 +3,17 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from hf_recipes.core.errors import say
+from hf_recipes.core.files import to_json
 from hf_recipes.evaluation.reports.plots import draw_curves
 from hf_recipes.evaluation.reports.tables import shown
+from hf_recipes.models.devices import memory_in_use
 
 LOGGED = (
     "accuracy",
@@ -20,6 +22,7 @@ LOGGED = (
     "rewards/margins",
     "kl",
 )  # printed with the loss
+LOG = "log.jsonl"
 CURVES_EVERY = 20.0  # seconds between two drawings, which take about half a second
 
 
@@ -71,6 +74,23 @@ class RunProgress(ProgressCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if self.training_bar is not None:
             super().on_train_end(args, state, control, **kwargs)
+
+
+class LogFile(TrainerCallback):
+    """Adds each entry of the trainer's log to `log.jsonl` in the output folder, with the time and the memory in use."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:  # of a resumed run: what came after its checkpoint goes
+            self._write(args, [dict(entry) for entry in state.log_history], "w")
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero and state.log_history:
+            use = {"time": round(time.time(), 1), "memory": memory_in_use()}
+            self._write(args, [{**state.log_history[-1], **use}], "a")
+
+    def _write(self, args, entries: Sequence[dict], mode: str) -> None:
+        with warn_on_write_error(LOG), open(os.path.join(args.output_dir, LOG), mode, encoding="utf-8") as file:
+            file.writelines(to_json(entry) + "\n" for entry in entries)
 
 
 class CurvesCallback(TrainerCallback):

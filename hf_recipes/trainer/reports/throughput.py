@@ -7,6 +7,7 @@ import torch
 from hf_recipes.models.devices import has_accelerator
 
 SIZE, REPEATS = 8192, 20  # of the matrices that are multiplied to measure the peak: 0.1 s on an H100
+CPU_SIZE, CPU_REPEATS = 1024, 5  # 0.2 s on one core
 
 
 def flops_per_token(model, length: int) -> float:
@@ -34,14 +35,20 @@ def _stored_weight(module: torch.nn.Module | None) -> torch.Tensor | None:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Operations per second of a bfloat16 matrix multiplication on an accelerator, measured; None on a CPU."""
-    if not has_accelerator() or device.type == "cpu":
-        return None
-    one = torch.randn(SIZE, SIZE, device=device, dtype=torch.bfloat16)
-    for repeats in (3, REPEATS):  # the first to warm up
-        torch.accelerator.synchronize()
+    """`matmul_flops` in bfloat16; None on a CPU."""
+    return None if not has_accelerator() or device.type == "cpu" else matmul_flops(device, half=True)
+
+
+def matmul_flops(device: torch.device, half: bool) -> float:
+    """Operations per second of a matrix multiplication, measured: in bfloat16, or else in float32."""
+    on_cpu = device.type == "cpu"
+    size, count = (CPU_SIZE, CPU_REPEATS) if on_cpu else (SIZE, REPEATS)
+    wait = (lambda: None) if on_cpu else torch.accelerator.synchronize
+    one = torch.randn(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
+    for repeats in (3, count):  # the first to warm up
+        wait()
         start = time.perf_counter()
         for _ in range(repeats):
             one @ one
-        torch.accelerator.synchronize()
-    return 2 * SIZE**3 * REPEATS / (time.perf_counter() - start)
+        wait()
+    return 2 * size**3 * count / (time.perf_counter() - start)
