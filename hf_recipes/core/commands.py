@@ -187,5 +187,6 @@ COMMANDS = {
         },
     ),
     "mixture": Command("mixture_viewer.py"),
+    "studio": Command("studio.py"),
 }
 OTHER_NAMES = {"prepare-qq": "prepare-chat", "merge-adapter": "merge", "inspect-data": "inspect"}

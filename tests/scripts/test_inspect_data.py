@@ -405,6 +405,8 @@ def test_json_has_what_the_page_has(script, tokens_only, tmp_path):
     assert sum(count for _, count in whole["lengths"]) == 6 == sum(whole["counts"])
     assert whole["budgets"] == {"--max_length 60": 60}
     [example] = examples["blocks"][0]["rows"]
+    number = example["turns"][0][1].removeprefix("问题")
+    assert example["turns"] == [["user", f"问题{number}"], ["assistant", "年" * (int(number) + 1)]]
     spans = example["sequences"][0]["documents"][0]["spans"]
     assert {span["labelled"] for span in spans} == {True, False} and "assistant" in "".join(s["text"] for s in spans)
     code, out, err = script("inspect_data.py", "--tokenizer", tokens_only, "--text", path, "--json", "--language", "en")

@@ -1,10 +1,10 @@
 """Settings of the chat."""
 
-import ipaddress
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from hf_recipes.apps.access import check_access, is_loopback
 from hf_recipes.core.limits import NonNegativeInt, PositiveInt, at, check_limits
 from hf_recipes.core.settings import setting
 from hf_recipes.models.arguments import ModelArguments
@@ -38,6 +38,7 @@ class ChatArguments:
     repetition_penalty: Annotated[float, at(ge=1, le=2)] = setting("At the start.", 1.0)
     seed: int = setting("Seed of the sampling: the same questions with the same settings get the same answers.", 42)
     cli: bool = setting("Chat in the terminal; no page is served.", False)
+    compare_with: str | None = setting("Who answers beside it at the start: base, or the name of an adapter.")
     language: Literal["zh", "en"] | None = setting("At the start; by default the browser's or the terminal's.")
     port: Annotated[int, at(ge=1, le=65535)] = setting("Port of the page.", 7860)
     host: str = setting("Address of the page; others than 127.0.0.1 need --auth.", "127.0.0.1")
@@ -53,14 +54,9 @@ class ChatArguments:
         self.model_arguments, self.decoding  # noqa: B018  each raises what is wrong with it
         if self.gpus is not None and self.gpus != "cpu" and not re.fullmatch(r"\d+(,\d+)*", self.gpus):
             raise ValueError(f"--gpus {self.gpus}: expected numbers with commas between, such as 0,1, or cpu")
-        if self.auth is not None and not all(self.auth.partition(":")):
-            raise ValueError("--auth: expected user:password")  # the value may be a password: do not show it
-        if not self.auth and not self.insecure and not self.cli:
-            hint = "add --auth user:password, or --insecure to allow that"
-            if self.share:
-                raise ValueError(f"--share lets anybody in; {hint}")
-            if not is_loopback(self.host):
-                raise ValueError(f"--host {self.host} lets the network in; {hint}")
+        opened = {"--share lets anybody in": self.share}
+        opened[f"--host {self.host} lets the network in"] = not is_loopback(self.host)
+        check_access(self.auth, self.insecure or self.cli, opened)
 
     @property
     def model_arguments(self) -> ModelArguments:
@@ -74,13 +70,6 @@ class ChatArguments:
     @property
     def device_map(self) -> str | None:
         return None if self.gpus is None else "cpu" if self.gpus == "cpu" else "auto"
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def decoding_of(

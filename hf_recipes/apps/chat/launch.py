@@ -74,7 +74,10 @@ def load(arguments: ChatArguments, template: TemplateArguments | None = None) ->
 def open_page(engine: "Engine", arguments: ChatArguments):
     from hf_recipes.apps.chat.page import Page
 
-    return Page(engine, arguments.decoding, arguments.language, arguments.system_prompt)
+    other = arguments.compare_with
+    if other and other not in engine.chat_models:
+        raise UserError(f"--compare_with {other}: expected one of {', '.join(engine.chat_models)}")
+    return Page(engine, arguments.decoding, arguments.language, arguments.system_prompt, other or "")
 
 
 def run(engine: "Engine", arguments: ChatArguments) -> None:

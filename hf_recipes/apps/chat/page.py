@@ -24,13 +24,13 @@ PERIOD = 0.05  # seconds between two updates of a growing answer
 class Page:
     """The page's components, in the order in which they are laid out, and what happens when they are used."""
 
-    def __init__(self, engine: Engine, decoding: Decoding, language: str | None, system: str = ""):
+    def __init__(self, engine: Engine, decoding: Decoding, language: str | None, system: str = "", other: str = ""):
         self.engine, self.language = engine, language
         self.fixed = decoding.seed, decoding.max_thinking_tokens
         self.labels: list[tuple[gr.blocks.Block, dict[str, str]]] = []
         self.blocks = gr.Blocks(title="对话 · Chat", fill_width=True, analytics_enabled=False)
         with self.blocks:
-            self._build(decoding, system)
+            self._build(decoding, system, other)
             self._connect()
 
     def _labelled(self, component, **texts: str):
@@ -38,7 +38,7 @@ class Page:
         self.labels.append((component, texts))
         return component
 
-    def _build(self, decoding: Decoding, system: str) -> None:
+    def _build(self, decoding: Decoding, system: str, other: str) -> None:
         names = list(self.engine.chat_models)
         has_choice = len(names) > 1
         variants = {"send": "primary", "stop": "stop"}
@@ -56,7 +56,7 @@ class Page:
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 with gr.Row():
-                    self.chats = [self._chat(names[0]), self._chat(BASE, visible=False)]
+                    self.chats = [self._chat(names[0]), self._chat(other or BASE, visible=bool(other))]
                 self.notes = gr.HTML(elem_id="notes", padding=False)
                 self.question = gr.Textbox(
                     lines=1, max_lines=10, max_length=MAX_CHARACTERS, autofocus=True, elem_id="question"
@@ -72,7 +72,7 @@ class Page:
                     )
             with gr.Column(scale=1, min_width=280):
                 self.model = gr.Dropdown(names, value=names[0], visible=has_choice, elem_id="model")
-                self.compare_with = gr.Dropdown(["", *names], value="", visible=has_choice, elem_id="compare_with")
+                self.compare_with = gr.Dropdown(["", *names], value=other, visible=has_choice, elem_id="compare_with")
                 self.system = gr.Textbox(system, lines=2, max_lines=8, max_length=MAX_CHARACTERS, elem_id="system")
                 self.sliders = [
                     gr.Slider(0, 2, decoding.temperature if decoding.do_sample else 0, step=0.05),
@@ -88,7 +88,12 @@ class Page:
         with self._labelled(gr.Accordion(open=False), label="read"), gr.Row():
             self.decoded = [
                 gr.Textbox(
-                    lines=4, max_lines=24, min_width=280, interactive=False, buttons=["copy"], visible=index == 0
+                    lines=4,
+                    max_lines=24,
+                    min_width=280,
+                    interactive=False,
+                    buttons=["copy"],
+                    visible=index == 0 or bool(other),
                 )
                 for index in range(2)
             ]

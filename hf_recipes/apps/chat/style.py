@@ -1,7 +1,5 @@
 """The style of the chat's page, and the script that saves a conversation."""
 
-# Fonts of the reader's machine.
-FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 # For the page's head: Gradio prefixes the selectors of its css parameter.
 STYLE = """<style>
 footer { display: none !important; }

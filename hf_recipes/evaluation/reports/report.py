@@ -101,6 +101,7 @@ class Example:
     status: str
     facts: list[str]
     sequences: list[TokenSequence]
+    turns: list[list[str]] = field(default_factory=list)  # role and text of each turn of the row
 
 
 @dataclass

@@ -248,7 +248,14 @@ class TokenizedRows(Rows):
             for name, (ids, labels) in self.sequences.items()
             if not is_dropped(status)
         ]
-        return Example(self.locations[row], shown(status), self.facts_of(columns), sequences)
+        turns = [[name, renderer.mask(text)] for name, text in self.turns_of(self.readable[int(self.row_of[row])])]
+        return Example(self.locations[row], shown(status), self.facts_of(columns), sequences, turns)
+
+    def turns_of(self, source: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        """The turns of a row that was read: each with its role, or in the answers of a pair with their name."""
+        for column in self.columns:
+            for message in source[column] or ():
+                yield message["role"] if column in ("messages", "prompt") else column, joined([message])
 
     def facts_of(self, row: dict[str, Any]) -> list[str]:
         return []

@@ -1,0 +1,205 @@
+"""From what is filled in on the page to command lines."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_recipes.apps.jobs.jobs import FOLDER, file_name, read_lines
+from hf_recipes.apps.jobs.roots import Roots
+from hf_recipes.core.commands import recipes
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import read_mapping, write_jsonl, write_text
+from hf_recipes.data.files.records import read_records
+from hf_recipes.data.files.sources import find_sources
+
+Flags = Callable[[str], Mapping[str, Mapping[str, Any]]]  # of a command, as `CommandLine.of` takes them
+STAGES = ("sft", "pretrain", "reward", "dpo", "kto", "grpo")
+# The settings that matter most; the page has the first fifteen of them that the stage has.
+MAIN = (
+    *("max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("rewards", "num_generations", "max_completion_length", "beta", "label_column", "max_length", "block_size"),
+    *("use_lora", "lora_config", "load_in_4bit", "thinking", "validation_split_percentage", "eval_steps"),
+    *("save_steps", "logging_steps", "packing", "warmup_steps", "lr_scheduler_type", "gradient_checkpointing", "seed"),
+)
+COUNT = 15
+ELSEWHERE = {"model_name_or_path", "train_file", "output_dir", "dry_run", "json", "config", "overwrite_output_dir"}
+REFUSED = {"hub_token", "resume_from_checkpoint", "push_to_hub"}
+TRUST = {"trust_remote_code", "trust_checkpoint"}
+TEXTS = {"system_prompt"}  # settings that are no path, whatever they look like
+TRIAL = 200  # rows
+FORMS = {"lora": {}, "qlora": {"load_in_4bit": True}, "full": {"use_lora": False}}
+CHECKED = {"max_length": 512, "per_device_train_batch_size": 1, "gradient_checkpointing": True}
+
+
+def main_settings(flags: Flags, stage: str) -> list[str]:
+    known = flags(stage)
+    names = [name for name in MAIN if name in known and (name != "rewards" or "num_generations" in known)]
+    return names[:COUNT]
+
+
+def recipe_settings(name: str) -> dict[str, Any]:
+    """Of a recipe, without what the page asks for by itself."""
+    values = read_mapping(str(recipes()[name]), "--config", as_yaml=True, as_text=False)
+    return {key: value for key, value in values.items() if key not in ELSEWHERE | {"validation_file", "tokenizer_name"}}
+
+
+def recipes_of(stage: str) -> list[str]:
+    """Those of a stage: of SFT also those that are named after what they are for."""
+    names = list(recipes())
+    others = [name for other in STAGES for name in names if name.startswith(other) and other != "sft"]
+    return [name for name in names if (name not in others and "orpo" not in name if stage == "sft" else name in others)
+            and (stage == "sft" or name.startswith(stage))]  # fmt: skip
+
+
+class Commands:
+    """Command lines from a visitor's `form`; what leaves the roots is a UserError.
+
+    Args:
+        flags: see `Flags`.
+        trusts: allow settings that run code of others.
+    """
+
+    def __init__(self, roots: Roots, flags: Flags, trusts: bool):
+        self.roots, self.flags, self.trusts = roots, flags, trusts
+
+    def model(self, form: Mapping[str, Any]) -> str:
+        name = (form.get("model") or "").strip()
+        if not name:
+            raise UserError("no model is named yet; name one under Model")
+        self.roots.check(name)
+        return name
+
+    def data(self, form: Mapping[str, Any]) -> list[str]:
+        specs = [line.strip() for line in (form.get("data") or "").splitlines() if line.strip()]
+        if not specs:
+            raise UserError("no data are named yet; upload or name some under Data")
+        self.roots.check(specs)
+        if dashed := next((spec for spec in specs if spec.startswith("-")), None):
+            raise UserError(f"{dashed}: no name of data begins with a dash")
+        return specs
+
+    def settings(self, form: Mapping[str, Any]) -> dict[str, Any]:
+        """What is set in the fields, and over it in the editor, where it differs from the defaults."""
+        stage, known = form["stage"], self.flags(form["stage"])
+        fields = {
+            name: text for name, text in form.get("fields", {}).items() if name in main_settings(self.flags, stage)
+        }
+        try:
+            more = yaml.safe_load(form.get("yaml") or "") or {}
+        except yaml.YAMLError as error:
+            raise UserError(f"the editor: not YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(more, dict):
+            raise UserError("the editor: expected a line `name: value` for each setting")
+        for name in more:
+            if name in ELSEWHERE:
+                raise UserError(f"the editor: {name} is set in another field of the page")
+            if name in REFUSED or (name in TRUST and not self.trusts):
+                hint = "; see --trust_remote_code of the studio" if name in TRUST else ""
+                raise UserError(f"the editor: {name} cannot be set on the page{hint}")
+        self.roots.check({name: value for name, value in {**fields, **more}.items() if name not in TEXTS})
+        fields = {name: text for name, text in fields.items() if text and text != as_text(known[name].get("default"))}
+        return {**fields, **more}
+
+    def training(self, form: Mapping[str, Any], output_dir: str, *more: str) -> list[str]:
+        stage = form["stage"]
+        argv = [stage, f"--model_name_or_path={self.model(form)}", "--train_file", *self.data(form)]
+        settings = self.settings(form)
+        if form.get("trial") and "max_train_samples" in self.flags(stage):
+            settings = {"max_train_samples": TRIAL, **settings}
+        return [*argv, f"--output_dir={output_dir}", *as_flags(settings), *more]
+
+    def inspection(self, form: Mapping[str, Any]) -> list[str]:
+        stage, *argv = self.training(form, "inspection")
+        argv.remove("--output_dir=inspection")
+        return ["inspect", f"--stage={stage}", *argv, "--json", "--examples=3", f"--language={form['language']}"]
+
+    def model_check(self, form: Mapping[str, Any]) -> list[list[str]]:
+        """A dry run for each form of training, on a row of 512 tokens."""
+        sample = self.roots.home / FOLDER / "sample.jsonl"
+        turns = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "今天天气很好。" * 200}]
+        write_jsonl(sample, [{"messages": turns}])
+        model = ["sft", f"--model_name_or_path={self.model(form)}", "--train_file", self.roots.relative(sample)]
+        end = ["--output_dir=.hf_recipes/check", "--dry_run", "--json"]
+        return [[*model, *as_flags({**CHECKED, **settings}), *end] for settings in FORMS.values()]
+
+    def convert(self, form: Mapping[str, Any], kind: str, me: str, privacy: bool, folder: str) -> list[str]:
+        source = self.data(form)
+        argv = (
+            ["prepare-bilibili", "--input_dir", *source] if kind == "bilibili" else ["prepare-chat", "--input", *source]
+        )
+        argv += [f"--output_dir={folder}", f"--privacy={as_text(privacy)}", "--test_size=0.1"]
+        return [*argv, *(["--me", *me.split()] if me.strip() and kind != "bilibili" else [])]
+
+    def evaluation(self, run: Path, held_out: str, count: int, language: str, output_dir: str) -> list[str]:
+        self.roots.check(held_out)
+        argv = ["evaluate", *self.of_run(run), f"--max_eval_samples={count}"]
+        return [*argv, "--eval_files", f"held_out={held_out}", f"--output_dir={output_dir}",
+                "--json", f"--language={language}"]  # fmt: skip
+
+    def of_run(self, run: Path) -> list[str]:
+        """The model and adapter of a run, and the base to compare with."""
+        base = run_settings(run).get("model_name_or_path") or ""
+        name = self.roots.relative(run)
+        if (run / "adapter_config.json").is_file():
+            return [f"--model_name_or_path={base}", f"--peft_path={name}", "--compare=base"]
+        return [f"--model_name_or_path={name}", *([f"--compare={base}"] if base else [])]
+
+    def held_out(self, run: Path) -> str:
+        """The rows that a run held out: its validation file, or a new file of the rows that it evaluated on."""
+        settings = run_settings(run)
+        if files := settings.get("validation_file"):
+            return files[0]
+        first = next(iter(sorted((run / "predictions").glob("step-*.jsonl"))), None)
+        locations = {row.get("location") for row in read_lines(first)} if first else set()
+        rows = [
+            record.value
+            for source in find_sources(
+                [str(self.roots.home / name) for name in settings.get("train_file") or ()], "train"
+            )
+            for record in (read_records(source) if locations else ())
+            if any(str(record.location).endswith(str(location)) for location in locations)
+        ]
+        if not rows:
+            return ""
+        path = run / "held_out.jsonl"
+        write_jsonl(path, rows)
+        return self.roots.relative(path)
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    path = run / "run_config.yaml"
+    return read_mapping(str(path), "--config", as_yaml=True, as_text=False) if path.is_file() else {}
+
+
+def as_text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: ""}[value]
+    return (
+        " ".join(map(as_text, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    return [item for name, value in settings.items() for item in _flag(name, value)]
+
+
+def _flag(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        yield from (f"--{name}", *map(as_text, value))
+    elif value is not None:
+        yield f"--{name}={json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else as_text(value)}"
+
+
+def write_session(folder: Path, run: str, form: Mapping[str, Any], lines: Sequence[str]) -> list[Path]:
+    """What repeats a session without the page: its settings as YAML, and its commands as a shell file."""
+    settings, commands = folder / f"{file_name(run)}.yaml", folder / f"{file_name(run)}.sh"
+    write_text(settings, yaml.safe_dump(dict(form), allow_unicode=True, sort_keys=False))
+    write_text(commands, "\n".join(["#!/bin/sh", "set -e", *lines, ""]))
+    return [settings, commands]

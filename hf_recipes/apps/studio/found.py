@@ -1,0 +1,267 @@
+"""What a visitor sees of the commands: their files, read anew at each look, as panels."""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+import yaml
+
+from hf_recipes.apps.access import is_loopback
+from hf_recipes.apps.jobs.jobs import TRAINED, Job, read_lines
+from hf_recipes.apps.studio import views
+from hf_recipes.apps.studio.commands import FORMS
+from hf_recipes.apps.studio.texts import Texts
+from hf_recipes.apps.studio.visitors import Visitor
+from hf_recipes.core.errors import UserError
+from hf_recipes.dry_run.peak_memory import in_units
+
+if TYPE_CHECKING:
+    from hf_recipes.apps.studio.page import Page
+
+QUIET = 1.2  # seconds without a change of the settings before they are tried
+TRACKERS = {"swanlog": "swanlab watch {}", "tensorboard": "tensorboard --logdir {}"}
+
+
+class Found:
+    """Of one look at one tab."""
+
+    def __init__(self, page: "Page", visitor: Visitor, tab: str, host: str):
+        self.page, self.visitor, self.tab, self.host = page, visitor, tab, host
+        self.texts, self.roots = Texts(visitor.form["language"]), page.roots
+
+    def job(self, kind: str) -> Job | None:
+        return self.page.jobs.get(self.visitor.jobs.get(kind))
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        return self.page.jobs.of_runs()
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the runs: those that were begun here, and others in ``runs``."""
+        begun = [self.roots.relative(job.run) for job in self.jobs]
+        others = sorted(self.roots.relative(path.parent) for path in self.roots.home.glob("runs/*/run_config.yaml"))
+        return list(dict.fromkeys([*begun, *others]))
+
+    @property
+    def run(self) -> Path | None:
+        name = self.visitor.form.get("run")
+        return self.roots.home / name if name in self.names else None
+
+    def panels(self, budget: float, beside: Sequence[str]) -> dict[str, str]:
+        """The panels of the tab by name."""
+        if self.tab == "data":
+            return self._data(budget)
+        if self.tab == "watch":
+            return self._watch(beside)
+        return {"model": self._model, "train": self._train, "judge": self._judge, "take": self._take}[self.tab]()
+
+    def _waiting(self, kind: str, running: str, empty: str = "") -> str | None:
+        """The panel of a job without a result; None where it has one."""
+        job = self.job(kind)
+        if job is None:
+            return f"<p class='empty'>{escape(empty)}</p>" if empty else ""
+        return None if job.status == "finished" else views.job_state(job, self.texts, running)
+
+    def _model(self) -> dict[str, str]:
+        texts, job = self.texts, self.job("model")
+        parts = []
+        if job is None:
+            parts.append(self._waiting("model", "", texts("model empty")))
+        else:
+            results = [(form, job.result(index)) for index, form in enumerate(FORMS)]
+            known = [(form, found) for form, found in results if found.get("memory")]
+            if known:
+                parts += self._about(known)
+            parts.append(views.card(texts("needs"), views.job_state(job, texts, texts("checking model"))))
+        if download := self.job("download"):
+            running = views.job_state(download, texts, in_units(_size(self.roots.home, download)))
+            parts.append(views.card(texts("download"), running, *map(views.note, download.log()[-1:])))
+        return {"model": "".join(parts)}
+
+    def _about(self, known: list[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        texts, about, full = self.texts, known[0][1]["model"], known[-1][1]["memory"]
+        thinking = about["thinking"][0] if about["thinking"] else None
+        pairs = [(texts("size"), f"{full['total'] / 1e9:.2f} B" if full["total"] >= 1e8 else f"{full['total']:,}")]
+        pairs += [
+            (texts("type"), about["type"]),
+            (texts("context"), f"{about['context']:,}" if about["context"] else "–"),
+        ]
+        pairs += [(texts("template"), texts("yes" if about["chat_template"] else "no"))]
+        pairs += [(texts("thinking"), texts(f"thinks {thinking}") if thinking else texts("no"))]
+        rows = [
+            [texts(form), in_units(one["memory"]["peak"]), in_units(one["free_memory"]),
+             "✓" if one["memory"]["peak"] <= one["free_memory"] else "✗"]
+            for form, one in known
+        ]  # fmt: skip
+        header = [texts("form"), texts("needs"), texts("free"), texts("verdict")]
+        tones = ["better" if row[-1] == "✓" else "worse" for row in rows]
+        return [views.card(texts("about model"), views.facts(pairs), views.table(header, rows, tones))]
+
+    @cached_property
+    def inspection(self) -> dict[str, Any]:
+        job = self.job("inspect")
+        return job.result() if job else {}
+
+    @cached_property
+    def histogram(self) -> dict[str, Any]:
+        """Of whole rows, which come last."""
+        return next(iter(reversed(views.blocks_of(self.inspection, "histogram"))), {})
+
+    @property
+    def longest(self) -> int:
+        return self.histogram["edges"][-1] - 1 if self.tab == "data" and self.histogram else 0
+
+    def _data(self, budget: float) -> dict[str, str]:
+        texts, found = self.texts, self.inspection
+        waiting = self._waiting("inspect", texts("running"), texts("data empty"))
+        panels = {"convert": "", "inspect": waiting or "", "lengths": "", "rows": ""}
+        if job := self.job("convert"):
+            panels["convert"] = views.card(texts("convert"), views.job_state(job, texts), _log(job))
+        if found and waiting is None:
+            schemas = [line for line in self.job("inspect").log() if ": schema " in line]
+            head = views.command(self.job("inspect").command_lines(), texts)
+            panels["inspect"] = "".join(map(views.note, schemas)) + views.report(found, texts) + head
+            if self.histogram:
+                panels["lengths"] = views.lengths(self.histogram, int(budget), texts)
+            for examples in views.blocks_of(found, "examples"):
+                panels["rows"] = views.conversations(examples["rows"], texts) + views.tokens(examples, texts)
+        return panels
+
+    def imported(self) -> list:
+        """Updates of the fields of data, the editor and the held-out rows, once, when an import has ended."""
+        job, visitor = self.job("convert"), self.visitor
+        if self.tab != "data" or not job or job.status != "finished" or visitor.form.get("imported") == job.id:
+            return [gr.skip()] * 3
+        folder = job.about["output_dir"]
+        test = f"{folder}/test.jsonl" if (job.run / "test.jsonl").is_file() else ""
+        more = yaml.safe_load(visitor.form.get("yaml") or "") or {}
+        text = (
+            yaml.safe_dump({**more, "validation_file": test}, allow_unicode=True) if test else visitor.form.get("yaml")
+        )
+        visitor.save(imported=job.id)
+        return [f"{folder}/train.jsonl", text, test]
+
+    def _train(self) -> dict[str, str]:
+        texts, visitor = self.texts, self.visitor
+        if not visitor.form.get("model") or not visitor.form.get("data"):
+            return {"plan": f"<p class='empty'>{escape(texts('train empty'))}</p>"}
+        try:
+            argv = self.page.commands.training(self.page.filled(visitor), ".hf_recipes/plan", "--dry_run", "--json")
+        except UserError as error:
+            return {"plan": views.card(texts("before"), views.note(str(error), "bad"))}
+        job = self.job("plan")
+        if (job is None or job.commands != [argv]) and time.time() - visitor.changed > QUIET:
+            job = self.page.begin(visitor, "plan", argv)
+        if job is None or job.commands != [argv] or job.is_live:
+            return {
+                "plan": views.card(texts("before"), views.note(texts("dry run")), views.command(_shown(argv), texts))
+            }
+        plan = views.plan(job.result(), texts) if job.status == "finished" else views.job_state(job, texts)
+        return {"plan": views.card(texts("before"), plan, views.command(_shown(argv), texts))}
+
+    def _watch(self, beside: Sequence[str]) -> dict[str, str]:
+        texts, panels = self.texts, dict.fromkeys(("runs", "watch", "curves", "samples", "log"), "")
+        states = {self.roots.relative(job.run): job.status for job in self.jobs}
+        items = (
+            f"<li class='{states.get(name, 'finished')}'><b>{escape(name)}</b>"
+            f"<span>{texts(states.get(name, 'finished'))}</span></li>"
+            for name in self.names
+        )
+        panels["runs"] = views.card(texts("runs"), f"<ul class='runs'>{''.join(items)}</ul>") if self.names else ""
+        if self.run is None:
+            return {**panels, "watch": f"<p class='empty'>{escape(texts('watch empty'))}</p>"}
+        logs = {name: read_lines(self.roots.home / name / "log.jsonl") for name in dict.fromkeys([self._name, *beside])
+                if name in self.names}  # fmt: skip
+        job = next((job for job in self.jobs if job.run == self.run), None)
+        panels["watch"] = self._state(job, logs[self._name])
+        panels["curves"] = views.curves(logs, texts)
+        steps = {int(path.stem.split("-")[1]): path for path in self.run.glob("predictions/**/step-*.jsonl")}
+        panels["samples"] = views.samples({step: read_lines(path)[:3] for step, path in steps.items()}, texts)
+        panels["log"] = views.card(texts("log"), _log(job)) if job else ""
+        if lines := [
+            line.format(self._name + "/" + name) for name, line in TRACKERS.items() if (self.run / name).is_dir()
+        ]:
+            panels["log"] += views.card(texts("trackers"), views.command(lines, texts))
+        return panels
+
+    @property
+    def _name(self) -> str:
+        return self.visitor.form["run"]
+
+    def _state(self, job: Job | None, log: list[Mapping[str, Any]]) -> str:
+        texts = self.texts
+        last: dict[str, Any] = {}
+        for entry in log:
+            last |= entry
+        is_running = job is not None and job.status == "running"
+        show = {"loss": "{:.4g}", "eval_loss": "{:.4g}", "learning_rate": "{:.3g}", "tokens_per_second": "{:,.0f}"}
+        pairs = [(texts("steps"), f"{last['step']:,}")] if "step" in last else []
+        pairs += [(texts(name), form.format(last[name])) for name, form in show.items() if last.get(name) is not None]
+        pairs += [(texts("memory"), in_units(last["memory"]))] if last.get("memory") else []
+        pairs += (
+            [(texts("left"), views.duration(last["seconds_left"]))] if is_running and "seconds_left" in last else []
+        )
+        state = views.job_state(job, texts) if job else ""
+        is_done = (self.run / TRAINED).is_file() and (job is None or not job.is_live)
+        done = views.note(texts("finished"), "good") if is_done else ""
+        return views.card(self._name, done, views.facts(pairs) if pairs else "", state)
+
+    def _judge(self) -> dict[str, str]:
+        texts, job = self.texts, self.job("judge")
+        waiting = self._waiting("judge", texts("judging"), texts("judge empty"))
+        if waiting is not None:
+            panel = views.card(texts("judge"), waiting) if job else waiting
+        else:
+            found = job.result().get("report", {"sections": ()})
+            panel = views.report(found, texts) + views.answers(found, texts) + views.command(job.command_lines(), texts)
+        return {"judge": panel, "chat": self._chat()}
+
+    def _chat(self) -> str:
+        job, texts = self.job("chat"), self.texts
+        if job is None or not (job.is_live or job.status == "failed"):
+            return ""
+        if job.is_live and any(line.startswith("chat at ") for line in job.log()):
+            port = next(item.partition("=")[2] for item in job.commands[0] if item.startswith("--port="))
+            url = f"http://{self.host}:{port}/"
+            frame = f"<iframe src='{url}' title='chat'></iframe>" if is_loopback(self.host) else ""
+            link = f"<p><a href='{url}' target='_blank' rel='noopener'>{escape(texts('open chat'))}</a></p>"
+            return views.card(texts("load chat"), frame, link, views.command(job.command_lines(), texts))
+        return views.card(texts("load chat"), views.job_state(job, texts, texts("loading")))
+
+    def _take(self) -> dict[str, str]:
+        texts = self.texts
+        if self.run is None:
+            return {"files": "", "take": f"<p class='empty'>{escape(texts('take empty'))}</p>"}
+        files = [self.page.downloads / f"{self.run.name}{ending}" for ending in (".zip", ".yaml", ".sh")]
+        links = "".join(
+            f"<a href='gradio_api/file={escape(str(path))}' download>{escape(path.name)} "
+            f"<small>{in_units(path.stat().st_size)}</small></a>"
+            for path in files
+            if path.is_file()
+        )
+        shell = files[-1].read_text(encoding="utf-8") if files[-1].is_file() else ""
+        lines = [views.command([shell.strip()], texts)] if shell else []
+        panel = views.card(texts("files"), f"<p class='links'>{links}</p>", *lines) if links else ""
+        jobs = [job for kind in ("merge", "export", "push") if (job := self.job(kind))]
+        cards = (views.card(texts(job.kind), views.job_state(job, texts), _log(job)) for job in jobs)
+        return {"files": panel, "take": "".join(cards)}
+
+
+def _shown(argv: list[str]) -> list[str]:
+    return Job(Path(), {"commands": [argv], "env": {}}).command_lines()
+
+
+def _log(job: Job) -> str:
+    return f"<pre class='log'>{escape(chr(10).join(job.log()[-14:]))}</pre>" if job.log() else ""
+
+
+def _size(root: Path, download: Job) -> int:
+    """Bytes that a download has fetched."""
+    name = next(item.partition("=")[2] for item in download.commands[0] if item.startswith("--output_dir="))
+    folders = [root / name, root / f"{name}.partial"]
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
