@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from hf_recipes.apps.jobs.jobs import FOLDER, file_name, read_lines
+from hf_recipes.apps.jobs.jobs import FOLDER, read_lines
 from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.core.commands import recipes
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import read_mapping, write_jsonl, write_text
+from hf_recipes.core.files import read_mapping, write_jsonl
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
 
@@ -48,10 +48,8 @@ def recipe_settings(name: str) -> dict[str, Any]:
 
 def recipes_of(stage: str) -> list[str]:
     """Those of a stage: of SFT also those that are named after what they are for."""
-    names = list(recipes())
-    others = [name for other in STAGES for name in names if name.startswith(other) and other != "sft"]
-    return [name for name in names if (name not in others and "orpo" not in name if stage == "sft" else name in others)
-            and (stage == "sft" or name.startswith(stage))]  # fmt: skip
+    named = {name: next((one for one in (*STAGES, "orpo") if name.startswith(one)), "sft") for name in recipes()}
+    return [name for name, of in named.items() if of == stage]
 
 
 class Commands:
@@ -125,27 +123,35 @@ class Commands:
         end = ["--output_dir=.hf_recipes/check", "--dry_run", "--json"]
         return [[*model, *as_flags({**CHECKED, **settings}), *end] for settings in FORMS.values()]
 
-    def convert(self, form: Mapping[str, Any], kind: str, me: str, privacy: bool, folder: str) -> list[str]:
-        source = self.data(form)
-        argv = (
-            ["prepare-bilibili", "--input_dir", *source] if kind == "bilibili" else ["prepare-chat", "--input", *source]
-        )
-        argv += [f"--output_dir={folder}", f"--privacy={as_text(privacy)}", "--test_size=0.1"]
-        return [*argv, *(["--me", *me.split()] if me.strip() and kind != "bilibili" else [])]
+    def convert(self, form: Mapping[str, Any], folder: str) -> list[str]:
+        source, me = self.data(form), (form.get("me") or "").split()
+        is_crawl = form["import"] == "bilibili"
+        argv = ["prepare-bilibili", "--input_dir"] if is_crawl else ["prepare-chat", "--input"]
+        argv += [
+            *source,
+            f"--output_dir={folder}",
+            f"--privacy={as_text(bool(form.get('privacy')))}",
+            "--test_size=0.1",
+        ]
+        return argv if is_crawl or not me else [*argv, "--me", *me]
 
-    def evaluation(self, run: Path, held_out: str, count: int, language: str, output_dir: str) -> list[str]:
+    def evaluation(self, run: Path, held_out: str, form: Mapping[str, Any], output_dir: str) -> list[str]:
         self.roots.check(held_out)
-        argv = ["evaluate", *self.of_run(run), f"--max_eval_samples={count}"]
-        return [*argv, "--eval_files", f"held_out={held_out}", f"--output_dir={output_dir}",
-                "--json", f"--language={language}"]  # fmt: skip
+        models, compare = self.of_run(run)
+        argv = ["evaluate", *models, *compare, "--eval_files", f"held_out={held_out}", f"--output_dir={output_dir}"]
+        argv += [f"--max_eval_samples={form['count']:.0f}", f"--language={form['language']}", "--json"]
+        return [*argv, "--overwrite_output_dir=true"]
 
-    def of_run(self, run: Path) -> list[str]:
-        """The model and adapter of a run, and the base to compare with."""
-        base = run_settings(run).get("model_name_or_path") or ""
-        name = self.roots.relative(run)
+    def chat_models(self, run: Path) -> list[str]:
+        models, _ = self.of_run(run)
+        return [*models, *(["--compare_with=base"] if len(models) > 1 else [])]
+
+    def of_run(self, run: Path) -> tuple[list[str], list[str]]:
+        """Flags for the model of a run with its adapter, and for what to compare it with."""
+        name, base = self.roots.relative(run), run_settings(run).get("model_name_or_path") or ""
         if (run / "adapter_config.json").is_file():
-            return [f"--model_name_or_path={base}", f"--peft_path={name}", "--compare=base"]
-        return [f"--model_name_or_path={name}", *([f"--compare={base}"] if base else [])]
+            return [f"--model_name_or_path={base}", f"--peft_path={name}"], ["--compare=base"]
+        return [f"--model_name_or_path={name}"], [f"--compare={base}"] if base else []
 
     def held_out(self, run: Path) -> str:
         """The rows that a run held out: its validation file, or a new file of the rows that it evaluated on."""
@@ -175,15 +181,11 @@ def run_settings(run: Path) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(as_text, value))
     if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: ""}[value]
-    return (
-        " ".join(map(as_text, value))
-        if isinstance(value, list)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+        return "" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -197,9 +199,13 @@ def _flag(name: str, value: Any) -> Iterator[str]:
         yield f"--{name}={json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else as_text(value)}"
 
 
-def write_session(folder: Path, run: str, form: Mapping[str, Any], lines: Sequence[str]) -> list[Path]:
-    """What repeats a session without the page: its settings as YAML, and its commands as a shell file."""
-    settings, commands = folder / f"{file_name(run)}.yaml", folder / f"{file_name(run)}.sh"
-    write_text(settings, yaml.safe_dump(dict(form), allow_unicode=True, sort_keys=False))
-    write_text(commands, "\n".join(["#!/bin/sh", "set -e", *lines, ""]))
-    return [settings, commands]
+def as_settings(argv: Sequence[str]) -> dict[str, Any]:
+    """A command line as the settings that ``--config`` reads, by the command's name."""
+    settings: dict[str, Any] = {}
+    for item in argv[1:]:
+        name, sign, value = item.partition("=")
+        if item.startswith("--"):
+            settings[name := name[2:]] = value if sign else []
+        else:
+            settings[list(settings)[-1]].append(item)
+    return {argv[0]: {name: True if value == [] else value for name, value in settings.items()}}

@@ -175,7 +175,8 @@ def _curve(name: str, series: Mapping[str, list[tuple[float, float]]], texts: Te
     show = in_units if name == "memory" else "{:.4g}".format
     axis = f"<div class='axis'><span>{show(low)} – {show(high)}</span><span>{texts('step', step=last)}</span></div>"
     picture = f"<svg viewBox='0 0 {WIDTH} {HEIGHT}'>{''.join(lines)}</svg>"
-    return f"<figure><figcaption>{escape(texts(name) if name in PANELS else title(name[5:]))}</figcaption>{picture}{axis}</figure>"
+    caption = texts(name) if name in PANELS else title(name[5:])
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{picture}{axis}</figure>"
 
 
 def samples(steps: Mapping[int, Sequence[Mapping[str, Any]]], texts: Texts) -> str:
