@@ -7,13 +7,12 @@ from typing import Any
 
 import yaml
 
-from hf_recipes.apps.jobs.jobs import FOLDER, read_lines
+from hf_recipes.apps.jobs.jobs import FOLDER
 from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.core.commands import recipes
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping, write_jsonl
-from hf_recipes.data.files.records import read_records
-from hf_recipes.data.files.sources import find_sources
+from hf_recipes.evaluation.held_out import settings_of_run
 
 Flags = Callable[[str], Mapping[str, Mapping[str, Any]]]  # of a command, as `CommandLine.of` takes them
 STAGES = ("sft", "pretrain", "reward", "dpo", "kto", "grpo")
@@ -74,9 +73,9 @@ class Commands:
         specs = [line.strip() for line in (form.get("data") or "").splitlines() if line.strip()]
         if not specs:
             raise UserError("no data are named yet; upload or name some under Data")
-        self.roots.check(specs)
         if dashed := next((spec for spec in specs if spec.startswith("-")), None):
             raise UserError(f"{dashed}: no name of data begins with a dash")
+        self.roots.check(specs)
         return specs
 
     def settings(self, form: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,12 +126,7 @@ class Commands:
         source, me = self.data(form), (form.get("me") or "").split()
         is_crawl = form["import"] == "bilibili"
         argv = ["prepare-bilibili", "--input_dir"] if is_crawl else ["prepare-chat", "--input"]
-        argv += [
-            *source,
-            f"--output_dir={folder}",
-            f"--privacy={as_text(bool(form.get('privacy')))}",
-            "--test_size=0.1",
-        ]
+        argv += [*source, f"--output_dir={folder}", *as_flags({"privacy": bool(form.get("privacy")), "test_size": 0.1})]
         return argv if is_crawl or not me else [*argv, "--me", *me]
 
     def evaluation(self, run: Path, held_out: str, form: Mapping[str, Any], output_dir: str) -> list[str]:
@@ -148,36 +142,10 @@ class Commands:
 
     def of_run(self, run: Path) -> tuple[list[str], list[str]]:
         """Flags for the model of a run with its adapter, and for what to compare it with."""
-        name, base = self.roots.relative(run), run_settings(run).get("model_name_or_path") or ""
+        name, base = self.roots.relative(run), settings_of_run(run).get("model_name_or_path") or ""
         if (run / "adapter_config.json").is_file():
             return [f"--model_name_or_path={base}", f"--peft_path={name}"], ["--compare=base"]
         return [f"--model_name_or_path={name}"], [f"--compare={base}"] if base else []
-
-    def held_out(self, run: Path) -> str:
-        """The rows that a run held out: its validation file, or a new file of the rows that it evaluated on."""
-        settings = run_settings(run)
-        if files := settings.get("validation_file"):
-            return files[0]
-        first = next(iter(sorted((run / "predictions").glob("step-*.jsonl"))), None)
-        locations = {row.get("location") for row in read_lines(first)} if first else set()
-        rows = [
-            record.value
-            for source in find_sources(
-                [str(self.roots.home / name) for name in settings.get("train_file") or ()], "train"
-            )
-            for record in (read_records(source) if locations else ())
-            if any(str(record.location).endswith(str(location)) for location in locations)
-        ]
-        if not rows:
-            return ""
-        path = run / "held_out.jsonl"
-        write_jsonl(path, rows)
-        return self.roots.relative(path)
-
-
-def run_settings(run: Path) -> dict[str, Any]:
-    path = run / "run_config.yaml"
-    return read_mapping(str(path), "--config", as_yaml=True, as_text=False) if path.is_file() else {}
 
 
 def as_text(value: Any) -> str:

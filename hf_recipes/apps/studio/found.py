@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -12,16 +13,17 @@ import yaml
 
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.jobs.jobs import TRAINED, Job, read_lines
+from hf_recipes.apps.jobs.visitors import Visitor
 from hf_recipes.apps.studio import views
 from hf_recipes.apps.studio.commands import FORMS
 from hf_recipes.apps.studio.texts import Texts
-from hf_recipes.apps.studio.visitors import Visitor
 from hf_recipes.core.errors import UserError
 from hf_recipes.dry_run.peak_memory import in_units
 
 if TYPE_CHECKING:
     from hf_recipes.apps.studio.page import Page
 
+WORST = 6  # rows of an evaluation
 QUIET = 1.2  # seconds without a change of the settings before they are tried
 TRACKERS = {"swanlog": "swanlab watch {}", "tensorboard": "tensorboard --logdir {}"}
 
@@ -87,17 +89,11 @@ class Found:
         texts, about, full = self.texts, known[0][1]["model"], known[-1][1]["memory"]
         thinking = about["thinking"][0] if about["thinking"] else None
         pairs = [(texts("size"), f"{full['total'] / 1e9:.2f} B" if full["total"] >= 1e8 else f"{full['total']:,}")]
-        pairs += [
-            (texts("type"), about["type"]),
-            (texts("context"), f"{about['context']:,}" if about["context"] else "–"),
-        ]
+        pairs += [(texts("type"), about["type"]), (texts("context"), f"{about['context'] or 0:,}")]
         pairs += [(texts("template"), texts("yes" if about["chat_template"] else "no"))]
         pairs += [(texts("thinking"), texts(f"thinks {thinking}") if thinking else texts("no"))]
-        rows = [
-            [texts(form), in_units(one["memory"]["peak"]), in_units(one["free_memory"]),
-             "✓" if one["memory"]["peak"] <= one["free_memory"] else "✗"]
-            for form, one in known
-        ]  # fmt: skip
+        sizes = [(form, one["memory"]["peak"], one["free_memory"]) for form, one in known]
+        rows = [[texts(form), *map(in_units, (need, free)), "✓" if need <= free else "✗"] for form, need, free in sizes]
         header = [texts("form"), texts("needs"), texts("free"), texts("verdict")]
         tones = ["better" if row[-1] == "✓" else "worse" for row in rows]
         return [views.card(texts("about model"), views.facts(pairs), views.table(header, rows, tones))]
@@ -129,7 +125,8 @@ class Found:
             if self.histogram:
                 panels["lengths"] = views.lengths(self.histogram, int(budget), texts)
             for examples in views.blocks_of(found, "examples"):
-                panels["rows"] = views.conversations(examples["rows"], texts) + views.tokens(examples, texts)
+                rows = [(row["location"], row["turns"]) for row in examples["rows"] if row["turns"]]
+                panels["rows"] = views.conversations(texts("rows"), rows) + views.tokens(examples, texts)
         return panels
 
     def imported(self) -> list:
@@ -204,7 +201,7 @@ class Found:
         pairs += [(texts(name), form.format(last[name])) for name, form in show.items() if last.get(name) is not None]
         pairs += [(texts("memory"), in_units(last["memory"]))] if last.get("memory") else []
         pairs += (
-            [(texts("left"), views.duration(last["seconds_left"]))] if is_running and "seconds_left" in last else []
+            [(texts("left"), timedelta(seconds=last["seconds_left"]))] if is_running and "seconds_left" in last else []
         )
         state = views.job_state(job, texts) if job else ""
         is_done = (self.run / TRAINED).is_file() and (job is None or not job.is_live)
@@ -218,7 +215,10 @@ class Found:
             panel = views.card(texts("judge"), waiting) if job else waiting
         else:
             found = job.result().get("report", {"sections": ()})
-            panel = views.report(found, texts) + views.answers(found, texts) + views.command(job.command_lines(), texts)
+            worst = [row for block in views.blocks_of(found, "answers") for row in block["rows"][:WORST]]
+            worst = [(f"{row['location']} {row['status']}", row["texts"]) for row in worst]
+            panel = views.report(found, texts) + views.conversations(texts("worst"), worst)
+            panel += views.command(job.command_lines(), texts)
         return {"judge": panel, "chat": self._chat()}
 
     def _chat(self) -> str:

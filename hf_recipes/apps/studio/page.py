@@ -15,14 +15,15 @@ import yaml
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.jobs.jobs import FOLDER, TRAINED, Job, Jobs, file_name
 from hf_recipes.apps.jobs.roots import Roots
+from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
 from hf_recipes.apps.ports import free_port
 from hf_recipes.apps.studio import commands
 from hf_recipes.apps.studio.arguments import StudioArguments
 from hf_recipes.apps.studio.found import Found
 from hf_recipes.apps.studio.texts import LANGUAGES, Texts
-from hf_recipes.apps.studio.visitors import COOKIE, Visitor
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import new_file, write_text
+from hf_recipes.evaluation.held_out import held_out_file, settings_of_run
 
 PERIOD = 1.0  # seconds between two looks at what the commands have written
 TABS = ("model", "data", "train", "watch", "judge", "take")
@@ -379,9 +380,10 @@ class Page:
     @reported
     def on_judge(self, request: gr.Request) -> None:
         visitor, run, name = self._chosen(request)
-        held_out = (visitor.form.get("held_out") or "").strip() or self.commands.held_out(run)
+        held_out = (visitor.form.get("held_out") or "").strip() or held_out_file(run, self.roots.home)
         if not held_out:
             raise UserError(Texts(visitor.form["language"])("no held out"))
+        held_out = self.roots.relative(self.roots.home / held_out)
         folder = f"{name}/evaluation"
         self.begin(visitor, "judge", self.commands.evaluation(run, held_out, visitor.form, folder), output_dir=folder)
 
@@ -406,7 +408,7 @@ class Page:
     @reported
     def on_merge(self, request: gr.Request) -> None:
         visitor, run, name = self._chosen(request)
-        folder, base = self._free("models", run.name), commands.run_settings(run).get("model_name_or_path")
+        folder, base = self._free("models", run.name), settings_of_run(run).get("model_name_or_path")
         argv = ["merge", "--peft_path", name, f"--model_name_or_path={base}", f"--output_dir={folder}"]
         self.begin(visitor, "merge", argv, output_dir=folder)
 

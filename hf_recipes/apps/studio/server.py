@@ -6,9 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
+from hf_recipes.apps.jobs.visitors import COOKIE
 from hf_recipes.apps.server import FONTS, LOCAL_PAGES, MONO_FONTS, Rules, serve_blocks, start_blocks
 from hf_recipes.apps.studio.page import Page
-from hf_recipes.apps.studio.visitors import COOKIE
 
 FILES = r"/gradio_api/(?:upload|upload_progress|file=.*)"
 STYLE = Path(__file__).with_name("page.html")  # the page's head: its style, and a script that copies command lines

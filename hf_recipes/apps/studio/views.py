@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from html import escape
 from typing import Any
 
@@ -80,18 +81,16 @@ def report(found: Mapping[str, Any], texts: Texts) -> str:
     return card(texts("report"), head, findings, *tables)
 
 
-def conversations(examples: Sequence[Mapping[str, Any]], texts: Texts) -> str:
-    """Rows as their turns."""
-    rows = [
-        f"<article><small>{escape(row['location'])}</small>"
-        + "".join(
-            f"<p class='turn {escape(role)}'><b>{escape(role)}</b>{escape(text)}</p>" for role, text in row["turns"]
-        )
+def conversations(title: str, rows: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> str:
+    """Rows as named texts, such as the turns of a conversation, under where they are from."""
+    articles = (
+        f"<article><small>{escape(head)}</small>"
+        + "".join(f"<p class='turn {escape(name)}'><b>{escape(name)}</b>{escape(text)}</p>" for name, text in texts)
         + "</article>"
-        for row in examples
-        if row["turns"]
-    ]
-    return card(texts("rows"), f"<div class='rows'>{''.join(rows)}</div>") if rows else ""
+        for head, texts in rows
+    )
+    body = "".join(articles)
+    return card(title, f"<div class='rows'>{body}</div>") if body else ""
 
 
 def tokens(examples: Mapping[str, Any], texts: Texts) -> str:
@@ -164,14 +163,11 @@ def _curve(name: str, series: Mapping[str, list[tuple[float, float]]], texts: Te
     top = high if high > low else high + span / 2
     lines = []
     for index, points in enumerate(series.values()):
-        at = [
-            (8 + (WIDTH - 16) * step / max(1, last), 8 + (HEIGHT - 16) * (top - value) / span) for step, value in points
-        ]
+        across, down = (WIDTH - 16) / max(1, last), (HEIGHT - 16) / span
+        at = [(f"{8 + across * step:.1f}", f"{8 + down * (top - value):.1f}") for step, value in points]
         colour = COLOURS[index % len(COLOURS)]
-        lines.append(f"<polyline points='{' '.join(f'{x:.1f},{y:.1f}' for x, y in at)}' stroke='{colour}'/>")
-        lines += [
-            f"<circle cx='{x:.1f}' cy='{y:.1f}' r='2.5' fill='{colour}'/>" for x, y in (at[-1:] if at[9:] else at)
-        ]
+        lines.append(f"<polyline points='{' '.join(map(','.join, at))}' stroke='{colour}'/>")
+        lines += [f"<circle cx='{x}' cy='{y}' r='2.5' fill='{colour}'/>" for x, y in (at[-1:] if at[9:] else at)]
     show = in_units if name == "memory" else "{:.4g}".format
     axis = f"<div class='axis'><span>{show(low)} – {show(high)}</span><span>{texts('step', step=last)}</span></div>"
     picture = f"<svg viewBox='0 0 {WIDTH} {HEIGHT}'>{''.join(lines)}</svg>"
@@ -192,31 +188,13 @@ def samples(steps: Mapping[int, Sequence[Mapping[str, Any]]], texts: Texts) -> s
     return card(texts("samples"), table(header, rows)) if rows else ""
 
 
-def answers(found: Mapping[str, Any], texts: Texts, count: int = 5) -> str:
-    """The worst rows of an evaluation."""
-    rows = [
-        f"<article><small>{escape(row['location'])} {escape(row['status'])}</small>"
-        + "".join(f"<p class='turn'><b>{escape(name)}</b>{escape(text)}</p>" for name, text in row["texts"])
-        + "</article>"
-        for block in blocks_of(found, "answers")
-        for row in block["rows"][:count]
-    ]
-    return card(texts("worst"), f"<div class='rows'>{''.join(rows)}</div>") if rows else ""
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 def plan(found: Mapping[str, Any], texts: Texts) -> str:
     """A dry run: steps, time, memory, disk, and what to know before the start."""
     memory, steps, time = found["memory"], found["steps"], found["seconds"]
     pairs = [(texts("plan rows"), f"{found['data']['rows']:,}"), (texts("plan tokens"), f"{found['data']['tokens']:,}")]
     pairs += [(texts("plan steps"), f"{steps['total']:,}"), (texts("plan batch"), f"{found['batch']['global']:,}")]
     if time:
-        pairs.append((texts("plan time"), f"{duration(time[0])} – {duration(time[1])}"))
+        pairs.append((texts("plan time"), " – ".join(str(timedelta(seconds=math.ceil(one))) for one in time)))
     if memory:
         pairs.append((texts("plan memory"), f"{in_units(memory['peak'])} / {in_units(found['free_memory'])}"))
         pairs.append((texts("plan disk"), in_units(memory["checkpoint"])))

@@ -1,0 +1,208 @@
+"""The studio in Chromium: from a file to an adapter as a person gets there, and what others see."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from browser import Browser, find_program
+from conftest import ROOT, write_jsonl
+from hf_recipes.apps.jobs import jobs as module
+from hf_recipes.apps.jobs.jobs import identity
+from hf_recipes.apps.ports import free_port
+from hf_recipes.apps.studio.arguments import StudioArguments
+from hf_recipes.command.flags import flags_of
+from hf_recipes.core.files import write_json
+
+pytest.importorskip("gradio")
+from hf_recipes.apps.studio.page import TABS, Page
+from hf_recipes.apps.studio.server import start
+from hf_recipes.apps.studio.texts import Texts
+
+START = 40_000 + os.getpid() % 10_000
+TOAST = "[...document.querySelectorAll('.toast-body')].map(box => box.innerText).join()"
+
+
+@pytest.fixture
+def other(tmp_path):
+    program = find_program()
+    if not program:
+        pytest.skip("no Chromium or Chrome on the PATH")
+    running = Browser(program, tmp_path / "other")
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page whose jobs have no worker."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "_start_worker", lambda job: job)
+    page = Page(StudioArguments(root=[str(tmp_path_factory.mktemp("studio"))], max_upload_mb=1), flags_of)
+    yield page
+    page.blocks.close(verbose=False)
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def address(page) -> str:
+    return start(page, port=free_port(START)).rstrip("/")
+
+
+def opened(browser: Browser, address: str, language: str = "en") -> Browser:
+    browser.viewport(1280, 900)
+    browser.goto(address + "/")
+    browser.click("#language label", {"en": "English", "zh": "中文"}[language])
+    browser.wait_for(Texts(language)("lead"), seconds=30)
+    return browser
+
+
+def tab(browser: Browser, name: str, language: str = "en") -> None:
+    browser.click("button[role=tab]", Texts(language)(f"tab {name}"))
+    browser.wait_for(script=f"!!document.querySelector('#tab_{name}, [id*=tab_{name}]')?.offsetParent")
+
+
+def upload(browser: Browser, *paths: Path) -> None:
+    root = browser.call("DOM.getDocument")["root"]["nodeId"]
+    browser.wait_for(script="!!document.querySelector('input[type=file]')")
+    node = browser.call("DOM.querySelector", nodeId=root, selector="input[type=file]")["nodeId"]
+    browser.call("DOM.setFileInputFiles", nodeId=node, files=list(map(str, paths)))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_both_languages_fit_a_telephone(browser, address, language, tmp_path):
+    opened(browser, address, language)
+    browser.viewport(390, 800, mobile=True)
+    for name in TABS:
+        tab(browser, name, language)
+        browser.wait_for(script="document.documentElement.scrollWidth <= 390")
+        browser.screenshot(tmp_path / f"{name}.png")
+    other_word = Texts({"en": "zh", "zh": "en"}[language])("lead")
+    assert other_word not in browser.text
+    assert all(url.startswith((f"{address}/", "data:", "blob:")) for url in browser.requests)
+
+
+def test_bad_uploads_are_a_sentence_and_leave_nothing(browser, address, page, tmp_path):
+    opened(browser, address)
+    tab(browser, "data")
+    for name, content, message in (
+        ("run.py", b"import os", "run.py: not a file of data"),
+        ("empty.json", b"", "empty.json: the file is empty"),
+        ("picture.csv", b"\x89PNG\0\0", "picture.csv: not text, although its name says so"),
+        ("large.jsonl", b"{}\n" * 400_000, "File size exceeds the maximum allowed size of 1000000 bytes"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        upload(browser, tmp_path / name)
+        browser.wait_for(script=f"({TOAST}).includes({json.dumps(message)})")
+    assert not (page.roots.home / "uploads").exists()
+    assert browser.evaluate("document.querySelector('#data textarea').value") == ""
+    upload(browser, write_jsonl(tmp_path / "rows.jsonl", [{"input": "问", "target": "答"}]))
+    browser.wait_for(script="document.querySelector('#data textarea').value == 'uploads/rows.jsonl'")
+
+
+def test_a_second_visitor_sees_a_run_and_cannot_stop_it(browser, other, address, page):
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        job = page.jobs.start("sft", [["sft"]], "someone", output_dir="runs/theirs", waits=True)
+        write_json(job.folder / "process.json", identity(process.pid))
+        write_jsonl(job.run / "log.jsonl", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+        opened(other, address)
+        tab(other, "watch")
+        other.click("#run_watch input")
+        other.click("[role=option]", "runs/theirs")
+        other.wait_for(script="!!document.querySelector('#panel_curves polyline')")
+        write_jsonl(job.run / "log.jsonl", [{"step": step, "loss": 1 / step} for step in (1, 2, 3)])
+        other.wait_for("step 3")
+        other.click("#do_stop")
+        other.wait_for("Another visitor began this")
+        assert process.poll() is None
+        other.type("#password input", page.password)
+        other.click("#do_stop")
+        other.wait_for("Stopped")
+        assert process.wait(10) == -9
+    finally:
+        process.kill()
+        process.wait()
+
+
+def address_of(process: subprocess.Popen) -> str:
+    for line in process.stdout:
+        if match := re.search(r"studio at (http://\S+?)/? ", line):
+            return match[1]
+    raise AssertionError("the studio has ended")
+
+
+@pytest.mark.slow
+def test_from_a_file_to_an_adapter(browser, model_dir, tmp_path):
+    """With the server killed and the page loaded again in the middle of the training."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny").symlink_to(model_dir)  # leads out of the root, and is refused
+    rows = json.loads((ROOT / "datasets" / "alpaca" / "train.json").read_text(encoding="utf-8"))
+    file = tmp_path / "mine" / "rows.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(rows[:40], ensure_ascii=False), encoding="utf-8")
+    flags = ["--root", str(tmp_path), model_dir, "--port", str(free_port(START))]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+
+    def serve() -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "scripts" / "studio.py"), *flags]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    server = serve()
+    try:
+        address = address_of(server)
+        opened(browser, address)
+        browser.type("#model input", model_dir)
+        tab(browser, "data")
+        upload(browser, file)
+        browser.wait_for(script="document.querySelector('#data textarea').value == 'uploads/rows.json'")
+        browser.click("#do_inspect")
+        browser.wait_for(script="document.querySelectorAll('#panel_rows article').length == 3", seconds=300)
+        assert "rows are trained on" in browser.text and "schema" in browser.text
+        assert browser.evaluate("document.querySelectorAll('#panel_rows .tokens b').length") > 3
+        tab(browser, "train")
+        settings = {"max_steps": 5, "logging_steps": 1, "save_steps": 1, "eval_steps": 2}
+        settings |= {"per_device_train_batch_size": 2, "validation_split_percentage": 10}
+        for name, value in settings.items():
+            browser.type(f"#set_{name} textarea, #set_{name} input", str(value))
+        browser.wait_for(script="!!document.querySelector('#panel_plan .facts')", seconds=300)
+        assert "--max_steps=5" in browser.evaluate("document.querySelector('#panel_plan code').innerText")
+        browser.click("#do_start")
+        tab(browser, "watch")
+        browser.wait_for(script="!!document.querySelector('#panel_curves polyline')", seconds=300)
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+        server = serve()
+        opened(browser, address_of(server))
+        tab(browser, "watch")
+        browser.wait_for(script="!!document.querySelector('#panel_watch .note.good')", seconds=300)
+        log = [json.loads(line) for line in (tmp_path / "runs" / "first" / "log.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4, 5]
+        tab(browser, "judge")
+        browser.click("#do_judge")
+        browser.wait_for(script="!!document.querySelector('#panel_judge table')", seconds=300)
+        assert "adapted against base" in browser.text and "Worst rows first" in browser.text
+        tab(browser, "take")
+        browser.click("#do_zip")
+        browser.wait_for(script="!!document.querySelector('#panel_files a')")
+        url = browser.evaluate("document.querySelector('#panel_files a').href")
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            names = zipfile.ZipFile(BytesIO(answer.read())).namelist()
+        assert {"first/adapter_model.safetensors", "first/adapter_config.json", "first/tokenizer.json"} <= set(names)
+        browser.click("#do_session")
+        browser.wait_for("first.sh")
+        session = (tmp_path / ".hf_recipes" / "studio" / "downloads" / "first.sh").read_text()
+        assert [line.split()[1] for line in session.splitlines()[2:]] == ["sft", "evaluate"]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+        time.sleep(0.1)

@@ -1,0 +1,365 @@
+"""The studio without a browser: command lines, panels of what the commands wrote, and what its server lets through."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from conftest import ROOT, write_jsonl
+from hf_recipes.apps.jobs import jobs as module
+from hf_recipes.apps.jobs.jobs import identity
+from hf_recipes.apps.ports import free_port
+from hf_recipes.apps.studio import commands, texts, views
+from hf_recipes.apps.studio.arguments import StudioArguments
+from hf_recipes.apps.studio.texts import Texts
+from hf_recipes.command.flags import flags_of
+from hf_recipes.core.command_line import CommandLine
+from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import write_json
+
+pytest.importorskip("gradio")
+from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
+from hf_recipes.apps.server import Rules
+from hf_recipes.apps.studio.found import Found
+from hf_recipes.apps.studio.page import TABS, Page
+from hf_recipes.apps.studio.server import start
+
+STUDIO = ROOT / "hf_recipes" / "apps" / "studio"
+START = 30_000 + os.getpid() % 10_000
+FORM = {"model": "models/tiny", "data": "rows.jsonl", "name": "one"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studio")
+    write_jsonl(folder / "rows.jsonl", [{"input": "问", "target": "答"}])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(root):
+    """A page whose jobs have no worker."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "_start_worker", lambda job: job)
+    yield Page(StudioArguments(root=[str(root)]), flags_of)
+    patch.undo()
+
+
+@pytest.fixture
+def ask(page, monkeypatch):
+    """``ask("start", cookie, given …)`` presses a button; the messages that it shows."""
+    import gradio as gr
+
+    shown = []
+    monkeypatch.setattr(gr, "Warning", shown.append)
+    monkeypatch.setattr(gr, "Info", lambda text: None)
+
+    def press(name: str, cookie: str = "me", *values) -> list[str]:
+        shown.clear()
+        getattr(page, f"on_{name}")(request(cookie), *values)
+        return list(shown)
+
+    return press
+
+
+def request(cookie: str = "me"):
+    headers = {"accept-language": "en"}
+    return SimpleNamespace(cookies={COOKIE: cookie}, headers=headers, url=SimpleNamespace(hostname="127.0.0.1"))
+
+
+def fill(page, cookie: str = "me", **form) -> Visitor:
+    visitor = page.visitor(request(cookie))
+    visitor.save(**{"language": "en", **FORM, **form})
+    return visitor
+
+
+def filled(page, **form):
+    return page.filled(fill(page, **form))
+
+
+def flags(argv: list[str]) -> dict:
+    """The command line as its command reads it."""
+    line = CommandLine.of(flags_of(argv[0]), COMMANDS[argv[0]], argv[0])
+    values = line.read(argv[1:])
+    return {name: values[name] for name in line.given}
+
+
+def test_the_page_is_short():
+    """The table of texts is no code."""
+    assert sum(len(path.read_text().splitlines()) for path in STUDIO.glob("*.py") if path.name != "texts.py") <= 1200
+
+
+def test_a_training_has_what_differs_from_the_defaults(page):
+    fields = {"set_max_steps": "5", "set_learning_rate": "1e-3", "set_seed": "42", "set_use_lora": "true"}
+    editor = "report_to: none\nlr_scheduler_kwargs: {num_cycles: 2}\neval_methods: [rougeL, loss]\n"
+    argv = page.commands.training(filled(page, yaml=editor, data="a.jsonl#200\n\nb.jsonl*2\n", **fields), "runs/one")
+    assert argv[:5] == ["sft", "--model_name_or_path=models/tiny", "--train_file", "a.jsonl#200", "b.jsonl*2"]
+    assert flags(argv) == {
+        "model_name_or_path": "models/tiny",
+        "train_file": ["a.jsonl#200", "b.jsonl*2"],
+        "output_dir": "runs/one",
+        "max_steps": 5,
+        "learning_rate": 1e-3,
+        "report_to": "none",
+        "lr_scheduler_kwargs": '{"num_cycles": 2}',
+        "eval_methods": ["rougeL", "loss"],
+    }
+
+
+@pytest.mark.parametrize("stage", commands.STAGES)
+def test_every_stage_has_fifteen_settings_and_recipes_that_it_reads(page, stage):
+    names = commands.main_settings(flags_of, stage)
+    assert len(names) == len(set(names)) == 15 and set(names) <= flags_of(stage).keys()
+    recipes = commands.recipes_of(stage)
+    assert any(name.startswith(stage) for name in recipes)
+    for name in recipes:
+        *fields, editor = page.on_preset(name)
+        form = {f"set_{key}": value for key, value in zip(page.fields, fields, strict=True)}
+        argv = page.commands.training(filled(page, stage=stage, yaml=editor, **form), "runs/one")
+        recipe = commands.recipe_settings(name)
+        assert flags(argv).keys() - {"model_name_or_path", "train_file", "output_dir"} <= recipe.keys()
+    fill(page, stage="sft", yaml="", **{f"set_{key}": "" for key in page.fields})
+
+
+def test_recipes_are_of_one_stage():
+    listed = [name for stage in commands.STAGES for name in commands.recipes_of(stage)]
+    assert len(listed) == len(set(listed)) and "demo" in commands.recipes_of("sft") and "orpo_demo" not in listed
+
+
+@pytest.mark.parametrize(
+    "editor, message",
+    [
+        ("a: [", "the editor: not YAML"),
+        ("- a", "the editor: expected a line `name: value` for each setting"),
+        ("output_dir: /tmp/x", "the editor: output_dir is set in another field of the page"),
+        ("hub_token: abc", "the editor: hub_token cannot be set on the page"),
+        (
+            "trust_remote_code: true",
+            "trust_remote_code cannot be set on the page; see --trust_remote_code of the studio",
+        ),
+        ("validation_file: ../x.jsonl", "../x.jsonl: outside of the folders that this page may use"),
+        ('deepspeed: \'{"path": "/etc/passwd"}\'', "/etc/passwd: outside of the folders"),
+    ],
+)
+def test_what_the_editor_may_not_set(page, editor, message):
+    with pytest.raises(UserError) as error:
+        page.commands.training(filled(page, yaml=editor), "runs/one")
+    assert message in str(error.value)
+    fill(page, yaml="")
+
+
+@pytest.mark.parametrize(
+    "form, message",
+    [
+        ({"model": " "}, "no model is named yet"),
+        ({"data": ""}, "no data are named yet"),
+        ({"data": "--output_dir=/tmp"}, "no name of data begins with a dash"),
+        ({"data": "/etc/passwd"}, "outside of the folders"),
+        ({"model": "../models"}, "outside of the folders"),
+    ],
+)
+def test_a_button_says_what_is_missing(page, ask, form, message):
+    fill(page, **form)
+    before = len(page.jobs.all())
+    for button in ("inspect", "start"):
+        [text] = ask(button)
+        assert message in text and len(page.jobs.all()) == before
+
+
+def test_runs_have_names_of_their_own(page, ask):
+    fill(page, name="../../mine")
+    assert ask("start") == [] and page.visitor(request()).form["run"] == "runs/mine"
+    (page.roots.home / "runs" / "mine").mkdir(parents=True)
+    (page.roots.home / "runs" / "mine" / "run_config.yaml").write_text("{}")
+    assert "there is a run of this name" in ask("start")[0]
+
+
+def test_another_visitor_sees_a_run_and_needs_the_password_to_end_it(page, ask):
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        fill(page, name="theirs")
+        assert ask("start") == []
+        job = page.jobs.of_runs()[0]
+        write_json(job.folder / "process.json", identity(process.pid))
+        fill(page, "other", run="runs/theirs")
+        seen = Found(page, page.visitor(request("other")), "watch", "127.0.0.1").panels(0, [])
+        assert "runs/theirs" in seen["runs"] and "Running" in seen["watch"]
+        for button in ("pause", "stop"):
+            for cookie, given in (("other", ""), ("other", "wrong"), ("", "")):
+                fill(page, cookie, run="runs/theirs")
+                assert ask(button, cookie, given)[0].startswith("Another visitor began this")
+        assert process.poll() is None and not job.read("wish.json")
+        assert "running already" in ask("resume", "me", "")[0]
+        assert ask("stop", "other", page.password) == [] and process.wait(10) == -9
+        assert page.jobs.of_runs()[0].status == "stopped"
+        fill(page, "me", run="runs/theirs")
+        assert ask("resume", "other", "")[0].startswith("Another visitor began this")
+        assert ask("resume", "me", "") == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_paused_run_goes_on_from_its_checkpoint(page, ask):
+    fill(page, name="paused", set_max_steps="9")
+    ask("start")
+    job = page.jobs.of_runs()[0]
+    write_json(job.folder / "process.json", {"pid": 1, "started": 0})
+    write_json(job.folder / "end.json", {"code": 0})
+    write_json(job.run / "checkpoint-3" / "trainer_state.json", {}) if job.run.mkdir(parents=True) else None
+    (job.run / "checkpoint-3").mkdir()
+    write_json(job.run / "checkpoint-3" / "trainer_state.json", {})
+    assert job.status == "paused" and ask("resume", "me", "") == []
+    again = page.jobs.of_runs()[0]
+    assert again.commands == [[*job.commands[0], "--resume_from_checkpoint=true"]] and again.id != job.id
+    write_json(again.folder / "end.json", {"code": 0})
+    write_json(again.folder / "process.json", {"pid": 1, "started": 0})
+    ask("resume", "me", "")
+    assert page.jobs.of_runs()[0].commands == again.commands
+    fill(page, set_max_steps="")
+
+
+def trained(page, name: str = "done"):
+    """A run's folder after its end."""
+    run = page.roots.home / "runs" / name
+    run.mkdir(parents=True, exist_ok=True)
+    for file in ("metrics.json", "adapter_config.json", "adapter_model.safetensors"):
+        (run / file).write_text("{}")
+    settings = {"model_name_or_path": "models/tiny", "train_file": ["many.jsonl"], "validation_split_percentage": 20}
+    (run / "run_config.yaml").write_text(yaml.safe_dump(settings))
+    log = [{"step": 1, "loss": 2.0, "memory": 5e8, "tokens_per_second": 10, "seconds_left": 61}]
+    log += [{"step": 2, "loss": None}, {"step": 3, "loss": 1.0, "eval_rougeL": 0.5}]
+    write_jsonl(run / "log.jsonl", log)
+    answered = {"reference": "", "prediction": "&"}
+    answers = [{"location": f"many.jsonl:{row}", "question": f"<b>{row}", **answered} for row in (2, 4)]
+    for step in (0, 3):
+        write_jsonl(run / "predictions" / f"step-{step}.jsonl", answers)
+    write_jsonl(page.roots.home / "many.jsonl", [{"input": str(row), "target": "x"} for row in range(1, 6)])
+    fill(page, run=f"runs/{name}")
+    return run
+
+
+def test_judging_takes_the_rows_that_were_held_out(page, ask):
+    run = trained(page)
+    assert ask("judge") == []
+    job = page.jobs.all()[-1]
+    rows = [json.loads(line)["input"] for line in (run / "held_out.jsonl").read_text().splitlines()]
+    assert rows == ["2", "4"]
+    values = flags(job.commands[0])
+    assert values["peft_path"] == "runs/done" and values["compare"] == "base" and values["json"] is True
+    assert values["eval_files"] == ["held_out=runs/done/held_out.jsonl"]
+    assert page.commands.chat_models(run)[1:] == ["--peft_path=runs/done", "--compare_with=base"]
+
+
+def test_taking_away(page, ask):
+    run = trained(page)
+    assert ask("gguf") == ["Merge it first: the export reads a whole model."]
+    assert ask("zip") == [] and ask("session") == [] and ask("merge") == []
+    merge = page.jobs.all()[-1]
+    assert flags(merge.commands[0])["output_dir"] == "models/done"
+    write_json(merge.folder / "end.json", {"code": 0})
+    write_json(merge.folder / "process.json", {"pid": 1, "started": 0})
+    assert ask("ollama") == []
+    assert flags(page.jobs.all()[-1].commands[0])["model_name_or_path"] == "models/done"
+    assert ask("session") == []
+    assert "hf-recipes merge --peft_path runs/done" in (page.downloads / "done.sh").read_text()
+    [merged] = yaml.safe_load((page.downloads / "done.yaml").read_text())
+    assert merged == {
+        "merge": {"peft_path": ["runs/done"], "model_name_or_path": "models/tiny", "output_dir": "models/done"}
+    }
+
+    names = zipfile.ZipFile(page.downloads / "done.zip").namelist()
+    assert "done/adapter_model.safetensors" in names and not any("predictions" in name for name in names)
+    assert run.is_dir()
+
+
+@pytest.mark.parametrize("language", texts.LANGUAGES)
+def test_what_a_run_has_written_is_shown(page, language):
+    run = trained(page)
+    fill(page, language=language)
+    panels = Found(page, page.visitor(request()), "watch", "127.0.0.1").panels(0, ["runs/done"])
+    assert panels["curves"].count("<figure>") == 4 and "ROUGE-L" in panels["curves"]
+    assert "&lt;b&gt;2" in panels["samples"] and "<b>2" not in panels["samples"]
+    assert "500 MB" in panels["watch"] and str(run.name) in panels["runs"]
+    for tab in TABS:
+        assert all(
+            isinstance(text, str) for text in Found(page, page.visitor(request()), tab, "x").panels(9, []).values()
+        )
+
+
+def test_a_budget_cuts_the_rows_that_are_longer():
+    histogram = {"lengths": [[3, 2], [5, 1], [9, 4]], "edges": [3, 5, 9, 10], "counts": [2, 1, 4]}
+    english = Texts("en")
+    assert [re.search(r"(\d) of 7", views.lengths(histogram, budget, english))[1] for budget in (2, 3, 5, 9)] == [
+        *"7540"
+    ]
+
+
+def test_all_texts_are_in_both_languages():
+    for key, (english, chinese) in texts._TEXTS.items():
+        assert english and chinese and set(re.findall(r"{\w+", english)) == set(re.findall(r"{\w+", chinese)), key
+        assert not re.search("[\u4e00-\u9fff]", english), key
+    assert set(texts._SETTINGS) == set(commands.MAIN)
+
+
+@pytest.fixture(scope="module")
+def address(page):
+    yield start(page, port=free_port(START)).rstrip("/")
+    page.blocks.close(verbose=False)
+
+
+def answer(address: str, path: str, data: bytes | None = None, **headers: str):
+    try:
+        return urllib.request.urlopen(urllib.request.Request(address + path, data=data, headers=headers), timeout=10)
+    except urllib.error.HTTPError as error:
+        return error
+
+
+def test_what_the_server_lets_through(address, page, root):
+    home = answer(address, "/")
+    assert home.status == 200 and re.search(
+        rf"{COOKIE}=[\w-]{{20,}}; .*HttpOnly; .*SameSite=Lax", home.headers["Set-Cookie"]
+    )
+    assert answer(address, "/", Cookie=f"{COOKIE}=x").headers["Set-Cookie"] is None
+    for path in ("/gradio_api/info", "/docs", "/monitoring", "/gradio_api/proxy=https://a.hf.space"):
+        assert answer(address, path).status == 404, path
+    (root / "secret.txt").write_text("secret")
+    (page.downloads / "one.zip").write_text("zip")
+    for path in (root / "secret.txt", page.downloads / ".." / ".." / ".." / "secret.txt", "/etc/passwd"):
+        assert answer(address, f"/gradio_api/file={path}").status in (403, 404), path
+    assert answer(address, f"/gradio_api/file={page.downloads / 'one.zip'}").read() == b"zip"
+    body = json.dumps({"data": [], "fn_index": 0, "session_hash": "a"}).encode()
+    foreign = answer(address, "/gradio_api/run/predict", body, Origin="https://example.org")
+    assert foreign.status == 403
+    assert answer(address, "/", Host="rebound.example.org").status == 400
+    for path, size in (("upload", 200_200_000), ("queue/join", 2_000_001)):
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+        connection.putrequest("POST", f"/gradio_api/{path}")
+        connection.putheader("Content-Length", str(size))
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+    assert Rules(1).opened == "(?!)"
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0 lets the network in; add --auth user:password"),
+        ({"auth": "user"}, "--auth: expected user:password"),
+        ({"root": ["/not/there"]}, "--root /not/there: no such folder"),
+        ({"trainings": 0}, "--trainings 0: expected at least 1"),
+    ],
+)
+def test_flags_that_cannot_be(values, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        StudioArguments(**values)
