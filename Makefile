@@ -10,7 +10,7 @@ BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 DEMO_OUTPUT ?= runs/demo
 
 .PHONY: demo demo-pretrain demo-reward demo-reward-long demo-orpo demo-dpo demo-grpo demo-vocabulary \
-	vocabulary-study test check-families check-slow docs lock flags lint bench setup
+	vocabulary-study test check-families check-slow docs lock flags lint bench screenshots setup
 
 setup: $(VENV)/.installed
 
@@ -135,6 +135,10 @@ flags: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The six pictures of docs/en/studio.md and of docs/zh/studio.md, with a tiny model; Chromium takes them.
+screenshots: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python tests/studio_pictures.py en zh
 
 bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
 	$(BIN)/python tests/benchmarks/tokenize_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
