@@ -55,9 +55,9 @@ class Walk:
     def until(self, selector: str, count: int = 1) -> None:
         self.browser.wait_for(script=f"document.querySelectorAll({selector!r}).length >= {count}", seconds=WAIT)
 
-    def picture(self, name: str) -> None:
+    def picture(self, name: str, top: str = "#head") -> None:
         self.browser.evaluate("document.querySelectorAll('.toast-close').forEach(button => button.click())")
-        self.browser.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+        self.browser.evaluate(f"document.activeElement.blur(); document.querySelector({top!r}).scrollIntoView()")
         time.sleep(1.5)
         self.browser.screenshot(self.target / f"studio_{name}.png")
 
@@ -78,7 +78,7 @@ class Walk:
         browser.wait_for(script="document.querySelector('#data textarea').value.endsWith('train.jsonl')", seconds=WAIT)
         browser.click("#do_inspect")
         self.until("#panel_rows article", 3)
-        self.picture("data")
+        self.picture("data", "#budget")
         self.tab("train")
         for name, value in SETTINGS.items():
             browser.type(f"#set_{name} textarea, #set_{name} input", str(value))

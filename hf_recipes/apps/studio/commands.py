@@ -123,8 +123,7 @@ class Commands:
         return [[*model, *as_flags({**CHECKED, **settings}), *end] for settings in FORMS.values()]
 
     def convert(self, form: Mapping[str, Any], folder: str) -> list[str]:
-        source, me = self.data(form), (form.get("me") or "").split()
-        is_crawl = form["import"] == "bilibili"
+        source, me, is_crawl = self.data(form), (form.get("me") or "").split(), form["import"] == "bilibili"
         argv = ["prepare-bilibili", "--input_dir"] if is_crawl else ["prepare-chat", "--input"]
         argv += [*source, f"--output_dir={folder}", *as_flags({"privacy": bool(form.get("privacy")), "test_size": 0.1})]
         return argv if is_crawl or not me else [*argv, "--me", *me]
@@ -137,8 +136,8 @@ class Commands:
         return [*argv, "--overwrite_output_dir=true"]
 
     def chat_models(self, run: Path) -> list[str]:
-        models, _ = self.of_run(run)
-        return [*models, *(["--compare_with=base"] if len(models) > 1 else [])]
+        models = self.of_run(run)[0]
+        return [*models, "--compare_with=base"] if len(models) > 1 else models
 
     def of_run(self, run: Path) -> tuple[list[str], list[str]]:
         """Flags for the model of a run with its adapter, and for what to compare it with."""

@@ -71,14 +71,11 @@ class Found:
 
     def _model(self) -> dict[str, str]:
         texts, job = self.texts, self.job("model")
-        parts = []
-        if job is None:
-            parts.append(self._waiting("model", "", texts("model empty")))
-        else:
+        parts = [self._waiting("model", "", texts("model empty"))] if job is None else []
+        if job is not None:
             results = [(form, job.result(index)) for index, form in enumerate(FORMS)]
             known = [(form, found) for form, found in results if found.get("memory")]
-            if known:
-                parts += self._about(known)
+            parts += self._about(known) if known else []
             parts.append(views.card(texts("needs"), views.job_state(job, texts, texts("checking model"))))
         if download := self.job("download"):
             running = views.job_state(download, texts, in_units(_size(self.roots.home, download)))
@@ -90,8 +87,8 @@ class Found:
         thinking = about["thinking"][0] if about["thinking"] else None
         pairs = [(texts("size"), f"{full['total'] / 1e9:.2f} B" if full["total"] >= 1e8 else f"{full['total']:,}")]
         pairs += [(texts("type"), about["type"]), (texts("context"), f"{about['context'] or 0:,}")]
-        pairs += [(texts("template"), texts("yes" if about["chat_template"] else "no"))]
-        pairs += [(texts("thinking"), texts(f"thinks {thinking}") if thinking else texts("no"))]
+        template, thinks = "yes" if about["chat_template"] else "no", f"thinks {thinking}" if thinking else "no"
+        pairs += [(texts("template"), texts(template)), (texts("thinking"), texts(thinks))]
         sizes = [(form, one["memory"]["peak"], one["free_memory"]) for form, one in known]
         rows = [[texts(form), *map(in_units, (need, free)), "✓" if need <= free else "✗"] for form, need, free in sizes]
         header = [texts("form"), texts("needs"), texts("free"), texts("verdict")]
@@ -172,23 +169,21 @@ class Found:
         panels["runs"] = views.card(texts("runs"), f"<ul class='runs'>{''.join(items)}</ul>") if self.names else ""
         if self.run is None:
             return {**panels, "watch": f"<p class='empty'>{escape(texts('watch empty'))}</p>"}
-        logs = {name: read_lines(self.roots.home / name / "log.jsonl") for name in dict.fromkeys([self._name, *beside])
-                if name in self.names}  # fmt: skip
+        shown = [name for name in dict.fromkeys([self.visitor.form["run"], *beside]) if name in self.names]
+        logs = {name: read_lines(self.roots.home / name / "log.jsonl") for name in shown}
         job = next((job for job in self.jobs if job.run == self.run), None)
-        panels["watch"] = self._state(job, logs[self._name])
+        panels["watch"] = self._state(job, logs[self.visitor.form["run"]])
         panels["curves"] = views.curves(logs, texts)
         steps = {int(path.stem.split("-")[1]): path for path in self.run.glob("predictions/**/step-*.jsonl")}
         panels["samples"] = views.samples({step: read_lines(path)[:3] for step, path in steps.items()}, texts)
         panels["log"] = views.card(texts("log"), _log(job)) if job else ""
         if lines := [
-            line.format(self._name + "/" + name) for name, line in TRACKERS.items() if (self.run / name).is_dir()
+            line.format(self.visitor.form["run"] + "/" + name)
+            for name, line in TRACKERS.items()
+            if (self.run / name).is_dir()
         ]:
             panels["log"] += views.card(texts("trackers"), views.command(lines, texts))
         return panels
-
-    @property
-    def _name(self) -> str:
-        return self.visitor.form["run"]
 
     def _state(self, job: Job | None, log: list[Mapping[str, Any]]) -> str:
         texts = self.texts
@@ -206,7 +201,7 @@ class Found:
         state = views.job_state(job, texts) if job else ""
         is_done = (self.run / TRAINED).is_file() and (job is None or not job.is_live)
         done = views.note(texts("finished"), "good") if is_done else ""
-        return views.card(self._name, done, views.facts(pairs) if pairs else "", state)
+        return views.card(self.visitor.form["run"], done, views.facts(pairs), state)
 
     def _judge(self) -> dict[str, str]:
         texts, job = self.texts, self.job("judge")
@@ -246,10 +241,10 @@ class Found:
         )
         shell = files[-1].read_text(encoding="utf-8") if files[-1].is_file() else ""
         lines = [views.command([shell.strip()], texts)] if shell else []
-        panel = views.card(texts("files"), f"<p class='links'>{links}</p>", *lines) if links else ""
+        files = views.card(texts("files"), f"<p class='links'>{links}</p>", *lines) if links else ""
         jobs = [job for kind in ("merge", "export", "push") if (job := self.job(kind))]
         cards = (views.card(texts(job.kind), views.job_state(job, texts), _log(job)) for job in jobs)
-        return {"files": panel, "take": "".join(cards)}
+        return {"files": files, "take": "".join(cards)}
 
 
 def _shown(argv: list[str]) -> list[str]:

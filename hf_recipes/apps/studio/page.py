@@ -214,7 +214,7 @@ class Page:
             visitor.form = {name: field.value for name, field in self.form.items()} | visitor.form
             visitor.save(name=Path(self._free("runs", "first")).name)
         form, language = visitor.form, visitor.form["language"]
-        return [language, *(form.get(name) for name in self.form), *self._labels(language, form["stage"])]
+        return [language, *map(form.get, self.form), *self._labels(language, form["stage"])]
 
     def on_language(self, request: gr.Request, language: str, stage: str) -> list:
         self.visitor(request).save(language=language)
@@ -476,8 +476,8 @@ class Page:
         longest, names = found.longest, found.names
         runs = gr.update(choices=names, value=found.visitor.form.get("run"))
         values |= {f"run {tab}": runs, "beside": gr.update(choices=names)} if tab in OF_RUNS else {}
-        if longest:
-            values["budget"] = gr.update(visible=True, maximum=max(2, longest), value=min(1024, longest))
+        slider = {"visible": True, "maximum": max(2, longest), "value": min(1024, longest)}
+        values |= {"budget": gr.update(**slider)} if longest else {}
         new = {name: value for name, value in values.items() if seen.get(name) != value}
         order = [*self.panels, *(f"run {name}" for name in self.runs), "beside", "budget"]
         return [{**seen, **new}, *(new.get(name, gr.skip()) for name in order), *found.imported()]

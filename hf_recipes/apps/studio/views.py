@@ -49,12 +49,14 @@ def job_state(job: Job | None, texts: Texts, running: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], tones: Sequence[str] = ()) -> str:
-    def cells(row: Sequence[Any], tag: str) -> str:
-        return "".join(f"<{tag}{_numeric(cell)}>{escape(_cell(cell))}</{tag}>" for cell in row)
+    numeric = [" class='number'" if _is_numeric(cell) else "" for cell in (rows[0] if rows else header)]
 
-    lines = [
-        f"<tr class='{tone}'>{cells(row, 'td')}</tr>" for row, tone in zip(rows, tones or [""] * len(rows), strict=True)
-    ]
+    def cells(row: Sequence[Any], tag: str) -> str:
+        pairs = zip(row, numeric, strict=False)
+        return "".join(f"<{tag}{style}>{escape(_cell(cell))}</{tag}>" for cell, style in pairs)
+
+    marked = zip(rows, tones or [""] * len(rows), strict=True)
+    lines = (f"<tr class='{tone}'>{cells(row, 'td')}</tr>" for row, tone in marked)
     return f"<div class='table'><table><tr>{cells(header, 'th')}</tr>{''.join(lines)}</table></div>"
 
 
@@ -62,9 +64,8 @@ def _cell(cell: Any) -> str:
     return "–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
-def _numeric(cell: Any) -> str:
-    is_number = isinstance(cell, int | float) or (isinstance(cell, str) and cell[:1].isdigit() and len(cell) < 12)
-    return " class='number'" if is_number else ""
+def _is_numeric(cell: Any) -> bool:
+    return isinstance(cell, int | float) or (isinstance(cell, str) and cell[:1].isdigit() and len(cell) < 12)
 
 
 def report(found: Mapping[str, Any], texts: Texts) -> str:
@@ -96,13 +97,12 @@ def conversations(title: str, rows: Iterable[tuple[str, Iterable[tuple[str, str]
 def tokens(examples: Mapping[str, Any], texts: Texts) -> str:
     """Rows token by token; those that carry loss are in colour."""
     tags = {None: "u", True: "b", False: "i"}
-    rows = [
-        f"<p class='tokens'><small>{escape(row['location'])} {escape(sequence['name'])}</small>"
-        + "".join(f"<{tags[one['labelled']]}>{escape(one['text'])}</{tags[one['labelled']]}>"
-                  for document in sequence["documents"] for one in document["spans"])
-        + "</p>"
-        for row in examples["rows"] for sequence in row["sequences"]
-    ]  # fmt: skip
+    rows = []
+    for row, sequence in ((one, sequence) for one in examples["rows"] for sequence in one["sequences"]):
+        spans = [span for document in sequence["documents"] for span in document["spans"]]
+        marked = (f"<{tags[one['labelled']]}>{escape(one['text'])}</{tags[one['labelled']]}>" for one in spans)
+        head = f"<small>{escape(row['location'])} {escape(sequence['name'])}</small>"
+        rows.append(f"<p class='tokens'>{head}{''.join(marked)}</p>")
     return card(texts("tokens"), note(examples["note"]), *rows)
 
 
