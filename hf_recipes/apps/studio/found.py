@@ -102,8 +102,9 @@ class Found:
 
     @cached_property
     def histogram(self) -> dict[str, Any]:
-        """Of whole rows, which come last."""
-        return next(iter(reversed(views.blocks_of(self.inspection, "histogram"))), {})
+        """Of whole rows, which come last, of the training rows, which come first."""
+        sections = (views.blocks_of({"sections": [one]}, "histogram") for one in self.inspection.get("sections", ()))
+        return next((blocks[-1] for blocks in sections if blocks), {})
 
     @property
     def longest(self) -> int:

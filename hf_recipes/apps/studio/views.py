@@ -118,7 +118,7 @@ def lengths(histogram: Mapping[str, Any], budget: int, texts: Texts) -> str:
     at = [WIDTH * 2 * (edge - low) / (high - low) for edge in edges]
     bars = "".join(
         f"<rect x='{left:.1f}' y='{100 - 90 * count / most:.1f}' width='{max(0.5, right - left - 0.5):.1f}' "
-        f"height='{90 * count / most:.1f}' class='{'over' if edge >= budget else ''}'/>"
+        f"height='{90 * count / most:.1f}' class='{'over' if edge > budget else ''}'/>"
         for left, right, edge, count in zip(at, at[1:], edges, counts, strict=False)
     )
     x = min(WIDTH * 2, max(0, WIDTH * 2 * (budget - low) / (high - low)))

@@ -305,6 +305,16 @@ def test_a_budget_cuts_the_rows_that_are_longer():
     ]
 
 
+def test_lengths_are_those_of_the_training_rows(page):
+    visitor = fill(page)
+    job = page.begin(visitor, "inspect", ["inspect"])
+    kinds = [[("histogram", "prompt"), ("table", "x"), ("histogram", "whole")], [("histogram", "validation")]]
+    sections = [{"blocks": [{"kind": kind, "title": title} for kind, title in blocks]} for blocks in ([], *kinds)]
+    write_json(job.folder / "stdout.0", {"sections": sections})
+    assert Found(page, page.visitor(request()), "data", "x").histogram["title"] == "whole"
+    job.stop()
+
+
 def test_all_texts_are_in_both_languages():
     for key, (english, chinese) in texts._TEXTS.items():
         assert english and chinese and set(re.findall(r"{\w+", english)) == set(re.findall(r"{\w+", chinese)), key
