@@ -28,6 +28,7 @@ from hf_recipes.evaluation.held_out import held_out_file, settings_of_run
 PERIOD = 1.0  # seconds between two looks at what the commands have written
 TABS = ("model", "data", "train", "watch", "judge", "take")
 OF_RUNS = TABS[3:]
+WIDE = {"data": ("lengths", "rows"), "judge": ("chat",)}  # panels below the columns
 MIRROR = {"HF_ENDPOINT": "https://hf-mirror.com"}
 # Of the families in docs/en/families.md, small enough to begin with.
 MODELS = ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B", "Qwen/Qwen3-8B", "Qwen/Qwen2.5-0.5B-Instruct"]
@@ -111,7 +112,7 @@ class Page:
             if name == "data":
                 slider = gr.Slider(1, 4096, 1024, step=1, visible=False, elem_id="budget")
                 self.budget = self._labelled(slider, label="budget")
-                self._panels("lengths", "rows")
+            self._panels(*WIDE.get(name, ()))
 
     def _build(self) -> None:
         self.seen, self.active, self.timer = gr.State({}), gr.State(TABS[0]), gr.Timer(PERIOD)
@@ -145,7 +146,7 @@ class Page:
                 self._buttons("pause", "resume", "stop")
                 self.given = self._labelled(gr.Textbox(type="password", elem_id="password"), label="password")
                 self._panels("runs")
-            with self._tab("judge", "judge", "chat"):
+            with self._tab("judge", "judge"):
                 self._field("held_out", gr.Textbox, "held out", info="held out help")
                 self._field("count", gr.Slider, minimum=1, maximum=1000, step=1, value=100)
                 self._buttons("judge", primary="judge")
