@@ -14,6 +14,7 @@ from conftest import ROOT, TEXT, tiny_model, write_jsonl
 from hf_recipes.dry_run.memory import estimate, optimizer_bytes
 from hf_recipes.dry_run.simulate import Batch, meta_model, pass_memory, step_memory
 from hf_recipes.models.arguments import ModelArguments
+from hf_recipes.models.inference import forward
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import PIECE, scored_pass
 from hf_recipes.stages.sft import SFTArguments
@@ -98,6 +99,13 @@ def test_evaluations_are_counted_and_flat(make, tokenizer):
     taken = [pass_memory(bare, scored_pass(rows, 2048), autocast=None) for rows in (4, 64)]
     assert taken[0] == taken[1]
     assert sum(taken[1][name] for name in ("activations", "logits")) < 4 * 4 * PIECE
+
+
+def test_one_process_estimates_where_weights_are_sharded(monkeypatch, tokenizer):
+    """The others do not: asking them how many passes they make would wait for ever."""
+    monkeypatch.setattr(forward, "_sharded", lambda: True)
+    bare = meta_model(ModelArguments("tiny"), tiny_model(len(tokenizer)).config, tokenizer, [], bf16=False)
+    assert pass_memory(bare, scored_pass(4, 16), autocast=None)["logits"]
 
 
 def test_states_of_each_optimizer():
