@@ -229,12 +229,12 @@ class Engine:
         finally:
             generation.is_cancelled = True
 
-    def submit(self, generation: Generation) -> bool:
-        """Generate it as soon as there is room; False once the engine is closed."""
+    def submit(self, *generations: Generation) -> bool:
+        """Generate them as soon as there is room; False once the engine is closed."""
         with self._lock:
             if self._is_closed:
                 return False
-            self._waiting.append(generation)
+            self._waiting += generations
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, daemon=True, name="answers")
                 self._thread.start()
@@ -255,7 +255,7 @@ class Engine:
             try:
                 self._generate(batch)
             except torch.OutOfMemoryError as error:
-                self._halve(batch, error)
+                self._halve(batch, error.with_traceback(None))  # whose frames hold tensors
             except BaseException as error:
                 for generation in batch:
                     if generation.end is None:
@@ -322,7 +322,8 @@ class Engine:
         """After a batch that the device's memory does not hold, from now on half of it."""
         import torch
 
-        torch.accelerator.empty_cache()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
         if len(batch) == 1:
             batch[0].finish("error", error)
             return
