@@ -12,6 +12,7 @@ from hf_recipes.apps.serve.request import ChatRequest, RequestError
 from hf_recipes.models.inference.generate import Continuation
 from hf_recipes.models.inference.thinking import opens_thoughts
 
+WINDOW = 32  # tokens that hold a mark of thoughts
 SHUT_DOWN = RequestError("the server is shutting down", status=503)
 
 
@@ -38,7 +39,7 @@ class Choice:
     def __init__(self, request: ChatRequest, index: int, changed: Callable[[], None]):
         self.request, self.index, self._changed = request, index, changed
         self.model, self.text, self.tokens, self._shown = request.model.chat_model, Text(), 0, 0
-        self._update: Any = ()
+        self._update: Any = None
         self._opened = opens_thoughts(self.model.tokenizer, self.model.marks, request.prompt)
         self.generation = Generation(
             self.model,
@@ -57,7 +58,7 @@ class Choice:
     def look(self) -> None:
         """Take what was generated since the last time into `text`."""
         update = self._update
-        if self.text.finish_reason is not None:
+        if update is None or self.text.finish_reason is not None:
             return
         if isinstance(update, BaseException):
             raise update
@@ -77,7 +78,8 @@ class Choice:
             content = content[:position]
         end = "stop" if stops else self.generation.end if is_last else None
         if end is None:
-            self.text = Text(self._certain_thoughts(thoughts, content), self._certain(content))
+            if not self._may_begin_thoughts(ids):
+                self.text = Text(self._certain_thoughts(thoughts, content), self._certain(content))
             return
         calls: list[dict] = []
         if self.request.tools:
@@ -100,16 +102,18 @@ class Choice:
         """How many of `ids` it takes for so many characters of the answer."""
         return bisect_left(range(len(ids)), length, key=lambda count: len(self._split(ids[:count])[1]))
 
+    def _may_begin_thoughts(self, ids: Sequence[int]) -> bool:
+        """Whether `ids` are no more than a part of a mark that an answer begins with."""
+        text, marks = self.model.tokenizer.decode(ids[:WINDOW]).strip(), self.model.marks
+        return any(mark != text and mark.startswith(text) for mark in (marks.start, marks.direct) if mark)
+
     def _certain_thoughts(self, thoughts: str, content: str) -> str:
         """`thoughts` without what may be the beginning of their end."""
         thoughts = thoughts if content else _before_part(thoughts, [self.model.marks.end])
         return thoughts.rstrip("\ufffd").strip()
 
     def _certain(self, content: str) -> str:
-        """`content` without what may begin a stop text, a call, or thoughts, or be trimmed at the end."""
-        marks = self.model.marks
-        if any(mark and mark.startswith(content.strip()) for mark in (marks.start, marks.direct)):
-            return ""
+        """`content` without what may begin a stop text or a call, or be trimmed at the end."""
         ends = list(self.request.stop)
         if self.request.tools:
             mark = self.model.calls.mark
@@ -196,19 +200,15 @@ class Reply:
             if sent is None:
                 yield self._chunk(choice, {"role": "assistant", "content": ""})
                 sent = Text()
-            if new == sent:
-                continue
             self._sent[choice.index] = new
-            for key, text, before in (
-                ("reasoning_content", new.thoughts, sent.thoughts),
-                ("content", new.content, sent.content),
-            ):
-                if added := text.removeprefix(before):
-                    yield self._chunk(choice, {key: added})
-            if new.calls:
+            if thoughts := new.thoughts.removeprefix(sent.thoughts):
+                yield self._chunk(choice, {"reasoning_content": thoughts})
+            if content := new.content.removeprefix(sent.content):
+                yield self._chunk(choice, {"content": content})
+            if new.calls and not sent.finish_reason:
                 calls = [{"index": number, **call} for number, call in enumerate(_calls(new.calls))]
                 yield self._chunk(choice, {"tool_calls": calls})
-            if new.finish_reason:
+            if new.finish_reason and not sent.finish_reason:
                 yield self._chunk(choice, {}, new.finish_reason)
         if self.is_over and self.request.include_usage:
             yield self._object("chat.completion.chunk", []) | {"usage": self.usage}

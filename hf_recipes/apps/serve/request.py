@@ -23,12 +23,19 @@ from hf_recipes.data.schemas.conversation import (
 )
 from hf_recipes.models.inference.decoding import Decoding
 
+COLDEST = 1e-5  # a temperature below is 0, as vLLM's: logits over it are infinite
 MOST_TOKENS = 2048  # of an answer, where neither the request nor the server says
 MOST_CHOICES, MOST_STOPS, MOST_LOGPROBS = 16, 16, 20
 # Parameters that change no answer.
-NEUTRAL = {
-    *("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"),
-}
+NEUTRAL = (
+    "user",
+    "metadata",
+    "store",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "service_tier",
+)
 # Parameters that may only say what is done anyway.
 FIXED: dict[str, tuple] = {
     "frequency_penalty": (0,),
@@ -103,13 +110,20 @@ class _Body:
             raise RequestError(f"{name}: expected {expected}", name)
         return value
 
-    def number(self, name: str, low: float, high: float, default: float | None = None) -> float | None:
-        is_valid = lambda value: _is_number(value) and low <= value <= high  # noqa: E731
-        return self.take(name, f"a number from {low:g} to {high:g}", is_valid, default)
+    def number(self, name: str, low: float, high: float, default: float | None = None, over: bool = False) -> Any:
+        """From `low`, or `over` it, to `high`."""
+
+        def is_valid(value: Any) -> bool:
+            return _is_a(value, (int, float)) and low <= value <= high and not (over and value == low)
+
+        return self.take(name, f"a number {'over' if over else 'from'} {low:g} to {high:g}", is_valid, default)
 
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int | None:
-        is_valid = lambda value: _is_integer(value) and low <= value <= high  # noqa: E731
-        return self.take(name, f"a whole number from {low} to {high}", is_valid, default)
+        expected = f"a whole number from {low} to {high}"
+        return self.take(name, expected, lambda value: _is_a(value, int) and low <= value <= high, default)
+
+    def list(self, name: str) -> list | None:
+        return self.take(name, "a list", lambda value: isinstance(value, list))
 
     def flag(self, name: str) -> bool:
         return self.take(name, "true or false", lambda value: isinstance(value, bool), False)
@@ -125,12 +139,8 @@ class _Body:
                 raise RequestError(f"{prefix}{name}: not supported by this server", f"{prefix}{name}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def read_request(body: Any, models: Mapping[str, ServedModel], context: int | None) -> ChatRequest:
@@ -144,10 +154,9 @@ def read_request(body: Any, models: Mapping[str, ServedModel], context: int | No
         raise RequestError(f"the model {name!r} does not exist; there are {known}", "model", 404, "model_not_found")
     model = models[name]
     arguments, chat_model = model.arguments, model.chat_model
-    uses_tools = body.get("tool_choice") != "none"
-    tools = _tools(values.take("tools", "a list", lambda value: isinstance(value, list)))
-    messages = _messages(values.take("messages", "a list", lambda value: isinstance(value, list)), arguments)
-    tools = tools if uses_tools else None
+    tools = _tools(values.list("tools"))
+    messages = _messages(values.list("messages"), arguments)
+    tools = None if body.get("tool_choice") == "none" else tools
     if tools and chat_model.calls is None:
         raise RequestError(f"tools: the chat template of {model.name} shows no calls of tools", "tools")
     try:
@@ -156,12 +165,12 @@ def read_request(body: Any, models: Mapping[str, ServedModel], context: int | No
         raise RequestError(f"messages: {problem}", "messages") from None
 
     max_tokens = _max_tokens(values)
+    temperature = values.number("temperature", 0, 2, arguments.temperature)
     decoding = decoding_of(
-        values.number("temperature", 0, 2, arguments.temperature),
-        values.take("top_p", "a number over 0, to 1", lambda v: _is_number(v) and 0 < v <= 1, arguments.top_p),
+        temperature if temperature >= COLDEST else 0,
+        values.number("top_p", 0, 1, arguments.top_p, over=True),
         _new_tokens(max_tokens, len(prompt), context, arguments.max_new_tokens),
-        values.take("repetition_penalty", "over 0, to 2", lambda v: _is_number(v) and 0 < v <= 2)
-        or arguments.repetition_penalty,
+        values.number("repetition_penalty", 0, 2, arguments.repetition_penalty, over=True),
         _seed(values.integer("seed", -(2**63), 2**63 - 1, arguments.seed)),
         arguments.max_thinking_tokens,
     )

@@ -22,7 +22,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hf_recipes.apps.chat.arguments import is_loopback
 from hf_recipes.apps.chat.engine import Engine
-from hf_recipes.apps.ports import check_port
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.apps.serve.reply import SHUT_DOWN, Choice, Reply
 from hf_recipes.apps.serve.request import ChatRequest, RequestError, ServedModel, read_request
@@ -212,7 +211,6 @@ async def _not_served(request: Request, error: HTTPException) -> Response:
 def serve(server: Server) -> None:
     """Serve until Ctrl-C or SIGTERM; answers that run then end within seconds."""
     host, port = server.arguments.host, server.arguments.port
-    check_port(port, host)
     config = uvicorn.Config(
         server.app(), host, port, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE
     )

@@ -139,7 +139,8 @@ def test_each_model_answers_as_in_the_chat_whole_and_streamed(client, engine):
             "finish_reason": "length",
         }
         assert last.choices == [] and last.usage == answer.usage and {chunk.usage for chunk in chunks} == {None}
-        assert chunks[0].choices[0].delta.role == "assistant" and len(chunks) > 3
+        assert len(chunks) > 3
+        assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant"] + [None] * (len(chunks) - 1)
     assert ask(client, "org/model").choices[0].message.content == whole(engine)
 
 
@@ -197,6 +198,8 @@ def test_logprobs_are_those_of_the_model(client, engine, tokenizer):
             read.append(likeliest.item())
         assert len(choice.logprobs.content) == 4
     chunks = list(ask(client, stream=True, **options))
+    ends = [choice.index for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    assert sorted(ends) == [0, 1]
     content = [choice.logprobs.content for chunk in chunks for choice in chunk.choices if choice.logprobs]
     for one, other in zip(content, (choice.logprobs.content for choice in answer.choices), strict=True):
         assert [token.token for token in one] == [token.token for token in other]
@@ -226,6 +229,21 @@ def test_eight_clients_go_through_one_batch_and_models_take_turns(client, engine
         assert [answer.result().choices[0].message.content for answer in answers] == expected
         assert adapted.result().choices[0].message.content == other
     assert len(steps) < 9 * 30 / 2
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(client, engine):
+    def fail(module, args, kwargs):
+        if len(kwargs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError
+
+    expected, size = whole(engine, "one.1"), engine.batch_size
+    hook = engine.model.get_base_model().register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        assert {choice.message.content for choice in ask(client, "one.1", n=5).choices} == {expected}
+        assert engine.batch_size in (1, 2)
+    finally:
+        hook.remove()
+        engine.batch_size = size
 
 
 def test_a_client_that_leaves_makes_room(client, engine):
