@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import signal
+import socket
 import threading
 import time
 import urllib.error
@@ -411,6 +412,20 @@ def test_flags_that_cannot_be(flags, message):
     with pytest.raises(UserError) as error:
         check(parse(*flags))
     assert message in str(error.value) and "secret" not in str(error.value)
+
+
+def test_commands_that_fail(script, model_dir, judge, tmp_path):
+    def fails(message: str, *flags, model=model_dir) -> None:
+        code, out, err = script("serve.py", "--model_name_or_path", model, "--port", free_port(18000), *flags)
+        assert code == 1 and message in err.splitlines()[-1] and "Traceback" not in err, (out, err)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = script("serve.py", "--model_name_or_path", model_dir, "--port", port)
+        assert code == 1 and f"--port {port}: in use; the next free one is" in err
+    fails("expected a folder with adapter_config.json; this one holds a whole model", "--peft_path", f"x={model_dir}")
+    fails("a reward model, which scores answers and generates none", model=judge)
+    fails("--max_new_tokens 99999: the model's context is", "--max_new_tokens", "99999")
 
 
 def test_adapters_have_names(tmp_path):
