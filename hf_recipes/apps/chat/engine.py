@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 BASE = "base"
 BATCH_SIZE = 8
-# A batch is read anew when others join it. Before that, each of its rows gets so many tokens, or this share of those that
-# are read, so that reading takes no longer than writing.
+# A batch is read anew when others join it. Before that, each of its rows gets so many tokens, or this share of those
+# that are read, so that reading takes no longer than writing.
 SLICE, SHARE = 4, 1 / 64
 MAX_NEW_TOKENS = 4096  # largest number that the page offers, where the context holds twice as many
 

@@ -68,14 +68,13 @@ class Choice:
         ids = update.ids[: update.tokens] if is_last else update
         self.tokens = len(update.ids if is_last else ids)
         thoughts, content = self._split(ids)
-        stops = [(content.find(stop), stop) for stop in self.request.stop if stop in content]
+        stops = [(content.find(stop) + len(stop), len(stop)) for stop in self.request.stop if stop in content]
         self._shown = len(ids)
         if stops:
-            position, stop = min(stops)
-            self.tokens = self._tokens_with(ids, position + len(stop))
-            self._shown = self._tokens_with(ids, position)
+            end, length = min(stops, key=lambda stop: (stop[0], -stop[1]))  # the first to be whole
+            self.tokens, self._shown = self._tokens_with(ids, end), self._tokens_with(ids, end - length)
             self.generation.is_cancelled = True
-            content = content[:position]
+            content = content[: end - length]
         end = "stop" if stops else self.generation.end if is_last else None
         if end is None:
             if not self._may_begin_thoughts(ids):

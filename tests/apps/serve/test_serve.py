@@ -166,9 +166,10 @@ TEXT = "今天天气很好，我们去公园散步吧！END。你好<|im_end|>"
     ("stop", "expected"),
     [
         ("公园散", "今天天气很好，我们去"),
-        (["没有", "天气", "今天天气很"], ""),
+        (["没有", "天气", "今天天气很"], "今天"),
         ("ND。你", "今天天气很好，我们去公园散步吧！E"),
         ("无", None),
+        (["今天", "天"], ""),
     ],
 )
 def test_a_stop_text_ends_the_answer_and_is_never_sent_in_part(stop, expected):
