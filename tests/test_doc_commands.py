@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
 import pytest
-import zstandard
 from models.tiny_families import FAMILIES, SIZES, make_base
 from old_checkpoints import write_old
 from peft import LoraConfig, get_peft_model
@@ -112,7 +112,7 @@ def materials(tmp_path_factory) -> Path:
             write_jsonl(folder / name, rows)
     (folder / "ceval_val.csv").write_text(EXAM, encoding="utf-8")
     for name in ("news.jsonl.zst", "baike.jsonl.zst"):
-        (folder / name).write_bytes(zstandard.compress((folder / "news.jsonl").read_bytes()))
+        (folder / name).write_bytes(pyarrow.compress((folder / "news.jsonl").read_bytes(), "zstd", asbytes=True))
     shutil.copytree(ROOT / "datasets" / "bilibili", folder / "data", dirs_exist_ok=True)
     export = next((ROOT / "datasets" / "qq").iterdir()).read_text(encoding="utf-8")
     (folder / "EXPORTS").mkdir()
