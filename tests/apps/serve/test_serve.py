@@ -17,6 +17,7 @@ import pytest
 import torch
 import uvicorn
 import yaml
+from transformers import AutoModelForCausalLM
 
 from chatting import at_each_step, scripted
 from hf_recipes.apps.chat.engine import BASE
@@ -184,15 +185,16 @@ def test_a_stop_text_ends_the_answer_and_is_never_sent_in_part(stop, expected):
         assert (result["content"], result["finish_reason"]) == (said, reason)
 
 
-def test_logprobs_are_those_of_the_model(client, engine, tokenizer):
+def test_logprobs_are_those_of_the_model(client, base, tokenizer):
+    model = AutoModelForCausalLM.from_pretrained(base)  # not the engine's, whose thread may still end another test's
     options = {"logprobs": True, "top_logprobs": 3, "max_tokens": 4, "n": 2}
     answer = ask(client, **options)
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
     for choice in answer.choices:
         read = list(ids)
         for token in choice.logprobs.content:
-            with torch.no_grad(), engine.model.disable_adapter():
-                expected = engine.model(torch.tensor([read])).logits[0, -1].log_softmax(-1)
+            with torch.no_grad():
+                expected = model(torch.tensor([read])).logits[0, -1].log_softmax(-1)
             value, likeliest = expected.max(-1)
             assert token.logprob == pytest.approx(value.item(), abs=1e-4)
             assert token.token == tokenizer.decode([likeliest]) and token.top_logprobs[0].token == token.token
