@@ -10,7 +10,7 @@ BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 DEMO_OUTPUT ?= runs/demo
 
 .PHONY: demo demo-pretrain demo-reward demo-reward-long demo-orpo demo-dpo demo-grpo demo-vocabulary \
-	vocabulary-study test check-families check-slow docs lock flags lint bench screenshots setup
+	vocabulary-study test check-families check-slow check-docs docs lock flags lint bench screenshots setup
 
 setup: $(VENV)/.installed
 
@@ -115,6 +115,10 @@ check-families: $(VENV)/.installed
 
 check-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=1800
+
+# Every command of the pages, on tiny models and a few rows.
+check-docs: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m pages tests/test_doc_commands.py
 
 # Both languages into site/; a broken link or anchor is an error, unless --quiet hides it from --strict.
 docs: $(VENV)/.installed

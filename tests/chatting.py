@@ -1,5 +1,6 @@
 """A tiny model with two adapters that chats, for the tests of the chat."""
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
-from conftest import tiny_model
-from hf_recipes.apps.chat.engine import Engine, open_engine
+from conftest import build_tokenizer, tiny_model
+from hf_recipes.apps.chat.engine import BASE, ChatModel, Engine, open_engine
 from hf_recipes.models.arguments import ModelArguments
 
 
@@ -40,6 +41,25 @@ def adapters(base, tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def engine(base, adapters) -> Engine:
     return open_engine(ModelArguments(base, dtype="float32"), adapters, max_new_tokens=12, device_map="cpu")
+
+
+def scripted(text: str, tokens: Sequence[str] = (), **settings) -> Engine:
+    """An engine whose model says `text` again and again, token by token, whatever it is asked.
+
+    The tokenizer has the `settings`, and more `tokens`, by which the text is shorter.
+    """
+    tokenizer = build_tokenizer(**settings)
+    tokenizer.add_tokens(list(tokens))
+    model, ids, said = tiny_model(len(tokenizer)), tokenizer(text)["input_ids"], []
+
+    def force(module, inputs, output):
+        output.logits[:] = -100.0
+        output.logits[..., ids[len(said) % len(ids)]] = 100.0
+        said.append(True)
+        return output
+
+    model.register_forward_hook(force)
+    return Engine(model, [ChatModel(BASE, tokenizer)])
 
 
 @contextmanager

@@ -186,6 +186,14 @@ COMMANDS = {
             "Page": "cli language host port auth max_waiting config",
         },
     ),
+    "serve": Command(
+        "serve.py",
+        {
+            "Model": "model_name_or_path peft_path load_in_4bit gpus engine",
+            "Answers": "system_prompt thinking temperature max_new_tokens batch_size",
+            "Server": "host port api_key_file allow_origin config",
+        },
+    ),
     "mixture": Command("mixture_viewer.py"),
     "studio": Command("studio.py"),
 }

@@ -2,10 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from hf_recipes.models.devices import has_accelerator
+
+if TYPE_CHECKING:
+    from hf_recipes.dry_run.memory import Memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -22,8 +26,8 @@ class PeakMemory:
     grew after it was measured before the model was loaded; on systems without /proc it is unknown.
     """
 
-    def __init__(self, estimated: int | None):
-        self.estimated = estimated
+    def __init__(self, estimate: "Memory | None"):
+        self.estimate = estimate
         self._on_accelerator = has_accelerator()
         self._readable = self._on_accelerator or (STATUS.is_file() and CLEAR.is_file())
         self._before = 0 if self._on_accelerator or not self._readable else _resident("VmRSS")
@@ -39,15 +43,20 @@ class PeakMemory:
                 self._readable = False
 
     def read(self) -> dict[str, int | float | None]:
-        """Bytes `estimated` and `peak`, and the estimate's `error` as a share of the peak; None where unknown."""
+        """Bytes `estimated`, `most` and `peak`; None where unknown.
+
+        `error` is by how much of the peak the estimate, or the nearer end of its range, is off.
+        """
         peak = None
         if self._on_accelerator:
             peak = torch.accelerator.max_memory_allocated()
         elif self._readable:
             peak = max(1, _resident("VmHWM") - self._before)
-        known = peak is not None and self.estimated is not None
-        error = self.estimated / peak - 1 if known else None
-        return {"estimated": self.estimated, "peak": peak, "error": error}
+        least, most = (self.estimate.peak, self.estimate.most) if self.estimate else (None, None)
+        error = None
+        if peak is not None and self.estimate:
+            error = min(max(peak, least), most) / peak - 1
+        return {"estimated": least, "most": most, "peak": peak, "error": error}
 
 
 def in_units(size: float) -> str:
@@ -57,11 +66,18 @@ def in_units(size: float) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
+def as_range(least: float, most: float) -> str:
+    """``340 MB``, or ``340 MB to 1.90 GB``."""
+    return in_units(least) if least == most else f"{in_units(least)} to {in_units(most)}"
+
+
 def describe(measured: dict) -> str | None:
     """One line of `PeakMemory.read`, or None where nothing was measured."""
     if measured["peak"] is None:
         return None
     if measured["estimated"] is None:
         return f"memory: peak {in_units(measured['peak'])}"
-    estimated, peak = in_units(measured["estimated"]), in_units(measured["peak"])
-    return f"memory: estimated {estimated}, peak {peak} ({measured['error'] * 100:+.0f} %)"
+    estimated, peak = as_range(measured["estimated"], measured["most"]), in_units(measured["peak"])
+    is_within = measured["estimated"] != measured["most"] and measured["error"] == 0
+    error = "within" if is_within else f"{measured['error'] * 100:+.0f} %"
+    return f"memory: estimated {estimated}, peak {peak} ({error})"

@@ -13,7 +13,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.dry_run.checks import balances_experts, check_trained
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.memory import Memory, estimate
-from hf_recipes.dry_run.peak_memory import in_units
+from hf_recipes.dry_run.peak_memory import as_range, in_units
 from hf_recipes.dry_run.simulate import meta_model
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import leaks_in_tiny_copy
@@ -76,10 +76,13 @@ class Plan:
             share = memory.trained / memory.total
             size = f"{memory.batch.rows} × {memory.batch.length:,} tokens"
             which = "evaluation batch" if memory.evaluates else "batch"
+            amount = as_range(memory.peak, memory.most)
+            kernels = f"up to {in_units(memory.kernels)}, compiled for each shape of batch in bfloat16"
             lines += [
                 ("trained", f"{memory.trained:,} of {memory.total:,} weights ({share:.2%})"),
-                ("memory", f"{in_units(memory.peak)} a device, estimated for the largest {which} ({size})"),
+                ("memory", f"{amount} a device, estimated for the largest {which} ({size})"),
                 *((f"  {name}", in_units(size)) for name, size in memory.parts.items()),
+                *([("  kernels", kernels)] if memory.kernels else []),
                 ("checkpoint", f"{in_units(memory.checkpoint)} on disk"),
             ]
         return "\n".join(f"{name.ljust(17)} {text}" for name, text in lines)

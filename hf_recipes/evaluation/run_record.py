@@ -134,7 +134,10 @@ class RunRecord:
             taken |= values
             applied.append(replace(one, **values) if values else one)
         if taken:
-            texts = (f"{name} {' '.join(str(value).split())}" for name, value in taken.items())
+            texts = (
+                f"no {name}" if value is None else f"{name} {' '.join(str(value).split())}"
+                for name, value in taken.items()
+            )
             shown = ", ".join(text if len(text) <= SHOWN else f"{text[:SHOWN]}…" for text in texts)
             say(f"{self.path}: as in the run, {shown} (flags win)")
         return applied

@@ -1,5 +1,6 @@
 """New models, made from a configuration with random weights, and freezing: for pretraining."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ def read_model_config(
     if not arguments.config_name:
         return load_config(arguments, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
     path = arguments.config_name
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         path = str(Path(path, "config.json"))
     settings = read_mapping(path, "--config_name")
     kind = settings.pop("model_type", None)

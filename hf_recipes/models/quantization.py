@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -89,6 +90,10 @@ def prepare_quantized(model: "PreTrainedModel") -> None:
         parameter.requires_grad_(False)
         if parameter.ndim == 1 and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
+    half = next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None and hasattr(model, "generate"):
+        # It goes past the trainer's autocast, without which a head in half precision takes no float32.
+        model.generate = MethodType(torch.autocast(model.device.type, half)(type(model).generate), model)
 
 
 def limit_cpu_kernel(model: "PreTrainedModel", *, inference: bool) -> None:

@@ -199,7 +199,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     if args.dry_run:
         return
 
-    memory = PeakMemory(plan.memory and plan.memory.peak)
+    memory = PeakMemory(plan.memory)
     loading = {"make": stage.load_model(context), "descriptions": context.descriptions()}
     loading["cache_dir"] = context.data_args.cache_dir
     model = build_model(

@@ -48,7 +48,7 @@ def test_the_table_says_what_the_run_does(dry, sft, model_dir, pairs, tmp_path):
     assert "memory: estimated" in out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["train"]["tokens"] == 2 * tokens
-    assert metrics["memory"].keys() == {"estimated", "peak", "error"}
+    assert metrics["memory"].keys() == {"estimated", "most", "peak", "error"}
     ledger = json.loads((tmp_path / "run" / "data_ledger.json").read_text())["train"]["total"]
     assert float(truncated) == pytest.approx(100 * ledger.get("truncated", 0) / ledger["read"], abs=0.05)
     assert "dry_run" not in (tmp_path / "run" / "run_config.yaml").read_text()

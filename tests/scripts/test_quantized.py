@@ -181,3 +181,12 @@ def test_all_weights_of_a_quantized_base_cannot_be_trained(sft, model_dir, pairs
     more = ["--output_dir", tmp_path / "run", "--load_in_8bit", "--use_lora", "False"]
     code, _, err = sft("--model_name_or_path", model_dir, "--train_file", pairs / "train.json", *more)
     assert code == 1 and "--load_in_8bit: quantized weights cannot be trained" in err
+
+
+def test_answers_are_written_in_half_precision_too(sft, model_dir, pairs, tmp_path):
+    """As the recipe for one 8 GB card computes, on any device."""
+    argv = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", tmp_path / "run"]
+    argv += ["--validation_file", pairs / "dev.json", "--report_to", "none", "--max_steps", 1, "--eval_steps", 1]
+    code, out, err = sft(*argv, "--load_in_4bit", "true", "--bf16", "true", "--max_new_tokens", 4)
+    assert code == 0, err
+    assert "eval_rougeL" in out

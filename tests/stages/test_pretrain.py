@@ -161,6 +161,9 @@ def test_a_new_model(model_dir, tokenizer, tmp_path, capsys):
     arguments = PretrainModelArguments(config_name=str(path), tokenizer_name=model_dir, initializer_range=0.5)
     tokenizer, _ = load_tokenizer(model_dir)
     config = read_model_config(arguments, tokenizer)
+    text = path.read_text().ljust(300)  # longer than a file's name may be
+    in_line = PretrainModelArguments(config_name=text, tokenizer_name=model_dir, initializer_range=0.5)
+    assert read_model_config(in_line, tokenizer).to_dict() == config.to_dict()
     assert config.vocab_size == -(-len(tokenizer) // 64) * 64 and config.eos_token_id == tokenizer.eos_token_id
     model = make_model(arguments, config=config)
     assert model.get_input_embeddings().weight.std().item() == pytest.approx(0.5, rel=0.05)

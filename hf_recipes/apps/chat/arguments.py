@@ -10,12 +10,13 @@ from hf_recipes.core.settings import setting
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS, Decoding
 
+Port = Annotated[int, at(ge=1, le=65535)]
 NUMBERS = ("temperature", "top_p", "max_new_tokens", "repetition_penalty")  # arguments of `decoding_of`
 
 
 @dataclass
-class ChatArguments:
-    """The model, the decoding at the start, and who may connect."""
+class EngineArguments:
+    """The model with its adapters, and how it answers."""
 
     model_name_or_path: str = field(metadata={"help": "The base, or a full model: a folder or a Hub id."})
     peft_path: list[str] | None = field(
@@ -27,7 +28,6 @@ class ChatArguments:
     load_in_4bit: bool = setting("Load the base in 4 bits.", False)
     bnb_config: str | None = setting("JSON with keys of BitsAndBytesConfig.")
     gpus: str | None = setting("Numbers of GPUs with commas between (0,1), or cpu; by default the first GPU, if any.")
-    max_source_length: PositiveInt | None = setting("Largest number of prompt tokens; by default the context's.")
     system_prompt: str = setting("System prompt at the start.", "")
     temperature: Annotated[float, at(ge=0, le=2)] = setting("At the start; 0 always takes the likeliest token.", 0.7)
     top_p: float = setting("At the start.", 0.9)
@@ -37,15 +37,6 @@ class ChatArguments:
     )
     repetition_penalty: Annotated[float, at(ge=1, le=2)] = setting("At the start.", 1.0)
     seed: int = setting("Seed of the sampling: the same questions with the same settings get the same answers.", 42)
-    cli: bool = setting("Chat in the terminal; no page is served.", False)
-    compare_with: str | None = setting("Who answers beside it at the start: base, or the name of an adapter.")
-    language: Literal["zh", "en"] | None = setting("At the start; by default the browser's or the terminal's.")
-    port: Annotated[int, at(ge=1, le=65535)] = setting("Port of the page.", 7860)
-    host: str = setting("Address of the page; others than 127.0.0.1 need --auth.", "127.0.0.1")
-    share: bool = setting("Also serve it through Gradio's public tunnel; needs --auth.", False)
-    auth: str | None = setting("user:password that visitors must give.")
-    insecure: bool = setting("Let anybody in, where --host or --share ask for --auth.", False)
-    max_waiting: Annotated[int, at(ge=1, le=1000)] = setting("Questions that may wait while one is answered.", 16)
     trust_remote_code: bool = setting("Run code that comes with the model.", False)
     cache_dir: str | None = setting("Where downloads are cached.")
 
@@ -54,9 +45,6 @@ class ChatArguments:
         self.model_arguments, self.decoding  # noqa: B018  each raises what is wrong with it
         if self.gpus is not None and self.gpus != "cpu" and not re.fullmatch(r"\d+(,\d+)*", self.gpus):
             raise ValueError(f"--gpus {self.gpus}: expected numbers with commas between, such as 0,1, or cpu")
-        opened = {"--share lets anybody in": self.share}
-        opened[f"--host {self.host} lets the network in"] = not is_loopback(self.host)
-        check_access(self.auth, self.insecure or self.cli, opened)
 
     @property
     def model_arguments(self) -> ModelArguments:
@@ -70,6 +58,28 @@ class ChatArguments:
     @property
     def device_map(self) -> str | None:
         return None if self.gpus is None else "cpu" if self.gpus == "cpu" else "auto"
+
+
+@dataclass
+class ChatArguments(EngineArguments):
+    """The model, the decoding at the start, and who may connect."""
+
+    max_source_length: PositiveInt | None = setting("Largest number of prompt tokens; by default the context's.")
+    cli: bool = setting("Chat in the terminal; no page is served.", False)
+    compare_with: str | None = setting("Who answers beside it at the start: base, or the name of an adapter.")
+    language: Literal["zh", "en"] | None = setting("At the start; by default the browser's or the terminal's.")
+    port: Port = setting("Port of the page.", 7860)
+    host: str = setting("Address of the page; others than 127.0.0.1 need --auth.", "127.0.0.1")
+    share: bool = setting("Also serve it through Gradio's public tunnel; needs --auth.", False)
+    auth: str | None = setting("user:password that visitors must give.")
+    insecure: bool = setting("Let anybody in, where --host or --share ask for --auth.", False)
+    max_waiting: Annotated[int, at(ge=1, le=1000)] = setting("Questions that may wait while one is answered.", 16)
+
+    def __post_init__(self):
+        super().__post_init__()
+        opened = {"--share lets anybody in": self.share}
+        opened[f"--host {self.host} lets the network in"] = not is_loopback(self.host)
+        check_access(self.auth, self.insecure or self.cli, opened)
 
 
 def decoding_of(

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Collection
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from hf_recipes.apps.chat.arguments import ChatArguments
+from hf_recipes.apps.chat.arguments import ChatArguments, EngineArguments
 from hf_recipes.apps.ports import check_port
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.evaluation.run_record import RunRecord
@@ -14,6 +14,8 @@ from hf_recipes.models.templates.options import TemplateArguments
 
 if TYPE_CHECKING:
     from hf_recipes.apps.chat.engine import Engine
+
+AnyArguments = TypeVar("AnyArguments", bound=EngineArguments)
 
 
 def choose_devices(gpus: str | None) -> None:
@@ -33,7 +35,16 @@ def check(arguments: ChatArguments) -> None:
     check_port(arguments.port, arguments.host)
 
 
-def as_trained(arguments: ChatArguments, given: Collection[str]) -> ChatArguments:
+def check_gpus(gpus: str | None) -> None:
+    import torch
+
+    if gpus not in (None, "cpu"):
+        wanted, available = gpus.count(",") + 1, torch.cuda.device_count()
+        if available < wanted:
+            raise UserError(f"--gpus {gpus}: {available} of these {wanted} are here; omit it, or give cpu")
+
+
+def as_trained(arguments: AnyArguments, given: Collection[str]) -> AnyArguments:
     """`arguments` with the system prompt and the budget of thoughts of the first adapter's run, or the model's, unless
     they are given. Variables of the template, such as those of thinking, are saved in it.
 
@@ -51,14 +62,9 @@ def as_trained(arguments: ChatArguments, given: Collection[str]) -> ChatArgument
 
 
 def load(arguments: ChatArguments, template: TemplateArguments | None = None) -> "Engine":
-    import torch
-
     from hf_recipes.apps.chat.engine import open_engine
 
-    if arguments.gpus not in (None, "cpu"):
-        wanted, available = arguments.gpus.count(",") + 1, torch.cuda.device_count()
-        if available < wanted:
-            raise UserError(f"--gpus {arguments.gpus}: {available} of these {wanted} are here; omit it, or give cpu")
+    check_gpus(arguments.gpus)
     return open_engine(
         arguments.model_arguments,
         arguments.peft_path or (),

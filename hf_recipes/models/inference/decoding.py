@@ -50,12 +50,13 @@ class Decoding:
             if not self.do_sample and getattr(self, name) != default:
                 raise ValueError(f"--{name} {getattr(self, name):g} has no effect without --do_sample")
 
-    def processors(self, mask: "torch.Tensor", keys: Sequence[int]) -> list:
+    def processors(self, mask: "torch.Tensor", keys: Sequence[int], sampled: Sequence[int] | None = None) -> list:
         """Logits processors for one batch, after which the likeliest token is the one to take.
 
         Args:
             mask: (B, T), 0 where a prompt is padded.
             keys: B numbers; a row's random numbers depend only on `seed` and its key.
+            sampled: how many tokens of each row were sampled before.
         """
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -66,8 +67,33 @@ class Decoding:
             steps += [TemperatureLogitsWarper(self.temperature)] if self.temperature != 1 else []
             steps += [TopKLogitsWarper(self.top_k)] if self.top_k else []
             steps += [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
-            steps.append(_Sample(self.seed, keys))
+            steps.append(_Sample(self.seed, keys, sampled))
         return steps
+
+
+def batch_processors(
+    decodings: Sequence[Decoding], mask: "torch.Tensor", keys: Sequence[int], sampled: Sequence[int]
+) -> list:
+    """`Decoding.processors` of a batch whose rows may each have another decoding."""
+    if all(decoding == decodings[0] for decoding in decodings):
+        return decodings[0].processors(mask, keys, sampled)
+    rows = [slice(number, number + 1) for number in range(len(decodings))]
+    steps = [one.processors(mask[row], keys[row], sampled[row]) for one, row in zip(decodings, rows, strict=True)]
+    return [_ByRow(steps)]
+
+
+class _ByRow:
+    def __init__(self, steps: list[list]):
+        self._steps = steps
+
+    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        rows = list(scores.split(1))
+        for number, steps in enumerate(self._steps):
+            for step in steps:
+                rows[number] = step(ids[number : number + 1], rows[number])
+        return torch.cat(rows)
 
 
 class _RepetitionPenalty:
@@ -92,10 +118,12 @@ class _Sample:
     Each row has its own random generator, so that neither its batch nor torch's random state matters.
     """
 
-    def __init__(self, seed: int, keys: Sequence[int]):
+    def __init__(self, seed: int, keys: Sequence[int], sampled: Sequence[int] | None):
         import numpy as np
 
         self._generators = [np.random.default_rng([seed, key]) for key in keys]
+        for generator, count in zip(self._generators, sampled or (), strict=bool(sampled)):
+            generator.integers(1 << 24, size=count)
 
     def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
         import torch

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
 
@@ -110,7 +111,9 @@ def logits_at(
     size = len(positions)
     if not torch.is_grad_enabled():
         size = max(1, PIECE // inner.config.get_text_config().vocab_size)
-    count = _largest_count(-(-len(positions) // size))
+    count = -(-len(positions) // size)
+    if not isinstance(positions, FakeTensor):  # an estimate, which one process makes
+        count = _largest_count(count)
     output, hidden, part = None, None, slice(0, size)
 
     def select(module, args, result):

@@ -1,20 +1,19 @@
 """Batched generation from token ids."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.thoughts import ThoughtMarks
-from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.decoding import Decoding, batch_processors
 from hf_recipes.models.inference.generation_settings import complete_generation_config
 from hf_recipes.models.inference.thinking import Thinking
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Watch = Callable[["torch.Tensor"], bool]
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,28 @@ class Continuation:
     cut_while_thinking: bool = False
 
 
+@dataclass(frozen=True)
+class Step:
+    """A row of a batch after one more token.
+
+    Attributes:
+        index: of its prompt.
+        ids: all that were generated after the prompt.
+        logits: (V,), those that the last token was taken from.
+        is_last: whether the row ends with this token.
+        read: gives its continuation so far.
+    """
+
+    index: int
+    ids: list[int]
+    logits: "torch.Tensor"
+    is_last: bool
+    read: Callable[[], Continuation]
+
+
+Watch = Callable[[Step], bool]
+
+
 def plan_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
     """The indices of `prompts` in batches of similar length, the longest first."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
@@ -59,11 +80,12 @@ def continue_batches(
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
     batches: Sequence[Sequence[int]],
-    decoding: Decoding,
+    decoding: Decoding | Sequence[Decoding],
     *,
     stop_ids: Sequence[int] = (),
     marks: ThoughtMarks | None = None,
     keys: Sequence[int] | None = None,
+    begun: Sequence[Sequence[int]] | None = None,
     before_batch: Callable[[], None] = lambda: None,
     watch: Watch | None = None,
     synced: bool = False,
@@ -77,10 +99,12 @@ def continue_batches(
     too: each row has its own random numbers, and torch's random state is neither used nor changed.
 
     Args:
+        decoding: of all prompts, or one for each, without beams.
         marks: of thoughts, which are told apart and have a budget (see `Thinking`); None where there are none.
         keys: a number for each prompt, by default its index; seed and key decide what is sampled for it.
+        begun: for each prompt, ids that were generated before; the text is continued as if it had not been interrupted.
         before_batch: called before each batch.
-        watch: called after each token with the new ones of all rows, (B, t); where it returns True, the batch ends.
+        watch: called after each token for each row that has not ended; where it returns True, the row ends.
         synced: compute until all processes have their answers, as weights that are sharded over them need (ZeRO's
             stage 3, FSDP); each process must have equally many batches.
     """
@@ -99,28 +123,30 @@ def continue_batches(
     try:
         for batch in batches:
             before_batch()
-            width = max(len(prompts[index]) for index in batch)
+            rows = [_Row(index, prompts[index], list(begun[index]) if begun else []) for index in batch]
+            settings = [decoding if isinstance(decoding, Decoding) else decoding[row.index] for row in rows]
+            width = max(len(row.prompt) + len(row.begun) for row in rows)
             ids = torch.full((len(batch), width), tokenizer.pad_token_id)
             mask = torch.zeros_like(ids)
-            for row, index in enumerate(batch):
-                ids[row, width - len(prompts[index]) :] = torch.as_tensor(prompts[index])
-                mask[row, width - len(prompts[index]) :] = 1
+            for number, row in enumerate(rows):
+                read = torch.cat([torch.as_tensor(row.prompt), torch.as_tensor(row.begun, dtype=torch.long)])
+                ids[number, width - len(read) :], mask[number, width - len(read) :] = read, 1
             ids, mask = ids.to(model.device), mask.to(model.device)
-            finite = _FiniteRows()
-            processors = decoding.processors(mask, [index if keys is None else keys[index] for index in batch])
-            criteria: list = [_Watched(watch, width)] if watch else []
-            max_new_tokens, thinking = decoding.max_new_tokens, None
+            row_keys = [row.index if keys is None else keys[row.index] for row in rows]
+            processors = batch_processors(settings, mask, row_keys, [len(row.begun) for row in rows])
+            limits, thinking = [one.max_new_tokens for one in settings], None
+            longest = max(limit - len(row.begun) for limit, row in zip(limits, rows, strict=True))
             if marks is not None:
-                budgets = max_new_tokens, decoding.max_thinking_tokens, context
-                thinking = Thinking(tokenizer, marks, [prompts[index] for index in batch], *budgets)
-                max_new_tokens = thinking.max_tokens
+                thinking = Thinking(tokenizer, marks, rows, settings, context)
+                longest = thinking.max_tokens
                 processors.append(thinking.close)
-                criteria.append(thinking.stop)
+            texts = _Texts(tokenizer, rows, width, stops, limits, thinking)
+            criteria: list = [partial(_watched, watch, texts)] if watch else [thinking.stop] if thinking else []
             # A logits processor samples, so that `generate` itself always takes the likeliest token.
             config = complete_generation_config(
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=longest,
                 do_sample=False,
-                num_beams=decoding.num_beams,
+                num_beams=settings[0].num_beams,
                 use_cache=True,
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=sorted(stops),
@@ -131,56 +157,72 @@ def continue_batches(
                     ids,
                     attention_mask=mask,
                     generation_config=config,
-                    logits_processor=LogitsProcessorList([finite, *processors]),
+                    logits_processor=LogitsProcessorList([texts.look, *processors]),
                     stopping_criteria=StoppingCriteriaList(criteria),
                     synced_gpus=synced,
                 )
-            rows = enumerate(zip(output[:, width:].tolist(), finite.rows(len(batch)), strict=True))
-            yield batch, [_read(tokenizer, new, stops, is_finite, thinking, row) for row, (new, is_finite) in rows]
+            new = zip(rows, output[:, width:].tolist(), strict=True)
+            yield batch, [texts.read(number, [*row.begun, *ids]) for number, (row, ids) in enumerate(new)]
     finally:
         hook.remove()
         model.config.use_cache = used_cache
         model.train(was_training)
 
 
-class _FiniteRows:
-    """A logits processor that changes nothing and records of which rows all logits were finite."""
+@dataclass(frozen=True)
+class _Row:
+    index: int
+    prompt: Sequence[int]
+    begun: list[int]
 
-    def __init__(self):
-        self._finite: torch.Tensor | None = None
 
-    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+@dataclass
+class _Texts:
+    """The rows of a batch while they are generated, and what they read as."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    rows: list[_Row]
+    width: int
+    stops: set[int]
+    limits: list[int]
+    thinking: Thinking | None
+    ended: set[int] = field(default_factory=set)
+    logits: "torch.Tensor | None" = None
+    finite: "torch.Tensor | None" = None
+
+    def look(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        """A logits processor that changes nothing and records of which rows all logits were finite."""
         finite = scores.amax(-1).isfinite()  # the maximum of a row with NaN is NaN
-        self._finite = finite if self._finite is None else self._finite & finite
+        self.logits, self.finite = scores, finite if self.finite is None else self.finite & finite
         return scores
 
-    def rows(self, count: int) -> list[bool]:
-        return self._finite.view(count, -1).all(1).tolist()
+    def read(self, number: int, new: list[int]) -> Continuation:
+        """What the ids `new`, those that were begun with among them, say."""
+        limit = self.limits[number]
+        end = next((index for index, token in enumerate(new) if token in self.stops), None)
+        if self.thinking is None:
+            finished, thoughts, is_cut = end is not None and end < limit, "", False
+            count = end if finished else min(limit, len(new))
+            text = self.tokenizer.decode(new[:count], skip_special_tokens=True)
+        else:
+            thoughts, text, count, finished, is_cut = self.thinking.read(number, new, end)
+        is_finite = bool(self.finite.view(len(self.rows), -1)[number].all())
+        return Continuation(text, count, finished, new[: count + finished], is_finite, thoughts, is_cut)
 
 
-class _Watched:
-    def __init__(self, watch: Watch, width: int):
-        self._watch, self._width = watch, width
-
-    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor", **kwargs) -> "torch.Tensor":
-        return ids.new_full((len(ids),), bool(self._watch(ids[:, self._width :])), dtype=bool)
-
-
-def _read(
-    tokenizer: "PreTrainedTokenizerBase",
-    new: list[int],
-    stops: set[int],
-    is_finite: bool,
-    thinking: Thinking | None,
-    row: int,
-) -> Continuation:
-    end = next((index for index, token in enumerate(new) if token in stops), None)
-    if thinking is None:
-        finished, count, thoughts, is_cut = end is not None, len(new) if end is None else end, "", False
-        text = tokenizer.decode(new[:end], skip_special_tokens=True)
+def _watched(watch: Watch, texts: _Texts, ids: "torch.Tensor", scores: "torch.Tensor", **kwargs) -> "torch.Tensor":
+    """A stopping criterion: the rows that end, or for which `watch` returned True."""
+    generated = [[*row.begun, *new] for row, new in zip(texts.rows, ids[:, texts.width :].tolist(), strict=True)]
+    if texts.thinking:
+        over = texts.thinking.stop(ids, scores).tolist()
     else:
-        thoughts, text, count, finished, is_cut = thinking.read(row, new, end)
-    return Continuation(text, count, finished, new[: count + finished], is_finite, thoughts, is_cut)
+        over = [len(new) >= limit for new, limit in zip(generated, texts.limits, strict=True)]
+    for number, (row, new) in enumerate(zip(texts.rows, generated, strict=True)):
+        is_last = over[number] or new[-1] in texts.stops
+        step = Step(row.index, new, texts.logits[number], is_last, partial(texts.read, number, new))
+        if number not in texts.ended and (watch(step) or is_last):
+            texts.ended.add(number)
+    return ids.new_tensor([number in texts.ended for number in range(len(ids))], dtype=bool)
 
 
 def not_numbers(what: str) -> UserError:

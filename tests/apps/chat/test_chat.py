@@ -11,11 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from chatting import at_each_step
+from chatting import at_each_step, scripted
 from conftest import CHATML, build_tokenizer, tiny_model
 from hf_recipes.apps.chat import engine as chat_engine
 from hf_recipes.apps.chat.arguments import ChatArguments, is_loopback
-from hf_recipes.apps.chat.engine import BASE, Answer, ChatModel, Engine, model_names, open_engine
+from hf_recipes.apps.chat.engine import BASE, Answer, Engine, model_names, open_engine
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.terminal import Terminal
 from hf_recipes.apps.chat.texts import Texts
@@ -27,7 +27,7 @@ from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.registry import Columns, detect_schema
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
-from hf_recipes.models.inference.generate import Continuation
+from hf_recipes.models.inference.generate import Continuation, Step
 
 pytest_plugins = ["chatting"]
 GREEDY = Decoding(max_new_tokens=12)
@@ -61,21 +61,6 @@ def test_a_draw_is_repeated_by_its_seed_and_key_alone(engine):
     draws = Decoding(max_new_tokens=12, do_sample=True, temperature=1.5, seed=7)
     one, same, other = (whole(engine, BASE, draws, key=key).text for key in (1, 1, 2))
     assert one == same != other
-
-
-def scripted(text: str) -> Engine:
-    """An engine whose model says `text` again and again, token by token, whatever it is asked."""
-    tokenizer = build_tokenizer()
-    model, ids, said = tiny_model(len(tokenizer)), tokenizer(text)["input_ids"], []
-
-    def force(module, inputs, output):
-        output.logits[:] = -100.0
-        output.logits[..., ids[len(said) % len(ids)]] = 100.0
-        said.append(True)
-        return output
-
-    model.register_forward_hook(force)
-    return Engine(model, [ChatModel(BASE, tokenizer)])
 
 
 def test_a_character_of_several_tokens_appears_whole(monkeypatch):
@@ -142,7 +127,12 @@ def test_long_input_is_cut_with_a_notice(engine, tokenizer):
 
 def test_thoughts_are_shown_in_one_form_and_cut_ones_are_noted(engine, monkeypatch):
     continuation = Continuation("答", 9, True, [], thoughts="想", cut_while_thinking=True)
-    monkeypatch.setattr(engine, "_generate", lambda *args: continuation)
+
+    def continued(*args, watch, **options):
+        watch(Step(0, [3], None, True, lambda: continuation))
+        return []
+
+    monkeypatch.setattr(chat_engine, "continue_batches", continued)
     answer = whole(engine, BASE)
     assert answer.text == "<think>\n想\n</think>\n\n答" and answer.cut_while_thinking
     assert "thoughts were cut" in Texts("en").notes(answer)

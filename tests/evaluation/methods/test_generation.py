@@ -9,6 +9,7 @@ from transformers import GenerationConfig
 
 from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
+from hf_recipes.data.chat.template import thought_marks
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding
@@ -208,3 +209,34 @@ def test_the_summary_of_an_evaluation(tokenizer, tmp_path):
 def test_decodings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         Decoding(**settings)
+
+
+def test_a_text_that_was_interrupted_is_continued_as_if_it_had_not_been(tokenizer, model):
+    prompts = [tokenizer(text)["input_ids"] for text in ("你好", "请问这条标准属于哪一类？", "a")]
+    settings = {"do_sample": True, "repetition_penalty": 1.2, "seed": 5}
+    decodings = [Decoding(12), Decoding(20, temperature=1.5, **settings), Decoding(16, top_p=0.9, **settings)]
+    for marks in (None, thought_marks(tokenizer)):
+        alone = [
+            continued(model, tokenizer, [prompt], decoding, 1, keys=[key], marks=marks)[0]
+            for key, (prompt, decoding) in enumerate(zip(prompts, decodings, strict=True))
+        ]
+        assert continued(model, tokenizer, prompts, decodings, 3, marks=marks) == alone
+        begun = [one.ids[:count] for one, count in zip(alone, (5, 0, 9), strict=True)]
+        assert continued(model, tokenizer, prompts, decodings, 3, marks=marks, begun=begun) == alone
+
+
+def test_a_row_is_watched_and_ended_by_itself(tokenizer, model):
+    prompts = [tokenizer(text)["input_ids"] for text in ("你好", "a")]
+    whole, steps = continued(model, tokenizer, prompts, Decoding(9), 2), []
+
+    def watch(step) -> bool:
+        steps.append((step.index, list(step.ids), step.is_last, step.logits.argmax().item(), step.read()))
+        return step.index == 1 and len(step.ids) == 4
+
+    continued(model, tokenizer, prompts, Decoding(9), 2, watch=watch)
+    for index, count in ((0, 9), (1, 4)):
+        seen = [step for step in steps if step[0] == index]
+        assert [ids for _, ids, *_ in seen] == [whole[index].ids[:size] for size in range(1, count + 1)]
+        assert [is_last for _, _, is_last, *_ in seen] == [index == 0 and size == 9 for size in range(1, count + 1)]
+        assert all(ids[-1] == token for _, ids, _, token, _ in seen)
+    assert steps[-1][-1] == whole[0]

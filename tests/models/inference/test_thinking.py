@@ -206,3 +206,19 @@ def test_a_budget_changes_nothing_where_nothing_is_thought(decoding):
         [(_, continuations)] = list(continue_batches(model, tokenizer, prompts, [[0, 1]], decoding, marks=marks))
         found.append(continuations)
     assert found[0] == found[1] and all(one.tokens for one in found[0])
+
+
+@pytest.mark.parametrize("text", ["<think>\n好好\n</think>\n\n年龄年龄年龄", "<think>" + "好" * 60, "年龄" * 20])
+def test_thoughts_that_were_interrupted_go_on(text):
+    tokenizer = build_tokenizer(chat_template=PLAIN)
+    ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
+    decoding, options = Decoding(8, max_thinking_tokens=12), {"marks": thought_marks(tokenizer)}
+    [one] = written(tokenizer, [text], decoding)
+    for count in range(1, len(one.ids), 4):
+        rest = tokenizer.encode(text, add_special_tokens=False)[count:] or [5]
+        model = Scripted(tokenizer, [tokenizer.decode(rest)]).model
+        model.config.eos_token_id = None
+        begun = [one.ids[:count]]
+        [(_, [again])] = continue_batches(model, tokenizer, [ids], [[0]], decoding, begun=begun, **options)
+        assert (again.tokens, again.ids[:count]) == (one.tokens, one.ids[:count])
+        assert again.cut_while_thinking == one.cut_while_thinking

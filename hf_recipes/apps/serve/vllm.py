@@ -1,0 +1,79 @@
+"""vLLM's server with the same settings."""
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Collection
+from dataclasses import replace
+
+from hf_recipes.apps.chat.engine import BASE
+from hf_recipes.apps.chat.launch import as_trained
+from hf_recipes.apps.serve.arguments import ServeArguments
+from hf_recipes.core.errors import UserError, say
+from hf_recipes.models.adapters.saved_adapter import read_adapter_config
+from hf_recipes.models.inference.loading import open_for_inference
+from hf_recipes.models.templates.options import TemplateArguments
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
+
+
+def start(arguments: ServeArguments, template: TemplateArguments, given: Collection[str]) -> None:
+    """Replace this process by vLLM's server; the key goes by its environment."""
+    program = shutil.which("vllm", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
+    if program is None:
+        raise UserError("--engine vllm: vLLM is not installed here; pip install vllm, or omit the flag")
+    command = [program, *command_line(arguments, template, given)]
+    say(shlex.join(command))
+    environment = {**os.environ, **({"VLLM_API_KEY": arguments.key} if arguments.key else {})}
+    os.execve(program, command, environment)
+
+
+def command_line(arguments: ServeArguments, template: TemplateArguments, given: Collection[str]) -> list[str]:
+    """The arguments of vLLM's program."""
+    for flag in ("load_in_8bit", "bnb_config"):
+        if getattr(arguments, flag):
+            raise UserError(f"--{flag}: --engine vllm has nothing like it; omit one of them")
+    adapters = arguments.adapters
+    arguments = as_trained(replace(arguments, peft_path=list(adapters.values()) or None), given)
+    first = next(iter(adapters.values()), None)
+    source = {"trust_remote_code": arguments.trust_remote_code, "cache_dir": arguments.cache_dir}
+    _, tokenizer = open_for_inference(replace(arguments.model_arguments, peft_path=first), template=template, **source)
+    if arguments.system_prompt:
+        say(f"vLLM sends no system prompt by itself; clients have to send {arguments.system_prompt!r}")
+    default = {"temperature": arguments.temperature, "top_p": arguments.top_p}
+    default["repetition_penalty"] = arguments.repetition_penalty
+    default |= {"max_new_tokens": arguments.max_new_tokens} if arguments.max_new_tokens else {}
+    flags = {
+        "host": arguments.host,
+        "port": arguments.port,
+        "served-model-name": [BASE, arguments.model_name_or_path],
+        "revision": arguments.model_revision,
+        "dtype": arguments.dtype,
+        "max-num-seqs": arguments.batch_size,
+        "generation-config": "vllm",
+        "override-generation-config": json.dumps(default),
+        "seed": arguments.seed,
+        "download-dir": arguments.cache_dir,
+        "quantization": "bitsandbytes" if arguments.load_in_4bit else None,
+        "tensor-parallel-size": arguments.gpus.count(",") + 1 if arguments.gpus not in (None, "cpu") else None,
+        "allowed-origins": json.dumps(arguments.allow_origin) if arguments.allow_origin else None,
+        "trust-remote-code": True if arguments.trust_remote_code else None,
+    }
+    if tokenizer.chat_template:
+        with tempfile.NamedTemporaryFile("w", suffix=".jinja", delete=False, encoding="utf-8") as file:
+            file.write(tokenizer.chat_template)
+        flags["chat-template"] = file.name
+    if adapters:
+        rank = max(read_adapter_config(path).r for path in adapters.values())
+        flags |= {"enable-lora": True, "max-loras": len(adapters)}
+        flags["max-lora-rank"] = next((one for one in RANKS if one >= rank), rank)
+        flags["lora-modules"] = [f"{name}={path}" for name, path in adapters.items()]
+    line = ["serve", arguments.model_name_or_path]
+    for name, value in flags.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            line += [f"--{name}", *map(str, values)]
+    return line + shlex.split(arguments.vllm_args or "")
