@@ -111,7 +111,8 @@ def command_of(name: str, options: argparse.Namespace, folder: Path, packing: bo
     if name == "llama_factory":
         mine = {"model_name_or_path": model, "stage": "sft", "do_train": True, "finetuning_type": "lora"}
         mine |= {"lora_rank": 8, "lora_alpha": 16, "lora_target": "all", "dataset": "rows", "dataset_dir": folder}
-        mine |= {"template": "default", "cutoff_len": options.length, "bf16": True, "overwrite_cache": True}
+        mine |= {"template": "default", "cutoff_len": options.length, "bf16": True, "use_cpu": True}
+        mine |= {"overwrite_cache": True}
         mine |= {"packing": packing, "neat_packing": packing, "gradient_accumulation_steps": 1}
         mine |= {"overwrite_output_dir": True, "disable_gradient_checkpointing": True}
         return flags([binaries / "llamafactory-cli", "train"], {**common, **mine})
