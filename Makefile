@@ -10,7 +10,7 @@ BASE = $(if $(filter .cache/%,$(MODEL)),$(MODEL)/config.json)
 DEMO_OUTPUT ?= runs/demo
 
 .PHONY: demo demo-pretrain demo-reward demo-reward-long demo-orpo demo-dpo demo-grpo demo-vocabulary \
-	vocabulary-study test check-families check-slow check-docs docs lock flags lint bench screenshots setup
+	vocabulary-study test check-families check-slow check-docs docs lock flags lint bench bench-peers screenshots setup
 
 setup: $(VENV)/.installed
 
@@ -155,3 +155,8 @@ bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
 	$(BIN)/python tests/benchmarks/resume_speed.py
 	$(BIN)/python tests/benchmarks/score_speed.py
 	$(BIN)/python tests/benchmarks/generation_speed.py --model_name_or_path .cache/SmolLM2-135M-Instruct
+	$(BIN)/python tests/benchmarks/growth.py --model_name_or_path .cache/SmolLM2-135M-Instruct
+
+# Beside LLaMA-Factory, ms-swift and TRL, each in an environment of its own (10 GB); three rounds of all.
+bench-peers: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
+	$(BIN)/python tests/benchmarks/peers.py --model_name_or_path .cache/SmolLM2-135M-Instruct

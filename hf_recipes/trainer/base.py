@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.evaluation.reports.tables import mean_loss
+from hf_recipes.models.inference.document_attention import attend_by_document
 from hf_recipes.models.quantization import is_quantized
 from hf_recipes.trainer.checkpoints.save import WholeCheckpoints
 from hf_recipes.trainer.failures.nonfinite import SkipsNonFinite
@@ -70,6 +71,7 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs, SourceLosses):
         # TRL puts the adapter of a quantized model into bfloat16, where an update of 1e-5 is lost.
         precise = {p: p.data for p in model.parameters() if p.requires_grad} if is_quantized(model) else {}
         self._base_settings = {"use_cache": model.config.use_cache} if "use_cache" in vars(model.config) else {}
+        attend_by_document()
         super().__init__(*args, **kwargs)
         for parameter, data in precise.items():
             parameter.data = data
