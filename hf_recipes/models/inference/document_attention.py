@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -25,7 +26,8 @@ def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     Whatever changes the mask makes another tensor, without the attribute, to which attention is as ever.
     """
     mask = sdpa_mask(*args, **kwargs)
-    if mask is not None and mask.device.type == "cpu" and mask.shape[-2] == mask.shape[-1] > 1:
+    has_values = not (mask is None or isinstance(mask, FakeTensor) or torch.compiler.is_compiling())
+    if has_values and mask.device.type == "cpu" and mask.shape[-2] == mask.shape[-1] > 1:
         mask.documents = _documents(mask[:, 0])
     return mask
 

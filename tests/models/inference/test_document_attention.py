@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -126,3 +127,10 @@ def test_dropout_and_biases_take_the_mask():
         torch.manual_seed(0)
         other, _ = sdpa_attention_forward(module, states, states, states, mask, **more)
         assert torch.equal(one, other)
+
+
+def test_memory_is_estimated_without_looking_at_values():
+    attend_by_document()
+    with FakeTensorMode():
+        model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS))
+        assert model(torch.zeros(3, 16, dtype=torch.long), **padded()).logits.shape == (3, 16, 90)
