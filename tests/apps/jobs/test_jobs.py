@@ -155,7 +155,7 @@ def test_a_progress_bar_is_its_last_state(jobs):
 
 def test_names_of_files():
     assert [file_name(text) for text in ("a b/..c", "../..", "我的 模型.v1", "x" * 99)] == [
-        "a-..c",
+        "a-b-..c",
         "",
         "我的-模型.v1",
         "x" * 80,
