@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+import yaml
 from models.tiny_families import FAMILIES, SIZES, make_base
 from old_checkpoints import write_old
 from peft import LoraConfig, get_peft_model
@@ -57,7 +58,9 @@ SFT = [
 PAIRS = [{"prompt": text, "chosen": "很好。", "rejected": "不知道。"} for text in QUESTIONS]
 PROMPTS = [{"input": text, "target": "好", "answer_choices": ["好", "不好"]} for text in QUESTIONS]
 TEXTS = [{"text": f"{text}一条大河波浪宽，风吹稻花香两岸。" * 12} for text in QUESTIONS]
+NEWS = [{"text": f"本报讯，第{number}届运动会昨日开幕，来自各地的选手参加了比赛。" * 12} for number in range(24)]
 ROWS = {
+    "news/a.jsonl": NEWS,
     **dict.fromkeys(
         ("my_data.jsonl", "my_test.jsonl", "train.json", "dev.json", "test.json", "sft.json", "sft.jsonl"), SFT
     ),
@@ -70,9 +73,7 @@ ROWS = {
     ".cache/reviews/continuations.jsonl": [{"prompt": row["prompt"]} for row in PAIRS],
     ".cache/reviews/long_texts.jsonl": TEXTS,
     ".cache/reviews/long_test.jsonl": [{"text": "这家酒店离车站很近，早餐的种类多，服务员热情，下次还来。"}] * 4,
-    **dict.fromkeys(
-        ("wiki.jsonl", "corpus.jsonl", "held_out.jsonl", "news.jsonl", "wiki/a.jsonl", "news/a.jsonl"), TEXTS
-    ),
+    **dict.fromkeys(("wiki.jsonl", "corpus.jsonl", "held_out.jsonl", "news.jsonl", "wiki/a.jsonl"), TEXTS),
     **dict.fromkeys(("corpus/zh.jsonl", "corpus-text/zh.jsonl", "wikipedia-cn-20230720-filtered.json"), TEXTS),
 }
 EXAM = "question,A,B,C,D,answer\n今天天气怎么样？,好,坏,冷,热,A\n明天呢？,好,坏,冷,热,B\n"
@@ -114,12 +115,20 @@ def materials(tmp_path_factory) -> Path:
     for name in ("news.jsonl.zst", "baike.jsonl.zst"):
         (folder / name).write_bytes(pyarrow.compress((folder / "news.jsonl").read_bytes(), "zstd", asbytes=True))
     shutil.copytree(ROOT / "datasets" / "bilibili", folder / "data", dirs_exist_ok=True)
-    export = next((ROOT / "datasets" / "qq").iterdir()).read_text(encoding="utf-8")
+    export = (ROOT / "datasets" / "qq" / "全部消息记录.txt").read_bytes()
     (folder / "EXPORTS").mkdir()
-    (folder / "EXPORTS" / "全部消息记录.txt").write_text(export.replace("豆包不加糖", "NICKNAME"), encoding="utf-8")
+    (folder / "EXPORTS" / "全部消息记录.txt").write_bytes(export.replace("豆包不加糖".encode(), b"NICKNAME"))
     for name in ("configs", "datasets", "scripts", ".cache/llama.cpp"):
         (folder / name).symlink_to(ROOT / name)
     return folder
+
+
+def outputs(command: str) -> list[str]:
+    """The folders that the command makes, by its flags or those of its recipe."""
+    if " --output_dir " in command:
+        return re.findall(r" --output_dir (\S+)", command)
+    recipes = re.findall(r" --config (\S+)", command)
+    return [yaml.safe_load((ROOT / recipe).read_text(encoding="utf-8"))["output_dir"] for recipe in recipes]
 
 
 def is_elsewhere(command: str) -> bool:
@@ -164,7 +173,7 @@ def test_commands_run(page, materials, tmp_path):
             line = shortened(command)
         else:
             line = command
-        for target in re.findall(r" --output_dir (\S+)", command):
+        for target in outputs(command):
             shutil.rmtree(tmp_path / "here" / target, ignore_errors=True)
         run = subprocess.run(
             line, shell=True, cwd=tmp_path / "here", env=env, capture_output=True, text=True, timeout=900
