@@ -140,8 +140,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The six pictures of docs/en/studio.md and of docs/zh/studio.md, with a tiny model; Chromium takes them.
-screenshots: $(VENV)/.installed
+# The pictures of both READMEs, of the demo's model, and the six of docs/en/studio.md and docs/zh/studio.md, of a tiny one;
+# Chromium takes them.
+screenshots: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
+	PYTHONPATH=tests $(BIN)/python tests/readme_pictures.py en zh
 	PYTHONPATH=tests $(BIN)/python tests/studio_pictures.py en zh
 
 bench: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json

@@ -59,8 +59,10 @@ PAIRS = [{"prompt": text, "chosen": "很好。", "rejected": "不知道。"} for
 PROMPTS = [{"input": text, "target": "好", "answer_choices": ["好", "不好"]} for text in QUESTIONS]
 TEXTS = [{"text": f"{text}一条大河波浪宽，风吹稻花香两岸。" * 12} for text in QUESTIONS]
 NEWS = [{"text": f"本报讯，第{number}届运动会昨日开幕，来自各地的选手参加了比赛。" * 12} for number in range(24)]
+BAIKE = [{"text": f"第{number}号行星绕太阳运行，轨道接近圆形，表面有环形山和平原。" * 12} for number in range(24)]
 ROWS = {
     "news/a.jsonl": NEWS,
+    "news.jsonl": BAIKE,
     **dict.fromkeys(
         ("my_data.jsonl", "my_test.jsonl", "train.json", "dev.json", "test.json", "sft.json", "sft.jsonl"), SFT
     ),
@@ -73,7 +75,7 @@ ROWS = {
     ".cache/reviews/continuations.jsonl": [{"prompt": row["prompt"]} for row in PAIRS],
     ".cache/reviews/long_texts.jsonl": TEXTS,
     ".cache/reviews/long_test.jsonl": [{"text": "这家酒店离车站很近，早餐的种类多，服务员热情，下次还来。"}] * 4,
-    **dict.fromkeys(("wiki.jsonl", "corpus.jsonl", "held_out.jsonl", "news.jsonl", "wiki/a.jsonl"), TEXTS),
+    **dict.fromkeys(("wiki.jsonl", "corpus.jsonl", "held_out.jsonl", "wiki/a.jsonl"), TEXTS),
     **dict.fromkeys(("corpus/zh.jsonl", "corpus-text/zh.jsonl", "wikipedia-cn-20230720-filtered.json"), TEXTS),
 }
 EXAM = "question,A,B,C,D,answer\n今天天气怎么样？,好,坏,冷,热,A\n明天呢？,好,坏,冷,热,B\n"

@@ -96,7 +96,8 @@ class Plan:
             "data": {name: data[name] for name in names},
             "batch": {**batch, "global": self.global_batch},
             "steps": {"per_epoch": self.steps_per_epoch, "total": self.steps, "warmup": self.warmup},
-            "memory": memory and {**asdict(memory), "peak": memory.peak, "evaluates": memory.evaluates},
+            "memory": memory
+            and asdict(memory) | {name: getattr(memory, name) for name in ("peak", "most", "evaluates")},
             "free_memory": _free_bytes(),
             "notes": self.notes,
         }

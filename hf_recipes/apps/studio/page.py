@@ -1,4 +1,4 @@
-"""The studio's page: fields, and buttons that begin commands. `found` has what these have reported so far."""
+"""The studio's page: fields, and buttons that begin commands. `Panels` has what these have reported so far."""
 
 import secrets
 import zipfile
@@ -19,7 +19,7 @@ from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
 from hf_recipes.apps.ports import free_port
 from hf_recipes.apps.studio import commands
 from hf_recipes.apps.studio.arguments import StudioArguments
-from hf_recipes.apps.studio.found import Found
+from hf_recipes.apps.studio.panels import Panels
 from hf_recipes.apps.studio.texts import LANGUAGES, Texts
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import new_file, write_text
@@ -472,13 +472,13 @@ class Page:
 
     def on_tick(self, request: gr.Request, seen: dict, tab: str, budget: float, beside: list | None) -> list:
         """What has changed of the tab that is looked at."""
-        found = Found(self, self.visitor(request), tab, request.url.hostname or "127.0.0.1")
-        values: dict[str, Any] = found.panels(budget, beside or [])
-        longest, names = found.longest, found.names
-        runs = gr.update(choices=names, value=found.visitor.form.get("run"))
+        shown = Panels(self, self.visitor(request), tab, request.url.hostname or "127.0.0.1")
+        values: dict[str, Any] = shown.panels(budget, beside or [])
+        longest, names = shown.longest, shown.names
+        runs = gr.update(choices=names, value=shown.visitor.form.get("run"))
         values |= {f"run {tab}": runs, "beside": gr.update(choices=names)} if tab in OF_RUNS else {}
         slider = {"visible": True, "maximum": max(2, longest), "value": min(1024, longest)}
         values |= {"budget": gr.update(**slider)} if longest else {}
         new = {name: value for name, value in values.items() if seen.get(name) != value}
         order = [*self.panels, *(f"run {name}" for name in self.runs), "beside", "budget"]
-        return [{**seen, **new}, *(new.get(name, gr.skip()) for name in order), *found.imported()]
+        return [{**seen, **new}, *(new.get(name, gr.skip()) for name in order), *shown.imported()]

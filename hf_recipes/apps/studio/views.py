@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_recipes.apps.jobs.jobs import Job
 from hf_recipes.apps.studio.texts import Texts
-from hf_recipes.dry_run.peak_memory import in_units
+from hf_recipes.dry_run.peak_memory import as_range, in_units
 from hf_recipes.evaluation.reports.tables import shown, title
 
 COLOURS = ("#0f766e", "#c2410c", "#4338ca", "#a16207", "#be185d", "#475569")
@@ -68,11 +68,11 @@ def _is_numeric(cell: Any) -> bool:
     return isinstance(cell, int | float) or (isinstance(cell, str) and cell[:1].isdigit() and len(cell) < 12)
 
 
-def report(found: Mapping[str, Any], texts: Texts) -> str:
+def report(data: Mapping[str, Any], texts: Texts) -> str:
     """The verdict of a report, its warnings and its tables; what is long can be unfolded."""
-    blocks = [block for section in found["sections"] for block in section["blocks"] if block["kind"] == "table"]
+    blocks = [block for section in data["sections"] for block in section["blocks"] if block["kind"] == "table"]
     findings = "".join(note(text, "warn") for block in blocks for text in block["findings"])
-    head = note(found["verdict"], found["tone"] or "strong") + "".join(note(text, "bad") for text in found["warnings"])
+    head = note(data["verdict"], data["tone"] or "strong") + "".join(note(text, "bad") for text in data["warnings"])
     shown = [block for block in blocks if block["rows"]]
     tables = (
         f"<details {'open' if index < OPEN else ''}><summary>{escape(block['title'])}</summary>"
@@ -106,8 +106,8 @@ def tokens(examples: Mapping[str, Any], texts: Texts) -> str:
     return card(texts("tokens"), note(examples["note"]), *rows)
 
 
-def blocks_of(found: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
-    return [block for section in found.get("sections", ()) for block in section["blocks"] if block["kind"] == kind]
+def blocks_of(data: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [block for section in data.get("sections", ()) for block in section["blocks"] if block["kind"] == kind]
 
 
 def lengths(histogram: Mapping[str, Any], budget: int, texts: Texts) -> str:
@@ -188,17 +188,17 @@ def samples(steps: Mapping[int, Sequence[Mapping[str, Any]]], texts: Texts) -> s
     return card(texts("samples"), table(header, rows)) if rows else ""
 
 
-def plan(found: Mapping[str, Any], texts: Texts) -> str:
+def plan(dry: Mapping[str, Any], texts: Texts) -> str:
     """A dry run: steps, time, memory, disk, and what to know before the start."""
-    memory, steps, time = found["memory"], found["steps"], found["seconds"]
-    pairs = [(texts("plan rows"), f"{found['data']['rows']:,}"), (texts("plan tokens"), f"{found['data']['tokens']:,}")]
-    pairs += [(texts("plan steps"), f"{steps['total']:,}"), (texts("plan batch"), f"{found['batch']['global']:,}")]
+    memory, steps, time = dry["memory"], dry["steps"], dry["seconds"]
+    pairs = [(texts("plan rows"), f"{dry['data']['rows']:,}"), (texts("plan tokens"), f"{dry['data']['tokens']:,}")]
+    pairs += [(texts("plan steps"), f"{steps['total']:,}"), (texts("plan batch"), f"{dry['batch']['global']:,}")]
     if time:
         pairs.append((texts("plan time"), " – ".join(str(timedelta(seconds=math.ceil(one))) for one in time)))
     if memory:
-        pairs.append((texts("plan memory"), f"{in_units(memory['peak'])} / {in_units(found['free_memory'])}"))
-        pairs.append((texts("plan disk"), in_units(memory["checkpoint"])))
+        amounts = as_range(memory["peak"], memory["most"]), in_units(dry["free_memory"])
+        pairs += [(texts("plan memory"), " / ".join(amounts)), (texts("plan disk"), in_units(memory["checkpoint"]))]
         pairs.append((texts("plan trained"), f"{memory['trained']:,} ({memory['trained'] / memory['total']:.2%})"))
-    fits = memory and memory["peak"] <= found["free_memory"]
+    fits = memory and memory["peak"] <= dry["free_memory"]
     verdict = "" if not memory else note(texts("fits" if fits else "too large"), "good" if fits else "bad")
-    return facts(pairs) + verdict + "".join(note(text, "warn") for text in found["notes"])
+    return facts(pairs) + verdict + "".join(note(text, "warn") for text in dry["notes"])

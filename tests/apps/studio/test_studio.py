@@ -30,7 +30,7 @@ from hf_recipes.core.files import write_json
 pytest.importorskip("gradio")
 from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
 from hf_recipes.apps.server import Rules
-from hf_recipes.apps.studio.found import Found
+from hf_recipes.apps.studio.panels import Panels
 from hf_recipes.apps.studio.page import TABS, Page
 from hf_recipes.apps.studio.server import start
 
@@ -192,7 +192,7 @@ def test_another_visitor_sees_a_run_and_needs_the_password_to_end_it(page, ask):
         job = page.jobs.of_runs()[0]
         write_json(job.folder / "process.json", identity(process.pid))
         fill(page, "other", run="runs/theirs")
-        seen = Found(page, page.visitor(request("other")), "watch", "127.0.0.1").panels(0, [])
+        seen = Panels(page, page.visitor(request("other")), "watch", "127.0.0.1").panels(0, [])
         assert "runs/theirs" in seen["runs"] and "Running" in seen["watch"]
         for button in ("pause", "stop"):
             for cookie, given in (("other", ""), ("other", "wrong"), ("", "")):
@@ -287,13 +287,13 @@ def test_taking_away(page, ask):
 def test_what_a_run_has_written_is_shown(page, language):
     run = trained(page)
     fill(page, language=language)
-    panels = Found(page, page.visitor(request()), "watch", "127.0.0.1").panels(0, ["runs/done"])
+    panels = Panels(page, page.visitor(request()), "watch", "127.0.0.1").panels(0, ["runs/done"])
     assert panels["curves"].count("<figure>") == 4 and "ROUGE-L" in panels["curves"]
     assert "&lt;b&gt;2" in panels["samples"] and "<b>2" not in panels["samples"]
     assert "500 MB" in panels["watch"] and str(run.name) in panels["runs"]
     for tab in TABS:
         assert all(
-            isinstance(text, str) for text in Found(page, page.visitor(request()), tab, "x").panels(9, []).values()
+            isinstance(text, str) for text in Panels(page, page.visitor(request()), tab, "x").panels(9, []).values()
         )
 
 
@@ -311,7 +311,7 @@ def test_lengths_are_those_of_the_training_rows(page):
     kinds = [[("histogram", "prompt"), ("table", "x"), ("histogram", "whole")], [("histogram", "validation")]]
     sections = [{"blocks": [{"kind": kind, "title": title} for kind, title in blocks]} for blocks in ([], *kinds)]
     write_json(job.folder / "stdout.0", {"sections": sections})
-    assert Found(page, page.visitor(request()), "data", "x").histogram["title"] == "whole"
+    assert Panels(page, page.visitor(request()), "data", "x").histogram["title"] == "whole"
     job.stop()
 
 

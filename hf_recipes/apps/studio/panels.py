@@ -28,7 +28,7 @@ QUIET = 1.2  # seconds without a change of the settings before they are tried
 TRACKERS = {"swanlog": "swanlab watch {}", "tensorboard": "tensorboard --logdir {}"}
 
 
-class Found:
+class Panels:
     """Of one look at one tab."""
 
     def __init__(self, page: "Page", visitor: Visitor, tab: str, host: str):
@@ -74,7 +74,7 @@ class Found:
         parts = [self._waiting("model", "", texts("model empty"))] if job is None else []
         if job is not None:
             results = [(form, job.result(index)) for index, form in enumerate(FORMS)]
-            known = [(form, found) for form, found in results if found.get("memory")]
+            known = [(form, plan) for form, plan in results if plan.get("memory")]
             parts += self._about(known) if known else []
             parts.append(views.card(texts("needs"), views.job_state(job, texts, texts("checking model"))))
         if download := self.job("download"):
@@ -111,18 +111,18 @@ class Found:
         return self.histogram["edges"][-1] - 1 if self.tab == "data" and self.histogram else 0
 
     def _data(self, budget: float) -> dict[str, str]:
-        texts, found = self.texts, self.inspection
+        texts, inspection = self.texts, self.inspection
         waiting = self._waiting("inspect", texts("running"), texts("data empty"))
         panels = {"convert": "", "inspect": waiting or "", "lengths": "", "rows": ""}
         if job := self.job("convert"):
             panels["convert"] = views.card(texts("convert"), views.job_state(job, texts), _log(job))
-        if found and waiting is None:
+        if inspection and waiting is None:
             schemas = [line for line in self.job("inspect").log() if ": schema " in line]
             head = views.command(self.job("inspect").command_lines(), texts)
-            panels["inspect"] = "".join(map(views.note, schemas)) + views.report(found, texts) + head
+            panels["inspect"] = "".join(map(views.note, schemas)) + views.report(inspection, texts) + head
             if self.histogram:
                 panels["lengths"] = views.lengths(self.histogram, int(budget), texts)
-            for examples in views.blocks_of(found, "examples"):
+            for examples in views.blocks_of(inspection, "examples"):
                 rows = [(row["location"], row["turns"]) for row in examples["rows"] if row["turns"]]
                 panels["rows"] = views.conversations(texts("rows"), rows) + views.tokens(examples, texts)
         return panels
@@ -210,10 +210,10 @@ class Found:
         if waiting is not None:
             panel = views.card(texts("judge"), waiting) if job else waiting
         else:
-            found = job.result().get("report", {"sections": ()})
-            worst = [row for block in views.blocks_of(found, "answers") for row in block["rows"][:WORST]]
+            report = job.result().get("report", {"sections": ()})
+            worst = [row for block in views.blocks_of(report, "answers") for row in block["rows"][:WORST]]
             worst = [(f"{row['location']} {row['status']}", row["texts"]) for row in worst]
-            panel = views.report(found, texts) + views.conversations(texts("worst"), worst)
+            panel = views.report(report, texts) + views.conversations(texts("worst"), worst)
             panel += views.command(job.command_lines(), texts)
         return {"judge": panel, "chat": self._chat()}
 
