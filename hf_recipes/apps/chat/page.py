@@ -100,7 +100,7 @@ class Page:
 
     def _chat(self, name: str, visible: bool = True) -> gr.Chatbot:
         chat = gr.Chatbot(
-            label=name,
+            label=Texts(self.lang.value).model(name),
             visible=visible,
             editable="user",
             buttons=["copy"],

@@ -327,3 +327,12 @@ def test_the_script_serves_until_ctrl_c(forks, base):
     run.signal(signal.SIGINT)
     assert run.code == 0 and "Traceback" not in run.err
     assert free_port(port) == port
+
+
+def test_columns_are_named_in_the_page_s_language_from_the_start(engine):
+    argv = ["--model_name_or_path", "M", "--compare_with", "base", "--language", "zh"]
+    page = open_page(engine, Parser([ChatArguments]).parse(argv)[0])
+    try:
+        assert [chat.label for chat in page.chats] == ["one.1", "底座模型"]
+    finally:
+        page.blocks.close(verbose=False)
