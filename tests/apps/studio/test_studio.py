@@ -30,8 +30,8 @@ from hf_recipes.core.files import write_json
 pytest.importorskip("gradio")
 from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
 from hf_recipes.apps.server import Rules
-from hf_recipes.apps.studio.panels import Panels
 from hf_recipes.apps.studio.page import TABS, Page
+from hf_recipes.apps.studio.panels import Panels
 from hf_recipes.apps.studio.server import start
 
 STUDIO = ROOT / "hf_recipes" / "apps" / "studio"
