@@ -16,11 +16,12 @@ import yaml
 from models.tiny_families import FAMILIES, SIZES, make_base
 from old_checkpoints import write_old
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForSequenceClassification
 
 from conftest import build_tokenizer, tiny_model, write_jsonl
 from doc_pages import ROOT, TWINS, commands, name_of, read
 from hf_recipes.command.flags import flags_of
+from hf_recipes.core.commands import find_recipe
 from hf_recipes.stages.table import STAGES
 
 pytestmark = pytest.mark.pages
@@ -103,6 +104,9 @@ def materials(tmp_path_factory) -> Path:
     make_base(folder / "zai-org" / "GLM-4-9B-0414", FAMILIES["GLM-4-0414"])
     write_old(folder / "zai-org" / "chatglm3-6b", "chatglm3")
     write_old(folder / "models" / "Baichuan2-7B-Chat", "baichuan2")
+    reward = {**model.config.to_dict(), "num_labels": 1}
+    Qwen3ForSequenceClassification(Qwen3Config(**reward)).save_pretrained(folder / "runs" / "reward")
+    tokenizer.save_pretrained(folder / "runs" / "reward")
     for name in ADAPTERS:
         adapt(folder / "MODEL", folder / name)
     for name in DEMO_ADAPTERS:
@@ -130,7 +134,7 @@ def outputs(command: str) -> list[str]:
     if " --output_dir " in command:
         return re.findall(r" --output_dir (\S+)", command)
     recipes = re.findall(r" --config (\S+)", command)
-    return [yaml.safe_load((ROOT / recipe).read_text(encoding="utf-8"))["output_dir"] for recipe in recipes]
+    return [yaml.safe_load((ROOT / find_recipe(name)).read_text(encoding="utf-8"))["output_dir"] for name in recipes]
 
 
 def is_elsewhere(command: str) -> bool:
