@@ -6,6 +6,7 @@ import os
 import runpy
 import signal
 import sys
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -298,8 +299,8 @@ def forks(tmp_path_factory):
     server.close()
 
 
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
+@contextmanager
+def _running_browser(folder: Path):
     """A `browser.Browser`; the test is skipped where there is no Chromium."""
     from browser import Browser, find_program
 
@@ -307,9 +308,22 @@ def browser(tmp_path_factory):
     if not program:
         pytest.skip("no Chromium or Chrome on the PATH")
     pytest.importorskip("websockets", reason="websockets is missing: pip install -e '.[test]'")
-    running = Browser(program, tmp_path_factory.mktemp("browser"))
+    running = Browser(program, folder)
     yield running
     running.close()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    with _running_browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A second visitor's browser."""
+    with _running_browser(tmp_path / "other") as running:
+        yield running
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from browser import Browser, find_program
+from browser import Browser
 from chatting import at_each_step
 from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.chat.engine import BASE
@@ -53,16 +53,6 @@ def serve(engine):
 @pytest.fixture(scope="module")
 def address(serve) -> str:
     return serve("--max_waiting", "1")
-
-
-@pytest.fixture
-def other(tmp_path):
-    program = find_program()
-    if not program:
-        pytest.skip("no Chromium or Chrome on the PATH")
-    running = Browser(program, tmp_path / "other")
-    yield running
-    running.close()
 
 
 def opened(browser: Browser, address: str) -> Browser:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from browser import Browser, find_program
+from browser import Browser
 from conftest import ROOT, write_jsonl
 from hf_recipes.apps.jobs import jobs as module
 from hf_recipes.apps.jobs.jobs import identity
@@ -30,16 +30,6 @@ from hf_recipes.apps.studio.texts import Texts
 
 START = 40_000 + os.getpid() % 10_000
 TOAST = "[...document.querySelectorAll('.toast-body')].map(box => box.innerText).join()"
-
-
-@pytest.fixture
-def other(tmp_path):
-    program = find_program()
-    if not program:
-        pytest.skip("no Chromium or Chrome on the PATH")
-    running = Browser(program, tmp_path / "other")
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="module")
