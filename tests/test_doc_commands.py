@@ -33,6 +33,7 @@ ELSEWHERE = {
     r".* --(nnodes|machine_rank|hostfile|executor (slurm|ray)) ?": "several machines",
     r"hf-recipes (download|push(?!.*--dry_run))|.*--push_to_hub": "the network",
     r"hf-recipes (chat(?!.*--cli)|mixture|serve|studio)": "a server, which goes on until it is stopped",
+    r".*--outtype q[45]_k_m": "llama.cpp's quantizer, which is compiled: tests/scripts/test_quantize.py",
     r".*--judge http": "somebody's endpoint",
     r".*--verify True": "a model with code of its own: tests/models/conversions",
     r"hf-recipes COMMAND|hf-recipes import-config llamafactory": "a placeholder",
