@@ -1,5 +1,6 @@
 """``hf-recipes COMMAND …``: mistakes of the command line are found before a library of a run is imported."""
 
+import gc
 import os
 import runpy
 import sys
@@ -62,6 +63,7 @@ def run(name: str, argv: list[str]) -> None:
             sys.stdout.flush()
             os.execv(sys.executable, [*launcher, script, *argv])
     sys.argv = [script, *argv]
+    gc.disable()  # it would search what the libraries define, which stays; `run_script` turns it on again
     runpy.run_path(script, run_name="__main__")
 
 

@@ -91,6 +91,8 @@ class CommandLine(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="store_true", help="These flags.")
         self.add_argument("--help_all", "--help-all", action="store_true", help="All flags.")
         for action in self._actions:
+            if action.type is truth and action.nargs is None:
+                action.nargs, action.const = "?", True  # also where none is the default, such as --bf16
             action.type = _reader(action.type) if action.type in KINDS.values() else action.type
 
     def error(self, message: str) -> NoReturn:

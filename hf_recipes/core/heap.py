@@ -19,3 +19,8 @@ def map_large_blocks() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(M_MMAP_THRESHOLD, MIN_MAPPED_BYTES)
+
+
+def heap_bytes(size: int) -> int:
+    """Of a block of `size` bytes, those that malloc takes from its heap: all, or none of a large block."""
+    return size if size < MIN_MAPPED_BYTES else 0

@@ -1,5 +1,6 @@
 """What every script has in common: one line for a mistake, output that any terminal takes, quiet libraries."""
 
+import gc
 import io
 import os
 import select
@@ -20,6 +21,8 @@ at_end = ExitStack()
 
 def run_script(main: Callable[[], None], resume_hint: str = "the same command starts again") -> None:
     """Run a script's `main`; a `UserError`, or a full or forbidden disk, is one line on stderr and exit code 1."""
+    gc.freeze()  # what the libraries define is never garbage
+    gc.enable()
     map_large_blocks()
     print_any_text()
     _hush_libraries()

@@ -5,7 +5,8 @@ These have shapes and no contents, so that no formula for each family of models 
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hf_recipes.core.heap import MIN_MAPPED_BYTES
+from hf_recipes.core.heap import heap_bytes
+from hf_recipes.dry_run.repeated_layers import only_three, repeated_layers
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import check_shapes, check_tensors, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
@@ -81,24 +83,26 @@ def meta_model(
     return model.train()
 
 
-class _LiveTensors(TorchDispatchMode):
+class LiveTensors(TorchDispatchMode):
     """Counts the bytes of tensors that operations made and that are still referenced, and records the fullest moment.
 
     `at_peak` is what they were at that moment, by kind. A tensor whose last dimension is the vocabulary counts as
-    logits; `on_heap` are the bytes in blocks that malloc takes from its heap. Where code reads the value of a tensor,
-    as ChatGLM-6B's does of its largest position and of whether its mask is empty, it gets `length`, or False.
+    logits; "heap" are the bytes, of all kinds, in blocks that malloc takes from its heap. Where code reads the value of
+    a tensor, as ChatGLM-6B's does of its largest position and of whether its mask is empty, it gets `length`, or False.
     """
 
-    def __init__(self, known: set[int], vocabulary: int, length: int):
+    def __init__(self, vocabulary: int, length: int):
         super().__init__()
-        self.known, self.vocabulary, self.length = known, vocabulary, length
-        self.entries: dict[int, tuple[str, int]] = {}
-        self.now = dict.fromkeys(("gradients", "activations", "logits"), 0)
-        self.on_heap = 0
+        self.vocabulary, self.length = vocabulary, length
+        self.known: set[int] = set()
+        self.entries: dict[int, Counter[str]] = {}  # sizes by kind, one of them, and on the heap
+        self.now = dict.fromkeys(("gradients", "activations", "logits", "heap"), 0)
         self.peak = 0
-        self.at_peak = {**self.now, "heap": 0}
+        self.at_peak = dict(self.now)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.prim.device.default:  # most of the calls, by autograd
+            return args[0].fake_device
         if func is torch.ops.aten._local_scalar_dense.default:
             return args[0].dtype != torch.bool and self.length
         result = _call(func, args, kwargs or {})
@@ -117,23 +121,28 @@ class _LiveTensors(TorchDispatchMode):
         weakref.finalize(storage, self._forget, key)
 
     def _add(self, key: int, kind: str, size: int) -> None:
-        self.entries[key] = (kind, size)
-        self.now[kind] += size
-        self.on_heap += size if size < MIN_MAPPED_BYTES else 0
-        if sum(self.now.values()) > self.peak:
-            self.peak, self.at_peak = sum(self.now.values()), {**self.now, "heap": self.on_heap}
+        self.entries[key] = Counter({kind: size, "heap": heap_bytes(size)})
+        self.add(self.entries[key])
 
     def _forget(self, key: int) -> None:
-        kind, size = self.entries.pop(key)
-        self.now[kind] -= size
-        self.on_heap -= size if size < MIN_MAPPED_BYTES else 0
+        self.add(self.entries.pop(key), -1)
+
+    def add(self, sizes: Mapping[str, int], times: int = 1) -> None:
+        for kind, size in sizes.items():
+            self.now[kind] += times * size
+        total = sum(self.now.values()) - self.now["heap"]
+        if total > self.peak:
+            self.peak, self.at_peak = total, dict(self.now)
+
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Never count `tensors`."""
+        self.known |= {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def to_gradients(self, parameter: torch.Tensor) -> None:
         key = parameter.grad.untyped_storage()._cdata
-        if key in self.entries and self.entries[key][0] != "gradients":
-            size = self.entries[key][1]
+        if key in self.entries and "gradients" not in self.entries[key]:
             self._forget(key)
-            self._add(key, "gradients", size)
+            self._add(key, "gradients", parameter.grad.untyped_storage().nbytes())
 
 
 def _call(func, args: tuple, kwargs: dict):
@@ -163,15 +172,16 @@ def _with_fake_tensors(model: torch.nn.Module) -> None:
 
 
 @contextmanager
-def _simulated(model: "PreTrainedModel", autocast: torch.dtype | None, length: int) -> Iterator["_LiveTensors"]:
+def _simulated(model: "PreTrainedModel", autocast: torch.dtype | None, length: int) -> Iterator["LiveTensors"]:
     """`model` with fake tensors in place of meta ones, under accelerate's autocast; yields their counter."""
     from accelerate.utils.operations import convert_outputs_to_fp32
 
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    with FakeTensorMode(allow_non_fake_inputs=True):  # constants, which remote code makes of lists
+    alive = LiveTensors(vocabulary, length)
+    # Constants, which remote code makes of lists, are not fake.
+    with only_three(repeated_layers(model), alive), FakeTensorMode(allow_non_fake_inputs=True):
         _with_fake_tensors(model)
-        weights = [*model.parameters(), *model.buffers()]
-        alive = _LiveTensors({tensor.untyped_storage()._cdata for tensor in weights}, vocabulary, length)
+        alive.leave_out([*model.parameters(), *model.buffers()])
         if autocast is not None:
             model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=autocast)(model.forward))
         try:
@@ -207,7 +217,7 @@ def pass_memory(
             # A token's logits exist three times: as computed, in float32, and after the logits processors.
             decoding = {"gradients": 0, "activations": kept, "logits": 3 * 4 * one.rows * alive.vocabulary}
             if sum(decoding.values()) > alive.peak:
-                share = min(1.0, alive.on_heap / max(1, alive.now["activations"]))
+                share = min(1.0, alive.now["heap"] / max(1, alive.now["activations"]))
                 alive.at_peak = decoding | {"heap": int(share * kept)}
     model.train()
     return dict(alive.at_peak)
@@ -236,13 +246,13 @@ def step_memory(
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.enable_input_require_grads()
+    earlier = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) if accumulates else 0
     with _simulated(model, autocast, batch.length) as alive:
-        parameters = list(model.parameters())
-        for parameter in parameters:
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 if accumulates:
                     parameter.grad = torch.empty_like(parameter)
-                    alive.known.add(parameter.grad.untyped_storage()._cdata)
+                    alive.leave_out([parameter.grad])
                 parameter.register_post_accumulate_grad_hook(alive.to_gradients)
         by_positions = "position_ids" if batch.packed else "attention_mask"
         inputs = _inputs(batch.rows, batch.length, "input_ids", "labels", by_positions)
@@ -253,7 +263,4 @@ def step_memory(
             else:
                 losses, _, _ = losses_at(torch.zeros(positions, dtype=torch.long), model, inputs)
             losses.sum().backward()
-    peak = dict(alive.at_peak)
-    if accumulates:
-        peak["gradients"] += sum(p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None)
-    return peak
+    return alive.at_peak | {"gradients": alive.at_peak["gradients"] + earlier}

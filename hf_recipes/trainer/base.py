@@ -20,6 +20,7 @@ from hf_recipes.trainer.failures.row_locations import row_locations, sequences
 from hf_recipes.trainer.failures.signals import Stopped, StopSignal
 from hf_recipes.trainer.failures.watchdog import Watchdog
 from hf_recipes.trainer.losses.source_losses import SourceLosses
+from hf_recipes.trainer.reports.trackers import kept_from_transformers
 from hf_recipes.trainer.sampler import WholeEpochs
 
 
@@ -72,7 +73,8 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs, SourceLosses):
         precise = {p: p.data for p in model.parameters() if p.requires_grad} if is_quantized(model) else {}
         self._base_settings = {"use_cache": model.config.use_cache} if "use_cache" in vars(model.config) else {}
         attend_by_document()
-        super().__init__(*args, **kwargs)
+        with kept_from_transformers(kwargs["args"]):
+            super().__init__(*args, **kwargs)
         for parameter, data in precise.items():
             parameter.data = data
         if getattr(self.args, "disable_dropout", False):

@@ -106,7 +106,7 @@ def command_of(name: str, options: argparse.Namespace, folder: Path, packing: bo
     if name == "hf_recipes":
         mine = {"model_name_or_path": model, "train_file": folder / "alpaca.json", "max_length": options.length}
         mine |= {"packing": packing, "use_lora": True, "cache_dir": folder / "cache", "save_only_model": True}
-        return flags([sys.executable, ROOT / "scripts" / "sft.py"], {**common, **mine})
+        return flags([Path(sys.executable).with_name("hf-recipes"), "sft"], {**common, **mine})
     binaries = ENVIRONMENTS / name / "bin"
     if name == "llama_factory":
         mine = {"model_name_or_path": model, "stage": "sft", "do_train": True, "finetuning_type": "lora"}

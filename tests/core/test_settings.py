@@ -39,6 +39,13 @@ def test_flags_win_over_the_file(tmp_path):
     assert (args.learning_rate, args.seed, model.use_lora, data.max_train_samples) == (2e-4, 8, False, None)
 
 
+def test_a_flag_of_a_truth_value_alone_is_true():
+    """Also where the default is neither true nor false; and the next flag is not its value."""
+    args = parse("--bf16", "--save_only_model", "--tf32", "false", "--gradient_checkpointing", "--seed", "8")[2]
+    assert (args.bf16, args.save_only_model, args.tf32, args.gradient_checkpointing) == (True, True, False, True)
+    assert args.seed == 8
+
+
 def test_a_file_says_what_flags_say(tmp_path):
     text = (
         "save_strategy: no\nreport_to: none\nuse_lora: off\nmax_steps: 1e1\nrun_name: 010\nrewards: {choice: 2}\n"

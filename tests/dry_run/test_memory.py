@@ -6,15 +6,25 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+)
 
 from conftest import ROOT, TEXT, tiny_model, write_jsonl
-from hf_recipes.dry_run import peak_memory
+from hf_recipes.dry_run import peak_memory, simulate
 from hf_recipes.dry_run.memory import Memory, estimate, optimizer_bytes
 from hf_recipes.dry_run.peak_memory import PeakMemory, describe
+from hf_recipes.dry_run.repeated_layers import repeated_layers
 from hf_recipes.dry_run.simulate import Batch, meta_model, pass_memory, step_memory
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference import forward
@@ -53,6 +63,38 @@ def test_weights_gradients_and_states_are_counted_by_tensor(make, tokenizer):
     assert make(save_only_model=True).checkpoint == lora * 4
 
 
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen3MoeConfig, GPT2Config])
+def test_layers_that_are_alike_are_run_once_with_the_same_result(kind, tokenizer):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 5, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 160, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = kind(
+        vocab_size=len(tokenizer), **({"n_embd": 64, "n_layer": 5, "n_head": 4} if kind is GPT2Config else sizes)
+    )
+
+    def counted(use_lora: bool, checkpointing: bool) -> list[dict]:
+        model = meta_model(ModelArguments("tiny", use_lora=use_lora), config, tokenizer, [], bf16=True)
+        batch = Batch(2, 64, 100, packed=checkpointing)
+        options = {"autocast": torch.bfloat16, "checkpointing": checkpointing, "accumulates": checkpointing}
+        answers = pass_memory(model, ForwardPass(2, 64, new_tokens=20), autocast=torch.bfloat16)
+        return [answers, step_memory(model, batch, **options)]
+
+    for case in ((True, False), (False, True)):
+        with patch.object(simulate, "repeated_layers", return_value=None) as whole:
+            expected = counted(*case)
+        assert whole.call_count == 2 and repeated_layers(make_tiny(config)) is not None
+        assert counted(*case) == expected
+
+
+def test_layers_that_differ_are_all_run(tokenizer):
+    config = Gemma2Config(num_hidden_layers=6, hidden_size=32, intermediate_size=64, num_attention_heads=2)
+    assert repeated_layers(make_tiny(config)) is None
+
+
+def make_tiny(config):
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 def test_a_reference_is_a_copy_of_what_is_trained(make, tokenizer):
     for model in ({"use_lora": False}, {}):
         alone, held = (make(model=model, keeps_reference=keeps) for keeps in (False, True))
@@ -72,6 +114,8 @@ def test_the_simulated_step_holds_what_autograd_saves(tokenizer):
     """Of an embedding and a head: logits, their log-probabilities and the gradient of one of them, at once."""
 
     class Head(torch.nn.Module):
+        config = Qwen3Config(num_hidden_layers=0)
+
         def __init__(self):
             super().__init__()
             self.embedding = torch.nn.Embedding(50, 30, device="meta")

@@ -8,8 +8,8 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from textwrap import indent
@@ -18,9 +18,6 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
-    SwanLabCallback,
-    TensorBoardCallback,
-    WandbCallback,
     rewrite_logs,
 )
 
@@ -79,8 +76,7 @@ class Worker:
 class TrackersCallback(TrainerCallback):
     """Starts the trackers of `args.report_to` with the training and sends them metrics, answers and curves.
 
-    It replaces transformers' callbacks of the same trackers, which `add_trackers` removes; other names in `report_to`
-    stay with transformers.
+    It stands for transformers' callbacks of the same trackers; other names in `report_to` stay with transformers.
 
     Args:
         settings: those of the run, without secrets (`Parser.recorded`); they become each tracker's config.
@@ -105,10 +101,15 @@ class TrackersCallback(TrainerCallback):
             if kind.name in args.report_to:
                 tracker = kind(args)
                 worker = Worker(tracker)
-                self._start(worker, former.get(kind.name), run_name, state, started)
+                start = self._start(worker, former.get(kind.name), run_name, state, started)
                 self.workers.append(worker)
+                # A process that is forked while a library is being loaded can wait for it for ever.
+                if args.dataloader_num_workers and not start.wait(PATIENCE + GRACE):
+                    say(f"{tracker.name} has not started after {PATIENCE:.0f} seconds; the training does not wait")
 
-    def _start(self, worker: Worker, former: dict | None, run_name: str, state, started: dict[str, dict]) -> None:
+    def _start(
+        self, worker: Worker, former: dict | None, run_name: str, state, started: dict[str, dict]
+    ) -> threading.Event:
         tracker, history = worker.tracker, []
         run_id = former["id"] if former and tracker.can_resume and former["mode"] == tracker.mode else None
         if state.global_step and not run_id and tracker.mode != "disabled":
@@ -123,9 +124,7 @@ class TrackersCallback(TrainerCallback):
             for entry in history:
                 tracker.log(*_numbers(entry, entry.get("step", 0)))
 
-        done = worker.put("start", start)
-        if not done.wait(PATIENCE + GRACE):
-            say(f"{tracker.name} has not started after {PATIENCE:.0f} seconds; the training does not wait for it")
+        return worker.put("start", start)
 
     def _send(self, method: str, *values) -> None:
         for worker in self.workers:
@@ -191,10 +190,19 @@ def _guard(callback: TrainerCallback) -> None:
             setattr(callback, name, guarded(getattr(callback, name)))
 
 
+@contextmanager
+def kept_from_transformers(args) -> Iterator[None]:
+    """While this lasts, `args.report_to` lacks the trackers of `KINDS`, whose libraries a Trainer would load."""
+    names = args.report_to
+    args.report_to = [name for name in names if name not in {kind.name for kind in KINDS}]
+    try:
+        yield
+    finally:
+        args.report_to = names
+
+
 def add_trackers(trainer, parser) -> TrackersCallback:
-    """Give `trainer` the trackers of its `report_to` in place of transformers' callbacks for them."""
-    for kind in (SwanLabCallback, WandbCallback, TensorBoardCallback):
-        trainer.remove_callback(kind)
+    """Give `trainer` the trackers of its `report_to`."""
     for callback in trainer.callback_handler.callbacks:
         if type(callback) in INTEGRATION_TO_CALLBACK.values():
             _guard(callback)
