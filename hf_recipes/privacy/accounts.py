@@ -15,15 +15,15 @@ secrets = groups(
     ),
     re.compile(r"://[^\s/:@]*:([^\s/<][^\s/]*)@"),
     re.compile(r"[Bb]earer ([\w.~+/-]{12,}=*)", re.A),
-    # By the issuer's prefix: OpenAI and others, Hugging Face, GitHub, GitLab, AWS, Slack, JWT.
+    # By the issuer's prefix: OpenAI and others, Hugging Face, GitHub, GitLab, AWS, Aliyun, Tencent, Google, Slack, JWT.
     re.compile(
-        r"(?<![A-Za-z0-9_-])((?:sk-|hf_|gh[pousr]_|github_pat_)[\w-]{16,}|glpat-[\w-]{10,}|AKIA[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}"
+        r"(?<![A-Za-z0-9_-])((?:sk-|hf_|gh[pousr]_|github_pat_|gsk_|npm_|r8_)[\w-]{16,}|glpat-[\w-]{10,}|AKIA[0-9A-Z]{16}|LTAI[0-9A-Za-z]{12,}|AKID[0-9A-Za-z]{16,}|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,}"
         r"|eyJ[\w-]{8,}\.[\w-]+\.[\w-]+)",
         re.A,
     ),
     re.compile(
-        r"(?:token|secret(?:_key)?|(?:api|access|auth|private)[_-]?key)[\"']?\s*[=:：]\s*[\"']?"
-        r"((?=[a-z_.+/~-]*[0-9])(?=[0-9_.+/~-]*[a-z])[\w.+/~-]{12,}=*)",
+        r"(?:token|secret(?:_key|_id)?|(?:api|access|auth|private)[_-]?key|SESSDATA|bili_jct|密钥)[\"']?\s*[=:：]\s*[\"']?"
+        r"((?=[a-z_.+/~%-]*[0-9])(?=[0-9_.+/~%-]*[a-z])[\w.+/~%-]{12,}=*)",
         re.I | re.A,
     ),
     re.compile(
@@ -33,6 +33,7 @@ secrets = groups(
     re.compile(
         r"(?:(?<!动态)密码|口令)(?:[:：]\s*(?=[0-9]{4})|[是为 ]{1,2}(?=[0-9]{6}))([0-9]{4,16})(?![0-9A-Za-z位])"
     ),
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\s*([A-Za-z0-9+/=\s]+)"),
     re.compile(r"(?:提取|访问)码[是为:：\s]{0,2}([A-Za-z0-9]{4,8})(?![0-9A-Za-z])"),
 )
 
@@ -81,7 +82,7 @@ _qqs = groups(
     ),
     re.compile(
         r"([1-9](?<![0-9A-Za-z._-][1-9])[0-9]{5,10})"
-        r"(?=[ (（，,]{0,2}[这那]?个?是?(?:我的?)?(?:[Qq]{2}(?![A-Za-z0-9音飞空])|[Qq]号|扣扣|企鹅号))"
+        r"(?=[ (（，,]{0,2}[这那]?个?是?(?:我的?)?(?:[大小]号|新)?(?:[Qq]{2}(?![A-Za-z0-9音飞空])|[Qq]号|扣扣|企鹅号))"
     ),
 )
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from hf_recipes.privacy.spans import Span
 
@@ -62,6 +63,13 @@ _ENGLISH = re.compile(
     r"(?:[A-Z][A-Za-z']+ ){1,4}(?:Road|Rd|Street|St|Avenue|Ave|Lane)\b"
 )
 
+_DEGREES = r"(?:[0-9]{1,3}°[0-9]{1,2}[′'’](?:[0-9]{1,2}(?:\.[0-9]+)?[″\"”])?|[0-9]{2,3}\.[0-9]{4,}°?)"
+_DIRECTION = "(?:[NSEWnsew]|[北南]纬|[东西]经|[经纬]度)?[:： ]?"
+_COORDINATES = re.compile(
+    rf"(?:定位|坐标|位置|GPS)[^0-9\n]{{0,6}}?"
+    rf"({_DIRECTION}{_DEGREES} ?{_DIRECTION}[,，、/ ]{{0,2}}{_DIRECTION}{_DEGREES}(?: ?[NSEW](?![A-Za-z]))?)"
+)
+
 
 def _start(text: str, end: int) -> int:
     """The start of the place name that ends at `end`."""
@@ -108,7 +116,7 @@ def addresses(text: str) -> Iterator[Span]:
         yield Span(*match.span(), "address")
     for match in _FLAT.finditer(text):
         yield Span(_start(text, match.start()), match.end(), "address")
-    for match in _LONG.finditer(text):
+    for match in chain(_LONG.finditer(text), _COORDINATES.finditer(text)):
         yield Span(*match.span(1), "address")
     for match in _VILLAGE.finditer(text):
         start = _start(text, match.start() + 1)

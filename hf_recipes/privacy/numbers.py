@@ -14,7 +14,7 @@ _IMPERSONAL = re.compile(
     r"(?:单号?|编号|版本号?|销量"
     r"|流水号?|条码|批号|(?:激活|兑换|邀请|校验|序列)[码号]"
     r"|order|(?<!card )no\.?|#|(?:u|任务|作品|视频|商品)i?id|时间戳|毫秒戳?|第|伤害|战力|战斗力|[积得]分|经验"
-    r"|[量额数]|余额|总[共计])[:： 是为有了打到达约号]*$",
+    r"|[量额数]|余额|总[共计]|次方|等于|(?:房间|直播间|会议|频道)号?)[:： 是为有了打到达约号]*$",
     re.I,
 )
 
@@ -60,7 +60,7 @@ def id_cards(text: str) -> Iterator[Span]:
             yield Span(*match.span(), "id_card")
 
 
-_BANK_CARD = re.compile(r"[2-9](?<![0-9A-Za-z_.][2-9])(?:[ .·_-]?[0-9]){14,18}(?![0-9])")
+_BANK_CARD = re.compile(r"[2-9](?<![0-9A-Za-z_.][2-9])(?:[ .·_-]?[0-9]){14,22}(?![0-9])")
 # UnionPay, Visa, Mastercard, JCB, American Express, and ICBC's older cards.
 _BANK_BINS = re.compile(r"62\d{14,17}|4\d{15}|5[1-5]\d{14}|35\d{14}|3[47]\d{13}|955[89]\d{12,15}")
 _IN_FOURS = re.compile(r"[0-9]{4}(?:([ .·_-])[0-9]{4})(?:\1[0-9]{4}){2}")
@@ -104,13 +104,26 @@ def bank_cards(text: str) -> Iterator[Span]:
 documents = groups(
     "document",
     re.compile(
-        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保[卡号]|医保卡|学生证|工作证|教师证|记者证|律师证|毕业证|学位证|结婚证|房产证|行驶证|签证|学号|学籍号|工号|员工号|警官证|住院号|病历号|居住证|永居证|驾驶证"
-        r"|驾照|档案号|准考证|身[份分]证)(?:字?号码?|(?:档案)?编号|[Nn][Oo]\.?|number|[:：#(（是为\s])*"
+        r"(?:护照|passport|Passport|PASSPORT|通行证|台胞证|回乡证|军官证|士兵证|社保[卡号]|医保卡|学生证|工作证|教师证|记者证|律师证|毕业证|学位证|结婚证|房产证|行驶证|签证|学号|学籍号|工号|员工号|警官证|住院号|病历号|居[住留]证|永居证|公积金(?=账?号)|医保(?=编?号)|门诊号|就诊卡?(?=号)|诊疗卡|驾驶证"
+        r"|驾照|档案号|准考证|身[份分]证)(?:字?号码?|(?:档案)?编号|[账帐]号|[Nn][Oo]\.?|number|[:：#(（是为\s])*"
         r"((?![ -]?(?:19|20)[0-9]{2}[ -](?:0?[1-9]|1[0-2])(?![0-9]))"
         r"[A-Za-z]{0,3}[ -]?[0-9](?:[ -]?[0-9]){4,17}[A-Za-z]?(?![0-9A-Za-z])"
         r"|[一-鿿]字第 ?[0-9]{5,8} ?号)"
     ),
+    # Numbers of vehicles (ISO 3779) and of a household's meters.
+    re.compile(r"(?:车架号?|车辆识别(?:代号|码)|VIN|vin)码?[:：是为\s]*([A-HJ-NPR-Za-hj-npr-z0-9]{17})(?![0-9A-Za-z])"),
+    re.compile(r"(?:户号|缴费号|燃气号)[:：是为\s]*([0-9]{8,13})(?![0-9A-Za-z])"),
     re.compile(r"([A-Z]{1,2}(?<![A-Za-z0-9][A-Z])(?<![A-Za-z0-9][A-Z]{2})[0-9]{6}[(（][0-9A][)）])"),  # of Hong Kong
+)
+
+birth_dates = groups(
+    "birth_date",
+    re.compile(
+        r"(?:出生(?:日期|年月日?)|我的?(?:[农阴阳新公]历)?生日|(?<![一-鿿\w])生日(?=[:： ])"
+        r"|DOB|[Dd]ate of [Bb]irth|[Mm]y birthday)[:：是为\s]{0,3}(?:is )?"
+        r"(?:[农阴阳新公]历)?((?:19|20)[0-9]{2} ?[-/.年] ?[0-9]{1,2} ?[-/.月] ?[0-9]{1,2}日?"
+        r"|[0-9]{1,2}/[0-9]{1,2}/(?:19|20)[0-9]{2}|(?:19|20)[0-9]{6})(?![0-9])"
+    ),
 )
 
 _SEPARATOR = "[^0-9A-Za-z一-鿿]"
@@ -126,18 +139,24 @@ _MOBILE = re.compile(
 )
 # In other groups after a word for telephones only: 1 5 4 0 …
 _SPACED_MOBILE = re.compile(rf"1{_SEPARATOR}{{0,3}}[3-9](?:{_SEPARATOR}{{0,3}}[0-9]){{9}}{_NOT_A_COUNT}")
-# Of Hong Kong, Macau and Taiwan.
+# Of Hong Kong, Macau and Taiwan; of other countries in groups; of North America.
 _ABROAD = re.compile(
     r"(?:(?:\+ ?|00)(?:852|853|886)|85[23](?<![0-9A-Za-z_.-]...)(?=[ )）-])[)）]?)(?:[ -]?[0-9]){8,10}(?![0-9])"
+    r"|\+(?<![0-9A-Za-z)）=]\+) ?(?!86)[1-9][0-9]{0,2}[ -](?:[ ()-]{0,2}[0-9]){8,11}(?![0-9])"
+    r"|(?<![0-9A-Za-z])[(][2-9][0-9]{2}[)] ?[2-9][0-9]{2}-[0-9]{4}(?![0-9-])"
 )
 _TAIWANESE = re.compile(r"0(?<![0-9A-Za-z_.-]0)9[0-9]{2}([ -]?)[0-9]{3}\1[0-9]{3}(?![0-9])")
 _PHONE_WORD = re.compile(
     r"(?:手 ?机|电 ?话|号码?|我的|联系|致电|拨|打|加|短信|tel|phone|mobile|call|[☎📞📱])[^0-9]{0,6}$", re.I
 )
-_PHONE_WORD_AFTER = re.compile("[^0-9A-Za-z]{0,4}(?:手机|电话)")
+_PHONE_WORD_AFTER = re.compile("[^0-9A-Za-z]{0,4}(?:手机|电话)|[ ，,]{0,2}(?:[加打拨]我|联系我|找我|微信)")
 _COUNTRY = re.compile(r"(?:\+ ?|00|(?<![0-9]))86[ -]?$")
 _CALL = re.compile(r"(?:^|[^A-Za-z])(?:tel|phone|mobile|call|vx?|wx|qq|[mtp])$", re.I)
 _WITHIN = re.compile(r"[0-9A-Za-z]_?$|[.%]$|[0-9]-$")
+# A name in code or in a formula: seed=, x =
+_ASSIGNED = re.compile(
+    r"(?<![A-Za-z_])(?!\w*(?:tel|phone|mobile|contact|call|number))[A-Za-z_]\w* ?=[ \"']?$|[0-9)] ?= ?$", re.I | re.A
+)
 
 
 def mobiles(text: str) -> Iterator[Span]:
@@ -145,7 +164,11 @@ def mobiles(text: str) -> Iterator[Span]:
         start, prefix = match.start(), before(text, match.start(), 10)
         if country := _COUNTRY.search(prefix):
             start, prefix = start - len(country[0]), prefix[: country.start()]
-        if (_WITHIN.search(prefix) and not _CALL.search(prefix)) or _IMPERSONAL.search(prefix):
+        if (
+            (_WITHIN.search(prefix) and not _CALL.search(prefix))
+            or _IMPERSONAL.search(prefix)
+            or _ASSIGNED.search(prefix)
+        ):
             continue
         if (
             _MOBILE.match(match[0]) or _PHONE_WORD.search(prefix) or _PHONE_WORD_AFTER.match(text, match.end())
@@ -159,7 +182,8 @@ def mobiles(text: str) -> Iterator[Span]:
 
 
 _LANDLINE = re.compile(
-    r"[+(（0](?:(?<=\+) ?86[ -]?0?|(?<=0)086[ -]|(?<=[(（])0(?=[0-9]{2,3}[)）])|(?<=0)(?<![0-9A-Za-z_.-]0))"
+    r"[+(（08](?:(?<=\+) ?86[ -]?0?|(?<=8)(?<![0-9A-Za-z_.-]8)6-0?"
+    r"|(?<=0)086[ -]|(?<=[(（])0(?=[0-9]{2,3}[)）])|(?<=0)(?<![0-9A-Za-z_.-]0))"
     r"(?:10|2[0-9]|[3-9][0-9]{2})([)） .·—–-]{0,3})[2-9][0-9]{2,3}[ .·-]{0,3}[0-9]{4}"
     r"(?: ?(?:转分机|转|分机|[Ee]xt\.?|-) ?[0-9]{1,6})?(?![0-9])"
     r"|(?:[(（]0[2-8][0-9]?[)）] ?|0(?<![0-9A-Za-z_.-]0)[2-8]-)[2-9][0-9]{2,3}[ -]?[0-9]{4}(?![0-9])"  # of Taiwan

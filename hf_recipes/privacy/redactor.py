@@ -22,6 +22,7 @@ PLACEHOLDERS = {
     "id_card": "<身份证号>",
     "bank_card": "<银行卡号>",
     "document": "<证件号>",
+    "birth_date": "<出生日期>",
     "mobile": "<手机号>",
     "landline": "<座机号>",
     "person": "用户",  # followed by the person's number
@@ -37,9 +38,11 @@ _digits = re.compile(r"[0-9](?:[^0-9A-Za-z一-鿿]{0,3}[0-9]){4}").search
 _letters = re.compile(r"[A-Za-z][·•. -]{0,3}[A-Za-z0-9_-](?:[ -]?[A-Za-z0-9_-]){3}").search
 _at_in_words = re.compile(r"[(（\[【 ](?:at|AT)|[(（\[【][aA][)）\]】]|艾特|圈[aA]|#[A-Za-z0-9-]+\.").search
 _parameters = re.compile(
-    "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|sk-|xox|hf_|gh[pousr]_|_pat_|glpat|eyJ|AKIA|oken|OKEN|assw|pwd|PASS"
+    "=|://|earer |密码|口令|[取问]码|[kK](?:ey|EY)|sk-|xox|hf_"
+    "|gsk_|npm_|r8_|gh[pousr]_|_pat_|glpat|eyJ|AKI[AD]|LTAI|AIza|密钥|PRIVATE|oken|OKEN|assw|pwd|PASS"
     "|ecret|ECRET"
 ).search
+_births = re.compile("生日|出生|DOB|irth").search
 
 
 def _at(text: str) -> bool:
@@ -57,6 +60,7 @@ _RULES: list[tuple[str, Callable | None, Rule]] = [
     ("id_card", _digits, numbers.id_cards),
     ("bank_card", _digits, numbers.bank_cards),
     ("document", _digits, numbers.documents),
+    ("birth_date", _births, numbers.birth_dates),
     ("mobile", _digits, numbers.mobiles),
     ("landline", _digits, numbers.landlines),
     ("qq", _digits, accounts.qqs),

@@ -13,7 +13,8 @@ NAMES = {
     "cp932": "Shift-JIS (cp932)",
     "euc_jp": "EUC-JP",
     "cp949": "EUC-KR (cp949)",
-    "utf-16": "UTF-16",
+    **dict.fromkeys(("utf-16", "utf-16-le", "utf-16-be"), "UTF-16"),
+    "utf-32": "UTF-32",
 }
 MIN_KOREAN = 24  # characters: of so many Chinese ones in GB18030, some are no Korean syllables in EUC-KR
 _KANA, _HANGUL = re.compile("[\u3041-\u30fe]"), re.compile("[\uac00-\ud7a3]")
@@ -33,8 +34,21 @@ def known_encoding(name: str) -> str:
         "".encode(name)
     except LookupError:
         raise UserError(f"--encoding {name}: unknown; for example shift_jis, big5, euc_jp, euc_kr, gb18030") from None
-    name = name.lower().replace("_", "-")
-    return "utf-8" if name in ("utf-8", "utf8", "utf-8-sig") else "utf-16" if name == "utf16" else name
+    codec = codecs.lookup(name).name
+    return codec.removesuffix("-sig") if codec.startswith("utf-") else name.lower().replace("_", "-")
+
+
+def wide_encoding(first_bytes: bytes) -> str | None:
+    """UTF-16 or UTF-32, by a byte order mark, or UTF-16 without one, in which every second byte of ASCII is zero."""
+    if first_bytes.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    high, low = (first_bytes[start : 1 << 12 : 2].count(0) for start in (0, 1))
+    # 一 is U+4E00, so a few of the others are zero too.
+    if max(high, low) < max(4 * min(high, low), min(len(first_bytes), 1 << 12) / 40, 2):
+        return None
+    return "utf-16-le" if low > high else "utf-16-be"
 
 
 def likely_encoding(sample: bytes) -> str:

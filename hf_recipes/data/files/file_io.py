@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.files.encodings import encoding_name, likely_encoding
+from hf_recipes.data.files.encodings import encoding_name, likely_encoding, wide_encoding
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -113,7 +113,7 @@ def _is_text(path: str) -> bool:
 
 
 def _signed_encoding(path: str, first_bytes: bytes) -> str | None:
-    """The encoding that a byte order mark names.
+    """The encoding that the first bytes show.
 
     Raises:
         UserError: the file is of another kind than its name says.
@@ -123,7 +123,7 @@ def _signed_encoding(path: str, first_bytes: bytes) -> str | None:
     for signature, problem in SIGNATURES.items():
         if first_bytes.startswith(signature):
             raise UserError(f"{path}: {problem}")
-    return "utf-16" if first_bytes[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else None
+    return wide_encoding(first_bytes)
 
 
 def digest_and_encoding(path: str, encoding: str | None = None) -> tuple[str, str]:
@@ -137,7 +137,7 @@ def digest_and_encoding(path: str, encoding: str | None = None) -> tuple[str, st
     is_text = _is_text(path)
     digest, votes, rest = xxhash.xxh3_128(), _Votes(), b""
     with open_binary(path) as file:
-        signed = encoding or _signed_encoding(path, file.peek(32)[:32])
+        signed = encoding or _signed_encoding(path, file.peek(1 << 12))
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             if not is_text or signed or votes.counts.total() >= VOTES:
@@ -201,13 +201,8 @@ def open_text(path: str) -> tuple[TextIO, str]:
         first_bytes = file.read(1 << 12)
     if not first_bytes:
         raise UserError(f"{path}: the file is empty")
-    if first_bytes.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif b"\0" in first_bytes:
-        encoding = "utf-16-le" if first_bytes[1::2].count(0) > first_bytes[::2].count(0) else "utf-16-be"
-    else:
-        encoding = digest_and_encoding(path)[1].replace("utf-8", "utf-8-sig")
-    errors = "strict" if encoding.startswith("utf-16") else "surrogateescape"
+    encoding = wide_encoding(first_bytes) or digest_and_encoding(path)[1].replace("utf-8", "utf-8-sig")
+    errors = "strict" if encoding.startswith(("utf-16", "utf-32")) else "surrogateescape"
     return io.TextIOWrapper(open_binary(path), encoding, errors, newline=""), encoding
 
 

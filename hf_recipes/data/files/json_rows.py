@@ -38,7 +38,8 @@ _decoder = json.JSONDecoder(
 
 def _row(location: str, value: Any, text: str) -> Record:
     if not isinstance(value, dict):
-        return Record(location, problem="not a JSON object")
+        rather = ' but an array: write {"messages": […]}' if isinstance(value, list) else ""
+        return Record(location, problem=f"not a JSON object{rather}")
     if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -181,7 +182,9 @@ def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> I
         if in_array and text[position] == "]":
             rest = text[position + 1 :]
             if rest.strip():
-                raise UserError(f"{location}: there is more after the end of the JSON array")
+                raise UserError(
+                    f"{location}: there is more after the end of the JSON array; write each row as an object"
+                )
             return
         if in_array and commas != expected:
             raise UserError(f"{location}: broken JSON (expected one comma between two rows); mend this line")

@@ -88,7 +88,9 @@ def _opened(source: Source) -> Iterator[tuple[io.BufferedReader, Source]]:
     with open_binary(source.path) as stream:
         is_json = not re.search(r"\.(csv|tsv|txt)(\.gz|\.zst)?$", source.path.lower())
         beginning = stream.peek(CHUNK) if is_json else b""
-        if source.encoding == "utf-16" or (b"\r" in beginning and b"\n" not in beginning):  # lines that end with CR
+        if source.encoding.startswith(("utf-16", "utf-32")) or (
+            b"\r" in beginning and b"\n" not in beginning
+        ):  # lines that end with CR
             stream = io.BufferedReader(Recoded(stream, source.encoding), CHUNK)
             source = replace(source, encoding="utf-8")
         yield stream, source

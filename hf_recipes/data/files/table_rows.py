@@ -28,7 +28,7 @@ def read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Itera
     delimiter = delimiter_of(stream.peek(CHUNK), delimiter)
     reader = csv.reader(_quote_literally(text) if delimiter == TAB else text, delimiter=delimiter, strict=True)
     try:
-        header = next(reader, [])
+        header = [name.strip() for name in next(reader, [])]
         size = len(header)
         while len(header) > 1 and not header[-1]:  # Excel writes empty columns at the end
             header.pop()

@@ -17,8 +17,11 @@ ROLES = {
     name: role
     for role, names in {
         "system": ("system", "developer", "系统"),
-        "user": ("user", "human", "用户", "问"),
-        "assistant": ("assistant", "gpt", "model", "chatgpt", "bot", "ai", "助手", "答"),
+        "user": ("user", "human", "用户", "人类", "问", "患者", "病人", "客户", "顾客"),
+        "assistant": (
+            *("assistant", "gpt", "model", "chatgpt", "bot", "ai", "bing", "bard", "claude"),
+            *("助手", "机器人", "答", "医生", "大夫", "客服"),
+        ),
         "tool": ("tool", "observation", "function", "tool_response", "工具"),
         "function_call": ("function_call", "tool_call"),
     }.items()
@@ -152,7 +155,7 @@ def read_turns(turns: Any, column: str) -> list[Message]:
     before, text_keys = None, TEXT_KEYS.get(role_key, ())
     for turn in turns:
         text_key = text_keys[0] if text_keys[0] in turn else next((key for key in text_keys if key in turn), None)
-        if role_key not in turn or (text_key is None and not turn.get("tool_calls")):
+        if role_key not in turn or (text_key is None and not (turn.get("tool_calls") or turn.get("function_call"))):
             raise RowProblem(f"a turn without {role_key!r} and {text_keys[0]!r}")
         name = turn[role_key]
         role = (ROLES.get(name) or ROLES.get(name.strip().lower())) if isinstance(name, str) else None
@@ -174,6 +177,8 @@ def _message(turn: Mapping[str, Any], role: str, content: Any) -> Message:
         message = {"role": "assistant", "content": "", "tool_calls": read_calls(content)}
         return add_thoughts(message, turn, thoughts_name(turn))
     tool_calls = parsed(turn.get("tool_calls"))
+    if not tool_calls and turn.get("function_call"):  # OpenAI's older interface
+        tool_calls = [parsed(turn["function_call"])]
     if tool_calls and not (isinstance(tool_calls, list) and all(isinstance(call, dict) for call in tool_calls)):
         raise RowProblem("'tool_calls' is not a list of calls")
     message: Message = {"role": role, "content": content}

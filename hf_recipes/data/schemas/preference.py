@@ -73,9 +73,13 @@ def from_preference(row: Row, columns: Columns) -> Example:
     sides = [_side(value, name) for value, name in zip(values, (columns.chosen, columns.rejected), strict=True)]
     if columns.chosen in MESSAGE_COLUMNS and not isinstance(values[1], list):
         sides[1] = [*sides[0][:-1], *sides[1]]  # a worse answer to the conversation of the better one
+    shared = []
     while all(len(side) > 1 for side in sides) and sides[0][0] == sides[1][0]:
-        prompt.append(sides[0][0])
+        shared.append(sides[0][0])
         sides = [side[1:] for side in sides]
+    # Whole dialogues may repeat the prompt, and `messages` may be the prompt with its better answer (UltraFeedback).
+    repeated = (index for index in range(len(prompt)) if shared and prompt[index : index + len(shared)] == shared)
+    prompt = prompt[: next(repeated, len(prompt))] + shared
     if not prompt and columns.prompt:
         prompt = [*read_history(row, columns), {"role": "user", "content": question_of(row, columns)}]
     elif not prompt and columns.history:
@@ -112,6 +116,8 @@ def _sides(row: Row, columns: Columns) -> list[Any]:
 
 def _side(value: Any, column: str) -> list[Message]:
     """The turns of one side: a turn, a list of them, a whole dialogue with its speakers, or a bare answer."""
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(answer, str) for answer in value):
+        raise RowProblem(f"{column!r} holds several answers; write a row for each")
     if isinstance(value, (list, dict)):
         return read_turns(value if isinstance(value, list) else [value], column)
     parts = _DIALOGUE.split(value) if value.startswith(("\n\nHuman:", "\n\nAssistant:")) else []

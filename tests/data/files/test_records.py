@@ -56,6 +56,10 @@ def test_one_line_that_is_only_sniffed(tmp_path, encoding, size):
         ("lines.jsonl", LINES),
         ("bom.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
         ("gb.jsonl", LINES.encode("gb18030")),
+        ("utf16le.jsonl", LINES.encode("utf-16-le")),  # without a byte order mark
+        ("utf16be.json", json.dumps(ROWS, ensure_ascii=False, indent=2).encode("utf-16-be")),
+        ("utf32.jsonl", LINES.encode("utf-32")),
+        ("spaced.csv", "input , target\n" + "".join(f"问题{i},回答{i}\n" for i in range(5))),
         ("array.json", json.dumps(ROWS, ensure_ascii=False)),
         ("pretty.json", json.dumps(ROWS, ensure_ascii=False, indent=2)),
         ("gb_array.json", json.dumps(ROWS, ensure_ascii=False, indent=1).encode("gb18030")),

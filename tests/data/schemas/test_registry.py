@@ -174,6 +174,45 @@ def test_preferences(row):
     }
 
 
+Q, A, B = ({"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
+S = {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "q", "messages": [Q, A], "chosen": [Q, A], "rejected": [Q, B]}, [Q]),  # UltraFeedback
+        ({"messages": [S, Q, A], "chosen": [Q, A], "rejected": [Q, B]}, [S, Q]),
+        ({"prompt": [Q], "chosen": [Q, A], "rejected": [Q, B]}, [Q]),
+        ({"messages": [{**Q, "content": "p"}, A], "chosen": [Q, A], "rejected": [Q, B]}, [{**Q, "content": "p"}, A, Q]),
+    ],
+)
+def test_whole_dialogues_repeat_the_prompt_once(row, prompt):
+    _, example = convert(row)
+    assert (example["prompt"], example["chosen"], example["rejected"]) == (prompt, [A], [B])
+
+
+def test_several_worse_answers_are_refused():
+    with pytest.raises(RowProblem, match="'rejected_response' holds several answers; write a row for each"):
+        convert({"messages": [Q, A], "rejected_response": ["b", "c"]})
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "柳湾"}', {"city": "柳湾"}])
+def test_calls_of_openais_older_interface(arguments):
+    call = {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": arguments}}
+    _, example = convert({"messages": [Q, call, {"role": "function", "name": "weather", "content": "晴"}, A]})
+    [called] = example["messages"][1]["tool_calls"]
+    assert called["function"] == {"name": "weather", "arguments": {"city": "柳湾"}}
+    assert example["messages"][2] == {"role": "tool", "content": "晴", "name": "weather", "tool_call_id": called["id"]}
+
+
+@pytest.mark.parametrize(
+    "roles", [("人类", "机器人"), ("患者", "医生"), ("客户", "客服"), ("user", "bing"), ("human", "Claude")]
+)
+def test_speakers_by_other_names(roles):
+    assert convert({"conversations": sharegpt((roles[0], "问"), (roles[1], "答"))})[1]["messages"] == turns("问", "答")
+
+
 def test_the_tools_of_a_pair_are_kept():
     tools = [{"type": "function", "function": {"name": "weather"}}]
     assert convert({"prompt": "问", "chosen": "好", "rejected": "坏", "tools": tools})[1]["tools"] == tools
