@@ -9,7 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
 from conftest import build_tokenizer, tiny_model
-from hf_recipes.apps.chat.engine import BASE, ChatModel, Engine, open_engine
+from hf_recipes.apps.chat.engine import Engine
+from hf_recipes.apps.chat.loading import open_engine
+from hf_recipes.apps.chat.models import BASE, ChatModel
 from hf_recipes.models.arguments import ModelArguments
 
 

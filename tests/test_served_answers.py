@@ -10,7 +10,8 @@ from chat_templates import tokenizer_of
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import write_jsonl
-from hf_recipes.apps.chat.engine import BASE, open_engine
+from hf_recipes.apps.chat.loading import open_engine
+from hf_recipes.apps.chat.models import BASE
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 

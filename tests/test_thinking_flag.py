@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from conftest import build_tokenizer, tiny_model, write_jsonl
-from hf_recipes.apps.chat.engine import BASE, open_engine
+from hf_recipes.apps.chat.loading import open_engine
+from hf_recipes.apps.chat.models import BASE
 from hf_recipes.inspection.inspect import inspect
 from hf_recipes.inspection.settings import read_settings
 from hf_recipes.models.arguments import ModelArguments

@@ -3,8 +3,6 @@
 import os
 import re
 import secrets
-import signal
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.cookies import SimpleCookie
@@ -20,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.ports import check_port
+from hf_recipes.apps.waiting import until_stopped
 from hf_recipes.core.errors import UserError, say
 
 # Not open: upload, files, proxy, calls by name, monitoring. /run/predict takes only events that are not queued.
@@ -193,14 +192,8 @@ def start_blocks(
 
 
 def serve_blocks(blocks: gr.Blocks, begin: Callable[[], str]) -> None:
-    """Print the line that `begin` returns once it serves, and wait for Ctrl-C or SIGTERM."""
-    ended = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    """`until_stopped`, and close the page."""
     try:
-        say(begin())
-        ended.wait()
-    except KeyboardInterrupt:
-        say("")
+        until_stopped(begin)
     finally:
-        signal.signal(signal.SIGTERM, before)
         blocks.close(verbose=False)

@@ -7,8 +7,8 @@ import pytest
 
 from conftest import build_tokenizer, write_jsonl
 from hf_recipes.apps.chat.arguments import ChatArguments
-from hf_recipes.apps.chat.engine import BASE
 from hf_recipes.apps.chat.launch import as_trained, load
+from hf_recipes.apps.chat.models import BASE
 from hf_recipes.models.templates.options import with_options
 
 THOUGHTS = "<think>\n{}\n</think>\n\n"

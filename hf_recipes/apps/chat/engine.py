@@ -1,117 +1,28 @@
 """A model and its adapters that answer several questions at a time, token by token, and can be stopped."""
 
 import contextlib
-import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.ledger import is_dropped
-from hf_recipes.data.chat.call_reader import CallReader
-from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.apps.chat.models import Answer, ChatModel, Prompt, with_thoughts
+from hf_recipes.core.errors import say
 from hf_recipes.data.schemas.conversation import Message
-from hf_recipes.data.schemas.thoughts import TAGS, ThoughtMarks
-from hf_recipes.evaluation.predict import prompt_budget
-from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
-from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import Continuation, Step, continue_batches, not_numbers
-from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.inference.thinking import opens_thoughts, split_ids
-from hf_recipes.models.templates.options import TemplateArguments
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-BASE = "base"
 BATCH_SIZE = 8
 # A batch is read anew when others join it. Before that, each of its rows gets so many tokens, or this share of those
 # that are read, so that reading takes no longer than writing.
 SLICE, SHARE = 4, 1 / 64
 MAX_NEW_TOKENS = 4096  # largest number that the page offers, where the context holds twice as many
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The token ids of a prompt, and what was truncated."""
-
-    ids: np.ndarray
-    full_length: int  # before truncation
-    turns_dropped: bool  # the oldest turns
-    question_cut: bool  # the beginning of the last question
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer, finished or not: `tokens` of its `ids` make `text`, without the token that ends the turn.
-
-    Thoughts are in the text as ``<think>…</think>``, whatever the template's marks. `end` is why it ended: ``"end"``
-    (the model ended it), ``"length"`` or ``"stop"``; None while it is generated.
-    """
-
-    prompt: Prompt
-    text: str = ""
-    tokens: int = 0
-    ids: Sequence[int] = ()
-    end: str | None = None
-    cut_while_thinking: bool = False
-
-
-class ChatModel:
-    """The base model or one of its adapters, with its tokenizer and chat template."""
-
-    def __init__(self, name: str, tokenizer: "PreTrainedTokenizerBase", adapter: str | None = None):
-        self.name, self.tokenizer, self.adapter = name, tokenizer, adapter
-        self._encoder, self._lock = ChatEncoder(tokenizer), threading.Lock()
-
-    @property
-    def stop_ids(self) -> list[int]:
-        return self._encoder.stop_ids
-
-    @property
-    def marks(self) -> ThoughtMarks:
-        return self._encoder.template.marks
-
-    @cached_property
-    def calls(self) -> CallReader | None:
-        """Reads calls of tools; None where the template has no place for them."""
-        return CallReader.of(self._encoder)
-
-    def whole_prompt(self, messages: Sequence[Message], tools: list | None = None) -> np.ndarray:
-        """The ids of `messages` rendered for generation, of any length.
-
-        Raises:
-            RowProblem: the template cannot show them.
-        """
-        with self._lock:  # the encoder keeps what it computed last
-            return self._encoder.served_prompt(list(messages), tools)
-
-    def split(self, prompt: np.ndarray, ids: Sequence[int]) -> tuple[str, str]:
-        """The thoughts of generated `ids`, and the answer without special tokens."""
-        opened = opens_thoughts(self.tokenizer, self.marks, prompt)
-        return split_ids(self.tokenizer, self.marks, ids, opened)[:2]
-
-    def prompt(self, messages: Sequence[Message], budget: int | None) -> Prompt:
-        """`messages`, the last one a question, rendered for generation and truncated to `budget` tokens."""
-        encoder = copy.copy(self._encoder)
-        encoder.max_source_length = budget or encoder.max_source_length
-        [row] = encoder.encode([list(messages)])
-        if is_dropped(row.status):
-            raise UserError(row.status.removeprefix("dropped: "))
-        ids = row.input_ids[: row.prompt_length]
-        return Prompt(ids, row.full_prompt_length, "oldest turns left out" in row.status, "prompt cut" in row.status)
-
-    def decode(self, answer: Answer) -> str:
-        """The prompt and the answer with special tokens, as the model read and wrote them."""
-        ids = [*answer.prompt.ids.tolist(), *answer.ids]
-        return self.tokenizer.decode(ids, skip_special_tokens=False).rstrip("\ufffd")
 
 
 @dataclass(eq=False)
@@ -218,13 +129,13 @@ class Engine:
                 if isinstance(update, BaseException):
                     raise update
                 if isinstance(update, Continuation):
-                    text = _shown(update.thoughts, update.text.rstrip("\ufffd").strip())
+                    text = with_thoughts(update.thoughts, update.text.rstrip("\ufffd").strip())
                     is_cut = update.cut_while_thinking and generation.end != "stop"
                     kwargs = {"end": generation.end, "cut_while_thinking": is_cut}
                     answer = replace(answer, text=text, tokens=update.tokens, ids=update.ids, **kwargs)
                 else:  # without an incomplete character at the end
                     thoughts, text = chat_model.split(prompt.ids, update)
-                    text = _shown(thoughts.rstrip("\ufffd"), text.rstrip("\ufffd").lstrip())
+                    text = with_thoughts(thoughts.rstrip("\ufffd"), text.rstrip("\ufffd").lstrip())
                     answer = replace(answer, text=text, tokens=len(update), ids=update)
                 yield answer
         finally:
@@ -333,97 +244,9 @@ class Engine:
         self._let_wait([one for one in batch if one.end is None])
 
 
-def _shown(thoughts: str, answer: str) -> str:
-    """Both as one text, in the form that the page folds and that training files have."""
-    if not thoughts:
-        return answer
-    return f"{TAGS.start}\n{thoughts}" + (f"{TAGS.close}\n\n{answer}" if answer else "")
-
-
 def _newest(updates: queue.SimpleQueue):
     """The last item of the queue, or the next one; a slow consumer skips those between."""
     update = updates.get()
     while not updates.empty():
         update = updates.get()
     return update
-
-
-def open_engine(
-    arguments: ModelArguments,
-    adapters: Sequence[str],
-    *,
-    max_new_tokens: int,
-    max_source_length: int | None = None,
-    template: TemplateArguments | None = None,
-    trust_remote_code: bool = False,
-    cache_dir: str | None = None,
-    device_map: str | None = None,
-    names: Sequence[str] | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> Engine:
-    """The model of `arguments` with all `adapters` (folders), each with the tokenizer that was saved with it.
-
-    The adapters' `names` are by default those of `model_names`.
-
-    A tokenizer without a chat template is replaced by the first adapter's, or else gets the bundled template `plain`.
-    """
-    biased = next((path for path in adapters if read_adapter_config(path).bias != "none"), None)
-    if biased and len(adapters) > 1:
-        raise UserError(
-            f"--peft_path {biased}: it has biases of the base (bias), which would stay in the answers of the other "
-            "adapters; chat with it alone, or merge it"
-        )
-    source = {"trust_remote_code": trust_remote_code, "cache_dir": cache_dir}
-    opened = []
-    for path in (*adapters, None):
-        model_arguments = replace(arguments, peft_path=path)
-        config, tokenizer = open_for_inference(model_arguments, template=template, **source)
-        if is_reward_model(config, path):
-            flag = f"--peft_path {path}" if path else arguments.model_name_or_path
-            raise UserError(f"{flag}: a reward model, which scores answers and generates none; use scripts/score.py")
-        opened.append((model_arguments, tokenizer))
-    budget = prompt_budget(config, max_new_tokens)
-    if max_source_length and budget is not None and max_source_length > budget:
-        say(f"--max_source_length {max_source_length}: the context leaves {budget:,} tokens to a prompt")
-
-    tokenizers = [_with_template(each, tokenizer, opened[0][1], source) for each, tokenizer in opened]
-    largest = max(tokenizers, key=len)
-    model = load_for_inference(arguments, largest, device_map=device_map, **source)
-    chat_models = []
-    names = names or model_names(adapters)
-    for number, (path, name, tokenizer) in enumerate(zip(adapters, names, tokenizers, strict=False)):
-        model = load_adapter(model, path, name=f"adapter{number}")  # PEFT's names must not have a dot
-        chat_models.append(ChatModel(name, tokenizer, f"adapter{number}"))
-    chat_models.append(ChatModel(BASE, tokenizers[-1]))
-
-    def budget_for(new_tokens: int) -> int | None:
-        return min(filter(None, (prompt_budget(config, new_tokens), max_source_length)), default=None)
-
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = min(MAX_NEW_TOKENS, context // 2 if context else MAX_NEW_TOKENS)
-    return Engine(model.eval(), chat_models, budget_for, max(max_new_tokens, longest), batch_size)
-
-
-def _with_template(arguments: ModelArguments, tokenizer, first, source: dict):
-    if tokenizer.chat_template is not None:
-        return tokenizer
-    if first.chat_template is not None:
-        say(f"{arguments.tokenizer_source}: the tokenizer has no chat template; the first adapter's is used")
-        return first
-    say(f"{arguments.tokenizer_source}: the tokenizer has no chat template; question and answer are plain text")
-    return open_for_inference(arguments, template=TemplateArguments("plain"), **source)[1]
-
-
-def model_names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of `paths` that differ from each other and from `BASE`: ``a``, ``b/checkpoint-100``."""
-    parts = [Path(path).absolute().parts for path in paths]
-    if len(set(parts)) < len(parts):
-        twice = next(path for path, each in zip(paths, parts, strict=True) if parts.count(each) > 1)
-        raise UserError(f"--peft_path {twice}: given twice")
-    names = []
-    for each in parts:
-        size = 1
-        while sum(other[-size:] == each[-size:] for other in parts) > 1 or "/".join(each[-size:]) == BASE:
-            size += 1
-        names.append("/".join(each[-size:]))
-    return names

@@ -62,7 +62,7 @@ def as_trained(arguments: AnyArguments, given: Collection[str]) -> AnyArguments:
 
 
 def load(arguments: ChatArguments, template: TemplateArguments | None = None) -> "Engine":
-    from hf_recipes.apps.chat.engine import open_engine
+    from hf_recipes.apps.chat.loading import open_engine
 
     check_gpus(arguments.gpus)
     return open_engine(

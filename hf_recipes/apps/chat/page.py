@@ -10,7 +10,8 @@ import gradio as gr
 import torch
 
 from hf_recipes.apps.chat.arguments import NUMBERS, decoding_of
-from hf_recipes.apps.chat.engine import BASE, Engine
+from hf_recipes.apps.chat.engine import Engine
+from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.style import DOWNLOAD
 from hf_recipes.apps.chat.texts import LANGUAGES, Texts

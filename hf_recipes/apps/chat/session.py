@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from hf_recipes.apps.chat.engine import Answer, Engine
+from hf_recipes.apps.chat.engine import Engine
+from hf_recipes.apps.chat.models import Answer
 from hf_recipes.core.files import to_json
 from hf_recipes.data.schemas.conversation import Message
 from hf_recipes.models.inference.decoding import Decoding

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hf_recipes.apps.chat.arguments import NUMBERS, decoding_of
-from hf_recipes.apps.chat.engine import Answer, Engine
+from hf_recipes.apps.chat.engine import Engine
+from hf_recipes.apps.chat.models import Answer
 from hf_recipes.apps.chat.session import Session, Settings
 from hf_recipes.apps.chat.texts import Texts
 from hf_recipes.core.errors import UserError

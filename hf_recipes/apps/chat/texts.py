@@ -1,6 +1,6 @@
 """The texts of the chat, in English and in Chinese."""
 
-from hf_recipes.apps.chat.engine import BASE, Answer
+from hf_recipes.apps.chat.models import BASE, Answer
 
 LANGUAGES = {"zh": "中文", "en": "English"}
 

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.chat.arguments import EngineArguments, Port, decoding_of
-from hf_recipes.apps.chat.engine import BASE, BATCH_SIZE, model_names
+from hf_recipes.apps.chat.engine import BATCH_SIZE
+from hf_recipes.apps.chat.models import BASE, model_names
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.limits import PositiveInt, at
 from hf_recipes.core.settings import setting

@@ -30,7 +30,8 @@ def check(arguments: ServeArguments) -> None:
 
 def load(arguments: ServeArguments, template: TemplateArguments, given: Collection[str]) -> "Server":
     """The server with the base and all adapters, each with the system prompt and the budget of thoughts of its run."""
-    from hf_recipes.apps.chat.engine import BASE, open_engine
+    from hf_recipes.apps.chat.loading import open_engine
+    from hf_recipes.apps.chat.models import BASE
     from hf_recipes.apps.serve.request import ServedModel
     from hf_recipes.apps.serve.server import Server
 

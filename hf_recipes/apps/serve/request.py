@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_recipes.apps.chat.arguments import decoding_of
-from hf_recipes.apps.chat.engine import ChatModel
+from hf_recipes.apps.chat.models import ChatModel
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.conversation import (

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import secrets
-import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -25,6 +24,7 @@ from hf_recipes.apps.chat.engine import Engine
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.apps.serve.reply import SHUT_DOWN, Choice, Reply
 from hf_recipes.apps.serve.request import ChatRequest, RequestError, ServedModel, read_request
+from hf_recipes.apps.waiting import until_stopped
 from hf_recipes.core.errors import UserError, say
 
 MAX_BYTES = 8_000_000  # of a request; a million tokens are fewer
@@ -214,22 +214,21 @@ def serve(server: Server) -> None:
     config = uvicorn.Config(
         server.app(), host, port, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE
     )
-    web, ended = uvicorn.Server(config), threading.Event()
+    web = uvicorn.Server(config)
     thread = threading.Thread(target=web.run, daemon=True, name="server")
-    before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    try:
+
+    def begin() -> str:
         thread.start()
         while not web.started and thread.is_alive():
             time.sleep(0.01)
         if not web.started:
             raise UserError(f"--host {host}: the server does not start")
         names = ", ".join(dict.fromkeys(model.name for model in server.models.values()))
-        say(f"{names} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C ends it)")
-        ended.wait()
-    except KeyboardInterrupt:
-        say("")
+        return f"{names} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C ends it)"
+
+    try:
+        until_stopped(begin)
     finally:
-        signal.signal(signal.SIGTERM, before)
         server.engine.close(0)
         web.should_exit = True
         thread.join(2 * GRACE)

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Collection
 from dataclasses import replace
 
-from hf_recipes.apps.chat.engine import BASE
 from hf_recipes.apps.chat.launch import as_trained
+from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.adapters.saved_adapter import read_adapter_config

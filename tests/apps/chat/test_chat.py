@@ -15,7 +15,9 @@ from chatting import at_each_step, scripted
 from conftest import CHATML, build_tokenizer, tiny_model
 from hf_recipes.apps.chat import engine as chat_engine
 from hf_recipes.apps.chat.arguments import ChatArguments, is_loopback
-from hf_recipes.apps.chat.engine import BASE, Answer, Engine, model_names, open_engine
+from hf_recipes.apps.chat.engine import Engine
+from hf_recipes.apps.chat.loading import open_engine
+from hf_recipes.apps.chat.models import BASE, Answer, model_names
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.terminal import Terminal
 from hf_recipes.apps.chat.texts import Texts

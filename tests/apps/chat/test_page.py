@@ -14,8 +14,8 @@ import pytest
 from browser import Browser
 from chatting import at_each_step
 from hf_recipes.apps.chat.arguments import ChatArguments
-from hf_recipes.apps.chat.engine import BASE
 from hf_recipes.apps.chat.launch import open_page
+from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.ports import free_port
 from hf_recipes.core.settings import Parser
 from hf_recipes.data.files.records import read_records

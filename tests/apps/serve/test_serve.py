@@ -20,7 +20,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from chatting import at_each_step, scripted
-from hf_recipes.apps.chat.engine import BASE
+from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.ports import free_port
 from hf_recipes.apps.serve import vllm
 from hf_recipes.apps.serve.arguments import KEY_VARIABLE, ServeArguments

@@ -7,7 +7,7 @@ import pytest
 from chat_templates import tokenizer_of
 
 from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
-from hf_recipes.apps.chat.engine import ChatModel
+from hf_recipes.apps.chat.models import ChatModel
 from hf_recipes.data.chat import ChatEncoder
 from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.models.inference.generation_settings import stop_at_ends

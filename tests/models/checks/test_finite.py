@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from conftest import build_tokenizer, json_files, tiny_model, write_jsonl
-from hf_recipes.apps.chat.engine import ChatModel, Engine
+from hf_recipes.apps.chat.engine import Engine
+from hf_recipes.apps.chat.models import ChatModel
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.lora import read_lora_config
 from hf_recipes.models.adapters.saved_adapter import read_adapter_config
