@@ -87,6 +87,7 @@ class TrackersCallback(TrainerCallback):
         self.args, self.settings, self.bare = args, dict(settings), bare
         self.workers: list[Worker] = []
         self._state_path = Path(args.output_dir, STATE)
+        self._writing = threading.Lock()
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -119,8 +120,9 @@ class TrackersCallback(TrainerCallback):
 
         def start() -> None:
             new_id = tracker.start(run_name, self.settings, run_id, state.global_step, self.bare)
-            started[tracker.name] = {"id": new_id, "mode": tracker.mode}
-            write_json(self._state_path, started)
+            with self._writing:  # another tracker starts at the same time
+                started[tracker.name] = {"id": new_id, "mode": tracker.mode}
+                write_json(self._state_path, started)
             for entry in history:
                 tracker.log(*_numbers(entry, entry.get("step", 0)))
 
