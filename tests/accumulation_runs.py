@@ -121,7 +121,7 @@ def build(case: str, folder: Path, batch: int, accumulation: int):
             for weight in policy.parameters():  # that is not the reference
                 weight += size * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     if name in ("grpo", "rloo"):
-        rows.stop_ids = list(range(300))  # half of the vocabulary, so that answers have many lengths
+        policy.generation_config.eos_token_id = list(range(300))  # half of the vocabulary: answers of many lengths
     return stage.trainer(context, rows, policy, {}, **reference)
 
 

@@ -141,6 +141,10 @@ class Trainer(RunMixin, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs.pop("location", None)
+        if self.aux_loss_enabled and "attention_mask" in inputs:
+            real = (inputs["labels"] != -100).any(1)
+            if real.any():  # how padding rows use the experts is in no loss either
+                inputs = {name: value[real] for name, value in inputs.items()}
         sources = inputs.pop("sources", None)
         outputs = []
 
