@@ -5,6 +5,11 @@ python scripts/chat.py --model_name_or_path MODEL --load_in_4bit --cli
 python scripts/chat.py --model_name_or_path MODEL --host 0.0.0.0 --auth user:password
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.chat.launch import as_trained, check, choose_devices, load, run
 from hf_recipes.core.script import run_script

@@ -5,6 +5,11 @@ python scripts/convert_checkpoint.py --model_name_or_path models/chatglm3-6b --o
     --trust_remote_code
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from dataclasses import dataclass
 
 from hf_recipes.core.script import run_script

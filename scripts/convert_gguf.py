@@ -3,6 +3,11 @@
 python scripts/convert_gguf.py --gguf_file model.gguf --output_dir models/model
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from dataclasses import MISSING, dataclass
 
 from hf_recipes.core.errors import say

@@ -5,6 +5,11 @@ python scripts/download.py --model Qwen/Qwen2.5-0.5B --source modelscope --outpu
 python scripts/download.py --source reviews --output_dir data/reviews
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,11 +4,7 @@ python scripts/dpo.py --model_name_or_path MODEL --train_file pairs.jsonl --outp
 python scripts/dpo.py --model_name_or_path MODEL --peft_path runs/sft --train_file pairs.jsonl --output_dir runs/dpo
 """
 
-from functools import partial
-
-from hf_recipes.core.script import run_script
-from hf_recipes.stages.base import RESUME_HINT, run
-from hf_recipes.stages.dpo import STAGE
+from hf_recipes.command.script import run_stage
 
 if __name__ == "__main__":
-    run_script(partial(run, STAGE), RESUME_HINT)
+    run_stage("dpo")

@@ -5,7 +5,10 @@ python scripts/evaluate.py --model_name_or_path MODEL --peft_path runs/first --c
 python scripts/evaluate.py --model_name_or_path MODEL --eval_files PromptCBLUE/dev.json --output_dir evaluation
 """
 
-import os
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script(first_process_alone=True)
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.folders import held
@@ -15,6 +18,7 @@ from hf_recipes.evaluation.compare import (
     EvaluateArguments,
     base_templates,
     check_results,
+    check_reward_model,
     compare,
     evaluate,
     evaluate_base,
@@ -42,8 +46,6 @@ def main() -> None:
         raise UserError("--eval_files is missing: name=path of what to evaluate on")
     if args.compare == "base" and not model_args.peft_path:
         raise UserError("--compare base is the model without its adapter: name one with --peft_path")
-    if int(os.environ.get("RANK", 0)) > 0:
-        return  # the first process evaluates all rows
     show_json = json_to_stdout(args.json)
     at_end.enter_context(held(args.output_dir))
     folder = open_folder(args)
@@ -61,11 +63,8 @@ def main() -> None:
         rewards = Rewards(evaluation, **args.source) if evaluation.specs else None
         methods = build_methods(evaluation, tokenizer, decoding=decoding, rewards=rewards, **options)
         is_reward = is_reward_model(config, model_args.peft_path)
-        if is_reward and args.compare == "base":
-            raise UserError("--compare base: without its adapter the base has no head that scores; name another model")
-        for method in methods.values() if is_reward else ():
-            if not method.scores_reward_models:
-                raise UserError(f"{model_args.model_name_or_path}: a reward model, which gives no {method.name}")
+        if is_reward:
+            check_reward_model(model_args.model_name_or_path, args, methods)
         return tokenizer, methods, {**args.source, "is_reward": is_reward, "autocast": record.autocast}
 
     tokenizer, methods, options = prepare(model_args)

@@ -4,6 +4,11 @@ python scripts/export.py --format ollama --model_name_or_path models/merged --ou
 python scripts/export.py --model_name_or_path models/merged --outtype q8_0 --output_dir models/gguf
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 import shlex
 
 from hf_recipes.core.errors import say

@@ -5,6 +5,11 @@ python scripts/extend_model.py --model_name_or_path MODEL --tokenizer_name token
     --output_dir model
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from hf_recipes.core.script import run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.vocabulary.arguments import ExtendModelArguments

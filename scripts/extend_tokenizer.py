@@ -5,6 +5,11 @@ python scripts/extend_tokenizer.py --tokenizer_name MODEL --train_file zh=corpus
 python scripts/extend_tokenizer.py --tokenizer_name MODEL --words medical.txt --output_dir tokenizer
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from hf_recipes.core.script import run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments

@@ -6,11 +6,7 @@ python scripts/grpo.py --model_name_or_path MODEL --train_file prompts.jsonl --r
     --output_dir runs/grpo
 """
 
-from functools import partial
-
-from hf_recipes.core.script import run_script
-from hf_recipes.stages.base import RESUME_HINT, run
-from hf_recipes.stages.grpo import STAGE
+from hf_recipes.command.script import run_stage
 
 if __name__ == "__main__":
-    run_script(partial(run, STAGE), RESUME_HINT)
+    run_stage("grpo")

@@ -7,6 +7,11 @@ python scripts/inspect_data.py --tokenizer MODEL EXTENDED --text news.jsonl
 python scripts/inspect_data.py --score --judge MODEL --train_file train.json --output_file scored.jsonl
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 import sys
 
 from rich.console import Console

@@ -4,11 +4,7 @@ python scripts/kto.py --model_name_or_path MODEL --train_file rated.jsonl --outp
 python scripts/kto.py … --train_file comments.jsonl --label_column like_count --label_threshold 10 --label_low 2
 """
 
-from functools import partial
-
-from hf_recipes.core.script import run_script
-from hf_recipes.stages.base import RESUME_HINT, run
-from hf_recipes.stages.kto import STAGE
+from hf_recipes.command.script import run_stage
 
 if __name__ == "__main__":
-    run_script(partial(run, STAGE), RESUME_HINT)
+    run_stage("kto")

@@ -4,6 +4,11 @@ python scripts/merge_adapter.py --model_name_or_path MODEL --peft_path runs/firs
 python scripts/merge_adapter.py --peft_path runs/first runs/second --weights 0.7 0.3 --output_dir models/merged
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from hf_recipes.core.errors import say
 from hf_recipes.core.script import run_script
 from hf_recipes.core.settings import Parser

@@ -4,6 +4,11 @@ python scripts/mixture_viewer.py --folder data
 python scripts/mixture_viewer.py --port 8600 --lang en
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 import os
 import sys
 from dataclasses import dataclass

@@ -4,11 +4,7 @@ python scripts/orpo.py --model_name_or_path MODEL --train_file pairs.jsonl --out
 python scripts/orpo.py --config configs/recipes/orpo_demo.yaml --model_name_or_path MODEL --dry_run
 """
 
-from functools import partial
-
-from hf_recipes.core.script import run_script
-from hf_recipes.stages.base import RESUME_HINT, run
-from hf_recipes.stages.orpo import STAGE
+from hf_recipes.command.script import run_stage
 
 if __name__ == "__main__":
-    run_script(partial(run, STAGE), RESUME_HINT)
+    run_stage("orpo")

@@ -6,7 +6,11 @@ python scripts/predict.py --model_name_or_path MODEL --input_file test.csv --pro
     --output_file out.jsonl
 """
 
-import os
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script(first_process_alone=True)
+
 from functools import partial
 
 from hf_recipes.core.errors import UserError, say
@@ -37,8 +41,6 @@ def main() -> None:
     for name in ("use_lora", "lora_config"):
         if name in parser.given:
             raise UserError(f"--{name} is for training; name the adapter with --peft_path")
-    if int(os.environ.get("RANK", 0)) > 0:
-        return  # the first process answers all rows
     record = RunRecord(model_args.peft_path or model_args.model_name_or_path, parser.given)
     args, decoding, model_args, template = record.apply(args, decoding, model_args, template)
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}

@@ -4,6 +4,11 @@ python scripts/prepare_bilibili.py --input_dir data --total 2000 --test_size 10 
 python scripts/prepare_bilibili.py --input_dir data --privacy --near_dedup --output_dir bilibili
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from hf_recipes.core.script import run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.importers.arguments import BilibiliArguments

@@ -5,6 +5,11 @@ python scripts/prepare_corpus.py --input_files wiki=wikipedia-cn.json news/ baik
 python scripts/prepare_corpus.py --input_files novels/ --txt_documents blank --exact_dedup --output_dir corpus
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -4,6 +4,11 @@ python scripts/prepare_qq.py --input FOLDER --me NICKNAME_OR_NUMBER --output_dir
 python scripts/prepare_qq.py --input chat.json --me 123456789 --session_gap 60 --test_size 50 --output_dir chats
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from hf_recipes.core.script import run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.importers.arguments import QQArguments

@@ -5,11 +5,7 @@ python scripts/pretrain.py --config_name configs/models/qwen3_30m.json --tokeniz
     --output_dir runs/small
 """
 
-from functools import partial
-
-from hf_recipes.core.script import run_script
-from hf_recipes.stages.base import RESUME_HINT, run
-from hf_recipes.stages.pretrain import STAGE
+from hf_recipes.command.script import run_stage
 
 if __name__ == "__main__":
-    run_script(partial(run, STAGE), RESUME_HINT)
+    run_stage("pretrain")

@@ -4,6 +4,11 @@ python scripts/push.py --folder runs/mine --hub_model_id me/mine --dry_run
 python scripts/push.py --folder runs/mine/checkpoint-100 --hub_model_id me/mine --target modelscope
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 

@@ -5,11 +5,7 @@ python scripts/reward.py --model_name_or_path MODEL --train_file pairs.jsonl --v
     --output_dir runs/reward
 """
 
-from functools import partial
-
-from hf_recipes.core.script import run_script
-from hf_recipes.stages.base import RESUME_HINT, run
-from hf_recipes.stages.reward import STAGE
+from hf_recipes.command.script import run_stage
 
 if __name__ == "__main__":
-    run_script(partial(run, STAGE), RESUME_HINT)
+    run_stage("reward")

@@ -6,7 +6,11 @@ python scripts/score.py --model_name_or_path REWARD_MODEL --input_file answers.c
     --response_column answer --output_file scored.csv
 """
 
-import os
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script(first_process_alone=True)
+
 from functools import partial
 
 from hf_recipes.core.errors import UserError
@@ -24,8 +28,6 @@ from hf_recipes.models.templates.options import TemplateArguments
 def main() -> None:
     parser = Parser([ModelArguments, ScoreArguments, TemplateArguments])
     model_args, args, template = parser.parse()
-    if int(os.environ.get("RANK", 0)) > 0:
-        return  # the first process scores all rows
     # Of the rows' columns none: those that are scored are seldom the pairs of the training.
     record = RunRecord(model_args.peft_path or model_args.model_name_or_path, parser.given | SHAPE)
     args, model_args, template = record.apply(args, model_args, template)

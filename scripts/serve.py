@@ -6,6 +6,11 @@ python scripts/serve.py --model_name_or_path MODEL --host 0.0.0.0 --api_key_file
 python scripts/serve.py --model_name_or_path MODEL --peft_path runs/first --engine vllm
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from hf_recipes.apps.chat.launch import choose_devices
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.apps.serve.launch import run

@@ -4,11 +4,7 @@ python scripts/sft.py --model_name_or_path MODEL --train_file train.json --outpu
 torchrun --nproc_per_node 4 scripts/sft.py --config configs/recipes/demo.yaml
 """
 
-from functools import partial
-
-from hf_recipes.core.script import run_script
-from hf_recipes.stages.base import RESUME_HINT, run
-from hf_recipes.stages.sft import STAGE
+from hf_recipes.command.script import run_stage
 
 if __name__ == "__main__":
-    run_script(partial(run, STAGE), RESUME_HINT)
+    run_stage("sft")

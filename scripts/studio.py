@@ -5,6 +5,11 @@ python scripts/studio.py --root data --port 8600 --language en
 python scripts/studio.py --host 0.0.0.0 --auth user:password
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from importlib.util import find_spec
 
 from hf_recipes.apps.ports import check_port

@@ -5,6 +5,11 @@ python scripts/train_tokenizer.py --train_file corpus/ --model_type unigram \\
     --special_tokens configs/special_tokens/roles.json --output_dir tokenizer
 """
 
+if __name__ == "__main__":
+    from hf_recipes.command.script import begin_script
+
+    begin_script()
+
 from hf_recipes.core.script import run_script
 from hf_recipes.core.settings import Parser
 from hf_recipes.vocabulary.arguments import TrainTokenizerArguments

@@ -33,8 +33,8 @@ def flags_of(name: str) -> dict[str, Mapping[str, Any]]:
     return {key.partition(" ")[0]: recorded()["flags"][key] for key in keys}
 
 
-def command_line(name: str) -> CommandLine | None:
+def command_line(name: str, program: str) -> CommandLine | None:
     """The command line of a command; None where other versions are installed than those of the record."""
     if versions() != recorded()["versions"]:
         return None
-    return CommandLine.of(flags_of(name), COMMANDS[name], f"hf-recipes {name}")
+    return CommandLine.of(flags_of(name), COMMANDS[name], program)

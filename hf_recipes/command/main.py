@@ -1,17 +1,15 @@
 """``hf-recipes COMMAND …``: mistakes of the command line are found before a library of a run is imported."""
 
-import gc
 import os
 import runpy
 import sys
 from collections.abc import Callable, Sequence
 
 from hf_recipes import __version__
-from hf_recipes.command.flags import command_line
+from hf_recipes.command.script import check_command_line
 from hf_recipes.core.command_line import nearest
 from hf_recipes.core.commands import COMMANDS, OTHER_NAMES
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.limits import check_numbers
 from hf_recipes.core.script import errors_in_one_line, print_any_text
 
 TRAINING = ("pretrain", "sft", "reward", "dpo", "orpo", "kto", "grpo")
@@ -49,12 +47,7 @@ def run(name: str, argv: list[str]) -> None:
     if argv and not argv[0].startswith("-") and argv[0].endswith((".yaml", ".yml")):
         argv = ["--config", *argv]
     processes = take_processes(argv) if name in TRAINING else None
-    line = command_line(name)
-    if line is not None:
-        try:
-            check_numbers(line.read(argv), line.limits)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    check_command_line(name, argv, f"hf-recipes {name}")
     script = str(COMMANDS[name].script_for(argv))
     if name in TRAINING and not any(variable in os.environ for variable in LAUNCHED):
         count = processes or _visible_gpus()
@@ -63,7 +56,6 @@ def run(name: str, argv: list[str]) -> None:
             sys.stdout.flush()
             os.execv(sys.executable, [*launcher, script, *argv])
     sys.argv = [script, *argv]
-    gc.disable()  # it would search what the libraries define, which stays; `run_script` turns it on again
     runpy.run_path(script, run_name="__main__")
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ from hf_recipes.core.settings import Parser
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.inherited import UNUSABLE
 from hf_recipes.stages.base import run
+from hf_recipes.stages.table import STAGES
 
 MODES = {"inspect_data.py": ([], ["--tokenizer"], ["--score"])}  # of scripts with more than one set of flags
 
@@ -60,7 +62,7 @@ def parsers_of(script: str) -> list[Parser]:
         with patch.object(Parser, "parse", parse), patch.object(sys, "argv", [script, *argv]):
             names = runpy.run_path(str(bundled(f"scripts/{script}")))
             with suppress(UserError):
-                names["main"]() if "main" in names else run(names["STAGE"])
+                names["main"]() if "main" in names else run(STAGES[Path(script).stem])
     return made
 
 

@@ -82,6 +82,15 @@ def open_folder(args: EvaluateArguments) -> OutputFolder:
     return folder
 
 
+def check_reward_model(name: str, args: EvaluateArguments, methods: Mapping[str, Method]) -> None:
+    """A UserError where the reward model `name` cannot give what is asked for."""
+    if args.compare == "base":
+        raise UserError("--compare base: without its adapter the base has no head that scores; name another model")
+    for method in methods.values():
+        if not method.scores_reward_models:
+            raise UserError(f"{name}: a reward model, which gives no {method.name}")
+
+
 def check_results(folder: OutputFolder, evaluations: Iterable[str], models: Iterable[str]) -> list[str]:
     """Patterns of the files that are going to be written, for evaluations and models of these names.
 

@@ -25,7 +25,7 @@ def test_no_default_is_of_the_machine_that_recorded(recorded):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_a_sentence_two_examples_and_the_flags_that_matter_once(name, recorded):
-    line = flags.command_line(name)
+    line = flags.command_line(name, f"hf-recipes {name}")
     known = {*line.fields, "config"}
     main = [flag for group in COMMANDS[name].main_flags.values() for flag in group.split()]
     assert set(main) <= known and len(main) <= 15 and (main or len(known) <= 15)
@@ -39,6 +39,6 @@ def test_help_has_a_sentence_two_examples_and_the_flags_that_matter_once(name, r
 
 
 def test_other_versions_than_the_recorded_ones_are_left_to_the_scripts(monkeypatch):
-    assert flags.command_line("sft") is not None
+    assert flags.command_line("sft", "sft") is not None
     monkeypatch.setattr(flags, "versions", lambda: {"transformers": "6.0", "trl": "2.0"})
-    assert flags.command_line("sft") is None
+    assert flags.command_line("sft", "sft") is None

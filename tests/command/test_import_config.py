@@ -44,7 +44,7 @@ def imported(tmp_path):
         ours = import_config(str(tmp_path / "theirs.yaml"))
         assert ours.startswith(f"# hf-recipes {command} --config FILE\n")
         (tmp_path / "ours.yaml").write_text(ours)
-        line = command_line(command)
+        line = command_line(command, command)
         values = line.read(["--config", str(tmp_path / "ours.yaml"), "--model_name_or_path", "M", "--output_dir", "O"])
         return {name: values[name] for name in line.given - {"model_name_or_path", "output_dir"}}, ours
 

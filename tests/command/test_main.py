@@ -26,6 +26,9 @@ def said(capsys, *argv, code=None):
     return out if code is None else err
 
 
+HEAVY = "torch transformers trl peft datasets accelerate numpy pandas"
+
+
 @pytest.fixture
 def started(monkeypatch):
     """What is run instead of running it: script and flags."""
@@ -71,7 +74,6 @@ def test_mistakes_are_one_line(argv, message, capsys):
 
 @pytest.mark.parametrize("argv", [["--help"], ["sft", "--help"], ["grpo", "--help_all"], ["sft", "--optin", "x"]])
 def test_help_and_mistakes_import_no_library_of_a_run(argv):
-    heavy = "torch transformers trl peft datasets accelerate numpy pandas"
     code = f"""
 import sys
 from hf_recipes.command.main import main
@@ -79,10 +81,27 @@ try:
     main({argv!r})
 except SystemExit:
     pass
-sys.exit(" ".join(set({heavy!r}.split()) & set(sys.modules)) or 0)
+sys.exit(" ".join(set({HEAVY!r}.split()) & set(sys.modules)) or 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_neither_do_those_of_a_script():
+    code = f"""
+import glob, runpy, sys
+for path in sorted(glob.glob("scripts/*.py")):
+    for flag in ("--help", "--optin"):
+        sys.argv = [path, flag]
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            assert bool(end.code) == (flag == "--optin"), path
+        assert not set({HEAVY!r}.split()) & set(sys.modules), path
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("python scripts/") >= 2 * len(COMMANDS)
 
 
 def test_where_a_command_line_leads(started, tmp_path, monkeypatch):

@@ -67,7 +67,9 @@ def keeps_packed_rows_apart(model: "PreTrainedModel") -> bool:
             return _same_after_another(model, ids, positions, rows[0].shape[1])
         with torch.enable_grad(), _as_trained(model):
             last = model(ids, position_ids=positions, use_cache=False).logits[0, rows[0].shape[1] :].float()
-            (gradient,) = torch.autograd.grad((last * torch.randn_like(last)).sum(), embedded[:1])
+            # The random numbers of the run are left as they are: an adapter begins with them.
+            weights = torch.randn(last.shape, generator=generator).to(last.device)
+            (gradient,) = torch.autograd.grad((last * weights).sum(), embedded[:1])
         return not gradient[0, : rows[0].shape[1]].any()
     except TypeError:  # no position_ids at all
         return False

@@ -108,3 +108,10 @@ def test_a_base_in_four_bits_with_a_head_in_bfloat16_is_tried_too(tmp_path):
     prepare_quantized(model)
     assert {p.dtype for p in model.parameters()} >= {torch.float32, torch.bfloat16}
     assert keeps_packed_rows_apart(model)
+
+
+def test_the_check_leaves_the_random_numbers_of_the_run_as_they_are():
+    model = tiny_model(128)
+    before = torch.get_rng_state()
+    assert keeps_packed_rows_apart(model)
+    assert torch.equal(torch.get_rng_state(), before)
