@@ -2,10 +2,11 @@
 
     python tests/benchmarks/peers.py --model_name_or_path MODEL [--steps 6] [--rounds 3] [--peers llama_factory trl]
 
-Each peer is installed from the package index into an environment of its own under .cache/peers, once, and run by its
-own command; what cannot be installed or run is said. LoRA r=8 on all linear layers, bfloat16 arithmetic, packed rows
-and padded ones, each round in another order. Every `training_step` of transformers' Trainer, which all of them run, is
-timed and its tokens are counted, without padding; the first step is left out. Ratios are of medians over the rounds.
+Each is installed from the package index into an environment of its own under .cache/peers, once, hf_recipes without
+extras, and run by its own command; what cannot be installed or run is said. LoRA r=8 on all linear layers, bfloat16
+arithmetic, packed rows and padded ones, each round in another order. Every `training_step` of transformers' Trainer,
+which all of them run, is timed and its tokens are counted, without padding; the first step is left out. Ratios are of
+medians over the rounds.
 """
 
 import argparse
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = ROOT / ".cache" / "peers"
 # To install one after the other, and to take out again: torchvision and torchaudio are of another torch.
 PEERS = {
+    "hf_recipes": (["torch==2.13.0", f"--constraint={ROOT / 'constraints.txt'} {ROOT}"], []),
     "llama_factory": (["torch==2.13.0", "llamafactory==0.9.5"], ["torchvision", "torchaudio"]),
     "ms_swift": (["torch==2.13.0", "ms-swift==4.6.0"], []),
     "trl": (["torch==2.13.0", "trl[peft]==1.16.0"], []),
@@ -69,7 +71,10 @@ def install(name: str) -> str | None:
     if done.exists():
         return None
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
-    commands = [[sys.executable, "-m", "venv", folder], *([*pip, "install", "--quiet", one] for one in packages)]
+    commands = [
+        [sys.executable, "-m", "venv", folder],
+        *([*pip, "install", "--quiet", *one.split()] for one in packages),
+    ]
     if without:
         commands += [[*pip, "uninstall", "--quiet", "-y", *without]]
         commands += [[*pip, "install", "--quiet", "--no-deps", packages[0]]]
@@ -103,11 +108,11 @@ def command_of(name: str, options: argparse.Namespace, folder: Path, packing: bo
         "report_to": "none",
         "output_dir": folder / "run",
     }
+    binaries = ENVIRONMENTS / name / "bin"
     if name == "hf_recipes":
         mine = {"model_name_or_path": model, "train_file": folder / "alpaca.json", "max_length": options.length}
         mine |= {"packing": packing, "use_lora": True, "cache_dir": folder / "cache", "save_only_model": True}
-        return flags([Path(sys.executable).with_name("hf-recipes"), "sft"], {**common, **mine})
-    binaries = ENVIRONMENTS / name / "bin"
+        return flags([binaries / "hf-recipes", "sft"], {**common, **mine})
     if name == "llama_factory":
         mine = {"model_name_or_path": model, "stage": "sft", "do_train": True, "finetuning_type": "lora"}
         mine |= {"lora_rank": 8, "lora_alpha": 16, "lora_target": "all", "dataset": "rows", "dataset_dir": folder}
@@ -197,12 +202,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS)[1:], default=list(PEERS)[1:])
     parser.add_argument("--shapes", nargs="*", choices=("packed", "padded"), default=["packed", "padded"])
     options = parser.parse_args()
-    names = ["hf_recipes"]
-    print(f"hf_recipes: {versions(Path(sys.executable))}", flush=True)
-    for name in options.peers:
+    names = []
+    for name in ("hf_recipes", *options.peers):
         problem = install(name)
         print(f"{name}: {problem or versions(ENVIRONMENTS / name / 'bin' / 'python')}", flush=True)
         names += [] if problem else [name]
