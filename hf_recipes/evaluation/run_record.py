@@ -11,7 +11,8 @@ from hf_recipes.core.files import read_mapping
 from hf_recipes.core.limits import PositiveInt
 from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import RowArguments
-from hf_recipes.data.chat.encoder import SplitTurns, Truncation, total_length
+from hf_recipes.data.chat.encoder import SplitTurns, Truncation
+from hf_recipes.data.chat.truncation import total_length
 from hf_recipes.data.examples import load_examples
 from hf_recipes.data.schemas.registry import SCHEMAS
 from hf_recipes.models.devices import cpu_computes_bf16

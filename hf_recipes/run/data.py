@@ -11,8 +11,8 @@ from datasets import Dataset
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
 from hf_recipes.data.arguments import columns_of
-from hf_recipes.data.chat.encoder import ANSWER_CUT, OVER_BUDGET, TOO_SMALL
 from hf_recipes.data.chat.preference import TOO_LONG, PreferenceEncoder, budget_of
+from hf_recipes.data.chat.truncation import ANSWER_CUT, OVER_BUDGET, TOO_SMALL
 from hf_recipes.data.examples import hold_out, load_examples, row_statuses, sampled_rows, usable
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import SEED, find_sources, source_names

@@ -16,8 +16,9 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.core.limits import at
 from hf_recipes.core.settings import setting
-from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, SplitTurns, Truncation, total_length
+from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, SplitTurns, Truncation
 from hf_recipes.data.chat.streamed_rows import RowMixture
+from hf_recipes.data.chat.truncation import total_length
 from hf_recipes.dry_run.data_stats import DataStats, row_lengths, row_stats
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.methods.perplexity import NLL

@@ -14,7 +14,7 @@ import openpyxl
 import pytest
 
 from conftest import ROOT, write_jsonl
-from hf_recipes.importers.bilibili.mediacrawler import Sheet
+from hf_recipes.importers.bilibili.crawl_files import Sheet
 
 VIDEO = {"video_id": "100", "title": "葱油拌面", "desc": "小火慢熬", "user_id": "1", "nickname": "灶台小满"}
 OTHER = {"video_id": "200", "title": "骑行川西", "desc": "-", "nickname": "慢轮阿野", "creator_hash": "ff"}

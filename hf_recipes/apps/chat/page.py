@@ -14,7 +14,8 @@ from hf_recipes.apps.chat.engine import Engine
 from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.style import DOWNLOAD
-from hf_recipes.apps.chat.texts import LANGUAGES, Texts
+from hf_recipes.apps.chat.texts import Texts
+from hf_recipes.apps.labelled_page import AT_ONCE, LabelledPage, language_radio, preferred_language
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.inference.decoding import Decoding
 
@@ -22,22 +23,16 @@ MAX_CHARACTERS = 100_000  # of a question or a system prompt
 PERIOD = 0.05  # seconds between two updates of a growing answer
 
 
-class Page:
+class Page(LabelledPage):
     """The page's components, in the order in which they are laid out, and what happens when they are used."""
 
     def __init__(self, engine: Engine, decoding: Decoding, language: str | None, system: str = "", other: str = ""):
+        super().__init__("对话 · Chat")
         self.engine, self.language = engine, language
         self.fixed = decoding.seed, decoding.max_thinking_tokens
-        self.labels: list[tuple[gr.blocks.Block, dict[str, str]]] = []
-        self.blocks = gr.Blocks(title="对话 · Chat", fill_width=True, analytics_enabled=False)
         with self.blocks:
             self._build(decoding, system, other)
             self._connect()
-
-    def _labelled(self, component, **texts: str):
-        """`component`, whose properties get the texts of these keys, in the language of the session."""
-        self.labels.append((component, texts))
-        return component
 
     def _build(self, decoding: Decoding, system: str, other: str) -> None:
         names = list(self.engine.chat_models)
@@ -45,15 +40,8 @@ class Page:
         variants = {"send": "primary", "stop": "stop"}
         self.session, self.download = gr.State(Session()), gr.Textbox(visible=False)
         with gr.Row(elem_id="head"):
-            self.title = self._labelled(gr.Markdown(), value="title")
-            self.lang = gr.Radio(
-                [(name, key) for key, name in LANGUAGES.items()],
-                value=self.language or "zh",
-                label="语言 / Language",
-                show_label=False,
-                container=False,
-                elem_id="language",
-            )
+            self.title = self.labelled(gr.Markdown(), value="title")
+            self.lang = language_radio(self.language or "zh")
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 with gr.Row():
@@ -62,10 +50,10 @@ class Page:
                 self.question = gr.Textbox(
                     lines=1, max_lines=10, max_length=MAX_CHARACTERS, autofocus=True, elem_id="question"
                 )
-                self._labelled(self.question, label="question", placeholder="question help")
+                self.labelled(self.question, label="question", placeholder="question help")
                 with gr.Row(elem_id="buttons"):
                     self.send, self.stop, self.retry, self.clear, self.save = (
-                        self._labelled(
+                        self.labelled(
                             gr.Button(variant=variants.get(key, "secondary"), elem_id=key, visible=key != "stop"),
                             value=key,
                         )
@@ -81,12 +69,12 @@ class Page:
                     gr.Slider(1, self.engine.max_new_tokens, decoding.max_new_tokens, step=1),
                     gr.Slider(1, 2, max(1, decoding.repetition_penalty), step=0.05),
                 ]
-                self._labelled(self.model, label="model")
-                self._labelled(self.compare_with, label="compare with")
-                self._labelled(self.system, label="system")
+                self.labelled(self.model, label="model")
+                self.labelled(self.compare_with, label="compare with")
+                self.labelled(self.system, label="system")
                 for key, slider in zip(NUMBERS, self.sliders, strict=True):
-                    self._labelled(slider, label=key, info=f"{key} help")
-        with self._labelled(gr.Accordion(open=False), label="read"), gr.Row():
+                    self.labelled(slider, label=key, info=f"{key} help")
+        with self.labelled(gr.Accordion(open=False), label="read"), gr.Row():
             self.decoded = [
                 gr.Textbox(
                     lines=4,
@@ -110,13 +98,12 @@ class Page:
             reasoning_tags=[("<think>", "</think>")],
             allow_tags=False,
         )
-        return self._labelled(chat, placeholder="empty")
+        return self.labelled(chat, placeholder="empty")
 
     def _connect(self) -> None:
         settings = [self.lang, self.model, self.compare_with, self.system, *self.sliders]
         buttons = [self.send, self.stop, self.retry, self.clear]
         outputs = [*self.chats, self.notes, self.question, *buttons, *self.decoded]
-        at_once = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
         # One answer at a time; the position in Gradio's queue is displayed in place of the notes.
         queued = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": self.notes}
         queued |= {"concurrency_id": "answers", "trigger_mode": "once"}
@@ -125,23 +112,22 @@ class Page:
         self.retry.click(self.on_retry, [self.session, *settings], outputs, **queued)
         for chat in self.chats:
             chat.edit(self.on_edit, [self.session, *settings], outputs, **queued)
-        self.stop.click(self.on_stop, [self.session], [], **at_once)
+        self.stop.click(self.on_stop, [self.session], [], **AT_ONCE)
         for clear in (self.clear.click, *(chat.clear for chat in self.chats)):
-            clear(self.on_clear, [self.session], [*self.chats, self.notes, *self.decoded], **at_once)
-        self.save.click(self.on_save, [self.session, self.lang], [self.download], **at_once).then(
+            clear(self.on_clear, [self.session], [*self.chats, self.notes, *self.decoded], **AT_ONCE)
+        self.save.click(self.on_save, [self.session, self.lang], [self.download], **AT_ONCE).then(
             None, [self.download], [], js=DOWNLOAD
         )
         columns = [*self.chats, self.notes, self.decoded[1]]
         choices = [self.lang, self.model, self.compare_with]
         for choice in choices:
-            choice.change(self.on_choice, [self.session, *choices], columns, **at_once)
+            choice.change(self.on_choice, [self.session, *choices], columns, **AT_ONCE)
         labelled = [component for component, _ in self.labels]
-        self.lang.change(self.on_language, [self.lang], [*labelled, *self.decoded], **at_once)
-        self.blocks.load(self.on_load, [], [self.lang, *labelled, *self.decoded], **at_once)
+        self.lang.change(self.on_language, [self.lang], [*labelled, *self.decoded], **AT_ONCE)
+        self.blocks.load(self.on_load, [], [self.lang, *labelled, *self.decoded], **AT_ONCE)
 
     def on_load(self, request: gr.Request) -> list:
-        preferred = (request.headers.get("accept-language") or "").lower()
-        language = self.language or ("zh" if preferred.startswith("zh") else "en")
+        language = self.language or preferred_language(request)
         return [language, *self.on_language(language)]
 
     def on_language(self, language: str) -> list:

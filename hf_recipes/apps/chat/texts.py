@@ -1,10 +1,8 @@
 """The texts of the chat, in English and in Chinese."""
 
+from hf_recipes.apps import languages
 from hf_recipes.apps.chat.models import BASE, Answer
 
-LANGUAGES = {"zh": "中文", "en": "English"}
-
-# Key: (English, Chinese). `format` fills the braces.
 _TEXTS = {
     "title": ("Chat", "对话"),
     "base": ("base model", "底座模型"),
@@ -70,15 +68,8 @@ _TEXTS = {
 }
 
 
-class Texts:
-    """`texts("key", name=…)` in one language."""
-
-    def __init__(self, language: str):
-        self.language, self._column = language, 0 if language == "en" else 1
-
-    def __call__(self, key: str, **values) -> str:
-        text = _TEXTS[key][self._column]
-        return text.format(**values) if values else text
+class Texts(languages.Texts):
+    table = _TEXTS
 
     def model(self, name: str) -> str:
         return self("base") if name == BASE else name

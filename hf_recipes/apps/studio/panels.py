@@ -54,12 +54,12 @@ class Panels:
         name = self.visitor.form.get("run")
         return self.roots.home / name if name in self.names else None
 
-    def panels(self, budget: float, beside: Sequence[str]) -> dict[str, str]:
+    def panels(self, budget: float, compare_with: Sequence[str]) -> dict[str, str]:
         """The panels of the tab by name."""
         if self.tab == "data":
             return self._data(budget)
         if self.tab == "watch":
-            return self._watch(beside)
+            return self._watch(compare_with)
         return {"model": self._model, "train": self._train, "judge": self._judge, "take": self._take}[self.tab]()
 
     def _waiting(self, kind: str, running: str, empty: str = "") -> str | None:
@@ -132,12 +132,10 @@ class Panels:
         job, visitor = self.job("convert"), self.visitor
         if self.tab != "data" or not job or job.status != "finished" or visitor.form.get("imported") == job.id:
             return [gr.skip()] * 3
-        folder = job.about["output_dir"]
-        test = f"{folder}/test.jsonl" if (job.run / "test.jsonl").is_file() else ""
-        more = yaml.safe_load(visitor.form.get("yaml") or "") or {}
-        text = (
-            yaml.safe_dump({**more, "validation_file": test}, allow_unicode=True) if test else visitor.form.get("yaml")
-        )
+        folder, text, test = job.about["output_dir"], visitor.form.get("yaml"), ""
+        if (job.run / "test.jsonl").is_file():
+            test = f"{folder}/test.jsonl"
+            text = yaml.safe_dump({**(yaml.safe_load(text or "") or {}), "validation_file": test}, allow_unicode=True)
         visitor.save(imported=job.id)
         return [f"{folder}/train.jsonl", text, test]
 
@@ -153,13 +151,12 @@ class Panels:
         if (job is None or job.commands != [argv]) and time.time() - visitor.changed > QUIET:
             job = self.page.begin(visitor, "plan", argv)
         if job is None or job.commands != [argv] or job.is_live:
-            return {
-                "plan": views.card(texts("before"), views.note(texts("dry run")), views.command(_shown(argv), texts))
-            }
-        plan = views.plan(job.result(), texts) if job.status == "finished" else views.job_state(job, texts)
+            plan = views.note(texts("dry run"))
+        else:
+            plan = views.plan(job.result(), texts) if job.status == "finished" else views.job_state(job, texts)
         return {"plan": views.card(texts("before"), plan, views.command(_shown(argv), texts))}
 
-    def _watch(self, beside: Sequence[str]) -> dict[str, str]:
+    def _watch(self, compare_with: Sequence[str]) -> dict[str, str]:
         texts, panels = self.texts, dict.fromkeys(("runs", "watch", "curves", "samples", "log"), "")
         states = {self.roots.relative(job.run): job.status for job in self.jobs}
         items = (
@@ -170,35 +167,29 @@ class Panels:
         panels["runs"] = views.card(texts("runs"), f"<ul class='runs'>{''.join(items)}</ul>") if self.names else ""
         if self.run is None:
             return {**panels, "watch": f"<p class='empty'>{escape(texts('watch empty'))}</p>"}
-        shown = [name for name in dict.fromkeys([self.visitor.form["run"], *beside]) if name in self.names]
+        chosen = self.visitor.form["run"]
+        shown = [name for name in dict.fromkeys([chosen, *compare_with]) if name in self.names]
         logs = {name: read_lines(self.roots.home / name / "log.jsonl") for name in shown}
         job = next((job for job in self.jobs if job.run == self.run), None)
-        panels["watch"] = self._state(job, logs[self.visitor.form["run"]])
+        panels["watch"] = self._state(job, logs[chosen])
         panels["curves"] = views.curves(logs, texts)
         steps = {int(path.stem.split("-")[1]): path for path in self.run.glob("predictions/**/step-*.jsonl")}
         panels["samples"] = views.samples({step: read_lines(path)[:3] for step, path in steps.items()}, texts)
         panels["log"] = views.card(texts("log"), _log(job)) if job else ""
-        if lines := [
-            line.format(self.visitor.form["run"] + "/" + name)
-            for name, line in TRACKERS.items()
-            if (self.run / name).is_dir()
-        ]:
-            panels["log"] += views.card(texts("trackers"), views.command(lines, texts))
+        lines = [line.format(f"{chosen}/{name}") for name, line in TRACKERS.items() if (self.run / name).is_dir()]
+        panels["log"] += views.card(texts("trackers"), views.command(lines, texts)) if lines else ""
         return panels
 
     def _state(self, job: Job | None, log: list[Mapping[str, Any]]) -> str:
         texts = self.texts
-        last: dict[str, Any] = {}
-        for entry in log:
-            last |= entry
+        last = {name: value for entry in log for name, value in entry.items()}
         is_running = job is not None and job.status == "running"
         show = {"loss": "{:.4g}", "eval_loss": "{:.4g}", "learning_rate": "{:.3g}", "tokens_per_second": "{:,.0f}"}
         pairs = [(texts("steps"), f"{last['step']:,}")] if "step" in last else []
         pairs += [(texts(name), form.format(last[name])) for name, form in show.items() if last.get(name) is not None]
         pairs += [(texts("memory"), in_units(last["memory"]))] if last.get("memory") else []
-        pairs += (
-            [(texts("left"), timedelta(seconds=last["seconds_left"]))] if is_running and "seconds_left" in last else []
-        )
+        if is_running and "seconds_left" in last:
+            pairs.append((texts("left"), timedelta(seconds=last["seconds_left"])))
         state = views.job_state(job, texts) if job else ""
         is_done = (self.run / TRAINED).is_file() and (job is None or not job.is_live)
         done = views.note(texts("finished"), "good") if is_done else ""

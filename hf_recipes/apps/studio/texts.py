@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-LANGUAGES = {"zh": "中文", "en": "English"}
+from hf_recipes.apps import languages
 
-# Key: (English, Chinese). `format` fills the braces.
 _TEXTS = {
     "title": ("Studio", "工作台"),
     "lead": ("From a file to a model of your own, step by step.", "从一个文件到你自己的模型，一步一步来。"),
@@ -107,7 +106,7 @@ _TEXTS = {
     "begun": ("{name} has begun; see Watch.", "{name} 已开始，见“观察”。"),
     "runs": ("Runs", "运行"),
     "run": ("Run", "运行"),
-    "beside": ("Draw beside it", "一起比较"),
+    "compare with": ("Draw beside it", "一起比较"),
     "watch empty": ("No run yet. Start one under Train.", "还没有运行，请在“训练”中开始。"),
     "pause": ("Pause", "暂停"),
     "resume": ("Go on", "继续"),
@@ -189,15 +188,8 @@ _SETTINGS = {
 }
 
 
-class Texts:
-    """`texts("key", name=…)` in one language."""
-
-    def __init__(self, language: str | None):
-        self.language = language if language in LANGUAGES else "zh"
-
-    def __call__(self, key: str, **values: Any) -> str:
-        text = _TEXTS[key][0 if self.language == "en" else 1]
-        return text.format(**values) if values else text
+class Texts(languages.Texts):
+    table = _TEXTS
 
     def of_setting(self, name: str, flag: Mapping[str, Any]) -> str:
         """One line of help."""

@@ -8,7 +8,6 @@ where each prompt begins with the prompt and the answer before it; else each tur
 import contextlib
 import json
 import sys
-from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +21,22 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.bounds import bounded
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import FILTERED, KEPT, row_status
-from hf_recipes.data.chat import answer_finder, message_form, probes, rendered_text, rendering, template, token_offsets
+from hf_recipes.data.chat import (
+    answer_finder,
+    message_form,
+    probes,
+    rendered_text,
+    rendering,
+    template,
+    token_offsets,
+    truncation,
+)
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.example import Example
-from hf_recipes.data.chat.rendered_text import describes_tools, find_text
+from hf_recipes.data.chat.rendered_text import describes_tools
 from hf_recipes.data.chat.template import TOOLS_IN_SYSTEM, ChatTemplate, has_answer
-from hf_recipes.data.chat.token_offsets import Aligned, Aligner
+from hf_recipes.data.chat.token_offsets import Aligner
+from hf_recipes.data.chat.truncation import ANSWER_CUT, OVER_BUDGET, cut_answer, cut_prompt, without_oldest
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas import thoughts
 from hf_recipes.data.schemas.conversation import (
@@ -40,16 +49,13 @@ from hf_recipes.data.schemas.conversation import (
 )
 from hf_recipes.data.tokenized import FEATURES, table_of
 
-# What ids and labels depend on, with what is learned about a template.
-MODULES = (answer_finder, message_form, rendered_text, rendering, template, thoughts, token_offsets, *probes.MODULES)
+# What ids and labels depend on, with the probes of a template.
+MODULES = (answer_finder, message_form, rendered_text, rendering, template, thoughts, token_offsets, truncation)
+MODULES += probes.MODULES
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
 Truncation = Literal["cut", "drop"]
-BUDGETS = "--max_target_length, --max_length"
 TEMPLATE = "the chat template of this tokenizer"
-# Of answers over a budget, in statuses.
-ANSWER_CUT, TOO_SMALL = "answer cut", "the budget of an answer is too small"
-OVER_BUDGET = f"the answer is over its budget ({BUDGETS})"
 
 
 @dataclass
@@ -234,16 +240,8 @@ class ChatEncoder:
                 raise RowProblem("no turn carries loss")
         for row in rows[:-1]:
             row.status = KEPT
-        action, _, reason = rows[-1].status.partition(": ")
-        notes = [reason] if reason else []
-        if len(examples) > 1:
-            action = "split" if action == KEPT else action
-            notes.append("each turn is an example of its own")
-        if problem:
-            action = "truncated" if action == KEPT else action
-            notes.append(f"a turn is left out: {problem.reason}")
-        notes += dict.fromkeys([*remarks, *(remark for example in examples for remark in example.remarks)])
-        rows[-1].status = row_status(action, ", ".join(notes)) if notes else KEPT
+        remarks = [*remarks, *(remark for example in examples for remark in example.remarks)]
+        rows[-1].status = _row_status(rows[-1].status, len(examples) > 1, problem, remarks)
         return rows
 
     def _render(self, messages: list[Message], tools: list | None, separate: Collection[int] = ()) -> list[Example]:
@@ -254,11 +252,9 @@ class ChatEncoder:
 
     def _labelled(self, messages: list[Message]) -> list[int]:
         """The indices of the turns that carry loss, and of the last."""
-        last = len(messages) - 1
-        earlier = [index for index, message in enumerate(messages[:-1]) if message["role"] == "assistant"]
-        if self.train_on == "last":
-            earlier = []
-        return [*(index for index in earlier if messages[index].get("weight") != 0), last]
+        earlier = enumerate(() if self.train_on == "last" else messages[:-1])
+        answers = (index for index, turn in earlier if turn["role"] == "assistant" and turn.get("weight") != 0)
+        return [*answers, len(messages) - 1]
 
     def _served(self, messages: list[Message], tools: list | None, examples: list[Example]) -> list[Example]:
         """`examples`, or more of them: each prompt has the ids of a served one before every answer that it holds."""
@@ -292,7 +288,7 @@ class ChatEncoder:
             size = len(answer.ids) - first
             full_prompt_length = full_prompt_length or start
             source, target = self._budgets(start, size)
-            shorter = _without_oldest(messages, prompt, start - source) if start > source else None
+            shorter = without_oldest(messages, prompt, start - source) if start > source else None
             if shorter is None:
                 break
             messages, notes = shorter, ["oldest turns left out"]
@@ -303,24 +299,15 @@ class ChatEncoder:
             begin, end = prompt.tokens(begin, end)
             labels[begin:end] = ids[begin:end]
         if start > source:
-            kept = self._cut_prompt(messages, prompt, start - source)
+            question = messages[-2 if has_answer(messages) else -1]["content"]
+            kept = cut_prompt(prompt, question, start - source, self.truncation_side)
             ids, labels = ids[kept], labels[kept]
             notes.append("prompt cut")
         answer_ids = np.asarray(answer.ids[first:], dtype=np.int32)
         if size > target and self.truncation == "drop":
             raise FilteredRow(OVER_BUDGET)
         if size > target:
-            length = len(answer.text)
-            end = len(answer.ids) - answer.tokens(length - len(example.end), length)[0]
-            stop = answer.boundary(first, first + max(0, target - end))
-            before = length - len(example.answer)
-            text = find_text(example.answer.removesuffix(example.end), messages[-1]["content"], last=True)
-            begin = answer.tokens(before + text[0], before + text[1])[0] if text else len(answer.ids)
-            if calls or stop <= begin:
-                what = "a call" if calls else "thoughts" if messages[-1].get("reasoning_content") else "any text"
-                raise RowProblem(f"{TOO_SMALL} for {what} ({BUDGETS})")
-            stop -= first
-            answer_ids = np.concatenate([answer_ids[:stop], answer_ids[-end:]])
+            answer_ids = answer_ids[cut_answer(answer, first, target, example, messages[-1], calls)]
             notes.append(ANSWER_CUT)
         answer_labels = answer_ids if example.is_labelled else np.full(len(answer_ids), IGNORED, np.int32)
         if self.keep_rest and example.rest:
@@ -338,15 +325,6 @@ class ChatEncoder:
             full_prompt_length,
             sum(spans) - len(spans) * len(example.end),
         )
-
-    def _cut_prompt(self, messages: list[Message], prompt: Aligned, count: int) -> np.ndarray:
-        """The indices of a prompt's tokens without `count` of its last question's."""
-        question = messages[-2 if has_answer(messages) else -1]["content"]
-        where = find_text(prompt.text, question, last=True)
-        removed = prompt.cut(*prompt.tokens(*where), count, self.truncation_side)
-        if removed is None:
-            raise RowProblem("the template and system turn alone fill the prompt's budget")
-        return np.r_[: removed[0], removed[1] : len(prompt.ids)]
 
     def _budgets(self, prompt: int, answer: int) -> tuple[int, int]:
         """How many of `prompt` and of `answer` tokens may stay."""
@@ -405,35 +383,6 @@ def _labelled_in(example: Example, messages: list[Message]) -> list[Message]:
     return [*(m if index in labelled else {**m, "weight": 0} for index, m in enumerate(before)), last]
 
 
-def _without_oldest(messages: list[Message], prompt: Aligned, over: int) -> list[Message] | None:
-    """`messages` without the first exchanges that hold `over` tokens of the prompt, at the most all but the last; None
-    where there is but one exchange."""
-    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
-    if len(users) == 1:
-        return None
-    end = find_text(prompt.text, messages[0]["content"])[1] if messages[0]["role"] == "system" else 0
-    # A template may write the system turn in the last question.
-    starts = _starts(messages, prompt.text, end) or _starts(messages, prompt.text, 0)
-
-    def token_of(index: int) -> int:
-        return prompt.tokens(starts[index], starts[index] + 1)[0]
-
-    first = bisect_left(users, token_of(users[0]) + over, lo=1, hi=len(users) - 1, key=token_of)
-    return messages[: users[0]] + messages[users[first] :]
-
-
-def _starts(messages: list[Message], text: str, position: int) -> dict[int, int] | None:
-    """Where in `text` the questions and results are, by index, from `position` on; None where they are not."""
-    starts = {}
-    for index, message in enumerate(messages):
-        if message["role"] in ("user", "tool"):  # of the assistant's turns the template may leave something out
-            span = find_text(text, message["content"], position)
-            if span is None:
-                return None
-            starts[index], position = span
-    return starts
-
-
 def _shown_tools(messages: list[Message], tools: list | None) -> list | None:
     """The tools that the template shows: none that the system turn describes."""
     return tools if tools and not describes_tools(messages, tools) else None
@@ -464,16 +413,24 @@ def _calling_turns(messages: list[Message], tools: list | None) -> set[int]:
     }
 
 
+def _row_status(last: str, is_split: bool, problem: RowProblem | None, remarks: list[str]) -> str:
+    """The status of a row whose last example has the status `last`, and of which a turn is left out for a `problem`."""
+    action, _, reason = last.partition(": ")
+    notes = [reason] if reason else []
+    if is_split:
+        action = "split" if action == KEPT else action
+        notes.append("each turn is an example of its own")
+    if problem:
+        action = "truncated" if action == KEPT else action
+        notes.append(f"a turn is left out: {problem.reason}")
+    notes += dict.fromkeys(remarks)
+    return row_status(action, ", ".join(notes)) if notes else KEPT
+
+
 def _dropped(problem: RowProblem) -> Encoded:
     nothing, action = np.empty(0, np.int32), FILTERED if isinstance(problem, FilteredRow) else "dropped"
     return Encoded(nothing, nothing, 0, row_status(action, problem.reason))
 
 
-def total_length(max_source_length: int | None, max_target_length: int | None, max_length: int | None) -> int:
-    """`max_length`, or by default both budgets together (1024 for one not given), or 1024."""
-    budgets = (max_source_length, max_target_length)
-    return max_length or (sum(budget or 1024 for budget in budgets) if any(budgets) else 1024)
-
-
-def last_question(messages: list[Message]) -> str:
-    return next(message["content"] for message in reversed(messages) if message["role"] == "user")
+def last_question(messages: Sequence[Message]) -> str:
+    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")

@@ -8,15 +8,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hf_recipes.importers.arguments import BilibiliArguments
-from hf_recipes.importers.bilibili.mediacrawler import (
-    MISSING,
-    OTHER_VIDEO,
-    TOP_LEVEL,
-    Comment,
-    Video,
-    find_loops,
-    find_parents,
-)
+from hf_recipes.importers.bilibili.crawl_rows import Comment, Video
+from hf_recipes.importers.bilibili.replies import MISSING, OTHER_VIDEO, TOP_LEVEL, find_loops, find_parents
 from hf_recipes.importers.duplicates import exact_duplicates, near_duplicates
 from hf_recipes.importers.train_test_split import unused_reason
 

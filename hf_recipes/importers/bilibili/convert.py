@@ -10,16 +10,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import row_status
 from hf_recipes.importers.arguments import BilibiliArguments
 from hf_recipes.importers.bilibili.comment_rules import PREFIX, CommentSet
-from hf_recipes.importers.bilibili.mediacrawler import (
-    COMMENTS,
-    VIDEOS,
-    Comment,
-    Video,
-    find_crawl,
-    location_of,
-    read_comments,
-    read_videos,
-)
+from hf_recipes.importers.bilibili.crawl_files import COMMENTS, VIDEOS, find_crawl
+from hf_recipes.importers.bilibili.crawl_rows import Comment, Video, location_of, read_comments, read_videos
 from hf_recipes.importers.output import WORK, finish_ledgers, write_examples
 from hf_recipes.privacy.redactor import Redactor, mentioned
 

@@ -279,10 +279,6 @@ def _parsed(text: str | None) -> Any:
     return json.loads(text) if text else None
 
 
-def last_question(messages: Sequence[Message]) -> str:
-    return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
-
-
 def joined(messages: Iterable[Message], with_reasoning: bool = True) -> str:
     """The contents of turns with their calls of tools, and before each its thoughts, unless these are left out."""
     parts: list[str] = []

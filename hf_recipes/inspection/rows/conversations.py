@@ -8,11 +8,12 @@ import pyarrow as pa
 from datasets import Dataset
 
 from hf_recipes.core.ledger import KEPT
+from hf_recipes.data.chat.encoder import last_question
 from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Example, TokenSequence
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import label_spans
-from hf_recipes.inspection.rows.base import TokenizedRows, answer_of, joined, last_question, thoughts_of
+from hf_recipes.inspection.rows.base import TokenizedRows, answer_of, joined, thoughts_of
 from hf_recipes.inspection.token_renderer import TokenRenderer
 
 

@@ -4,12 +4,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from hf_recipes.data.chat.encoder import IGNORED
+from hf_recipes.data.chat.encoder import IGNORED, last_question
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.inspection.checks import RowTexts
 from hf_recipes.inspection.lengths import label_spans
-from hf_recipes.inspection.rows.base import TokenizedRows, answer_of, joined, last_question, thoughts_of
+from hf_recipes.inspection.rows.base import TokenizedRows, answer_of, joined, thoughts_of
 from hf_recipes.stages.kto import weigh_labels
 
 

@@ -13,7 +13,7 @@ from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, share_
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.models import weight_files
 from hf_recipes.models.families import detect as detection
-from hf_recipes.models.families import fast_tokenizer, from_sentencepiece, from_tiktoken, layouts, weights
+from hf_recipes.models.families import fast_tokenizer, from_sentencepiece, from_tiktoken, layouts, old_configs, weights
 from hf_recipes.models.families.detect import detect
 from hf_recipes.models.families.fast_tokenizer import build_tokenizer, is_chat_model, prove, read_json
 from hf_recipes.models.families.layouts import Family
@@ -93,8 +93,8 @@ def _is_converted(target: Path, content: str) -> bool:
 
 
 def _converter() -> str:
-    code = (sys.modules[__name__], detection, fast_tokenizer, from_sentencepiece, from_tiktoken, layouts, weights)
-    return fingerprint(version("transformers"), code=code)
+    read_by = (detection, fast_tokenizer, from_sentencepiece, from_tiktoken, layouts, old_configs, weights)
+    return fingerprint(version("transformers"), code=(sys.modules[__name__], *read_by))
 
 
 def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path, content: str, verify: bool) -> None:

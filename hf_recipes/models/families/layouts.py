@@ -1,20 +1,19 @@
-"""How each older family stores its configuration and weights, and what that is in a class of transformers.
+"""How each older family stores its weights and tokenizer, and what its weights are in a class of transformers.
 
 Names of modules in layers are given without their prefix ("model.layers.0."); a module that becomes several has a
 function that splits the rows of its weight and its bias.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.models.families import old_configs
+from hf_recipes.models.families.old_configs import Config
 
 if TYPE_CHECKING:
     import torch
 
-Config = Mapping[str, Any]
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 OUTSIDE = {"model.embed_tokens": "model.embed_tokens", "model.norm": "model.norm", "lm_head": "lm_head"}
 NORMS = {"input_layernorm": "input_layernorm", "post_attention_layernorm": "post_attention_layernorm"}
@@ -59,124 +58,6 @@ class Family:
     default_theta: float | None = None
 
 
-def _shared(old: Config) -> dict[str, Any]:
-    """What Llama's configuration calls by the same names."""
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    optional = ("max_position_embeddings", "rms_norm_eps", "initializer_range", "hidden_act", "num_key_value_heads")
-    values = {name: old[name] for name in names} | {name: old[name] for name in optional if name in old}
-    return values | {"tie_word_embeddings": old.get("tie_word_embeddings", False)}
-
-
-def _require(old: Config, **values: Any) -> None:
-    for key, value in values.items():
-        if old.get(key, value) != value:
-            raise UserError(f"config.json: {key} is {old[key]}, and only {value} has an equal in transformers")
-
-
-def _rotary(theta: float, scaling: Config | None) -> dict[str, Any]:
-    if not scaling:
-        return {"rope_type": "default", "rope_theta": theta}
-    kind = scaling.get("type", scaling.get("rope_type"))
-    if kind not in ("linear", "dynamic"):
-        raise UserError(f"config.json: rotary positions are scaled by {kind!r}, and only linear and dynamic are exact")
-    return {"rope_type": kind, "rope_theta": theta, "factor": float(scaling["factor"])}
-
-
-def _baichuan(old: Config) -> dict[str, Any]:
-    return _shared(old) | {"rope_parameters": _rotary(10_000.0, None)}
-
-
-def _internlm(old: Config) -> dict[str, Any]:
-    rotary = old.get("rotary") or {}
-    scaling = None if rotary.get("type", "origin") == "origin" else {"type": rotary["type"], "factor": 1.0}
-    rope = _rotary(float(rotary.get("base", 10_000)), scaling)
-    return _shared(old) | {"attention_bias": old.get("bias", True), "rope_parameters": rope}
-
-
-def _internlm2(old: Config) -> dict[str, Any]:
-    rope = _rotary(float(old.get("rope_theta", 10_000)), old.get("rope_scaling"))
-    return _shared(old) | {"attention_bias": old.get("bias", True), "rope_parameters": rope}
-
-
-def _minicpm(old: Config) -> dict[str, Any]:
-    values = _shared(old) | {"tie_word_embeddings": old.get("tie_word_embeddings", True)}
-    head_dim = old["hidden_size"] // old["num_attention_heads"]
-    return values | {
-        "attention_bias": old.get("attention_bias", False),
-        "embedding_multiplier": float(old.get("scale_emb", 1)),
-        "residual_multiplier": old.get("scale_depth", 1) / math.sqrt(old["num_hidden_layers"]),
-        "logits_scaling": old["hidden_size"] / old.get("dim_model_base", 1),
-        "attention_multiplier": head_dim**-0.5,
-        "rope_parameters": _rotary(float(old.get("rope_theta", 10_000)), old.get("rope_scaling")),
-    }
-
-
-# Names in the first release of Qwen-7B, by those of the later ones.
-_FIRST_QWEN = {
-    "vocab_size": "padded_vocab_size",
-    "hidden_size": "n_embd",
-    "intermediate_size": "ffn_hidden_size",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-}
-
-
-def _qwen(old: Config) -> dict[str, Any]:
-    old = {**old, **{name: old[first] for name, first in _FIRST_QWEN.items() if first in old}}
-    _require(old, rotary_pct=1.0, scale_attn_weights=True, no_bias=True, apply_residual_connection_post_layernorm=False)
-    length = old.get("seq_length") or old["max_position_embeddings"]
-    values = _shared({**old, "intermediate_size": old["intermediate_size"] // 2, "max_position_embeddings": length})
-    head_dim = old.get("kv_channels", old["hidden_size"] // old["num_attention_heads"])
-    if head_dim != old["hidden_size"] // old["num_attention_heads"]:
-        values["head_dim"] = head_dim
-    return values | {
-        "num_key_value_heads": old["num_attention_heads"],
-        "hidden_act": "silu",
-        "rms_norm_eps": old.get("layer_norm_epsilon", 1e-6),
-        "rope_parameters": _rotary(float(old.get("rotary_emb_base", 10_000)), None),
-    }
-
-
-def _chatglm(old: Config) -> dict[str, Any]:
-    _require(
-        old,
-        add_bias_linear=False,
-        apply_residual_connection_post_layernorm=False,
-        original_rope=True,
-        post_layer_norm=True,
-        quantization_bit=0,
-        rmsnorm=True,
-    )
-    heads = old["num_attention_heads"]
-    return {
-        "vocab_size": old["padded_vocab_size"],
-        "hidden_size": old["hidden_size"],
-        "intermediate_size": old["ffn_hidden_size"],
-        "num_hidden_layers": old["num_layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": old["multi_query_group_num"] if old.get("multi_query_attention") else heads,
-        "head_dim": old["kv_channels"],
-        "rms_norm_eps": old.get("layernorm_epsilon", 1e-5),
-        "max_position_embeddings": old["seq_length"],
-        "attention_bias": old.get("add_qkv_bias", False),
-        "tie_word_embeddings": False,
-    }
-
-
-def _chatglm2(old: Config) -> dict[str, Any]:
-    """ChatGLM2-6B-32k divides positions by rope_ratio."""
-    ratio = old.get("rope_ratio", 1)
-    rope = _rotary(10_000.0, None if ratio == 1 else {"type": "linear", "factor": ratio})
-    return _chatglm(old) | {"rope_parameters": rope | {"partial_rotary_factor": 0.5}}
-
-
-def _chatglm3(old: Config) -> dict[str, Any]:
-    """ChatGLM3-6B-32k multiplies the base by rope_ratio."""
-    rope = _rotary(10_000.0 * old.get("rope_ratio", 1), None)
-    return _chatglm(old) | {"rope_parameters": rope | {"partial_rotary_factor": 0.5}}
-
-
 def _thirds(tensor: "torch.Tensor", config: Config) -> "list[torch.Tensor]":
     return list(tensor.split([len(tensor) // 3] * 3))
 
@@ -197,14 +78,10 @@ def _interleaved(tensor: "torch.Tensor", config: Config) -> "list[torch.Tensor]"
 
 
 _PACKED = {"self_attn.W_pack": QKV, "self_attn.o_proj": "self_attn.o_proj", **MLP, **NORMS}
-BAICHUAN = Family("Baichuan-7B", "llama", "configs/lora_llama.json", _baichuan, _PACKED, split=_thirds)
-BAICHUAN2 = Family(
-    "Baichuan2-7B",
-    "llama",
-    "configs/lora_llama.json",
-    _baichuan,
-    _PACKED,
-    split=_thirds,
+BAICHUAN = Family("Baichuan-7B", "llama", "configs/lora_llama.json", old_configs.baichuan, _PACKED, split=_thirds)
+BAICHUAN2 = replace(
+    BAICHUAN,
+    name="Baichuan2-7B",
     normalized_head=True,
     template="baichuan",
     chat_ends=("</s>",),
@@ -214,7 +91,7 @@ QWEN = Family(
     "Qwen-1",
     "qwen2",
     "configs/lora_qwen.json",
-    _qwen,
+    old_configs.qwen,
     {
         "ln_1": "input_layernorm",
         "attn.c_attn": QKV,
@@ -236,7 +113,7 @@ INTERNLM = Family(
     "InternLM",
     "llama",
     "configs/lora_llama.json",
-    _internlm,
+    old_configs.internlm,
     ATTENTION | MLP | NORMS,
     template="""{%- for message in messages %}
     {%- if message.role == 'system' %}
@@ -258,7 +135,7 @@ INTERNLM2 = Family(
     "InternLM2",
     "llama",
     "configs/lora_llama.json",
-    _internlm2,
+    old_configs.internlm2,
     {
         "attention_norm": "input_layernorm",
         "attention.wqkv": QKV,
@@ -274,8 +151,15 @@ INTERNLM2 = Family(
     chat_ends=("<|im_end|>", "</s>"),
     adds_bos=True,
 )
-_GLM = {
-    "modules": {
+# Upstream calls two of them sop and eop, which as added tokens would be taken out of words such as people.
+_GLM_SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>")
+_GLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+CHATGLM2 = Family(
+    "ChatGLM2-6B",
+    "glm",
+    "configs/lora_glm.json",
+    old_configs.chatglm2,
+    {
         "input_layernorm": "input_layernorm",
         "self_attention.query_key_value": QKV,
         "self_attention.dense": "self_attn.o_proj",
@@ -283,58 +167,45 @@ _GLM = {
         "mlp.dense_h_to_4h": "mlp.gate_up_proj",
         "mlp.dense_4h_to_h": "mlp.down_proj",
     },
-    "outside": {
+    {
         "transformer.embedding.word_embeddings": "model.embed_tokens",
         "transformer.encoder.final_layernorm": "model.norm",
         "transformer.output_layer": "lm_head",
     },
-    "layers": "transformer.encoder.layers",
-    "split": _grouped,
-    "always_chat": True,
-    "prefix": ("[gMASK]", "<sop>"),
-    "default_theta": 10_000.0,
-}
-# Upstream calls two of them sop and eop, which as added tokens would be taken out of words such as people.
-_GLM_SPECIAL = ("[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>")
-CHATGLM2 = Family(
-    "ChatGLM2-6B",
-    "glm",
-    "configs/lora_glm.json",
-    _chatglm2,
+    "transformer.encoder.layers",
+    _grouped,
     template="chatglm2",
     chat_ends=("</s>",),
+    always_chat=True,
+    prefix=("[gMASK]", "<sop>"),
     special=_GLM_SPECIAL,
-    **_GLM,
+    default_theta=10_000.0,
 )
-CHATGLM3 = Family(
-    "ChatGLM3-6B",
-    "glm",
-    "configs/lora_glm.json",
-    _chatglm3,
+CHATGLM3 = replace(
+    CHATGLM2,
+    name="ChatGLM3-6B",
+    config=old_configs.chatglm3,
     template="chatglm3",
     chat_ends=("</s>", "<|user|>", "<|observation|>"),
-    special=(*_GLM_SPECIAL, "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-    **_GLM,
+    special=(*_GLM_SPECIAL, *_GLM_ROLES),
 )
-GLM4 = Family(
-    "GLM-4-9B",
-    "glm",
-    "configs/lora_glm.json",
-    _chatglm3,
+GLM4 = replace(
+    CHATGLM3,
+    name="GLM-4-9B",
     template="glm",
     chat_ends=("<|endoftext|>", "<|user|>", "<|observation|>"),
+    always_chat=False,
     special=(
-        *("<|endoftext|>", *_GLM_SPECIAL, "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        *("<|endoftext|>", *_GLM_SPECIAL, *_GLM_ROLES),
         *("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"),
     ),
     pattern="glm4",
-    **(_GLM | {"always_chat": False}),
 )
 MINICPM = Family(
     "MiniCPM",
     "granite",
     "configs/lora_llama.json",
-    _minicpm,
+    old_configs.minicpm,
     ATTENTION | MLP | NORMS,
     template="minicpm",
     chat_ends=("</s>",),

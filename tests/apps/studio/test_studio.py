@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, write_jsonl
+from hf_recipes.apps import languages
 from hf_recipes.apps.jobs import jobs as module
 from hf_recipes.apps.jobs.jobs import identity
 from hf_recipes.apps.ports import free_port
@@ -283,7 +284,7 @@ def test_taking_away(page, ask):
     assert run.is_dir()
 
 
-@pytest.mark.parametrize("language", texts.LANGUAGES)
+@pytest.mark.parametrize("language", languages.LANGUAGES)
 def test_what_a_run_has_written_is_shown(page, language):
     run = trained(page)
     fill(page, language=language)

@@ -10,29 +10,22 @@ import contextlib
 import os
 import re
 import sqlite3
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from sys import intern
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from tqdm import tqdm
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record, Source
 from hf_recipes.data.files.sources import find_sources, is_data
-from hf_recipes.data.schemas.conversation import RowProblem
 
 VIDEOS, COMMENTS = "videos", "comments"
-_KINDS = {
-    "comment": COMMENTS,
-    "content": VIDEOS,
-    "video": VIDEOS,
-}  # by a word in the file's name; csv files are called videos
+# By a word in the file's name; csv files are called videos.
+_KINDS = {"comment": COMMENTS, "content": VIDEOS, "video": VIDEOS}
 _TABLES = {VIDEOS: "bilibili_video", COMMENTS: "bilibili_video_comment"}
 _NEEDED = {VIDEOS: ("video_id", "title"), COMMENTS: ("comment_id", "video_id", "content")}
 _SHEETS = {VIDEOS: "Contents", COMMENTS: "Comments"}
@@ -45,19 +38,9 @@ _OTHER_PLATFORMS = {
     "article_id": "Bilibili's articles",
     "viewd_count": "Kuaishou",
 }
-_FOLDERS = {
-    "xhs",
-    "dy",
-    "douyin",
-    "ks",
-    "kuaishou",
-    "wb",
-    "weibo",
-    "tieba",
-    "zhihu",
-}  # of MediaCrawler's other platforms
+# MediaCrawler's folders of other platforms.
+_FOLDERS = {"xhs", "dy", "douyin", "ks", "kuaishou", "wb", "weibo", "tieba", "zhihu"}
 _VIDEO_ID = re.compile(r"\d{1,18}|[Bb][Vv]\w{10}")
-NO_PARENT = 0  # parent_comment_id of a top-level comment
 
 
 @dataclass(frozen=True)
@@ -108,20 +91,15 @@ class Sheet(_Part):
                     yield Record(f"{self.location}:{number}", row)
 
 
-@contextlib.contextmanager
-def _workbook(path: str) -> Iterator[Any]:
+def _workbook(path: str) -> contextlib.closing:
     try:
         import openpyxl
     except ImportError:
         raise UserError(f"{path}: Excel files need openpyxl: pip install -e '.[excel]'") from None
     try:
-        book = openpyxl.load_workbook(path, read_only=True)
+        return contextlib.closing(openpyxl.load_workbook(path, read_only=True))
     except Exception as error:  # a damaged archive, or XML, in many kinds
         raise UserError(f"{path}: cannot be read as an Excel file ({str(error)[:200]}); copy it again") from None
-    try:
-        yield book
-    finally:
-        book.close()
 
 
 CrawlFile = Source | Table | Sheet
@@ -195,7 +173,7 @@ def _sheets(path: str) -> Iterator[tuple[str, Sheet]]:
             yield kind, Sheet(path, name)
 
 
-def _rows(files: Sequence[CrawlFile], kind: str) -> Iterator[tuple[int, Record]]:
+def rows_of(files: Sequence[CrawlFile], kind: str) -> Iterator[tuple[int, Record]]:
     """The rows of all files, each with the index of its file."""
     with tqdm(desc=kind, unit=" rows", unit_scale=True, disable=None) as bar:
         for index, file in enumerate(files):
@@ -210,7 +188,7 @@ def _rows(files: Sequence[CrawlFile], kind: str) -> Iterator[tuple[int, Record]]
 
 def _other_platform(row: Mapping[str, Any]) -> str | None:
     """The platform that a row is of where it is not Bilibili."""
-    if (video := _id(row.get("video_id"))) and not _VIDEO_ID.fullmatch(video):
+    if (video := id_of(row.get("video_id"))) and not _VIDEO_ID.fullmatch(video):
         return "its video_id is not one of Bilibili"
     return next(
         (f"its column {name} is of {platform}" for name, platform in _OTHER_PLATFORMS.items() if name in row), None
@@ -225,136 +203,10 @@ def _check_platform(path: str, row: Mapping[str, Any], kind: str) -> None:
             raise UserError(f"{path}: no column {column!r} among {', '.join(row)}; not the {kind} of a Bilibili crawl")
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _id(value: Any) -> str:
+def id_of(value: Any) -> str:
     """An id as text, also one that pandas has turned into a float."""
-    return _text(value).removesuffix(".0")
-
-
-def _integer(value: Any) -> int | None:
-    text = _id(value)
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-
-class Video(NamedTuple):
-    """A video; `user` is the uploader's id, or "" where the crawl has none."""
-
-    title: str
-    description: str
-    user: str
-    nickname: str
-
-
-def read_videos(files: Sequence[CrawlFile]) -> tuple[dict[str, Video], dict[str, str], Ledger]:
-    """The videos and their locations, both by the video's id, and a ledger of the rows that are not used."""
-    videos: dict[str, Video] = {}
-    locations: dict[str, str] = {}
-    ledger = Ledger()
-    for _, record in _rows(files, VIDEOS):
-        row, problem = record.value, record.problem
-        video_id = _id(row.get("video_id")) if row else ""
-        if not video_id:
-            ledger.add(record.location, row_status("dropped", f"{UNUSABLE}{problem or 'no video_id'}"))
-            continue
-        if video_id in locations:
-            ledger.add(locations[video_id], row_status("dropped", "crawled again later"))
-        description, user = _text(row.get("desc")), _id(row.get("user_id") or row.get("creator_hash"))
-        description = "" if description == "-" else description  # Bilibili's empty description
-        videos[video_id] = Video(_text(row.get("title")), description, user, _text(row.get("nickname")))
-        locations[video_id] = record.location
-    return videos, locations, ledger
-
-
-class Comment(NamedTuple):
-    """A comment; `parent` is an id or `NO_PARENT`; `likes` is None in older crawls."""
-
-    id: int
-    parent: int
-    video: str
-    text: str
-    likes: int | None
-    user: str
-    nickname: str
-    location: tuple[int, int]  # index of the file, and line or row in it
-
-
-def _comment(row: Mapping[str, Any], location: tuple[int, int]) -> Comment:
-    number, parent = _integer(row.get("comment_id")), row.get("parent_comment_id")
-    parent = NO_PARENT if parent in (None, "") else _integer(parent)
-    video, text = _id(row.get("video_id")), row.get("content")
-    if number is None:
-        raise RowProblem("no 'comment_id', or one that is no whole number")
-    if parent is None:
-        raise RowProblem("'parent_comment_id' is no whole number")
-    if not video:
-        raise RowProblem("no 'video_id'")
-    if text is not None and not isinstance(text, str):
-        raise RowProblem(f"'content' is a {type(text).__name__}, not text")
-    user, nickname = _id(row.get("user_id") or row.get("creator_hash")), _text(row.get("nickname"))
-    likes = _integer(row.get("like_count"))
-    return Comment(number, parent, intern(video), (text or "").strip(), likes, intern(user), intern(nickname), location)
-
-
-def read_comments(files: Sequence[CrawlFile], keep_last: bool) -> tuple[list[Comment], Ledger]:
-    """The comments, and a ledger of the rows that are not used.
-
-    Args:
-        keep_last: of the rows with one comment_id, use the last; else the first.
-    """
-    comments: list[Comment] = []
-    indices: dict[int, int] = {}  # by comment_id
-    ledger = Ledger()
-    for file, record in _rows(files, COMMENTS):
-        try:
-            if record.value is None:
-                raise RowProblem(record.problem)
-            comment = _comment(record.value, (file, int(record.location.rpartition(":")[2])))
-        except RowProblem as error:
-            ledger.add(record.location, row_status("dropped", f"{UNUSABLE}{error.reason}"))
-            continue
-        index = indices.setdefault(comment.id, len(comments))
-        if index == len(comments):
-            comments.append(comment)
-            continue
-        if keep_last:
-            comments[index], comment = comment, comments[index]
-        ledger.add(location_of(comment, files), row_status("dropped", "another row has the same comment_id"))
-    return comments, ledger
-
-
-def location_of(comment: Comment, files: Sequence[CrawlFile]) -> str:
-    index, line = comment.location
-    file = files[index]
-    return f"{file.path if isinstance(file, Source) else file.location}:{line}"
-
-
-TOP_LEVEL, MISSING, OTHER_VIDEO = -1, -2, -3
-
-
-def find_parents(comments: Sequence[Comment]) -> array:
-    """The index of each comment's parent, or `TOP_LEVEL`, `MISSING`, or `OTHER_VIDEO` (under another video)."""
-    indices = {comment.id: index for index, comment in enumerate(comments)}
-    parents = array("i")
-    for comment in comments:
-        index = TOP_LEVEL if comment.parent == NO_PARENT else indices.get(comment.parent, MISSING)
-        parents.append(OTHER_VIDEO if index >= 0 and comments[index].video != comment.video else index)
-    return parents
-
-
-def find_loops(parents: Sequence[int]) -> set[int]:
-    """Indices of the comments that are their own ancestors."""
-    loops: set[int] = set()
-    visited_from = array("i", bytes(4 * len(parents)))  # 1 + the index that the first visit started from
-    for start in range(len(parents)):
-        index = start
-        while index >= 0 and not visited_from[index]:
-            visited_from[index] = start + 1
-            index = parents[index]
-        if index >= 0 and visited_from[index] == start + 1:
-            while index not in loops:
-                loops.add(index)
-                index = parents[index]
-    return loops
+    return text_of(value).removesuffix(".0")

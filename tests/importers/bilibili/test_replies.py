@@ -1,6 +1,7 @@
 import pytest
 
-from hf_recipes.importers.bilibili.mediacrawler import Comment, find_loops, find_parents
+from hf_recipes.importers.bilibili.crawl_rows import Comment
+from hf_recipes.importers.bilibili.replies import find_loops, find_parents
 
 
 @pytest.mark.parametrize(
