@@ -108,6 +108,8 @@ class Layout(LabelledPage):
                 self._buttons("load chat", "end chat")
             with self._tab("take", "files", "take"):
                 self._buttons("zip", "session", primary="zip")
+                outtypes = [("–", ""), *((name, name) for name in self.flags("export")["outtype"]["choices"])]
+                self._field("outtype", gr.Dropdown, info="outtype help", choices=outtypes, value="")
                 self._buttons("merge", "gguf", "ollama")
                 self._field("hub_name", gr.Textbox, "hub name")
                 self._buttons("push dry", "push")

@@ -301,23 +301,11 @@ class Page(Layout):
             model = merges[-1].about["output_dir"]
         folder = self._free("models", f"{run.name}-{form}")
         argv = ["export", f"--format={form}", f"--model_name_or_path={model}", f"--output_dir={folder}"]
+        argv += commands.as_flags({"outtype": visitor.form.get("outtype") or None})
         self.begin(visitor, "export", argv, output_dir=folder)
 
-    @pressed
-    def on_gguf(self, visitor: Visitor) -> None:
-        self._export(visitor, "gguf")
-
-    @pressed
-    def on_ollama(self, visitor: Visitor) -> None:
-        self._export(visitor, "ollama")
-
-    @pressed
-    def on_push_dry(self, visitor: Visitor) -> None:
-        self._push(visitor, "--dry_run=true")
-
-    @pressed
-    def on_push(self, visitor: Visitor) -> None:
-        self._push(visitor)
+    on_gguf = pressed(lambda self, visitor: self._export(visitor, "gguf"))
+    on_ollama = pressed(lambda self, visitor: self._export(visitor, "ollama"))
 
     def _push(self, visitor: Visitor, *more: str) -> None:
         _, name = self._chosen(visitor)
@@ -325,6 +313,9 @@ class Page(Layout):
         hub_name = (visitor.form.get("hub_name") or "").strip()
         argv = ["push", f"--folder={name}", f"--hub_model_id={hub_name}", f"--target={target}", *more]
         self.begin(visitor, "push", argv)
+
+    on_push_dry = pressed(lambda self, visitor: self._push(visitor, "--dry_run=true"))
+    on_push = pressed(_push)
 
     @pressed
     def on_zip(self, visitor: Visitor) -> None:

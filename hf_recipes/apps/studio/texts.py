@@ -149,6 +149,11 @@ _TEXTS = {
     "export": ("Export", "导出"),
     "gguf": ("GGUF", "GGUF"),
     "ollama": ("Ollama", "Ollama"),
+    "outtype": ("Weights of the GGUF", "GGUF 的权重类型"),
+    "outtype help": (
+        "As they are stored by default. q4_k_m is the smallest; q4 and q5 need llama.cpp's quantizer.",
+        "默认与模型保存的一致。q4_k_m 最小；q4 与 q5 需要 llama.cpp 的量化工具。",
+    ),
     "hub name": ("Name on the hub", "发布名称"),
     "push dry": ("What would be sent?", "会发布哪些文件？"),
     "push": ("Publish", "发布"),

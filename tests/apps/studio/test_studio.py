@@ -271,7 +271,11 @@ def test_taking_away(page, ask):
     write_json(merge.folder / "end.json", {"code": 0})
     write_json(merge.folder / "process.json", {"pid": 1, "started": 0})
     assert ask("ollama") == []
-    assert flags(page.jobs.all()[-1].commands[0])["model_name_or_path"] == "models/done"
+    ollama = flags(page.jobs.all()[-1].commands[0])
+    assert ollama["model_name_or_path"] == "models/done" and "outtype" not in ollama
+    fill(page, outtype="q4_k_m")
+    assert ask("gguf") == []
+    assert flags(page.jobs.all()[-1].commands[0])["outtype"] == "q4_k_m"
     assert ask("session") == []
     assert "hf-recipes merge --peft_path runs/done" in (page.downloads / "done.sh").read_text()
     [merged] = yaml.safe_load((page.downloads / "done.yaml").read_text())
