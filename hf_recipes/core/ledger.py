@@ -111,8 +111,9 @@ class Ledger:
                 if detail:
                     entry.details[location] = detail
 
-    def add_all(self, locations: Iterable[str], statuses: Iterable[str]) -> "Ledger":
-        for location, status in zip(locations, statuses, strict=True):
+    def add_all(self, rows: Iterable[tuple[str, str]]) -> "Ledger":
+        """Count rows, each by its location and its status."""
+        for location, status in rows:
             self.add(location, status)
         return self
 

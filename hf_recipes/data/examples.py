@@ -35,6 +35,7 @@ FEATURES = {
     "text": Features({"text": Value("string")}),
 }
 SNIFFED_ROWS = 100  # the first, which decide a file's schema
+READ_ROWS = 1_000  # at a time, of rows that are read once more
 FILES_CODE = (dataset_info, encodings, file_io, hub_data, records, sources)
 SCHEMA_CODE = (chat, columns, conversation, detection, documents, preference, registry)  # for `fingerprint`
 COMMON = Features({"meta": Json(), "location": Value("string"), "status": Value("string"), "source": Value("string")})
@@ -220,18 +221,19 @@ def _generate(files: list[tuple[Source, Schema]], form: str) -> Iterator[dict]:
             yield row
 
 
-def row_statuses(dataset: Dataset) -> tuple[list[str], list[str]]:
+def row_statuses(dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Location and status of each row that was read; of a conversation in several examples, those of the last."""
     if "following" in dataset.column_names:
         following = np.asarray(dataset.with_format("arrow")["following"][:])
         dataset = dataset.select(np.flatnonzero(following == 0)) if following.any() else dataset
-    table = dataset.select_columns(["location", "status"]).with_format("arrow")[:]
-    return table["location"].to_pylist(), table["status"].to_pylist()
+    for table in dataset.select_columns(["location", "status"]).with_format("arrow").iter(READ_ROWS):
+        yield from zip(table["location"].to_pylist(), table["status"].to_pylist(), strict=True)
 
 
 def usable(dataset: Dataset) -> Dataset:
     """The rows that were not dropped."""
-    statuses = dataset.with_format("arrow")["status"][:].to_pylist()
+    tables = dataset.select_columns(["status"]).with_format("arrow").iter(READ_ROWS)
+    statuses = (status for table in tables for status in table["status"].to_pylist())
     kept = [index for index, status in enumerate(statuses) if not is_dropped(status)]
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
 

@@ -15,7 +15,8 @@ from hf_recipes.models.checks.packing import joins_rows
 if TYPE_CHECKING:
     from hf_recipes.stages.sft import SFTArguments
 
-READ_ROWS = 10_000  # at a time
+DIGEST_ROWS = 10_000  # at a time, on which the digest depends
+COUNTED_ROWS = 1_000  # at a time
 
 
 @dataclass
@@ -39,7 +40,7 @@ def rows_digest(rows: Dataset, *columns: str) -> str:
     import xxhash
 
     digest = xxhash.xxh3_128()
-    for table in rows.select_columns(list(columns)).with_format("arrow").iter(READ_ROWS):
+    for table in rows.select_columns(list(columns)).with_format("arrow").iter(DIGEST_ROWS):
         for name in columns:
             values: pa.Array = table[name].combine_chunks()
             if pa.types.is_list(values.type):
@@ -52,7 +53,7 @@ def rows_digest(rows: Dataset, *columns: str) -> str:
 def row_lengths(rows: Dataset, column: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each row, and how many of these are labelled in `column`: two (N,) arrays."""
     tokens, labelled = [], []
-    for table in rows.select_columns([column]).with_format("arrow").iter(READ_ROWS):
+    for table in rows.select_columns([column]).with_format("arrow").iter(COUNTED_ROWS):
         labels: pa.Array = table[column].combine_chunks()
         sizes = pc.list_value_length(labels).to_numpy()
         ends = np.cumsum(sizes)

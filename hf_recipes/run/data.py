@@ -109,8 +109,7 @@ def limited_rows(data: "DataArguments", args: "RunArguments", name: str, count: 
 
 def budget_hint(readable: Dataset, tokenized: Dataset, encoder_for: Callable, args: "RunArguments") -> str:
     """How many answers, or rows that cannot be cut, are over the budgets, and which would keep them whole."""
-    statuses = row_statuses(tokenized)[1]
-    over = [row for row, status in enumerate(statuses) if any(reason in status for reason in OVER)]
+    over = [row for row, (_, status) in enumerate(row_statuses(tokenized)) if any(reason in status for reason in OVER)]
     if not over:
         return ""
     unlimited = copy(args)
@@ -123,7 +122,7 @@ def budget_hint(readable: Dataset, tokenized: Dataset, encoder_for: Callable, ar
         return ""
     if isinstance(encoder, PreferenceEncoder):
         lengths = np.r_[row_sizes(usable(tokenized)), row_sizes(whole)]
-        return budget_of(lengths, args.max_length, len(statuses), "--max_length")
+        return budget_of(lengths, args.max_length, len(readable), "--max_length")
     prompts = np.array(whole["prompt_length"][:])
     answers = row_sizes(whole) - prompts
     needed = {"max_target_length": answers.max()}
@@ -131,7 +130,7 @@ def budget_hint(readable: Dataset, tokenized: Dataset, encoder_for: Callable, ar
     flags = [f"--{name} {size}" for name, size in needed.items() if size > (getattr(args, name) or size)]
     effect = "left out" if args.truncation == "drop" else "cut, and each teaches to stop in the middle"
     other = "" if args.truncation == "drop" else "; --truncation drop leaves such rows out"
-    return f"{len(over):,} of {len(statuses):,} answers are {effect}; {' '.join(flags)} keeps all whole{other}"
+    return f"{len(over):,} of {len(readable):,} answers are {effect}; {' '.join(flags)} keeps all whole{other}"
 
 
 def row_sizes(rows: Dataset) -> np.ndarray:
@@ -154,7 +153,7 @@ def check_evaluation_rows(data: "SourceArguments", args: "RunArguments", evaluat
 def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Dataset, Dataset, Ledger]:
     """The examples that can be read, each of them tokenized (dropped ones among them), and the ledger of all."""
     ledger = Ledger()
-    for location, status in zip(*row_statuses(examples), strict=True):
+    for location, status in row_statuses(examples):
         if is_dropped(status):
             ledger.add(location, status)
     readable = usable(examples)
@@ -162,6 +161,6 @@ def tokenize_rows(examples: Dataset, encoder, data: "DataArguments") -> tuple[Da
         ledger.check(data.max_drop_ratio)
     tokenized = tokenize_dataset(readable, encoder, data.preprocessing_num_workers)
     # What was done to a row when it was read, and what when it was tokenized.
-    for location, before, after in zip(*row_statuses(readable), row_statuses(tokenized)[1], strict=True):
+    for (location, before), (_, after) in zip(row_statuses(readable), row_statuses(tokenized), strict=True):
         ledger.add(location, *((after,) if is_dropped(after) else (before, after)))
     return readable, tokenized, ledger

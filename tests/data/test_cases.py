@@ -165,7 +165,7 @@ def learned(examples):
 
 
 def statuses(examples):
-    return list(map(shown, row_statuses(examples)[1]))
+    return [shown(status) for _, status in row_statuses(examples)]
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -241,7 +241,7 @@ def test_tools_of_other_columns(load):
 
 
 def test_rows_of_an_array_on_one_line_are_counted(load):
-    locations = row_statuses(load("one_line_array.json"))[0]
+    locations = [location for location, _ in row_statuses(load("one_line_array.json"))]
     assert [location.rpartition(":")[2] for location in locations] == ["1", "2", "3", "4"]
 
 

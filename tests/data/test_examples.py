@@ -24,14 +24,14 @@ GOOD = {"input": "问", "target": "答"}
 )
 def test_the_first_row_alone_does_not_decide_the_schema(tmp_path, first, rest, columns, reason):
     examples = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", [first] * 15 + [rest] * 3))], columns)
-    assert row_statuses(examples)[1] == [f"dropped: {reason}"] * 15 + ["kept"] * 3
+    assert [status for _, status in row_statuses(examples)] == [f"dropped: {reason}"] * 15 + ["kept"] * 3
     assert examples["messages"][-1] == conversation("问", "答")
 
 
 def test_rows_that_cannot_be_read_do_not_decide_either(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [GOOD])
     path.write_text("{,\n" * 50 + path.read_text(encoding="utf-8"), encoding="utf-8")
-    assert row_statuses(load_examples([str(path)]))[1].count("kept") == 1
+    assert [status for _, status in row_statuses(load_examples([str(path)]))].count("kept") == 1
     path.write_text("{,\n" * 50, encoding="utf-8")
     with pytest.raises(UserError, match="no row can be read") as caught:
         load_examples([str(path)])
@@ -52,6 +52,6 @@ def test_wrong_labels_are_one_reason_without_values(tmp_path):
     rows = [{"prompt": "问", "completion": "答", "label": f"张三{number}"} for number in range(30)]
     path = str(write_jsonl(tmp_path / "a.jsonl", rows))
     for columns in (Columns(label="label"), Columns(label="label", threshold=1.0)):
-        ledger = Ledger().add_all(*row_statuses(load_examples([path], columns, form="unpaired")))
+        ledger = Ledger().add_all(row_statuses(load_examples([path], columns, form="unpaired")))
         [(reason, entry)] = ledger.reasons.items()
         assert entry.count == 30 and "张三" not in json.dumps([reason, ledger.to_dict()], ensure_ascii=False)

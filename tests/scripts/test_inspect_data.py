@@ -317,7 +317,7 @@ def test_rows_held_out_that_are_trained_on(look, tmp_path):
 
 
 def test_the_ledger_of_what_made_the_files(look, tmp_path):
-    ledger = Ledger().add_all(["raw.json:1", "raw.json:2"], ["kept", "dropped: an emoji"])
+    ledger = Ledger().add_all([("raw.json:1", "kept"), ("raw.json:2", "dropped: an emoji")])
     write_ledgers(tmp_path / "data_ledger.json", comments=ledger)
     report = look([{"input": "问", "target": "答"}])
     assert report.sections[0].title == f"made with {tmp_path}/data_ledger.json"

@@ -140,7 +140,7 @@ class NLL(Method):
     def of_rows(cls, rows: "Dataset") -> "NLL":
         """Of tokenized conversations, with `input_ids`, `labels` and `location`; their characters are not counted."""
         method, locations = cls.__new__(cls), rows["location"][:]
-        method.note, method.ledger = None, Ledger().add_all(locations, [KEPT] * len(locations))
+        method.note, method.ledger = None, Ledger().add_all((location, KEPT) for location in locations)
         method._windows = [
             _Window(location, _file(location), np.array(ids), 0, 0, len(ids), 0, np.array(labels))
             for location, ids, labels in zip(locations, rows["input_ids"][:], rows["labels"][:], strict=True)

@@ -122,7 +122,7 @@ class PairAccuracy(Method):
             _Pair(location, source_of({"location": location, "meta": None}), list(sides))
             for location, sides in zip(locations, zip(*columns, strict=True), strict=True)
         ]
-        method.ledger = Ledger().add_all(locations, [KEPT] * len(locations))
+        method.ledger = Ledger().add_all((location, KEPT) for location in locations)
         return method
 
     def __len__(self) -> int:

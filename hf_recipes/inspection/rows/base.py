@@ -241,7 +241,7 @@ class TokenizedRows(Rows):
 
     def example(self, renderer: TokenRenderer, row: int | str) -> Example:
         if isinstance(row, str):
-            return Example(row, shown(dict(zip(*row_statuses(self.examples), strict=True))[row]), [], [])
+            return Example(row, shown(dict(row_statuses(self.examples))[row]), [], [])
         columns, status = self.tokenized[row], self.statuses[row]
         sequences = [
             TokenSequence(name, [renderer.render(columns[ids], columns[labels])])

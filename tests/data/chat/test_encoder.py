@@ -420,7 +420,7 @@ def test_the_cache_follows_tokenizer_template_budget_and_content(tokenizer, tmp_
 def test_every_row_has_its_place_and_fate_over_workers(tokenizer, tmp_path):
     rows = [{"input": f"问{i}", "target": "" if i == 3 else "答"} for i in range(10)]
     examples = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", rows))])
-    locations, statuses = row_statuses(examples)
+    locations, statuses = zip(*row_statuses(examples), strict=True)
     assert [location.rpartition(":")[2] for location in locations] == [str(i) for i in range(1, 11)]
     assert [status for status in statuses if status != "kept"] == ["dropped: empty answer"]
     good = examples.select([i for i in range(10) if i != 3])

@@ -55,7 +55,7 @@ def test_likes_become_labels_and_the_middle_is_left_out(tokenizer, tmp_path):
     likes = ["10", "9", 3, 2.5, "-1", 1000]
     rows = [{"prompt": "问", "completion": f"答{number}", "likes": value} for number, value in enumerate(likes)]
     examples = load(tmp_path, rows, **LIKES, low=3.0)
-    ledger = Ledger().add_all(*row_statuses(examples))
+    ledger = Ledger().add_all(row_statuses(examples))
     assert [row["label"] for row in examples if row["status"] == "kept"] == [True, False, False, True]
     [((_, reason), entry)] = ledger.reasons.items()
     assert reason == f"{FILTERED}: likes from 3 to below 10, neither good nor bad"
@@ -76,7 +76,7 @@ def test_what_a_row_lacks_is_said(tokenizer, tmp_path):
     tokenized = tokenize_dataset(examples.filter(lambda row: row["status"] == "kept"), UnpairedEncoder(tokenizer, 64))
     found = [
         shown(status).removeprefix("dropped: ")
-        for status in [*row_statuses(examples)[1][1:5], row_statuses(tokenized)[1][1]]
+        for _, status in [*list(row_statuses(examples))[1:5], list(row_statuses(tokenized))[1]]
     ]
     assert found == [
         "no 'label'",

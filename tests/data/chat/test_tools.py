@@ -206,7 +206,7 @@ def test_rows_without_thoughts_where_the_prompt_opens_some_are_counted(tmp_path)
     tokenizer = build_tokenizer(chat_template=template(ONE, opens="<think>\\n", before="{# </think> #}"))
     rows = [{"messages": conversation("问", "答")}] * 2 + [{"messages": conversation("问", "想\n</think>\n\n答")}]
     examples = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", rows))])
-    ledger = Ledger().add_all(*row_statuses(tokenize_dataset(examples, ChatEncoder(tokenizer))))
+    ledger = Ledger().add_all(row_statuses(tokenize_dataset(examples, ChatEncoder(tokenizer))))
     assert ledger.totals == {"read": 3, "kept": 3}
     [(status, entry)] = [(status, entry) for (_, status), entry in ledger.reasons.items()]
     assert status.startswith("kept: no thoughts, though the prompt opens some") and "--thinking off" in status
