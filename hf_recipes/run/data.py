@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments
 
 OVER = (ANSWER_CUT, TOO_SMALL, OVER_BUDGET, TOO_LONG)  # the reasons, in statuses, of answers and rows over a budget
+FEW_ROWS = 1_000  # that one process tokenizes sooner than several are started
 
 
 def prepare_rows(
@@ -48,7 +49,7 @@ def prepare_rows(
             readable, tokenized, ledgers[name] = tokenize_rows(examples, encoder_for(args, name), data)
             rows[name] = usable(tokenized)
             say(f"{name}\n{ledgers[name].table()}")
-            hint = budget_hint(readable, tokenized, encoder_for, args)
+            hint = budget_hint(readable, tokenized, encoder_for, args, data.preprocessing_num_workers)
             ledgers[name].check(data.max_drop_ratio, hint=hint)
             if not len(rows[name]):
                 raise UserError(f"{name}: no row is left{f'; {hint}' if hint else ''}")
@@ -107,7 +108,9 @@ def limited_rows(data: "DataArguments", args: "RunArguments", name: str, count: 
     return chosen
 
 
-def budget_hint(readable: Dataset, tokenized: Dataset, encoder_for: Callable, args: "RunArguments") -> str:
+def budget_hint(
+    readable: Dataset, tokenized: Dataset, encoder_for: Callable, args: "RunArguments", workers: int | None
+) -> str:
     """How many answers, or rows that cannot be cut, are over the budgets, and which would keep them whole."""
     over = [row for row, (_, status) in enumerate(row_statuses(tokenized)) if any(reason in status for reason in OVER)]
     if not over:
@@ -117,7 +120,7 @@ def budget_hint(readable: Dataset, tokenized: Dataset, encoder_for: Callable, ar
         if hasattr(args, name):
             setattr(unlimited, name, None)
     encoder = encoder_for(unlimited, "train")
-    whole = usable(tokenize_dataset(readable.select(over), encoder))
+    whole = usable(tokenize_dataset(readable.select(over), encoder, workers if len(over) > FEW_ROWS else None))
     if not len(whole):
         return ""
     if isinstance(encoder, PreferenceEncoder):
