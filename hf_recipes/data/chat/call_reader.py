@@ -105,8 +105,8 @@ class CallReader:
     def _arguments(self, text: str, position: int, types: dict) -> tuple[dict, int] | None:
         """The arguments that begin at `position`, and where they end."""
         if self.pair is None:
-            found = _json(text, position)
-            return found if found and isinstance(found[0], dict) else None
+            arguments = _json(text, position)
+            return arguments if arguments and isinstance(arguments[0], dict) else None
         gap, before, joint, after, other_joint = map(_flexible, self.pair)
         key = rf"(?:{gap})?{before}(?P<key>[^\s<>:=]+?)"
         a_text = re.compile(rf"{key}{joint}(?P<value>.*?){after}", re.DOTALL)

@@ -1,4 +1,4 @@
-"""What is learned once about a chat template, from renderings of a question and an answer."""
+"""Traits of a chat template, inferred once from its renderings of a question and an answer."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""How a chat template writes thoughts, learned from what it renders."""
+"""How a chat template writes thoughts, inferred from what it renders."""
 
 import re
 from dataclasses import dataclass
