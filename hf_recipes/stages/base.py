@@ -17,7 +17,7 @@ from hf_recipes.dry_run.peak_memory import PeakMemory
 from hf_recipes.dry_run.plan import make_plan, outline
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
-from hf_recipes.models.adapters.lora import token_rows_on_cpu
+from hf_recipes.models.adapters.peft_workarounds import token_rows_on_cpu
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import embedding_rows, load_config, load_model
 from hf_recipes.models.new_tokens import read_new_tokens
