@@ -7,6 +7,7 @@ from conftest import write_jsonl
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.run.evaluate_callback import add_callbacks
 from hf_recipes.run.model import build_model, build_reference
 from hf_recipes.stages.table import STAGES
 
@@ -31,7 +32,9 @@ def _make(stage, rows, model_dir, tmp_path, model, data, template, settings):
     methods = stage.evaluations(context, rows)
     policy = build_model(model_args, args, tokenizer, added)
     reference = build_reference(model_args, args, tokenizer)
-    return stage.trainer(context, rows, policy, methods, reference), rows.train, rows.ledgers["train"]
+    trainer = stage.trainer(context, rows, policy, methods, reference)
+    add_callbacks(trainer, methods)
+    return trainer, rows.train, rows.ledgers["train"]
 
 
 def make_pairs(model_dir, tmp_path, rows=PAIRS, model=(), data=(), template=None, **settings):

@@ -66,8 +66,8 @@ class DataArguments(SourceArguments):
         "Column of the thoughts before the answer; by default one named as such (cot, …); none for none."
     )
     system_prompt: str | None = setting("System turn for rows that have none.")
-    max_train_samples: PositiveInt | None = setting("Use so many training rows, drawn of all sources with --seed.")
-    max_eval_samples: PositiveInt | None = setting("Use so many evaluation rows, drawn of all, whatever the seed.")
+    max_train_samples: PositiveInt | None = setting("Use so many training rows, sampled from all sources with --seed.")
+    max_eval_samples: PositiveInt | None = setting("Use so many evaluation rows, sampled from all, whatever the seed.")
 
     def __post_init__(self):
         super().__post_init__()

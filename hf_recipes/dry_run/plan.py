@@ -1,6 +1,5 @@
 """What a run will do: rows, tokens, steps, memory and disk, and settings that cannot work together."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.dry_run.advice import free_bytes, notes_of
 from hf_recipes.dry_run.checks import balances_experts, check_trained
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.memory import Memory, estimate
@@ -17,7 +17,6 @@ from hf_recipes.dry_run.peak_memory import as_range, in_units
 from hf_recipes.dry_run.simulate import meta_model
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import leaks_in_tiny_copy
-from hf_recipes.models.devices import has_accelerator
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.loading import without_deepspeed
 from hf_recipes.models.quantization import read_bnb_config
@@ -98,7 +97,7 @@ class Plan:
             "steps": {"per_epoch": self.steps_per_epoch, "total": self.steps, "warmup": self.warmup},
             "memory": memory
             and asdict(memory) | {name: getattr(memory, name) for name in ("peak", "most", "evaluates")},
-            "free_memory": _free_bytes(),
+            "free_memory": free_bytes(),
             "notes": self.notes,
         }
 
@@ -206,18 +205,13 @@ def make_plan(
                     data.batch,
                     args,
                     linear_bits=_linear_bits(model_args),
-                    tokenizer_bytes=_tokenizer_bytes(tokenizer),
+                    tokenizer_bytes=len(tokenizer.backend_tokenizer.to_str().encode()) if tokenizer.is_fast else 0,
                     keeps_reference=keeps_reference,
                     passes=passes,
                 )
         except Exception as error:
             plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
-    plan.notes += _notes(plan, args)
-    if balances_experts(args, config) and (batches := plan.accumulation * plan.processes) > 1:
-        plan.notes.append(
-            "the use of a mixture's experts (--router_aux_loss_coef) is measured in each batch by itself: an "
-            f"update of {batches} batches weighs it differently from one batch of all its rows"
-        )
+    plan.notes += notes_of(plan, args, config)
     return plan
 
 
@@ -236,10 +230,6 @@ def _linear_bits(model_args: ModelArguments) -> float | None:
     return 4.13 if config.bnb_4bit_use_double_quant else 4.5
 
 
-def _tokenizer_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
-    return len(tokenizer.backend_tokenizer.to_str().encode()) if tokenizer.is_fast else 0
-
-
 def _check_positions(plan: Plan, config: PretrainedConfig, model) -> None:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest, flag = plan.data.longest, plan.data.lengthen
@@ -250,55 +240,3 @@ def _check_positions(plan: Plan, config: PretrainedConfig, model) -> None:
     if any(limit <= rows <= limit + 2 for rows in tables):  # no embedding for a later position
         raise UserError(f"{text}; lower {flag} to {limit}")
     plan.notes.append(f"{text}, which may cost quality; {flag.split()[0]} {limit} stays within it")
-
-
-def _notes(plan: Plan, args: "RunArguments") -> list[str]:
-    notes = []
-    rows = plan.data.blocks or plan.data.rows
-    if rows < plan.global_batch:
-        notes.append(
-            f"one step takes {plan.global_batch:,} {plan.data.what}, and there are {rows:,}: every epoch is one "
-            "smaller step; lower --gradient_accumulation_steps or --per_device_train_batch_size"
-        )
-    for name, strategy, loss in (
-        ("eval_steps", args.eval_strategy, "no evaluation before the end"),
-        ("save_steps", args.save_strategy, "no checkpoint before the end, so a killed run starts over"),
-    ):
-        value = getattr(args, name) or 0
-        every = int(np.ceil(value * plan.steps)) if value < 1 else value
-        if strategy == "steps" and every > plan.steps:
-            notes.append(f"--{name} {value:g} with {plan.steps:,} steps: {loss}")
-    if plan.warmup >= plan.steps:
-        notes.append(f"{plan.warmup:,} of {plan.steps:,} steps are warmup: the learning rate is never reached")
-    if plan.memory and plan.memory.peak > (free := _free_bytes()):
-        needed = f"about {in_units(plan.memory.peak)} are needed and {in_units(free)} are free"
-        notes.append(f"{needed}: {_memory_advice(plan.memory, args, plan.data.lengthen)}")
-    return notes
-
-
-def _free_bytes() -> float:
-    if has_accelerator():
-        return torch.accelerator.get_memory_info()[0]
-    import psutil
-
-    return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def _memory_advice(memory: Memory, args: "RunArguments", flag: str) -> str:
-    """The flags that would save the most memory, the most useful first."""
-    parts, options = memory.parts, {}
-    temporary = parts["activations"] + parts["logits"]
-    if memory.evaluates:
-        options["a lower --per_device_eval_batch_size"] = temporary
-    elif args.per_device_train_batch_size > 1 and not memory.batch.accumulates:
-        options["--per_device_train_batch_size 1 with more --gradient_accumulation_steps"] = temporary
-    if not args.gradient_checkpointing and not memory.evaluates:
-        options["--gradient_checkpointing True"] = parts["activations"]
-    options[f"a lower {flag.split()[0]}"] = temporary // 2
-    options["--optim adamw_8bit"] = parts["optimizer"] if "8bit" not in args.optim else 0
-    if memory.trained == memory.total:
-        options["--use_lora True"] = parts["optimizer"] + parts["gradients"]
-    else:
-        options["a smaller model or a quantized one"] = parts["weights"]
-    best = sorted((name for name in options if options[name]), key=lambda name: -options[name])[:3]
-    return "try " + ", ".join(best)

@@ -21,7 +21,7 @@ ENCODINGS = {"Shift-JIS": "cp932", "EUC-JP": "euc_jp", "EUC-KR": "cp949", "Big5"
 
 
 def find_mojibake(text: str) -> tuple[str, int] | None:
-    """The kind of the first mojibake in `text`, as far as it can be told, and where it is; None without any."""
+    """The kind of the first mojibake in `text`, as far as it can be known, and where it is; None without any."""
     if text.isascii():
         return None
     if match := _KNOWN.search(text):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+SAMPLES = 10_000
 BLOCK = 2**22  # sampled indices in memory at a time: 32 MiB
 
 
@@ -29,7 +30,7 @@ def wilson_interval(hits: float, count: int) -> tuple[float, float]:
     return (low if hits else 0.0), (high if hits < count else 1.0)
 
 
-def paired_bootstrap(differences: Sequence[float], samples: int = 10_000, seed: int = 0) -> Paired:
+def paired_bootstrap(differences: Sequence[float], seed: int = 0) -> Paired:
     """Whether one system beats another on the same rows, from the row-wise `differences` of their scores.
 
     Returns:
@@ -40,8 +41,8 @@ def paired_bootstrap(differences: Sequence[float], samples: int = 10_000, seed: 
     if not values.size:
         raise ValueError("no values to sample from")
     rows = max(1, BLOCK // values.size)
-    sizes = (min(rows, samples - start) for start in range(0, samples, rows))
+    sizes = (min(rows, SAMPLES - start) for start in range(0, SAMPLES, rows))
     means = np.concatenate([values[generator.integers(values.size, size=(n, values.size))].mean(axis=1) for n in sizes])
     low, high = np.percentile(means, (2.5, 97.5))
     beyond = min((means <= 0).sum(), (means >= 0).sum())
-    return Paired(float(values.mean()), float(low), float(high), min(1.0, 2 * float(beyond + 1) / (samples + 1)))
+    return Paired(float(values.mean()), float(low), float(high), min(1.0, 2 * float(beyond + 1) / (SAMPLES + 1)))

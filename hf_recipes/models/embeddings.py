@@ -40,7 +40,7 @@ def initialize_rows(
     Args:
         parts: a row without any becomes the mean of all old rows, which are those below the lowest id of `parts`.
         how: "weighted": parts count by position, in the input embeddings 1, 2, …, k, as the last ones have seen most,
-            in the output embeddings k, …, 2, 1, as the first is what has to be predicted; "random": each row is drawn
+            in the output embeddings k, …, 2, 1, as the first is what has to be predicted; "random": each row is sampled
             from a normal distribution with the mean and variance of the old rows in each dimension.
     """
     import torch

@@ -120,10 +120,10 @@ _FIXED = (
 )
 
 
-def mixed_texts(tokens: Sequence[str] = (), count: int = 500) -> list[str]:
-    """`count` texts, always the same, of Chinese, English, other scripts, digits, code, white space, emoji and the
+def mixed_texts(tokens: Sequence[str] = ()) -> list[str]:
+    """500 texts, always the same, of Chinese, English, other scripts, digits, code, white space, emoji and the
     special `tokens`."""
     chance = random.Random(0)
     fragments = [*_FRAGMENTS, *(token for token in tokens for _ in range(max(1, 20 // len(tokens))))]
-    made = ("".join(chance.choices(fragments, k=chance.randint(1, 12))) for _ in range(count - len(_FIXED)))
+    made = ("".join(chance.choices(fragments, k=chance.randint(1, 12))) for _ in range(500 - len(_FIXED)))
     return [*_FIXED, *made]

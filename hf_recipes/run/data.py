@@ -82,8 +82,8 @@ def mixed_files(data: "DataArguments") -> list[str]:
     where, policy = f"--mixture {data.mixture}", read_policy(data.mixture)
     if policy.by not in ("documents", "epochs"):
         raise UserError(
-            f'{where}: by {policy.by} is for pretraining; rows are drawn by documents or epochs: {{"by": "documents", '
-            '"sources": {"news": 0.5, "wiki": 0.5}}'
+            f"{where}: by {policy.by} is for pretraining; rows are sampled by documents or epochs: "
+            '{"by": "documents", "sources": {"news": 0.5, "wiki": 0.5}}'
         )
     specs = dict(zip(source_names(data.train_file), data.train_file, strict=True))
     if amount := next((spec for spec in data.train_file if parse_spec(spec).amount is not None), None):
@@ -99,12 +99,12 @@ def mixed_files(data: "DataArguments") -> list[str]:
 def limited_rows(data: "DataArguments", args: "RunArguments", name: str, count: int) -> list[int] | None:
     """The sorted indices of the rows of a split that `max_train_samples` and `max_eval_samples` leave; None for all.
 
-    They are drawn of all sources; those to evaluate on are the same whatever the seed of the run.
+    They are sampled from all sources; those to evaluate on are the same whatever the seed of the run.
     """
     size, seed = (data.max_train_samples, args.seed) if name == "train" else (data.max_eval_samples, SEED)
     chosen = sampled_rows(count, size, seed)
     if chosen:
-        say(f"{name}: {size:,} of {count:,} rows, drawn with the seed {seed}")
+        say(f"{name}: {size:,} of {count:,} rows, sampled with the seed {seed}")
     return chosen
 
 

@@ -17,7 +17,7 @@ from hf_recipes.dry_run.peak_memory import PeakMemory
 from hf_recipes.dry_run.plan import make_plan, outline
 from hf_recipes.evaluation.method import Method
 from hf_recipes.evaluation.registry import EvaluationArguments
-from hf_recipes.models.adapters.lora import token_rows_on_cpu
+from hf_recipes.models.adapters.peft_workarounds import token_rows_on_cpu
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import embedding_rows, load_config, load_model
 from hf_recipes.models.new_tokens import read_new_tokens
@@ -27,7 +27,7 @@ from hf_recipes.models.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.data import check_evaluation_rows, prepare_rows
-from hf_recipes.run.evaluate_callback import choose_best_by
+from hf_recipes.run.evaluate_callback import add_callbacks, choose_best_by
 from hf_recipes.run.model import build_model, build_reference, check_settings
 from hf_recipes.run.run_folder import RunFolder
 from hf_recipes.run.train import train
@@ -215,4 +215,5 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     args.eval_on_start = args.eval_on_start and folder.checkpoint is None and bool(methods)
     with token_rows_on_cpu():  # TRL gives a model with an adapter a second one
         trainer = stage.trainer(context, data, model, methods, **reference)
+    add_callbacks(trainer, methods)
     train(trainer, folder, data.ledgers, memory, stage.card)

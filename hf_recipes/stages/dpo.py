@@ -21,7 +21,7 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.evaluate_callback import build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.stages.dpo_trainer import SORTING_LOSSES, PairTrainer
@@ -161,7 +161,6 @@ def build_trainer(
     trainer.set_sources(data.train)
     if validation:
         methods[""].trainer = trainer
-    add_callbacks(trainer, methods)
     return trainer
 
 

@@ -28,7 +28,7 @@ from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.rewards.weighted_sum import Rewards
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.data import limited_rows, mixed_files
-from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.evaluate_callback import build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.stages.grpo_trainer import GRPO, RLOO, RewardedMixin
@@ -268,7 +268,6 @@ def build_trainer(
         continues_adapter=context.continues_adapter,
     )
     trainer.set_sources(Dataset.from_dict({"source": [prompt.source for prompt in prompts]}))
-    add_callbacks(trainer, methods)
     return trainer
 
 

@@ -22,7 +22,6 @@ from hf_recipes.evaluation.method import Method
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.evaluate_callback import add_callbacks
 from hf_recipes.run.inherited import WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage, read_examples
 from hf_recipes.stages.dpo import PRECOMPUTES, REFERENCE_METRICS, check_loss_types, reference_evaluations
@@ -260,7 +259,6 @@ def build_trainer(
     trainer.set_sources(data.train)
     if validation:
         methods[""].trainer = trainer
-    add_callbacks(trainer, methods)
     return trainer
 
 

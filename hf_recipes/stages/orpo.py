@@ -20,7 +20,7 @@ from hf_recipes.models.inference.forward import supervised_losses
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.evaluate_callback import build_evaluations
 from hf_recipes.run.inherited import NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages import dpo
 from hf_recipes.stages.base import Context, Data, Stage
@@ -127,7 +127,6 @@ def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods:
     )
     trainer.data_rows = train
     trainer.set_sources(train)
-    add_callbacks(trainer, methods)
     return trainer
 
 

@@ -21,7 +21,7 @@ from hf_recipes.models.checks.packing import packing_leaks
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations, with_validation
+from hf_recipes.run.evaluate_callback import build_evaluations, with_validation
 from hf_recipes.run.inherited import INERT
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.stages.pretrain_data import prepare_mixture
@@ -123,7 +123,7 @@ def packing_error(context: Context) -> UserError | None:
 def build_trainer(
     context: Context, data: Data, model: PreTrainedModel, methods: Mapping[str, Method]
 ) -> PretrainTrainer:
-    trainer = PretrainTrainer(
+    return PretrainTrainer(
         data.train,
         data.ledgers["train"],
         max_drop_ratio=context.data_args.max_drop_ratio,
@@ -132,8 +132,6 @@ def build_trainer(
         eval_dataset={} if methods else None,
         processing_class=context.tokenizer,
     )
-    add_callbacks(trainer, methods)
-    return trainer
 
 
 STAGE = Stage(

@@ -24,7 +24,7 @@ from hf_recipes.models.reward_head import load_reward_model
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.evaluate_callback import add_callbacks, build_evaluations
+from hf_recipes.run.evaluate_callback import build_evaluations
 from hf_recipes.run.inherited import INERT, NO_SHIFTED_LABELS, NO_TOKEN_MEAN
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.trainer.losses.collators import PADDING_ROW, PairCollator, side_lengths
@@ -162,7 +162,6 @@ def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods:
     )
     trainer.data_rows = train
     trainer.set_sources(train)
-    add_callbacks(trainer, methods)
     return trainer
 
 

@@ -26,7 +26,7 @@ from hf_recipes.models.checks.packing import joins_rows, packing_leaks
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, add_callbacks, build_evaluations, prompts_of
+from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, build_evaluations, prompts_of
 from hf_recipes.stages.base import Context, Data, Stage, read_examples
 from hf_recipes.stages.sft_stream import read_stream, stream_stats
 from hf_recipes.trainer.base import RunMixin
@@ -255,7 +255,6 @@ def build_trainer(context: Context, data: Data, model: PreTrainedModel, methods:
         trainer = Trainer(train_dataset=data.train.select_columns(["input_ids", "labels"]), **settings)
         trainer.data_rows = data.train
         trainer.log_sources(data.train)
-    add_callbacks(trainer, methods)
     return trainer
 
 

@@ -99,7 +99,7 @@ def _readers(data: DataArguments, seed: int) -> dict[str, list[ConversationReade
 def _rows_in(source: Source, bytes_of_row: float) -> float:
     """Rows of a file, estimated by its size where they are not known."""
     if source.draw:
-        return source.draw.drawn
+        return source.draw.sampled
     return 1000.0 if source.split is not None else os.path.getsize(source.path) / bytes_of_row
 
 

@@ -49,9 +49,9 @@ def learn(bpe: Bpe, texts: Iterable[str], count: int, max_length: int, admits: A
     extension = Extension()
     rounds = ROUNDS if bpe.is_byte_level else 1
     for number in range(1, rounds + 1):
-        learned = _learn(bpe, chunks, count * number // rounds - len(extension.tokens), max_length, admits)
-        bpe.add(list(learned.tokens), list(learned.merges))
-        for pair in learned.merges:
+        addition = _learn(bpe, chunks, count * number // rounds - len(extension.tokens), max_length, admits)
+        bpe.add(list(addition.tokens), list(addition.merges))
+        for pair in addition.merges:
             extension.merge(*pair)
     if not extension.tokens:
         raise UserError(f"{bpe.name}: the texts have nothing that more tokens would shorten")

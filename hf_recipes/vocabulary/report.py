@@ -139,7 +139,7 @@ def bars(groups: Mapping[str, Mapping[str, float | None]]) -> bytes:
         for key, label in (("before", "before"), ("after", "after"))
         if all(rates[key] is not None for rates in groups.values())
     }
-    return draw_bars(list(groups), series, "characters a token")
+    return draw_bars(list(groups), series)
 
 
 def _rates_table(title: str, what: str, groups: Mapping[str, Compression], has_before: bool) -> Table:

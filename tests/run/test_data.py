@@ -42,8 +42,8 @@ def test_limits_draw_of_all_sources(files, capsys):
     assert first["train"]["location"][:] == again["train"]["location"][:] != other["train"]["location"][:]
     assert first["validation"]["location"][:] == other["validation"]["location"][:]
     said = capsys.readouterr().out
-    assert "train: 40 of 80 rows, drawn with the seed 2" in said
-    assert "validation: 40 of 80 rows, drawn with the seed 42" in said
+    assert "train: 40 of 80 rows, sampled with the seed 2" in said
+    assert "validation: 40 of 80 rows, sampled with the seed 42" in said
 
 
 def test_limits_of_prompts(files, tokenizer, tmp_path):
@@ -70,7 +70,7 @@ def test_a_mixture_by_rows(files, tmp_path, value, counts):
 @pytest.mark.parametrize(
     ("amount", "value", "problem"),
     [
-        ("", {"a": 0.5, "b": 0.5}, "by tokens is for pretraining; rows are drawn by documents or epochs"),
+        ("", {"a": 0.5, "b": 0.5}, "by tokens is for pretraining; rows are sampled by documents or epochs"),
         ("", {"by": "epochs", "sources": {"c": 1}}, "c is not among the sources of --train_file, which are a, b"),
         ("#5", {"by": "epochs", "sources": {"a": 1}}, "leave the amount of .*a.jsonl#5 out"),
     ],

@@ -118,7 +118,7 @@ def test_settings_that_miss_their_purpose_are_noted(dry, flags, note):
 
 
 def test_more_memory_than_there_is(dry, monkeypatch):
-    monkeypatch.setattr("hf_recipes.dry_run.plan._free_bytes", lambda: 1e6)
+    monkeypatch.setattr("hf_recipes.dry_run.advice.free_bytes", lambda: 1e6)
     code, out, _ = dry("--use_lora", "False")
     assert code == 0
     assert re.search(r"note: about \d+ MB are needed and 1 MB are free: try --per_device_train_batch_size 1 with", out)

@@ -68,7 +68,7 @@ def test_a_tokenizer_without_a_template_gets_plain_text(reward, model_dir, tmp_p
 
 
 def test_dry_run_and_what_cannot_be_used(reward, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_recipes.dry_run.plan._free_bytes", lambda: 1e6)
+    monkeypatch.setattr("hf_recipes.dry_run.advice.free_bytes", lambda: 1e6)
     code, out, err = reward("--dry_run", "--use_lora", "False", "--use_cpu")
     assert code == 0 and not (tmp_path / "run").exists(), err
     assert "pairs             40" in out and "activations" in out and "labelled" not in out

@@ -16,7 +16,7 @@ from hf_recipes.core.settings import setting
 from hf_recipes.models.inference.decoding import Decoding
 
 KEY_VARIABLE = "HF_RECIPES_API_KEY"
-NOT_SAID = "Where a request does not say"
+BY_DEFAULT = "Where a request does not say"
 
 
 @dataclass
@@ -29,13 +29,13 @@ class ServeArguments(EngineArguments):
     )
     vllm_args: str | None = setting("More arguments of vllm serve, such as '--tool-call-parser hermes'.")
     system_prompt: str = setting("System prompt of conversations without one; by default the run's.", "")
-    temperature: Annotated[float, at(ge=0, le=2)] = setting(f"{NOT_SAID}; 0 always takes the likeliest token.", 0.7)
-    top_p: float = setting(f"{NOT_SAID}.", 0.9)
+    temperature: Annotated[float, at(ge=0, le=2)] = setting(f"{BY_DEFAULT}; 0 always takes the likeliest token.", 0.7)
+    top_p: float = setting(f"{BY_DEFAULT}.", 0.9)
     max_new_tokens: PositiveInt | None = setting(
-        f"Tokens of an answer, {NOT_SAID.lower()}; by default what the context leaves, up to 2048."
+        f"Tokens of an answer, {BY_DEFAULT.lower()}; by default what the context leaves, up to 2048."
     )
-    repetition_penalty: Annotated[float, at(ge=1, le=2)] = setting(f"{NOT_SAID}.", 1.0)
-    seed: int | None = setting(f"{NOT_SAID}; by default each answer is another.")
+    repetition_penalty: Annotated[float, at(ge=1, le=2)] = setting(f"{BY_DEFAULT}.", 1.0)
+    seed: int | None = setting(f"{BY_DEFAULT}; by default each answer is another.")
     port: Port = setting("Port of the server.", 8000)
     host: str = setting("Address of the server; others than 127.0.0.1 need a key.", "127.0.0.1")
     api_key: str | None = setting(

@@ -63,7 +63,7 @@ _TEXTS = {
     "bilibili": ("Bilibili crawl", "B 站评论"),
     "chat": ("Chat export", "聊天记录"),
     "privacy": ("Replace personal data", "隐去个人信息"),
-    "me": ("Whose answers are learned from (chat exports)", "学习谁的回答（聊天记录）"),
+    "me": ("Whose answers to train on (chat exports)", "学习谁的回答（聊天记录）"),
     "trial": ("Try with 200 rows first", "先用 200 行试一试"),
     "inspect": ("Look into the data", "检查数据"),
     "data empty": ("Upload a file, and see what will be learned from it.", "上传一个文件，看看模型会从中学到什么。"),

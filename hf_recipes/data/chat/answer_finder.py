@@ -85,9 +85,9 @@ class AnswerFinder:
 
     def _last_content(self, whole: str, content: str, position: int) -> tuple[int, int] | None:
         """Where the content of the last turn is in a rendering, if it is right before what ends a turn."""
-        end = len(whole) - len(self._probes.tail)
+        end = len(whole) - len(self._probes.suffix)
         for text in (content, content.strip()):
-            if end - len(text) >= position and whole.endswith(text + self._probes.tail):
+            if end - len(text) >= position and whole.endswith(text + self._probes.suffix):
                 return end - len(text), end
         return None
 

@@ -52,10 +52,10 @@ class CallReader:
         else:
             head, rest_of_first = rest.split(KEYS[0], 1)
             joint, rest_of_first = rest_of_first.split(VALUES[0], 1)
-            gap, tail = rest_of_first.split(KEYS[1], 1)[0], rest.split(VALUES[1], 1)[1]
+            gap, suffix = rest_of_first.split(KEYS[1], 1)[0], rest.split(VALUES[1], 1)[1]
             before = head[len(head) - common_length(head[::-1], gap[::-1]) :]
-            after = tail[: common_length(gap.removesuffix(before), tail)]
-            middle, closing = head.removesuffix(before), tail.removeprefix(after)
+            after = suffix[: common_length(gap.removesuffix(before), suffix)]
+            middle, closing = head.removesuffix(before), suffix.removeprefix(after)
             numbers = (_written(encoder, 1, NUMBERS) or text).partition(KEYS[0])[2].partition(str(NUMBERS[0]))
             pair = (
                 gap.removesuffix(before).removeprefix(after),
@@ -105,8 +105,8 @@ class CallReader:
     def _arguments(self, text: str, position: int, types: dict) -> tuple[dict, int] | None:
         """The arguments that begin at `position`, and where they end."""
         if self.pair is None:
-            found = _json(text, position)
-            return found if found and isinstance(found[0], dict) else None
+            arguments = _json(text, position)
+            return arguments if arguments and isinstance(arguments[0], dict) else None
         gap, before, joint, after, other_joint = map(_flexible, self.pair)
         key = rf"(?:{gap})?{before}(?P<key>[^\s<>:=]+?)"
         a_text = re.compile(rf"{key}{joint}(?P<value>.*?){after}", re.DOTALL)

@@ -17,7 +17,7 @@ class Renderer:
     """Renders conversations with a tokenizer's chat template and the options of a run.
 
     Attributes:
-        form: where the template looks for what messages hold; that of calls is learned with the first call.
+        form: where the template looks for what messages hold; that of calls is probed with the first call.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None):

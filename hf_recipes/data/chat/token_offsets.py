@@ -162,12 +162,12 @@ class Aligner:
         """
         if special is None or not isinstance(aligned, ByteAligned):
             return list(self(aligned.text[:end]).ids) == list(aligned.ids[:count])
-        tail = aligned.text[special:end]  # nothing before a special token depends on what follows it
-        if tail not in self._ends:
+        suffix = aligned.text[special:end]  # nothing before a special token depends on what follows it
+        if suffix not in self._ends:
             if len(self._ends) == MAX_ENDS:
                 self._ends.clear()
-            self._ends[tail] = list(self(tail).ids)
-        ids = self._ends[tail]
+            self._ends[suffix] = list(self(suffix).ids)
+        ids = self._ends[suffix]
         return list(aligned.ids[count - len(ids) : count]) == ids
 
 

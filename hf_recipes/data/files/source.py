@@ -33,7 +33,7 @@ class Draw:
         return np.sort(sample[(sample >= 0) & (sample < self.size)])
 
     @property
-    def drawn(self) -> int:
+    def sampled(self) -> int:
         """Rows of the file that are read."""
         return self.count // self.rows * self.size + len(self.sample())
 
@@ -66,9 +66,9 @@ class Source:
     def notes(self) -> list[str]:
         """What is to be said of how it is read: separator, encoding, names of columns, sample."""
         encoding = "" if self.encoding.startswith("utf-8") else f"{encoding_name(self.encoding)} text"
-        drawn = f"{self.draw.drawn:,} rows drawn of {self.draw.size:,}" if self.draw else ""
+        sampled = f"{self.draw.sampled:,} rows sampled from {self.draw.size:,}" if self.draw else ""
         mapped = "columns as dataset_info.json maps them" if self.layout else ""
-        return [note for note in (self.note, encoding, mapped, drawn) if note]
+        return [note for note in (self.note, encoding, mapped, sampled) if note]
 
 
 @dataclass(slots=True)

@@ -50,7 +50,7 @@ def find_sources(
             ``"entry"``, which begins with a line ``词条：…``; None for what the beginning of the file looks like.
         encoding: of text files; None for the one that fits.
         all_splits: read all files of a folder.
-        seed: by which rows are drawn.
+        seed: by which rows are sampled.
     """
     sources: list[Source] = []
     known: dict[tuple, Spec] = {}
@@ -99,7 +99,7 @@ def _drawn(spec: Spec, sources: list[Source], seed: int) -> list[Source]:
     return [
         replace(source, draw=draw, digest=f"{source.digest} {' '.join(map(str, astuple(draw)))}")
         for source, draw in zip(sources, draws, strict=True)
-        if draw.drawn
+        if draw.sampled
     ]
 
 

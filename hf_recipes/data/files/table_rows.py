@@ -61,16 +61,16 @@ def delimiter_of(beginning: bytes, usual: str) -> str:
 def _quote_literally(lines: Iterable[str]) -> Iterator[str]:
     """Lines of tab-separated fields in which a quotation mark that only begins a field is one of its characters.
 
-    Few programs that write such files quote at all. A field is quoted where it ends with a mark, or goes on in the next
-    line, which is then no whole row.
+    Few programs that write such files quote at all. A field is quoted where it ends with a mark, or continues in the
+    next line, which is then no whole row.
     """
     width = 0
     for line, following in pairwise(chain(lines, [""])):
         ending = line[len(line.rstrip("\r\n")) :]
         fields = line.removesuffix(ending).split("\t")
         width = width or len(fields)
-        goes_on = following.count("\t") + 1 != width and following != ""
-        if len(fields) == width and not goes_on:
+        continues = following.count("\t") + 1 != width and following != ""
+        if len(fields) == width and not continues:
             fields = [
                 '"' + field.replace('"', '""') + '"' if field[:1] == '"' and not QUOTED.fullmatch(field) else field
                 for field in fields

@@ -159,19 +159,13 @@ class NLL(Method):
                 losses = forward.row_losses(model, [chosen[row].row() for row in batch])
                 for row, (nats, tokens, hits) in zip(batch, losses, strict=True):
                     window = chosen[row]
-                    records[row] = {
-                        "location": window.location,
-                        "source": window.source,
-                        "nats": nats,
-                        "tokens": tokens,
-                    }
-                    records[row] |= {"hits": hits, "characters": window.characters}
+                    sums = {"nats": nats, "tokens": tokens, "hits": hits, "characters": window.characters}
+                    records[row] = {"location": window.location, "source": window.source, **sums}
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
-        return forward.scored_pass(
-            min(batch_size, len(self)), max(window.end - window.begin for window in self._windows)
-        )
+        longest = max(window.end - window.begin for window in self._windows)
+        return forward.scored_pass(min(batch_size, len(self)), longest)
 
     def summarise(self, records: Sequence[Record]) -> dict[str, float]:
         """`loss` (nats per token), `perplexity`, `bits_per_character`, `token_accuracy` (share of tokens that had the

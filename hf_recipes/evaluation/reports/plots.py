@@ -18,6 +18,8 @@ from hf_recipes.evaluation.reports.phrases import Phrase, translated
 from hf_recipes.evaluation.reports.tables import GAINS, PLAIN, _ordered, evaluations, shown, title
 
 if TYPE_CHECKING:
+    from matplotlib.font_manager import FontProperties
+
     from hf_recipes.evaluation.reports.report import Histogram
 
 FIGURES_PER_COLLECTION = 10
@@ -80,11 +82,9 @@ def draw_curves(log_history: Sequence[Mapping], path: str | os.PathLike) -> None
         left.plot(*_scores(key, by_step), "o-", label=shown(key)[0] or "evaluation")
     if train[0] or losses:
         _legend(left)
+    left.set(title="Loss (mean over the scored tokens)", xlabel="optimizer step", ylabel="cross-entropy, nats")
     if gain:
-        left.set(title="Loss", xlabel="optimizer step")
-    else:
-        left.set(title="Loss (mean over the scored tokens)", xlabel="optimizer step", ylabel="cross-entropy, nats")
-    if gain:
+        left.set(title="Loss", ylabel="")
         _draw_gain(panels[0][1], gain, log_history, by_step)
     if scores:
         right = panels[0][-1]
@@ -145,6 +145,12 @@ def _font(text: str) -> str | None:
     return None
 
 
+def _properties(font: str | None) -> "FontProperties | None":
+    from matplotlib.font_manager import FontProperties
+
+    return FontProperties(fname=font) if font else None
+
+
 _say_once = cache(say)
 
 
@@ -161,13 +167,11 @@ def _words(language: Language) -> Callable[[str], str]:
 
 def _legend(panel) -> None:
     """The panel's legend; labels that no font can write become numbers."""
-    from matplotlib.font_manager import FontProperties
-
     handles, labels = panel.get_legend_handles_labels()
     font = _font("".join(labels))
     if font is None:
         labels = [label if label.isascii() else f"line {number}" for number, label in enumerate(labels, 1)]
-    panel.legend(handles, labels, loc="best", prop=FontProperties(fname=font) if font else None)
+    panel.legend(handles, labels, loc="best", prop=_properties(font))
 
 
 def draw_letters(
@@ -203,8 +207,6 @@ def draw_confusion(
 
     Labels that no font can write are numbered in the picture; their list is written next to it, with the ending .txt.
     """
-    from matplotlib.font_manager import FontProperties
-
     words = _words(language)
     other = words("other")
     font = _font("".join(labels) + other)
@@ -217,15 +219,14 @@ def draw_confusion(
     image = panel.imshow(matrix / matrix.sum(axis=1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
     share = words("share of the reference's rows")
     figure.colorbar(image, ax=panel, label=share, format="{x:.0%}", fraction=0.046, pad=0.04)  # as high as the matrix
-    ticks = {"fontproperties": FontProperties(fname=font) if font else None}
+    ticks = {"fontproperties": _properties(font)}
     panel.set_xticks(range(len(names) + 1), [*names, other], rotation=45, ha="right", rotation_mode="anchor", **ticks)
     panel.set_yticks(range(len(names)), names, **ticks)
     panel.set(xlabel=words("prediction"), ylabel=words("reference"))
     for row, column in zip(*matrix.nonzero(), strict=True):
         share = matrix[row, column] / matrix[row].sum()
-        panel.text(
-            column, row, matrix[row, column], ha="center", va="center", color="white" if share > 0.5 else "black"
-        )
+        colour = "white" if share > 0.5 else "black"
+        panel.text(column, row, matrix[row, column], ha="center", va="center", color=colour)
     save_figure(figure, path)
 
 
@@ -233,7 +234,6 @@ def draw_histogram(
     differences: Sequence[Sequence[float]],
     path: str | os.PathLike,
     labels: Sequence[str],
-    bins: int = 40,
     language: Language = "en",
 ) -> None:
     """One or two sets of differences in the same bins, as a PNG.
@@ -242,7 +242,7 @@ def draw_histogram(
         differences: the sets, shown as shares of their pairs, so that sets of unlike size can be compared.
         labels: one for each set.
     """
-    words, edges = _words(language), np.histogram_bin_edges(np.concatenate(differences), bins)
+    words, edges = _words(language), np.histogram_bin_edges(np.concatenate(differences), 40)
     figure, panel = _subplots(figsize=(7, 4), dpi=120)
     for values, label in zip(differences, labels, strict=True):
         share = 50 * (1 + np.sign(values).mean())  # equal scores count half
@@ -257,19 +257,16 @@ def draw_histogram(
     save_figure(figure, path)
 
 
-def draw_bars(groups: Sequence[str], series: Mapping[str, Sequence[float]], what: str) -> bytes:
-    """A bar of each series for each group, side by side, with its value, as a PNG."""
+def draw_bars(groups: Sequence[str], series: Mapping[str, Sequence[float]]) -> bytes:
+    """Characters a token: a bar of each series for each group, side by side, with its value, as a PNG."""
     figure, panel = _subplots(figsize=(max(4.5, 1.6 * len(groups)), 3.2), dpi=110)
     width = 0.8 / len(series)
     for index, (label, values) in enumerate(series.items()):
         positions = np.arange(len(groups)) + (index - (len(series) - 1) / 2) * width
         bars = panel.bar(positions, values, width, label=label, color=BLUE if index else "#b8b8b8")
         panel.bar_label(bars, fmt="%.2f", fontsize=8)
-    from matplotlib.font_manager import FontProperties
-
-    font = _font("".join(groups))
-    panel.set_xticks(range(len(groups)), groups, fontproperties=FontProperties(fname=font) if font else None)
-    panel.set(ylabel=what)
+    panel.set_xticks(range(len(groups)), groups, fontproperties=_properties(_font("".join(groups))))
+    panel.set(ylabel="characters a token")
     panel.margins(y=0.15)
     if len(series) > 1:
         panel.legend(fontsize=8)

@@ -151,8 +151,8 @@ class Chat:
             text = self.texts[index]
             if self.args.privacy:
                 text, kinds = self._redactor.redact(text)
-                found = (f"personal data ({kind})" for kind in sorted(kinds))
-                self.repairs[index] += [repair for repair in found if repair not in self.repairs[index]]
+                repairs = (f"personal data ({kind})" for kind in sorted(kinds))
+                self.repairs[index] += [repair for repair in repairs if repair not in self.repairs[index]]
             lines.append(text)
         text = "\n".join(lines)
         if not self.has_speakers or group.sender == ME:

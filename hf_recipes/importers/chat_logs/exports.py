@@ -73,8 +73,8 @@ def _in_order_of_numbers(path: str) -> list[tuple[int, str]]:
 def _is_part(path: Path) -> bool:
     """Whether a file belongs to an export that another file is read for."""
     in_chunks = path.suffix == ".jsonl" and (path.parent.parent / "manifest.json").exists()
-    beside_manifest = path.name == "avatars.json" and (path.parent / "manifest.json").exists()
-    return in_chunks or beside_manifest or path.name == USERS or path.name.startswith(".")
+    has_manifest = path.name == "avatars.json" and (path.parent / "manifest.json").exists()
+    return in_chunks or has_manifest or path.name == USERS or path.name.startswith(".")
 
 
 def _merge_pages(logs: list[ChatLog]) -> list[ChatLog]:

@@ -80,5 +80,5 @@ def to_seconds(time: Any) -> float | None:
 
 def without_quote(text: str, quote: re.Pattern) -> tuple[str, tuple[str, ...]]:
     """A text without what it quotes, and what was repaired in it."""
-    own = quote.sub("", text, count=1)
-    return own.strip(), (QUOTE_REMOVED,) if own != text else ()
+    answer = quote.sub("", text, count=1)
+    return answer.strip(), (QUOTE_REMOVED,) if answer != text else ()

@@ -177,7 +177,7 @@ class TokenizedRows(Rows):
         chosen = self.readable if rows is None else self.readable.select(rows)
         columns = [*self.columns, "meta", "location"]
         for table in chosen.select_columns(columns).with_format("arrow").iter(BATCH):
-            values = {name: [_parsed(text) for text in table[name].to_pylist()] for name in columns[:-1]}
+            values = {name: [text and json.loads(text) for text in table[name].to_pylist()] for name in columns[:-1]}
             choices = [choices_of(meta) for meta in values.pop("meta")]
             yield self.texts_of(values, table["location"].to_pylist(), choices)
 
@@ -273,10 +273,6 @@ def at_location(values: Mapping[str, Any], location: str) -> Any:
     if location not in values:
         raise UserError(f"--show {location}: there is no such training row; the first is {next(iter(values))}")
     return values[location]
-
-
-def _parsed(text: str | None) -> Any:
-    return json.loads(text) if text else None
 
 
 def joined(messages: Iterable[Message], with_reasoning: bool = True) -> str:

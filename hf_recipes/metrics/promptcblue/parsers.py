@@ -181,10 +181,6 @@ def _statuses(text: str, labels: Sequence[str]) -> Answer | None:
     return [{"entity": name.strip(), "attr": _known(status, labels) or status.strip()} for name, status in statuses]
 
 
-def _label(text: str, labels: Sequence[str]) -> Answer | None:
-    return _known(text, labels)
-
-
 def _same(text: str, labels: Sequence[str]) -> Answer | None:
     # Some prompts offer 相同 and 不同, which the benchmark takes as 是的 and 不是.
     label = _known(text, ("是的", "不是", "相同", "不同"))
@@ -248,14 +244,14 @@ TASKS = {
     "CMeIE-V2": _SPO,
     "CHIP-CDEE": Task(_events, "micro-F1", prefix="上述句子中的临床发现事件如下"),
     "CHIP-CDN": Task(_terms, "micro-F1", empty="没有对应的标准化实体"),
-    "CHIP-CTC": Task(_label, "macro-F1", labels=_CRITERIA, other=True),
+    "CHIP-CTC": Task(_known, "macro-F1", labels=_CRITERIA, other=True),
     "CHIP-STS": Task(_same, "weighted-F1"),
-    "KUAKE-QIC": Task(_label, "macro-F1", labels=_INTENTS, other=True),
-    "KUAKE-QTR": Task(_label, "weighted-F1", labels=_RELEVANCE),
-    "KUAKE-QQR": Task(_label, "weighted-F1", labels=_QUERIES),
-    "KUAKE-IR": Task(_label, "weighted-F1", labels="相关 不相关"),
+    "KUAKE-QIC": Task(_known, "macro-F1", labels=_INTENTS, other=True),
+    "KUAKE-QTR": Task(_known, "weighted-F1", labels=_RELEVANCE),
+    "KUAKE-QQR": Task(_known, "weighted-F1", labels=_QUERIES),
+    "KUAKE-IR": Task(_known, "weighted-F1", labels="相关 不相关"),
     "IMCS-V2-NER": _NER,
-    "IMCS-V2-DAC": Task(_label, "macro-F1", labels=_ACTS, other=True),
+    "IMCS-V2-DAC": Task(_known, "macro-F1", labels=_ACTS, other=True),
     "IMCS-V2-SR": Task(_statuses, "micro-F1", prefix="当前对话中的症状及其阴阳性判断为", labels=_SYMPTOMS),
     "IMCS-V2-MRG": Task(_report, "ROUGE-L", prefix="上述问诊对话的诊疗报告如下"),
     "MedDG": Task(_reply, "ROUGE-L"),

@@ -3,19 +3,21 @@
 import dataclasses
 import json
 import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from hf_recipes.core.bounds import bounded
 from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
+from hf_recipes.models.adapters.peft_workarounds import (
+    adaptable,
+    base_biases,
+    expose_head_bias,
+    restore_when_disabled,
+)
 from hf_recipes.models.adapters.residual import KINDS, initialize_residual, is_residual
 from hf_recipes.models.adapters.targets import (
-    as_modules,
     check_patterns,
     fused_experts,
     leaf,
@@ -24,11 +26,9 @@ from hf_recipes.models.adapters.targets import (
 )
 from hf_recipes.models.adapters.vision import leave_vision_out, save_for_both_layouts
 from hf_recipes.models.checks.finite import not_finite
-from hf_recipes.models.quantized_experts import as_plain_parameters
 
 if TYPE_CHECKING:
-    import torch
-    from peft import LoraConfig, PeftConfig, PeftModel
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 # Our names of PEFT's keys; PEFT's are understood too.
@@ -218,66 +218,3 @@ def _train_tokens(model: "PreTrainedModel", config: "LoraConfig", path: str | No
         name: sorted({*indices.get(name, ()), *(ids if name in rest else ())})
         for name in dict.fromkeys([*indices, *rest])
     } or None
-
-
-@contextmanager
-def adaptable(model: "PreTrainedModel", *configs: "PeftConfig") -> Iterator[None]:
-    """While this lasts, PEFT can put adapters of `configs` on `model`, however its weights are kept."""
-    with token_rows_on_cpu(), as_modules(model, *configs), as_plain_parameters(model):
-        yield
-
-
-@contextmanager
-def token_rows_on_cpu() -> Iterator[None]:
-    """While this lasts, PEFT reads rows of embeddings that ZeRO's stage 3 shards on any device (0.21: on CUDA only)."""
-    import torch
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-    from peft.utils.integrations import check_deepspeed_zero3_enabled, gather_params_ctx
-
-    if torch.cuda.is_available() or not check_deepspeed_zero3_enabled():
-        yield
-        return
-
-    def rows_of(self, weight: torch.Tensor, rows: torch.Tensor, embed_dim: int) -> torch.Tensor:
-        with gather_params_ctx([weight], modifier_rank=None):
-            return weight[rows].clone()  # gathered in all processes, so that none has to broadcast it
-
-    with patch.object(TrainableTokensLayer, "_collect_token_weights", rows_of):
-        yield
-
-
-def expose_head_bias(model: "PeftModel") -> None:
-    """Give a head whose rows are trained the base's `bias`, or None, which TRL's losses read and PEFT 0.21 hides."""
-    from peft.utils.other import TrainableTokensWrapper
-
-    head = model.get_output_embeddings()
-    if isinstance(head, TrainableTokensWrapper):
-        object.__setattr__(head, "bias", head.original_module.bias)  # not as a parameter of its own
-
-
-def base_biases(model: "PreTrainedModel", config: "PeftConfig") -> "list[tuple[torch.nn.Parameter, torch.Tensor]]":
-    """The base's biases, where the adapter trains some, and their values."""
-    if getattr(config, "bias", "none") == "none":
-        return []
-    return [(p, p.detach().clone()) for name, p in model.named_parameters() if name.endswith("bias")]
-
-
-def restore_when_disabled(model: "PeftModel", biases: "list[tuple[torch.nn.Parameter, torch.Tensor]]") -> None:
-    """Make `disable_adapter` restore the base's `biases` too: PEFT leaves the trained ones."""
-    if not biases:
-        return
-    disable = model.disable_adapter
-
-    @contextmanager
-    def disable_adapter() -> Iterator[None]:
-        trained = [bias.data for bias, _ in biases]
-        with warnings.catch_warnings(), disable():
-            for bias, value in biases:
-                bias.data = value.to(bias.data)
-            try:
-                yield
-            finally:
-                for (bias, _), data in zip(biases, trained, strict=True):
-                    bias.data = data
-
-    model.disable_adapter = disable_adapter

@@ -5,10 +5,10 @@ import re
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.models.adapters.lora import (
+from hf_recipes.models.adapters.lora import check_initialization
+from hf_recipes.models.adapters.peft_workarounds import (
     adaptable,
     base_biases,
-    check_initialization,
     expose_head_bias,
     restore_when_disabled,
 )

@@ -21,7 +21,7 @@ class Continuation:
     """What a model generated after a prompt.
 
     Attributes:
-        text: without special tokens, and without thoughts where these are told apart.
+        text: without special tokens, and without thoughts where these can be separated.
         tokens: their number, thoughts included, without the end token.
         finished: whether an end token ended it.
         ids: all of them, with the end token.
@@ -100,7 +100,7 @@ def continue_batches(
 
     Args:
         decoding: of all prompts, or one for each, without beams.
-        marks: of thoughts, which are told apart and have a budget (see `Thinking`); None where there are none.
+        marks: of thoughts, which are separated and have a budget (see `Thinking`); None where there are none.
         keys: a number for each prompt, by default its index; seed and key decide what is sampled for it.
         begun: for each prompt, ids that were generated before; the text is continued as if it had not been interrupted.
         before_batch: called before each batch.

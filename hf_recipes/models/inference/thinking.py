@@ -136,8 +136,8 @@ class Thinking:
 
         if not is_new and self._marks.end not in self._tokenizer.decode(tokens[-self._window :]):
             return before
-        if not (found := start(len(tokens))):
-            return found
+        if not (position := start(len(tokens))):
+            return position
         return bisect_left(range(len(tokens)), True, key=lambda count: bool(start(count)))
 
     def read(self, row: int, new: list[int], end: int | None) -> tuple[str, str, int, bool, bool]:

@@ -96,14 +96,14 @@ class LogFile(TrainerCallback):
 class CurvesCallback(TrainerCallback):
     """Keeps `curves.png` in the output folder current."""
 
-    _drawn = 0.0
+    _updated = 0.0
 
     def on_log(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and time.monotonic() - self._drawn > CURVES_EVERY:
+        if state.is_world_process_zero and time.monotonic() - self._updated > CURVES_EVERY:
             with warn_on_write_error("curves.png"):
                 draw_curves(state.log_history, os.path.join(args.output_dir, "curves.png"))
-            self._drawn = time.monotonic()
+            self._updated = time.monotonic()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._drawn = 0.0
+        self._updated = 0.0
         self.on_log(args, state, control)

@@ -78,7 +78,7 @@ def test_a_draw_is_of_all_files_of_a_folder(tmp_path):
     sources = find_sources([f"{tmp_path}/data#20"])
     counts = [sum(1 for _ in read_records(source)) for source in sources]
     assert sum(counts) == 20 and min(counts) > 3
-    assert described(sources[0], schema_of(sources[0], Columns())).endswith(f", {counts[0]} rows drawn of 30")
+    assert described(sources[0], schema_of(sources[0], Columns())).endswith(f", {counts[0]} rows sampled from 30")
     assert len(numbers(f"{tmp_path}/data/*.jsonl#20")) == 20
     one, other = (numbers(f"{tmp_path}/data/{name}.jsonl#15") for name in ("a", "b"))
     assert one != other

@@ -1,4 +1,4 @@
-"""What is learned about a chat template by giving it messages and comparing what it renders."""
+"""Probes of a chat template: it is given messages, and its renderings are compared."""
 
 from hf_recipes.data.chat.probes import repeated_turns, shown_fields, template_probes, thought_style, turn_end
 

@@ -61,9 +61,9 @@ class RepeatedTurns:
             text + (after if number % 2 else generation + before) for number, text in enumerate(contents[:4])
         )
         is_regular = three.prompt == head + body + contents[4] + generation and after.startswith(one.end)
-        found = [*_CUE.findall(source)]
-        found += [texts for left, *texts in _COMPARED.findall(source) if not _NO_CONTENT.search(left)]
-        cues = {text for texts in found for text in texts if text}
+        compared = [*_CUE.findall(source)]
+        compared += [texts for left, *texts in _COMPARED.findall(source) if not _NO_CONTENT.search(left)]
+        cues = {text for texts in compared for text in texts if text}
         pattern = re.compile("|".join(map(re.escape, sorted(cues))) or r"(?!)")
         ending = one.end, one.rest, one.remarks
         return cls(generation, before, after, *ending, pattern) if is_regular else None

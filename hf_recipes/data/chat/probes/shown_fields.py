@@ -1,4 +1,4 @@
-"""Which fields of messages a chat template shows, learned by giving it other values for them.
+"""Which fields of messages a chat template shows, inferred by giving it other values for them.
 
 That a text stands in a rendering does not tell: a short one may be a part of another turn, or of the template.
 """

@@ -1,4 +1,4 @@
-"""What is learned once about a chat template, from renderings of a question and an answer."""
+"""Traits of a chat template, inferred once from its renderings of a question and an answer."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ class TemplateProbes:
     """What a template does with any conversation.
 
     Attributes:
-        tail: what stands after the content of the last answer.
+        suffix: what stands after the content of the last answer.
         end_of_turn: what the model writes at the end of an answer.
         has_end: whether the template ends the last answer with a special token.
         opening: what stands between a question and an answer, but for what opens thoughts.
@@ -27,7 +27,7 @@ class TemplateProbes:
         UserError: the template cannot show a question and an answer, or there is no token to end a turn with.
     """
 
-    tail: str
+    suffix: str
     end_of_turn: str
     has_end: bool
     opening: str
@@ -36,13 +36,13 @@ class TemplateProbes:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Renderer, ends: TurnEnd):
         self._render = render
         plain = self._plain_turn()
-        self.tail = plain.tail
+        self.suffix = plain.suffix
         if self._opens_another_answer(plain):
             raise UserError(
                 "the chat template cannot be used for training: it begins another answer after the last one, though "
                 "add_generation_prompt is false; correct it or choose another with --chat_template"
             )
-        end = ends.at_end(plain.tail)
+        end = ends.at_end(plain.suffix)
         self.has_end = bool(end)
         self.end_of_turn = end or ends.opener([QUESTION, ANSWER], _next_question()) or tokenizer.eos_token or ""
         if not self.end_of_turn:
@@ -97,13 +97,13 @@ class TemplateProbes:
 
     def _opens_another_answer(self, plain: PlainTurn) -> bool:
         """Whether what stands after the last answer is the beginning of one, as after a question."""
-        if plain.lead.strip() or plain.prompt.partition(QUESTION["content"])[2] != plain.tail:
+        if plain.prefix.strip() or plain.prompt.partition(QUESTION["content"])[2] != plain.suffix:
             return False
         try:
             chat = self._render([QUESTION, ANSWER, QUESTION])
         except RowProblem:
             return False
-        return not chat.partition(ANSWER["content"])[2].startswith(plain.tail)
+        return not chat.partition(ANSWER["content"])[2].startswith(plain.suffix)
 
 
 def _next_question() -> Message:

@@ -1,4 +1,4 @@
-"""How a chat template writes thoughts, learned from what it renders."""
+"""How a chat template writes thoughts, inferred from what it renders."""
 
 import re
 from dataclasses import dataclass
@@ -50,12 +50,12 @@ class PlainTurn:
         return _common_marks(self.prompt, self.whole)
 
     @property
-    def lead(self) -> str:
+    def prefix(self) -> str:
         """What the model writes before the answer."""
         return self.whole[self.start : self.whole.index(ANSWER["content"])]
 
     @property
-    def tail(self) -> str:
+    def suffix(self) -> str:
         return self.whole.partition(ANSWER["content"])[2]
 
     @property
@@ -79,7 +79,7 @@ def learn_thoughts(render: Renderer, plain: PlainTurn) -> ThoughtStyle:
             if _shows(text) and _tight(text.partition(THOUGHTS)[0]) == _tight(plain.prompt):
                 return ThoughtStyle(marks, "inline", around, close, opens=True)
         return ThoughtStyle(marks, close=close, opens=True)
-    if not plain.lead.strip() and _shows(text := render.tried(chat, thoughts="inline")):
+    if not plain.prefix.strip() and _shows(text := render.tried(chat, thoughts="inline")):
         return _style(plain, text, "inline")
     return ThoughtStyle()
 
@@ -96,7 +96,7 @@ def _style(plain: PlainTurn, text: str, field: str) -> ThoughtStyle:
     end = close.strip()
     if not end:
         return ThoughtStyle(field=field, close=close)
-    direct = plain.lead.strip()
+    direct = plain.prefix.strip()
     opening = _opening_of(plain, end) if _tight(before) == _tight(plain.prompt) else ""
     is_open = bool(opening)
     if not opening:
@@ -115,7 +115,7 @@ def _opening_of(plain: PlainTurn, end: str) -> str:
     mirrored = end.replace("/", "", 1)
     if mirrored != end and plain.prompt.rstrip().endswith(mirrored):
         return mirrored
-    return plain.prompt[plain.start :].strip() or (plain.generation.strip() if end in plain.lead else "")
+    return plain.prompt[plain.start :].strip() or (plain.generation.strip() if end in plain.prefix else "")
 
 
 def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, str]:
@@ -127,14 +127,14 @@ def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, 
     marks = _marks(source, render)
     prompt, added = plain.prompt.rstrip(), plain.prompt[plain.start :].strip()
     chat = render.tried([QUESTION, ANSWER, {**QUESTION, "content": "PROBEnext"}]) or ""
-    after = plain.tail + chat.partition(ANSWER["content"])[2].partition("PROBEnext")[0]
+    after = plain.suffix + chat.partition(ANSWER["content"])[2].partition("PROBEnext")[0]
     for opening in sorted(filter(prompt.endswith, marks), key=len, reverse=True):
         if opening.strip() != opening or opening not in plain.generation:
             continue
         for end in marks:
             if _closes(end, opening) and end not in after:
                 return opening, end
-    if added and added not in plain.lead:
+    if added and added not in plain.prefix:
         for end in filter(source.__contains__, marks):
             answer = {**ANSWER, "content": f"{THOUGHTS}{end}{ANSWER['content']}"}
             text = render.tried([QUESTION, answer])

@@ -20,9 +20,9 @@ class TurnEnd:
         self._not_openers = (None, tokenizer.bos_token, tokenizer.eos_token)
         self._render = render
 
-    def at_end(self, tail: str) -> str:
-        """The special tokens at the end of `tail`, which is what follows a turn's text."""
-        stripped = tail.rstrip()
+    def at_end(self, suffix: str) -> str:
+        """The special tokens at the end of `suffix`, which is what follows a turn's text."""
+        stripped = suffix.rstrip()
         runs = [match.span() for match in self._special.finditer(stripped)]
         end, stop = len(stripped), len(stripped)
         while runs and not stripped[runs[-1][1] : end].strip():
@@ -35,26 +35,26 @@ class TurnEnd:
         """Where the last special token before `end` begins, if it is near."""
         return max((match.start() for match in self._special.finditer(text, max(0, end - 200), end)), default=None)
 
-    def opener(self, messages: list[Message], following: Message, tools: list | None = None, tail: str = "") -> str:
+    def opener(self, messages: list[Message], following: Message, tools: list | None = None, suffix: str = "") -> str:
         """The special token that begins the turn `following` after `messages`, empty where there is none.
 
         Args:
             following: with a content that stands nowhere else.
-            tail: what stands after the text and calls of the last of `messages`, where nothing follows.
+            suffix: what stands after the text and calls of the last of `messages`, where nothing follows.
         """
         try:
             alone, text = self._render(messages, tools), self._render([*messages, following], tools)
             stop = text.find(following["content"])
-            start = len(alone) if text.startswith(alone) else _end_of_turn(messages[-1], alone, text[:stop], tail)
+            start = len(alone) if text.startswith(alone) else _end_of_turn(messages[-1], alone, text[:stop], suffix)
         except RowProblem:
             return ""
         token = next((match[0] for match in self._special.finditer(text, start, max(start, stop))), None)
         return "" if token in self._not_openers else token
 
 
-def _end_of_turn(message: Message, alone: str, text: str, tail: str) -> int:
+def _end_of_turn(message: Message, alone: str, text: str, suffix: str) -> int:
     """Where the turn `message` ends in `text`, which shows it otherwise than `alone`, its rendering as the last."""
     calls = message.get("tool_calls")
     span = None if calls else find_text(text, message["content"], last=True)
     end = span[1] if span else end_of_calls(text, calls or [], common_length(alone, text))
-    return end + len(tail.rstrip()) if text.startswith(tail.rstrip(), end) else end
+    return end + len(suffix.rstrip()) if text.startswith(suffix.rstrip(), end) else end

@@ -57,10 +57,10 @@ def read_json(file: ExportFile, members: Members) -> Iterator[ChatLog]:
 def _chat(file: ExportFile, rows: Iterable[tuple[int, dict]], members: Members) -> ChatLog:
     rows = list(rows)
     room = next((string(row["room_name"]) for _, row in rows if row.get("room_name")), "")
-    own_names = [string(row.get("talker")) for _, row in rows if _is_sent(row)]
+    exporters = [string(row.get("talker")) for _, row in rows if _is_sent(row)]
     chat = ChatLog(file.path, room, pages=room, accounts=_users(file))
-    if own_names:
-        name = "" if own_names[0] == MYSELF else own_names[0]
+    if exporters:
+        name = "" if exporters[0] == MYSELF else exporters[0]
         chat.owner = name if name in chat.accounts else EXPORTER + name
     chat.messages += [_message(chat, line, row, members) for line, row in rows]
     chat.is_group = room not in chat.senders

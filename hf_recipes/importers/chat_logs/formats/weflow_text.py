@@ -1,4 +1,4 @@
-"""WeFlow's txt and its csv for WeClone, in which messages that are no text are told by their texts alone.
+"""WeFlow's txt and its csv for WeClone, in which messages that are no text are known by their texts alone.
 
 The csv has id, MsgSvrID, type_name, is_sender, talker, msg, src, CreateTime (UTC). In the txt, ``2023-01-02 12:34:56
 'name'`` stands above each message; in private chats the exporter is ``'我'``. Notices are given to the other side.
