@@ -14,6 +14,7 @@ from hf_recipes.data.schemas.conversation import (
     keys_of,
     link_results,
     parsed,
+    pop_unused,
     read_calls,
     read_exchanges,
     read_tools,
@@ -134,7 +135,11 @@ def fill_surroundings(columns: Columns, row: Row) -> Columns:
 
 
 def make_conversation(messages: list[Message], row: Row, columns: Columns, remarks: tuple[str, ...] = ()) -> Example:
-    """The example of `messages` with the system turn, tools and thoughts that `row` has in other columns."""
+    """The example of `messages` with the system turn, tools and thoughts that `row` has in other columns.
+
+    `unused` are the keys of turns that it is not made of; see `read_turns`.
+    """
+    unused = pop_unused(messages)
     marks = {(message.get("weight") == 0, message.pop("mark")): None for message in messages if "mark" in message}
     tools = optional(row, columns.tools)
     if messages and messages[0]["role"] == "system" and "tools" in messages[0]:
@@ -162,7 +167,7 @@ def make_conversation(messages: list[Message], row: Row, columns: Columns, remar
     example: Example = {"messages": messages}
     if tools is not None and (described := read_tools(tools)):
         example["tools"] = described
-    return example | ({"remarks": list(remarks)} if remarks else {})
+    return example | ({"unused": unused} if unused else {}) | ({"remarks": list(remarks)} if remarks else {})
 
 
 def with_thoughts_of(message: Message, row: Row, column: str | None) -> Message:

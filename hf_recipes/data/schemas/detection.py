@@ -17,6 +17,7 @@ FLAGS = {
     "history": "--history_column",
     "thoughts": "--thoughts_column",
 }
+KEPT_COLUMNS = (*META_COLUMNS, "source")
 TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
 
 
@@ -51,14 +52,16 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     of_kind = rows if len(common) < 2 else [row for row, kind in zip(rows, kinds, strict=True) if kind == common[0][0]]
     schema = detect_schema(merged(of_kind), columns, path)
     read: set[str] = set()
+    converter = RowConverter(schema, columns, path, is_uniform=is_named or columns.reads == "documents")
     examples: list[Example | None] = []
-    converter = RowConverter(schema, columns, path)
-    convert = schema.convert if is_named or columns.reads == "documents" else converter.convert
+    turn_keys: Counter[str] = Counter()
     for row in rows:
         try:
-            examples.append(convert(_ReadRow(row, read), schema.columns))
+            examples.append(converter.convert(_ReadRow(row, read), schema.columns))
         except RowProblem:
             examples.append(None)
+        else:
+            turn_keys.update(dict(converter.check_turns(examples[-1])).keys())
     if not any(examples):
         read = set(merged(rows))
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -68,14 +71,15 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
         is_used = name in read and getattr(schema.columns, field) == name and not (has_turns and field != "thoughts")
         if name not in (None, NO_COLUMN) and not is_used:
             raise UserError(f"{path}: {flag} {name!r} has no effect on the schema {schema.name}; leave it out")
-    unused = [name for name in names if name not in read and name not in (*META_COLUMNS, "source")]
+    unused = [name for name in names if name not in read and name not in KEPT_COLUMNS]
     for name in (name for name in unused if is_meaningful(name, columns)):
         for row, example in zip(rows, examples, strict=True):
             if example and not is_empty(row.get(name)) and not is_shown(row[name], example):
                 raise _lost(path, schema, name)
-    schema = replace(schema, unused=(*unused, *columns.ignored))
-    if not is_named and columns.reads != "documents":
-        schema = replace(schema, convert=converter.checked(read))
+    of_turns = [f"{name} (in {count} of the first {len(rows)} rows)" for name, count in turn_keys.items()]
+    schema = replace(schema, unused=(*unused, *of_turns, *columns.ignored))
+    if columns.reads != "documents":
+        schema = replace(schema, convert=converter.checked(read, {*names, *turn_keys}))
     return schema
 
 
@@ -102,9 +106,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _lost(where: str, schema: Schema, name: str) -> UserError:
+    what, remedy = "column", f"name what it is with a flag, choose another --schema, or leave it out with {{}} {name}"
+    if "[]." in str(name):
+        what, remedy = "key", f"move it into the text of a turn or into a turn, or leave it out with {{}} {name!r}"
     return UserError(
-        f"{where}: the schema {schema.name} does not use the column {name!r}, which usually carries meaning; name what "
-        f"it is with a flag, choose another --schema, or leave it out with --ignore_columns {name}"
+        f"{where}: the schema {schema.name} does not use the {what} {name!r}, which usually carries meaning; "
+        f"{remedy.format('--ignore_columns')}"
     )
 
 
@@ -121,38 +128,62 @@ def merged(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 class RowConverter:
-    """Converts the rows of a file whose rows may have several schemas, each known by the names of its columns."""
+    """Converts the rows of a file and checks that what is left out of them was named.
 
-    def __init__(self, schema: Schema, columns: Columns, path: str):
-        self.schema, self.columns, self.path = schema, columns, path
+    Unless they are `is_uniform`, they may have several schemas, each known by the names of its columns.
+    """
+
+    def __init__(self, schema: Schema, columns: Columns, path: str, is_uniform: bool = False):
+        self.schema, self.columns, self.path, self.is_uniform = schema, columns, path, is_uniform
         self._read: set[str] = set()  # the columns that the examples of the first rows were made of
+        self._named: set[str] = set()  # the columns and the unused keys of turns of the first rows
         self._schemas: dict[tuple[str, ...], Schema] = {}
-        self._watched: dict[tuple[str, ...], list[str]] = {}
+        self._unused: dict[tuple[str, ...], list[str]] = {}
 
-    def checked(self, read: set[str]) -> "RowConverter":
-        """`self`, which knows the columns that were `read` of the first rows, and stops at one that is not."""
-        self._read = read
+    def checked(self, read: set[str], named: set[str]) -> "RowConverter":
+        """`self`, which knows the columns that were `read` of the first rows, and all that were `named`."""
+        self._read, self._named = read, named
         return self
 
     def __call__(self, row: Row, columns: Columns) -> Example:
-        """The example of `row`.
+        """The example of `row`, with a remark on what the first rows do not have and no example uses.
 
         Raises:
-            UserError: it leaves out a column that usually carries meaning.
+            UserError: it leaves out what usually carries meaning.
         """
         names = tuple(row)
-        watched = self._watched.get(names)
-        if watched is not None:
+        if (unused := self._unused.get(names)) is not None:
             example = self.convert(row, columns)
         else:
             read = set(self._read)
             example = self.convert(_ReadRow(row, read), columns)
             unused = [name for name in names if name not in read and name not in self.columns.ignored]
-            watched = self._watched[names] = [name for name in unused if is_meaningful(name, self.columns)]
-        for name in watched:
-            if not is_empty(row[name]) and not is_shown(row[name], example):
+            unused = [name for name in unused if name not in self._named or is_meaningful(name, self.columns)]
+            self._unused[names] = unused = [name for name in unused if name not in KEPT_COLUMNS]
+        unused = [name for name in unused if not is_empty(row[name])]
+        for name in unused:
+            if is_meaningful(name, self.columns) and not is_shown(row[name], example):
                 raise _lost(self.path, self.schema, name)
+        if "unused" in example:
+            unused += [name for name, _ in self.check_turns(example)]
+        if late := dict.fromkeys(name for name in unused if name not in self._named):
+            example.setdefault("remarks", []).append(f"not used: {', '.join(map(str, late))}")
         return example
+
+    def check_turns(self, example: Example) -> list[tuple[str, Any]]:
+        """Names and values of keys of turns that `example` does not use, without those that the user leaves out.
+
+        Raises:
+            UserError: one usually carries meaning.
+        """
+        unused = [pair for pair in example.pop("unused", ()) if not is_empty(pair[1]) and not self._is_ignored(pair[0])]
+        for name, value in unused:
+            if is_meaningful(name.rpartition("[].")[2], self.columns) and not is_shown(value, example):
+                raise _lost(self.path, self.schema, name)
+        return unused
+
+    def _is_ignored(self, name: str) -> bool:
+        return name in self.columns.ignored or name.rpartition("[].")[2] in self.columns.ignored
 
     def convert(self, row: Row, columns: Columns) -> Example:
         """The example of `row` by its own schema.
@@ -160,6 +191,8 @@ class RowConverter:
         Raises:
             RowProblem: its examples are of another form than the file's.
         """
+        if self.is_uniform:
+            return self.schema.convert(row, columns)
         names = tuple(row)
         if names not in self._schemas:
             self._schemas[names] = self._schema_of(dict(row))

@@ -26,6 +26,7 @@ from hf_recipes.data.schemas.conversation import (
     Message,
     RowProblem,
     by_key,
+    pop_unused,
     read_turns,
     thoughts_name,
 )
@@ -73,6 +74,7 @@ def from_preference(row: Row, columns: Columns) -> Example:
     sides = [_side(value, name) for value, name in zip(values, (columns.chosen, columns.rejected), strict=True)]
     if columns.chosen in MESSAGE_COLUMNS and not isinstance(values[1], list):
         sides[1] = [*sides[0][:-1], *sides[1]]  # a worse answer to the conversation of the better one
+    unused = pop_unused([*prompt, *sides[0], *sides[1]])
     shared = []
     while all(len(side) > 1 for side in sides) and sides[0][0] == sides[1][0]:
         shared.append(sides[0][0])
@@ -97,6 +99,8 @@ def from_preference(row: Row, columns: Columns) -> Example:
     if sides[0] == sides[1]:
         raise RowProblem("chosen and rejected are the same")
     messages = example.pop("messages")  # with the system turn
+    if unused:
+        example["unused"] = unused + example.get("unused", [])
     return {"prompt": messages[: len(messages) - len(sides[1])], "chosen": sides[0], "rejected": sides[1], **example}
 
 
