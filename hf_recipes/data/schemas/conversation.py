@@ -17,10 +17,14 @@ ROLES = {
     name: role
     for role, names in {
         "system": ("system", "developer", "系统"),
-        "user": ("user", "human", "用户", "人类", "问", "患者", "病人", "客户", "顾客"),
+        "user": (
+            *("user", "human", "client", "patient", "seeker", "customer"),
+            *("用户", "人类", "问", "患者", "病人", "客户", "顾客", "来访者", "求助者"),
+        ),
         "assistant": (
-            *("assistant", "gpt", "model", "chatgpt", "bot", "ai", "bing", "bard", "claude"),
-            *("助手", "机器人", "答", "医生", "大夫", "客服"),
+            *("assistant", "gpt", "model", "chatgpt", "bot", "ai", "bing", "bard", "claude", "moss"),
+            *("counselor", "counsellor", "therapist", "doctor"),
+            *("助手", "机器人", "答", "医生", "大夫", "客服", "咨询师"),
         ),
         "tool": ("tool", "observation", "function", "tool_response", "工具"),
         "function_call": ("function_call", "tool_call"),
@@ -28,7 +32,11 @@ ROLES = {
     for name in names
 }
 # Keys of a turn's role and, in the order in which they are looked for, of its text.
-TEXT_KEYS = {"role": ("content", "value", "text"), "from": ("value", "content", "text")}
+TEXT_KEYS = {
+    "role": ("content", "value", "text"),
+    "from": ("value", "content", "text"),
+    "speaker": ("content", "text", "sentence", "utterance", "value"),
+}
 # Keys of a question and its answer, where both are one entry of a conversation.
 EXCHANGES = (
     ("human", "assistant"),

@@ -1,12 +1,13 @@
 """Which schema each row of a file has, and whether its examples show what the row says."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.chat import MEANINGFUL, UNWANTED
+from hf_recipes.data.schemas.chat import MEANINGFUL, OF_QUESTIONS, REFERENCES, UNWANTED
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty
 from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem, keys_of
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
@@ -16,6 +17,11 @@ FLAGS = {
     "response": "--response_column",
     "history": "--history_column",
     "thoughts": "--thoughts_column",
+}
+MEANINGFUL_FOR = {
+    "examples": MEANINGFUL,
+    "prompts": MEANINGFUL - {*UNWANTED, *REFERENCES},
+    "documents": MEANINGFUL - {*UNWANTED, *REFERENCES, *OF_QUESTIONS},
 }
 KEPT_COLUMNS = (*META_COLUMNS, "source")
 TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
@@ -88,7 +94,7 @@ def is_meaningful(name: Any, columns: Columns) -> bool:
     keys = keys_of(name)
     if set(THOUGHTS_KEYS).intersection(keys) and (columns.thoughts or columns.reads == "prompts"):
         return False
-    return not MEANINGFUL.isdisjoint(keys) and not (columns.reads != "examples" and set(UNWANTED).intersection(keys))
+    return not MEANINGFUL_FOR[columns.reads].isdisjoint(keys)
 
 
 def is_shown(value: Any, example: Example) -> bool:
@@ -106,12 +112,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _lost(where: str, schema: Schema, name: str) -> UserError:
-    what, remedy = "column", f"name what it is with a flag, choose another --schema, or leave it out with {{}} {name}"
+    what, remedy = "column", "name what it is with a flag, rename it context or system, choose another --schema"
     if "[]." in str(name):
-        what, remedy = "key", f"move it into the text of a turn or into a turn, or leave it out with {{}} {name!r}"
+        what, remedy = "key", "move it into the text of a turn or into a turn of its own"
     return UserError(
-        f"{where}: the schema {schema.name} does not use the {what} {name!r}, which usually carries meaning; "
-        f"{remedy.format('--ignore_columns')}"
+        f"{where}: the schema {schema.name} does not use the {what} {name!r}, which usually carries meaning; {remedy}, "
+        f"or leave it out with --ignore_columns {shlex.quote(str(name))}"
     )
 
 
