@@ -47,7 +47,7 @@ QUESTIONS = (
     *("问题", "问", "提问", "指令", "提示词", "input", "输入"),
 )
 ANSWERS = ("response", "completion", "answer", "output", "assistant", "solution", "答案", "回答", "答", "回复", "输出")
-ANSWER_OF = dict(reversed(PAIRS))  # the first answer column of each prompt column
+ANSWER_OF = {"title": "answer", **dict(reversed(PAIRS))}  # the first answer column of each prompt column
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations", "dialogue", "chat", "turns", "data", "对话")
 TEXT_COLUMNS = ("plain_text", "text")  # that may hold a whole conversation
 # Columns beside a question and its answer or a conversation that are a part of it.
@@ -102,7 +102,9 @@ def pair_of(row: Row) -> tuple[str | None, str | None]:
 
 def prompt_of(row: Row) -> str | None:
     """The column of a question, with or without an answer."""
-    return next((prompt for prompt in (*(prompt for prompt, _ in PAIRS), *QUESTIONS) if prompt in row), None)
+    names = by_key(row)
+    prompts = (prompt for prompt in (*(prompt for prompt, _ in PAIRS), *QUESTIONS) if prompt in names)
+    return names[prompt] if (prompt := next(prompts, None)) else "title" if {"title", "desc"} <= row.keys() else None
 
 
 def fill_pair(columns: Columns, row: Row) -> Columns:

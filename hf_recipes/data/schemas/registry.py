@@ -213,7 +213,7 @@ def _find(row: Row, columns: Columns) -> Schema | None:
         return next((schema for schema in schemas if schema.name == columns.schema), None)
     matching = next((schema for schema in schemas if schema.matches(columns, row)), None)
     if matching is None and columns.reads == "prompts" and (prompt := chat.prompt_of(row)):
-        row = {**row, chat.ANSWER_OF[prompt]: None}  # the answer that a prompt may lack
+        row = {**row, chat.ANSWER_OF.get(prompt, "response"): None}  # the answer that a prompt may lack
         matching = next((schema for schema in schemas if schema.matches(columns, row)), None)
     return matching
 
