@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.chat import MEANINGFUL, OF_QUESTIONS, REFERENCES, UNWANTED
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty, without_ignored_keys
 from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem, keys_of
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 
@@ -51,6 +51,7 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     Raises:
         UserError: no schema, or one that leaves out a column that usually carries meaning.
     """
+    rows = [without_ignored_keys(row, columns.ignored) for row in rows]
     rows = [{name: value for name, value in row.items() if name not in columns.ignored} for row in rows]
     is_named = bool(columns.schema or columns.prompt or columns.response or columns.label)
     kinds = [] if is_named or columns.reads == "documents" else [kind_of(_without_empty(row), columns) for row in rows]

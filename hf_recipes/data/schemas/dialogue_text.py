@@ -18,7 +18,7 @@ class _Style:
     is_loose: bool = False
 
     def split(self, text: str) -> list[Message] | None:
-        before, *parts = re.split(self.mark, text)
+        before, *parts = re.split(self.mark, text.rstrip())
         roles = [ROLES.get(speaker.lower()) for speaker in parts[::2]]
         if before or not roles or None in roles:
             return None
