@@ -232,17 +232,21 @@ def _mark(message: Message, turn: Mapping[str, Any]) -> None:
 
 
 @lru_cache(4096)  # turns have few sets of keys
-def _unread_keys(names: tuple, role: str, read: tuple) -> list[Any]:
-    return [name for name in names if name not in read and name not in READ_KEYS[role]]
+def _unread_keys(column: str, names: tuple, role: str, read: tuple) -> tuple[list[tuple[str, Any]], bool]:
+    """The keys of a turn that are not read, each after its name, and whether some are of thoughts."""
+    unread = [(f"{column}[].{name}", name) for name in names if name not in read and name not in READ_KEYS[role]]
+    return unread, not {key for _, key in unread}.isdisjoint(_thoughts_names(names, ""))
 
 
 def _keep_unused(message: Message, turn: Mapping[str, Any], column: str, role: str, *read: str) -> None:
     """Keep what a turn has under keys that its message is not made of."""
-    names = tuple(turn)
-    if unread := _unread_keys(names, role, read):
+    unread, has_thoughts = _unread_keys(column, tuple(turn), role, read)
+    if has_thoughts:
         used = thoughts_name(turn) if message["role"] == "assistant" else None
-        used = {name for name in _thoughts_names(names, "") if name == used or _is_switch(turn[name])}
-        message["unused"] = [(f"{column}[].{name}", turn[name]) for name in unread if name not in used]
+        used = {key for key in _thoughts_names(tuple(turn), "") if key == used or _is_switch(turn[key])}
+        unread = [(name, key) for name, key in unread if key not in used]
+    if unread:
+        message["unused"] = [(name, turn[key]) for name, key in unread]
 
 
 def pop_unused(messages: Iterable[Message]) -> list[tuple[str, Any]]:

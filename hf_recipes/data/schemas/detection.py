@@ -146,6 +146,7 @@ class RowConverter:
         self._named: set[str] = set()  # the columns and the unused keys of turns of the first rows
         self._schemas: dict[tuple[str, ...], Schema] = {}
         self._unused: dict[tuple[str, ...], list[str]] = {}
+        self._kinds: dict[str, tuple[bool, bool]] = {}
 
     def checked(self, read: set[str], named: set[str]) -> "RowConverter":
         """`self`, which knows the columns that were `read` of the first rows, and all that were `named`."""
@@ -167,12 +168,13 @@ class RowConverter:
             unused = [name for name in names if name not in read and name not in self.columns.ignored]
             unused = [name for name in unused if name not in self._named or is_meaningful(name, self.columns)]
             self._unused[names] = unused = [name for name in unused if name not in KEPT_COLUMNS]
+        if not unused and "unused" not in example:
+            return example
         unused = [name for name in unused if not is_empty(row[name])]
         for name in unused:
             if is_meaningful(name, self.columns) and not is_shown(row[name], example):
                 raise _lost(self.path, self.schema, name)
-        if "unused" in example:
-            unused += [name for name, _ in self.check_turns(example)]
+        unused += [name for name, _ in self.check_turns(example)]
         if late := dict.fromkeys(name for name in unused if name not in self._named):
             example.setdefault("remarks", []).append(f"not used: {', '.join(map(str, late))}")
         return example
@@ -183,14 +185,19 @@ class RowConverter:
         Raises:
             UserError: one usually carries meaning.
         """
-        unused = [pair for pair in example.pop("unused", ()) if not is_empty(pair[1]) and not self._is_ignored(pair[0])]
-        for name, value in unused:
-            if is_meaningful(name.rpartition("[].")[2], self.columns) and not is_shown(value, example):
+        unused = [pair for pair in example.pop("unused", ()) if not is_empty(pair[1])]
+        watched = [(pair, self._kind_of_key(pair[0])) for pair in unused]
+        for (name, value), (_, has_meaning) in watched:
+            if has_meaning and not is_shown(value, example):
                 raise _lost(self.path, self.schema, name)
-        return unused
+        return [pair for pair, (is_ignored, _) in watched if not is_ignored]
 
-    def _is_ignored(self, name: str) -> bool:
-        return name in self.columns.ignored or name.rpartition("[].")[2] in self.columns.ignored
+    def _kind_of_key(self, name: str) -> tuple[bool, bool]:
+        """Whether the user leaves out a key of turns, and whether it usually carries meaning, if not."""
+        if name not in self._kinds:
+            is_ignored = not {name, name.rpartition("[].")[2]}.isdisjoint(self.columns.ignored)
+            self._kinds[name] = is_ignored, not is_ignored and is_meaningful(name.rpartition("[].")[2], self.columns)
+        return self._kinds[name]
 
     def convert(self, row: Row, columns: Columns) -> Example:
         """The example of `row` by its own schema.
