@@ -71,15 +71,8 @@ OF_QUESTIONS = (
 # Columns that usually carry meaning: a run whose examples do not show them stops.
 MEANINGFUL = frozenset(
     {
-        *(
-            *SYSTEM_COLUMNS,
-            *TOOLS_COLUMNS,
-            *HISTORY_COLUMNS,
-            *CONTEXT_COLUMNS,
-            *THOUGHTS_KEYS,
-            *UNWANTED,
-            *OF_QUESTIONS,
-        ),
+        *(*SYSTEM_COLUMNS, *TOOLS_COLUMNS, *HISTORY_COLUMNS, *CONTEXT_COLUMNS, *THOUGHTS_KEYS),
+        *(*UNWANTED, *REFERENCES, *OF_QUESTIONS),
         *(*MESSAGE_COLUMNS, "instruction", "question", "query", "problem", "documents", "answers"),
     }
     - {"data", "chat"}
