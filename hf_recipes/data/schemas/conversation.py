@@ -268,7 +268,10 @@ def read_exchanges(entries: Any, column: str) -> list[Message]:
         if keys and len(entry) > 2:
             answer = add_thoughts(answer, entry, thoughts_name(entry))
             _mark(answer, entry)
-            _keep_unused(answer, entry, column, "exchange", *keys)
+            is_first = not messages
+            if is_first and entry.get("system"):  # XTuner
+                messages.append({"role": "system", "content": entry["system"]})
+            _keep_unused(answer, entry, column, "exchange", *keys, *(("system",) if is_first else ()))
         messages += [{"role": "user", "content": texts[0]}, with_thoughts(answer)]
     return messages
 

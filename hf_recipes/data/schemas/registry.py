@@ -113,7 +113,7 @@ def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
         if name not in row:
             raise UserError(f"{path}: {flag} {name!r} is not a column; there are {present}")
     if schema is None:
-        if chat.turns_key({"messages": [row]}):
+        if row.keys() >= {"role", "content"} or row.keys() >= {"from", "value"}:
             raise UnknownSchema(f'{path}: each row is one turn; write a row for each conversation: {{"messages": […]}}')
         names = DOCUMENT_SCHEMAS if columns.reads == "documents" else SCHEMAS
         raise UnknownSchema(

@@ -133,3 +133,23 @@ def test_columns_that_a_question_or_answer_needs_stop_the_run(load, row, name):
     with pytest.raises(UserError, match=f"the column '{name}', which usually carries meaning.*--ignore_columns {name}"):
         load([row])
     assert load([row], ignored=(name, "B", "C", "D"))["messages"][0][1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (conversation("问", "答"), "each row is one turn; write a row for each conversation: "),
+        (
+            [{"text": "新闻", "category": "体育", "output": "体育"}],
+            "its schema is text, .*; its texts are in text, category, output, such as --prompt_column text "
+            "--response_column output, without category",
+        ),
+        (
+            [{"conversation": [{"input": "一", "output": "二"}, {"system": "短", "input": "三", "output": "四"}]}],
+            r"the key 'conversation\[\].system'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_says_how_it_could(load, rows, problem):
+    with pytest.raises(UserError, match=problem):
+        load(rows)

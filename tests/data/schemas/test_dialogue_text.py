@@ -138,6 +138,12 @@ def test_an_answer_that_quotes_a_dialogue_is_a_text():
             [("u", "问\n说明"), ("a", "答")],
         ),
         (
+            {
+                "conversation": [{"system": "短", "input": "一", "output": "二"}, {"input": "三", "output": "四"}]
+            },  # XTuner
+            [("s", "短"), ("u", "一"), ("a", "二"), ("u", "三"), ("a", "四")],
+        ),
+        (
             {"messages": [{"role": "client", "content": "问"}, {"role": "counselor", "content": "答"}]},
             [("u", "问"), ("a", "答")],
         ),
