@@ -21,7 +21,7 @@ FLAGS = {
 MEANINGFUL_FOR = {
     "examples": MEANINGFUL,
     "prompts": MEANINGFUL - {*UNWANTED, *REFERENCES},
-    "documents": MEANINGFUL - {*UNWANTED, *REFERENCES, *OF_QUESTIONS},
+    "documents": MEANINGFUL - {*UNWANTED, *REFERENCES, *OF_QUESTIONS, "desc"},
 }
 KEPT_COLUMNS = (*META_COLUMNS, "source")
 TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
@@ -59,7 +59,7 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     of_kind = rows if len(common) < 2 else [row for row, kind in zip(rows, kinds, strict=True) if kind == common[0][0]]
     schema = detect_schema(merged(of_kind), columns, path)
     read: set[str] = set()
-    converter = RowConverter(schema, columns, path, is_uniform=is_named or columns.reads == "documents")
+    converter = RowConverter(schema, columns, path, is_uniform=is_named)
     examples: list[Example | None] = []
     turn_keys: Counter[str] = Counter()
     for row in rows:
@@ -205,7 +205,7 @@ class RowConverter:
         Raises:
             RowProblem: its examples are of another form than the file's.
         """
-        if self.is_uniform:
+        if columns.reads == "documents":
             return self.schema.convert(row, columns)
         names = tuple(row)
         if names not in self._schemas:
@@ -231,7 +231,7 @@ class RowConverter:
         if own is None:
             return self.schema
         known = self.schema.columns
-        if kind != kind_of_schema(self.schema):
+        if not self.is_uniform and kind != kind_of_schema(self.schema):
             return own
         more = {f.name: getattr(own.columns, f.name) for f in fields(known) if getattr(known, f.name) is None}
         return replace(self.schema, columns=replace(known, **more))

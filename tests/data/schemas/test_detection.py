@@ -99,6 +99,23 @@ def test_keys_that_begin_late_are_in_the_ledger(load, tmp_path, columns):
 
 
 @pytest.mark.parametrize(
+    ("form", "columns", "row"),
+    [
+        ("messages", {"prompt": "q", "response": "a"}, {"q": "问", "a": "答"}),
+        ("messages", {"schema": "messages"}, {"messages": turns()}),
+        ("unpaired", {"label": "label"}, {"prompt": "问", "completion": "答", "label": True}),
+        ("preference", {"schema": "preference"}, {"prompt": "问", "chosen": "答", "rejected": "坏"}),
+    ],
+)
+def test_columns_that_begin_late_are_used_or_stop_also_where_columns_are_named(load, form, columns, row):
+    examples = load([row] * 120 + [{**row, "system": "短"}], form, **columns)
+    messages = examples["messages" if form == "messages" else "prompt"]
+    assert messages[120][0] == {"role": "system", "content": "短"} and messages[0][0]["role"] == "user"
+    with pytest.raises(UserError, match="the column 'knowledge'"):
+        load([row] * 120 + [{**row, "knowledge": "文"}], form, **columns)
+
+
+@pytest.mark.parametrize(
     ("question", "answer"),
     [
         ({}, {"reasoning_content": "想", "reasoning": "想", "thinking": "on"}),  # a copy, and a switch
