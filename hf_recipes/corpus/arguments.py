@@ -21,7 +21,7 @@ class CorpusArguments(ExecutorArguments):
     prompt_column: str | None = setting("Column of the text, or of the question.")
     response_column: str | None = setting("Column of the answer.")
     ignore_columns: list[str] | None = setting(
-        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+        "Columns, and keys of turns as messages[].ts, to leave out, also those that usually carry meaning (context, …)."
     )
     encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
     txt_documents: Literal["lines", "blank", "entry"] | None = setting(

@@ -23,7 +23,7 @@ class SourceArguments:
     schema: str | None = setting("Shape of the rows (docs/en/data.md); detected from the columns by default.")
     prompt_column: str | None = setting("Column of the question, or of the text.")
     ignore_columns: list[str] | None = setting(
-        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+        "Columns, and keys of turns as messages[].ts, to leave out, also those that usually carry meaning (context, …)."
     )
     encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
     max_drop_ratio: Share = setting("Stop when more than this share of the rows cannot be used.", 0.01)
@@ -88,7 +88,7 @@ class RowArguments:
     )
     system_prompt: str | None = setting("System turn for rows that have none.")
     ignore_columns: list[str] | None = setting(
-        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+        "Columns, and keys of turns as messages[].ts, to leave out, also those that usually carry meaning (context, …)."
     )
     encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
 

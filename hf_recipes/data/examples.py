@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,11 +23,20 @@ from hf_recipes.data.files import dataset_info, encodings, file_io, hub_data, re
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import SEED, find_sources
-from hf_recipes.data.schemas import chat, columns, conversation, detection, documents, preference, registry
+from hf_recipes.data.schemas import (
+    chat,
+    columns,
+    conversation,
+    detection,
+    dialogue_text,
+    documents,
+    preference,
+    registry,
+)
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Schema
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
 from hf_recipes.data.schemas.detection import merged, schema_of_rows
-from hf_recipes.data.schemas.registry import UnknownSchema, as_pair, metadata
+from hf_recipes.data.schemas.registry import UnknownSchema, as_pair, first_row, metadata
 
 FEATURES = {
     "messages": Features({"messages": Json(), "tools": Json()}),
@@ -37,7 +47,16 @@ FEATURES = {
 SNIFFED_ROWS = 100  # the first, which decide a file's schema
 READ_ROWS = 1_000  # at a time, of rows that are read once more
 FILES_CODE = (dataset_info, encodings, file_io, hub_data, records, sources)
-SCHEMA_CODE = (chat, columns, conversation, detection, documents, preference, registry)  # for `fingerprint`
+SCHEMA_CODE = (
+    chat,
+    columns,
+    conversation,
+    detection,
+    dialogue_text,
+    documents,
+    preference,
+    registry,
+)  # for `fingerprint`
 COMMON = Features({"meta": Json(), "location": Value("string"), "status": Value("string"), "source": Value("string")})
 
 
@@ -94,6 +113,7 @@ def load_examples(
 
 def _schema_for(source: Source, columns: Columns, form: str) -> Schema:
     """The schema of a file that makes examples of `form`."""
+    hint = "name the columns, or choose --schema"
     try:
         schema = schema_of(source, columns)
         if schema.form == form:
@@ -101,15 +121,18 @@ def _schema_for(source: Source, columns: Columns, form: str) -> Schema:
         problem = (
             f"its schema is {schema.name}, which makes {schema.form} examples; this stage learns from {form} examples"
         )
+        hint += first_row(_merged_rows(source)) if schema.form == "text" else ""
     except UnknownSchema:
         if form != "preference":
             raise
         problem = "no pair in its columns"
-    hint = "name the columns, or choose --schema"
     if form == "preference":
-        row = merged([record.value for record in islice(read_records(source), SNIFFED_ROWS) if record.value])
-        hint = as_pair(row, columns)
+        hint = as_pair(_merged_rows(source), columns)
     raise UserError(f"{source.path}: {problem} ({hint})")
+
+
+def _merged_rows(source: Source) -> dict[str, Any]:
+    return merged([record.value for record in islice(read_records(source), SNIFFED_ROWS) if record.value])
 
 
 def described(source: Source, schema: Schema) -> str:

@@ -13,7 +13,7 @@ from hf_recipes.core.ledger import KEPT, is_dropped, row_status
 from hf_recipes.core.limits import PositiveInt
 from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.examples import schema_of
+from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.sources import find_sources
@@ -62,7 +62,7 @@ class AnswerReader:
             schema = schema_of(source, args.columns)
             if schema.form == "text":
                 raise UserError(f"{source.path}: rows of text have no answer to score; name the columns or --schema")
-            say(f"{source.path}: schema {schema.name}")
+            say(f"{source.path}: {described(source, schema)}")
             self.files.append((source, schema))
 
     def __iter__(self) -> Iterator[tuple[Record, ScoredRow, str]]:

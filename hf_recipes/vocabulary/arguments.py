@@ -20,7 +20,7 @@ class TextArguments:
     schema: str | None = setting(f"Shape of the rows ({', '.join(DOCUMENT_SCHEMAS)}); detected by default.")
     prompt_column: str | None = setting("Column of the text.")
     ignore_columns: list[str] | None = setting(
-        "Columns to leave out, also those that usually carry meaning, such as context, system or tools."
+        "Columns, and keys of turns as messages[].ts, to leave out, also those that usually carry meaning (context, …)."
     )
     encoding: str | None = setting("Encoding of text files (shift_jis, big5, euc_kr, …); detected by default.")
     max_bytes: Annotated[int, at(ge=1000)] = setting("Learn from a random sample of so many bytes.", 50_000_000)

@@ -139,6 +139,8 @@ class PromptReader:
                 if record.value is None:
                     raise RowProblem(record.problem)
                 example = schema.to_example(record.value)
+                if remarks := example.get("remarks"):
+                    statuses[index] = row_status(KEPT, ", ".join(remarks))
                 if schema.form != "text":
                     answer = example.get("chosen") or example.get("completion")
                     messages = example["prompt"] + answer if answer else example["messages"]
@@ -158,7 +160,7 @@ class PromptReader:
         conversations, tools = map(list, zip(*chats.values(), strict=True))
         encoded = self._encode(conversations, tools)
         for index, row, messages, of_row in zip(chats, encoded, conversations, tools, strict=True):
-            statuses[index] = row.status
+            statuses[index] = statuses[index] if row.status == KEPT else row.status
             if not is_dropped(row.status):
                 prompts[index] = Prompt.of(
                     records[index],

@@ -3,6 +3,7 @@
 import codecs
 import gzip
 import io
+import lzma
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ else:
     from backports import zstd
 
 TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines", ".csv", ".tsv", ".txt")
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".xz")
 MAX_ROW_BYTES = 16 << 20  # json.loads takes time and ten times the memory; a longer row is a mistake or a bomb
 # Refused: over 256 MiB that came out of a 200th of it. Text shrinks to about a tenth; gzip's limit is a 1,032nd.
 BOMB_RATIO, BOMB_BYTES = 200, 256 << 20
@@ -32,6 +33,8 @@ SAMPLE_BYTES = 1 << 16  # of lines that are not UTF-8, from which another encodi
 SIGNATURES = {
     b"\x1f\x8b": "it is gzip; give its name the ending .gz",
     b"\x28\xb5\x2f\xfd": "it is Zstandard; give its name the ending .zst",
+    b"\xfd7zXZ\x00": "it is xz; give its name the ending .xz",
+    b"BZh": "it is bzip2; unpack it",
     b"PK\x03\x04": "it is a zip archive or an Excel file; unpack it, or save its sheet as csv",
     b"PAR1": "it is Parquet; give its name the ending .parquet",
     b"version https://git-lfs": "it is a git-lfs pointer, not the data; fetch the data with git lfs pull",
@@ -42,9 +45,16 @@ def open_binary(path: str) -> io.BufferedReader:
     """The content of `path`, decompressed. Reading raises `UserError` for a damaged archive or a bomb."""
     if path.lower().endswith(".zst"):
         return io.BufferedReader(_Unpacked(path, zstd.open(path, "rb", options=ZSTD_OPTIONS)), CHUNK)
-    if path.lower().endswith(".gz"):
-        return io.BufferedReader(_Unpacked(path, gzip.open(path, "rb")), CHUNK)
+    if path.lower().endswith((".gz", ".xz")):
+        module = gzip if path.lower().endswith(".gz") else lzma
+        return io.BufferedReader(_Unpacked(path, module.open(path, "rb")), CHUNK)
     return open(path, "rb")
+
+
+def uncompressed_name(path: str) -> str:
+    """A path in lower case, without the ending of a compression."""
+    ending = next((ending for ending in COMPRESSED if path.lower().endswith(ending)), "")
+    return path.lower().removesuffix(ending)
 
 
 def zstd_writer(path: str | os.PathLike, level: int) -> io.BufferedWriter:
@@ -109,7 +119,7 @@ def _quoted(line: bytes) -> bytes:
 
 
 def _is_text(path: str) -> bool:
-    return path.lower().removesuffix(".gz").removesuffix(".zst").endswith(TEXT_SUFFIXES)
+    return uncompressed_name(path).endswith(TEXT_SUFFIXES)
 
 
 def _signed_encoding(path: str, first_bytes: bytes) -> str | None:
@@ -234,7 +244,7 @@ class _Unpacked(io.RawIOBase):
     def readinto(self, target) -> int:
         try:
             count = self._stream.readinto(target)
-        except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstd.ZstdError, lzma.LZMAError) as error:
             raise UserError(f"{self._path}: the archive is damaged or cut short ({error}); fetch it again") from None
         self._read += count
         if self._read > BOMB_BYTES and self._read > BOMB_RATIO * self._size:

@@ -15,7 +15,11 @@ from hf_recipes.data.files.file_io import CHUNK, MAX_ROW_BYTES
 from hf_recipes.data.files.source import BEGIN, Record, Source, numbered, too_long
 from hf_recipes.data.files.text_rows import decode_lines
 
-WRAPPERS = ("data", "rows", "examples", "instances")  # keys of the rows in a file that is one object
+# Keys of the rows in a file that is one object, in any case (Navicat writes RECORDS).
+WRAPPERS = (
+    *("data", "rows", "examples", "instances", "train", "items", "records"),
+    *("samples", "list", "results", "example"),
+)
 SPREAD = re.compile(rb"\{\s*\n")  # how a file of objects that span lines begins
 _SPACE = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
@@ -128,14 +132,17 @@ def _unwrapped(rows: Iterator[Record], path: str, start: tuple[int, int] = BEGIN
 
 def wrapper_of(beginning: list[Record]) -> str | None:
     """The key of the rows in a file that begins with these, where it is one object."""
-    value = beginning[0].value if len(beginning) == 1 else None
-    return next((name for name in WRAPPERS if value and _are_rows(value.get(name))), None)
+    names = {name.lower(): name for name in lists_of_rows(beginning)}
+    return next((names[name] for name in WRAPPERS if name in names), None)
 
 
-def _are_rows(value: Any) -> bool:
-    """Whether a value is a list of rows, not of the turns of a conversation."""
-    is_list = isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
-    return is_list and "role" not in value[0] and "from" not in value[0]
+def lists_of_rows(beginning: list[Record]) -> list[str]:
+    """The keys of lists of rows in a file that begins with these, where it is one object and no conversation."""
+    value = (beginning[0].value or {}) if len(beginning) == 1 else {}
+    lists = {key: rows for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)}
+    if any("role" in rows[0] or "from" in rows[0] for rows in lists.values()):
+        return []
+    return [key for key, rows in lists.items() if all(isinstance(row, dict) for row in rows)]
 
 
 def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> Iterator[Record]:

@@ -1,21 +1,20 @@
 """The rows of files and Hub data sets, with their file and line.
 
-File types are .json (an array, or an object a line), .jsonl, .csv, .tsv, .parquet and .txt, the text ones also as .gz
-or .zst. A broken row becomes a `Record` with a `problem`, for the ledger; a broken file (cut short, not text, empty)
-raises `UserError`.
+File types are .json (an array, or an object a line), .jsonl, .csv, .tsv, .parquet and .txt, the text ones also as
+.gz, .zst or .xz. A broken row becomes a `Record` with a `problem`, for the ledger; a broken file (cut short, not text,
+empty) raises `UserError`.
 """
 
 import io
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.files.file_io import CHUNK, Recoded, open_binary
+from hf_recipes.data.files.file_io import CHUNK, Recoded, open_binary, uncompressed_name
 from hf_recipes.data.files.hub_data import load_hub
-from hf_recipes.data.files.json_rows import beginning_of, read_json, read_lines, read_objects, wrapper_of
+from hf_recipes.data.files.json_rows import beginning_of, lists_of_rows, read_json, read_lines, read_objects, wrapper_of
 from hf_recipes.data.files.source import BEGIN, Record, Source, numbered
 from hf_recipes.data.files.table_rows import TAB, delimiter_of, read_arrow, read_csv, read_dataset, read_parquet
 from hf_recipes.data.files.text_rows import read_passages
@@ -52,7 +51,7 @@ def _drawn(source: Source) -> Iterator[Record]:
 
 
 def _read(source: Source, start: tuple[int, int]) -> Iterator[Record]:
-    path, kind = source.path, re.sub(r"\.(gz|zst)$", "", source.path.lower())
+    path, kind = source.path, uncompressed_name(source.path)
     if source.split is not None:
         for record in read_dataset(load_hub(path, source.split, source.cache_dir), f"{path}/{source.split}", start[0]):
             record.after = (int(record.location.rpartition(":")[2]), 0)
@@ -86,7 +85,7 @@ def _read(source: Source, start: tuple[int, int]) -> Iterator[Record]:
 def _opened(source: Source) -> Iterator[tuple[io.BufferedReader, Source]]:
     """A text file as lines that end with LF, in the encoding of the source returned."""
     with open_binary(source.path) as stream:
-        is_json = not re.search(r"\.(csv|tsv|txt)(\.gz|\.zst)?$", source.path.lower())
+        is_json = not uncompressed_name(source.path).endswith((".csv", ".tsv", ".txt"))
         beginning = stream.peek(CHUNK) if is_json else b""
         if source.encoding.startswith(("utf-16", "utf-32")) or (
             b"\r" in beginning and b"\n" not in beginning
@@ -98,7 +97,7 @@ def _opened(source: Source) -> Iterator[tuple[io.BufferedReader, Source]]:
 
 def note_of(source: Source) -> str:
     """How a text file is read, where its name does not say it; empty where it does."""
-    kind = re.sub(r"\.(gz|zst)$", "", source.path.lower())
+    kind = uncompressed_name(source.path)
     if kind.endswith((".tsv", ".txt", ".parquet", ".arrow")):
         return ""
     with suppress(UserError, UnicodeError), _opened(source) as (stream, source):  # reading it raises the error again
@@ -106,6 +105,8 @@ def note_of(source: Source) -> str:
             sign = delimiter_of(stream.peek(CHUNK), ",")
             return "" if sign == "," else f"{'tabs' if sign == TAB else sign} between the columns"
         if beginning_of(stream)[:1] == b"{":
-            name = wrapper_of(list(islice(read_objects(stream, source), 2)))
-            return f"rows under {name}" if name else ""
+            beginning = list(islice(read_objects(stream, source), 2))
+            if name := wrapper_of(beginning):
+                others = ", ".join(other for other in lists_of_rows(beginning) if other != name)
+                return f"rows under {name}" + (f" (not read: {others})" if others else "")
     return ""

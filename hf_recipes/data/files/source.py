@@ -89,4 +89,7 @@ def numbered(rows: Iterator[Record], start: tuple[int, int]) -> Iterator[Record]
 
 
 def too_long(location: str) -> UserError:
-    return UserError(f"{location}: this row is longer than {MAX_ROW_BYTES >> 20} MiB; split it or take it out")
+    return UserError(
+        f"{location}: this row is longer than {MAX_ROW_BYTES >> 20} MiB; split it or take it out, and of one "
+        "object that holds rows write each on a line"
+    )

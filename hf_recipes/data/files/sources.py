@@ -12,11 +12,11 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import LEDGER
 from hf_recipes.data.files.dataset_info import resolve
 from hf_recipes.data.files.encodings import known_encoding
-from hf_recipes.data.files.file_io import CHUNK, digest_and_encoding, open_binary, sniff_file
+from hf_recipes.data.files.file_io import CHUNK, digest_and_encoding, open_binary, sniff_file, uncompressed_name
 from hf_recipes.data.files.hub_data import load_hub
 from hf_recipes.data.files.records import note_of, read_records
 from hf_recipes.data.files.source import Draw, Source
-from hf_recipes.data.files.specs import SUFFIXES, Spec, matches, parse_spec
+from hf_recipes.data.files.specs import KNOWN, SUFFIXES, Spec, matches, parse_spec
 from hf_recipes.data.files.text_rows import ENTRY
 
 SEED = 42  # transformers' default
@@ -78,7 +78,7 @@ def _paths(path: str, split: str, all_splits: bool) -> list[str]:
     if os.path.isdir(path):
         paths = _files_in(path)
         if not paths:
-            raise UserError(f"{path}: no data file in this folder (looked for {', '.join(SUFFIXES)})")
+            raise UserError(f"{path}: no data file in this folder (looked for {KNOWN})")
         return paths if all_splits else _of_split(path, paths, split)
     paths = [path] if os.path.isfile(path) else matches(path)
     unique: dict[str, str] = {}
@@ -169,7 +169,7 @@ def _hub_source(path: str, split: str, cache_dir: str | None) -> Source:
 def _file_source(path: str, sniff: bool, txt: str | None, encoding: str | None) -> Source:
     if not path.lower().endswith(SUFFIXES):
         hint = "; save its sheet as csv (UTF-8)" if path.lower().endswith((".xlsx", ".xls")) else ""
-        raise UserError(f"{path}: unknown file type{hint}; known are {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: unknown file type{hint}; known are {KNOWN}")
     if os.path.getsize(path) == 0:
         raise UserError(f"{path}: the file is empty")
     digest, detected = sniff_file(path) if sniff else digest_and_encoding(path, encoding)
@@ -179,7 +179,7 @@ def _file_source(path: str, sniff: bool, txt: str | None, encoding: str | None) 
 
 def _txt_rows(path: str, encoding: str) -> str:
     """What the rows of a .txt file are, by its first MiB."""
-    if not re.search(r"\.txt(\.gz|\.zst)?$", path.lower()):
+    if not uncompressed_name(path).endswith(".txt"):
         return "lines"
     with open_binary(path) as file:
         text = file.read(CHUNK).decode(encoding, "replace").removeprefix("\ufeff").strip()

@@ -10,8 +10,9 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.file_io import COMPRESSED, TEXT_SUFFIXES
 
 SUFFIXES = (*TEXT_SUFFIXES, *(s + z for s in TEXT_SUFFIXES for z in COMPRESSED), ".parquet", ".arrow")
+KNOWN = f"{', '.join((*TEXT_SUFFIXES, '.parquet', '.arrow'))}, those of text also with {', '.join(COMPRESSED)}"
 # Endings of paths, not of ids on a hub.
-ENDINGS = ("json", "jsonl", "ndjson", "csv", "tsv", "txt", "parquet", "arrow", "gz", "zst", "zip", "xlsx")
+ENDINGS = ("json", "jsonl", "ndjson", "csv", "tsv", "txt", "parquet", "arrow", "gz", "zst", "xz", "zip", "xlsx")
 MODELSCOPE = "modelscope:"
 DATA_HELP = "Files, globs, folders, or [modelscope:]owner/name[/subset][:split] on a hub"
 _AMOUNT = re.compile(r"(.+?)(?:#(\d+)|\*(\d+(?:\.\d*)?|\.\d+))")

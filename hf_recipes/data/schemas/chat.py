@@ -14,6 +14,7 @@ from hf_recipes.data.schemas.conversation import (
     keys_of,
     link_results,
     parsed,
+    pop_unused,
     read_calls,
     read_exchanges,
     read_tools,
@@ -21,6 +22,7 @@ from hf_recipes.data.schemas.conversation import (
     thoughts_name,
     with_thoughts,
 )
+from hf_recipes.data.schemas.dialogue_text import read_dialogue, read_dialogue_prompt
 
 # Columns of a question and its answer, in the order in which they are looked for: first these, then any of the two
 # lists below, without regard to case.
@@ -38,32 +40,39 @@ PAIRS = (
     ("input", "content"),
     ("问", "答"),
 )
+# Columns of a forum's question, which has a title and a description, and its answer (baike2018qa, webtext2019zh).
+FORUM = (("title", "desc", "answer"), ("title", "desc", "content", "answer_id"))
 QUESTIONS = (
     *("prompt", "instruction", "question", "query", "user", "problem", "ask"),
     *("问题", "问", "提问", "指令", "提示词", "input", "输入"),
 )
 ANSWERS = ("response", "completion", "answer", "output", "assistant", "solution", "答案", "回答", "答", "回复", "输出")
-ANSWER_OF = dict(reversed(PAIRS))  # the first answer column of each prompt column
+ANSWER_OF = {"title": "answer", **dict(reversed(PAIRS))}  # the first answer column of each prompt column
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations", "dialogue", "chat", "turns", "data", "对话")
+TEXT_COLUMNS = ("plain_text", "text")  # that may hold a whole conversation
 # Columns beside a question and its answer or a conversation that are a part of it.
 SYSTEM_COLUMNS = ("system", "system_prompt", "meta_instruction", "系统", "系统提示")
 TOOLS_COLUMNS = ("tools", "functions")
 HISTORY_COLUMNS = ("history", "历史", "历史对话")
-CONTEXT_COLUMNS = ("input", "输入", "context", "passage", "background", "上下文", "背景", "材料")
+CONTEXT_COLUMNS = ("input", "输入", "context", "passage", "background", "desc", "上下文", "背景", "材料")
 # Columns that say that an answer is not wanted.
 UNWANTED = (
-    "is_safe",
+    *("is_safe", "safe", "safety", "is_unsafe", "unsafe"),
     "kto_tag",
-    "rejected",
-    "rejected_response",
-    "rejected_messages",
-    "response_rejected",
-    "neg_resp",
+    *("rejected", "rejected_response", "rejected_messages", "rejected_answer"),
+    *("response_rejected", "answer_rejected", "neg_resp"),
+)
+REFERENCES = ("reference", "references")  # passages of an answer; of a prompt, answers
+# Columns that a question needs, such as its choices; a document may have others of these names.
+OF_QUESTIONS = (
+    *("description", "knowledge", "evidence", "evidences", "tool", "observation"),
+    *("options", "choices", "选项", "b", "c", "d"),
 )
 # Columns that usually carry meaning: a run whose examples do not show them stops.
 MEANINGFUL = frozenset(
     {
-        *(*SYSTEM_COLUMNS, *TOOLS_COLUMNS, *HISTORY_COLUMNS, *CONTEXT_COLUMNS, *THOUGHTS_KEYS, *UNWANTED),
+        *(*SYSTEM_COLUMNS, *TOOLS_COLUMNS, *HISTORY_COLUMNS, *CONTEXT_COLUMNS, *THOUGHTS_KEYS),
+        *(*UNWANTED, *REFERENCES, *OF_QUESTIONS),
         *(*MESSAGE_COLUMNS, "instruction", "question", "query", "problem", "documents", "answers"),
     }
     - {"data", "chat"}
@@ -76,6 +85,8 @@ def pair_of(row: Row) -> tuple[str | None, str | None]:
     """The columns of a question and its answer."""
     if pair := next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), None):
         return pair
+    if forum := next((columns for columns in FORUM if row.keys() >= set(columns)), None):
+        return forum[0], forum[2]
     names = by_key(row)
     question = next((names[name] for name in QUESTIONS if name in names), None)
     answer = next((names[name] for name in ANSWERS if name in names), None)
@@ -84,7 +95,9 @@ def pair_of(row: Row) -> tuple[str | None, str | None]:
 
 def prompt_of(row: Row) -> str | None:
     """The column of a question, with or without an answer."""
-    return next((prompt for prompt in (*(prompt for prompt, _ in PAIRS), *QUESTIONS) if prompt in row), None)
+    names = by_key(row)
+    prompts = (prompt for prompt in (*(prompt for prompt, _ in PAIRS), *QUESTIONS) if prompt in names)
+    return names[prompt] if (prompt := next(prompts, None)) else "title" if {"title", "desc"} <= row.keys() else None
 
 
 def fill_pair(columns: Columns, row: Row) -> Columns:
@@ -125,7 +138,7 @@ def fill_surroundings(columns: Columns, row: Row) -> Columns:
         thoughts = thoughts_name(rest)
     return replace(
         columns,
-        system=first(SYSTEM_COLUMNS),
+        system=first((*SYSTEM_COLUMNS, "prefix") if "plain_text" in row else SYSTEM_COLUMNS),  # moss-002-sft-data
         tools=first(TOOLS_COLUMNS),
         history=columns.history or first(HISTORY_COLUMNS),
         context=first(CONTEXT_COLUMNS) if columns.prompt else None,
@@ -134,7 +147,11 @@ def fill_surroundings(columns: Columns, row: Row) -> Columns:
 
 
 def make_conversation(messages: list[Message], row: Row, columns: Columns, remarks: tuple[str, ...] = ()) -> Example:
-    """The example of `messages` with the system turn, tools and thoughts that `row` has in other columns."""
+    """The example of `messages` with the system turn, tools and thoughts that `row` has in other columns.
+
+    `unused` are the keys of turns that it is not made of; see `read_turns`.
+    """
+    unused = pop_unused(messages)
     marks = {(message.get("weight") == 0, message.pop("mark")): None for message in messages if "mark" in message}
     tools = optional(row, columns.tools)
     if messages and messages[0]["role"] == "system" and "tools" in messages[0]:
@@ -162,7 +179,7 @@ def make_conversation(messages: list[Message], row: Row, columns: Columns, remar
     example: Example = {"messages": messages}
     if tools is not None and (described := read_tools(tools)):
         example["tools"] = described
-    return example | ({"remarks": list(remarks)} if remarks else {})
+    return example | ({"unused": unused} if unused else {}) | ({"remarks": list(remarks)} if remarks else {})
 
 
 def with_thoughts_of(message: Message, row: Row, column: str | None) -> Message:
@@ -197,6 +214,14 @@ def read_history(row: Row, columns: Columns) -> list[Message]:
         raise problem from None
 
 
+def read_question(row: Row, columns: Columns) -> tuple[list[Message], tuple[str, ...]]:
+    """The turns before the answer, with a remark where the question is a text of several turns with their speakers."""
+    question = question_of(row, columns)
+    turns = read_dialogue_prompt(question)
+    remarks = (f"{columns.prompt!r} read as the turns that it holds",) if turns else ()
+    return [*read_history(row, columns), *(turns or [{"role": "user", "content": question}])], remarks
+
+
 def from_prompt_response(row: Row, columns: Columns) -> Example:
     if turns := read_prompt_and_completion(row, columns):
         prompt, completion = turns
@@ -204,12 +229,11 @@ def from_prompt_response(row: Row, columns: Columns) -> Example:
             if message["role"] == "assistant":
                 message["weight"] = 0  # as in TRL, the completion alone is trained on
         return make_conversation(prompt + completion, row, columns)
-    turns = [*read_history(row, columns), {"role": "user", "content": question_of(row, columns)}]
-    remarks = ()
+    turns, remarks = read_question(row, columns)
     if columns.reads != "prompts" or not is_empty(row.get(columns.response)):
         answer, is_rendered = answer_of(row, columns.response)
         turns.append({"role": "assistant", "content": answer})
-        remarks = (f"{columns.response!r} rendered as JSON",) if is_rendered else ()
+        remarks = (*remarks, f"{columns.response!r} rendered as JSON") if is_rendered else remarks
     return make_conversation(turns, row, columns, remarks)
 
 
@@ -230,23 +254,26 @@ def read_prompt_and_completion(row: Row, columns: Columns) -> tuple[list[Message
 
 def from_calls(row: Row, columns: Columns) -> Example:
     """A question whose answer is one or several calls of tools (xLAM)."""
-    turns = [*read_history(row, columns), {"role": "user", "content": question_of(row, columns)}]
+    turns, remarks = read_question(row, columns)
     if calls := read_calls(optional(row, columns.response) or []):
         turns.append({"role": "assistant", "content": "", "tool_calls": calls})
-    return make_conversation(turns, row, columns)
+    return make_conversation(turns, row, columns, remarks)
 
 
 def from_messages(row: Row, columns: Columns) -> Example:
-    column = next((name for name in MESSAGE_COLUMNS if row.get(name) is not None), None)
-    messages = read_turns(row[column] if column else None, column or "messages")
-    return make_conversation(messages, row, columns)
+    column = next((name for name in (*MESSAGE_COLUMNS, *TEXT_COLUMNS) if row.get(name) is not None), "messages")
+    turns = row.get(column)
+    messages = read_dialogue(turns) if isinstance(turns, str) else None
+    return make_conversation(messages or read_turns(turns, column), row, columns)
 
 
 def turns_key(row: Row) -> str | None:
-    """The key of the role in the first column of turns: ``role`` or ``from``; empty for turns without a role."""
-    for name in MESSAGE_COLUMNS:
+    """The key of the role in the first column of turns: ``role`` or ``from``; empty for turns without such a key."""
+    for name in (*MESSAGE_COLUMNS, *TEXT_COLUMNS):
         value = row.get(name)
-        turns = value if isinstance(value, list) else parsed(value)
+        if isinstance(value, str) and read_dialogue(value):
+            return ""
+        turns = value if isinstance(value, list) or name in TEXT_COLUMNS else parsed(value)
         if isinstance(turns, dict) and "turn_1" in turns:
             return ""
         if not isinstance(turns, list) or (not turns and name not in MESSAGE_COLUMNS[:4]):

@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
-from hf_recipes.data.schemas.conversation import RowProblem
+from hf_recipes.data.schemas.conversation import RowProblem, parsed
 
 Row = Mapping[str, Any]
 Example = dict[str, Any]
@@ -21,7 +22,7 @@ class Columns:
 
     `reads` is what the rows are read as: examples to train on; prompts, which need no answer; or documents, which are
     text. `thoughts` is the column of those before the answer, of a pair before the chosen one, or ``none``. `context`
-    follows the question in its turn. `ignored` are the columns that the user leaves out.
+    follows the question in its turn. `ignored` are the columns, and the keys of turns, that the user leaves out.
     """
 
     schema: str | None = None
@@ -67,7 +68,22 @@ class Schema:
     unused: tuple[str, ...] = ()
 
     def to_example(self, row: Row) -> Example:
-        return self.convert(row, self.columns)
+        return self.convert(without_ignored_keys(row, self.columns.ignored), self.columns)
+
+
+@cache
+def _ignored_keys(ignored: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(column, key) for column, sign, key in (name.partition("[].") for name in ignored) if sign]
+
+
+def without_ignored_keys(row: Row, ignored: tuple[str, ...]) -> Row:
+    """`row` without the keys of turns that the user leaves out, as ``messages[].emotion``."""
+    for column, key in _ignored_keys(ignored):
+        turns = parsed(row.get(column))
+        if isinstance(turns, list) and any(isinstance(turn, dict) and key in turn for turn in turns):
+            turns = [{k: turn[k] for k in turn if k != key} if isinstance(turn, dict) else turn for turn in turns]
+            row = {**row, column: turns}
+    return row
 
 
 def text_of(row: Row, column: str, what: str) -> str:

@@ -1,13 +1,14 @@
 """Which schema each row of a file has, and whether its examples show what the row says."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.chat import MEANINGFUL, UNWANTED
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty
+from hf_recipes.data.schemas.chat import MEANINGFUL, OF_QUESTIONS, REFERENCES, UNWANTED
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty, without_ignored_keys
 from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem, keys_of
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 
@@ -17,6 +18,12 @@ FLAGS = {
     "history": "--history_column",
     "thoughts": "--thoughts_column",
 }
+MEANINGFUL_FOR = {
+    "examples": MEANINGFUL,
+    "prompts": MEANINGFUL - {*UNWANTED, *REFERENCES},
+    "documents": MEANINGFUL - {*UNWANTED, *REFERENCES, *OF_QUESTIONS, "desc"},
+}
+KEPT_COLUMNS = (*META_COLUMNS, "source")
 TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
 
 
@@ -44,6 +51,7 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     Raises:
         UserError: no schema, or one that leaves out a column that usually carries meaning.
     """
+    rows = [without_ignored_keys(row, columns.ignored) for row in rows]
     rows = [{name: value for name, value in row.items() if name not in columns.ignored} for row in rows]
     is_named = bool(columns.schema or columns.prompt or columns.response or columns.label)
     kinds = [] if is_named or columns.reads == "documents" else [kind_of(_without_empty(row), columns) for row in rows]
@@ -51,14 +59,16 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     of_kind = rows if len(common) < 2 else [row for row, kind in zip(rows, kinds, strict=True) if kind == common[0][0]]
     schema = detect_schema(merged(of_kind), columns, path)
     read: set[str] = set()
+    converter = RowConverter(schema, columns, path, is_uniform=is_named)
     examples: list[Example | None] = []
-    converter = RowConverter(schema, columns, path)
-    convert = schema.convert if is_named or columns.reads == "documents" else converter.convert
+    turn_keys: Counter[str] = Counter()
     for row in rows:
         try:
-            examples.append(convert(_ReadRow(row, read), schema.columns))
+            examples.append(converter.convert(_ReadRow(row, read), schema.columns))
         except RowProblem:
             examples.append(None)
+        else:
+            turn_keys.update(dict(converter.check_turns(examples[-1])).keys())
     if not any(examples):
         read = set(merged(rows))
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -68,14 +78,15 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
         is_used = name in read and getattr(schema.columns, field) == name and not (has_turns and field != "thoughts")
         if name not in (None, NO_COLUMN) and not is_used:
             raise UserError(f"{path}: {flag} {name!r} has no effect on the schema {schema.name}; leave it out")
-    unused = [name for name in names if name not in read and name not in (*META_COLUMNS, "source")]
+    unused = [name for name in names if name not in read and name not in KEPT_COLUMNS]
     for name in (name for name in unused if is_meaningful(name, columns)):
         for row, example in zip(rows, examples, strict=True):
             if example and not is_empty(row.get(name)) and not is_shown(row[name], example):
                 raise _lost(path, schema, name)
-    schema = replace(schema, unused=(*unused, *columns.ignored))
-    if not is_named and columns.reads != "documents":
-        schema = replace(schema, convert=converter.checked(read))
+    of_turns = [f"{name} (in {count} of the first {len(rows)} rows)" for name, count in turn_keys.items()]
+    schema = replace(schema, unused=(*unused, *of_turns, *columns.ignored))
+    if columns.reads != "documents":
+        schema = replace(schema, convert=converter.checked(read, {*names, *turn_keys}))
     return schema
 
 
@@ -84,7 +95,7 @@ def is_meaningful(name: Any, columns: Columns) -> bool:
     keys = keys_of(name)
     if set(THOUGHTS_KEYS).intersection(keys) and (columns.thoughts or columns.reads == "prompts"):
         return False
-    return not MEANINGFUL.isdisjoint(keys) and not (columns.reads != "examples" and set(UNWANTED).intersection(keys))
+    return not MEANINGFUL_FOR[columns.reads].isdisjoint(keys)
 
 
 def is_shown(value: Any, example: Example) -> bool:
@@ -102,9 +113,12 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _lost(where: str, schema: Schema, name: str) -> UserError:
+    what, remedy = "column", "name what it is with a flag, rename it context or system, choose another --schema"
+    if "[]." in str(name):
+        what, remedy = "key", "move it into the text of a turn or into a turn of its own"
     return UserError(
-        f"{where}: the schema {schema.name} does not use the column {name!r}, which usually carries meaning; name what "
-        f"it is with a flag, choose another --schema, or leave it out with --ignore_columns {name}"
+        f"{where}: the schema {schema.name} does not use the {what} {name!r}, which usually carries meaning; {remedy}, "
+        f"or leave it out with --ignore_columns {shlex.quote(str(name))}"
     )
 
 
@@ -121,38 +135,69 @@ def merged(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 class RowConverter:
-    """Converts the rows of a file whose rows may have several schemas, each known by the names of its columns."""
+    """Converts the rows of a file and checks that what is left out of them was named.
 
-    def __init__(self, schema: Schema, columns: Columns, path: str):
-        self.schema, self.columns, self.path = schema, columns, path
+    Unless they are `is_uniform`, they may have several schemas, each known by the names of its columns.
+    """
+
+    def __init__(self, schema: Schema, columns: Columns, path: str, is_uniform: bool = False):
+        self.schema, self.columns, self.path, self.is_uniform = schema, columns, path, is_uniform
         self._read: set[str] = set()  # the columns that the examples of the first rows were made of
+        self._named: set[str] = set()  # the columns and the unused keys of turns of the first rows
         self._schemas: dict[tuple[str, ...], Schema] = {}
-        self._watched: dict[tuple[str, ...], list[str]] = {}
+        self._unused: dict[tuple[str, ...], list[str]] = {}
+        self._kinds: dict[str, tuple[bool, bool]] = {}
 
-    def checked(self, read: set[str]) -> "RowConverter":
-        """`self`, which knows the columns that were `read` of the first rows, and stops at one that is not."""
-        self._read = read
+    def checked(self, read: set[str], named: set[str]) -> "RowConverter":
+        """`self`, which knows the columns that were `read` of the first rows, and all that were `named`."""
+        self._read, self._named = read, named
         return self
 
     def __call__(self, row: Row, columns: Columns) -> Example:
-        """The example of `row`.
+        """The example of `row`, with a remark on what the first rows do not have and no example uses.
 
         Raises:
-            UserError: it leaves out a column that usually carries meaning.
+            UserError: it leaves out what usually carries meaning.
         """
         names = tuple(row)
-        watched = self._watched.get(names)
-        if watched is not None:
+        if (unused := self._unused.get(names)) is not None:
             example = self.convert(row, columns)
         else:
             read = set(self._read)
             example = self.convert(_ReadRow(row, read), columns)
             unused = [name for name in names if name not in read and name not in self.columns.ignored]
-            watched = self._watched[names] = [name for name in unused if is_meaningful(name, self.columns)]
-        for name in watched:
-            if not is_empty(row[name]) and not is_shown(row[name], example):
+            unused = [name for name in unused if name not in self._named or is_meaningful(name, self.columns)]
+            self._unused[names] = unused = [name for name in unused if name not in KEPT_COLUMNS]
+        if not unused and "unused" not in example:
+            return example
+        unused = [name for name in unused if not is_empty(row[name])]
+        for name in unused:
+            if is_meaningful(name, self.columns) and not is_shown(row[name], example):
                 raise _lost(self.path, self.schema, name)
+        unused += [name for name, _ in self.check_turns(example)]
+        if late := dict.fromkeys(name for name in unused if name not in self._named):
+            example.setdefault("remarks", []).append(f"not used: {', '.join(map(str, late))}")
         return example
+
+    def check_turns(self, example: Example) -> list[tuple[str, Any]]:
+        """Names and values of keys of turns that `example` does not use, without those that the user leaves out.
+
+        Raises:
+            UserError: one usually carries meaning.
+        """
+        unused = [pair for pair in example.pop("unused", ()) if not is_empty(pair[1])]
+        watched = [(pair, self._kind_of_key(pair[0])) for pair in unused]
+        for (name, value), (_, has_meaning) in watched:
+            if has_meaning and not is_shown(value, example):
+                raise _lost(self.path, self.schema, name)
+        return [pair for pair, (is_ignored, _) in watched if not is_ignored]
+
+    def _kind_of_key(self, name: str) -> tuple[bool, bool]:
+        """Whether the user leaves out a key of turns, and whether it usually carries meaning, if not."""
+        if name not in self._kinds:
+            is_ignored = not {name, name.rpartition("[].")[2]}.isdisjoint(self.columns.ignored)
+            self._kinds[name] = is_ignored, not is_ignored and is_meaningful(name.rpartition("[].")[2], self.columns)
+        return self._kinds[name]
 
     def convert(self, row: Row, columns: Columns) -> Example:
         """The example of `row` by its own schema.
@@ -160,6 +205,8 @@ class RowConverter:
         Raises:
             RowProblem: its examples are of another form than the file's.
         """
+        if columns.reads == "documents":
+            return self.schema.convert(row, columns)
         names = tuple(row)
         if names not in self._schemas:
             self._schemas[names] = self._schema_of(dict(row))
@@ -184,7 +231,7 @@ class RowConverter:
         if own is None:
             return self.schema
         known = self.schema.columns
-        if kind != kind_of_schema(self.schema):
+        if not self.is_uniform and kind != kind_of_schema(self.schema):
             return own
         more = {f.name: getattr(own.columns, f.name) for f in fields(known) if getattr(known, f.name) is None}
         return replace(self.schema, columns=replace(known, **more))

@@ -145,11 +145,11 @@ def _dialogue(convert: Callable[[Row, Columns], Example]) -> Callable[[Row, Colu
     """Conversations as text in the form of MNBVC's questions and answers: ``问：…`` and ``答：…`` by turns."""
 
     def render(row: Row, columns: Columns) -> Example:
-        turns = []
-        for message in convert(row, columns)["messages"]:
+        turns, example = [], convert(row, columns)
+        for message in example.pop("messages"):
             calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
             texts = [message.get("reasoning_content"), message.get("content"), *calls]
             turns.append(SPEAKERS[message["role"]] + "\n".join(filter(None, texts)))
-        return {"text": _lines(turns)}
+        return {"text": _lines(turns)} | {name: example[name] for name in ("unused",) if name in example}
 
     return render

@@ -2,7 +2,6 @@
 `label`."""
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -14,9 +13,9 @@ from hf_recipes.data.schemas.chat import (
     make_conversation,
     pair_of,
     prompt_of,
-    question_of,
     read_history,
     read_prompt_and_completion,
+    read_question,
     with_thoughts_of,
 )
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of, is_empty
@@ -26,9 +25,11 @@ from hf_recipes.data.schemas.conversation import (
     Message,
     RowProblem,
     by_key,
+    pop_unused,
     read_turns,
     thoughts_name,
 )
+from hf_recipes.data.schemas.dialogue_text import read_dialogue
 
 # Columns of a better and a worse answer, in the order in which they are looked for.
 SIDE_COLUMNS = (
@@ -47,7 +48,6 @@ SIDE_COLUMNS = (
 CHOSEN, REJECTED = ("chosen", "selected"), "rejected"
 BETTER = "better_response_id"  # of PKU-SafeRLHF: which of response_0 and response_1 is the better one
 LABEL_COLUMNS = ("kto_tag", "is_safe")  # where `label` is none
-_DIALOGUE = re.compile(r"\s*\n\n(Human|Assistant):")  # hh-rlhf
 
 
 def sides_of(row: Row) -> tuple[str, str] | None:
@@ -73,6 +73,8 @@ def from_preference(row: Row, columns: Columns) -> Example:
     sides = [_side(value, name) for value, name in zip(values, (columns.chosen, columns.rejected), strict=True)]
     if columns.chosen in MESSAGE_COLUMNS and not isinstance(values[1], list):
         sides[1] = [*sides[0][:-1], *sides[1]]  # a worse answer to the conversation of the better one
+    remarks: tuple[str, ...] = ()
+    unused = pop_unused([*prompt, *sides[0], *sides[1]])
     shared = []
     while all(len(side) > 1 for side in sides) and sides[0][0] == sides[1][0]:
         shared.append(sides[0][0])
@@ -81,7 +83,7 @@ def from_preference(row: Row, columns: Columns) -> Example:
     repeated = (index for index in range(len(prompt)) if shared and prompt[index : index + len(shared)] == shared)
     prompt = prompt[: next(repeated, len(prompt))] + shared
     if not prompt and columns.prompt:
-        prompt = [*read_history(row, columns), {"role": "user", "content": question_of(row, columns)}]
+        prompt, remarks = read_question(row, columns)
     elif not prompt and columns.history:
         prompt = read_history(row, columns)
     if not prompt:
@@ -93,10 +95,12 @@ def from_preference(row: Row, columns: Columns) -> Example:
     for side in sides:
         if any(message.get("weight") == 0 for message in side):
             raise RowProblem("a side has a turn without loss")
-        example = make_conversation([dict(message) for message in prompt] + side, row, columns)
+        example = make_conversation([dict(message) for message in prompt] + side, row, columns, remarks)
     if sides[0] == sides[1]:
         raise RowProblem("chosen and rejected are the same")
     messages = example.pop("messages")  # with the system turn
+    if unused:
+        example["unused"] = unused + example.get("unused", [])
     return {"prompt": messages[: len(messages) - len(sides[1])], "chosen": sides[0], "rejected": sides[1], **example}
 
 
@@ -120,12 +124,7 @@ def _side(value: Any, column: str) -> list[Message]:
         raise RowProblem(f"{column!r} holds several answers; write a row for each")
     if isinstance(value, (list, dict)):
         return read_turns(value if isinstance(value, list) else [value], column)
-    parts = _DIALOGUE.split(value) if value.startswith(("\n\nHuman:", "\n\nAssistant:")) else []
-    if len(parts) < 3:
-        return [{"role": "assistant", "content": value}]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return [{"role": roles[speaker], "content": text.removeprefix(" ")} for speaker, text in turns]
+    return read_dialogue(value, with_loose=False) or [{"role": "assistant", "content": value}]
 
 
 def fill_sides(columns: Columns, row: Row) -> Columns:

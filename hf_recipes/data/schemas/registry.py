@@ -113,10 +113,12 @@ def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
         if name not in row:
             raise UserError(f"{path}: {flag} {name!r} is not a column; there are {present}")
     if schema is None:
+        if row.keys() >= {"role", "content"} or row.keys() >= {"from", "value"}:
+            raise UnknownSchema(f'{path}: each row is one turn; write a row for each conversation: {{"messages": […]}}')
         names = DOCUMENT_SCHEMAS if columns.reads == "documents" else SCHEMAS
         raise UnknownSchema(
             f"{path}: no known schema in the columns {present}; name them with --prompt_column and "
-            f"--response_column, or choose --schema {' | '.join(names)}{_first_row(row)}"
+            f"--response_column, or choose --schema {' | '.join(names)}{first_row(row)}"
         )
     filled = schema.fill(columns, row)
     if schema.form in ("messages", "preference"):
@@ -160,7 +162,7 @@ def _fill_pair(columns: Columns, row: Row) -> Columns:
     return replace(filled, thoughts=columns.thoughts)
 
 
-def _first_row(row: Row) -> str:
+def first_row(row: Row) -> str:
     """The flags that would read the first row, and the columns that they would leave out."""
     names = _filled(row)
     texts = [name for name in names if isinstance(row[name], str)]
@@ -211,7 +213,7 @@ def _find(row: Row, columns: Columns) -> Schema | None:
         return next((schema for schema in schemas if schema.name == columns.schema), None)
     matching = next((schema for schema in schemas if schema.matches(columns, row)), None)
     if matching is None and columns.reads == "prompts" and (prompt := chat.prompt_of(row)):
-        row = {**row, chat.ANSWER_OF[prompt]: None}  # the answer that a prompt may lack
+        row = {**row, chat.ANSWER_OF.get(prompt, "response"): None}  # the answer that a prompt may lack
         matching = next((schema for schema in schemas if schema.matches(columns, row)), None)
     return matching
 

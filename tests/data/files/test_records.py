@@ -1,5 +1,6 @@
 import gzip
 import json
+import lzma
 import os
 import time
 
@@ -66,6 +67,8 @@ def test_one_line_that_is_only_sniffed(tmp_path, encoding, size):
         ("objects.json", "\n".join(json.dumps(row, indent=1) for row in ROWS)),
         ("lines.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("gb.jsonl.gz", gzip.compress(LINES.encode("gb18030"), mtime=0)),
+        ("lines.jsonl.xz", lzma.compress(LINES.encode())),
+        ("array.JSON.XZ", lzma.compress(f"[{','.join(LINES.splitlines())}]".encode())),
         ("gb.jsonl.zst", zstd.compress(LINES.encode("gb18030"))),
         ("lines.jsonl.zst", zstd.compress(LINES.encode())),
         ("frames.jsonl.zst", b"".join(zstd.compress(part.encode()) for part in LINES.splitlines(True))),
@@ -174,6 +177,8 @@ def test_a_broken_line_is_one_problem_with_its_place(tmp_path, line, problem):
         ("comma.json", b'[{"a": 1},\n{"a": 2}\n{"a": 3}]', r"comma.json:3: broken JSON \(expected one comma"),
         ("commas.json", b'[{"a": 1},\n,{"a": 2}]', r"commas.json:2: broken JSON \(expected one comma"),
         ("neither.txt", bytes(range(128, 256)) * 20, "not UTF-8 text, and not all of it is GB18030, which fits best"),
+        ("xz.json", lzma.compress(b'{"a": 1}'), "it is xz; give its name the ending .xz"),
+        ("rows.jsonl.bz2", b"BZh", "unknown file type; known are .json, .*, those of text also with .gz, .zst, .xz"),
         ("gzip.json", gzip.compress(b'{"a": 1}', mtime=0), "it is gzip; give its name the ending .gz"),
         ("book.xlsx", b"PK", "save its sheet as csv"),
         ("pointer.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
@@ -190,11 +195,14 @@ def test_a_spoilt_file_is_an_error_that_names_it(tmp_path, name, content, messag
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("ending", ["zst", "gz"])
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8, 0.99])
+COMPRESS = {"zst": zstd.compress, "gz": gzip.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_an_archive_cut_short_is_an_error(tmp_path, ending, share):
     text = "".join(f'{{"text": "{hash((i, "x")):x} 第{i}行"}}\n' for i in range(20_000)).encode()
-    whole = zstd.compress(text) if ending == "zst" else gzip.compress(text)
+    whole = COMPRESS[ending](text)
     path = write(tmp_path / f"rows.jsonl.{ending}", whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match="damaged or cut short"):
         read(path)

@@ -1,0 +1,172 @@
+import json
+import re
+
+import pytest
+
+from conftest import CHATML, build_tokenizer, conversation, write_jsonl
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import shown
+from hf_recipes.data.chat.prompts import PromptReader, read_prompts
+from hf_recipes.data.chat.streamed_rows import ConversationReader
+from hf_recipes.data.examples import load_examples, row_statuses, schema_of
+from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.schemas.registry import Columns
+
+
+def turns(question=None, answer=None):
+    """A conversation whose turns have these keys besides."""
+    first, last = conversation("问", "答")
+    return [{**first, **(question or {})}, {**last, **(answer or {})}]
+
+
+@pytest.fixture
+def load(tmp_path):
+    def read(rows, form="messages", **columns):
+        return load_examples([str(write_jsonl(tmp_path / "rows.jsonl", rows))], Columns(**columns), form, str(tmp_path))
+
+    return read
+
+
+def unused(rows, tmp_path, **columns):
+    """What the description of a file names as not used."""
+    [source] = find_sources([str(write_jsonl(tmp_path / "rows.jsonl", rows))])
+    return list(schema_of(source, Columns(**columns)).unused)
+
+
+SHAPES = [
+    ({}, lambda more: {"messages": turns(more)}, ["messages[].mood"]),
+    ({"schema": "messages"}, lambda more: {"chat": turns(None, more)}, ["chat[].mood"]),
+    ({}, lambda more: {"messages": json.dumps(turns(more))}, ["messages[].mood"]),
+    (
+        {},
+        lambda more: {"conversations": [{"from": "human", "value": "问", **more}, {"from": "gpt", "value": "答"}]},
+        ["conversations[].mood"],
+    ),
+    ({}, lambda more: {"dialog": [{"question": "问", "answer": "答", **more}]}, ["dialog[].mood"]),
+    ({}, lambda more: {"chat": {"turn_1": {"Human": "问", "MOSS": "答", **more}}}, ["chat[].mood"]),
+    ({}, lambda more: {"query": "问", "response": "答", "history": turns(more)}, ["history[].mood"]),
+    ({}, lambda more: {"prompt": turns()[:1], "completion": turns(None, more)[1:]}, ["completion[].mood"]),
+    (
+        {},
+        lambda more: {"prompt": turns(more)[:1], "chosen": turns(None, more)[1:], "rejected": "坏"},
+        ["prompt[].mood", "chosen[].mood"],
+    ),
+    ({"label": "label"}, lambda more: {"messages": turns(more), "label": True}, ["messages[].mood"]),
+    ({"reads": "prompts"}, lambda more: {"messages": turns(more)}, ["messages[].mood"]),
+    ({"reads": "documents"}, lambda more: {"messages": turns(more)}, ["messages[].mood"]),
+]
+
+
+@pytest.mark.parametrize(("columns", "row", "names"), SHAPES)
+def test_keys_of_turns_that_no_one_reads_are_named_once(tmp_path, columns, row, names):
+    rows = [row({"mood": "喜"}), row({"mood": None}), row({"mood": 0})]
+    expected = [f"{name} (in 2 of the first 3 rows)" for name in names]
+    assert unused(rows, tmp_path, **columns) == expected
+    meaning = [row({"context": "文"})]
+    names = [name.replace("mood", "context") for name in names]
+    with pytest.raises(UserError, match=re.escape(f"does not use the key '{names[0]}', which usually carries meaning")):
+        unused(meaning, tmp_path, **columns)
+    for ignored in (names, ["context"]):
+        assert unused(meaning, tmp_path, ignored=tuple(ignored), **columns) == list(ignored)
+
+
+def test_a_pair_is_the_same_whatever_its_turns_have_besides(load):
+    rows = [
+        {"chosen": turns({"id": 1}, {"score": 5}), "rejected": [turns({"id": 2})[0], {**turns()[1], "content": "坏"}]},
+        {"chosen": turns(None, {"score": 5}), "rejected": turns(None, {"score": 1})},
+    ]
+    examples = load(rows, "preference")
+    assert examples["prompt"][0] == turns()[:1] and examples["chosen"][0] == turns()[1:]
+    assert list(map(shown, row_statuses(examples)[1]))[1] == "dropped: chosen and rejected are the same"
+
+
+@pytest.mark.parametrize("columns", [{}, {"schema": "messages"}])
+def test_keys_that_begin_late_are_in_the_ledger(load, tmp_path, columns):
+    rows = [{"messages": turns()}] * 120
+    rows += [{"messages": turns({"mood": "喜"}), "topic": "店"}, {"messages": turns({"mood": ""})}]
+    examples = load(rows, **columns)
+    statuses = row_statuses(examples)[1]
+    assert statuses[120:] == ["kept: not used: topic, messages[].mood", "kept"]
+    [source] = find_sources([str(tmp_path / "rows.jsonl")])
+    reader = ConversationReader(source, schema_of(source, Columns(**columns)))
+    assert [document.status for document in reader.read()][120:] == statuses[120:]
+    _, ledger = read_prompts(PromptReader([source.path], build_tokenizer(chat_template=CHATML), Columns(**columns)))
+    assert [status for _, status in ledger.reasons] == [statuses[120]]
+    rows[-1] = {"messages": turns({"system": "短"})}
+    with pytest.raises(UserError, match=r"'messages\[\].system'"):
+        load(rows, **columns)
+    assert row_statuses(load(rows, **columns, ignored=("system",)))[1][121] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("form", "columns", "row"),
+    [
+        ("messages", {"prompt": "q", "response": "a"}, {"q": "问", "a": "答"}),
+        ("messages", {"schema": "messages"}, {"messages": turns()}),
+        ("unpaired", {"label": "label"}, {"prompt": "问", "completion": "答", "label": True}),
+        ("preference", {"schema": "preference"}, {"prompt": "问", "chosen": "答", "rejected": "坏"}),
+    ],
+)
+def test_columns_that_begin_late_are_used_or_stop_also_where_columns_are_named(load, form, columns, row):
+    examples = load([row] * 120 + [{**row, "system": "短"}], form, **columns)
+    messages = examples["messages" if form == "messages" else "prompt"]
+    assert messages[120][0] == {"role": "system", "content": "短"} and messages[0][0]["role"] == "user"
+    with pytest.raises(UserError, match="the column 'knowledge'"):
+        load([row] * 120 + [{**row, "knowledge": "文"}], form, **columns)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ({}, {"reasoning_content": "想", "reasoning": "想", "thinking": "on"}),  # a copy, and a switch
+        ({"context": ""}, {"tool_calls": None, "name": None}),
+        ({"tools": None}, {"loss": True, "system": []}),
+    ],
+)
+def test_what_says_nothing_more_does_not_stop_a_run(load, question, answer):
+    assert load([{"messages": turns(question, answer)}])["messages"][0][1]["content"] == "答"
+
+
+def test_keys_of_turns_that_are_left_out_are_not_read(load):
+    [example] = load(
+        [{"messages": turns(None, {"thinking": "想", "loss": 0})}], ignored=("messages[].thinking", "messages[].loss")
+    )
+    assert example["messages"] == turns() and example["status"] == "kept"
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"question": "首都是？", "A": "北京", "B": "上海", "C": "天津", "D": "重庆", "answer": "A"}, "B"),  # C-Eval
+        ({"question": "首都是？", "options": ["北京", "上海"], "answer": "A"}, "options"),
+        ({"question": "怎么办？", "description": "我睡不着。", "answer": "散步。"}, "description"),  # PsyQA
+        ({"conversation": ["问", "答"], "knowledge": [["甲", "是", "乙"]]}, "knowledge"),  # DuConv
+        ({"input": "问", "output": "答", "reference": ["第一条"]}, "reference"),  # DISC-Law-SFT
+        ({"prompt": "问", "response": "答", "safety": "unsafe"}, "safety"),
+        ({"prompt": "问", "response": "答", "rejected_answer": "坏"}, "rejected_answer"),
+    ],
+)
+def test_columns_that_a_question_or_answer_needs_stop_the_run(load, row, name):
+    with pytest.raises(UserError, match=f"the column '{name}', which usually carries meaning.*--ignore_columns {name}"):
+        load([row])
+    assert load([row], ignored=(name, "B", "C", "D"))["messages"][0][1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (conversation("问", "答"), "each row is one turn; write a row for each conversation: "),
+        (
+            [{"text": "新闻", "category": "体育", "output": "体育"}],
+            "its schema is text, .*; its texts are in text, category, output, such as --prompt_column text "
+            "--response_column output, without category",
+        ),
+        (
+            [{"conversation": [{"input": "一", "output": "二"}, {"system": "短", "input": "三", "output": "四"}]}],
+            r"the key 'conversation\[\].system'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_says_how_it_could(load, rows, problem):
+    with pytest.raises(UserError, match=problem):
+        load(rows)
