@@ -11,6 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 from safetensors.numpy import load_file
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -64,7 +66,13 @@ def write_gguf(folder: Path, path: Path, outtype: str = "f32", pre: str | None =
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(heads_kv)
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    positions = config["rope_parameters"]
+    writer.add_rope_freq_base(positions["rope_theta"])
+    if positions["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(positions["rope_type"]))
+        writer.add_rope_scaling_factor(positions["factor"])
+    if positions["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(positions["original_max_position_embeddings"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     special = {token["content"]: token["id"] for token in tokens["added_tokens"]}
@@ -85,6 +93,11 @@ def write_gguf(folder: Path, path: Path, outtype: str = "f32", pre: str | None =
         form = FORMS["f32"] if weight.ndim == 1 else FORMS[outtype]
         writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(weight), form), raw_dtype=form)
 
+    if positions["rope_type"] == "llama3":
+        values = LlamaConfig.from_pretrained(folder)
+        plain = positions["rope_theta"] ** -np.arange(0, 1, 2 / values.head_dim)
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](values)
+        add("rope_freqs.weight", np.float32(plain / scaled.numpy()))
     state = load_file(folder / "model.safetensors")
     add("token_embd.weight", state["model.embed_tokens.weight"])
     add("output_norm.weight", state["model.norm.weight"])

@@ -53,7 +53,7 @@ def merge_and_unload(model: "PeftModel", names: Sequence[str]) -> "PreTrainedMod
         warnings.simplefilter("ignore")  # that they are untied
         try:
             base = model.merge_and_unload(adapter_names=list(names))
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, RuntimeError) as error:
             raise UserError(f"--peft_path: PEFT cannot merge this adapter ({' '.join(str(error).split())})") from None
     if tied:
         inputs, outputs = base.get_input_embeddings(), base.get_output_embeddings()

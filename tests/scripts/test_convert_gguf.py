@@ -171,6 +171,36 @@ def test_a_size_of_heads_that_transformers_does_not_read(tmp_path):
         assert torch.equal(weight, loaded.state_dict()[name]), name
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+POSITIONS = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+    {**LLAMA3, "original_max_position_embeddings": 8192},
+    {**LLAMA3, "original_max_position_embeddings": 512},
+]
+
+
+@pytest.mark.parametrize("positions", POSITIONS, ids=["linear", "yarn", "llama3", "another"])
+def test_scaled_positions(source, tmp_path, positions):
+    """transformers reads plain ones from every file; a scaling that cannot be told from the file is refused."""
+    folder = tmp_path / "whole"
+    source[2].save_pretrained(folder)
+    config = {**source[1].config.to_dict(), "rope_parameters": {**positions, "rope_theta": 5e5}}
+    config |= {"max_position_embeddings": 32768, "head_dim": 8}
+    model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+    model.save_pretrained(folder)
+    write_gguf(folder, tmp_path / "a.gguf")
+    if positions is POSITIONS[-1]:
+        with pytest.raises(UserError, match=r"rotary positions are scaled as is not known here \(llama3\)"):
+            convert_gguf(tmp_path / "a.gguf", tmp_path / "model")
+        return
+    loaded = AutoModelForCausalLM.from_pretrained(convert_gguf(tmp_path / "a.gguf", tmp_path / "model"))
+    assert loaded.config.rope_parameters.items() >= {**positions, "rope_theta": 5e5}.items()
+    ids = torch.arange(600)[None] % 500
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-6)
+
+
 def write_sentencepiece(path, prefix):
     """A model without layers that count, and pieces as sentencepiece has them: bytes, characters, and longer ones."""
     pieces = ["a", "b", "▁", "你", "好", "▁a", "▁▁", "ab", "▁ab", "你好", "aba"]

@@ -10,9 +10,10 @@ from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.method import run_method
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.evaluation.methods.preference_accuracy import PairAccuracy
+from hf_recipes.models.inference import forward
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.stages.sft import STAGE, ValidationLoss
-from preference_runs import PAIRS, make_pairs, stirred
+from preference_runs import PAIRS, make_kto, make_pairs, stirred
 
 
 def test_of_supervised_fine_tuning_it_is_nll(tokenizer, tmp_path):
@@ -61,3 +62,18 @@ def test_of_pairs_the_log_probabilities_are_those_of_pair_accuracy(model_dir, to
         log_probs, before = (sum(record[side] for record in records) / len(records) for records in (policy, reference))
         assert found[f"eval_logps/{side}"] == pytest.approx(log_probs, rel=1e-5)
         assert found[f"eval_rewards/{side}"] == pytest.approx(0.1 * (log_probs - before), abs=1e-5)
+
+
+@pytest.mark.parametrize("make", [make_pairs, make_kto])
+def test_memory_does_not_grow_with_the_batch(make, model_dir, tmp_path, monkeypatch):
+    """Of a batch as many rows go through the model together as have `TOKENS` tokens."""
+    data = {"validation_file": [str(tmp_path / "rows.jsonl")]}
+    trainer, _, _ = make(model_dir, tmp_path, data=data, per_device_eval_batch_size=24)
+    sizes, embeddings = [], trainer.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda module, args, output: sizes.append(args[0].numel()))
+    whole = trainer.evaluate()
+    assert max(sizes) > 96
+    sizes.clear()
+    monkeypatch.setattr(forward, "TOKENS", 96)
+    assert trainer.evaluate() == {name: pytest.approx(value, abs=1e-5) for name, value in whole.items()}
+    assert 48 < max(sizes) <= 96

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from hf_recipes.models.pretokenizers import ADDS_BOS, WHOLE_TOKENS, pre_tokenize
 from hf_recipes.models.weight_files import file_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 RECORD = "gguf_source.json"  # in a converted folder: the file that it was made from, by which converter, and its files
@@ -25,6 +25,16 @@ _MADE = re.compile(
     r"(generation_)?config\.json|model.*\.safetensors(\.index\.json)?|tokenizer.*|chat_template\.jinja|"
     rf"special_tokens_map\.json|{re.escape(RECORD)}"
 )
+# How rotary positions are scaled: llama.cpp's names of it → transformers'.
+_SCALING = {
+    "factor": "factor",
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+# Of all Llama 3.1, 3.2 and 3.3; a file has the divisors of the frequencies that follow from these and a factor.
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _BUSY = "{}: another process makes it; waiting for its end"
 
 
@@ -94,7 +104,7 @@ def _convert(source: Path, target: Path, content: str) -> None:
     say(f"converting {source.name} to {target} (once)")
     try:
         tokenizer, model = load_gguf_tokenizer(source), load_gguf_model(source)
-    except (ValueError, NotImplementedError, ImportError, UserError) as error:
+    except (ValueError, RuntimeError, ImportError, UserError) as error:  # also of sizes that do not fit
         raise UserError(f"{source}: cannot be converted ({error})") from None
     with writing(str(target), "name another folder with --output_dir"), new_folder(target) as partial:
         model.save_pretrained(partial)
@@ -123,10 +133,15 @@ def load_gguf_model(source: Path) -> "PreTrainedModel":
     config = AutoConfig.from_pretrained(source.parent, gguf_file=source.name)
     metadata = read_metadata(source)
     architecture = metadata["general.architecture"]
-    head_dim = metadata.get(f"{architecture}.attention.key_length")
-    # transformers reads it for some architectures only, and takes 128 for qwen3. Gemma has two of them.
-    if head_dim and getattr(config, "head_dim", None) and not architecture.startswith("gemma"):
-        config.head_dim = head_dim
+    # transformers reads them for some architectures only, and takes 128 for qwen3's heads. Gemma has two sizes of them.
+    for name, key in {
+        "head_dim": "attention.key_length",
+        "moe_intermediate_size": "expert_feed_forward_length",
+    }.items():
+        size = metadata.get(f"{architecture}.{key}")
+        if size and getattr(config, name, None) and not architecture.startswith("gemma"):
+            setattr(config, name, size)
+    _scale_positions(config, source, metadata)
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, config=config, dtype=torch.float32
     )
@@ -135,6 +150,39 @@ def load_gguf_model(source: Path) -> "PreTrainedModel":
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     return model
+
+
+def _scale_positions(config: "PretrainedConfig", source: Path, metadata: Mapping[str, Any]) -> None:
+    """Scale `config`'s rotary positions as the file says, where transformers does not read that.
+
+    Raises:
+        NotImplementedError: where they are scaled in a way that is not known here.
+    """
+    import torch
+    from transformers.integrations.gguf.reader import GgufHeader, load_gguf_state_dict
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    positions = getattr(config, "rope_parameters", None)
+    if not positions or positions.get("rope_type", "default") != "default":
+        return
+    prefix = f"{metadata['general.architecture']}.rope.scaling."
+    given = {name: metadata.get(prefix + key) for key, name in _SCALING.items()}
+    tensors = load_gguf_state_dict(GgufHeader.from_file(str(source)))
+    kind = metadata.get(f"{prefix}type", "none")
+    if "rope_freqs.weight" in tensors:
+        kind, divisors = "llama3", tensors["rope_freqs.weight"][:]
+        given = _LLAMA3 | {"factor": float(divisors.max())}
+    if kind == "none":
+        return
+    known = kind in ("linear", "yarn", "llama3") and not any(name.startswith("rope_factors") for name in tensors)
+    scaling = {name: value for name, value in given.items() if value is not None}
+    config.rope_parameters = {**positions, **scaling, "rope_type": kind}
+    if known and kind == "llama3":
+        frequencies, _ = ROPE_INIT_FUNCTIONS[kind](config)
+        exponents = torch.arange(len(frequencies)) / len(frequencies)
+        known = torch.allclose(frequencies * divisors, positions["rope_theta"] ** -exponents, rtol=1e-4)
+    if not known:
+        raise NotImplementedError(f"its rotary positions are scaled as is not known here ({kind})")
 
 
 def load_gguf_tokenizer(source: Path) -> "PreTrainedTokenizerBase":

@@ -13,7 +13,7 @@ from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.evaluation.method import Method, Record
 from hf_recipes.models.inference.batch_options import BatchOptions, ForwardPass
-from hf_recipes.models.inference.forward import batches, evaluating, scored_pass
+from hf_recipes.models.inference.forward import batches, evaluating, row_groups, scored_pass
 from hf_recipes.trainer.losses.collators import PADDING_ROW
 from hf_recipes.trainer.losses.cpu_lm_head import add_cpu_lm_head
 from hf_recipes.trainer.losses.reference_adapter import REFERENCE, freeze_reference_adapter
@@ -157,10 +157,12 @@ class PreferenceLoss(Method):
         size = max(1, options.batch_size // self._sides)
         with evaluating(model):
             for batch in batches([-self._lengths[item] for item in items], size, options):
-                rows = [trainer.eval_dataset[items[index]] for index in batch]
-                figures = trainer.evaluate_rows(trainer._prepare_inputs(trainer.data_collator(rows)))
-                for index, values in zip(batch, figures, strict=True):
-                    records[index] = {"location": self._locations[items[index]], **values}
+                longest = self._sides * int(self._lengths[items[batch[0]]])
+                for part in (batch[group] for group in row_groups(len(batch), longest)):
+                    rows = [trainer.eval_dataset[items[index]] for index in part]
+                    figures = trainer.evaluate_rows(trainer._prepare_inputs(trainer.data_collator(rows)))
+                    for index, values in zip(part, figures, strict=True):
+                        records[index] = {"location": self._locations[items[index]], **values}
         return records
 
     def largest_pass(self, batch_size: int) -> ForwardPass:
