@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, Value
@@ -19,6 +18,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
 from hf_recipes.data.files import dataset_info, encodings, file_io, hub_data, records, sources
+from hf_recipes.data.files.hub_data import cache_root
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import SEED, find_sources
@@ -133,10 +133,6 @@ def thoughts_from(columns: Columns) -> str:
     """The columns of thoughts, as text; empty where there are none."""
     names = (columns.thoughts, columns.rejected_thoughts)
     return " and ".join(repr(name) for name in names if name not in (None, NO_COLUMN))
-
-
-def cache_root(cache_dir: str | None) -> Path:
-    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
 
 
 def _open(path: Path, key: str) -> Dataset | None:
