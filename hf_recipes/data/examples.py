@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Json, Value
@@ -20,6 +19,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
 from hf_recipes.data.files import dataset_info, encodings, file_io, hub_data, records, sources
+from hf_recipes.data.files.hub_data import cache_root
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import SEED, find_sources
@@ -157,10 +157,6 @@ def thoughts_from(columns: Columns) -> str:
     """The columns of thoughts, as text; empty where there are none."""
     names = (columns.thoughts, columns.rejected_thoughts)
     return " and ".join(repr(name) for name in names if name not in (None, NO_COLUMN))
-
-
-def cache_root(cache_dir: str | None) -> Path:
-    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
 
 
 def _open(path: Path, key: str) -> Dataset | None:

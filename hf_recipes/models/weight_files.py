@@ -12,7 +12,8 @@ import xxhash
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_text
-from hf_recipes.data.examples import cache_root, fingerprint
+from hf_recipes.data.examples import fingerprint
+from hf_recipes.data.files.hub_data import cache_root
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,8 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import lock_of, locked, write_json, writing
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.examples import FILES_CODE, SCHEMA_CODE, cache_root, fingerprint
+from hf_recipes.data.examples import FILES_CODE, SCHEMA_CODE, fingerprint
+from hf_recipes.data.files.hub_data import cache_root
 from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, print_plan
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder

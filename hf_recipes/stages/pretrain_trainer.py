@@ -123,9 +123,6 @@ class PretrainTrainer(MixtureData, RunMixin, transformers.Trainer):
     def tokens_in(self, inputs):
         return int(inputs["tokens"].sum())
 
-    def locations_of(self, batches):
-        return [location for inputs in batches for location in inputs["location"]]
-
     # Steps
 
     def create_scheduler(self, num_training_steps, optimizer=None):

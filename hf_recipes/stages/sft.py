@@ -196,9 +196,6 @@ class StreamTrainer(MixtureData, Trainer):
         columns = [{**row, "sources": np.full(len(row["input_ids"]), row["source"])} for row in rows]
         return {**self.data_collator(columns), "location": [row["location"] for row in rows]}
 
-    def locations_of(self, batches):
-        return [location for inputs in batches for location in inputs["location"]]
-
 
 class ValidationLoss(NLL):
     """`nll` of the validation rows, under the names of TRL's metrics."""

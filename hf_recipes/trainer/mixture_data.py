@@ -142,6 +142,9 @@ class MixtureData:
         self._batches = TimedBatches(map(collate, self.mixture.stream(self._start, self._last_block, *process)))
         return self._batches
 
+    def locations_of(self, batches):
+        return [location for inputs in batches for location in inputs["location"]]
+
     def log(self, logs, start_time=None):
         if "loss" in logs and self.ledger.totals["read"] >= CHECKED:
             self.ledger.check(self.max_drop_ratio)

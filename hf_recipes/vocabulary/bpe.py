@@ -148,17 +148,14 @@ class Bpe:
         Special tokens get into the model's vocabulary too, under their ids: `tokenizers` gives a token that is added
         later the id after the last of the model, which one of the new tokens would have already.
         """
+        from tokenizers import Tokenizer
+
         first, model = self.next_id, self.settings["model"]
         for token, index in sorted(self.special.items(), key=lambda item: item[1]):
             model["vocab"].setdefault(token, index)
         model["vocab"] |= {token: first + index for index, token in enumerate(tokens)}
         pairs = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
         model["merges"] = [list(pair) for pair in (*pairs, *merges)]
-        self._rebuild()
-
-    def _rebuild(self) -> None:
-        from tokenizers import Tokenizer
-
         self.backend = Tokenizer.from_str(json.dumps(self.settings, ensure_ascii=False))
 
 

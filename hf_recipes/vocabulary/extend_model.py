@@ -62,7 +62,8 @@ def _extend(arguments: ExtendModelArguments, target: Path) -> None:
             "that it was trained with"
         )
     before = _measure(model, old, texts)
-    _grow(model, len(new), arguments.pad_to_multiple_of)
+    if rows < len(new):
+        model.resize_token_embeddings(len(new), pad_to_multiple_of=arguments.pad_to_multiple_of, mean_resizing=False)
     parts = token_parts(old, new, ids, _descriptions(arguments.tokenizer_name))
     padding = range(max(rows, len(new)), model.get_input_embeddings().num_embeddings)
     initialize_rows(model, parts | dict.fromkeys(padding, ()), arguments.initialization, arguments.seed)
@@ -127,12 +128,6 @@ def token_parts(
 def _descriptions(tokenizer: str) -> dict[str, str]:
     path = Path(tokenizer) / EXTENSION
     return json.loads(path.read_text(encoding="utf-8-sig"))["special_tokens"] if path.is_file() else {}
-
-
-def _grow(model: "PreTrainedModel", tokens: int, multiple: int) -> None:
-    """Embeddings with rows for all `tokens`; a model that has enough already keeps its number."""
-    if model.get_input_embeddings().num_embeddings < tokens:
-        model.resize_token_embeddings(tokens, pad_to_multiple_of=multiple, mean_resizing=False)
 
 
 def _texts(arguments: ExtendModelArguments) -> "Dataset | None":

@@ -265,13 +265,13 @@ def _messages(turns: list | None, arguments: ServeArguments) -> list[Message]:
         raise RequestError("messages: empty" if turns is not None else "messages: missing", "messages")
     messages: list[Message] = []
     for number, turn in enumerate(turns):
+        name = f"messages[{number}]"
         try:
             messages.append(_message(turn))
         except RowProblem as problem:
-            raise RequestError(f"messages[{number}]: {problem}", f"messages[{number}]") from None
+            raise RequestError(f"{name}: {problem}", name) from None
         except RequestError as error:
-            param = f"messages[{number}]"
-            raise RequestError(f"{param}{error}", param) from None
+            raise RequestError(f"{name}{error}", name) from None
     if messages[-1]["role"] == "assistant":
         raise RequestError("messages: the last one is the assistant's; there is nothing to answer", "messages")
     try:

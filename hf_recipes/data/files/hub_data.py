@@ -23,7 +23,7 @@ def load_hub(path: str, split: str, cache_dir: str | None) -> "Dataset":
     name, subset = _name_and_subset(path)
     try:
         if path.startswith(MODELSCOPE):
-            splits, load = _of_folder(str(download_data(name, _root(cache_dir))), subset, cache_dir, path)
+            splits, load = _of_folder(str(download_data(name, cache_root(cache_dir))), subset, cache_dir, path)
         else:
             splits, load = _cached(name, subset, cache_dir) or _of_folder(name, subset, cache_dir, path)
         if split in splits:
@@ -83,7 +83,7 @@ def _name_and_subset(path: str) -> tuple[str, str | None]:
     return f"{owner}/{name}", subset[0] if subset else None
 
 
-def _root(cache_dir: str | None) -> Path:
+def cache_root(cache_dir: str | None) -> Path:
     import datasets
 
     return Path(cache_dir or datasets.config.HF_DATASETS_CACHE)

@@ -63,7 +63,8 @@ class Members:
                 keys |= owners if name == MYSELF else set()
             if not keys:
                 raise UserError(f"--me {name}: nobody of this name or number writes here, but {self._listed(logs)} do")
-            people = {key for key in keys if self._is_person(key) or _writes_with(key, keys, chats)}
+            accounts = {key for key in keys if key in self._accounts or key.startswith(EXPORTER)}
+            people = accounts | {key for key in keys if _writes_with(key, keys, chats)}
             if is_one_exporter:
                 people = people - owners | set(list(people & owners)[:1])
             if len(people) > 1:
@@ -77,9 +78,6 @@ class Members:
         # Where an export has names alone, the same person has no number.
         names = {name for key in me for name in self.names[key]} & self.names.keys() - self._accounts
         return me | {key for key in names if not _writes_with(key, me, chats)}
-
-    def _is_person(self, key: str) -> bool:
-        return key in self._accounts or key.startswith(EXPORTER)
 
     def _writes_another(self, owner: str, owners: set[str], senders: set[str]) -> bool:
         """Whether one of the other exporters writes in a chat that `owner` exported."""

@@ -10,12 +10,7 @@ from hf_recipes.core.bounds import bounded
 from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
-from hf_recipes.models.adapters.peft_workarounds import (
-    adaptable,
-    base_biases,
-    expose_head_bias,
-    restore_when_disabled,
-)
+from hf_recipes.models.adapters.peft_workarounds import adaptable, base_biases, repair
 from hf_recipes.models.adapters.residual import KINDS, initialize_residual, is_residual
 from hf_recipes.models.adapters.targets import (
     check_patterns,
@@ -161,8 +156,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
             "other, which are one weight; leave one of the two keys out"
         )
     check_patterns(adapted, config, path)
-    restore_when_disabled(adapted, biases)
-    expose_head_bias(adapted)
+    repair(adapted, biases)
     save_for_both_layouts(adapted)
     if not any(parameter.requires_grad for parameter in adapted.parameters()):
         raise UserError(f"{path}: leaves no weight to train (layers_to_transform or exclude_modules name all of them)")

@@ -41,7 +41,14 @@ def token_rows_on_cpu() -> Iterator[None]:
         yield
 
 
-def expose_head_bias(model: "PeftModel") -> None:
+def repair(model: "PeftModel", biases: "list[tuple[torch.nn.Parameter, torch.Tensor]]") -> None:
+    """Show the bias of a head whose rows are trained, and let `disable_adapter` restore the base's `biases` too."""
+    _expose_head_bias(model)
+    if biases:
+        _restore_when_disabled(model, biases)
+
+
+def _expose_head_bias(model: "PeftModel") -> None:
     """Give a head whose rows are trained the base's `bias`, or None, which TRL's losses read and PEFT 0.21 hides."""
     from peft.utils.other import TrainableTokensWrapper
 
@@ -57,10 +64,8 @@ def base_biases(model: "PreTrainedModel", config: "PeftConfig") -> "list[tuple[t
     return [(p, p.detach().clone()) for name, p in model.named_parameters() if name.endswith("bias")]
 
 
-def restore_when_disabled(model: "PeftModel", biases: "list[tuple[torch.nn.Parameter, torch.Tensor]]") -> None:
+def _restore_when_disabled(model: "PeftModel", biases: "list[tuple[torch.nn.Parameter, torch.Tensor]]") -> None:
     """Make `disable_adapter` restore the base's `biases` too: PEFT leaves the trained ones."""
-    if not biases:
-        return
     disable = model.disable_adapter
 
     @contextmanager

@@ -6,12 +6,7 @@ from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.adapters.lora import check_initialization
-from hf_recipes.models.adapters.peft_workarounds import (
-    adaptable,
-    base_biases,
-    expose_head_bias,
-    restore_when_disabled,
-)
+from hf_recipes.models.adapters.peft_workarounds import adaptable, base_biases, repair
 from hf_recipes.models.adapters.residual import is_residual, to_plain_lora
 from hf_recipes.models.adapters.vision import in_text_layout, save_for_both_layouts
 from hf_recipes.models.checks.finite import check_file, not_finite
@@ -110,8 +105,7 @@ def load_adapter(
             f"--peft_path {path}: adapter_config.json leaves out {len(unused)} of the {len(matrices)} tensors of "
             f"adapter_model.safetensors ({unused[0]}); give the configuration that was saved with them"
         )
-    restore_when_disabled(adapted, biases)
-    expose_head_bias(adapted)
+    repair(adapted, biases)
     if is_trainable:
         save_for_both_layouts(adapted)
     return adapted

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
 from hf_recipes.data.chat.message_form import MessageForm
-from hf_recipes.data.chat.probes.thought_style import ANSWER, QUESTION, PlainTurn, ThoughtStyle, learn_thoughts
+from hf_recipes.data.chat.probes.thought_style import ANSWER, NEXT, QUESTION, PlainTurn, ThoughtStyle, infer_thoughts
 from hf_recipes.data.chat.probes.turn_end import TurnEnd
 from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
@@ -44,12 +44,12 @@ class TemplateProbes:
             )
         end = ends.at_end(plain.suffix)
         self.has_end = bool(end)
-        self.end_of_turn = end or ends.opener([QUESTION, ANSWER], _next_question()) or tokenizer.eos_token or ""
+        self.end_of_turn = end or ends.opener([QUESTION, ANSWER], NEXT) or tokenizer.eos_token or ""
         if not self.end_of_turn:
             raise UserError(
                 "neither the chat template nor the tokenizer has a token that ends a turn; name one with --eos_token"
             )
-        self.thoughts = learn_thoughts(render, plain)
+        self.thoughts = infer_thoughts(render, plain)
         render.form = replace(render.form, thoughts=self.thoughts.field, around=self.thoughts.around)
         self._plain_prompt = plain.prompt.rstrip()
         opening = plain.generation.strip()
@@ -104,7 +104,3 @@ class TemplateProbes:
         except RowProblem:
             return False
         return not chat.partition(ANSWER["content"])[2].startswith(plain.suffix)
-
-
-def _next_question() -> Message:
-    return {**QUESTION, "content": "PROBEnext"}

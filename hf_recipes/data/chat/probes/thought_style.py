@@ -11,6 +11,7 @@ from hf_recipes.data.schemas.thoughts import TAGS, ThoughtMarks
 
 QUESTION = {"role": "user", "content": "PROBEquestion"}
 ANSWER = {"role": "assistant", "content": "PROBEanswer"}
+NEXT = {"role": "user", "content": "PROBEnext"}
 THOUGHTS = "PROBEthoughts"
 # What may be a mark in the source of a template: a text in quotes, or in brackets of any kind.
 _QUOTED = re.compile(r"'([^'\n]{2,40})'|\"([^\"\n]{2,40})\"")
@@ -64,7 +65,7 @@ class PlainTurn:
         return self.prompt.rpartition(QUESTION["content"])[2]
 
 
-def learn_thoughts(render: Renderer, plain: PlainTurn) -> ThoughtStyle:
+def infer_thoughts(render: Renderer, plain: PlainTurn) -> ThoughtStyle:
     """The style of thoughts of a template, of which `plain` is the rendering without any."""
     chat: list[Message] = [QUESTION, {**ANSWER, "reasoning_content": THOUGHTS}]
     for name in (*THOUGHTS_KEYS, "parts"):
@@ -126,8 +127,8 @@ def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, 
     source = str(render.tokenizer.chat_template)
     marks = _marks(source, render)
     prompt, added = plain.prompt.rstrip(), plain.prompt[plain.start :].strip()
-    chat = render.tried([QUESTION, ANSWER, {**QUESTION, "content": "PROBEnext"}]) or ""
-    after = plain.suffix + chat.partition(ANSWER["content"])[2].partition("PROBEnext")[0]
+    chat = render.tried([QUESTION, ANSWER, NEXT]) or ""
+    after = plain.suffix + chat.partition(ANSWER["content"])[2].partition(NEXT["content"])[0]
     for opening in sorted(filter(prompt.endswith, marks), key=len, reverse=True):
         if opening.strip() != opening or opening not in plain.generation:
             continue
