@@ -17,8 +17,8 @@ from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.compare import (
     EvaluateArguments,
     base_templates,
+    check_engine,
     check_results,
-    check_reward_model,
     compare,
     evaluate,
     evaluate_base,
@@ -33,7 +33,8 @@ from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.evaluation.run_record import EvaluatedRows, RunRecord
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
-from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import is_reward_model, open_for_inference
+from hf_recipes.models.inference.vllm_model import load_for_answers
 from hf_recipes.models.templates.options import TemplateArguments
 from hf_recipes.rewards.weighted_sum import Rewards
 
@@ -63,9 +64,9 @@ def main() -> None:
         rewards = Rewards(evaluation, **args.source) if evaluation.specs else None
         methods = build_methods(evaluation, tokenizer, decoding=decoding, rewards=rewards, **options)
         is_reward = is_reward_model(config, model_args.peft_path)
-        if is_reward:
-            check_reward_model(model_args.model_name_or_path, args, methods)
-        return tokenizer, methods, {**args.source, "is_reward": is_reward, "autocast": record.autocast}
+        check_engine(model_args, args, methods, decoding, tokenizer, config, is_reward)
+        opened = {"engine": args.engine, "config": config, "is_reward": is_reward, "autocast": record.autocast}
+        return tokenizer, methods, {**args.source, **opened}
 
     tokenizer, methods, options = prepare(model_args)
     templates = base_templates(args, tokenizer, methods)
@@ -76,14 +77,14 @@ def main() -> None:
     check_results(folder, methods, [who, "base" if args.compare == "base" else "other"])
     judge = pair_judge(judging, args, methods, **args.source)
     settings = settings_of(model_args, args, evaluation, rows, decoding, tokenizer, judge and judge.settings)
-    model = load_for_inference(model_args, tokenizer, **options)
+    model = load_for_answers(model_args, tokenizer, **options)
     outcomes = {who: evaluate(model, methods, args.batch_size, who)}
     if args.compare == "base":
         with model.disable_adapter():
             outcomes["base"], settings["base_thinking"] = evaluate_base(model, of_base, args.batch_size)
     elif others:
         del model
-        model = load_for_inference(others, other_tokenizer, **other_options)
+        model = load_for_answers(others, other_tokenizer, **other_options)
         outcomes["other"] = evaluate(model, other_methods, args.batch_size, "other")
     first, *rest = outcomes.values()
     changes = compare(methods, first, *rest) if rest else {}

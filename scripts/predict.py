@@ -30,8 +30,9 @@ from hf_recipes.evaluation.predict import (
 from hf_recipes.evaluation.run_record import RunRecord
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
-from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
+from hf_recipes.models.inference.loading import open_for_inference
 from hf_recipes.models.inference.thinking import cut_message
+from hf_recipes.models.inference.vllm_model import check_vllm, load_for_answers
 from hf_recipes.models.templates.options import TemplateArguments
 
 
@@ -46,6 +47,8 @@ def main() -> None:
     source = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
     template.keep_date(date_of(args))
     config, tokenizer = open_for_inference(model_args, template=template, **source)
+    if args.engine == "vllm":
+        check_vllm(model_args, tokenizer, config, decoding)
     budget = prompt_budget(config, decoding.max_new_tokens)
     reader = PromptReader(
         args.input_file,
@@ -60,7 +63,8 @@ def main() -> None:
     step = Predict(reader, decoding, args.batch_size, args.prediction_column)
     settings = predict_settings(args, model_args, decoding, reader, config)
     settings |= {"autocast": True} if record.autocast else {}
-    open_model = partial(load_for_inference, model_args, tokenizer, **source, autocast=record.autocast)
+    source |= {"engine": args.engine, "config": config, "autocast": record.autocast}
+    open_model = partial(load_for_answers, model_args, tokenizer, **source)
     run_over_file(args, reader, step, settings, open_model)
     cut, answered = count_cut(args.output_file, args.prediction_column)
     if cut:

@@ -25,10 +25,11 @@ from hf_recipes.evaluation.reports.results import evaluation_report
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generate import not_numbers
+from hf_recipes.models.inference.vllm_model import check_vllm
 from hf_recipes.models.templates.options import thinking_templates
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from hf_recipes.evaluation.registry import EvaluationArguments
     from hf_recipes.evaluation.run_record import EvaluatedRows
@@ -50,6 +51,10 @@ class EvaluateArguments:
     )
     json: bool = setting(JSON_HELP, False)
     batch_size: PositiveInt = setting("Sequences in a forward pass.", 8)
+    engine: Literal["transformers", "vllm"] = setting(
+        "What writes the answers: transformers on any device, or vLLM, faster on GPUs, where it is installed.",
+        "transformers",
+    )
     max_drop_ratio: Share = setting("Stop where more rows cannot be used.", 0.01)
     language: Language | None = setting("Language of report.html and its pictures; by default the locale's.")
     overwrite_output_dir: bool = setting("Write over an earlier evaluation's files.", False)
@@ -82,13 +87,28 @@ def open_folder(args: EvaluateArguments) -> OutputFolder:
     return folder
 
 
-def check_reward_model(name: str, args: EvaluateArguments, methods: Mapping[str, Method]) -> None:
-    """A UserError where the reward model `name` cannot give what is asked for."""
-    if args.compare == "base":
+def check_engine(
+    model_args: "ModelArguments",
+    args: EvaluateArguments,
+    methods: Mapping[str, Method],
+    decoding: "Decoding",
+    tokenizer: "PreTrainedTokenizerBase",
+    config: "PretrainedConfig",
+    is_reward: bool,
+) -> None:
+    """A UserError where the model cannot give in --engine what is asked for."""
+    name = model_args.model_name_or_path
+    if is_reward and args.compare == "base":
         raise UserError("--compare base: without its adapter the base has no head that scores; name another model")
     for method in methods.values():
-        if not method.scores_reward_models:
+        if is_reward and not method.scores_reward_models:
             raise UserError(f"{name}: a reward model, which gives no {method.name}")
+        if args.engine == "vllm" and not answers(method):
+            raise UserError(
+                f"--engine vllm writes answers, and gives no {method.name}; choose --eval_methods, or omit the flag"
+            )
+    if args.engine == "vllm":
+        check_vllm(model_args, tokenizer, config, decoding)
 
 
 def check_results(folder: OutputFolder, evaluations: Iterable[str], models: Iterable[str]) -> list[str]:
@@ -205,6 +225,7 @@ def settings_of(
         "compare": args.compare,
         "compare_thinking": args.compare_thinking,
         "batch_size": args.batch_size,
+        "engine": args.engine,
         "chat_template": tokenizer.chat_template,
         "chat_template_date": printed_date(tokenizer),
         "eval_methods": evaluation.eval_methods,

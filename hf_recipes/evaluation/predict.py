@@ -36,6 +36,10 @@ class PredictArguments(FileArguments):
     max_source_length: PositiveInt | None = setting(
         "Tokens of a prompt at the most; by default what the model's context holds."
     )
+    engine: Literal["transformers", "vllm"] = setting(
+        "What writes the answers: transformers on any device, or vLLM, faster on GPUs, where it is installed.",
+        "transformers",
+    )
     submission: Literal["promptcblue"] | None = setting("Also write the file that a benchmark wants.")
     text_as: Literal["continuation", "question"] = setting(
         "Rows of bare text are continued, or sent as a user's question.", "continuation"
@@ -136,6 +140,7 @@ def predict_settings(
         "max_source_length": reader.max_source_length,
         "text_as": args.text_as,
         "prediction_column": args.prediction_column,
+        **({"engine": args.engine} if args.engine != "transformers" else {}),
     }
 
 

@@ -13,18 +13,16 @@ from hf_recipes.apps.chat.launch import as_trained
 from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.models.adapters.saved_adapter import read_adapter_config
 from hf_recipes.models.inference.loading import open_for_inference
+from hf_recipes.models.inference.vllm_model import NOT_INSTALLED, check_adapter, check_model, lora_rank
 from hf_recipes.models.templates.options import TemplateArguments
-
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 
 
 def start(arguments: ServeArguments, template: TemplateArguments, given: Collection[str]) -> None:
     """Replace this process by vLLM's server; the key goes by its environment."""
     program = shutil.which("vllm", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
     if program is None:
-        raise UserError("--engine vllm: vLLM is not installed here; pip install vllm, or omit the flag")
+        raise UserError(NOT_INSTALLED)
     command = [program, *command_line(arguments, template, given)]
     say(shlex.join(command))
     environment = {**os.environ, **({"VLLM_API_KEY": arguments.key} if arguments.key else {})}
@@ -33,14 +31,13 @@ def start(arguments: ServeArguments, template: TemplateArguments, given: Collect
 
 def command_line(arguments: ServeArguments, template: TemplateArguments, given: Collection[str]) -> list[str]:
     """The arguments of vLLM's program."""
-    for flag in ("load_in_8bit", "bnb_config"):
-        if getattr(arguments, flag):
-            raise UserError(f"--{flag}: --engine vllm has nothing like it; omit one of them")
     adapters = arguments.adapters
     arguments = as_trained(replace(arguments, peft_path=list(adapters.values()) or None), given)
     first = next(iter(adapters.values()), None)
     source = {"trust_remote_code": arguments.trust_remote_code, "cache_dir": arguments.cache_dir}
-    _, tokenizer = open_for_inference(replace(arguments.model_arguments, peft_path=first), template=template, **source)
+    model_args = replace(arguments.model_arguments, peft_path=first)
+    config, tokenizer = open_for_inference(model_args, template=template, **source)
+    check_model(model_args, tokenizer, config)
     if arguments.system_prompt:
         say(f"vLLM sends no system prompt by itself; clients have to send {arguments.system_prompt!r}")
     default = {"temperature": arguments.temperature, "top_p": arguments.top_p}
@@ -67,9 +64,8 @@ def command_line(arguments: ServeArguments, template: TemplateArguments, given: 
             file.write(tokenizer.chat_template)
         flags["chat-template"] = file.name
     if adapters:
-        rank = max(read_adapter_config(path).r for path in adapters.values())
         flags |= {"enable-lora": True, "max-loras": len(adapters)}
-        flags["max-lora-rank"] = next((one for one in RANKS if one >= rank), rank)
+        flags["max-lora-rank"] = lora_rank([check_adapter(path).r for path in adapters.values()])
         flags["lora-modules"] = [f"{name}={path}" for name, path in adapters.items()]
     line = ["serve", arguments.model_name_or_path]
     for name, value in flags.items():

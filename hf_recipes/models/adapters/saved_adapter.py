@@ -54,6 +54,10 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
     return config
 
 
+def check_adapter_weights(path: str) -> None:
+    check_file(os.path.join(path, "adapter_model.safetensors"), f"--peft_path {path}: adapter_model.safetensors")
+
+
 def load_adapter(
     model: "PreTrainedModel | PeftModel", path: str, *, is_trainable: bool = False, name: str = "default"
 ) -> "PeftModel":
@@ -70,7 +74,7 @@ def load_adapter(
     if trained_on and base and os.path.normpath(trained_on) != os.path.normpath(base):
         say(f"{path}: was trained on {trained_on}; this base is {base}")
     saved = check_shapes(inner, path)
-    check_file(os.path.join(path, "adapter_model.safetensors"), f"--peft_path {path}: adapter_model.safetensors")
+    check_adapter_weights(path)
     if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
         raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
     kind = config.init_lora_weights if config.peft_type == "LORA" and is_residual(config) else None

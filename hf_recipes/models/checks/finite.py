@@ -40,8 +40,6 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
     """
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    from hf_recipes.models.weight_files import local_folder
-
     if int(os.environ.get("LOCAL_RANK", 0)) != 0:
         return
     wrong, weights = None, dict(model.named_parameters())
@@ -49,13 +47,20 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
         wrong = next((name for name, tensor in weights.items() if not _is_finite(tensor)), None)
         if wrong is None:
             return
+    check_weight_files(arguments, cache_dir)
+    if wrong is not None:
+        name, kind = arguments.model_name_or_path, str(model.dtype).removeprefix("torch.")
+        raise UserError(f"{name}: {wrong} in {kind} {WHY}; --dtype float32 holds larger numbers, else {HINT}")
+
+
+def check_weight_files(arguments: "ModelArguments", cache_dir: str | None = None) -> None:
+    """Refuse a base model, which was loaded, with a weight in its files that is not finite."""
+    from hf_recipes.models.weight_files import local_folder
+
     name = arguments.model_name_or_path
     folder = local_folder(name, arguments.model_revision, cache_dir)
     for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")):
         check_file(path, f"{name}: {path.name}")
-    if wrong is not None:
-        kind = str(model.dtype).removeprefix("torch.")
-        raise UserError(f"{name}: {wrong} in {kind} {WHY}; --dtype float32 holds larger numbers, else {HINT}")
 
 
 def check_file(path: str | os.PathLike, what: str) -> None:

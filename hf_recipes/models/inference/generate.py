@@ -10,6 +10,7 @@ from hf_recipes.data.schemas.thoughts import ThoughtMarks
 from hf_recipes.models.inference.decoding import Decoding, batch_processors
 from hf_recipes.models.inference.generation_settings import complete_generation_config
 from hf_recipes.models.inference.thinking import Thinking
+from hf_recipes.models.inference.vllm_model import AT_ONCE, VllmModel
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def stop_tokens(
 
 
 def continue_batches(
-    model: "PreTrainedModel",
+    model: "PreTrainedModel | VllmModel",
     tokenizer: "PreTrainedTokenizerBase",
     prompts: Sequence[Sequence[int]],
     batches: Sequence[Sequence[int]],
@@ -98,6 +99,8 @@ def continue_batches(
     Apart from rounding (in practice, not in float32), a text does not depend on its batch. This is true of sampled ones
     too: each row has its own random numbers, and torch's random state is neither used nor changed.
 
+    vLLM makes batches by itself and gets `AT_ONCE` prompts; its rows can neither have `begun` nor be watched.
+
     Args:
         decoding: of all prompts, or one for each, without beams.
         marks: of thoughts, which are separated and have a budget (see `Thinking`); None where there are none.
@@ -113,6 +116,16 @@ def continue_batches(
 
     stops = stop_tokens(tokenizer, model.generation_config.eos_token_id, stop_ids)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(model, VllmModel):
+        order = [index for batch in batches for index in batch]
+        for batch in (order[start : start + AT_ONCE] for start in range(0, len(order), AT_ONCE)):
+            before_batch()
+            rows = [_Row(index, prompts[index], []) for index in batch]
+            settings = [decoding if isinstance(decoding, Decoding) else decoding[index] for index in batch]
+            thinking = Thinking(tokenizer, marks, rows, settings, context) if marks else None
+            row_keys = batch if keys is None else [keys[index] for index in batch]
+            yield batch, _continue_in_vllm(model, tokenizer, rows, settings, row_keys, stops, thinking)
+        return
     # The last position's hidden states are a strided view; F.linear then copies the head's weights once for each row of
     # the batch (1.1 GB for 20 rows of a 135M model on torch 2.13).
     head = model.get_output_embeddings()
@@ -167,6 +180,44 @@ def continue_batches(
         hook.remove()
         model.config.use_cache = used_cache
         model.train(was_training)
+
+
+def _continue_in_vllm(
+    model: VllmModel,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence["_Row"],
+    decodings: Sequence[Decoding],
+    keys: Sequence[int],
+    stops: set[int],
+    thinking: Thinking | None,
+) -> list[Continuation]:
+    """The continuations of rows, with thoughts in two calls: until their budget is reached, and the rest."""
+    import torch
+
+    def more(to_add: dict[int, tuple[list[int], int]], step: int) -> None:
+        """Continue texts by what is given for them, and by so many tokens."""
+        for number, (given, _) in to_add.items():
+            texts[number] += given
+        numbers = [number for number, (_, limit) in to_add.items() if limit > 0]
+        new = model.generate(
+            [[*rows[number].prompt, *texts[number]] for number in numbers],
+            [to_add[number][1] for number in numbers],
+            [decodings[number] for number in numbers],
+            [[keys[number], step] for number in numbers],
+            stops,
+        )
+        for number, ids in zip(numbers, new, strict=True):
+            texts[number] += ids
+
+    texts: list[list[int]] = [[] for _ in rows]
+    limits = [decoding.max_new_tokens for decoding in decodings]
+    more({number: ([], thinking.first(number) if thinking else limit) for number, limit in enumerate(limits)}, 0)
+    if thinking:
+        unfinished = (number for number, ids in enumerate(texts) if not stops.intersection(ids[-1:]))
+        more({number: thinking.rest(number, texts[number]) for number in unfinished}, 1)
+    finite = torch.ones(len(rows), dtype=torch.bool)
+    read = _Texts(tokenizer, list(rows), 0, stops, limits, thinking, finite=finite)
+    return [read.read(number, ids) for number, ids in enumerate(texts)]
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,18 @@ class Thinking:
         ended = [length >= self._limit(row, start) for row, length, start in self._rows(ids)]
         return ids.new_tensor(ended, dtype=bool)
 
+    def first(self, row: int) -> int:
+        """How many tokens to write before `rest` is asked."""
+        budget = self._budgets[row]
+        return self._most[row] if budget is None else budget
+
+    def rest(self, row: int, new: list[int]) -> tuple[list[int], int]:
+        """What is to follow the tokens `new`, as many as `first` says, and how many more may be written then."""
+        if self._budgets[row] is None:
+            return [], 0
+        start = split_ids(self._tokenizer, self._marks, new, self._opened[row])[2]
+        return (self._close, self._most[row]) if start is None else ([], start + self._most[row] - len(new))
+
     def _longest(self, row: int) -> int:
         budget = self._budgets[row]
         return (0 if budget is None else budget + len(self._close)) + self._most[row]
