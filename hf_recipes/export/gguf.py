@@ -155,7 +155,7 @@ def _convert(
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
     if unknown := re.search(r"Model (\S+) is not supported", done.stderr):
         raise UserError(f"--model_name_or_path {name}: {converter} does not know {unknown[1]}")
-    if "BPE pre-tokenizer was not recognized" in done.stderr:
+    if "BPE pre-tokenizer was not recognized" in lines[-1]:  # above it is a warning, of a tokenizer that has a name
         raise UserError(
             f"--model_name_or_path {name}: its tokenizer splits text as none of llama.cpp's pre-tokenizers does, and "
             f"{converter} does not know it by its hash either; a newer llama.cpp may"

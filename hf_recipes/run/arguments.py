@@ -1,5 +1,6 @@
 """What a user may set in every stage, in addition to the fields of TRL's and transformers' configurations."""
 
+import inspect
 import json
 import os
 import re
@@ -9,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from accelerate.utils import DynamoBackend
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
@@ -41,11 +44,14 @@ class RunArguments:
     unusable: ClassVar[dict[str, str]] = {}
     needs: ClassVar[Needs] = {}
     limits: ClassVar[dict[str, at]] = {  # of inherited numbers
-        **dict.fromkeys(
-            ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), at(ge=1)
-        ),
+        **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), at(ge=1)),
+        **dict.fromkeys(("gradient_accumulation_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), at(ge=1)),
+        **dict.fromkeys(("dataloader_num_workers", "warmup_steps", "eval_delay", "save_total_limit"), at(ge=0)),
+        **dict.fromkeys(("max_grad_norm", "neftune_noise_alpha", "weight_decay"), at(ge=0)),
+        **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), at(gt=0)),
+        "label_smoothing_factor": at(ge=0, lt=1),
         "ddp_timeout": at(ge=1, text="at least 1 second"),
-        "seed": at(ge=0, le=2**32 - 1),
+        **dict.fromkeys(("seed", "data_seed"), at(ge=0, le=2**32 - 1)),
     }
     # Whether the loss calls the output embeddings, so that an adapter on them is trained, or reads their weight.
     calls_head: ClassVar[bool] = False
@@ -123,6 +129,16 @@ class RunArguments:
         refuse_unusable(self, self.unusable, self.needs)
         if self.use_liger_kernel and find_spec("liger_kernel") is None:
             raise ValueError("--use_liger_kernel: not installed; pip install liger-kernel, or leave it out")
+        known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            given = getattr(self, name) or {}
+            given = read_mapping(given, f"--{name}") if isinstance(given, str) else given
+            if unknown := sorted(given.keys() - known):
+                raise ValueError(f"--{name}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
+        backend = self.torch_compile_backend
+        if backend and backend.upper() not in DynamoBackend.__members__:
+            known = [name.lower() for name in DynamoBackend.__members__]
+            raise ValueError(f"--torch_compile_backend {backend}: no such backend{nearest(backend, known)}")
         check_limits(self)
 
     def __post_init__(self):

@@ -57,7 +57,12 @@ class DPOArguments(TemplateArguments, RunArguments, DPOConfig):
         "padding_free": f"{INERT}TRL's DPO pads",
         "truncation_mode": f"{INERT}use --max_length",
     }
-    limits: ClassVar = {"beta": at(gt=0), "label_smoothing": at(ge=0, lt=0.5), "ld_alpha": at(ge=0, le=1)}
+    limits: ClassVar = {
+        "beta": at(gt=0),
+        "label_smoothing": at(ge=0, lt=0.5),
+        "ld_alpha": at(ge=0, le=1),
+        "precompute_ref_batch_size": at(ge=1),
+    }
     needs: ClassVar = {
         **PRECOMPUTES,
         "discopop_tau": ("--loss_type discopop", lambda args: "discopop" in args.loss_type),

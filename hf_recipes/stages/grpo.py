@@ -73,7 +73,10 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
     }
 
     limits: ClassVar = {
-        **dict.fromkeys(("max_completion_length", "num_iterations"), at(ge=1)),
+        **dict.fromkeys(("max_completion_length", "num_iterations", "steps_per_generation"), at(ge=1)),
+        **dict.fromkeys(("epsilon", "epsilon_high", "top_k"), at(ge=0)),
+        **dict.fromkeys(("delta", "repetition_penalty"), at(gt=0)),
+        **dict.fromkeys(("top_p", "top_entropy_quantile"), at(gt=0, le=1, text="more than 0, at most 1")),
         "temperature": at(gt=0, text="more than 0; answers have to differ"),
     }
 
@@ -92,12 +95,21 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
         "share --max_completion_length.",
     )
     use_vllm: bool | None = setting("Answer with vLLM; by default where it is installed and there is a GPU.")
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = setting(
+        "What the loss is the mean over, and what limits it.", "dapo"
+    )
+    scale_rewards: Literal["group", "batch", "none"] = setting(
+        "What advantages are divided by the standard deviation of: a prompt's answers, a batch's, or nothing.", "group"
+    )
+    importance_sampling_level: Literal["token", "sequence"] = setting("What has an importance ratio.", "token")
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = setting(
+        "Whether several rewards are summed before or after they are normalized.", "sum_then_normalize"
+    )
     num_generations_eval: int | None = setting("No effect: evaluations answer each prompt once.", 1)
     normalize_advantages: bool = setting("Of rloo: to mean 0 and standard deviation 1 over a step's answers.", False)
     reward_clip_range: list[float] | None = setting("Of rloo: the least and the largest reward.")
 
     def __post_init__(self):
-        self.check_fields()
         if self.algorithm == "rloo":
             of_rloo = {f.name for f in fields(RLOOConfig)}
             for other in fields(GRPOConfig):
@@ -107,6 +119,7 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
             raise ValueError("--normalize_advantages and --reward_clip_range are of --algorithm rloo")
         if self.reward_clip_range and len(self.reward_clip_range) != 2:
             raise ValueError("--reward_clip_range: expected the least and the largest reward")
+        self.check_fields()
         self._check_groups()
         if self.use_vllm is None:
             self.use_vllm = find_spec("vllm") is not None and has_accelerator() and not self.use_cpu
@@ -173,6 +186,11 @@ def prepare_prompts(context: Context) -> PromptData:
             "nothing says what an answer is worth: give --rewards (docs/en/grpo.md has them) or --reward_model"
         )
     data, args = context.data_args, context.args
+    if args.cast_lm_head_to_fp32 and context.config.get_text_config().tie_word_embeddings:
+        raise UserError(
+            "--cast_lm_head_to_fp32: this model's head is its embeddings, which TRL cannot cast; leave it out, or take "
+            "--dtype float32"
+        )
     rewards = Rewards(context.evaluation, args.trust_remote_code, data.cache_dir)
     prompts, ledgers, stop_ids = read_prompt_sets(data, args, context.tokenizer)
     rewards.check(prompts["train"])

@@ -38,7 +38,12 @@ class KTOArguments(TemplateArguments, RunArguments, KTOConfig):
     adapter_learning_rate: ClassVar = 1e-5
     unusable: ClassVar = WITH_REFERENCE
     needs: ClassVar = PRECOMPUTES
-    limits: ClassVar = {"beta": at(gt=0), "desirable_weight": at(ge=0), "undesirable_weight": at(ge=0)}
+    limits: ClassVar = {
+        "precompute_ref_batch_size": at(ge=1),
+        "beta": at(gt=0),
+        "desirable_weight": at(ge=0),
+        "undesirable_weight": at(ge=0),
+    }
 
     learning_rate: float = setting("The highest learning rate; with an adapter 1e-5 by default.", 1e-6)
     max_length: PositiveInt | None = setting("Tokens of a row; longer ones are left out, which is counted.", 1024)

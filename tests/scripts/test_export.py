@@ -321,6 +321,21 @@ def test_another_pre_tokenizer_is_refused(script, llama, tmp_path):
     assert result == 0 and list((tmp_path / "out").iterdir()), err
 
 
+def test_a_converter_that_fails_says_why(llama, tmp_path):
+    """It warns of each tokenizer that it does not know, also where it is told how that splits text."""
+    code = """import sys
+
+def main():
+    print("WARNING: The BPE pre-tokenizer was not recognized!", file=sys.stderr)
+    raise OSError(28, "No space left on device")
+"""
+    converter = tmp_path / gguf.CONVERTER
+    converter.write_text(code)
+    tokenizer, _ = load_tokenizer(llama)
+    with pytest.raises(UserError, match=r"failed: OSError: .Errno 28. No space left on device"):
+        gguf._convert(converter, Path(llama), tmp_path / "a.gguf", "f32", llama, tokenizer)
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_heads_of_any_size(model_dir, tmp_path, monkeypatch, capsys, installed):
     """transformers' reader takes every head of a qwen3 for 128 wide; these have 8."""
