@@ -30,7 +30,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 # Fetched anew where another version of the converter made it.
-.cache/SmolLM2-135M-Instruct/config.json: hf_recipes/models/gguf/convert.py hf_recipes/models/pretokenizers.py \
+.cache/SmolLM2-135M-Instruct/config.json: hf_recipes/models/gguf/convert.py hf_recipes/models/tokenizers/pretokenizers.py \
 		| $(VENV)/.installed
 	@$(BIN)/python scripts/download.py --source demo --output_dir $(@D)
 	@touch $@

@@ -6,7 +6,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from hf_recipes.command.flags import flags_of
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.commands import COMMANDS
 from hf_recipes.stages.table import STAGES
 
 WORDS = {

@@ -12,8 +12,8 @@ if __name__ == "__main__":
 
 from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.chat.launch import as_trained, check, choose_devices, load, run
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser
 from hf_recipes.models.templates.options import TemplateArguments
 
 

@@ -12,8 +12,8 @@ if __name__ == "__main__":
 
 from dataclasses import dataclass
 
+from hf_recipes.core.arguments.settings import Parser, setting
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser, setting
 
 
 @dataclass

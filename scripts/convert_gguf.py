@@ -10,9 +10,9 @@ if __name__ == "__main__":
 
 from dataclasses import MISSING, dataclass
 
+from hf_recipes.core.arguments.settings import Parser, setting
 from hf_recipes.core.errors import say
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser, setting
 from hf_recipes.models.gguf.convert import convert_gguf
 
 

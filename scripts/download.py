@@ -13,9 +13,9 @@ if __name__ == "__main__":
 from dataclasses import dataclass
 from typing import Literal
 
+from hf_recipes.core.arguments.settings import Parser, setting
 from hf_recipes.core.errors import say
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser, setting
 from hf_recipes.hub.download import download
 from hf_recipes.hub.review_samples import download_reviews
 from hf_recipes.models.gguf.demo_model import DEMO_MODEL, download_demo

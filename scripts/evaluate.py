@@ -10,10 +10,10 @@ if __name__ == "__main__":
 
     begin_script(first_process_alone=True)
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.folders import held
 from hf_recipes.core.script import at_end, json_to_stdout, run_script
-from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.compare import (
     EvaluateArguments,
     base_templates,

@@ -11,9 +11,9 @@ if __name__ == "__main__":
 
 import shlex
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import say
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser
 from hf_recipes.export.gguf import ExportArguments, export
 from hf_recipes.models.templates.options import TemplateChoice
 

@@ -10,8 +10,8 @@ if __name__ == "__main__":
 
     begin_script()
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser
 from hf_recipes.vocabulary.arguments import ExtendModelArguments
 
 

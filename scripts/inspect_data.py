@@ -16,10 +16,10 @@ import sys
 
 from rich.console import Console
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import writing
 from hf_recipes.core.script import json_to_stdout, run_script
-from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.judging.arguments import JudgeArguments
 from hf_recipes.evaluation.judging.rating import RatingArguments, rate_rows
 from hf_recipes.evaluation.reports.page import write_page

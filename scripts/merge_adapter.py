@@ -9,9 +9,9 @@ if __name__ == "__main__":
 
     begin_script()
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import say
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser
 from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.templates.options import TemplateChoice
 

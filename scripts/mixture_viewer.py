@@ -17,9 +17,9 @@ from typing import Literal
 
 import hf_recipes
 from hf_recipes.apps.ports import free_port
+from hf_recipes.core.arguments.settings import Parser, setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser, setting
 
 PAGE = os.path.join(hf_recipes.__path__[0], "apps", "mixture", "viewer.py")
 SETTINGS = {

@@ -13,9 +13,9 @@ if __name__ == "__main__":
 from importlib.util import find_spec
 from pathlib import Path
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     [args] = parser.parse()
     tokenizer = None
     if args.tokenize:
-        from hf_recipes.models.tokenizer import load_tokenizer
+        from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
         options = {"trust_remote_code": args.trust_remote_code, "cache_dir": args.cache_dir}
         tokenizer, _ = load_tokenizer(args.model_name_or_path, needs_template=False, **options)

@@ -9,8 +9,8 @@ if __name__ == "__main__":
 
     begin_script()
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser
 from hf_recipes.importers.arguments import QQArguments
 from hf_recipes.importers.chat_logs.convert import prepare_qq
 from hf_recipes.importers.output import output_folder, print_counts

@@ -12,9 +12,9 @@ if __name__ == "__main__":
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from hf_recipes.core.arguments.settings import Parser, setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser, setting
 from hf_recipes.hub import clients as hub
 from hf_recipes.hub.upload import ensure_repository, upload
 from hf_recipes.publishing.collect_files import Address, base_without_name, upload_folder

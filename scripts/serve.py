@@ -14,8 +14,8 @@ if __name__ == "__main__":
 from hf_recipes.apps.chat.launch import choose_devices
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.apps.serve.launch import run
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser
 from hf_recipes.models.templates.options import TemplateArguments
 
 

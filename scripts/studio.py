@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from hf_recipes.apps.ports import check_port
 from hf_recipes.apps.studio.arguments import StudioArguments
 from hf_recipes.command.flags import flags_of
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser
 
 
 def main() -> None:

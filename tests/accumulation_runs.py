@@ -16,7 +16,7 @@ from transformers import set_seed
 from conftest import conversation, write_jsonl
 from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.reward_head import load_reward_model
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.stages.dpo import PAIR_LOSSES, SORTING_LOSSES
 from hf_recipes.stages.table import STAGES
 

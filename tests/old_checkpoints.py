@@ -16,7 +16,7 @@ from tokenizers import models as tokenizer_models
 
 from conftest import TEXT
 from hf_recipes.models.families import layouts
-from hf_recipes.models.pretokenizers import mixed_texts
+from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
 
 TIKTOKEN = {"qwen": layouts.QWEN, "glm4": layouts.GLM4}
 HIDDEN, HEADS, GROUPS, LAYERS, INNER = 32, 4, 2, 2, 48

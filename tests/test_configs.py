@@ -13,15 +13,15 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_
 
 from conftest import ROOT, tiny_model
 from hf_recipes.apps.mixture.sizes import folder_sizes
-from hf_recipes.core.settings import Parser
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.data.pretraining.mixture_policy import read_policy
 from hf_recipes.evaluation.judging.arguments import JudgeArguments, JudgePrompt
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.adapters.lora import read_lora_config
 from hf_recipes.models.from_config import PretrainModelArguments, read_model_config
-from hf_recipes.models.quantization import read_bnb_config
-from hf_recipes.models.special_tokens import read_special_tokens
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.quantization.settings import read_bnb_config
+from hf_recipes.models.tokenizers.special_tokens import read_special_tokens
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.stages.sft import SFTArguments
 from hf_recipes.stages.table import STAGES
 

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3C
 from conftest import build_tokenizer, tiny_model, write_jsonl
 from doc_pages import ROOT, TWINS, commands, name_of, read
 from hf_recipes.command.flags import flags_of
-from hf_recipes.core.commands import find_recipe
+from hf_recipes.core.arguments.commands import find_recipe
 from hf_recipes.stages.table import STAGES
 
 pytestmark = pytest.mark.pages

@@ -14,10 +14,10 @@ from doc_pages import PAGES, ROOT, TWINS, blocks, commands, name_of, read
 from hf_recipes.command.flags import flags_of
 from hf_recipes.command.main import OTHERS, take_processes
 from hf_recipes.command.record_flags import parsers_of
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.commands import COMMANDS
+from hf_recipes.core.arguments.other_names import name_here
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.other_names import name_here
-from hf_recipes.core.settings import Parser
 from hf_recipes.data.schemas.columns import Columns
 from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS, SCHEMAS, detect_schema
 from hf_recipes.evaluation.registry import EvaluationArguments

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from doc_pages import ROOT, commands, name_of, read, section
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.commands import COMMANDS
 from hf_recipes.hub.download import write_source_record
 from hf_recipes.models.gguf.convert import record_conversion
 from hf_recipes.models.gguf.demo_model import DEMO_MODEL, DEMO_WHEEL

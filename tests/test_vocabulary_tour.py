@@ -3,7 +3,7 @@
 import shlex
 
 from doc_pages import ROOT, commands, read
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.commands import COMMANDS
 
 SMALLER = {"--num_new_tokens": "100", "--max_steps": "2"}
 SAMPLES = {

@@ -5,7 +5,7 @@ import argparse
 import argcomplete
 
 from hf_recipes.command.flags import flags_of
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.commands import COMMANDS
 
 
 def complete() -> None:

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hf_recipes.core.command_line import CommandLine
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.command_line import CommandLine
+from hf_recipes.core.arguments.commands import COMMANDS
 
 FILE = Path(__file__).with_name("flags.json")
 INHERITED_FROM = ("transformers", "trl")  # whose dataclasses ours extend

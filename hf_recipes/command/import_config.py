@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from hf_recipes.command.flags import flags_of
+from hf_recipes.core.arguments.other_names import name_here
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.other_names import name_here
 
 STAGES = {"sft": "sft", "pt": "pretrain", "rm": "reward", "dpo": "dpo", "kto": "kto"}
 DEFAULTS = {"cutoff_len": 2048, "learning_rate": 5e-5, "lora_rank": 8, "lora_dropout": 0, "lora_target": "all"}

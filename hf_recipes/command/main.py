@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from hf_recipes import __version__
 from hf_recipes.command.script import check_command_line
-from hf_recipes.core.command_line import nearest
-from hf_recipes.core.commands import COMMANDS, OTHER_NAMES
+from hf_recipes.core.arguments.command_line import nearest
+from hf_recipes.core.arguments.commands import COMMANDS, OTHER_NAMES
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.script import errors_in_one_line, print_any_text
 

@@ -1,7 +1,7 @@
 """The recipes that come with the package."""
 
-from hf_recipes.core.command_line import nearest
-from hf_recipes.core.commands import recipes
+from hf_recipes.core.arguments.command_line import nearest
+from hf_recipes.core.arguments.commands import recipes
 from hf_recipes.core.errors import UserError
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from unittest.mock import patch
 
 from hf_recipes.command.flags import FILE, versions
-from hf_recipes.core.command_line import KINDS, truth
-from hf_recipes.core.commands import COMMANDS, bundled
+from hf_recipes.core.arguments.command_line import KINDS, truth
+from hf_recipes.core.arguments.commands import COMMANDS, bundled
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.inherited import UNUSABLE
 from hf_recipes.stages.base import run

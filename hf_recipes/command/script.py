@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 
 from hf_recipes.command.flags import command_line
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.commands import COMMANDS
+from hf_recipes.core.arguments.limits import check_numbers
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.limits import check_numbers
 from hf_recipes.core.script import errors_in_one_line, print_any_text, run_script
 
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from hf_recipes.core.limits import NonNegativeInt, PositiveInt, Share, at
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.limits import NonNegativeInt, PositiveInt, Share, at
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.corpus.cleaning import MIN_CHINESE
 from hf_recipes.corpus.executors import ExecutorArguments
 from hf_recipes.data.files.specs import DATA_HELP

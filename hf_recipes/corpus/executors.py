@@ -22,11 +22,11 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.executor.base import PipelineExecutor
 from datatrove.utils.logging import logger
 
+from hf_recipes.core.arguments.limits import PositiveInt, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.distributed import forking
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import disk_problem
-from hf_recipes.core.limits import PositiveInt, check_limits
-from hf_recipes.core.settings import setting
 
 POLL_SECONDS = 10.0  # between two queries of a Slurm job
 

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from typing import Annotated
 
-from hf_recipes.core.limits import PositiveInt, Share, at, check_limits
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.limits import PositiveInt, Share, at, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.data.files.specs import DATA_HELP, entries_of
 from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS, SCHEMAS, Columns
 

@@ -12,8 +12,8 @@ import torch
 
 from hf_recipes.dry_run.simulate import Batch, pass_memory, step_memory
 from hf_recipes.models.inference.batch_options import ForwardPass
-from hf_recipes.models.quantization import is_read_by_kernel
-from hf_recipes.models.quantized_experts import is_experts_weight
+from hf_recipes.models.quantization.experts import is_experts_weight
+from hf_recipes.models.quantization.settings import is_read_by_kernel
 from hf_recipes.trainer.sharding import Sharding
 
 if TYPE_CHECKING:

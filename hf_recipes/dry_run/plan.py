@@ -19,7 +19,7 @@ from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import leaks_in_tiny_copy
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.loading import without_deepspeed
-from hf_recipes.models.quantization import read_bnb_config
+from hf_recipes.models.quantization.settings import read_bnb_config
 from hf_recipes.trainer.reports.throughput import flops_per_token, matmul_flops
 
 if TYPE_CHECKING:

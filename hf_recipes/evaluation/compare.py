@@ -9,12 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_recipes.core.arguments.limits import PositiveInt, Share, check_limits
+from hf_recipes.core.arguments.settings import JSON_HELP, setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
 from hf_recipes.core.language import Language, locale_language
-from hf_recipes.core.limits import PositiveInt, Share, check_limits
-from hf_recipes.core.settings import JSON_HELP, setting
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.evaluation.method import Method, Outcome, first_not_finite, run_method, versions

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hf_recipes.core.arguments.limits import PositiveInt
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger, is_dropped
-from hf_recipes.core.limits import PositiveInt
-from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import RowArguments
 from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.specs import DATA_HELP
@@ -19,7 +19,7 @@ from hf_recipes.evaluation.resumable_output import Results, recorded_settings
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.loading import computes_bf16
 from hf_recipes.models.loading import weight_dtype
-from hf_recipes.models.quantization import read_bnb_config
+from hf_recipes.models.quantization.settings import read_bnb_config
 from hf_recipes.models.weight_files import digest
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_recipes.core.arguments.limits import PositiveInt
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.ledger import shown
-from hf_recipes.core.limits import PositiveInt
-from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.prompts import Prompt, PromptReader
 from hf_recipes.data.files.source import Record

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
+from hf_recipes.core.arguments.limits import NonNegativeInt, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.limits import NonNegativeInt, check_limits
-from hf_recipes.core.settings import setting
 from hf_recipes.data.examples import fitting_columns, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources

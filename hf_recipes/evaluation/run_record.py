@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_recipes.core.arguments.limits import PositiveInt
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.limits import PositiveInt
-from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import RowArguments
 from hf_recipes.data.chat.encoder import SplitTurns, Truncation
 from hf_recipes.data.chat.truncation import total_length

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hf_recipes.core.arguments.limits import PositiveInt
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, is_dropped, row_status
-from hf_recipes.core.limits import PositiveInt
-from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records

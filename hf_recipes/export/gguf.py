@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from hf_recipes.core.arguments.limits import NonNegativeInt, PositiveFloat, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import is_empty, new_folder, writing
-from hf_recipes.core.limits import NonNegativeInt, PositiveFloat, check_limits
-from hf_recipes.core.settings import setting
 from hf_recipes.export import llama_cpp, llama_cpp_converter, merge_record
 from hf_recipes.export.modelfile import modelfile, read_turns, stop_texts
 from hf_recipes.export.parity import Difference, ModelOutputs, answer, compare, default_tolerance, parity_prompts
@@ -27,8 +27,8 @@ from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.gguf.convert import load_gguf_model, read_metadata
 from hf_recipes.models.inference.generation_settings import stop_at_ends
 from hf_recipes.models.inference.loading import is_reward_model, load_for_inference, open_for_inference
-from hf_recipes.models.pretokenizers import mixed_texts, named_like
 from hf_recipes.models.templates.options import TemplateChoice
+from hf_recipes.models.tokenizers.pretokenizers import mixed_texts, named_like
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import peft
 import torch
 
+from hf_recipes.core.arguments.limits import PositiveFloat, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import new_folder, write_text, writing
-from hf_recipes.core.limits import PositiveFloat, check_limits
-from hf_recipes.core.settings import setting
 from hf_recipes.evaluation.method import versions
 from hf_recipes.export import merge_record, merge_weights
 from hf_recipes.export.parity import answer, compare, default_tolerance, parity_prompts

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from hf_recipes.core.limits import PositiveInt, Share, at, check_limits
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.limits import PositiveInt, Share, at, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.importers.duplicates import check_near_duplicates
 
 KeepOrDrop = Literal["keep", "drop"]

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+from hf_recipes.core.arguments.limits import NonNegativeInt, check_limits
+from hf_recipes.core.arguments.settings import Parser, setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.ledger import details_hidden
-from hf_recipes.core.limits import NonNegativeInt, check_limits
-from hf_recipes.core.settings import Parser, setting
 from hf_recipes.data.arguments import DataArguments, columns_of
 from hf_recipes.data.examples import schema_of
 from hf_recipes.data.files.sources import find_sources

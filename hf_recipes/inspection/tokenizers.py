@@ -5,16 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_recipes.core.arguments.limits import PositiveInt, check_limits
+from hf_recipes.core.arguments.settings import JSON_HELP, setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.language import Language, locale_language
 from hf_recipes.core.ledger import KEPT
-from hf_recipes.core.limits import PositiveInt, check_limits
-from hf_recipes.core.settings import JSON_HELP, setting
 from hf_recipes.data.pretraining.corpora import find_corpora, open_reader
 from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Example, Examples, Number, Report, Section, Table, TokenSequence
 from hf_recipes.inspection.token_renderer import TokenRenderer
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ import evaluate
 from datasets import Features, Value
 from datasets import List as ListOf
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.errors import UserError
 from hf_recipes.metrics import text as metrics
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import MISSING, dataclass
 
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.settings import setting
 
 
 @dataclass

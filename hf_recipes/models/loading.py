@@ -16,8 +16,8 @@ from hf_recipes.models.checks.packing import sees_later_tokens
 from hf_recipes.models.families.detect import BY_REMOTE_CODE, detect, refuse_unconverted
 from hf_recipes.models.inference.generation_settings import generation_config_of
 from hf_recipes.models.packed_masks import makes_causal_masks
-from hf_recipes.models.quantization import limit_cpu_kernel, read_bnb_config, sparing_kernels
-from hf_recipes.models.quantized_experts import quantizing_experts, say_unquantized
+from hf_recipes.models.quantization.experts import quantizing_experts, say_unquantized
+from hf_recipes.models.quantization.settings import limit_cpu_kernel, read_bnb_config, sparing_kernels
 
 if TYPE_CHECKING:
     import torch

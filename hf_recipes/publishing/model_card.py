@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hf_recipes.core.settings import DEFAULTS
+from hf_recipes.core.arguments.settings import DEFAULTS
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.publishing.redact import public_ledger, public_name, public_settings
 from hf_recipes.publishing.usage_code import TEMPLATES, Does, Usage

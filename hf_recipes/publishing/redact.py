@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from hf_recipes.core.arguments.settings import DEFAULTS
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Entry, Ledger, without_quoted_values
-from hf_recipes.core.settings import DEFAULTS
 from hf_recipes.data.files.dataset_info import resolve
 from hf_recipes.data.files.specs import entries_of, parse_spec
 from hf_recipes.hub.clients import source_of

@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_recipes.core.command_line import nearest
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.command_line import nearest
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.rewards.rules import RULES, SETTINGS
 
 MODEL = "model"

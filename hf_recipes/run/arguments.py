@@ -16,7 +16,16 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
+from hf_recipes.core.arguments.limits import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    at,
+    check_limits,
+)
+from hf_recipes.core.arguments.settings import JSON_HELP, setting
 from hf_recipes.core.distributed import (
     compile_kernels,
     private_shared_memory,
@@ -25,8 +34,6 @@ from hf_recipes.core.distributed import (
 )
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.limits import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits
-from hf_recipes.core.settings import JSON_HELP, setting
 from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS

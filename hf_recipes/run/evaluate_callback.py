@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.chat.prompts import Prompt

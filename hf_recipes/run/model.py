@@ -18,7 +18,7 @@ from hf_recipes.models.checks.packing import joins_rows, made_to_keep_packed_row
 from hf_recipes.models.embeddings import fit_embeddings
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.quantization import is_quantized, prepare_quantized, read_bnb_config
+from hf_recipes.models.quantization.settings import is_quantized, prepare_quantized, read_bnb_config
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.optimization import check_optimization
 

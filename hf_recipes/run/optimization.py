@@ -4,7 +4,7 @@ import inspect
 import json
 from typing import TYPE_CHECKING
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import writing
 from hf_recipes.core.folders import RECORD, OutputFolder
 from hf_recipes.core.ledger import LEDGER
-from hf_recipes.core.settings import Parser
 from hf_recipes.publishing.collect_files import UPLOAD
 from hf_recipes.publishing.redact import NAMES
 from hf_recipes.trainer.checkpoints.save import SAVING

@@ -20,7 +20,7 @@ from hf_recipes.run.optimization import schedule
 from hf_recipes.trainer.checkpoints.whole import BEGUN_WITH
 
 if TYPE_CHECKING:
-    from hf_recipes.core.settings import Parser
+    from hf_recipes.core.arguments.settings import Parser
     from hf_recipes.run.arguments import RunArguments
 
 

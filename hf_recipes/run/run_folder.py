@@ -3,9 +3,9 @@
 from contextlib import suppress
 from typing import Any
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.core.script import at_end
-from hf_recipes.core.settings import Parser
 from hf_recipes.data.chat.dates import today
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.models.arguments import ModelArguments

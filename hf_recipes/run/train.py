@@ -4,11 +4,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.distributed import leave_process_group
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_json, writing
 from hf_recipes.core.ledger import LEDGER, Ledger, write_ledgers
-from hf_recipes.core.settings import Parser
 from hf_recipes.dry_run.peak_memory import PeakMemory
 from hf_recipes.publishing.model_card import CardWords, Training, model_card
 from hf_recipes.publishing.push_callback import Publisher

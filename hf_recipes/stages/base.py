@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.core.script import json_to_stdout
-from hf_recipes.core.settings import Parser
 from hf_recipes.data.arguments import DataArguments, SourceArguments
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.peak_memory import PeakMemory
@@ -21,9 +21,9 @@ from hf_recipes.models.adapters.peft_workarounds import token_rows_on_cpu
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import embedding_rows, load_config, load_model
 from hf_recipes.models.new_tokens import read_new_tokens
-from hf_recipes.models.special_tokens import read_special_tokens
 from hf_recipes.models.templates.options import TemplateArguments, thinking_templates
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.special_tokens import read_special_tokens
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.data import check_evaluation_rows, prepare_rows

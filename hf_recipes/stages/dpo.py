@@ -9,10 +9,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
+from hf_recipes.core.arguments.limits import PositiveInt, at
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.limits import PositiveInt, at
-from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.data_stats import DataStats, row_lengths, rows_digest
@@ -24,7 +24,7 @@ from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.stages.dpo_trainer import SORTING_LOSSES, PairTrainer
+from hf_recipes.stages.trainers.dpo import SORTING_LOSSES, PairTrainer
 from hf_recipes.trainer.losses.collators import PairCollator, side_lengths
 from hf_recipes.trainer.losses.reference_log_probs import PreferenceLoss
 

@@ -12,11 +12,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
+from hf_recipes.core.arguments.limits import NonNegativeInt, PositiveInt, at
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import to_json
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.core.limits import NonNegativeInt, PositiveInt, at
-from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import DataArguments, columns_of
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
 from hf_recipes.dry_run.data_stats import DataStats
@@ -31,7 +31,7 @@ from hf_recipes.run.data import limited_rows, mixed_files
 from hf_recipes.run.evaluate_callback import build_evaluations
 from hf_recipes.run.inherited import INERT, WITH_REFERENCE
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.stages.grpo_trainer import GRPO, RLOO, RewardedMixin
+from hf_recipes.stages.trainers.grpo import GRPO, RLOO, RewardedMixin
 from hf_recipes.trainer.sampler import GroupSampler
 
 

@@ -10,9 +10,9 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import KTOConfig, KTOTrainer
 
+from hf_recipes.core.arguments.limits import PositiveInt, at
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.limits import PositiveInt, at
-from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import UnpairedArguments
 from hf_recipes.data.chat.preference import UnpairedEncoder
 from hf_recipes.data.schemas.registry import SIDES

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import transformers
 from transformers import PreTrainedModel
 
-from hf_recipes.core.limits import PositiveFloat, PositiveInt
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.limits import PositiveFloat, PositiveInt
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.data.chat.encoder import IGNORED
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.data_stats import DataStats

@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from transformers import PreTrainedModel, TrainingArguments
 
+from hf_recipes.core.arguments.limits import Share, at
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import to_json
-from hf_recipes.core.limits import Share, at
-from hf_recipes.core.settings import setting
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.simulate import Batch
@@ -24,8 +24,8 @@ from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import build_evaluations, with_validation
 from hf_recipes.run.inherited import INERT
 from hf_recipes.stages.base import Context, Data, Stage
-from hf_recipes.stages.pretrain_data import prepare_mixture
-from hf_recipes.stages.pretrain_trainer import PretrainTrainer, step_blocks
+from hf_recipes.stages.data.pretrain import prepare_mixture
+from hf_recipes.stages.trainers.pretrain import PretrainTrainer, step_blocks
 
 # Schedules of transformers that pretraining uses, and the argument of each that --min_lr_ratio sets.
 FLOORED = "cosine_with_min_lr"

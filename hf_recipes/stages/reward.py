@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
+from hf_recipes.core.arguments.limits import PositiveFloat, PositiveInt, at
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.limits import PositiveFloat, PositiveInt, at
-from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.preference import PairEncoder
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.dry_run.data_stats import DataStats, rows_digest

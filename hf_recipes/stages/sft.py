@@ -12,10 +12,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from hf_recipes.core.arguments.limits import at
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
-from hf_recipes.core.limits import at
-from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, SplitTurns, Truncation
 from hf_recipes.data.chat.streamed_rows import RowMixture
 from hf_recipes.data.chat.truncation import total_length
@@ -28,7 +28,7 @@ from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.evaluate_callback import VALIDATION_LOSS, build_evaluations, prompts_of
 from hf_recipes.stages.base import Context, Data, Stage, read_examples
-from hf_recipes.stages.sft_stream import read_stream, stream_stats
+from hf_recipes.stages.data.sft import read_stream, stream_stats
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.losses.cpu_lm_head import add_cpu_lm_head
 from hf_recipes.trainer.mixture_data import MixtureData, step_blocks

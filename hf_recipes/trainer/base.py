@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from hf_recipes.core.errors import UserError
 from hf_recipes.evaluation.reports.tables import mean_loss
 from hf_recipes.models.inference.document_attention import attend_by_document
-from hf_recipes.models.quantization import is_quantized
+from hf_recipes.models.quantization.settings import is_quantized
 from hf_recipes.trainer.checkpoints.save import WholeCheckpoints
 from hf_recipes.trainer.failures.nonfinite import SkipsNonFinite
 from hf_recipes.trainer.failures.out_of_memory import is_out_of_memory, out_of_memory

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from hf_recipes.core.limits import NonNegativeInt, PositiveInt, Share, at, check_limits
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.limits import NonNegativeInt, PositiveInt, Share, at, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.data.files.specs import DATA_HELP
 from hf_recipes.data.schemas.registry import DOCUMENT_SCHEMAS
 

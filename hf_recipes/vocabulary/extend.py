@@ -15,8 +15,8 @@ from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.report import Report
 from hf_recipes.evaluation.reports.terminal import print_report
 from hf_recipes.models.families.from_sentencepiece import FILES, UNIGRAM, find_model, read_model
-from hf_recipes.models.special_tokens import read_special_tokens
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.special_tokens import read_special_tokens
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments
 from hf_recipes.vocabulary.growing import BpeVocabulary, UnigramVocabulary, Vocabulary
 from hf_recipes.vocabulary.report import as_report, measure, token_texts

@@ -19,7 +19,7 @@ from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.new_tokens import write_new_tokens
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.vocabulary.arguments import ExtendModelArguments
 from hf_recipes.vocabulary.extend import EXTENSION
 

@@ -13,9 +13,9 @@ from hf_recipes.core.folders import reserved
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.terminal import print_report
 from hf_recipes.models.families.from_sentencepiece import BPE, UNIGRAM, as_tokenizer
-from hf_recipes.models.pretokenizers import pre_tokenizer
-from hf_recipes.models.special_tokens import PAD, SpecialTokens, read_special_tokens
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.pretokenizers import pre_tokenizer
+from hf_recipes.models.tokenizers.special_tokens import PAD, SpecialTokens, read_special_tokens
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.vocabulary.arguments import TrainTokenizerArguments
 from hf_recipes.vocabulary.report import as_report, measure, token_texts
 from hf_recipes.vocabulary.sample import read_sample

@@ -27,7 +27,7 @@ import psutil
 
 from hf_recipes.corpus.arguments import CorpusArguments
 from hf_recipes.corpus.pipeline import prepare_corpus
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 BARE_BYTES = 64 << 20  # text that the bare tokenizer is timed on

@@ -23,9 +23,9 @@ from datasets import disable_progress_bars
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.models.devices import cpu_computes_bf16
 from hf_recipes.models.from_config import PretrainModelArguments, make_model, read_model_config
+from hf_recipes.stages.data.pretrain import prepare_mixture
 from hf_recipes.stages.pretrain import STAGE, PretrainArguments
-from hf_recipes.stages.pretrain_data import prepare_mixture
-from hf_recipes.stages.pretrain_trainer import collate, step_blocks
+from hf_recipes.stages.trainers.pretrain import collate, step_blocks
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -15,8 +15,8 @@ from pathlib import Path
 from train_speed import build_tokenizer, made_up_rows
 
 from hf_recipes.data.arguments import SourceArguments
+from hf_recipes.stages.data.pretrain import prepare_mixture
 from hf_recipes.stages.pretrain import PretrainArguments
-from hf_recipes.stages.pretrain_data import prepare_mixture
 
 NEAR, STEP = 10, 8
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 BARE = {
     "byte_level_bpe": """
 from tokenizers import Tokenizer, models, trainers
-from hf_recipes.models.pretokenizers import pre_tokenizer
+from hf_recipes.models.tokenizers.pretokenizers import pre_tokenizer
 tokenizer = Tokenizer(models.BPE())
 tokenizer.pre_tokenizer = pre_tokenizer("qwen2")
 trainer = trainers.BpeTrainer(vocab_size=SIZE, special_tokens=["<|endoftext|>"])

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from hf_recipes.command import flags
 from hf_recipes.command.record_flags import record, text
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.commands import COMMANDS
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from hf_recipes.command import main as command
 from hf_recipes.command.main import main
-from hf_recipes.core.commands import COMMANDS, bundled, find_recipe
+from hf_recipes.core.arguments.commands import COMMANDS, bundled, find_recipe
 
 
 def said(capsys, *argv, code=None):

@@ -19,9 +19,9 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import load_examples
 from hf_recipes.data.pretraining import token_shards
 from hf_recipes.data.tokenized import tokenize_dataset
-from hf_recipes.stages import pretrain_data
+from hf_recipes.stages.data import pretrain as pretrain_data
+from hf_recipes.stages.data.pretrain import prepare_mixture
 from hf_recipes.stages.pretrain import PretrainArguments
-from hf_recipes.stages.pretrain_data import prepare_mixture
 
 
 def fails(code):

@@ -3,8 +3,8 @@
 import pytest
 
 from conftest import ROOT, write_jsonl
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser
 from hf_recipes.inspection.settings import read_settings
 
 RECIPES = {

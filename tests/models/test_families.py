@@ -20,7 +20,7 @@ from hf_recipes.models.checks.packing import made_to_keep_packed_rows_apart
 from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.inference.loading import load_for_inference, open_for_inference
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.quantization import prepare_quantized
+from hf_recipes.models.quantization.settings import prepare_quantized
 
 IDS = torch.arange(40).view(2, 20) + 5
 

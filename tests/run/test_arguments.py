@@ -18,8 +18,8 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, RLOOConfig, SFTC
 
 import hf_recipes
 from conftest import write_pairs
+from hf_recipes.core.arguments.settings import DEFAULTS, Parser
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import DEFAULTS, Parser
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.run.inherited import UNUSABLE
 from hf_recipes.stages.dpo import DPOArguments

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.run.resume import (
     CONTENTS,

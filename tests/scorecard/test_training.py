@@ -11,7 +11,7 @@ from stage_runs import trainer_of
 
 from conftest import ROOT, json_files, same, weights, write_jsonl, write_pairs
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.run.model import build_model
 from hf_recipes.stages.sft import STAGE as SFT
 from hf_recipes.stages.sft import SFTArguments
@@ -20,7 +20,7 @@ from hf_recipes.stages.sft import SFTArguments
 SPOIL = """
 import torch
 from hf_recipes.stages import sft
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 compute = sft.Trainer.compute_loss
 def spoiled(self, model, inputs, *args, **kwargs):
     loss = compute(self, model, inputs, *args, **kwargs)

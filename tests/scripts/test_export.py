@@ -16,7 +16,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.export import gguf, llama_cpp
 from hf_recipes.export.modelfile import Turns, modelfile, read_turns, render, stop_texts
 from hf_recipes.models.gguf.convert import convert_gguf, read_metadata
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 CONVERTER = ROOT / gguf.ExportArguments.llama_cpp / gguf.CONVERTER
 DEFAULT_SYSTEM = (

@@ -13,8 +13,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.quantization import read_bnb_config
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.quantization.settings import read_bnb_config
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.run.model import build_model
 from hf_recipes.stages.sft import SFTArguments
 

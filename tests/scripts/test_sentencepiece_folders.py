@@ -7,7 +7,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from conftest import write_jsonl
-from hf_recipes.models.pretokenizers import mixed_texts
+from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 LIGHT = ["--report_to", "none", "--max_steps", "1", "--max_target_length", "8"]

@@ -158,7 +158,7 @@ def test_lora_moves_the_adapter_and_leaves_the_base(model_dir, pairs, tmp_path):
     from stage_runs import trainer_of
 
     from hf_recipes.models.arguments import ModelArguments
-    from hf_recipes.models.tokenizer import load_tokenizer
+    from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
     from hf_recipes.run.model import build_model
     from hf_recipes.stages.sft import STAGE, SFTArguments
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from conftest import TEXT, tiny_model, write_jsonl
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.stages.pretrain import STAGE, PretrainArguments
-from hf_recipes.stages.pretrain_trainer import collate, step_blocks
+from hf_recipes.stages.trainers.pretrain import collate, step_blocks
 from hf_recipes.trainer.reports.throughput import flops_per_token
 
 

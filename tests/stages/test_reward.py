@@ -19,7 +19,7 @@ from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.loading import load_for_inference
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.reward_head import load_reward_model
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.run.model import build_model
 from hf_recipes.stages.reward import STAGE, RewardArguments
 from hf_recipes.trainer.losses.collators import PairCollator

@@ -8,7 +8,7 @@ from tokenizers.models import WordPiece
 
 from conftest import ROOT
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.pretokenizers import mixed_texts, pre_tokenizer
+from hf_recipes.models.tokenizers.pretokenizers import mixed_texts, pre_tokenizer
 from hf_recipes.vocabulary.bpe import Bpe, byte_signs
 from hf_recipes.vocabulary.continuation import Extension, add_words, learn, merge_all, missing_bytes
 from hf_recipes.vocabulary.train import train_byte_level

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from conftest import ROOT
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.pretokenizers import mixed_texts, named_like
+from hf_recipes.models.tokenizers.pretokenizers import mixed_texts, named_like
 from hf_recipes.vocabulary.arguments import TrainTokenizerArguments
 from hf_recipes.vocabulary.train import train_tokenizer
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from hf_recipes.apps.access import check_access, is_loopback
-from hf_recipes.core.limits import NonNegativeInt, PositiveInt, at, check_limits
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.limits import NonNegativeInt, PositiveInt, at, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS, Decoding
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_recipes.apps.jobs.jobs import file_name
-from hf_recipes.core.commands import bundled
+from hf_recipes.core.arguments.commands import bundled
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.specs import MODELSCOPE, SUFFIXES
 

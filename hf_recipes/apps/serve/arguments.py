@@ -10,9 +10,9 @@ from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.chat.arguments import EngineArguments, Port, decoding_of
 from hf_recipes.apps.chat.engine import BATCH_SIZE
 from hf_recipes.apps.chat.models import BASE, model_names
+from hf_recipes.core.arguments.limits import PositiveInt, at
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.limits import PositiveInt, at
-from hf_recipes.core.settings import setting
 from hf_recipes.models.inference.decoding import Decoding
 
 KEY_VARIABLE = "HF_RECIPES_API_KEY"

@@ -9,7 +9,7 @@ import yaml
 
 from hf_recipes.apps.jobs.jobs import FOLDER
 from hf_recipes.apps.jobs.roots import Roots
-from hf_recipes.core.commands import recipes
+from hf_recipes.core.arguments.commands import recipes
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping, write_jsonl
 from hf_recipes.evaluation.held_out import settings_of_run

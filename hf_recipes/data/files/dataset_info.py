@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
 from hf_recipes.data.files.specs import MODELSCOPE, Spec, parse_spec

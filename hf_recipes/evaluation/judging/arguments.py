@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from hf_recipes.core.arguments.limits import PositiveInt, check_limits
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import to_json
-from hf_recipes.core.limits import PositiveInt, check_limits
-from hf_recipes.core.settings import setting
 from hf_recipes.data.character_scripts import SCRIPTS, scripts_of
 from hf_recipes.data.schemas.conversation import Message
 

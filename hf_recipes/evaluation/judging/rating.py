@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, row_status, shown
-from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.template import has_answer
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records

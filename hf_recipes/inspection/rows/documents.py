@@ -16,8 +16,8 @@ from hf_recipes.evaluation.reports.report import Example, Table, TokenSequence, 
 from hf_recipes.inspection.checks import DOCUMENT, RowTexts
 from hf_recipes.inspection.lengths import Budget
 from hf_recipes.inspection.rows.base import Rows
+from hf_recipes.stages.data.pretrain import open_corpora, prepare_mixture
 from hf_recipes.stages.pretrain import PretrainArguments
-from hf_recipes.stages.pretrain_data import open_corpora, prepare_mixture
 
 SAMPLED = 10_000  # documents of a stream that are read
 # By --sequence_sample_mode: what becomes of a document that is longer than a block.

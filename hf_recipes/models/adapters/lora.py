@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.bounds import bounded
-from hf_recipes.core.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.models.adapters.peft_workarounds import adaptable, base_biases, repair

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from hf_recipes.models.adapters.targets import as_modules
-from hf_recipes.models.quantized_experts import as_plain_parameters
+from hf_recipes.models.quantization.experts import as_plain_parameters
 
 if TYPE_CHECKING:
     import torch

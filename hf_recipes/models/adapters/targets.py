@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.quantization import is_quantized, is_read_by_kernel
-from hf_recipes.models.quantized_experts import as_plain_parameters, is_experts_weight
+from hf_recipes.models.quantization.experts import as_plain_parameters, is_experts_weight
+from hf_recipes.models.quantization.settings import is_quantized, is_read_by_kernel
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.quantization import is_quantized
+from hf_recipes.models.quantization.settings import is_quantized
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.families import from_tiktoken
 from hf_recipes.models.families.from_sentencepiece import CONTROL, UNKNOWN, as_full_tokenizer, find_model, read_model
 from hf_recipes.models.families.layouts import Family
-from hf_recipes.models.pretokenizers import mixed_texts
 from hf_recipes.models.templates.options import TEMPLATES
+from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.pretokenizers import PATTERNS, pre_tokenizer
+from hf_recipes.models.tokenizers.pretokenizers import PATTERNS, pre_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import is_empty, lock_of, locked, new_folder, write_json, writing
 from hf_recipes.data.examples import fingerprint
-from hf_recipes.models import pretokenizers
-from hf_recipes.models.pretokenizers import ADDS_BOS, WHOLE_TOKENS, pre_tokenizer
+from hf_recipes.models.tokenizers import pretokenizers
+from hf_recipes.models.tokenizers.pretokenizers import ADDS_BOS, WHOLE_TOKENS, pre_tokenizer
 from hf_recipes.models.weight_files import file_digest
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from hf_recipes.core.limits import NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits
-from hf_recipes.core.settings import setting
+from hf_recipes.core.arguments.limits import NonNegativeInt, PositiveFloat, PositiveInt, at, check_limits
+from hf_recipes.core.arguments.settings import setting
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.embeddings import fit_embeddings
 from hf_recipes.models.loading import load_config, load_model
-from hf_recipes.models.quantization import is_quantized
+from hf_recipes.models.quantization.settings import is_quantized
 from hf_recipes.models.templates.options import TemplateChoice
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

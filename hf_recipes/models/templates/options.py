@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.settings import setting
 from hf_recipes.data.chat.dates import today
 
 if TYPE_CHECKING:

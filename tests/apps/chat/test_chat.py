@@ -21,8 +21,8 @@ from hf_recipes.apps.chat.models import BASE, Answer, model_names
 from hf_recipes.apps.chat.session import Exchange, Session, Settings
 from hf_recipes.apps.chat.terminal import Terminal
 from hf_recipes.apps.chat.texts import Texts
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser
 from hf_recipes.data.chat.prompts import PromptReader
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources

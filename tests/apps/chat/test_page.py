@@ -17,7 +17,7 @@ from hf_recipes.apps.chat.arguments import ChatArguments
 from hf_recipes.apps.chat.launch import open_page
 from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.ports import free_port
-from hf_recipes.core.settings import Parser
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.registry import Columns, detect_schema

@@ -27,8 +27,8 @@ from hf_recipes.apps.serve.arguments import KEY_VARIABLE, ServeArguments
 from hf_recipes.apps.serve.launch import check, load
 from hf_recipes.apps.serve.request import ServedModel
 from hf_recipes.apps.serve.server import MAX_BYTES, Server
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.settings import Parser
 from hf_recipes.models.templates.options import TEMPLATES, TemplateArguments
 
 pytest_plugins = ["chatting"]

@@ -23,8 +23,8 @@ from hf_recipes.apps.studio import commands, texts, views
 from hf_recipes.apps.studio.arguments import StudioArguments
 from hf_recipes.apps.studio.texts import Texts
 from hf_recipes.command.flags import flags_of
-from hf_recipes.core.command_line import CommandLine
-from hf_recipes.core.commands import COMMANDS
+from hf_recipes.core.arguments.command_line import CommandLine
+from hf_recipes.core.arguments.commands import COMMANDS
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_json
 

@@ -9,7 +9,7 @@ from hf_recipes.data.chat import ChatEncoder
 from hf_recipes.data.examples import load_examples, row_statuses
 from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.tokenized import tokenize_dataset
-from hf_recipes.models.tokenizer import _bundled, load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import _bundled, load_tokenizer
 
 QUESTIONS = [
     ("你好", "你好，我是一个语言模型。"),

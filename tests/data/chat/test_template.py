@@ -11,7 +11,7 @@ from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import load_examples
 from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.metrics.text import exact_matches, without_thoughts
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 # As Qwen3's: thoughts before the last question are left out, and the last answer has some, if empty.
 QWEN3 = """

@@ -12,7 +12,7 @@ from hf_recipes.models.checks.packing import (
     made_to_keep_packed_rows_apart,
 )
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.quantization import prepare_quantized
+from hf_recipes.models.quantization.settings import prepare_quantized
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 128, "pad_token_id": 0}

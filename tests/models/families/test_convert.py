@@ -28,8 +28,8 @@ from hf_recipes.models.families.detect import detect, refuse_unconverted
 from hf_recipes.models.families.from_sentencepiece import USER_DEFINED, as_full_tokenizer
 from hf_recipes.models.families.from_tiktoken import Ranks
 from hf_recipes.models.loading import load_config
-from hf_recipes.models.pretokenizers import mixed_texts
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 LAYOUTS = {
     "baichuan": layouts.BAICHUAN,

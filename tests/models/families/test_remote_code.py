@@ -28,7 +28,7 @@ from hf_recipes.models.families.remote_code import remote_class
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import prefix_cache
 from hf_recipes.models.loading import load_config, load_model
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.stages.sft import SFTArguments
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "rms_norm_eps": 1e-5, "pad_token_id": 3}

@@ -10,8 +10,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
 from hf_recipes.models.families.from_sentencepiece import as_full_tokenizer
-from hf_recipes.models.pretokenizers import mixed_texts
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 INTERNLM = {"3": "<|im_end|>", "4": "<|im_start|>"}
 UNIGRAM = {"model_type": "unigram", "vocab_size": 380, "byte_fallback": False}

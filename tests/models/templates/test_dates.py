@@ -12,7 +12,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat import dates
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.models.templates import options
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.run import run_folder
 
 DATED = "<|im_start|>system\n{{ strftime_now('%Y年%m月%d日 %H:%M:%S') }}<|im_end|>\n" + CHATML

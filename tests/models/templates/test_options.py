@@ -11,7 +11,7 @@ from conftest import ROOT, build_tokenizer, conversation, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.models.templates.options import thinking_options, with_options
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 HEAD = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 TAIL = "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"

@@ -7,7 +7,7 @@ from stage_runs import context_of
 from conftest import same, write_jsonl
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.loading import load_config
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.run.model import build_model, build_reference
 from hf_recipes.stages.table import STAGES
 

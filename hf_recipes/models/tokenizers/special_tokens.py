@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 

@@ -19,7 +19,7 @@ from hf_recipes.models.adapters.targets import part_of, trained_shares
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.saving import check_saved
 from hf_recipes.models.loading import load_model
-from hf_recipes.models.quantization import prepare_quantized
+from hf_recipes.models.quantization.settings import prepare_quantized
 from hf_recipes.stages.sft import SFTArguments
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from hf_recipes.core.arguments.other_names import OTHER_NAMES
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.other_names import OTHER_NAMES
-from hf_recipes.core.settings import Parser
 from hf_recipes.evaluation.predict import PredictArguments
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments

@@ -7,7 +7,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from hf_recipes.core.command_line import nearest
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
 

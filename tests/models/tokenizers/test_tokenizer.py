@@ -7,7 +7,7 @@ from transformers import LlamaConfig
 
 from conftest import build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("named", [None, "Qwen2Tokenizer"])

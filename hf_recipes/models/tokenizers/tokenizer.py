@@ -10,8 +10,8 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.dates import set_date
 from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.loading import loading_error
-from hf_recipes.models.special_tokens import read_special_tokens, set_end_token, set_pad_token
 from hf_recipes.models.templates.options import TEMPLATES, Thinking, choose_template, thinking_options, with_options
+from hf_recipes.models.tokenizers.special_tokens import read_special_tokens, set_end_token, set_pad_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

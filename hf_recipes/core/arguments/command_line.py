@@ -14,11 +14,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hf_recipes.core.commands import Command, config_path, find_recipe, recipes
+from hf_recipes.core.arguments.commands import Command, config_path, find_recipe, recipes
+from hf_recipes.core.arguments.limits import at
+from hf_recipes.core.arguments.other_names import name_here
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
-from hf_recipes.core.limits import at
-from hf_recipes.core.other_names import name_here
 
 TRUE, FALSE = ("yes", "true", "t", "y", "1", "on"), ("no", "false", "f", "n", "0", "off")
 MOST_CHOICES = 6  # that help names

@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar
 import pytest
 import yaml
 
+from hf_recipes.core.arguments.limits import PositiveInt, Share, at, check_limits
+from hf_recipes.core.arguments.settings import Parser, setting
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.limits import PositiveInt, Share, at, check_limits
 from hf_recipes.core.script import run_script
-from hf_recipes.core.settings import Parser, setting
 from hf_recipes.data.arguments import DataArguments
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments

@@ -1,0 +1,1 @@
+"""Tokenizers as their models were trained with them."""

@@ -1,0 +1,1 @@
+"""Rows that are made while a stage trains."""

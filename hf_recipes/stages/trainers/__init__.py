@@ -1,0 +1,1 @@
+"""TRL's trainers and ours, with what their stages need of them."""
