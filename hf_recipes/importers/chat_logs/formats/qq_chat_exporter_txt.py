@@ -28,11 +28,16 @@ _REPLY, _QUOTE = "[回复消息]", re.compile(r"\n回复: .*\Z", re.DOTALL)
 _KINDS = {
     FORWARD: re.compile(r"\[转发消息(?:: \d+条)?\]"),
     CARD: re.compile(
-        r"\[(?:文件:[^\n]*|位置消息|JSON消息|长消息|通话记录|Markdown消息|内联键盘|日历|YOLO游戏结果|豆腐记录|置顶消息|推荐消息|操作栏|无文本内容"
-        r"|file消息)\]\Z|红包/钱包消息\Z|(?:语音|视频)通话 - [^\n]*\Z"
+        r"\[(?:文件:[^\n]*|位置消息|JSON消息|长消息|通话记录|Markdown消息|内联键盘|日历|YOLO游戏结果|推荐消息|操作栏|无文本内容|file消息)\]\Z"
+        r"|\[?(?:豆腐记录|置顶消息)\]?\Z|(?:红包/钱包消息|群礼物)\Z|(?:语音|视频)?通话 - [^\n]*\Z"
     ),
-    MEDIA: re.compile(r"(?:\[[^\[\]\n]{1,100}\]\s*)+\Z"),  # stickers have their own name as a mark
+    MEDIA: re.compile(r"(?:(?:\[[^\[\]\n]{1,100}\]\s*)+|表情气泡)\Z"),  # stickers have their own name as a mark
 }
+# The client's, also under the name of who did it.
+_NOTICE = re.compile(
+    r"[^\n]{1,60} 撤回了(?:一条消息| [^\n]{1,60} 的消息)(?:（[^\n]*）)?|[^\n]{1,60} 拍了拍 [^\n]{1,80}"
+    r"|对方已接收文件「[^\n]*」"
+)
 _MARK = re.compile(r"\[(?:图片|视频|语音):[^\[\]\n]*\]|\[表情\d*\]")
 
 
@@ -57,7 +62,7 @@ def _message(chat: ChatLog, line: int, header: re.Match, body: str, members: Mem
     if "@" in body:
         body = _MENTIONS.sub("", body)
     body = _FILES.sub("", body).strip()
-    if name == "系统消息":
+    if name == "系统消息" or _NOTICE.fullmatch(body):
         return new_message(chat.path, line, header["time"], SYSTEM, body)
     kind = next((kind for kind, marks in _KINDS.items() if marks.match(body)), TEXT)
     text = _MARK.sub("[图片]", body) if kind == TEXT else body  # a mark that the rules for messages know
