@@ -148,6 +148,15 @@ def test_quotes_without_a_name_and_received_transfers_of_weflow(export):
     assert convert(folder) == [["明天几点", "七点"]]
 
 
+def test_paths_of_media_in_weflows_txt(export):
+    said = [r"media\私聊_小满 Mina\images\7 (1).jpg", "media/群/voices/a.wav", "emojis/b.gif", "看 example.com/a.png"]
+    folder = export("私聊_小满 Mina.txt", "".join(f"2026-03-06 20:00:0{i} '乙'\n{s}\n\n" for i, s in enumerate(said)))
+    export(
+        "私聊_小满 Mina.txt", (folder / "私聊_小满 Mina.txt").read_text("utf-8") + "2026-03-06 20:00:09 '我'\n好\n\n"
+    )
+    assert convert(folder) == [[said[-1], "好"]]
+
+
 XML = '<?xml version="1.0"?>\n<msg>\n\n<appmsg><title>文章</title></appmsg></msg>'
 
 
