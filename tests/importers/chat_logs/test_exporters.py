@@ -115,7 +115,7 @@ def test_the_senders_of_weflows_compact_json(export):
     assert convert(folder, "小丙") == [["老乙：谁在", "不在"]]
 
 
-def test_chats_of_weflow_and_chatlog_in_which_the_exporter_writes_nothing(export):
+def test_chats_of_weflow_and_chatlog_in_which_the_exporter_writes_nothing(export, capsys):
     people = [{"senderUsername": "wxid_b", "senderDisplayName": "乙"}, {"senderUsername": "wxid_c"}]
     me = {"senderUsername": "wxid_a", "senderDisplayName": "甲"}
     session = {"displayName": "群", "type": "群聊"}
@@ -132,6 +132,7 @@ def test_chats_of_weflow_and_chatlog_in_which_the_exporter_writes_nothing(export
     folder = export("e.csv", head + "1,1,文本,0,wxid_b,3@chatroom,早,,2026-03-06 20:00:00\n")
     assert convert(folder) == [["谁", "我"]]
     assert dropped(folder) == {"dropped: a chat in which --me writes nothing": 7}
+    assert capsys.readouterr().out.count(": a chat in which 甲 writes nothing\n") == 4
 
 
 def test_quotes_without_a_name_and_received_transfers_of_weflow(export):
@@ -235,6 +236,22 @@ def test_comments_in_chatlabs_jsonl(export):
     folder = export("a.jsonl", "# made by hand\n" + lines(header, said[0]) + "# a gap\n" + lines(said[1]))
     assert convert(folder) == [["谁在", "我在"]]
     assert dropped(folder) == {}
+
+
+def test_marks_of_qq_in_what_chatlab_merged(export):
+    said = [
+        ("2", "谁在"),
+        ("2", "[转发消息: 1条]\n  丙: 我不在"),
+        ("1", "[回复消息]我在[图片:a.jpg]"),
+        ("1", "[JSON消息]"),
+    ]
+    messages = [
+        {"sender": key, "accountName": key, "timestamp": NOON + i, "type": 0, "content": text}
+        for i, (key, text) in enumerate(said)
+    ]
+    meta = {"name": "群", "platform": "qq", "type": "group", "sources": []}
+    folder = export("a.json", {"chatlab": {"version": "0.0.1"}, "meta": meta, "members": [], "messages": messages})
+    assert convert(folder, "1") == [["谁在", "我在"]]
 
 
 def test_a_table_for_weclone_with_the_contact_as_talker_of_both_sides(export):

@@ -4,12 +4,14 @@ https://github.com/hellodigua/ChatLab, docs/cn/standard/chatlab-format.md
 
 The first line of JSON lines is ``{"_type": "header", "chatlab": {…}, "meta": {…}}``; WeFlow's streaming engine has
 ``{"_type": "chatlab"}`` and ``{"_type": "meta", "name": …}`` in its place, and ``account:`` above words in groups.
+What ChatLab merged from qq-chat-exporter has type 0 where its text is a mark.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hf_recipes.importers.chat_logs.export_file import ExportFile, as_dict, as_dicts, string
+from hf_recipes.importers.chat_logs.formats.qq_chat_exporter_txt import REPLY, text_and_kind
 from hf_recipes.importers.chat_logs.formats.weflow_text import QUOTE
 from hf_recipes.importers.chat_logs.members import SYSTEM, Members
 from hf_recipes.importers.chat_logs.messages import (
@@ -58,7 +60,8 @@ def _chat(
     chat = ChatLog(
         file.path, string(meta.get("name")), meta.get("type") == "group", string(meta.get("ownerId")) or None
     )
-    chat.messages += [_message(file.path, line, row, members) for line, row in rows]
+    is_qq = meta.get("platform") == "qq"
+    chat.messages += [_message(file.path, line, row, is_qq, members) for line, row in rows]
     senders = chat.senders
     for person in people:  # also those who only write in forwarded records
         if (key := string(person.get("platformId"))) in senders:
@@ -67,7 +70,7 @@ def _chat(
     return chat
 
 
-def _message(path: str, line: int, row: dict, members: Members) -> Message:
+def _message(path: str, line: int, row: dict, is_qq: bool, members: Members) -> Message:
     number, time, text = string(row.get("type")), row.get("timestamp"), string(row.get("content"))
     if number in _NOTICES:
         return new_message(path, line, time, SYSTEM, text)
@@ -75,4 +78,6 @@ def _message(path: str, line: int, row: dict, members: Members) -> Message:
     sender = members.add(string(row.get("sender")), *names)
     kind = FORWARD if row.get("chatRecords") else _KINDS.get(number, CARD)
     text, repairs = without_quote(text, QUOTE) if number == _REPLY else (text.removeprefix(f"{sender}:\n"), ())
+    if is_qq and kind == TEXT:
+        text, kind = text_and_kind(text.removeprefix(REPLY))
     return new_message(path, line, time, sender, text, kind, repairs)

@@ -24,7 +24,7 @@ _FOOT = re.compile(r"\n\n={20,}\n +导出完成\n={20,}\n总计导出 \d+ 条消
 _TITLE = re.compile(r"\A\[[^\[\]]{1,20}\] (?=.)")
 _FILES = re.compile(r"\n资源: \d+ 个文件(?:\n  - [^\n]*)*\Z")
 _MENTIONS = re.compile(r"\n提及: [^\n]*\Z")
-_REPLY, _QUOTE = "[回复消息]", re.compile(r"\n回复: .*\Z", re.DOTALL)
+REPLY, _QUOTE = "[回复消息]", re.compile(r"\n回复: .*\Z", re.DOTALL)
 _KINDS = {
     FORWARD: re.compile(r"\[转发消息(?:: \d+条)?\]"),
     CARD: re.compile(
@@ -57,13 +57,18 @@ def read(file: ExportFile, members: Members) -> Iterator[ChatLog]:
 def _message(chat: ChatLog, line: int, header: re.Match, body: str, members: Members) -> Message:
     body = body.strip("\n")
     name, repairs = _TITLE.sub("", header["name"]) if chat.is_group else header["name"], ()
-    if body.startswith(_REPLY):
-        body, repairs = _QUOTE.sub("", body.removeprefix(_REPLY)), (QUOTE_REMOVED,)
+    if body.startswith(REPLY):
+        body, repairs = _QUOTE.sub("", body.removeprefix(REPLY)), (QUOTE_REMOVED,)
     if "@" in body:
         body = _MENTIONS.sub("", body)
     body = _FILES.sub("", body).strip()
     if name == "系统消息" or _NOTICE.fullmatch(body):
         return new_message(chat.path, line, header["time"], SYSTEM, body)
-    kind = next((kind for kind, marks in _KINDS.items() if marks.match(body)), TEXT)
-    text = _MARK.sub("[图片]", body) if kind == TEXT else body  # a mark that the rules for messages know
+    text, kind = text_and_kind(body)
     return new_message(chat.path, line, header["time"], members.add(name, name, is_account=False), text, kind, repairs)
+
+
+def text_and_kind(text: str) -> tuple[str, str]:
+    """The text and the kind of a message, by the marks in its text."""
+    kind = next((kind for kind, marks in _KINDS.items() if marks.match(text)), TEXT)
+    return _MARK.sub("[图片]", text) if kind == TEXT else text, kind  # a mark that the rules for messages know
