@@ -14,7 +14,7 @@ import openpyxl
 import pytest
 
 from conftest import ROOT, write_jsonl
-from hf_recipes.importers.bilibili.crawl_files import Sheet
+from hf_recipes.importers.bilibili.crawl_files import Sheet, find_crawl
 
 VIDEO = {"video_id": "100", "title": "葱油拌面", "desc": "小火慢熬", "user_id": "1", "nickname": "灶台小满"}
 OTHER = {"video_id": "200", "title": "骑行川西", "desc": "-", "nickname": "慢轮阿野", "creator_hash": "ff"}
@@ -524,6 +524,27 @@ def test_a_damaged_excel_file(script, tmp_path):
     (tmp_path / "bili.xlsx").write_bytes(b"PK\x03\x04 no archive")
     code, _, err = script("prepare_bilibili.py", "--input_dir", tmp_path, "--output_dir", tmp_path / "out")
     assert code == 1 and "bili.xlsx: cannot be read as an Excel file" in err
+
+
+def test_excel_files_of_others_beside_a_crawl(tmp_path, capsys):
+    for name, sheet, column in (
+        ("douyin_a", "Comments", "aweme_id"),
+        ("notes", "Sheet", "a"),
+        ("bili", "Creators", "a"),
+    ):
+        book = openpyxl.Workbook()
+        book.active.title = sheet
+        for value in (column, "7"):
+            book.active.append([value])
+        book.save(tmp_path / f"{name}.xlsx")
+    (tmp_path / "~$bili.xlsx").write_bytes(b"open in Excel")
+    [crawl] = (CRAWLS / "excel").rglob("*.xlsx")
+    shutil.copyfile(crawl, tmp_path / crawl.name)
+    files = find_crawl([str(tmp_path)])
+    assert [file.path for kind in files.values() for file in kind] == [str(tmp_path / crawl.name)] * 2
+    printed = capsys.readouterr().out
+    assert "neither comments nor contents: bili.xlsx, notes.xlsx" in printed
+    assert "of other platforms: douyin_a.xlsx (its column aweme_id is of Douyin)" in printed
 
 
 def test_a_column_without_a_name_in_a_sheet_moves_no_other(tmp_path):

@@ -237,8 +237,8 @@ def test_wrong_input(prepare, tmp_path):
     (tmp_path / "a.mht").write_text("MIME")
     (tmp_path / "poem.txt").write_text("床前明月光\n疑是地上霜\n")
     for given, message in (
-        (tmp_path / "none.txt", "no such file, or no .txt, .csv, .json or .jsonl in this folder"),
-        (tmp_path / "empty", "no such file, or no .txt, .csv, .json or .jsonl in this folder"),
+        (tmp_path / "none.txt", "no such file"),
+        (tmp_path / "empty", "no .txt, .csv, .json or .jsonl in this folder; read are "),
         (
             tmp_path / "a.mht",
             "a.mht: no chat export that is known; read are the exports of QQ's desktop client (txt), ",

@@ -120,9 +120,15 @@ def find_crawl(specs: Sequence[str]) -> dict[str, list[CrawlFile]]:
             elif "words" in below:
                 if is_data(path):
                     ignored.append(path.name)
-            elif path.suffix == ".xlsx":
-                for kind, sheet in _sheets(str(path)):
-                    files[kind].append(sheet)
+            elif path.suffix == ".xlsx" and not path.name.startswith(("~$", ".")):  # Excel's locks, macOS's twins
+                sheets = dict(_sheets(str(path)))
+                first = next((record.value for sheet in sheets.values() for record in sheet.read()), {})
+                if path != Path(spec) and (platform := _other_platform(first)):
+                    others.add(f"{path.name} ({platform})")
+                else:
+                    for kind, sheet in sheets.items():
+                        files[kind].append(sheet)
+                    ignored += [] if sheets else [path.name]
             elif path.suffix in _SQLITE and _is_sqlite(path):
                 for kind, table in _tables(str(path)):
                     files[kind].append(table)

@@ -79,7 +79,8 @@ def _print_overview(chats: Sequence["Chat"], members: Members, me: set[str]) -> 
         say(f"{'':>9}  and {len(counts) - MAX_LISTED:,} more")
     without_me = [chat.log for chat in chats if not chat.log.senders & me]
     for log in without_me[:MAX_LISTED]:
-        hint = f"; add {MYSELF} to --me if that is you" if (log.owner or "").startswith(EXPORTER) else ""
+        is_named_me = log.owner in log.senders and log.owner.startswith(EXPORTER)
+        hint = f"; add {MYSELF} to --me if that is you" if is_named_me else ""
         say(f"{log.path}: a chat in which {name} writes nothing{hint}")
     if len(without_me) > MAX_LISTED:
         say(f"and {len(without_me) - MAX_LISTED:,} more chats in which {name} writes nothing")

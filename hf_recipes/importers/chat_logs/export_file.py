@@ -16,6 +16,9 @@ SUFFIXES = tuple(
     suffix + compression for suffix in (".txt", ".csv", ".json", ".jsonl") for compression in ("", *COMPRESSED)
 )
 HEAD = 1 << 14  # characters by which text formats are told apart
+_COMMENTS = re.compile(r"\s*(?:#[^\n]*(?:\n\s*|\Z))*")  # above JSON lines
+# Telegram's escape of control characters, which is none of JSON.
+_HEX_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\x([01][0-9A-F])")
 
 
 class ExportFile:
@@ -79,7 +82,12 @@ class ExportFile:
         if not self.is_json:
             return None
         try:
-            return json.JSONDecoder().raw_decode(self.text.lstrip())[0] if self.is_lines else json.loads(self.text)
+            if self.is_lines:
+                return json.JSONDecoder().raw_decode(self.text, _COMMENTS.match(self.text).end())[0]
+            try:
+                return json.loads(self.text)
+            except ValueError:
+                return json.loads(_HEX_ESCAPE.sub(r"\1\\u00\2", self.text))
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             problem = getattr(error, "msg", "nested too deeply")
@@ -90,9 +98,9 @@ class ExportFile:
         return ".jsonl" in Path(self.path.lower()).name
 
     def json_rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The objects of JSON lines, with their line; an empty one for a line that is no object."""
+        """The objects of JSON lines but comments, with their line; an empty one for a line that is no object."""
         for line, text in enumerate(self.text.split("\n"), 1):
-            if text.strip():
+            if text.strip() and not text.startswith("#"):
                 try:
                     yield line, as_dict(json.loads(text))
                 except (ValueError, RecursionError):

@@ -46,6 +46,7 @@ def read_exports(specs: Sequence[str], format_name: str | None, members: Members
     logs = _merge_pages(logs)
     for log in logs:
         _name_exporter(log, members)
+        log.owner = log.owner or (EXPORTER if log.pages else None)  # whose pages all say who sent a message
     return logs
 
 
@@ -59,7 +60,11 @@ def _files(specs: Sequence[str]) -> Iterator[tuple[str, bool]]:
         else:
             paths = [spec] if os.path.isfile(spec) else glob.glob(spec, recursive=True)
         if not paths:
-            raise UserError(f"--input {spec}: no such file, or no .txt, .csv, .json or .jsonl in this folder")
+            raise UserError(
+                f"--input {spec}: no .txt, .csv, .json or .jsonl in this folder; {HOW_TO_EXPORT}"
+                if os.path.isdir(spec)
+                else f"--input {spec}: no such file"
+            )
         for path in sorted(paths, key=_in_order_of_numbers):
             if path not in seen:
                 seen.add(path)

@@ -85,7 +85,7 @@ def read_json(file: ExportFile, members: Members) -> Iterator[ChatLog]:
     for index, row in enumerate(as_dicts(file.value), 1):
         talker, account = string(row.get("talker")), string(row.get("sender"))
         name = string(row.get("talkerName")) or talker
-        chat = chats.setdefault(talker, ChatLog(file.path, name, bool(row.get("isChatRoom"))))
+        chat = chats.setdefault(talker, ChatLog(file.path, name, bool(row.get("isChatRoom")), EXPORTER))
         kind = string(row.get("type"))
         kind += f"/{row.get('subType')}" if kind == _SHARE else ""
         if account == _SYSTEM or kind in _NOTICES:

@@ -57,7 +57,8 @@ def _chunk_rows(file: ExportFile) -> Iterator[tuple[str, int, dict]]:
 
 def _chat(file: ExportFile, members: Members, rows: Iterator[tuple[str, int, dict]]) -> ChatLog:
     info = as_dict(file.value["chatInfo"])
-    chat = ChatLog(file.path, string(info.get("name")), info.get("type") == "group")
+    owner = string(info.get("selfUin") or info.get("selfUid")) or None
+    chat = ChatLog(file.path, string(info.get("name")), info.get("type") == "group", owner)
     for path, line, row in rows:
         message, is_self = _message(path, line, row, info, members)
         chat.messages.append(message)

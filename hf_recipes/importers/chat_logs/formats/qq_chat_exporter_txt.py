@@ -24,15 +24,20 @@ _FOOT = re.compile(r"\n\n={20,}\n +导出完成\n={20,}\n总计导出 \d+ 条消
 _TITLE = re.compile(r"\A\[[^\[\]]{1,20}\] (?=.)")
 _FILES = re.compile(r"\n资源: \d+ 个文件(?:\n  - [^\n]*)*\Z")
 _MENTIONS = re.compile(r"\n提及: [^\n]*\Z")
-_REPLY, _QUOTE = "[回复消息]", re.compile(r"\n回复: .*\Z", re.DOTALL)
+REPLY, _QUOTE = "[回复消息]", re.compile(r"\n回复: .*\Z", re.DOTALL)
 _KINDS = {
     FORWARD: re.compile(r"\[转发消息(?:: \d+条)?\]"),
     CARD: re.compile(
-        r"\[(?:文件:[^\n]*|位置消息|JSON消息|长消息|通话记录|Markdown消息|内联键盘|日历|YOLO游戏结果|豆腐记录|置顶消息|推荐消息|操作栏|无文本内容"
-        r"|file消息)\]\Z|红包/钱包消息\Z|(?:语音|视频)通话 - [^\n]*\Z"
+        r"\[(?:文件:[^\n]*|位置消息|JSON消息|长消息|通话记录|Markdown消息|内联键盘|日历|YOLO游戏结果|推荐消息|操作栏|无文本内容|file消息)\]\Z"
+        r"|\[?(?:豆腐记录|置顶消息)\]?\Z|(?:红包/钱包消息|群礼物)\Z|(?:语音|视频)?通话 - [^\n]*\Z"
     ),
-    MEDIA: re.compile(r"(?:\[[^\[\]\n]{1,100}\]\s*)+\Z"),  # stickers have their own name as a mark
+    MEDIA: re.compile(r"(?:(?:\[[^\[\]\n]{1,100}\]\s*)+|表情气泡)\Z"),  # stickers have their own name as a mark
 }
+# The client's, also under the name of who did it.
+_NOTICE = re.compile(
+    r"[^\n]{1,60} 撤回了(?:一条消息| [^\n]{1,60} 的消息)(?:（[^\n]*）)?|[^\n]{1,60} 拍了拍 [^\n]{1,80}"
+    r"|对方已接收文件「[^\n]*」"
+)
 _MARK = re.compile(r"\[(?:图片|视频|语音):[^\[\]\n]*\]|\[表情\d*\]")
 
 
@@ -52,13 +57,18 @@ def read(file: ExportFile, members: Members) -> Iterator[ChatLog]:
 def _message(chat: ChatLog, line: int, header: re.Match, body: str, members: Members) -> Message:
     body = body.strip("\n")
     name, repairs = _TITLE.sub("", header["name"]) if chat.is_group else header["name"], ()
-    if body.startswith(_REPLY):
-        body, repairs = _QUOTE.sub("", body.removeprefix(_REPLY)), (QUOTE_REMOVED,)
+    if body.startswith(REPLY):
+        body, repairs = _QUOTE.sub("", body.removeprefix(REPLY)), (QUOTE_REMOVED,)
     if "@" in body:
         body = _MENTIONS.sub("", body)
     body = _FILES.sub("", body).strip()
-    if name == "系统消息":
+    if name == "系统消息" or _NOTICE.fullmatch(body):
         return new_message(chat.path, line, header["time"], SYSTEM, body)
-    kind = next((kind for kind, marks in _KINDS.items() if marks.match(body)), TEXT)
-    text = _MARK.sub("[图片]", body) if kind == TEXT else body  # a mark that the rules for messages know
+    text, kind = text_and_kind(body)
     return new_message(chat.path, line, header["time"], members.add(name, name, is_account=False), text, kind, repairs)
+
+
+def text_and_kind(text: str) -> tuple[str, str]:
+    """The text and the kind of a message, by the marks in its text."""
+    kind = next((kind for kind, marks in _KINDS.items() if marks.match(text)), TEXT)
+    return _MARK.sub("[图片]", text) if kind == TEXT else text, kind  # a mark that the rules for messages know

@@ -26,7 +26,7 @@ HOW_TO_EXPORT = (
     "chatlog and WeFlow (csv, txt, "
     "json), PyWxDump (csv, json), WeChatMsg (csv, txt), WeClone (csv), ChatLab (json, jsonl) and Telegram (json); "
     "export QQ with qq-chat-exporter, WeChat with WeFlow or chatlog, Telegram with Export chat history as JSON; "
-    "databases and backups are not decrypted"
+    "databases and backups are not decrypted; unpack a .zip"
 )
 
 

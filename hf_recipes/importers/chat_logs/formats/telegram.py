@@ -16,12 +16,14 @@ from hf_recipes.importers.chat_logs.messages import (
     new_message,
 )
 
+_UNNAMED = ("saved_messages", "replies", "verification_codes")  # chats without a name
 _MEDIA_TYPES = {"sticker", "voice_message", "video_message", "video_file", "animation", "audio_file"}
 
 
 def matches(file: ExportFile) -> bool:
     value = as_dict(file.value)
-    return {"name", "type", "id", "messages"} <= value.keys() and "chatInfo" not in value
+    has_name = "name" in value or value.get("type") in _UNNAMED
+    return has_name and {"type", "id", "messages"} <= value.keys() and "chatInfo" not in value
 
 
 def matches_full(file: ExportFile) -> bool:
@@ -52,6 +54,8 @@ def _chat(file: ExportFile, value: dict, count: int, owner: str | None, members:
 
 def _message(path: str, index: int, row: dict[str, Any], members: Members) -> Message:
     time = row.get("date_unixtime") or row.get("date")
+    if row.get("type") == "unsupported":  # it has an id, and no time
+        return Message(path, index, 0, SYSTEM, "", CARD)
     if row.get("type") == "service":
         return new_message(path, index, time, SYSTEM, string(row.get("action")))
     key = string(row.get("from_id")) or string(row.get("from"))

@@ -30,7 +30,7 @@ def matches_1(file: ExportFile) -> bool:
 
 def read_1(file: ExportFile, members: Members) -> Iterator[ChatLog]:
     contact = file.stem.removesuffix("_utf8")
-    chat = ChatLog(file.path, contact)
+    chat = ChatLog(file.path, contact, owner=EXPORTER)
     for line, row in file.rows():
         number, text = row.get("Type", ""), row.get("StrContent", "")
         names = [row[column] for column in ("Remark", "NickName", "Sender") if row.get(column)]

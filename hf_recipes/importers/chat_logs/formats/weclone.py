@@ -58,9 +58,11 @@ def _chat(file: ExportFile, rows: Iterable[tuple[int, dict]], members: Members) 
     rows = list(rows)
     room = next((string(row["room_name"]) for _, row in rows if row.get("room_name")), "")
     exporters = [string(row.get("talker")) for _, row in rows if _is_sent(row)]
+    others = {string(row.get("talker")) for _, row in rows if not (_is_sent(row) or _is_notice(row))}
     chat = ChatLog(file.path, room, pages=room, accounts=_users(file))
     if exporters:
-        name = "" if exporters[0] == MYSELF else exporters[0]
+        # In some tables of private chats, the contact is the talker of both sides.
+        name = "" if exporters[0] == MYSELF or others == {exporters[0]} else exporters[0]
         chat.owner = name if name in chat.accounts else EXPORTER + name
     chat.messages += [_message(chat, line, row, members) for line, row in rows]
     chat.is_group = room not in chat.senders
@@ -81,14 +83,19 @@ def _is_sent(row: dict) -> bool:
     return string(row.get("is_sender")) == "1"
 
 
+def _is_notice(row: dict) -> bool:
+    return string(row.get("type_name")).startswith(_NOTICES)
+
+
 def _message(chat: ChatLog, line: int, row: dict, members: Members) -> Message:
     time, text, name = row.get("CreateTime"), string(row.get("msg")), string(row.get("type_name"))
     talker = string(row.get("talker"))
-    if name.startswith(_NOTICES):
+    if _is_notice(row):
         return new_message(chat.path, line, time, SYSTEM, text)
     key = chat.owner if _is_sent(row) else talker
-    is_named = talker != MYSELF and talker not in chat.accounts
-    sender = members.add(key, *chat.accounts.get(key, ()), talker if is_named else "", is_account=key in chat.accounts)
+    is_account = key in chat.accounts
+    names = chat.accounts[key] if is_account else [key.removeprefix(EXPORTER)]
+    sender = members.add(key, *names, is_account=is_account)
     kind = FORWARD if string(row.get("is_forward")).lower() in ("true", "1") else _KINDS.get(name, CARD)
     text, repairs = without_quote(text, _QUOTE) if name == "引用回复" else (text, ())
     return new_message(chat.path, line, time, sender, text, kind, repairs)

@@ -1,4 +1,4 @@
-"""WeFlow's JSON of one chat."""
+"""WeFlow's JSON of one chat; in its compact form, messages have the `senderID` of an item of `senders`."""
 
 from collections.abc import Iterator
 
@@ -33,22 +33,24 @@ def matches(file: ExportFile) -> bool:
 def read(file: ExportFile, members: Members) -> Iterator[ChatLog]:
     session = as_dict(file.value["session"])
     name = string(session.get("displayName") or session.get("nickname"))
-    chat = ChatLog(file.path, name, "群" in string(session.get("type")))
+    chat = ChatLog(file.path, name, "群" in string(session.get("type")), EXPORTER)
+    people = {string(one.get("senderID")): one for one in as_dicts(file.value.get("senders"))}
     for index, row in enumerate(as_dicts(file.value["messages"]), 1):
-        message = _message(file.path, index, row, members)
+        message = _message(file.path, index, row, people.get(string(row.get("senderID")), {}), members)
         chat.messages.append(message)
         if row.get("isSend") == 1 and message.sender != SYSTEM:
             chat.owner = message.sender
     yield chat
 
 
-def _message(path: str, index: int, row: dict, members: Members) -> Message:
+def _message(path: str, index: int, row: dict, person: dict, members: Members) -> Message:
     time, text, name = row.get("createTime"), string(row.get("content")), string(row.get("type"))
     kind = _KINDS.get(name, CARD)
     if row.get("isSend") is None or name == "系统消息" or (kind == CARD and is_notice(text)):
         return new_message(path, index, time, SYSTEM, text)
-    names = (string(row.get(key)) for key in ("senderDisplayName", "senderRemark", "senderNickname"))
-    sender = members.add(string(row.get("senderUsername")) or EXPORTER, *names)
+    names = [string(row.get(key)) for key in ("senderDisplayName", "senderRemark", "senderNickname")]
+    names += [string(person.get(key)) for key in ("displayName", "remark", "nickname", "groupNickname")]
+    sender = members.add(string(row.get("senderUsername") or person.get("accountId")) or EXPORTER, *names)
     repairs = ()
     if name == "引用消息":
         quote = f"[引用 {string(row.get('quotedSender'))}：{string(row.get('quotedContent'))}]"

@@ -2,6 +2,7 @@
 
 The csv has id, MsgSvrID, type_name, is_sender, talker, msg, src, CreateTime (UTC). In the txt, ``2023-01-02 12:34:56
 'name'`` stands above each message; in private chats the exporter is ``'我'``. Notices are given to the other side.
+A streaming engine of it writes times in seconds, Chinese type names, and the XML of messages that are no text.
 """
 
 import re
@@ -13,22 +14,24 @@ from hf_recipes.importers.chat_logs.messages import CARD, FORWARD, MEDIA, TEXT, 
 from hf_recipes.importers.chat_logs.notices import is_notice
 
 # At the end of a reply, over several lines where the quoted message has them.
-QUOTE = re.compile(r"\s*\[引用 (?P<name>[^\n]*?)：.*\]\Z", re.DOTALL)
-_HEADER = re.compile(r"(?:\A\n*|\n\n)(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) '(?P<name>[^\n]*)'\n")
+QUOTE = re.compile(r"\s*\[引用 (?:(?P<name>[^\n]*?)：)?.*\]\Z", re.DOTALL)
+_RAW_SENDER = re.compile(r"wxid_\w+:\n")
+_HEADER = re.compile(r"(?:\A\n*|\n\n)(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|\d{10}) '(?P<name>[^\n]*)'\n")
 _KINDS = {
     FORWARD: re.compile(r"\[转发的聊天记录\]"),
     MEDIA: re.compile(
         r"\[(?:图片|语音|语音消息[^\]\n]*|语音转文字|其他消息|动画表情|表情(?:包)?(?:：[^\]\n]*)?)\]"
-        r"|\[视频\](?: ?\d+s)?\Z|(?:[\w.-]+/)*(?:images|videos|voices|emojis|files)/[^\s/]+\.\w+\Z"
+        r"|\[视频\](?: ?\d+s)?\Z|(?:[^\\/\n]+[\\/])*(?:images|videos|voices|emojis|files)[\\/][^\\/\n]+\.\w+\Z"
     ),
     CARD: re.compile(
-        r"\[(?:链接|文件|位置|名片|红包|转账|音乐|小程序|群公告|笔记|微信笔记|接龙|卡片|直播|视频号[^\]\n]*|语音通话|视频通话|通话|引用消息)\]"
-        r"|微信(?:红包|转账)\Z|\[[^\]\n]+\]\(https?://\S+\)\Z"
+        r"\[(?:链接|文件|位置|名片|红包|转账(?:收款)?|音乐|小程序|群公告|笔记|微信笔记|接龙|卡片|直播|视频号[^\]\n]*|语音通话|视频通话|通话|引用消息)\]"
+        r"|微信(?:红包|转账)\Z|\[[^\]\n]+\]\(https?://\S+\)\Z|<(?:\?xml|msg|sysmsg|voipmsg)\b"
     ),
 }
 _TYPE_NAMES = {
-    **dict.fromkeys(("image", "sticker", "video", "voice"), MEDIA),
-    **dict.fromkeys(("location", "file"), CARD),
+    **dict.fromkeys(("image", "sticker", "video", "voice", "图片", "表情", "视频", "语音"), MEDIA),
+    **dict.fromkeys(("location", "file", "位置"), CARD),
+    "系统": SYSTEM,
 }
 
 
@@ -64,7 +67,9 @@ def read_csv(file: ExportFile, members: Members) -> Iterator[ChatLog]:
         )
         for line, row in file.rows()
     ]
-    yield _chat(file, rows, members)
+    chat = _chat(file, rows, members)
+    chat.owner = chat.owner or EXPORTER
+    yield chat
 
 
 def _chat(file: ExportFile, rows: list[tuple], members: Members) -> ChatLog:
@@ -72,7 +77,9 @@ def _chat(file: ExportFile, rows: list[tuple], members: Members) -> ChatLog:
     quoted: set[str] = set()
     for line, time, name, is_me, type_kind, text in rows:
         text = text.strip()
-        if name.endswith("@chatroom") or (type_kind is None and is_notice(text)):
+        if raw := _RAW_SENDER.match(text):
+            text = text[raw.end() :]
+        if name.endswith("@chatroom") or type_kind == SYSTEM or (type_kind is None and is_notice(text)):
             chat.messages.append(new_message(file.path, line, time, SYSTEM, text))
             continue
         if is_me:
@@ -84,7 +91,7 @@ def _chat(file: ExportFile, rows: list[tuple], members: Members) -> ChatLog:
         repairs = ()
         if kind == TEXT:
             if quote := QUOTE.search(text):
-                quoted.add(quote["name"])
+                quoted.add(quote["name"] or "")
             text, repairs = without_quote(text, QUOTE)
         chat.messages.append(new_message(file.path, line, time, sender, text, kind, repairs))
     if chat.owner and len(others := chat.senders - {chat.owner, SYSTEM}) == 1:
