@@ -108,7 +108,7 @@ def test_a_prompt_that_is_a_dialogue_is_read_as_its_turns(tmp_path, prompt, expe
         assert texts(messages) == (expected or [("u", prompt)])
         name = "instruction" if form == "messages" else "prompt"
         remark = f"kept: '{name}' read as the turns that it holds"
-        assert list(map(shown, row_statuses(examples)[1])) == [remark if expected else "kept"]
+        assert [shown(status) for _, status in row_statuses(examples)] == [remark if expected else "kept"]
     assert texts(read({"prompt": prompt}, reads="prompts")["messages"]) == (expected or [("u", prompt)])
 
 
