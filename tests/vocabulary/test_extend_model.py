@@ -167,7 +167,7 @@ def test_a_resumed_run_trains_the_new_rows_as_an_uninterrupted_one(extended, scr
         with torch.no_grad():
             logits.append(load_for_inference(arguments, tokenizer)(ids).logits)
     error = (logits[0] - logits[1]).norm() / logits[1].norm()
-    assert error < (0.3 if quantized else 1e-6)
+    assert error < (0.5 if quantized else 1e-6)
 
 
 def test_embeddings_alone_then_all_weights(extended, script, tmp_path):
