@@ -68,7 +68,9 @@ class Schema:
     unused: tuple[str, ...] = ()
 
     def to_example(self, row: Row) -> Example:
-        return self.convert(without_ignored_keys(row, self.columns.ignored), self.columns)
+        if self.columns.ignored:
+            row = without_ignored_keys(row, self.columns.ignored)
+        return self.convert(row, self.columns)
 
 
 @cache
