@@ -15,7 +15,7 @@ from hf_recipes.core.files import read_mapping, write_jsonl
 from hf_recipes.evaluation.held_out import settings_of_run
 
 Flags = Callable[[str], Mapping[str, Mapping[str, Any]]]  # of a command, as `CommandLine.of` takes them
-STAGES = ("sft", "pretrain", "reward", "dpo", "kto", "grpo")
+STAGES = ("sft", "pretrain", "reward", "dpo", "orpo", "kto", "grpo")
 # The settings that matter most; the page has the first fifteen of them that the stage has.
 MAIN = (
     *("max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -47,7 +47,7 @@ def recipe_settings(name: str) -> dict[str, Any]:
 
 def recipes_of(stage: str) -> list[str]:
     """Those of a stage: of SFT also those that are named after what they are for."""
-    named = {name: next((one for one in (*STAGES, "orpo") if name.startswith(one)), "sft") for name in recipes()}
+    named = {name: next((one for one in STAGES if name.startswith(one)), "sft") for name in recipes()}
     return [name for name, of in named.items() if of == stage]
 
 
@@ -96,9 +96,10 @@ class Commands:
             if name in REFUSED or (name in TRUST and not self.trusts):
                 hint = "; see --trust_remote_code of the studio" if name in TRUST else ""
                 raise UserError(f"the editor: {name} cannot be set on the page{hint}")
-        self.roots.check({name: value for name, value in {**fields, **more}.items() if name not in TEXTS})
         fields = {name: text for name, text in fields.items() if text and text != as_text(known[name].get("default"))}
-        return {**fields, **more}
+        settings = {**fields, **more}
+        self.roots.check({name: value for name, value in settings.items() if name not in TEXTS})
+        return settings
 
     def training(self, form: Mapping[str, Any], output_dir: str, *more: str) -> list[str]:
         stage = form["stage"]

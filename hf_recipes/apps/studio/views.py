@@ -193,6 +193,8 @@ def plan(dry: Mapping[str, Any], texts: Texts) -> str:
     memory, steps, time = dry["memory"], dry["steps"], dry["seconds"]
     pairs = [(texts("plan rows"), f"{dry['data']['rows']:,}"), (texts("plan tokens"), f"{dry['data']['tokens']:,}")]
     pairs += [(texts("plan steps"), f"{steps['total']:,}"), (texts("plan batch"), f"{dry['batch']['global']:,}")]
+    if dry["data"].get("truncated"):
+        pairs.append((texts("plan truncated"), f"{dry['data']['truncated']:.1%}"))
     if time:
         pairs.append((texts("plan time"), " – ".join(str(timedelta(seconds=math.ceil(one))) for one in time)))
     if memory:

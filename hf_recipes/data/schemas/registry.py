@@ -115,6 +115,11 @@ def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
     if schema is None:
         if row.keys() >= {"role", "content"} or row.keys() >= {"from", "value"}:
             raise UnknownSchema(f'{path}: each row is one turn; write a row for each conversation: {{"messages": […]}}')
+        if row.keys() >= {"comment_id", "video_id"}:
+            raise UnknownSchema(
+                f"{path}: comments of a crawl; make conversations of its folder with prepare-bilibili, in the studio "
+                "by Raw data and Import"
+            )
         names = DOCUMENT_SCHEMAS if columns.reads == "documents" else SCHEMAS
         raise UnknownSchema(
             f"{path}: no known schema in the columns {present}; name them with --prompt_column and "
@@ -166,6 +171,8 @@ def first_row(row: Row) -> str:
     """The flags that would read the first row, and the columns that they would leave out."""
     names = _filled(row)
     texts = [name for name in names if isinstance(row[name], str)]
+    worded = [name for name in texts if re.search(r"[^\W\d_]", row[name])]
+    texts = worded if len(worded) > 1 else texts  # a number that a csv has as text is no question
     if len(names) < 2:
         return ""
     if not texts:

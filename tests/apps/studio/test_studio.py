@@ -117,6 +117,17 @@ def test_a_training_has_what_differs_from_the_defaults(page):
     }
 
 
+def test_fields_that_are_empty_name_no_folder(page, root):
+    """A virtual environment in the root has links to outside of it."""
+    (root / "python").symlink_to(sys.executable)
+    try:
+        assert (
+            page.commands.settings(filled(page, set_max_steps="5", set_learning_rate="", yaml=""))["max_steps"] == "5"
+        )
+    finally:
+        (root / "python").unlink()
+
+
 @pytest.mark.parametrize("stage", commands.STAGES)
 def test_every_stage_has_fifteen_settings_and_recipes_that_it_reads(page, stage):
     names = commands.main_settings(flags_of, stage)
@@ -134,7 +145,11 @@ def test_every_stage_has_fifteen_settings_and_recipes_that_it_reads(page, stage)
 
 def test_recipes_are_of_one_stage():
     listed = [name for stage in commands.STAGES for name in commands.recipes_of(stage)]
-    assert len(listed) == len(set(listed)) and "demo" in commands.recipes_of("sft") and "orpo_demo" not in listed
+    assert (
+        len(listed) == len(set(listed))
+        and "demo" in commands.recipes_of("sft")
+        and "orpo_demo" in commands.recipes_of("orpo")
+    )
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,11 @@ def test_columns_that_a_question_or_answer_needs_stop_the_run(load, row, name):
             "its schema is text, .*; its texts are in text, category, output, such as --prompt_column text "
             "--response_column output, without category",
         ),
+        ([{"编号": "1", "客人": "多少钱？", "店员": "十元。"}], "--prompt_column 客人 --response_column 店员"),
+        (
+            [{"comment_id": "1", "video_id": "2", "content": "好", "nickname": "甲"}],
+            "make conversations .* prepare-bilibili",
+        ),
         (
             [{"conversation": [{"input": "一", "output": "二"}, {"system": "短", "input": "三", "output": "四"}]}],
             r"the key 'conversation\[\].system'",
