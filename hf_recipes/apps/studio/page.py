@@ -66,7 +66,7 @@ class Page(Layout):
         # Messages, such as those of `pressed`, come by the queue alone.
         queued = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         live = [self.seen, *self.panels.values(), *self.runs.values(), self.compare_with, self.budget]
-        live += [self.form[name] for name in ("data", "yaml", "held_out")]
+        live += [self.form[name] for name in ("data", "held_out")]
         looked_at = [self.seen, self.active, self.budget, self.compare_with]
         refresh = {"fn": self.on_tick, "inputs": looked_at, "outputs": live, **AT_ONCE, "trigger_mode": "once"}
         gr.on([self.timer.tick, self.budget.change, self.compare_with.input], **refresh)

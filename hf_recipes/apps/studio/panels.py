@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import yaml
 
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.jobs.jobs import TRAINED, Job, read_lines
@@ -128,16 +127,14 @@ class Panels:
         return panels
 
     def imported(self) -> list:
-        """Updates of the fields of data, the editor and the held-out rows, once, when an import has ended."""
+        """Updates of the fields of data and of the held-out rows, once, when an import has ended."""
         job, visitor = self.job("convert"), self.visitor
         if self.tab != "data" or not job or job.status != "finished" or visitor.form.get("imported") == job.id:
-            return [gr.skip()] * 3
-        folder, text, test = job.about["output_dir"], visitor.form.get("yaml"), ""
-        if (job.run / "test.jsonl").is_file():
-            test = f"{folder}/test.jsonl"
-            text = yaml.safe_dump({**(yaml.safe_load(text or "") or {}), "validation_file": test}, allow_unicode=True)
+            return [gr.skip()] * 2
+        folder = job.about["output_dir"]
+        visitor.jobs.pop("inspect", None)  # of the raw data
         visitor.save(imported=job.id)
-        return [f"{folder}/train.jsonl", text, test]
+        return [f"{folder}/train.jsonl", f"{folder}/test.jsonl" if (job.run / "test.jsonl").is_file() else ""]
 
     def _train(self) -> dict[str, str]:
         texts, visitor = self.texts, self.visitor

@@ -192,6 +192,16 @@ def test_a_button_says_what_is_missing(page, ask, form, message):
         assert message in text and len(page.jobs.all()) == before
 
 
+def test_held_out_rows_of_an_import_are_evaluated_on_as_long_as_its_rows_are_the_data(page):
+    def validation(**form):
+        form = {**filled(page), "held_out": "data/chat/test.jsonl", **form}
+        return flags(page.commands.training(form, "runs/one")).get("validation_file")
+
+    assert validation(data="data/chat/train.jsonl") == ["data/chat/test.jsonl"]
+    assert validation(data="data/chat/train.jsonl", yaml="validation_split_percentage: 5") is None
+    assert validation(data="data/chat/train.jsonl\nb.jsonl") is None and validation(data="b.jsonl") is None
+
+
 def test_runs_have_names_of_their_own(page, ask):
     fill(page, name="../../mine")
     assert ask("start") == [] and page.visitor(request()).form["run"] == "runs/mine"
