@@ -5,7 +5,7 @@ from hf_recipes.apps.chat.models import BASE, Answer
 
 _TEXTS = {
     "title": ("Chat", "对话"),
-    "base": ("base model", "底座模型"),
+    "base": ("base model", "基座模型"),
     "model": ("Model", "由谁回答"),
     "compare with": ("Compare with, for the same question", "并排回答同一问题"),
     "no comparison": ("no comparison", "不对比"),

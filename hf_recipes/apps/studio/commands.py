@@ -29,7 +29,8 @@ REFUSED = {"hub_token", "resume_from_checkpoint", "push_to_hub"}
 TRUST = {"trust_remote_code", "trust_checkpoint"}
 TEXTS = {"system_prompt"}  # settings that are no path, whatever they look like
 TRIAL = 200  # rows
-VALIDATION = {"validation_file", "validation_split_percentage"}
+PLAN = (".hf_recipes/plan", "--dry_run", "--json")
+SPLITS = {"validation_file", "validation_split_percentage"}
 FORMS = {"lora": {}, "qlora": {"load_in_4bit": True}, "full": {"use_lora": False}}
 CHECKED = {"max_length": 512, "per_device_train_batch_size": 1, "gradient_checkpointing": True}
 
@@ -107,8 +108,7 @@ class Commands:
         argv = [stage, f"--model_name_or_path={self.model(form)}", "--train_file", *self.data(form)]
         settings = self.settings(form)
         test = (form.get("held_out") or "").strip()
-        imported = [f"{test.removesuffix('test.jsonl')}train.jsonl"]
-        if test.endswith("test.jsonl") and self.data(form) == imported and not settings.keys() & VALIDATION:
+        if self.data(form) == [test.replace("test.jsonl", "train.jsonl")] != [test] and not settings.keys() & SPLITS:
             settings["validation_file"] = test
         if form.get("trial") and "max_train_samples" in self.flags(stage):
             settings = {"max_train_samples": TRIAL, **settings}

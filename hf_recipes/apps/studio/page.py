@@ -207,9 +207,11 @@ class Page(Layout):
         form = self.filled(visitor)
         name = file_name(form.get("name") or "") or Path(self._free("runs", "first")).name
         folder = f"runs/{name}"
-        path = self.roots.inside(folder)
-        if path.exists() and any(path.iterdir()):
+        if (path := self.roots.inside(folder)).exists() and any(path.iterdir()):
             raise UserError(f"{folder}: there is a run of this name; go on with it under Watch, or choose another name")
+        plan = self.jobs.get(visitor.jobs.get("plan"))
+        if plan and plan.status == "failed" and plan.commands == [self.commands.training(form, *commands.PLAN)]:
+            raise UserError("".join(plan.log()[-1:]))
         argv = self.commands.training(form, folder)
         self.begin(visitor, form["stage"], argv, output_dir=folder, waits=True, env=self._env(form))
         visitor.save(run=folder)

@@ -14,7 +14,7 @@ from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.jobs.jobs import TRAINED, Job, read_lines
 from hf_recipes.apps.jobs.visitors import Visitor
 from hf_recipes.apps.studio import views
-from hf_recipes.apps.studio.commands import FORMS
+from hf_recipes.apps.studio.commands import FORMS, PLAN
 from hf_recipes.apps.studio.texts import Texts
 from hf_recipes.core.errors import UserError
 from hf_recipes.dry_run.peak_memory import in_units
@@ -141,7 +141,7 @@ class Panels:
         if not visitor.form.get("model") or not visitor.form.get("data"):
             return {"plan": f"<p class='empty'>{escape(texts('train empty'))}</p>"}
         try:
-            argv = self.page.commands.training(self.page.filled(visitor), ".hf_recipes/plan", "--dry_run", "--json")
+            argv = self.page.commands.training(self.page.filled(visitor), *PLAN)
         except UserError as error:
             return {"plan": views.card(texts("before"), views.note(str(error), "bad"))}
         job = self.job("plan")

@@ -149,7 +149,7 @@ def test_two_columns_languages_a_telephone_and_saving(browser, address, tmp_path
     browser.click("label", "中文")
     browser.wait_for("你的问题")
     browser.wait_for("写出 30 个")
-    assert "Your question" not in browser.text and "底座模型" in browser.text
+    assert "Your question" not in browser.text and "基座模型" in browser.text
     browser.viewport(390, 800, mobile=True)
     browser.wait_for(script="document.documentElement.scrollWidth <= 390")
     browser.wait_for(script="[...document.querySelectorAll('.chat')].every(c => c.getBoundingClientRect().width > 330)")
@@ -323,6 +323,6 @@ def test_columns_are_named_in_the_page_s_language_from_the_start(engine):
     argv = ["--model_name_or_path", "M", "--compare_with", "base", "--language", "zh"]
     page = open_page(engine, Parser([ChatArguments]).parse(argv)[0])
     try:
-        assert [chat.label for chat in page.chats] == ["one.1", "底座模型"]
+        assert [chat.label for chat in page.chats] == ["one.1", "基座模型"]
     finally:
         page.blocks.close(verbose=False)

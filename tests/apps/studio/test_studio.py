@@ -202,6 +202,17 @@ def test_held_out_rows_of_an_import_are_evaluated_on_as_long_as_its_rows_are_the
     assert validation(data="data/chat/train.jsonl\nb.jsonl") is None and validation(data="b.jsonl") is None
 
 
+def test_what_a_dry_run_refuses_is_not_started(page, ask):
+    visitor = fill(page, name="refused", learning_rate="")
+    plan = page.begin(visitor, "plan", page.commands.training(page.filled(visitor), *commands.PLAN))
+    (plan.folder / "log").write_text("error: the first rows lack an answer\n")
+    write_json(plan.folder / "end.json", {"code": 1})
+    write_json(plan.folder / "process.json", {"pid": 1, "started": 0})
+    assert ask("start") == ["error: the first rows lack an answer"]
+    fill(page, name="refused", yaml="seed: 8")
+    assert ask("start") == []
+
+
 def test_runs_have_names_of_their_own(page, ask):
     fill(page, name="../../mine")
     assert ask("start") == [] and page.visitor(request()).form["run"] == "runs/mine"
