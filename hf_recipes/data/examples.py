@@ -18,21 +18,11 @@ from hf_recipes.core import ledger
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
-from hf_recipes.data.files import dataset_info, encodings, file_io, hub_data, records, sources
+from hf_recipes.data import files, schemas
 from hf_recipes.data.files.hub_data import cache_root
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import SEED, find_sources
-from hf_recipes.data.schemas import (
-    chat,
-    columns,
-    conversation,
-    detection,
-    dialogue_text,
-    documents,
-    preference,
-    registry,
-)
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Schema
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
 from hf_recipes.data.schemas.detection import merged, schema_of_rows
@@ -46,25 +36,17 @@ FEATURES = {
 }
 SNIFFED_ROWS = 100  # the first, which decide a file's schema
 READ_ROWS = 1_000  # at a time, of rows that are read once more
-FILES_CODE = (dataset_info, encodings, file_io, hub_data, records, sources)
-SCHEMA_CODE = (
-    chat,
-    columns,
-    conversation,
-    detection,
-    dialogue_text,
-    documents,
-    preference,
-    registry,
-)  # for `fingerprint`
+ROWS_CODE = (files, schemas)  # for `fingerprint`
 COMMON = Features({"meta": Json(), "location": Value("string"), "status": Value("string"), "source": Value("string")})
 
 
 def fingerprint(*parts, code: Sequence = ()) -> str:
-    """A cache key of JSON-able parts and of the source code of modules: what changes either, changes the key."""
+    """A cache key of JSON-able parts and of the source code of modules, of a package all: what changes either, changes
+    the key."""
     digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False, sort_keys=True).encode())
-    for module in code:
-        digest.update(Path(module.__file__).read_bytes())
+    for path in (Path(module.__file__) for module in code):
+        for file in sorted(path.parent.glob("*.py")) if path.stem == "__init__" else [path]:
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:32]
 
 
@@ -93,7 +75,7 @@ def load_examples(
     key = fingerprint(
         [[f.path, f.digest, f.encoding, f.name, schema.name, asdict(schema.columns)] for f, schema in files],
         form,
-        code=(*FILES_CODE, ledger, *SCHEMA_CODE),
+        code=(*ROWS_CODE, ledger),
     )
     root = cache_root(cache_dir)
     path = root / "hf_recipes_examples" / f"{key}.arrow"

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -16,7 +17,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data import examples
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.examples import load_examples
+from hf_recipes.data.examples import fingerprint, load_examples
 from hf_recipes.data.pretraining import token_shards
 from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.stages.data import pretrain as pretrain_data
@@ -210,3 +211,12 @@ def test_a_warm_cache_that_is_read_only(forks, model_dir, pairs, rows, tmp_path)
         assert forks.run(*argv, *own, *output, script=script).code == 0
         warm = forks.run(*argv, *own, *output, script=script, before=read_only)
         assert warm.code == 0, warm.err
+
+
+def test_a_key_has_every_file_of_a_package(tmp_path):
+    (tmp_path / "__init__.py").touch()
+    package, keys = SimpleNamespace(__file__=str(tmp_path / "__init__.py")), set()
+    for text in ("", "a = 1", "a = 2"):
+        (tmp_path / "more.py").write_text(text)
+        keys.add(fingerprint("rows", code=[package]))
+    assert len(keys) == 3

@@ -15,7 +15,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import lock_of, locked, write_json, writing
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.arguments import SourceArguments
-from hf_recipes.data.examples import FILES_CODE, SCHEMA_CODE, fingerprint
+from hf_recipes.data.examples import ROWS_CODE, fingerprint
 from hf_recipes.data.files.hub_data import cache_root
 from hf_recipes.data.pretraining import corpora, token_shards, tokenize_corpus
 from hf_recipes.data.pretraining.corpora import Corpus, Reader, find_corpora, open_reader, print_plan
@@ -141,7 +141,7 @@ def _tokenized(
     key = fingerprint(
         [[r.source.path, r.source.digest, r.source.encoding, r.schema.name, asdict(r.schema.columns)] for r in readers],
         encoder.settings,
-        code=(corpora, token_shards, tokenize_corpus, *FILES_CODE, *SCHEMA_CODE),
+        code=(corpora, token_shards, tokenize_corpus, *ROWS_CODE),
     )
     root = cache_root(data.cache_dir)
     folder = root / "hf_recipes_tokens" / key
