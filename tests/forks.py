@@ -118,6 +118,7 @@ class Run:
 class Server:
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
+        self.last: Run | None = None
         settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         settings |= {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(folder / "datasets")}
         self.log = folder / "server.log"
@@ -134,13 +135,21 @@ class Server:
 
     def start(self, *argv, world: int = 1, before: str = "", script: str = "scripts/sft.py", **env: str) -> Run:
         """Begin a run of `script` with `argv` in `world` processes; `before` is Python that each executes first."""
+        self._end_last()
         self.count += 1
         logs = self.folder / f"run-{self.count}"
         logs.mkdir()
         env = {"MASTER_PORT": str(self._port()), **env} if world > 1 else env
         job = {"argv": list(map(str, argv)), "world": world, "before": before, "script": script, "env": env}
         self.process.stdin.write((json.dumps({**job, "logs": str(logs)}) + "\n").encode())
-        return Run(self, self.read(), logs)
+        self.last = Run(self, self.read(), logs)
+        return self.last
+
+    def _end_last(self) -> None:
+        """Kill a run that its test left when it failed: its exit codes would be read as those of the next one."""
+        if self.last and self.last.codes is None:
+            self.last.signal()
+            self.last.wait()
 
     def _port(self) -> int:
         """One that nobody is given before the run is there to take it: below those that the system gives.
@@ -167,5 +176,6 @@ class Server:
         return self.start(*argv, **kwargs).wait()
 
     def close(self) -> None:
+        self._end_last()
         self.process.stdin.close()
         self.process.wait(30)

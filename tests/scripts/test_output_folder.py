@@ -130,7 +130,9 @@ else:
     step = RunMixin.training_step
     def slow(self, *args, **kwargs):
         open("FLAG", "w").close()
-        time.sleep(120 if self.state.global_step else 0)
+        if self.state.global_step:
+            print("the first step is saved", flush=True)
+            time.sleep(120)
         return step(self, *args, **kwargs)
     RunMixin.training_step = slow
 """
@@ -170,8 +172,7 @@ def test_a_run_keeps_its_folder_until_it_ends(forks, settings, script, model_dir
     run.wait_for("step 1/2")
     error = f"error: --output_dir {output}: another process is writing to this folder; wait for its end"
     run.wait_for(error, of="err1")
-    while not (output / "checkpoint-1").is_dir():
-        pass
+    run.wait_for("the first step is saved")
     before = contents(output)
     for flags in (["--resume_from_checkpoint", "true", "--learning_rate", 1], ["--overwrite_output_dir"], []):
         code, _, err = script("sft.py", *settings, "--output_dir", output, *flags)
