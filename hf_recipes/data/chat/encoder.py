@@ -272,8 +272,7 @@ class ChatEncoder:
         for turn, start, end in example.earlier:
             first, last = aligned.tokens(start, end)
             alone = aligned.tokens(start - 1, start)[1] <= first and last <= aligned.tokens(end, end + 1)[0]
-            special = self.template.last_special(aligned.text, start)
-            if not (alone and self._align.begins_alike(aligned, start, first, special)):
+            if not (alone and self._align.begins_alike(aligned, start, first)):
                 unserved.append(turn)
         return unserved
 

@@ -151,10 +151,6 @@ class ChatTemplate:
         """The thoughts of what a model wrote after a prompt, and its answer, empty where it was cut while thinking."""
         return self.marks.split(text, self._probes.thoughts.opens)
 
-    def last_special(self, text: str, end: int) -> int | None:
-        """Where the last special token before `end` begins, if it is near."""
-        return self._ends.last_before(text, end)
-
     def left_out(self, messages: list[Message], tools: list | None, prompt: str) -> list[str]:
         """What a prompt does not show of the assistant's turns in `messages`, of which it is the rendering."""
         names = {}

@@ -1,12 +1,13 @@
 """Which tokens of a text hold which of its characters, for fast tokenizers and slow ones."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections import ChainMap
+from collections.abc import Iterable, MutableMapping, Sequence
+from itertools import chain, pairwise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
-
-MAX_ENDS = 1000
 
 
 class Aligned(ABC):
@@ -115,18 +116,21 @@ class Aligner:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         self._byte_lengths = byte_lengths(tokenizer)
+        self._borders = special_token_pattern(tokenizer)
         self._prepared: dict[str, Aligned] = {}
-        self._ends: dict[str, list[int]] = {}  # the tokens of ends of prompts, which are hardly ever different
+        self._pieces: dict[str, np.ndarray] = {}
 
     def __call__(self, text: str) -> Aligned:
-        return self._prepared.get(text) or self._align([text])[0]
+        return self._prepared.get(text) or self._align([text], ChainMap({}, self._pieces))[0]
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Tokenize at once `texts`, which will be asked for, and forget those before."""
         different = list(dict.fromkeys(texts))
-        self._prepared = dict(zip(different, self._align(different), strict=True))
+        self._pieces = {}
+        self._prepared = dict(zip(different, self._align(different, self._pieces), strict=True))
 
-    def _align(self, texts: list[str]) -> list[Aligned]:
+    def _align(self, texts: list[str], known: MutableMapping[str, np.ndarray]) -> list[Aligned]:
+        """The tokens of `texts`; `known` has those of pieces, and gets those of new ones."""
         if not self._tokenizer.is_fast:
             return [PrefixAligned(text, self._tokenizer) for text in texts]
         backend = self._tokenizer.backend_tokenizer
@@ -135,11 +139,26 @@ class Aligner:
         if self._byte_lengths is None:
             encodings = backend.encode_batch(texts, add_special_tokens=False)
             return [OffsetAligned(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+        split = [self._split(text) for text in texts]
+        new = [piece for piece in dict.fromkeys(chain.from_iterable(split)) if piece not in known]
+        for piece, encoding in zip(new, backend.encode_batch_fast(new, add_special_tokens=False), strict=True):
+            known[piece] = np.array(encoding.ids, dtype=np.int32)
         aligned: list[Aligned] = []
-        for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-            one = ByteAligned(text, np.array(encoding.ids, dtype=np.int32), self._byte_lengths)
+        for text, pieces in zip(texts, split, strict=True):
+            ids = np.concatenate([known[piece] for piece in pieces]) if len(pieces) > 1 else known[pieces[0]]
+            one = ByteAligned(text, ids, self._byte_lengths)
             aligned.append(one if one.is_exact else OffsetAligned(text, backend.encode(text, add_special_tokens=False)))
         return aligned
+
+    def _split(self, text: str) -> list[str]:
+        """`text` in pieces whose tokens do not depend on each other: what is before a special token, and from it on.
+
+        The frame of a chat template is the same in all rows, and earlier turns in the prompts of the later ones.
+        """
+        if self._borders is None:
+            return [text]
+        starts = [0, *(match.start() for match in self._borders.finditer(text) if match.start()), len(text)]
+        return [text[start:end] for start, end in pairwise(starts)]
 
     def after(self, prompt: Aligned, answer: str) -> tuple[Aligned, int]:
         """The tokens of an answer after its prompt: those of a text from an index on.
@@ -154,21 +173,17 @@ class Aligner:
                 return whole, size
         return alone, 0
 
-    def begins_alike(self, aligned: Aligned, end: int, count: int, special: int | None) -> bool:
-        """Whether the first `end` characters of a text have, by themselves, its first `count` tokens.
+    def begins_alike(self, aligned: Aligned, end: int, count: int) -> bool:
+        """Whether the first `end` characters of a text have, by themselves, its first `count` tokens."""
+        return list(self(aligned.text[:end]).ids) == list(aligned.ids[:count])
 
-        Args:
-            special: where a special token near that end begins.
-        """
-        if special is None or not isinstance(aligned, ByteAligned):
-            return list(self(aligned.text[:end]).ids) == list(aligned.ids[:count])
-        suffix = aligned.text[special:end]  # nothing before a special token depends on what follows it
-        if suffix not in self._ends:
-            if len(self._ends) == MAX_ENDS:
-                self._ends.clear()
-            self._ends[suffix] = list(self(suffix).ids)
-        ids = self._ends[suffix]
-        return list(aligned.ids[count - len(ids) : count]) == ids
+
+def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern | None:
+    """The tokens that are found in a text before anything else is; None where one takes part of its surroundings."""
+    tokens = [token for token in tokenizer.added_tokens_decoder.values() if not token.normalized]
+    if not tokens or any(token.lstrip or token.single_word for token in tokens):
+        return None
+    return re.compile("|".join(map(re.escape, sorted(map(str, tokens), key=len, reverse=True))))
 
 
 def byte_lengths(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:

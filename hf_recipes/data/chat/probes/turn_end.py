@@ -31,10 +31,6 @@ class TurnEnd:
             end = start
         return stripped[end:stop]
 
-    def last_before(self, text: str, end: int) -> int | None:
-        """Where the last special token before `end` begins, if it is near."""
-        return max((match.start() for match in self._special.finditer(text, max(0, end - 200), end)), default=None)
-
     def opener(self, messages: list[Message], following: Message, tools: list | None = None, suffix: str = "") -> str:
         """The special token that begins the turn `following` after `messages`, empty where there is none.
 
