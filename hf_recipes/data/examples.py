@@ -23,7 +23,7 @@ from hf_recipes.data.files.hub_data import cache_root
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import SEED, find_sources
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Schema
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, MeaningLost, Schema, status_of
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
 from hf_recipes.data.schemas.detection import merged, schema_of_rows
 from hf_recipes.data.schemas.registry import UnknownSchema, as_pair, first_row, metadata
@@ -198,7 +198,7 @@ def fitting_columns(source: Source, columns: Columns) -> Columns:
 def _converts(row: dict, columns: Columns, path: str) -> bool:
     try:
         return bool(schema_of_rows([row], columns, path).to_example(row))
-    except (UserError, RowProblem):
+    except (UserError, RowProblem, MeaningLost):
         return False
 
 
@@ -207,18 +207,12 @@ def _generate(files: list[tuple[Source, Schema]], form: str) -> Iterator[dict]:
     for source, schema in files:
         for record in read_records(source):
             row = {**empty, "location": record.location, "status": KEPT, "source": source.name}
-            problem, action = record.problem, "dropped"
-            if problem is None:
-                try:
-                    example = schema.to_example(record.value)
-                    if remarks := example.pop("remarks", None):
-                        row["status"] = row_status(KEPT, ", ".join(remarks))
-                    row.update(example)
-                    row["meta"] = metadata(record.value) or None
-                except RowProblem as error:
-                    problem, action = error.reason, FILTERED if isinstance(error, FilteredRow) else "dropped"
-            if problem is not None:
-                row["status"] = row_status(action, problem)
+            try:
+                example = schema.read(record)
+            except RowProblem as problem:
+                row["status"] = row_status(FILTERED if isinstance(problem, FilteredRow) else "dropped", problem.reason)
+            else:
+                row |= {**example, "status": status_of(example), "meta": metadata(record.value) or None}
             yield row
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from hf_recipes.core.arguments.limits import PositiveInt
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.ledger import KEPT, is_dropped, row_status
+from hf_recipes.core.ledger import is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.schemas.columns import status_of
 from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import SIDES, Schema
 from hf_recipes.evaluation.over_file import FileArguments
@@ -73,22 +74,20 @@ class AnswerReader:
 
     def _encode(self, records: list[Record], schema: Schema) -> Iterator[tuple[Record, ScoredRow, str]]:
         names = NAMES[1:] if schema.form == "preference" else NAMES[:1]
-        conversations, tools, problems = [], [], []
+        conversations, tools, statuses = [], [], []
         for record in records:
             try:
-                if record.value is None:
-                    raise RowProblem(record.problem)
-                row = schema.to_example(record.value)
+                row = schema.read(record)
             except RowProblem as problem:
-                problems.append(row_status("dropped", problem.reason))
+                statuses.append(row_status("dropped", problem.reason))
                 continue
-            problems.append(None)
+            statuses.append(status_of(row))
             conversations += [row["prompt"] + row[side] for side in SIDES] if len(names) > 1 else [row["messages"]]
             tools += [row.get("tools")] * len(names)
         encoded = iter(self._encoder.encode(conversations, tools) if conversations else ())
-        for record, problem in zip(records, problems, strict=True):
-            sides = {} if problem else {name: next(encoded) for name in names}
-            status = problem or next((side.status for side in sides.values() if is_dropped(side.status)), KEPT)
+        for record, status in zip(records, statuses, strict=True):
+            sides = {} if is_dropped(status) else {name: next(encoded) for name in names}
+            status = next((side.status for side in sides.values() if is_dropped(side.status)), status)
             if self.max_length and any(len(side.input_ids) > self.max_length for side in sides.values()):
                 status = row_status("dropped", f"longer than {self.max_length} tokens")
             is_usable = not is_dropped(status)

@@ -288,7 +288,7 @@ def test_a_column_of_meaning_that_begins_late_is_used(tmp_path):
     examples = load_examples([str(write_jsonl(tmp_path / "rows.jsonl", rows))], cache_dir=str(tmp_path))
     assert examples["messages"][-1][0] == {"role": "system", "content": "短"}
     rows[-1] = {"prompt": "问", "response": "答", "is_safe": False}
-    with pytest.raises(UserError, match="'is_safe'"):
+    with pytest.raises(UserError, match=r"late.jsonl:201: .* the column 'is_safe'"):
         load_examples([str(write_jsonl(tmp_path / "late.jsonl", rows))], cache_dir=str(tmp_path))
 
 

@@ -16,7 +16,7 @@ from hf_recipes.data.examples import described, fitting_columns, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record, Source
 from hf_recipes.data.files.sources import SEED, find_sources
-from hf_recipes.data.schemas.columns import Columns, Row, Schema, is_empty
+from hf_recipes.data.schemas.columns import Columns, Row, Schema, is_empty, status_of
 from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
 from hf_recipes.data.schemas.registry import metadata
 from hf_recipes.data.schemas.thoughts import ThoughtMarks
@@ -136,11 +136,8 @@ class PromptReader:
         chats: dict[int, tuple[list[Message], list | None]] = {}
         for index, record in enumerate(records):
             try:
-                if record.value is None:
-                    raise RowProblem(record.problem)
-                example = schema.to_example(record.value)
-                if remarks := example.get("remarks"):
-                    statuses[index] = row_status(KEPT, ", ".join(remarks))
+                example = schema.read(record)
+                statuses[index] = status_of(example)
                 if schema.form != "text":
                     answer = example.get("chosen") or example.get("completion")
                     messages = example["prompt"] + answer if answer else example["messages"]

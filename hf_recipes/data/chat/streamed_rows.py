@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.ledger import KEPT, is_dropped, row_status
+from hf_recipes.core.ledger import KEPT, is_dropped
 from hf_recipes.data.chat.encoder import ChatEncoder, Encoded
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import BEGIN, Source
@@ -17,7 +17,7 @@ from hf_recipes.data.pretraining.document_stream import Chunk, Cursor, read_chun
 from hf_recipes.data.pretraining.mixture import Mixture
 from hf_recipes.data.pretraining.packing import Blocking
 from hf_recipes.data.pretraining.streamed_blocks import ChunkStream
-from hf_recipes.data.schemas.columns import Schema
+from hf_recipes.data.schemas.columns import Schema, status_of
 from hf_recipes.data.schemas.conversation import RowProblem
 
 WINDOW_CHUNKS = 8  # of 256 kB of text, among whose rows they are shuffled; resuming encodes them again
@@ -32,15 +32,13 @@ class ConversationReader:
 
     def read(self, start: tuple[int, int] = BEGIN) -> Iterator[Document]:
         for record in read_records(self.source, start):
-            text, problem, status = None, record.problem, KEPT
-            if problem is None:
-                try:
-                    example = self.schema.to_example(record.value)
-                    if remarks := example.get("remarks"):
-                        status = row_status(KEPT, ", ".join(remarks))
-                    text = json.dumps([example["messages"], example.get("tools")], ensure_ascii=False)
-                except RowProblem as error:
-                    problem = error.reason
+            text, problem, status = None, None, KEPT
+            try:
+                example = self.schema.read(record)
+                status = status_of(example)
+                text = json.dumps([example["messages"], example.get("tools")], ensure_ascii=False)
+            except RowProblem as error:
+                problem = error.reason
             yield Document(record.location, text, problem, record.after, status=status)
 
 

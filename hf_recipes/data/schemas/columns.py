@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from hf_recipes.core.errors import UserError
+from hf_recipes.core.ledger import KEPT, row_status
+from hf_recipes.data.files.source import Record
 from hf_recipes.data.schemas.conversation import RowProblem, parsed
 
 Row = Mapping[str, Any]
 Example = dict[str, Any]
 NO_COLUMN = "none"
 Reads = Literal["examples", "prompts", "documents"]
+
+
+class MeaningLost(Exception):
+    """What usually carries meaning would be left out of an example; says what to do, and not where."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,29 @@ class Schema:
     columns: Columns = Columns()
     unused: tuple[str, ...] = ()
 
+    def read(self, record: Record) -> Example:
+        """The example of a record.
+
+        Raises:
+            RowProblem: the record, or what it says, cannot be used.
+            UserError: it has what usually carries meaning, and no example would use.
+        """
+        if record.value is None:
+            raise RowProblem(record.problem)
+        try:
+            return self.to_example(record.value)
+        except MeaningLost as error:
+            raise UserError(f"{record.location}: {error}") from None
+
     def to_example(self, row: Row) -> Example:
         if self.columns.ignored:
             row = without_ignored_keys(row, self.columns.ignored)
         return self.convert(row, self.columns)
+
+
+def status_of(example: Example) -> str:
+    """The status of the row that became `example`, with what is to be known of it."""
+    return row_status(KEPT, ", ".join(example["remarks"])) if example.get("remarks") else KEPT
 
 
 @cache

@@ -8,7 +8,16 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.chat import MEANINGFUL, OF_QUESTIONS, REFERENCES, UNWANTED
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, Schema, is_empty, without_ignored_keys
+from hf_recipes.data.schemas.columns import (
+    NO_COLUMN,
+    Columns,
+    Example,
+    MeaningLost,
+    Row,
+    Schema,
+    is_empty,
+    without_ignored_keys,
+)
 from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem, keys_of
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 
@@ -67,8 +76,11 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
             examples.append(converter.convert(_ReadRow(row, read), schema.columns))
         except RowProblem:
             examples.append(None)
-        else:
+            continue
+        try:
             turn_keys.update(dict(converter.check_turns(examples[-1])).keys())
+        except MeaningLost as error:
+            raise UserError(f"{path}: {error}") from None
     if not any(examples):
         read = set(merged(rows))
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -82,7 +94,7 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     for name in (name for name in unused if is_meaningful(name, columns)):
         for row, example in zip(rows, examples, strict=True):
             if example and not is_empty(row.get(name)) and not is_shown(row[name], example):
-                raise _lost(path, schema, name)
+                raise UserError(f"{path}: {_lost(schema, name)}")
     of_turns = [f"{name} (in {count} of the first {len(rows)} rows)" for name, count in turn_keys.items()]
     schema = replace(schema, unused=(*unused, *of_turns, *columns.ignored))
     if columns.reads != "documents":
@@ -112,12 +124,12 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _lost(where: str, schema: Schema, name: str) -> UserError:
+def _lost(schema: Schema, name: str) -> MeaningLost:
     what, remedy = "column", "name what it is with a flag, rename it context or system, choose another --schema"
     if "[]." in str(name):
         what, remedy = "key", "move it into the text of a turn or into a turn of its own"
-    return UserError(
-        f"{where}: the schema {schema.name} does not use the {what} {name!r}, which usually carries meaning; {remedy}, "
+    return MeaningLost(
+        f"the schema {schema.name} does not use the {what} {name!r}, which usually carries meaning; {remedy}, "
         f"or leave it out with --ignore_columns {shlex.quote(str(name))}"
     )
 
@@ -157,7 +169,7 @@ class RowConverter:
         """The example of `row`, with a remark on what the first rows do not have and no example uses.
 
         Raises:
-            UserError: it leaves out what usually carries meaning.
+            MeaningLost: it leaves out what usually carries meaning.
         """
         names = tuple(row)
         if (unused := self._unused.get(names)) is not None:
@@ -173,7 +185,7 @@ class RowConverter:
         unused = [name for name in unused if not is_empty(row[name])]
         for name in unused:
             if is_meaningful(name, self.columns) and not is_shown(row[name], example):
-                raise _lost(self.path, self.schema, name)
+                raise _lost(self.schema, name)
         unused += [name for name, _ in self.check_turns(example)]
         if late := dict.fromkeys(name for name in unused if name not in self._named):
             example.setdefault("remarks", []).append(f"not used: {', '.join(map(str, late))}")
@@ -183,13 +195,13 @@ class RowConverter:
         """Names and values of keys of turns that `example` does not use, without those that the user leaves out.
 
         Raises:
-            UserError: one usually carries meaning.
+            MeaningLost: one usually carries meaning.
         """
         unused = [pair for pair in example.pop("unused", ()) if not is_empty(pair[1])]
         watched = [(pair, self._kind_of_key(pair[0])) for pair in unused]
         for (name, value), (_, has_meaning) in watched:
             if has_meaning and not is_shown(value, example):
-                raise _lost(self.path, self.schema, name)
+                raise _lost(self.schema, name)
         return [pair for pair, (is_ignored, _) in watched if not is_ignored]
 
     def _kind_of_key(self, name: str) -> tuple[bool, bool]:

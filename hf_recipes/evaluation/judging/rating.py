@@ -14,6 +14,7 @@ from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.schemas.columns import status_of
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.evaluation.judging.arguments import JudgeArguments, JudgePrompt, shown_turn
@@ -62,9 +63,8 @@ class ChatReader:
             names = [f"{COLUMN}_{side}" for side in SIDES] if schema.form == "preference" else [COLUMN]
             for record in read_records(source):
                 try:
-                    if record.value is None:
-                        raise RowProblem(record.problem)
-                    yield record, _chats(schema.to_example(record.value), names), KEPT
+                    example = schema.read(record)
+                    yield record, _chats(example, names), status_of(example)
                 except RowProblem as problem:
                     yield record, dict.fromkeys(names), row_status("dropped", problem.reason)
 

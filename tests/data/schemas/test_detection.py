@@ -93,7 +93,7 @@ def test_keys_that_begin_late_are_in_the_ledger(load, tmp_path, columns):
     _, ledger = read_prompts(PromptReader([source.path], build_tokenizer(chat_template=CHATML), Columns(**columns)))
     assert [status for _, status in ledger.reasons] == [statuses[120]]
     rows[-1] = {"messages": turns({"system": "短"})}
-    with pytest.raises(UserError, match=r"'messages\[\].system'"):
+    with pytest.raises(UserError, match=r"rows.jsonl:122: .* the key 'messages\[\].system'"):
         load(rows, **columns)
     assert list(row_statuses(load(rows, **columns, ignored=("system",))))[121][1] == "kept"
 
