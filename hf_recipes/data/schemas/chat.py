@@ -1,5 +1,6 @@
 """Rows of questions and answers, and of conversations, as `messages`."""
 
+import re
 from dataclasses import replace
 
 from hf_recipes.core.errors import UserError
@@ -62,6 +63,9 @@ UNWANTED = (
     *("rejected", "rejected_response", "rejected_messages", "rejected_answer"),
     *("response_rejected", "answer_rejected", "neg_resp"),
 )
+# Columns of what cannot be trained on, and what stands for one of them in a text.
+MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios", "图片", "图像", "视频", "音频"))
+MEDIUM = re.compile(r"<\|?(?:image|img|video|audio|vision)\w*\|?>", re.IGNORECASE)
 REFERENCES = ("reference", "references")  # passages of an answer; of a prompt, answers
 # Columns that a question needs, such as its choices; a document may have others of these names.
 OF_QUESTIONS = (

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.chat import MEANINGFUL, OF_QUESTIONS, REFERENCES, UNWANTED
+from hf_recipes.data.schemas.chat import MEANINGFUL, MEDIA, MEDIUM, OF_QUESTIONS, REFERENCES, UNWANTED
 from hf_recipes.data.schemas.columns import (
     NO_COLUMN,
     Columns,
@@ -226,6 +226,10 @@ class RowConverter:
         if schema.form != self.schema.form:
             raise RowProblem(f"its schema is {schema.name}, which makes {schema.form} examples")
         example = schema.convert(row, schema.columns)
+        for name in MEDIA.intersection(row):
+            medium = next(filter(None, map(MEDIUM.search, _strings(example))), None)
+            if medium and not is_empty(dict.get(row, name)):
+                raise RowProblem(f"{medium[0]} in its text stands for {name!r}, which is not trained on")
         if schema.name != self.schema.name:
             example.setdefault("remarks", []).append(f"read by the schema {schema.name}")
         return example

@@ -175,3 +175,21 @@ def test_columns_that_a_question_or_answer_needs_stop_the_run(load, row, name):
 def test_what_cannot_be_read_says_how_it_could(load, rows, problem):
     with pytest.raises(UserError, match=problem):
         load(rows)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": turns(), "images": ["a.jpg"]},
+        {"conversations": [{"from": "human", "value": "问"}, {"from": "gpt", "value": "答"}], "image": "a.jpg"},
+        {"query": "问", "response": "答", "audios": ["a.wav"]},
+        {"instruction": "问", "input": "", "output": "答", "videos": ["a.mp4"]},
+    ],
+)
+def test_a_text_that_speaks_of_a_picture_is_not_learned_without_it(load, row):
+    [name] = row.keys() & {"images", "image", "audios", "videos"}
+    mark = f"<{name.removesuffix('s')}>"
+    marked = json.loads(json.dumps(row, ensure_ascii=False).replace("问", f"{mark}问"))
+    reason = f"dropped: {mark} in its text stands for '{name}', which is not trained on"
+    statuses = [status for _, status in row_statuses(load([row, marked, {**marked, name: []}]))]
+    assert statuses == ["kept", reason, "kept"]
