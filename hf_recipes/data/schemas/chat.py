@@ -4,26 +4,23 @@ import re
 from dataclasses import replace
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.columns import Columns, Example, Row, answer_of, is_empty, optional, text_of
-from hf_recipes.data.schemas.conversation import (
-    THOUGHTS_KEYS,
-    Message,
-    RowProblem,
-    add_thoughts,
+from hf_recipes.data.schemas.calls import link_results, read_calls, read_tools
+from hf_recipes.data.schemas.columns import (
+    Columns,
+    Example,
+    Row,
+    answer_of,
     by_key,
-    check_conversation,
+    is_empty,
     keys_of,
-    link_results,
+    optional,
     parsed,
-    pop_unused,
-    read_calls,
-    read_exchanges,
-    read_tools,
-    read_turns,
-    thoughts_name,
-    with_thoughts,
+    text_of,
 )
+from hf_recipes.data.schemas.conversation import Message, RowProblem, check_conversation, with_thoughts
 from hf_recipes.data.schemas.dialogue_text import read_dialogue, read_dialogue_prompt
+from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS, add_thoughts, thoughts_name
+from hf_recipes.data.schemas.turns import pop_unused, read_exchanges, read_turns
 
 # Columns of a question and its answer, in the order in which they are looked for: first these, then any of the two
 # lists below, without regard to case.

@@ -16,10 +16,12 @@ from hf_recipes.data.schemas.columns import (
     Row,
     Schema,
     is_empty,
+    keys_of,
     without_ignored_keys,
 )
-from hf_recipes.data.schemas.conversation import THOUGHTS_KEYS, RowProblem, keys_of
+from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
+from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS
 
 FLAGS = {
     "prompt": "--prompt_column",

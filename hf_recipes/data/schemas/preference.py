@@ -18,18 +18,11 @@ from hf_recipes.data.schemas.chat import (
     read_question,
     with_thoughts_of,
 )
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of, is_empty
-from hf_recipes.data.schemas.conversation import (
-    LABELS,
-    FilteredRow,
-    Message,
-    RowProblem,
-    by_key,
-    pop_unused,
-    read_turns,
-    thoughts_name,
-)
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of, by_key, is_empty
+from hf_recipes.data.schemas.conversation import FilteredRow, Message, RowProblem
 from hf_recipes.data.schemas.dialogue_text import read_dialogue
+from hf_recipes.data.schemas.thought_columns import thoughts_name
+from hf_recipes.data.schemas.turns import LABELS, pop_unused, read_turns
 
 # Columns of a better and a worse answer, in the order in which they are looked for.
 SIDE_COLUMNS = (

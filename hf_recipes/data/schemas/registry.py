@@ -11,8 +11,7 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas import chat, documents
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, is_empty, read_choices
-from hf_recipes.data.schemas.conversation import keys_of
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, is_empty, keys_of, read_choices
 from hf_recipes.data.schemas.preference import (
     LABEL_COLUMNS,
     REJECTED,
