@@ -201,6 +201,8 @@ def load_model(
     if quantization is not None:
         limit_cpu_kernel(model, inference=False)  # nothing here may repack weights that are to be trained on
         say_unquantized(model)
+    if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model, which names its body otherwise
+        model.base_model_prefix = "model"
     # With router logits, a mixture of experts cannot generate from prompts of several lengths. Trainers request them in
     # each forward pass.
     if getattr(model.config.get_text_config(), "output_router_logits", False):
