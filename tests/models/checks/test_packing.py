@@ -40,7 +40,7 @@ MADE = {
 NEVER = {
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "qwen3_5_text": LINEAR,
-    "falcon_h1": {},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
     "jamba": {},
     "mamba": {},
 }
@@ -48,6 +48,12 @@ NEVER = {
 
 def config_of(name: str):
     return AutoConfig.for_model(name.split()[0], **{**SIZES, **{**APART, **MADE, **NEVER}[name]})
+
+
+@pytest.mark.parametrize("kind", ["bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2", "lfm3"])
+def test_the_dry_run_knows_a_state_in_a_model_of_full_size(kind):
+    """Whose Mamba layers have sizes of their own, and whose padding token lies behind the tiny copy's vocabulary."""
+    assert leaks_in_tiny_copy(AutoConfig.for_model(kind), trust_remote_code=False)
 
 
 def random_model(name: str):
