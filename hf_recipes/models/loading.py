@@ -151,7 +151,7 @@ def load_model(
     It is quantized where `arguments` say so. The weights named in `may_lack` are initialized at random where the files
     have none; any other missing weight, and NaN or infinities in one, are refused.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     name = arguments.model_name_or_path
     if trust_remote_code:  # which may need `remote_code`
@@ -188,6 +188,8 @@ def load_model(
         raise loading_error(error, name) from None
     revision, cache_dir = arguments.model_revision, kwargs.get("cache_dir")
     if not has_vision(model.config) and (whole := _vision_class(name, revision=revision, cache_dir=cache_dir)):
+        if not is_reward and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # none loads Mllama's again
+            raise loading_error(ValueError("Unrecognized configuration class"), name)
         say(f"{name}: the text part of {whole}; whole models saved or merged from it have no vision part")
     if missing := sorted(set(report["missing_keys"]) - set(may_lack)):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

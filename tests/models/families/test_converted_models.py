@@ -1,4 +1,4 @@
-"""Converted checkpoints are like any other model: trained, loaded by PEFT, merged, generated from, packed, in 4 bits."""
+"""Converted checkpoints are models like any other: trained, loaded by PEFT, merged, generated from and packed."""
 
 import pytest
 import torch
