@@ -121,6 +121,10 @@ def _exchanged(family, *pair):
     return dataclasses.replace(family, modules=modules)
 
 
+def _with_values(family, **values):
+    return dataclasses.replace(family, config=lambda old: family.config(old) | values)
+
+
 WRONG = {
     "gate and up": ("baichuan", _exchanged(layouts.BAICHUAN, "mlp.gate_proj", "mlp.up_proj")),
     "head that is not normalized": ("baichuan2", dataclasses.replace(layouts.BAICHUAN2, normalized_head=False)),
@@ -132,6 +136,28 @@ WRONG = {
     ),
     "norms": ("chatglm2", _exchanged(layouts.CHATGLM2, "input_layernorm", "post_attention_layernorm")),
     "positions as in ChatGLM3": ("chatglm2", dataclasses.replace(layouts.CHATGLM3, special=layouts.CHATGLM2.special)),
+    "queries and keys": (
+        "qwen",
+        dataclasses.replace(layouts.QWEN, split=lambda rows, config: rows.split(32)[1::-1] + rows.split(32)[2:]),
+    ),
+    "rows by key head": (
+        "chatglm3",
+        dataclasses.replace(
+            layouts.CHATGLM3,
+            split=lambda rows, config: [
+                part.flatten(0, 1) for part in rows.unflatten(0, (2, 48)).split([24, 12, 12], 1)
+            ],
+        ),
+    ),
+    "residuals that are not scaled": ("minicpm", _with_values(layouts.MINICPM, residual_multiplier=1.0)),
+    "logits that are not scaled": ("minicpm", _with_values(layouts.MINICPM, logits_scaling=1.0)),
+    "attention that is not scaled": ("minicpm", _with_values(layouts.MINICPM, attention_multiplier=1.0)),
+    "a base that is not multiplied": (
+        "glm4",
+        _with_values(
+            layouts.GLM4, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+        ),
+    ),
     "keys and values": (
         "internlm",
         _exchanged(layouts.INTERNLM, "self_attn.k_proj", "self_attn.v_proj"),
