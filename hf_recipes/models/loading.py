@@ -57,6 +57,10 @@ def loading_error(error: Exception, name: str) -> UserError:
     return UserError(f"{name}: neither a local folder nor a model to be had from the Hub ({line})")
 
 
+def _sees_later(name: str, kind: str) -> UserError:
+    return UserError(f"{name}: {kind} attends to later tokens; it is no causal language model")
+
+
 def _broken_file(folder: str) -> str | None:
     """Which of a model's files in `folder` is no JSON object."""
     for name in JSON_FILES:
@@ -104,6 +108,8 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
         raise
     except Exception as error:  # a configuration can be wrong in any way, and nothing else happens here
         raise loading_error(error, name) from None
+    if config.model_type == "cpmant":  # of others it is found on the model itself
+        raise _sees_later(name, config.model_type)
     generation_config_of(arguments, config, cache_dir)
     return config
 
@@ -210,10 +216,10 @@ def load_model(
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         model.config.get_text_config().output_router_logits = False
     # is_decoder False is the truth of BERT, which can be either, and wrong of GPT-NeoX, which is always a decoder.
-    # CPM-Ant makes a mask of its own.
+    # Classes that make a mask of their own are tried too.
     may = getattr(model.config, "is_decoder", True) is False or not makes_causal_masks(model)
     if not is_reward and may and sees_later_tokens(model):
-        raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
+        raise _sees_later(name, model.config.model_type)
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
     return model
