@@ -111,7 +111,8 @@ test: $(VENV)/.installed
 # What takes minutes: every launcher and configuration, and the faults tried often enough to trust them.
 # Every family of docs/en/families.md on a tiny model.
 check-families: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/models/test_families.py tests/models/families
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'not pages' tests/models/test_families.py \
+		tests/models/families
 
 check-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow -o faulthandler_timeout=1800

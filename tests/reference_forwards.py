@@ -109,7 +109,8 @@ def llama_like(state, config, ids, *, theta, bias=False, scale_embedding=1.0, sc
 def internlm(state, config, ids):
     dim = config["hidden_size"] // config["num_attention_heads"]
     length = config["max_position_embeddings"]
-    theta = dynamic_theta(float(config["rotary"]["base"]), dim, 1.0, len(ids), length)
+    rotary = config["rotary"]
+    theta = dynamic_theta(float(rotary["base"]), dim, rotary.get("scaling_factor", 1.0), len(ids), length)
     return llama_like(state, config, ids, theta=theta, bias=True)
 
 

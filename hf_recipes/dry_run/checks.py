@@ -12,6 +12,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.residual import has_residual
 from hf_recipes.models.checks.saving import saved_names
 from hf_recipes.models.devices import has_accelerator
+from hf_recipes.trainer.losses.expert_balance import expert_count
 
 if TYPE_CHECKING:
     from hf_recipes.run.arguments import RunArguments
@@ -66,8 +67,9 @@ def balances_experts(args: "RunArguments", config: PretrainedConfig) -> bool:
     """Whether the loss has a term for balanced experts, which a mixture's has by default."""
     if not hasattr(args, "router_aux_loss_coef"):
         return False
-    text, coefficient = config.get_text_config(), args.router_aux_loss_coef
-    if coefficient and not hasattr(text, "output_router_logits"):
+    coefficient, count = args.router_aux_loss_coef, expert_count(config)
+    if coefficient and not count:
         raise UserError(f"--router_aux_loss_coef is for mixtures of experts; {config.model_type} is not one")
-    coefficient = getattr(text, "router_aux_loss_coef", 0) if coefficient is None else coefficient
-    return hasattr(text, "output_router_logits") and bool(coefficient)
+    if coefficient is None:
+        coefficient = getattr(config.get_text_config(), "router_aux_loss_coef", 0)
+    return bool(coefficient and count)

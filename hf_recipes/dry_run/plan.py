@@ -18,7 +18,7 @@ from hf_recipes.dry_run.simulate import meta_model
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import leaks_in_tiny_copy
 from hf_recipes.models.inference.batch_options import ForwardPass
-from hf_recipes.models.loading import without_deepspeed
+from hf_recipes.models.loading import loading_error, without_deepspeed
 from hf_recipes.models.quantization.settings import read_bnb_config
 from hf_recipes.trainer.reports.throughput import flops_per_token, matmul_flops
 
@@ -158,6 +158,8 @@ def outline(
     except Exception as error:
         if args.trust_remote_code:  # which may not be made for the meta device, and train all the same
             return None
+        if "Unrecognized configuration class" in str(error):
+            raise loading_error(error, name) from None
         raise UserError(f"{name}: no model can be built from its configuration ({_first_line(error)})") from None
     if empty := next((key for key, weight in model.named_parameters() if not weight.numel()), None):
         raise UserError(f"{name}: no model can be built from its configuration ({empty} would have no element)")

@@ -57,6 +57,10 @@ def loading_error(error: Exception, name: str) -> UserError:
     return UserError(f"{name}: neither a local folder nor a model to be had from the Hub ({line})")
 
 
+def _sees_later(name: str, kind: str) -> UserError:
+    return UserError(f"{name}: {kind} attends to later tokens; it is no causal language model")
+
+
 def _broken_file(folder: str) -> str | None:
     """Which of a model's files in `folder` is no JSON object."""
     for name in JSON_FILES:
@@ -104,6 +108,8 @@ def load_config(arguments: ModelArguments, trust_remote_code: bool, cache_dir: s
         raise
     except Exception as error:  # a configuration can be wrong in any way, and nothing else happens here
         raise loading_error(error, name) from None
+    if config.model_type == "cpmant":  # of others it is found on the model itself
+        raise _sees_later(name, config.model_type)
     generation_config_of(arguments, config, cache_dir)
     return config
 
@@ -151,7 +157,7 @@ def load_model(
     It is quantized where `arguments` say so. The weights named in `may_lack` are initialized at random where the files
     have none; any other missing weight, and NaN or infinities in one, are refused.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     name = arguments.model_name_or_path
     if trust_remote_code:  # which may need `remote_code`
@@ -188,6 +194,8 @@ def load_model(
         raise loading_error(error, name) from None
     revision, cache_dir = arguments.model_revision, kwargs.get("cache_dir")
     if not has_vision(model.config) and (whole := _vision_class(name, revision=revision, cache_dir=cache_dir)):
+        if not is_reward and type(model.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # none loads Mllama's again
+            raise loading_error(ValueError("Unrecognized configuration class"), name)
         say(f"{name}: the text part of {whole}; whole models saved or merged from it have no vision part")
     if missing := sorted(set(report["missing_keys"]) - set(may_lack)):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -201,15 +209,17 @@ def load_model(
     if quantization is not None:
         limit_cpu_kernel(model, inference=False)  # nothing here may repack weights that are to be trained on
         say_unquantized(model)
+    if model.base_model is model and hasattr(model, "model"):  # Llama 4's text model, which names its body otherwise
+        model.base_model_prefix = "model"
     # With router logits, a mixture of experts cannot generate from prompts of several lengths. Trainers request them in
     # each forward pass.
     if getattr(model.config.get_text_config(), "output_router_logits", False):
         model.config.get_text_config().output_router_logits = False
     # is_decoder False is the truth of BERT, which can be either, and wrong of GPT-NeoX, which is always a decoder.
-    # CPM-Ant makes a mask of its own.
+    # Classes that make a mask of their own are tried too.
     may = getattr(model.config, "is_decoder", True) is False or not makes_causal_masks(model)
     if not is_reward and may and sees_later_tokens(model):
-        raise UserError(f"{name}: {model.config.model_type} attends to later tokens; it is no causal language model")
+        raise _sees_later(name, model.config.model_type)
     if quantization is not None:
         limit_cpu_kernel(model, inference=True)
     return model

@@ -86,4 +86,4 @@ def digest(path: str | os.PathLike) -> str:
     if not folder.is_dir():
         return str(path)
     files = (file for file in folder.iterdir() if file.name.startswith("tokenizer") or file.name.endswith(endings))
-    return fingerprint(*([file.name, file_digest(file)] for file in sorted(files)))
+    return fingerprint(*([file.name, file_digest(file)] for file in sorted(files) if file.is_file()))

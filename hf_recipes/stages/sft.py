@@ -109,8 +109,6 @@ class Trainer(RunMixin, SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.aux_loss_enabled:  # TRL's `compute_loss` asks for them itself; generation fails with them
-            self.model.config.get_text_config().output_router_logits = False
         # TRL's compute_loss divides by num_items_in_batch for every architecture.
         self.model_accepts_loss_kwargs = True
         if self.args.use_cpu:

@@ -19,6 +19,7 @@ from hf_recipes.trainer.failures.out_of_memory import is_out_of_memory, out_of_m
 from hf_recipes.trainer.failures.row_locations import row_locations, sequences
 from hf_recipes.trainer.failures.signals import Stopped, StopSignal
 from hf_recipes.trainer.failures.watchdog import Watchdog
+from hf_recipes.trainer.losses.expert_balance import expert_count, experts_counted
 from hf_recipes.trainer.losses.source_losses import SourceLosses
 from hf_recipes.trainer.reports.trackers import kept_from_transformers
 from hf_recipes.trainer.sampler import WholeEpochs
@@ -77,6 +78,9 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs, SourceLosses):
             super().__init__(*args, **kwargs)
         for parameter, data in precise.items():
             parameter.data = data
+        if getattr(self, "aux_loss_enabled", False):  # TRL's losses ask for them themselves; generation fails with them
+            self.model.config.get_text_config().output_router_logits = False
+            self.aux_loss_enabled = expert_count(self.model.config) > 0
         if getattr(self.args, "disable_dropout", False):
             for module in self.model.modules():  # where it is a number, not a module, TRL leaves it
                 if isinstance(getattr(module, "attention_dropout", None), float):
@@ -177,7 +181,8 @@ class RunMixin(SkipsNonFinite, WholeCheckpoints, WholeEpochs, SourceLosses):
     def training_step(self, model, inputs, *args, **kwargs):
         self.begin_work(self.describe(inputs))
         self._new_tokens += self.tokens_in(inputs)
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with experts_counted(self.model.config):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         self._micro_batches.append((inputs, loss))
         return loss
 

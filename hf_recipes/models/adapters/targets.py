@@ -8,14 +8,13 @@ from unittest.mock import patch
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.quantization.experts import as_plain_parameters, is_experts_weight
-from hf_recipes.models.quantization.settings import is_quantized, is_read_by_kernel
+from hf_recipes.models.quantization.settings import ROUTER, is_quantized, is_read_by_kernel
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftConfig, PeftModel
     from torch import nn
     from transformers import PreTrainedModel
 
-ROUTER = re.compile(r"(^|\.)(router|gate|\w*expert_gate)(\.|$)")
 # The first that a weight's name holds; the names are those of transformers' families.
 PARTS = {
     "router": ROUTER,

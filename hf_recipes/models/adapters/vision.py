@@ -42,7 +42,9 @@ def _prefixes(model: "PreTrainedModel") -> tuple[str, str] | None:
         if isinstance(change, PrefixChange) and change.prefix_to_remove:
             prefix = f"{change.model_prefix}." if change.model_prefix else ""
             return prefix, f"{prefix}{change.prefix_to_remove}."
-    return None
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = type(inner).base_model_prefix  # Llama 4's is that of the whole model, which its text model lacks
+    return ("", f"{name}.") if name and not hasattr(inner, name) else None
 
 
 def save_for_both_layouts(model: "PeftModel") -> None:

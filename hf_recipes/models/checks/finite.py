@@ -44,7 +44,7 @@ def check_weights(model: "PreTrainedModel", arguments: "ModelArguments", cache_d
         return
     wrong, weights = None, dict(model.named_parameters())
     if not (is_quantized(model) or is_deepspeed_zero3_enabled() or any(w.is_meta for w in weights.values())):
-        wrong = next((name for name, tensor in weights.items() if not _is_finite(tensor)), None)
+        wrong = next((name for name, tensor in weights.items() if not is_finite(tensor)), None)
         if wrong is None:
             return
     check_weight_files(arguments, cache_dir)
@@ -66,7 +66,7 @@ def check_weight_files(arguments: "ModelArguments", cache_dir: str | None = None
 def check_file(path: str | os.PathLike, what: str) -> None:
     """Refuse a file of weights, safetensors or .bin, with a tensor that is not finite; the error begins with `what`."""
     for key, tensor in _stored_tensors(Path(path)):
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise UserError(f"{what}: {key} {WHY}; {HINT}")
 
 
@@ -83,7 +83,7 @@ def _stored_tensors(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
             yield key, tensors.get_tensor(key)
 
 
-def _is_finite(tensor: "torch.Tensor") -> bool:
+def is_finite(tensor: "torch.Tensor") -> bool:
     """By the minimum and maximum, in which NaN and infinities show: a twentieth of the time of `tensor.isfinite()`."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 # The sizes of a tiny copy of a model; a family whose sizes depend on each other in another way has none.
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+TINY |= {"moe_intermediate_size": 32, "pad_token_id": None}
+# Mamba layers of several families are 128 wide, in 8 heads of 16.
+TINY |= dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads"), 8)
+TINY |= dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim", "mamba_d_state", "ssm_state_size"), 16)
+TINY |= dict.fromkeys(("mamba_n_groups", "mamba_ngroups", "n_groups"), 1) | {"mamba_d_ssm": 128}
 
 
 def sees_later_tokens(model: "PreTrainedModel") -> bool:

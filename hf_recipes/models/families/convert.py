@@ -17,7 +17,7 @@ from hf_recipes.models.families import fast_tokenizer, from_sentencepiece, from_
 from hf_recipes.models.families.detect import detect
 from hf_recipes.models.families.fast_tokenizer import build_tokenizer, is_chat_model, prove, read_json
 from hf_recipes.models.families.layouts import Family
-from hf_recipes.models.families.weights import convert_weights
+from hf_recipes.models.families.weights import convert_weights, expected_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -100,12 +100,7 @@ def _converter() -> str:
 def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path, content: str, verify: bool) -> None:
     from transformers import AutoTokenizer
 
-    try:
-        config = {"model_type": family.model_type} | family.config(old)
-    except KeyError as error:
-        raise UserError(f"{source / 'config.json'}: no {error.args[0]}, which {family.name} has") from None
-    except UserError as error:
-        raise UserError(f"{source}: {family.name}, whose {error}") from None
+    config, shapes = _new_config(family, old, source)
     is_chat = is_chat_model(family, source, old)
     say(f"{source}: {family.name}{' (chat)' if is_chat else ''}, converted to {family.model_type}")
     record = {"source": source.name, "family": family.name, "content": content, "converter": _converter()}
@@ -123,8 +118,9 @@ def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path,
         config |= _token_ids(built)
         _write_config(config, partial)  # which AutoTokenizer reads
         prove(AutoTokenizer.from_pretrained(partial), vocabulary, str(source))
+        state = record | {"shards": shards}
         dtype = convert_weights(
-            family, source, partial, config, shards, lambda: write_json(partial / RECORD, record | {"shards": shards})
+            family, source, partial, config, shapes, shards, lambda: write_json(partial / RECORD, state)
         )
         _write_config(config, partial, dtype)
         _write_generation_config(family, source, built, is_chat, partial)
@@ -135,6 +131,28 @@ def _convert(family: Family, old: Mapping[str, Any], source: Path, target: Path,
     say(f"model in {target}; LoRA: --lora_config {family.lora_config}")
     if not is_chat and family.template:
         say(f"{target}: a base model, without a chat template; sft takes one by --chat_template")
+
+
+def _new_config(family: Family, old: Mapping[str, Any], source: Path) -> "tuple[dict[str, Any], dict[str, torch.Size]]":
+    """The values of the new configuration, and the shapes of its weights."""
+    path = source / "config.json"
+    try:
+        config = {"model_type": family.model_type} | family.config(old)
+    except KeyError as error:
+        raise UserError(f"{path}: no {error.args[0]}, which {family.name} has") from None
+    except UserError as error:
+        raise UserError(f"{source}: {family.name}, whose {error}") from None
+    except Exception as error:  # a configuration can be wrong in any way
+        raise _unfit(family, path, error) from None
+    try:
+        return config, expected_shapes(config)
+    except Exception as error:
+        raise _unfit(family, path, error) from None
+
+
+def _unfit(family: Family, path: Path, error: Exception) -> UserError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return UserError(f"{path}: its values fit no {family.name} ({reason}); download it again, or mend them")
 
 
 @contextmanager

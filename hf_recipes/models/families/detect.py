@@ -41,7 +41,9 @@ def detect(config: Mapping[str, Any], name: str) -> Family | str | None:
     Args:
         name: the folder or the Hub id that the configuration is of.
     """
-    architecture = next(iter(config.get("architectures") or ()), None)
+    code = config.get("auto_map") or {}
+    named = code.get("AutoModelForCausalLM") or code.get("AutoModel") or ""  # modeling_qwen.QWenLMHeadModel
+    architecture = next(iter(config.get("architectures") or [named.rpartition(".")[2]]), None)
     if architecture in _BY_ARCHITECTURE:
         return _BY_ARCHITECTURE[architecture]
     if architecture == "BaichuanForCausalLM":

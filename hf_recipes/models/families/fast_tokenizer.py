@@ -1,6 +1,5 @@
 """The fast tokenizer of an older checkpoint, and the proof that its ids are those of the original vocabulary."""
 
-import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import read_mapping
 from hf_recipes.models.families import from_tiktoken
 from hf_recipes.models.families.from_sentencepiece import CONTROL, UNKNOWN, as_full_tokenizer, find_model, read_model
 from hf_recipes.models.families.layouts import Family
@@ -52,9 +52,9 @@ class Vocabulary:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file; an absent file has none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); download it again") from None
+        return read_mapping(str(path), "") if path.is_file() else {}
+    except UserError as error:
+        raise UserError(f"{str(error).strip()}; download it again") from None
 
 
 def is_chat_model(family: Family, source: Path, config: Mapping[str, Any]) -> bool:

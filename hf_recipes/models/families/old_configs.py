@@ -41,7 +41,8 @@ def baichuan(old: Config) -> dict[str, Any]:
 
 def internlm(old: Config) -> dict[str, Any]:
     rotary = old.get("rotary") or {}
-    scaling = None if rotary.get("type", "origin") == "origin" else {"type": rotary["type"], "factor": 1.0}
+    kind, factor = rotary.get("type", "origin"), rotary.get("scaling_factor", 1.0)
+    scaling = None if kind == "origin" else {"type": kind, "factor": factor}
     rope = _rotary(float(rotary.get("base", 10_000)), scaling)
     return _shared(old) | {"attention_bias": old.get("bias", True), "rope_parameters": rope}
 
@@ -93,7 +94,8 @@ def qwen(old: Config) -> dict[str, Any]:
 
 def _chatglm(old: Config) -> dict[str, Any]:
     _require(
-        old,
+        {"multi_query_attention": False} | dict(old),  # whose rows are by head, not queries, keys, values
+        multi_query_attention=True,
         add_bias_linear=False,
         apply_residual_connection_post_layernorm=False,
         original_rope=True,
@@ -101,14 +103,13 @@ def _chatglm(old: Config) -> dict[str, Any]:
         quantization_bit=0,
         rmsnorm=True,
     )
-    heads = old["num_attention_heads"]
     return {
         "vocab_size": old["padded_vocab_size"],
         "hidden_size": old["hidden_size"],
         "intermediate_size": old["ffn_hidden_size"],
         "num_hidden_layers": old["num_layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": old["multi_query_group_num"] if old.get("multi_query_attention") else heads,
+        "num_attention_heads": old["num_attention_heads"],
+        "num_key_value_heads": old["multi_query_group_num"],
         "head_dim": old["kv_channels"],
         "rms_norm_eps": old.get("layernorm_epsilon", 1e-5),
         "max_position_embeddings": old["seq_length"],

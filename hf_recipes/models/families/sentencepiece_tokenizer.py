@@ -54,6 +54,11 @@ def load(name: str, *, trust_remote_code: bool = False, **source: Any) -> "PreTr
         return chatglm_tokenizer.load(name, find_file(name, chatglm_tokenizer.FILE, **source), settings)
     processor = None if path is None else _processor(path)
     has_json = find_file(name, "tokenizer.json", **source) is not None
+    if path and processor is None and not has_json and not _is_of_tiktoken(path):
+        raise UserError(
+            f"{path}: neither a SentencePiece model nor a vocabulary of tiktoken; download it again, or fetch it with "
+            "git lfs pull"
+        )
     settings = {} if processor is None or has_json else _settings(name, source)
     if processor is not None and not has_json and settings.get("tokenizer_class") == BAICHUAN:
         return _with_turns(_from_model(name, path, processor, settings, source), name, source)
@@ -101,6 +106,12 @@ def _processor(path: Path) -> "SentencePieceProcessor | None":
         return SentencePieceProcessor(model_file=str(path))
     except RuntimeError:
         return None
+
+
+def _is_of_tiktoken(path: Path) -> bool:
+    with open(path, "rb") as file:
+        fields = file.readline(1 << 16).split()  # a token in base64 and its rank
+    return len(fields) == 2 and fields[1].isdigit()
 
 
 def _settings(name: str, source: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The weight files of an older checkpoint, read as data and written shard by shard in the new layout."""
 
-import json
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import new_file, write_json
+from hf_recipes.models.checks.finite import WHY, is_finite
+from hf_recipes.models.families.fast_tokenizer import read_json
 from hf_recipes.models.families.layouts import Family
 from hf_recipes.models.families.old_configs import Config
 from hf_recipes.models.weight_files import commonest, file_digest
@@ -16,6 +17,7 @@ from hf_recipes.models.weight_files import commonest, file_digest
 if TYPE_CHECKING:
     import torch
 
+_POINTER = b"version https://git-lfs"
 _INV_FREQ = re.compile(r".*rotary(_pos)?_emb\.inv_freq")
 # The stem of a single file and of the index of several: safetensors first, where a folder has both.
 _FORMATS = (
@@ -27,8 +29,13 @@ _FORMATS = (
 def weight_files(folder: Path) -> list[Path]:
     for single, index in _FORMATS:
         if (folder / index).is_file():
-            names = json.loads((folder / index).read_text(encoding="utf-8-sig"))["weight_map"].values()
-            paths = [folder / name for name in sorted(set(names))]
+            weight_map = read_json(folder / index).get("weight_map")
+            names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+            if not names or not all(isinstance(name, str) for name in names):
+                raise UserError(
+                    f"{folder / index}: no weight_map, which names a file for each tensor; download it again"
+                )
+            paths = [folder / name for name in sorted(names)]
             if missing := [path.name for path in paths if not path.is_file()]:
                 raise UserError(f"{folder}: {index} names {', '.join(missing)}, which is not there; download it again")
             return paths
@@ -42,6 +49,9 @@ def tensors_of(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
     import torch
     from safetensors import SafetensorError, safe_open
 
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{path}: a git-lfs pointer, not the weights; fetch them with git lfs pull")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
@@ -58,8 +68,15 @@ def tensors_of(path: Path) -> "Iterator[tuple[str, torch.Tensor]]":
     except pickle.UnpicklingError:
         raise UserError(f"{path}: a pickle with more than tensors in it, which is not loaded") from None
     except (RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); download it again") from None
-    yield from tensors.items()
+        reason = next(iter(str(error).splitlines()), "it ends too early")
+        raise UserError(f"{path}: cannot be read ({reason}); download it again") from None
+    for name, tensor in tensors.items() if isinstance(tensors, dict) else [("its content", tensors)]:
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(
+                f"{path}: {name} has the type {type(tensor).__name__}, and in a file of weights all are tensors; give "
+                "the model as its save_pretrained writes it"
+            )
+        yield name, tensor
 
 
 def new_tensors(
@@ -99,10 +116,12 @@ def _is_expected(inv_freq: "torch.Tensor", family: Family, config: Mapping[str, 
     """Whether stored rotary frequencies, which may have been rounded to 16 bits, are those of the configuration."""
     import torch
 
-    theta = family.default_theta or config["rope_parameters"]["rope_theta"]
-    dim = 2 * inv_freq.numel()
+    rope = config["rope_parameters"]
+    theta = family.default_theta or rope["rope_theta"]
+    head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    dim = int(head_dim * rope.get("partial_rotary_factor", 1.0))
     expected = theta ** -(torch.arange(0, dim, 2, dtype=torch.float) / dim)
-    return torch.allclose(inv_freq.float().flatten(), expected, rtol=1e-2, atol=1e-6)
+    return inv_freq.shape == expected.shape and torch.allclose(inv_freq.float(), expected, rtol=1e-2, atol=1e-6)
 
 
 def expected_shapes(config: Config) -> "dict[str, torch.Size]":
@@ -111,17 +130,25 @@ def expected_shapes(config: Config) -> "dict[str, torch.Size]":
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+        # A family's default padding token may lie behind a small vocabulary.
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**config, "pad_token_id": None}))
     tied = model.all_tied_weights_keys
     return {name: weight.shape for name, weight in model.state_dict().items() if name not in tied}
 
 
 def convert_weights(
-    family: Family, source: Path, target: Path, config: Config, shards: dict[str, str], written: Callable[[], None]
+    family: Family,
+    source: Path,
+    target: Path,
+    config: Config,
+    expected: "Mapping[str, torch.Size]",
+    shards: dict[str, str],
+    written: Callable[[], None],
 ) -> "torch.dtype":
     """Write a new shard for each old one, and their index.
 
     Args:
+        expected: see `expected_shapes`.
         shards: digests of the new shards in `target` that are complete, which are not written again; each that is
             written is added, and `written` called.
 
@@ -134,7 +161,7 @@ def convert_weights(
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    paths, expected = weight_files(source), expected_shapes(config)
+    paths = weight_files(source)
     dtypes: dict[str, torch.dtype] = {}
     weight_map: dict[str, str] = {}
     for number, path in enumerate(paths, 1):
@@ -181,14 +208,17 @@ def _checked(
     config: Config,
     expected: "Mapping[str, torch.Size]",
 ) -> "dict[str, torch.Tensor]":
-    if not tensor.is_floating_point():
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind not in ("bfloat16", "float16", "float32", "float64"):
         raise UserError(
-            f"{path}: {name} holds {str(tensor.dtype).removeprefix('torch.')}, as quantized weights do, and only "
-            "floating-point ones are converted; give the checkpoint that it was made from"
+            f"{path}: {name} holds {kind}, as quantized weights do, and only floating-point ones are converted; give "
+            "the checkpoint that it was made from"
         )
+    if not is_finite(tensor):
+        raise UserError(f"{path}: {name} {WHY}; download it again")
     try:
         values = new_tensors(family, name, tensor, config)
-    except (RuntimeError, ValueError):  # rows that cannot be split so
+    except (RuntimeError, ValueError, TypeError):  # rows that cannot be split so
         raise UserError(_misfit(family, path, name, tensor)) from None
     if values is None or any(new not in expected for new in values):
         raise UserError(

@@ -130,9 +130,10 @@ def continue_batches(
     # the batch (1.1 GB for 20 rows of a 135M model on torch 2.13).
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    was_training, used_cache = model.training, model.config.use_cache
+    text = model.config.get_text_config()
+    was_training, used_cache = model.training, getattr(text, "use_cache", True)
     model.eval()
-    model.config.use_cache = True
+    text.use_cache = True
     try:
         for batch in batches:
             before_batch()
@@ -178,7 +179,7 @@ def continue_batches(
             yield batch, [texts.read(number, [*row.begun, *ids]) for number, (row, ids) in enumerate(new)]
     finally:
         hook.remove()
-        model.config.use_cache = used_cache
+        text.use_cache = used_cache
         model.train(was_training)
 
 

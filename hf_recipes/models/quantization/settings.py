@@ -1,6 +1,7 @@
 """Weights in four or eight bits (bitsandbytes): the settings, and a quantized base made ready to carry an adapter."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import MethodType
@@ -14,6 +15,8 @@ from hf_recipes.core.files import read_mapping
 if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig, PreTrainedModel
+
+ROUTER = re.compile(r"(^|\.)(router|gate|\w*expert_gate)(\.|$)")  # modules that choose experts
 
 
 def read_bnb_config(
@@ -60,14 +63,17 @@ def is_read_by_kernel(model: "nn.Module", name: str) -> bool:
 
 @contextmanager
 def sparing_kernels() -> Iterator[None]:
-    """While this lasts, transformers quantizes no module of which `is_read_by_kernel` is true."""
+    """While this lasts, transformers quantizes no module of which `is_read_by_kernel` is true, and no router: these are
+    small, choose differently when they are rounded, and LongCat takes the weight of its past the forward pass."""
+    from torch import nn
     from transformers.quantizers.base import HfQuantizer
 
     left_out = HfQuantizer.get_modules_to_not_convert
 
     def with_kernels(model: "PreTrainedModel", *args: Any, **kwargs: Any) -> list[str]:
-        read = [name for name, _ in model.named_modules() if is_read_by_kernel(model, name)]
-        return [*left_out(model, *args, **kwargs), *read]
+        linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        spared = [name for name in linear if ROUTER.search(name) or is_read_by_kernel(model, name)]
+        return [*left_out(model, *args, **kwargs), *spared]
 
     with patch.object(HfQuantizer, "get_modules_to_not_convert", staticmethod(with_kernels)):
         yield

@@ -19,6 +19,7 @@ from hf_recipes.models.inference.forward import takes
 from hf_recipes.run.optimization import decay_settings
 from hf_recipes.trainer.base import RunMixin
 from hf_recipes.trainer.failures.signals import leave_signals_to_the_run
+from hf_recipes.trainer.losses.expert_balance import ExpertBalance
 from hf_recipes.trainer.losses.source_losses import source_table
 from hf_recipes.trainer.mixture_data import MixtureData, TimedBatches, step_blocks
 from hf_recipes.trainer.reports.throughput import flops_per_token, peak_flops
@@ -53,8 +54,8 @@ class PretrainTrainer(MixtureData, RunMixin, transformers.Trainer):
 
     The loss is the mean over all labelled tokens of a step, of all processes. Logged with it are the loss of each
     source since the last log (`loss_NAME`), tokens per second of each device, billions of tokens seen, the share of
-    the time that training waited for data, and the share of the device's measured peak where there is one. A mixture's
-    experts are balanced by its own loss (`aux_loss`), a mean over batches, which is added with its weight.
+    the time that training waited for data, and the share of the device's measured peak where there is one. The loss
+    that balances a mixture's experts (`aux_loss`), a mean over batches, is added with its weight.
     """
 
     def __init__(self, mixture: Mixture, ledger: Ledger, *, args: "PretrainArguments", max_drop_ratio=1.0, **kwargs):
@@ -77,6 +78,7 @@ class PretrainTrainer(MixtureData, RunMixin, transformers.Trainer):
         if balances_experts(args, model.config):
             given, text = args.router_aux_loss_coef, model.config.get_text_config()
             self._aux_weight = text.router_aux_loss_coef if given is None else given
+        self._balance = ExpertBalance(model) if self._aux_weight else None
         self._aux_losses: list[torch.Tensor] = []
         self._flops, self._peak = flops_per_token(model, mixture.blocking.size), peak_flops(self.args.device)
 
@@ -151,9 +153,10 @@ class PretrainTrainer(MixtureData, RunMixin, transformers.Trainer):
         # num_items_in_batch counts every process's tokens, and DDP averages the gradients.
         if self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
-        if self._aux_weight:
-            self._aux_losses.append(outputs.aux_loss.detach())
-            loss = loss + self._aux_weight * outputs.aux_loss / self.current_gradient_accumulation_steps
+        if self._balance:
+            aux_loss = self._balance()
+            self._aux_losses.append(aux_loss.detach())
+            loss = loss + self._aux_weight * aux_loss / self.current_gradient_accumulation_steps
         return loss
 
     # Log

@@ -16,6 +16,8 @@ from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.adapters.vision import vision_parts
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.saving import check_saved
+from hf_recipes.models.inference.decoding import Decoding
+from hf_recipes.models.inference.generate import continue_batches
 from hf_recipes.models.loading import load_model
 
 TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
@@ -32,6 +34,15 @@ FAMILIES = {
         "mm_tokens_per_image": 4,
     },
     "qwen2_5_vl": {"text_config": TEXT, "vision_config": BLOCKS},
+    "llama4": {
+        "text_config": {**TEXT, "intermediate_size_mlp": 128, "num_local_experts": 4, "interleave_moe_layer_step": 2},
+        "vision_config": EYES
+        | {"num_hidden_layers": 1, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    },
+    "mllama": {
+        "text_config": {**TEXT, "cross_attention_layers": [1]},
+        "vision_config": {**EYES, "num_hidden_layers": 1},
+    },
 }
 
 
@@ -50,7 +61,7 @@ def opened(base: str):
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
-@pytest.mark.parametrize("kind", ["qwen3_5", "gemma3"])
+@pytest.mark.parametrize("kind", ["qwen3_5", "gemma3", "llama4"])
 def test_the_adapter_fits_both_layouts(tmp_path, kind, targets):
     base, ids = make_base(tmp_path / "base", kind), torch.arange(10)[None] + 5
     path = tmp_path / "lora.json"
@@ -66,8 +77,10 @@ def test_the_adapter_fits_both_layouts(tmp_path, kind, targets):
     check_saved(model, tmp_path / "adapter")
     with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as file:
         names = set(file.keys())
-    assert any(".model.language_model.layers.1.self_attn.q_proj." in name for name in names)
-    assert any(".model.layers.1.self_attn.q_proj." in name for name in names) is (kind == "qwen3_5")
+    layer = "language_model.model.layers.1" if kind == "llama4" else "model.language_model.layers.1"
+    assert any(name.startswith(f"base_model.model.{layer}.self_attn.q_proj.") for name in names)
+    as_text = "base_model.model.model.layers.1.self_attn.q_proj."
+    assert any(name.startswith(as_text) for name in names) is (kind != "gemma3")
     with torch.no_grad():
         for whole in (AutoModelForImageTextToText, AutoModelForCausalLM):
             plain = PeftModel.from_pretrained(whole.from_pretrained(base), tmp_path / "adapter").eval()
@@ -101,6 +114,17 @@ def test_what_a_text_part_leaves_out_is_said(tmp_path, capsys):
     assert said in capsys.readouterr().out
 
 
-def test_a_vision_model_without_a_class_for_its_text_part(tmp_path):
-    with pytest.raises(UserError, match=r"a vision model \(Qwen2_5_VLForConditionalGeneration\), whose text part"):
-        opened(make_base(tmp_path / "base", "qwen2_5_vl"))
+@pytest.mark.parametrize(("kind", "name"), [("qwen2_5_vl", "Qwen2_5_VL"), ("mllama", "Mllama")])
+def test_a_vision_model_without_a_class_for_its_text_part(tmp_path, kind, name):
+    with pytest.raises(UserError, match=rf"a vision model \({name}ForConditionalGeneration\), whose text part"):
+        opened(make_base(tmp_path / "base", kind))
+
+
+def test_a_whole_model_continues_texts(tmp_path):
+    """Gemma 3's configuration has no `use_cache`, which that of its text part has."""
+    model, tokenizer = opened(make_base(tmp_path, "gemma3")), build_tokenizer()
+    [(_, [continued])] = continue_batches(model, tokenizer, [[5, 6, 7]], [[0]], Decoding(3), stop_ids=[2])
+    with torch.no_grad():
+        expected = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False, eos_token_id=2)
+    assert continued.text == tokenizer.decode(expected[0, 3:], skip_special_tokens=True)
+    assert not hasattr(model.config, "use_cache") and model.config.text_config.use_cache

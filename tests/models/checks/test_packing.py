@@ -5,13 +5,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import tiny_model
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import (
     keeps_packed_rows_apart,
     leaks_in_tiny_copy,
     made_to_keep_packed_rows_apart,
 )
-from hf_recipes.models.loading import load_model
+from hf_recipes.models.loading import load_config, load_model
 from hf_recipes.models.quantization.settings import prepare_quantized
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -40,7 +41,7 @@ MADE = {
 NEVER = {
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "qwen3_5_text": LINEAR,
-    "falcon_h1": {},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
     "jamba": {},
     "mamba": {},
 }
@@ -48,6 +49,12 @@ NEVER = {
 
 def config_of(name: str):
     return AutoConfig.for_model(name.split()[0], **{**SIZES, **{**APART, **MADE, **NEVER}[name]})
+
+
+@pytest.mark.parametrize("kind", ["bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2", "lfm3"])
+def test_the_dry_run_knows_a_state_in_a_model_of_full_size(kind):
+    """Whose Mamba layers have sizes of their own, and whose padding token lies behind the tiny copy's vocabulary."""
+    assert leaks_in_tiny_copy(AutoConfig.for_model(kind), trust_remote_code=False)
 
 
 def random_model(name: str):
@@ -115,3 +122,13 @@ def test_the_check_leaves_the_random_numbers_of_the_run_as_they_are():
     before = torch.get_rng_state()
     assert keeps_packed_rows_apart(model)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_models_that_attend_to_later_tokens_are_refused(tmp_path):
+    """CPM-Ant by its configuration, before any weight is read; others are tried."""
+    AutoConfig.for_model("cpmant").save_pretrained(tmp_path / "cpmant")
+    with pytest.raises(UserError, match="cpmant attends to later tokens; it is no causal language model"):
+        load_config(ModelArguments(str(tmp_path / "cpmant")), False)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **SIZES)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(UserError, match="bert attends to later tokens; it is no causal language model"):
+        load_model(ModelArguments(str(tmp_path / "bert")), trains_all=False, bf16=False)

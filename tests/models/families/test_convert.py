@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import runpy
 import signal
@@ -86,6 +87,7 @@ def test_logits_are_those_of_the_published_architecture(plain, name):
     ("name", "changes", "length"),
     [
         ("internlm", {}, 100),  # longer than its 64 positions
+        ("internlm", {"rotary": {"base": 10000, "type": "dynamic", "scaling_factor": 2.0}}, 100),
         ("internlm2", {}, 100),
         ("internlm2", {"rope_scaling": {"type": "dynamic", "factor": 3.0}}, 100),
         ("chatglm2", {"rope_ratio": 50}, 60),
@@ -119,6 +121,10 @@ def _exchanged(family, *pair):
     return dataclasses.replace(family, modules=modules)
 
 
+def _with_values(family, **values):
+    return dataclasses.replace(family, config=lambda old: family.config(old) | values)
+
+
 WRONG = {
     "gate and up": ("baichuan", _exchanged(layouts.BAICHUAN, "mlp.gate_proj", "mlp.up_proj")),
     "head that is not normalized": ("baichuan2", dataclasses.replace(layouts.BAICHUAN2, normalized_head=False)),
@@ -130,6 +136,28 @@ WRONG = {
     ),
     "norms": ("chatglm2", _exchanged(layouts.CHATGLM2, "input_layernorm", "post_attention_layernorm")),
     "positions as in ChatGLM3": ("chatglm2", dataclasses.replace(layouts.CHATGLM3, special=layouts.CHATGLM2.special)),
+    "queries and keys": (
+        "qwen",
+        dataclasses.replace(layouts.QWEN, split=lambda rows, config: rows.split(32)[1::-1] + rows.split(32)[2:]),
+    ),
+    "rows by key head": (
+        "chatglm3",
+        dataclasses.replace(
+            layouts.CHATGLM3,
+            split=lambda rows, config: [
+                part.flatten(0, 1) for part in rows.unflatten(0, (2, 48)).split([24, 12, 12], 1)
+            ],
+        ),
+    ),
+    "residuals that are not scaled": ("minicpm", _with_values(layouts.MINICPM, residual_multiplier=1.0)),
+    "logits that are not scaled": ("minicpm", _with_values(layouts.MINICPM, logits_scaling=1.0)),
+    "attention that is not scaled": ("minicpm", _with_values(layouts.MINICPM, attention_multiplier=1.0)),
+    "a base that is not multiplied": (
+        "glm4",
+        _with_values(
+            layouts.GLM4, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+        ),
+    ),
     "keys and values": (
         "internlm",
         _exchanged(layouts.INTERNLM, "self_attn.k_proj", "self_attn.v_proj"),
@@ -249,7 +277,15 @@ DAMAGED = {
         STATE | {"model.layers.1.self_attn.rotary_emb.inv_freq": 1 / 1e6 ** (torch.arange(0, 8, 2) / 8)},
         r"no tensor model.layers.1.self_attn.rotary_emb.inv_freq",
     ),
+    "fewer rotary frequencies": (
+        STATE | {"model.layers.1.self_attn.rotary_emb.inv_freq": 1 / 1e4 ** (torch.arange(0, 6, 2) / 6)},
+        r"no tensor model.layers.1.self_attn.rotary_emb.inv_freq of shape \[3\]",
+    ),
+    "one number": (STATE | {"model.layers.0.self_attn.W_pack.weight": torch.tensor(1.0)}, r"has the shape \[\]"),
     "integers": (STATE | {LAST: torch.ones(48, 32, dtype=torch.int8)}, rf"{LAST} holds int8"),
+    "8 bits": (STATE | {LAST: torch.ones(48, 32).to(torch.float8_e4m3fn)}, rf"{LAST} holds float8_e4m3fn"),
+    "NaN": (STATE | {LAST: torch.full((48, 32), math.nan)}, rf"{LAST} holds NaN or infinite values"),
+    "a state with its step": ({"module": STATE, "step": 3}, "module has the type dict, and in a file of weights all"),
 }
 
 
@@ -261,11 +297,32 @@ def test_what_a_family_does_not_have_is_named(tmp_path, what):
     assert not (tmp_path / "baichuan-new").exists() and not list(tmp_path.glob("*partial*"))
 
 
-def test_a_missing_shard_is_named(tmp_path):
+SHARD, INDEX = "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (SHARD, None, f"names {SHARD}, which is not there; download it again"),
+        (SHARD, b"", f"{SHARD}: cannot be read .it ends too early.; download it again"),
+        (SHARD, b"PK\x03\x04 and no more", f"{SHARD}: cannot be read .*; download it again"),
+        (SHARD, b"version https://git-lfs.github.com/spec/v1\n", f"{SHARD}: a git-lfs pointer, not the weights; fetch"),
+        (INDEX, b'{"weight_map": {', f"{INDEX}: not JSON .*; download it again"),
+        (INDEX, b"{}", f"{INDEX}: no weight_map"),
+        (INDEX, b'{"weight_map": {"a": 3}}', f"{INDEX}: no weight_map"),
+        ("config.json", b"[]", "config.json: expected a JSON object, found a list; download it again"),
+        ("tokenizer_config.json", b"[]", "tokenizer_config.json: expected a JSON object, found a list"),
+        ("generation_config.json", b"[]", "generation_config.json: expected a JSON object, found a list"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, file, content, message):
     source = write_old(tmp_path / "old", "qwen", shards=2)
-    (source / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(UserError, match=r"names pytorch_model-00002-of-00002.bin, which is not there"):
+    (source / file).unlink(missing_ok=True)
+    if content is not None:
+        (source / file).write_bytes(content)
+    with pytest.raises(UserError, match=message):
         convert_checkpoint(str(source), str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob("*partial*"))
 
 
 class Evil:
@@ -512,6 +569,7 @@ def test_families_that_are_not_converted_say_what_works(tmp_path, config, messag
 def test_families_are_told_apart():
     assert detect(B13 | {"max_position_embeddings": 4096}, "x") is layouts.BAICHUAN2
     assert detect({"architectures": ["LlamaForCausalLM"]}, "x") is None and detect({}, "x") is None
+    assert detect({"auto_map": {"AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}}, "x") is layouts.QWEN
     for config in (B13, B13 | {"z_loss_weight": 0}, CHATGLM1):  # which run
         refuse_unconverted("x", config, trust_remote_code=True)
     with pytest.raises(UserError, match=r"download it \(scripts/download.py\) and convert it: .* models/Baichuan2-7B "):
@@ -520,6 +578,7 @@ def test_families_are_told_apart():
 
 def test_chatglm2_and_3_by_their_tokenizer(tmp_path):
     config = GLM = FAMILIES["chatglm2"].config | {"_name_or_path": ""}
+    assert detect(config | {"_name_or_path": "chatglm3-6b"}, str(tmp_path)) is layouts.CHATGLM3
     code = tmp_path / "tokenization_chatglm.py"
     code.write_text('special_tokens = ["[MASK]", "[gMASK]", "[sMASK]", "sop", "eop"]', encoding="utf-8")
     assert detect(config, str(tmp_path)) is layouts.CHATGLM2
@@ -534,6 +593,14 @@ def test_chatglm2_and_3_by_their_tokenizer(tmp_path):
         ("qwen", {"quantization_config": {"bits": 4}}, "weights are quantized"),
         ("chatglm3", {"quantization_bit": 4}, "weights are quantized"),
         ("chatglm3", {"kv_channels": None}, "no kv_channels, which ChatGLM3-6B has"),
+        (
+            "chatglm2",
+            {"multi_query_attention": None},
+            "ChatGLM2-6B, whose .*: multi_query_attention is False, and only",
+        ),
+        ("chatglm3", {"multi_query_group_num": 0}, "config.json: its values fit no ChatGLM3-6B .ZeroDivisionError"),
+        ("qwen", {"hidden_size": "32"}, "config.json: its values fit no Qwen-1 .TypeError"),
+        ("minicpm", {"hidden_act": "fatrelu"}, "config.json: its values fit no MiniCPM .KeyError: 'fatrelu'"),
         ("minicpm", {"rope_scaling": {"type": "longrope"}}, "MiniCPM, whose .* scaled by 'longrope'"),
         ("baichuan", {"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM is of none of the families"),
     ],

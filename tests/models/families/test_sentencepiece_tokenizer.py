@@ -9,6 +9,7 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
+from hf_recipes.core.errors import UserError
 from hf_recipes.models.families.from_sentencepiece import as_full_tokenizer
 from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
 from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
@@ -146,6 +147,13 @@ def test_what_follows_a_special_token(tmp_path, legacy):
     assert ids_of(tokenizer, [" a", "</s>你好"])[0] == bare.encode(" a")
     inner = tokenizer.convert_ids_to_tokens(ids_of(tokenizer, ["</s>你好"])[0][1:])
     assert "".join(inner) == ("你好" if legacy is False else "▁你好") and prefixed
+
+
+@pytest.mark.parametrize("written", [b"", b"<html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"])
+def test_a_broken_file_is_named(tmp_path, written):
+    """Of a vocabulary of tiktoken the message says what to install."""
+    with pytest.raises(UserError, match=r"tokenizer.model: neither a SentencePiece model nor .*; download it again"):
+        load_tokenizer(write(tmp_path, written), needs_template=False)
 
 
 def test_tokenizer_json_is_taken_where_both_are_there(tmp_path, capsys):
