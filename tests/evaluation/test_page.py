@@ -162,7 +162,7 @@ def test_every_phrase_has_its_chinese():
         return {text for part in parts for text in literals(part)}
 
     phrases = {stage.legend for stage in STAGES.values()} | {GUESSED, WOULD_STOP, *SCRIPTS}
-    for path in (REPORTS, ROOT / "hf_recipes" / "inspection"):
+    for path in (REPORTS, *(ROOT / "hf_recipes" / room for room in ("inspection", "apps", "dry_run"))):
         for file in path.rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Phrase" and node.args:
