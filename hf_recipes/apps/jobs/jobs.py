@@ -24,7 +24,7 @@ import psutil
 
 from hf_recipes.core.arguments.flags import output_dir
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import write_json
+from hf_recipes.core.files import visible_files, write_json
 from hf_recipes.evaluation.reports.phrases import Phrase
 
 FOLDER = Path(".hf_recipes", "studio")
@@ -178,6 +178,11 @@ class Jobs:
         """The folders that `commands` of the jobs that name a folder write to, the last one last."""
         lines = (line for job in self.naming(name) for line in job.commands if line[0] in commands)
         return list(dict.fromkeys(filter(None, map(output_dir, lines))))
+
+    def made(self, name: str) -> dict[str, list[Path]]:
+        """The files of the models that were merged and exported of a run, by their folders."""
+        folders = [folder for folder in self.written(name, "merge", "export") if (self.root / folder).is_dir()]
+        return {folder: visible_files(self.root / folder) for folder in folders}
 
     def start(
         self,

@@ -24,7 +24,6 @@ MAIN = (
     *("use_lora", "lora_config", "load_in_4bit", "thinking", "validation_split_percentage", "eval_steps"),
     *("save_steps", "logging_steps", "packing", "warmup_steps", "lr_scheduler_type", "gradient_checkpointing", "seed"),
 )
-COUNT = 15
 ELSEWHERE = {"model_name_or_path", "train_file", "output_dir", "dry_run", "json", "config", "overwrite_output_dir"}
 REFUSED = {"hub_token", "resume_from_checkpoint", "push_to_hub"}
 TRUST = {"trust_remote_code", "trust_checkpoint"}
@@ -40,7 +39,7 @@ CHECKED = {"max_length": 512, "per_device_train_batch_size": 1, "gradient_checkp
 def main_settings(flags: Flags, stage: str) -> list[str]:
     known = flags(stage)
     names = [name for name in MAIN if name in known and (name != "rewards" or "num_generations" in known)]
-    return names[:COUNT]
+    return names[:15]
 
 
 def recipe_settings(name: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import gradio as gr
 
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.jobs.jobs import TRAINED, Job, read_json, read_lines
-from hf_recipes.apps.jobs.session import linked_files
 from hf_recipes.apps.jobs.visitors import Visitor
 from hf_recipes.apps.studio import views
 from hf_recipes.apps.studio.commands import COLUMNS, FORMS, PLAN
@@ -40,13 +39,10 @@ class Panels:
     def __init__(self, page: "Page", visitor: Visitor, tab: str, host: str):
         self.page, self.visitor, self.tab, self.host = page, visitor, tab, host
         self.texts, self.roots = Texts(visitor.form["language"]), page.roots
+        self.names = page.jobs.run_names()
 
     def job(self, kind: str) -> Job | None:
         return self.page.jobs.get(self.visitor.jobs.get(kind))
-
-    @cached_property
-    def names(self) -> list[str]:
-        return self.page.jobs.run_names()
 
     @property
     def run(self) -> Path | None:
@@ -160,10 +156,8 @@ class Panels:
             job = self.page.begin(visitor, "plan", argv, env={VARIABLE: texts.language})
         if job is None or job.commands != [argv] or job.is_live:
             plan = views.note(texts("dry run"))
-        elif job.status == "finished":
-            plan = views.plan(job.result(), texts) + views.command(job.command_lines(), texts)
         else:
-            plan = views.job_state(job, texts)
+            plan = (views.plan(job.result(), texts) if job.status == "finished" else "") + views.job_state(job, texts)
         return {"plan": views.card(texts("before"), plan)}
 
     def _watch(self, compare_with: Sequence[str]) -> dict[str, str]:
@@ -198,16 +192,15 @@ class Panels:
     def _state(self, job: Job | None, log: list[Mapping[str, Any]]) -> str:
         texts = self.texts
         last = {name: value for entry in log for name, value in entry.items()}
-        is_running = job is not None and job.status == "running"
         show = {"loss": "{:.4g}", "eval_loss": "{:.4g}", "learning_rate": "{:.3g}", "tokens_per_second": "{:,.0f}"}
         pairs = [(texts("steps"), f"{last['step']:,}")] if "step" in last else []
         pairs += [(texts(name), form.format(last[name])) for name, form in show.items() if last.get(name) is not None]
         pairs += [(texts("memory"), in_units(last["memory"]))] if last.get("memory") else []
-        if is_running and "seconds_left" in last:
+        if job is not None and job.status == "running" and "seconds_left" in last:
             pairs.append((texts("left"), timedelta(seconds=last["seconds_left"])))
         state = views.job_state(job, texts) if job else ""
-        is_done = (self.run / TRAINED).is_file() and (job is None or not job.is_live)
-        done = views.note(texts("finished"), "good") if is_done else ""
+        is_live = job is not None and job.is_live
+        done = views.note(texts("finished"), "good") if (self.run / TRAINED).is_file() and not is_live else ""
         return views.card(self.visitor.form["run"], done, views.facts(pairs), state)
 
     def _judge(self) -> dict[str, str]:
@@ -240,12 +233,10 @@ class Panels:
         if self.run is None:
             return {"files": "", "take": f"<p class='empty'>{escape(texts('take empty'))}</p>"}
         files = [self.page.downloads / f"{self.run.name}{ending}" for ending in (".zip", ".yaml", ".sh")]
-        shell = files[-1].read_text(encoding="utf-8") if files[-1].is_file() else ""
-        lines = [views.command([shell.strip()], texts)] if shell else []
-        made = self.page.jobs.written(self.visitor.form["run"], "merge", "export")
-        files = [path for path in files if path.is_file()] + linked_files(self.roots.home, made, self.page.downloads)
-        links = [(f"gradio_api/file={path}", f"{path.name} {in_units(path.stat().st_size)}") for path in files]
-        files = views.card(texts("files"), views.links(links, "download"), *lines) if files else ""
+        parts = [views.downloads(path for path in files if path.is_file())]
+        for name, paths in self.page.jobs.made(self.visitor.form["run"]).items():
+            parts += [views.note(name), views.downloads(paths)]
+        files = views.card(texts("files"), *parts) if any(parts) else ""
         jobs = [job for kind in ("merge", "export", "push") if (job := self.job(kind))]
         cards = (views.card(texts(job.kind), views.job_state(job, texts), _log(job)) for job in jobs)
         return {"files": files, "take": "".join(cards)}

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from hf_recipes.apps.jobs.jobs import Job
@@ -52,6 +53,11 @@ def job_state(job: Job | None, texts: Texts, running: str = "") -> str:
 def links(pairs: Iterable[tuple[str, str]], options: str = "target='_blank' rel='noopener'") -> str:
     parts = "".join(f"<a href='{escape(url)}' {options}>{escape(text)}</a>" for url, text in pairs)
     return f"<p class='links'>{parts}</p>" if parts else ""
+
+
+def downloads(paths: Iterable[Path]) -> str:
+    pairs = ((f"gradio_api/file={path}", f"{path.name} {in_units(path.stat().st_size)}") for path in paths)
+    return links(pairs, "download")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], tones: Sequence[str] = ()) -> str:

@@ -328,10 +328,8 @@ def test_taking_away(page, ask):
     for _ in range(2):
         files = Panels(page, page.visitor(request()), "take", "x").panels(9, [])["files"]
     links = re.findall(r"href='gradio_api/file=([^']+)' download", files)
-    assert [os.path.relpath(link, page.downloads) for link in links[3:]] == [
-        "done/model.safetensors",
-        "done-gguf/model.gguf",
-    ]
+    made = [os.path.relpath(link, page.roots.home / "models") for link in links[3:]]
+    assert made == ["done/model.safetensors", "done-gguf/model.gguf"]
     assert run.is_dir()
 
 
@@ -479,7 +477,16 @@ def test_what_the_server_lets_through(address, page, root):
         assert answer(address, path).status == 404, path
     (root / "secret.txt").write_text("secret")
     (page.downloads / "one.zip").write_text("zip")
-    for path in (root / "secret.txt", page.downloads / ".." / ".." / ".." / "secret.txt", "/etc/passwd"):
+    (root / "models" / "mine").mkdir(parents=True, exist_ok=True)
+    (root / "models" / "mine" / "model.gguf").write_text("weights")
+    (root / "models" / "mine" / "link.gguf").symlink_to(root / "secret.txt")
+    assert answer(address, f"/gradio_api/file={root}/models/mine/model.gguf").read() == b"weights"
+    for path in (
+        root / "secret.txt",
+        root / "models" / "mine" / "link.gguf",
+        page.downloads / ".." / ".." / ".." / "secret.txt",
+        "/etc/passwd",
+    ):
         assert answer(address, f"/gradio_api/file={path}").status in (403, 404), path
     assert answer(address, f"/gradio_api/file={page.downloads / 'one.zip'}").read() == b"zip"
     body = json.dumps({"data": [], "fn_index": 0, "session_hash": "a"}).encode()
