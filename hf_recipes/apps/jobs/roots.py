@@ -14,6 +14,7 @@ from hf_recipes.core.arguments.commands import bundled
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.specs import MODELSCOPE, SUFFIXES
 from hf_recipes.evaluation.reports.phrases import Phrase
+from hf_recipes.models.adapters.saved_adapter import MERGE_RECORD
 
 UPLOADS = "uploads"
 # Of a data set that names other files by their paths.
@@ -52,6 +53,12 @@ class Roots:
     def relative(self, path: Path) -> str:
         """`path` as a command in the first folder names it."""
         return os.path.relpath(path, self.home) if self.home in (path, *path.parents) else str(path)
+
+    def models(self) -> list[str]:
+        """The models in the folder ``models``, merged ones last."""
+        paths = self.home.glob("models/*/config.json")
+        known = sorted((path.with_name(MERGE_RECORD).exists(), self.relative(path.parent)) for path in paths)
+        return [name for _, name in known]
 
     def check(self, value: Any) -> None:
         """Refuse a setting with a path that leaves the folders, wherever in it the path is."""

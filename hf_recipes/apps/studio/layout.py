@@ -77,8 +77,7 @@ class Layout(LabelledPage):
             self.lang = language_radio()
         with gr.Tabs(elem_id="tabs"):
             with self._tab("model", "model"):
-                folders = self.roots.home.glob("models/*/config.json")
-                models = [*sorted(self.roots.relative(path.parent) for path in folders), *MODELS]
+                models = [*self.roots.models(), *MODELS]
                 options = {"choices": models, "value": models[0], "allow_custom_value": True}
                 self._field("model", gr.Dropdown, info="model help", **options)
                 self._field("source", gr.Radio, choices=["hf", "mirror", "modelscope"], value="hf")

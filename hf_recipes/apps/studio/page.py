@@ -71,7 +71,7 @@ class Page(Layout):
         # Messages, such as those of `pressed`, come by the queue alone.
         queued = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         live = [self.seen, *self.panels.values(), *self.runs.values(), self.compare_with, self.budget]
-        live += [self.form[name] for name in (*commands.COLUMNS, "data", "held_out")]
+        live += [self.form[name] for name in (*commands.COLUMNS, "model", "data", "held_out")]
         looked_at = [self.seen, self.active, self.budget, self.compare_with]
         refresh = {"fn": self.on_tick, "inputs": looked_at, "outputs": live, **AT_ONCE, "trigger_mode": "once"}
         gr.on([self.timer.tick, self.budget.change, self.compare_with.input], **refresh)
@@ -175,8 +175,7 @@ class Page(Layout):
         return job
 
     def filled(self, visitor: Visitor) -> dict[str, Any]:
-        fields = {name: visitor.form.get(f"set_{name}") or "" for name in self.fields}
-        return {**visitor.form, "fields": fields}
+        return {**visitor.form, "fields": {name: visitor.form.get(f"set_{name}") or "" for name in self.fields}}
 
     def _env(self, form: Mapping[str, Any]) -> dict[str, str]:
         return MIRROR if form.get("source") == "mirror" else {}
@@ -364,4 +363,4 @@ class Page(Layout):
         values |= {name: gr.update(choices=choices) for name, choices in shown.columns().items()}
         new = {name: value for name, value in values.items() if seen.get(name) != value}
         order = [*self.panels, *(f"run {name}" for name in self.runs), "compare_with", "budget", *commands.COLUMNS]
-        return [{**seen, **new}, *(new.get(name, gr.skip()) for name in order), *shown.imported()]
+        return [{**seen, **new}, *(new.get(name, gr.skip()) for name in order), *shown.arrived()]

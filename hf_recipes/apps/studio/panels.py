@@ -41,7 +41,7 @@ class Panels:
         self.texts, self.roots = Texts(visitor.form["language"]), page.roots
         self.names = page.jobs.run_names()
 
-    def job(self, kind: str) -> Job | None:
+    def job(self, kind: str | None) -> Job | None:
         return self.page.jobs.get(self.visitor.jobs.get(kind))
 
     @property
@@ -51,11 +51,8 @@ class Panels:
 
     def panels(self, budget: float, compare_with: Sequence[str]) -> dict[str, str]:
         """The panels of the tab by name."""
-        if self.tab == "data":
-            return self._data(budget)
-        if self.tab == "watch":
-            return self._watch(compare_with)
-        return {"model": self._model, "train": self._train, "judge": self._judge, "take": self._take}[self.tab]()
+        given = {"data": (budget,), "watch": (compare_with,)}.get(self.tab, ())
+        return getattr(self, f"_{self.tab}")(*given)
 
     def _waiting(self, kind: str, running: str, empty: str = "") -> str | None:
         """The panel of a job without a result; None where it has one."""
@@ -133,15 +130,17 @@ class Panels:
             return {}
         return {name: column_names(spec, self.roots.home) for spec in specs[:1] for name in COLUMNS}
 
-    def imported(self) -> list:
-        """Updates of the fields of data and of the held-out rows, once, when an import has ended."""
-        job, visitor = self.job("convert"), self.visitor
-        if self.tab != "data" or not job or job.status != "finished" or visitor.form.get("imported") == job.id:
-            return [gr.skip()] * 2
-        folder = job.about["output_dir"]
-        visitor.jobs.pop("inspect", None)  # of the raw data
-        visitor.save(imported=job.id)
-        return [f"{folder}/train.jsonl", f"{folder}/test.jsonl" if (job.run / "test.jsonl").is_file() else ""]
+    def arrived(self) -> list:
+        """Updates of the fields of the model, data and held-out rows, once, when a download or an import has ended."""
+        kind, visitor, skip = {"model": "download", "data": "convert"}.get(self.tab), self.visitor, gr.skip()
+        job = self.job(kind)
+        if not job or job.status != "finished" or visitor.form.get(f"ended {kind}") == job.id:
+            return [skip] * 3
+        visitor.jobs.pop("inspect", None)  # of other data, or with another tokenizer
+        visitor.save(**{f"ended {kind}": job.id})
+        folder = output_dir(job.commands[0])
+        test = f"{folder}/test.jsonl" if (self.roots.home / folder / "test.jsonl").is_file() else ""
+        return [folder, skip, skip] if kind == "download" else [skip, f"{folder}/train.jsonl", test]
 
     def _train(self) -> dict[str, str]:
         texts, visitor = self.texts, self.visitor

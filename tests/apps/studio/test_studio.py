@@ -340,6 +340,33 @@ def end(job, code: int = 0, log: str = "") -> None:
     write_json(job.folder / "process.json", {"pid": 1, "started": 0})
 
 
+def test_what_was_fetched_is_put_into_the_fields_once(page, ask):
+    fill(page, model="Qwen/Qwen3-0.6B", source="modelscope", run="")
+    assert ask("download") == []
+    looks = [Panels(page, page.visitor(request()), "model", "x").arrived()]
+    end(page.jobs.all()[-1])
+    looks += [Panels(page, page.visitor(request()), tab, "x").arrived() for tab in ("train", "model", "model")]
+    assert [look[0] for look in looks if isinstance(look[0], str)] == ["models/Qwen3-0.6B"]
+    assert not isinstance(looks[3][0], str) and not any(isinstance(one, str) for look in looks for one in look[1:])
+    fill(page, **{"import": "chat"})
+    assert ask("convert") == []
+    job = page.jobs.all()[-1]
+    job.run.mkdir(parents=True)
+    (job.run / "test.jsonl").touch()
+    end(job)
+    looks = [Panels(page, page.visitor(request()), "data", "x").arrived() for _ in range(2)]
+    assert looks[0][1:] == ["data/chat/train.jsonl", "data/chat/test.jsonl"] and not isinstance(looks[1][1], str)
+    fill(page, source="hf")
+
+
+def test_models_that_were_merged_here_come_last(page, root):
+    for name, files in (("a", ["merge.json"]), ("b", []), ("c", [])):
+        (root / "models" / name).mkdir(parents=True, exist_ok=True)
+        for file in ["config.json", *files]:
+            (root / "models" / name / file).touch()
+    assert page.roots.models() == ["models/b", "models/c", "models/a"]
+
+
 def test_whole_models_are_exported_as_they_are(page, ask):
     run = trained(page, "whole")
     (run / "adapter_config.json").unlink()
