@@ -42,7 +42,8 @@ def job_state(job: Job | None, texts: Texts, running: str = "") -> str:
     """How a job stands that has no result yet, or that failed, with its command."""
     if job is None:
         return ""
-    status, lines = job.status, job.log() if job.kind != "model" else []  # whose rows are the page's
+    # A check of a model counts the page's own row, and a page that is served takes no keys here.
+    status, lines = job.status, [] if job.kind == "model" or job.address else job.log()
     what = note(texts(status), status) if status != "finished" else ""
     if status == "failed":
         what = note(texts.failure(job.kind, job.error.removeprefix("error: ")), "bad")
@@ -86,7 +87,7 @@ def report(data: Mapping[str, Any], texts: Texts) -> str:
     ]
     for section in data["sections"]:
         tables = [block for block in blocks_of({"sections": [section]}, "table") if block["rows"]]
-        parts.append(f"<h4>{escape(section['title'])}</h4>" if tables else "")
+        parts.append(f"<h4>{escape(section['title'])}</h4>" if tables and data["sections"][1:] else "")
         for index, block in enumerate(tables):
             inner = table(block["header"], block["rows"], block["verdicts"]) + note(block["note"])
             head = f"<details{' open' * (index < OPEN)}><summary>{escape(block['title'])}</summary>"
