@@ -191,10 +191,11 @@ def test_texts_of_the_data_are_never_translated():
         ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C.UTF-8"}, "en"),
         ({"LC_MESSAGES": "zh_TW.UTF-8", "LANG": "en_US.UTF-8"}, "zh"),
         ({"LANG": "de_DE.UTF-8"}, "en"),
+        ({"HF_RECIPES_LANGUAGE": "zh", "LC_ALL": "C.UTF-8"}, "zh"),
     ],
 )
 def test_the_language_is_the_locales(monkeypatch, variables, language):
-    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+    for name in ("HF_RECIPES_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -175,8 +175,11 @@ class Jobs:
         return [job for job in self.all() if any(name in item.split("=") for line in job.commands for item in line)]
 
     def written(self, name: str, *commands: str) -> list[str]:
-        """The folders that `commands` of the jobs that name a folder write to, the last one last."""
-        lines = (line for job in self.naming(name) for line in job.commands if line[0] in commands)
+        """The folders that `commands` write to which name a run, the last one last; none that its training outdated."""
+        trained = self.root / name / TRAINED
+        since = trained.stat().st_mtime if trained.is_file() else 0
+        jobs = (job for job in self.naming(name) if job.about["created"] >= since)
+        lines = (line for job in jobs for line in job.commands if line[0] in commands)
         return list(dict.fromkeys(filter(None, map(output_dir, lines))))
 
     def made(self, name: str) -> dict[str, list[Path]]:

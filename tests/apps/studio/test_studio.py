@@ -330,7 +330,10 @@ def test_taking_away(page, ask):
     links = re.findall(r"href='gradio_api/file=([^']+)' download", files)
     made = [os.path.relpath(link, page.roots.home / "models") for link in links[3:]]
     assert made == ["done/model.safetensors", "done-gguf/model.gguf"]
-    assert run.is_dir()
+    os.utime(run / "metrics.json", (2e9 * 2, 2e9 * 2))  # trained anew
+    assert "done-gguf/" not in Panels(page, page.visitor(request()), "take", "x").panels(9, [])["files"]
+    assert ask("merge") == []
+    assert flags(page.jobs.all()[-1].commands[0])["output_dir"] == "models/done-2"
 
 
 def end(job, code: int = 0, log: str = "") -> None:
