@@ -242,4 +242,5 @@ class Panels:
 
 
 def _log(job: Job) -> str:
-    return f"<pre class='log'>{escape(chr(10).join(job.log()[-14:]))}</pre>" if job.log() else ""
+    lines = job.log()[-1000 if job.kind == "push" else -14 :]  # a dry run of a push begins with the files
+    return f"<pre class='log'>{escape(chr(10).join(lines))}</pre>" if lines else ""
