@@ -18,7 +18,7 @@ from hf_recipes.evaluation.method import Outcome
 from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports.page import render_page
 from hf_recipes.evaluation.reports.phrases import Phrase, translated
-from hf_recipes.evaluation.reports.report import Section
+from hf_recipes.evaluation.reports.report import Answer, Answers, Section, report_values
 from hf_recipes.evaluation.reports.results import evaluation_report, p_text
 from hf_recipes.inspection.rows.read import WOULD_STOP
 from hf_recipes.inspection.settings import GUESSED
@@ -175,6 +175,12 @@ def test_every_phrase_has_its_chinese():
     for english, chinese in CHINESE.items():
         fields = [sorted(name for _, name, *_ in string.Formatter().parse(text) if name) for text in (english, chinese)]
         assert fields[0] == fields[1], english
+
+
+def test_names_of_an_answers_texts_are_labels():
+    answers = Answers("Answers", "", [Answer("a.json:1", "", [("question", "question"), ("reference", "x")])])
+    [row] = report_values(answers, "zh")["rows"]
+    assert row["texts"] == [["提问", "question"], ["参考答案", "x"]]
 
 
 def test_texts_of_the_data_are_never_translated():
