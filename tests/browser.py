@@ -136,7 +136,7 @@ class Browser:
         self.wait_for(script=f"document.activeElement.matches({json.dumps(selector)})")
         self.evaluate("document.activeElement.select()")
         self.call("Input.insertText", text=text)
-        self.press("Tab")
+        self.evaluate("document.activeElement.blur()")
 
     def press(self, key: str) -> None:
         code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}

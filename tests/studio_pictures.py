@@ -97,6 +97,9 @@ class Walk:
         self.until("#panel_files a")
         browser.click("#do_session")
         self.until("#panel_files a", 3)
+        browser.click("#do_merge")
+        self.until("#panel_files a", 4)
+        browser.wait_for(script="!document.querySelector('#panel_take .note')", seconds=WAIT)
         self.picture("take")
 
 

@@ -191,6 +191,17 @@ def move_files(source: Path, target: Path, names: Sequence[str]) -> None:
             os.replace(source / name, target / name)
 
 
+def visible_files(folder: str | os.PathLike) -> list[Path]:
+    """The files in a folder, without links and hidden ones."""
+    paths = sorted(Path(folder).iterdir())
+    return [path for path in paths if path.is_file() and not path.is_symlink() and not path.name.startswith(".")]
+
+
+def folder_bytes(folder: str | os.PathLike) -> int:
+    """Of all files in a folder and below; 0 where it is not there."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
 def is_empty(folder: str | os.PathLike) -> bool:
     """Whether a folder has no files but locks."""
     return all(_LOCK.fullmatch(name) for name in os.listdir(folder))

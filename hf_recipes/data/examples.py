@@ -1,9 +1,12 @@
 """Sources → one data set of examples in which every row, usable or not, has its location and status."""
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from hf_recipes.data.files.hub_data import cache_root
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import SEED, find_sources
+from hf_recipes.data.files.specs import parse_spec
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, MeaningLost, Schema, status_of
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
 from hf_recipes.data.schemas.detection import merged, schema_of_rows
@@ -115,6 +119,20 @@ def _schema_for(source: Source, columns: Columns, form: str) -> Schema:
 
 def _merged_rows(source: Source) -> dict[str, Any]:
     return merged([record.value for record in islice(read_records(source), SNIFFED_ROWS) if record.value])
+
+
+def column_names(spec: str, folder: Path) -> list[str]:
+    """Of the first rows of a file in `folder`; empty where it has none that can be read."""
+    with contextlib.suppress(UserError, OSError):
+        name = spec if (folder / spec).exists() else spec.rpartition("=")[2]
+        path = parse_spec(str(folder / name)).path
+        return _column_names(path, os.path.getmtime(path)) if os.path.isfile(path) else []
+    return []
+
+
+@lru_cache
+def _column_names(path: str, changed: float) -> list[str]:
+    return list(_merged_rows(find_sources([path], "train", sniff=True)[0]))
 
 
 def described(source: Source, schema: Schema) -> str:

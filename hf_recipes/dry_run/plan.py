@@ -9,12 +9,15 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.language import locale_language
 from hf_recipes.dry_run.advice import free_bytes, notes_of
 from hf_recipes.dry_run.checks import balances_experts, check_trained
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.memory import Memory, estimate
 from hf_recipes.dry_run.peak_memory import as_range, in_units
 from hf_recipes.dry_run.simulate import meta_model
+from hf_recipes.evaluation.reports.phrases import Phrase
+from hf_recipes.evaluation.reports.report import report_values
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import leaks_in_tiny_copy
 from hf_recipes.models.inference.batch_options import ForwardPass
@@ -98,7 +101,7 @@ class Plan:
             "memory": memory
             and asdict(memory) | {name: getattr(memory, name) for name in ("peak", "most", "evaluates")},
             "free_memory": free_bytes(),
-            "notes": self.notes,
+            "notes": report_values(self.notes, locale_language()),
         }
 
     def seconds(self, model: PreTrainedModel | None, args: "RunArguments") -> list[float] | None:
@@ -198,7 +201,7 @@ def make_plan(
     )
     _check_positions(plan, config, model)
     if model is None:
-        plan.notes.append("no estimate of the memory (the model's own code builds none without weights)")
+        plan.notes.append(Phrase("no estimate of the memory (the model's own code builds none without weights)"))
     elif args.process_index == 0:
         try:
             with without_deepspeed():
@@ -212,7 +215,7 @@ def make_plan(
                     passes=passes,
                 )
         except Exception as error:
-            plan.notes.append(f"no estimate of the memory ({_first_line(error)})")
+            plan.notes.append(Phrase("no estimate of the memory ({error})", error=_first_line(error)))
     plan.notes += notes_of(plan, args, config)
     return plan
 
@@ -237,8 +240,10 @@ def _check_positions(plan: Plan, config: PretrainedConfig, model) -> None:
     longest, flag = plan.data.longest, plan.data.lengthen
     if not isinstance(limit, int) or longest <= limit:
         return
-    text = f"the longest row has {longest:,} tokens, and the model was made for {limit:,}"
+    lengths = {"longest": longest, "limit": limit}
+    text = Phrase("the longest row has {longest:,} tokens, and the model was made for {limit:,}", **lengths)
     tables = [m.num_embeddings for m in model.modules() if isinstance(m, torch.nn.Embedding)] if model else []
     if any(limit <= rows <= limit + 2 for rows in tables):  # no embedding for a later position
         raise UserError(f"{text}; lower {flag} to {limit}")
-    plan.notes.append(f"{text}, which may cost quality; {flag.split()[0]} {limit} stays within it")
+    stays = {"flag": flag.split()[0], "limit": limit}
+    plan.notes.append(Phrase("{text}, which may cost quality; {flag} {limit} stays within it", text=text, **stays))

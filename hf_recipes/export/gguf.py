@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from hf_recipes.core.arguments.commands import bundled
 from hf_recipes.core.arguments.limits import NonNegativeInt, PositiveFloat, check_limits
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
@@ -77,12 +78,13 @@ def export(args: ExportArguments, template: TemplateChoice | None = None) -> Pat
         )
     if target.exists() and (not target.is_dir() or not is_empty(target)):
         raise UserError(f"--output_dir {target}: there is something already; nothing is overwritten: name another")
-    converter = Path(args.llama_cpp, CONVERTER)
+    checkout = args.llama_cpp if Path(args.llama_cpp, CONVERTER).is_file() else bundled(args.llama_cpp)
+    converter = Path(checkout, CONVERTER)
     if not converter.is_file():
         raise UserError(f"--llama_cpp {args.llama_cpp}: no {CONVERTER} there; get it with: {GET_CONVERTER}")
     stem = merge_record.shown_name(name).rsplit("/", 1)[-1]
     is_quantized = args.outtype in MAIN_TYPES
-    quantizer = find_quantizer(args.llama_cpp, target / stem, args.outtype) if is_quantized else None
+    quantizer = find_quantizer(str(checkout), target / stem, args.outtype) if is_quantized else None
     base = ModelArguments(name, model_revision=args.model_revision, dtype="float32")
     config, tokenizer = open_for_inference(base, template=template, cache_dir=args.cache_dir)
     if is_reward_model(config):

@@ -153,6 +153,12 @@ def _ledgers_of_files(specs: Sequence[str], privacy: bool) -> list[Section]:
     return sections
 
 
+def _status(text: str) -> Phrase:
+    """A status of the ledger, whose reason has its Chinese where it is among the usual ones."""
+    action, colon, reason = text.partition(": ")
+    return Phrase("{action}: {reason}", action=Phrase(action), reason=Phrase(reason)) if colon else Phrase(action)
+
+
 def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = str) -> list[Table]:
     totals = ledger.totals
     extra = [name for name in ("split", "repaired") if totals[name]]
@@ -164,7 +170,7 @@ def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = st
     reasons = [
         [
             entry.count,
-            mask(status),
+            _status(mask(status)),
             ", ".join(entry.shown(location, location) for location in entry.locations[:3]) + "…" * (entry.count > 3),
         ]
         for (_, status), entry in ledger.reasons.items()

@@ -18,7 +18,7 @@ from hf_recipes.evaluation.method import Outcome
 from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports.page import render_page
 from hf_recipes.evaluation.reports.phrases import Phrase, translated
-from hf_recipes.evaluation.reports.report import Section
+from hf_recipes.evaluation.reports.report import Answer, Answers, Section, report_values
 from hf_recipes.evaluation.reports.results import evaluation_report, p_text
 from hf_recipes.inspection.rows.read import WOULD_STOP
 from hf_recipes.inspection.settings import GUESSED
@@ -162,7 +162,7 @@ def test_every_phrase_has_its_chinese():
         return {text for part in parts for text in literals(part)}
 
     phrases = {stage.legend for stage in STAGES.values()} | {GUESSED, WOULD_STOP, *SCRIPTS}
-    for path in (REPORTS, ROOT / "hf_recipes" / "inspection"):
+    for path in (REPORTS, *(ROOT / "hf_recipes" / room for room in ("inspection", "apps", "dry_run"))):
         for file in path.rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Phrase" and node.args:
@@ -175,6 +175,12 @@ def test_every_phrase_has_its_chinese():
     for english, chinese in CHINESE.items():
         fields = [sorted(name for _, name, *_ in string.Formatter().parse(text) if name) for text in (english, chinese)]
         assert fields[0] == fields[1], english
+
+
+def test_names_of_an_answers_texts_are_labels():
+    answers = Answers("Answers", "", [Answer("a.json:1", "", [("question", "question"), ("reference", "x")])])
+    [row] = report_values(answers, "zh")["rows"]
+    assert row["texts"] == [["提问", "question"], ["参考答案", "x"]]
 
 
 def test_texts_of_the_data_are_never_translated():
@@ -191,10 +197,11 @@ def test_texts_of_the_data_are_never_translated():
         ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C.UTF-8"}, "en"),
         ({"LC_MESSAGES": "zh_TW.UTF-8", "LANG": "en_US.UTF-8"}, "zh"),
         ({"LANG": "de_DE.UTF-8"}, "en"),
+        ({"HF_RECIPES_LANGUAGE": "zh", "LC_ALL": "C.UTF-8"}, "zh"),
     ],
 )
 def test_the_language_is_the_locales(monkeypatch, variables, language):
-    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+    for name in ("HF_RECIPES_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

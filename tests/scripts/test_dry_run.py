@@ -122,6 +122,13 @@ def test_more_memory_than_there_is(dry, monkeypatch):
     code, out, _ = dry("--use_lora", "False")
     assert code == 0
     assert re.search(r"note: about \d+ MB are needed and 1 MB are free: try --per_device_train_batch_size 1 with", out)
+    monkeypatch.setenv("HF_RECIPES_LANGUAGE", "zh")
+    code, out, _ = dry("--use_lora", "False", "--json", "--max_steps", 4, "--save_steps", 9)
+    saving, memory = json.loads(out)["notes"]
+    assert saving == "--save_steps 9，而一共 4 步：结束之前不存检查点，中途被终止就要从头开始"
+    assert re.fullmatch(
+        r"大约需要 \d+ MB，空闲 1 MB：可以试试 (调小 --\w+|--[\w .并调大-]+|更小的或量化的模型)(, .+)*", memory
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from trl import pack_dataset
 
 from conftest import ROOT, conversation, write_jsonl
 from hf_recipes.core.ledger import Ledger, write_ledgers
-from hf_recipes.evaluation.reports.report import Examples, Histogram, Report, Table, visible
+from hf_recipes.evaluation.reports.report import Examples, Histogram, Report, Table, report_values, visible
 from hf_recipes.inspection.inspect import inspect
 from hf_recipes.inspection.settings import read_settings
 
@@ -323,6 +323,16 @@ def test_the_ledger_of_what_made_the_files(look, tmp_path):
     assert report.sections[0].title == f"made with {tmp_path}/data_ledger.json"
     assert table(report, "Ledger: comments").rows == [["raw.json", 2, 1, 0, 1]]
     assert table(report, "Reasons: comments").rows == [[1, "dropped: an emoji", "raw.json:2"]]
+
+
+def test_the_usual_reasons_are_in_the_language_of_the_page(look, tmp_path):
+    statuses = ["kept", "dropped: nothing but emoji", "repaired: 回复 @name : removed", "dropped: my own reason"]
+    ledger = Ledger().add_all((f"raw.json:{line}", status) for line, status in enumerate(statuses, 1))
+    write_ledgers(tmp_path / "data_ledger.json", comments=ledger)
+    reasons = table(look([{"input": "问", "target": "答"}]), "Reasons: comments")
+    shown = [row[1] for row in report_values(reasons, "zh")["rows"]]
+    assert shown == ["丢弃：只有表情", "修复：去掉“回复 @某人 :”", "丢弃：my own reason"]
+    assert [row[1] for row in report_values(reasons, "en")["rows"]] == statuses[1:]
 
 
 def test_personal_data_is_masked_everywhere(look, script, tokens_only, tmp_path):

@@ -22,13 +22,16 @@ from uuid import uuid4
 
 import psutil
 
+from hf_recipes.core.arguments.flags import output_dir
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import write_json
+from hf_recipes.core.files import visible_files, write_json
+from hf_recipes.evaluation.reports.phrases import Phrase
 
 FOLDER = Path(".hf_recipes", "studio")
 LIVE = ("waiting", "running")
 LAST_BYTES = 20_000  # of a log that are looked at
 TRAINED = "metrics.json"  # which a training writes at its end
+PROGRAMS = ("tensorboard", "swanlab")  # which jobs may run beside our commands
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,17 @@ class Job:
         """The document that a command printed to stdout."""
         return read_json(self.folder / f"stdout.{index}")
 
+    @property
+    def address(self) -> str | None:
+        """The page of this machine that the commands serve, once they do."""
+        match = re.search(r"http://(?:127\.0\.0\.1|localhost):\d+", "\n".join(self.log()))
+        return match[0] if match and self.is_live else None
+
     def command_lines(self) -> list[str]:
         """What does the same in a terminal, in the first of the roots."""
         variables = "".join(f"{name}={shlex.quote(value)} " for name, value in self.about["env"].items())
-        return [f"{variables}hf-recipes {shlex.join(command)}" for command in self.commands]
+        lines = (shlex.join(line if line[0] in PROGRAMS else ["hf-recipes", *line]) for line in self.commands)
+        return [f"{variables}{line}" for line in lines]
 
     def pause(self) -> None:
         """SIGTERM: a training writes a checkpoint at the end of its step."""
@@ -148,6 +158,35 @@ class Jobs:
         latest = {job.run: job for job in self.all() if job.is_training}
         return sorted(latest.values(), key=lambda job: job.about["created"], reverse=True)
 
+    def run_names(self) -> list[str]:
+        """The folders of the runs: those that were begun here, and others in ``runs``."""
+        begun = [os.path.relpath(job.run, self.root) for job in self.of_runs()]
+        others = sorted(str(path.parent.relative_to(self.root)) for path in self.root.glob("runs/*/run_config.yaml"))
+        return list(dict.fromkeys([*begun, *others]))
+
+    def free_folder(self, parent: str, name: str) -> str:
+        """One that is not there yet, and that no job is going to write to."""
+        names = (f"{parent}/{name}" + (f"-{number}" if number > 1 else "") for number in range(1, 10_000))
+        taken = {job.about["output_dir"] for job in self.all()}
+        return next(name for name in names if name not in taken and not (self.root / name).exists())
+
+    def naming(self, name: str) -> list[Job]:
+        """Those with a command that names a folder."""
+        return [job for job in self.all() if any(name in item.split("=") for line in job.commands for item in line)]
+
+    def written(self, name: str, *commands: str) -> list[str]:
+        """The folders that `commands` write to which name a run, the last one last; none that its training outdated."""
+        trained = self.root / name / TRAINED
+        since = trained.stat().st_mtime if trained.is_file() else 0
+        jobs = (job for job in self.naming(name) if job.about["created"] >= since)
+        lines = (line for job in jobs for line in job.commands if line[0] in commands)
+        return list(dict.fromkeys(filter(None, map(output_dir, lines))))
+
+    def made(self, name: str) -> dict[str, list[Path]]:
+        """The files of the models that were merged and exported of a run, by their folders."""
+        folders = [folder for folder in self.written(name, "merge", "export") if (self.root / folder).is_dir()]
+        return {folder: visible_files(self.root / folder) for folder in folders}
+
     def start(
         self,
         kind: str,
@@ -172,7 +211,12 @@ class Jobs:
             shutil.rmtree(old.folder, ignore_errors=True)
         for job in self.all():
             if output_dir and job.about["output_dir"] == output_dir and job.is_live:
-                raise UserError(f"{output_dir}: a job is writing to this folder; wait for its end, or name another")
+                raise UserError(
+                    Phrase(
+                        "{folder}: a job is writing to this folder; wait for its end, or name another",
+                        folder=output_dir,
+                    )
+                )
         about = {"kind": kind, "commands": [list(map(str, command)) for command in commands], "owner": owner}
         about |= {"env": dict(env or {}), "output_dir": output_dir, "waits": waits, "trainings": self.trainings}
         about |= {"created": time.time(), "cwd": str(self.root)}

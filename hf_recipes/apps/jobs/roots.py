@@ -13,6 +13,8 @@ from hf_recipes.apps.jobs.jobs import file_name
 from hf_recipes.core.arguments.commands import bundled
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.specs import MODELSCOPE, SUFFIXES
+from hf_recipes.evaluation.reports.phrases import Phrase
+from hf_recipes.models.adapters.saved_adapter import MERGE_RECORD
 
 UPLOADS = "uploads"
 # Of a data set that names other files by their paths.
@@ -35,7 +37,13 @@ class Roots:
         """The path that `text` names, where it is in one of the folders, with all links followed."""
         path = self.home / text
         if text.startswith("~") or "\0" in text or path not in self:
-            raise UserError(f"{text}: outside of the folders that this page may use ({self.names}); see --root")
+            raise UserError(
+                Phrase(
+                    "{text}: outside of the folders that this page may use ({names}); see --root",
+                    text=text,
+                    names=self.names,
+                )
+            )
         return path
 
     @property
@@ -45,6 +53,12 @@ class Roots:
     def relative(self, path: Path) -> str:
         """`path` as a command in the first folder names it."""
         return os.path.relpath(path, self.home) if self.home in (path, *path.parents) else str(path)
+
+    def models(self) -> list[str]:
+        """The models in the folder ``models``, merged ones last."""
+        paths = self.home.glob("models/*/config.json")
+        known = sorted((path.with_name(MERGE_RECORD).exists(), self.relative(path.parent)) for path in paths)
+        return [name for _, name in known]
 
     def check(self, value: Any) -> None:
         """Refuse a setting with a path that leaves the folders, wherever in it the path is."""
@@ -71,7 +85,13 @@ class Roots:
             for folder, folders, files in os.walk(path):
                 for link in (Path(folder, item) for item in (*folders, *files)):
                     if link.is_symlink() and link not in self:
-                        raise UserError(f"{name}: has a link, {link.name}, to outside of the folders that may be used")
+                        raise UserError(
+                            Phrase(
+                                "{name}: has a link, {link}, to outside of the folders that may be used",
+                                name=name,
+                                link=link.name,
+                            )
+                        )
 
     def save_upload(self, path: Path, max_bytes: int) -> Path:
         """Move an uploaded file of data to ``uploads``; one that is refused is deleted."""
@@ -79,13 +99,14 @@ class Roots:
             name = file_name(path.name)
             if not name.lower().endswith((*SUFFIXES, ".xlsx", ".zip")) or name.lower() in REFUSED_NAMES:
                 kinds = ", ".join(dict.fromkeys(suffix.lstrip(".") for suffix in SUFFIXES if suffix.count(".") == 1))
-                raise UserError(f"{path.name}: not a file of data; {kinds} or zip are")
+                raise UserError(Phrase("{name}: not a file of data; {kinds} or zip are", name=path.name, kinds=kinds))
             if not path.stat().st_size:
-                raise UserError(f"{path.name}: the file is empty")
+                raise UserError(Phrase("{name}: the file is empty", name=path.name))
             if path.stat().st_size > max_bytes:
-                raise UserError(f"{path.name}: larger than {max_bytes // 1_000_000} MB; see --max_upload_mb")
+                limit = {"name": path.name, "limit": max_bytes // 1_000_000}
+                raise UserError(Phrase("{name}: larger than {limit} MB; see --max_upload_mb", **limit))
             if name.lower().endswith((".json", ".jsonl", ".csv", ".tsv", ".txt")) and b"\0" in path.read_bytes()[:4096]:
-                raise UserError(f"{path.name}: not text, although its name says so")
+                raise UserError(Phrase("{name}: not text, although its name says so", name=path.name))
             folder = self.inside(UPLOADS)
             folder.mkdir(exist_ok=True)
             target = next(one for one in _versions(folder / name) if not one.exists() or _same(one, path))

@@ -4,12 +4,13 @@ It outlives the server that started it, and waits for its turn among the trainin
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from hf_recipes.apps.jobs.jobs import Job, all_jobs, identity, read_json
+from hf_recipes.apps.jobs.jobs import PROGRAMS, Job, all_jobs, identity, read_json
 from hf_recipes.core.files import locked, write_json
 
 POLL = 0.5  # seconds
@@ -30,9 +31,13 @@ def _run(job: Job, index: int, command: list[str]) -> int:
     if job.read("wish.json"):
         return 1
     unbuffered = {"PYTHONUNBUFFERED": "1"}
+    program = [sys.executable, "-m", "hf_recipes"]
+    if command[0] in PROGRAMS:
+        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+        program, command = [shutil.which(command[0], path=path) or command[0]], command[1:]
     with open(job.folder / f"stdout.{index}", "wb") as out, open(job.folder / "log", "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hf_recipes", *command],
+            [*program, *command],
             stdin=subprocess.DEVNULL,
             stdout=out if "--json" in command else log,
             stderr=log,

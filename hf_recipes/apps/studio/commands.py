@@ -1,7 +1,6 @@
 """From what is filled in on the page to command lines."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import yaml
 from hf_recipes.apps.jobs.jobs import FOLDER
 from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.core.arguments.commands import recipes
+from hf_recipes.core.arguments.flags import as_flags, as_text
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping, write_jsonl
 from hf_recipes.evaluation.held_out import settings_of_run
+from hf_recipes.evaluation.reports.phrases import Phrase
 
 Flags = Callable[[str], Mapping[str, Mapping[str, Any]]]  # of a command, as `CommandLine.of` takes them
 STAGES = ("sft", "pretrain", "reward", "dpo", "orpo", "kto", "grpo")
@@ -23,11 +24,11 @@ MAIN = (
     *("use_lora", "lora_config", "load_in_4bit", "thinking", "validation_split_percentage", "eval_steps"),
     *("save_steps", "logging_steps", "packing", "warmup_steps", "lr_scheduler_type", "gradient_checkpointing", "seed"),
 )
-COUNT = 15
 ELSEWHERE = {"model_name_or_path", "train_file", "output_dir", "dry_run", "json", "config", "overwrite_output_dir"}
 REFUSED = {"hub_token", "resume_from_checkpoint", "push_to_hub"}
 TRUST = {"trust_remote_code", "trust_checkpoint"}
-TEXTS = {"system_prompt"}  # settings that are no path, whatever they look like
+COLUMNS = ("prompt_column", "response_column", "ignore_columns")  # chosen beside the data
+TEXTS = {"system_prompt", *COLUMNS}  # settings that are no path, whatever they look like
 TRIAL = 200  # rows
 PLAN = (".hf_recipes/plan", "--dry_run", "--json")
 SPLITS = {"validation_file", "validation_split_percentage"}
@@ -38,7 +39,7 @@ CHECKED = {"max_length": 512, "per_device_train_batch_size": 1, "gradient_checkp
 def main_settings(flags: Flags, stage: str) -> list[str]:
     known = flags(stage)
     names = [name for name in MAIN if name in known and (name != "rewards" or "num_generations" in known)]
-    return names[:COUNT]
+    return names[:15]
 
 
 def recipe_settings(name: str) -> dict[str, Any]:
@@ -67,16 +68,16 @@ class Commands:
     def model(self, form: Mapping[str, Any]) -> str:
         name = (form.get("model") or "").strip()
         if not name:
-            raise UserError("no model is named yet; name one under Model")
+            raise UserError(Phrase("no model is named yet; name one under Model"))
         self.roots.check(name)
         return name
 
     def data(self, form: Mapping[str, Any]) -> list[str]:
         specs = [line.strip() for line in (form.get("data") or "").splitlines() if line.strip()]
         if not specs:
-            raise UserError("no data are named yet; upload or name some under Data")
+            raise UserError(Phrase("no data are named yet; upload or name some under Data"))
         if dashed := next((spec for spec in specs if spec.startswith("-")), None):
-            raise UserError(f"{dashed}: no name of data begins with a dash")
+            raise UserError(Phrase("{name}: no name of data begins with a dash", name=dashed))
         self.roots.check(specs)
         return specs
 
@@ -89,17 +90,18 @@ class Commands:
         try:
             more = yaml.safe_load(form.get("yaml") or "") or {}
         except yaml.YAMLError as error:
-            raise UserError(f"the editor: not YAML ({' '.join(str(error).split())})") from None
+            raise UserError(Phrase("the editor: not YAML ({error})", error=" ".join(str(error).split()))) from None
         if not isinstance(more, dict):
-            raise UserError("the editor: expected a line `name: value` for each setting")
+            raise UserError(Phrase("the editor: expected a line `name: value` for each setting"))
         for name in more:
             if name in ELSEWHERE:
-                raise UserError(f"the editor: {name} is set in another field of the page")
+                raise UserError(Phrase("the editor: {name} is set in another field of the page", name=name))
             if name in REFUSED or (name in TRUST and not self.trusts):
                 hint = "; see --trust_remote_code of the studio" if name in TRUST else ""
-                raise UserError(f"the editor: {name} cannot be set on the page{hint}")
+                raise UserError(Phrase("the editor: {name} cannot be set on the page{hint}", name=name, hint=hint))
         fields = {name: text for name, text in fields.items() if text and text != as_text(known[name].get("default"))}
-        settings = {**fields, **more}
+        columns = {name: form[name] for name in COLUMNS if form.get(name) and name in known}
+        settings = {**columns, **fields, **more}
         self.roots.check({name: value for name, value in settings.items() if name not in TEXTS})
         return settings
 
@@ -151,34 +153,3 @@ class Commands:
         if (run / "adapter_config.json").is_file():
             return [f"--model_name_or_path={base}", f"--peft_path={name}"], ["--compare=base"]
         return [f"--model_name_or_path={name}"], [f"--compare={base}"] if base else []
-
-
-def as_text(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(as_text, value))
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def as_flags(settings: Mapping[str, Any]) -> list[str]:
-    return [item for name, value in settings.items() for item in _flag(name, value)]
-
-
-def _flag(name: str, value: Any) -> Iterator[str]:
-    if isinstance(value, list):
-        yield from (f"--{name}", *map(as_text, value))
-    elif value is not None:
-        yield f"--{name}={json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else as_text(value)}"
-
-
-def as_settings(argv: Sequence[str]) -> dict[str, Any]:
-    """A command line as the settings that ``--config`` reads, by the command's name."""
-    settings: dict[str, Any] = {}
-    for item in argv[1:]:
-        name, sign, value = item.partition("=")
-        if item.startswith("--"):
-            settings[name := name[2:]] = value if sign else []
-        else:
-            settings[list(settings)[-1]].append(item)
-    return {argv[0]: {name: True if value == [] else value for name, value in settings.items()}}

@@ -77,8 +77,7 @@ class Layout(LabelledPage):
             self.lang = language_radio()
         with gr.Tabs(elem_id="tabs"):
             with self._tab("model", "model"):
-                folders = self.roots.home.glob("models/*/config.json")
-                models = [*sorted(self.roots.relative(path.parent) for path in folders), *MODELS]
+                models = [*self.roots.models(), *MODELS]
                 options = {"choices": models, "value": models[0], "allow_custom_value": True}
                 self._field("model", gr.Dropdown, info="model help", **options)
                 self._field("source", gr.Radio, choices=["hf", "mirror", "modelscope"], value="hf")
@@ -87,6 +86,10 @@ class Layout(LabelledPage):
                 self.upload = self.labelled(gr.UploadButton(file_count="multiple", elem_id="upload"), label="upload")
                 self._field("data", gr.Textbox, info="data help", lines=3, max_lines=8)
                 self._field("trial", gr.Checkbox)
+                with self.labelled(gr.Accordion(open=False, elem_id="columns"), label="columns"):
+                    for name in commands.COLUMNS:
+                        several = {"multiselect": name == "ignore_columns"}
+                        self._field(name, gr.Dropdown, choices=[], allow_custom_value=True, **several)
                 self._field("import", gr.Radio, info="import help", choices=["no", "bilibili", "chat"], value="no")
                 with gr.Column(visible=False) as self.importer:
                     self._field("privacy", gr.Checkbox, value=True)
@@ -99,6 +102,7 @@ class Layout(LabelledPage):
                 compare_with = gr.Dropdown(multiselect=True, elem_id="compare_with")
                 self.compare_with = self.labelled(compare_with, label="compare with")
                 self._buttons("pause", "resume", "stop")
+                self._buttons("trackers")
                 self.password_field = self.labelled(gr.Textbox(type="password", elem_id="password"), label="password")
                 self._panels("runs")
             with self._tab("judge", "judge"):

@@ -13,20 +13,24 @@ import yaml
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.jobs.jobs import FOLDER, TRAINED, Job, Jobs, file_name
 from hf_recipes.apps.jobs.roots import Roots
+from hf_recipes.apps.jobs.session import write_session
 from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
 from hf_recipes.apps.labelled_page import AT_ONCE, preferred_language
 from hf_recipes.apps.ports import free_port
 from hf_recipes.apps.studio import commands
 from hf_recipes.apps.studio.arguments import StudioArguments
 from hf_recipes.apps.studio.layout import OF_RUNS, TABS, Layout
-from hf_recipes.apps.studio.panels import Panels
+from hf_recipes.apps.studio.panels import TRACKERS, Panels
 from hf_recipes.apps.studio.texts import Texts
+from hf_recipes.core.arguments.flags import as_flags, as_text
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import new_file, write_text
+from hf_recipes.core.files import new_file, visible_files
 from hf_recipes.evaluation.held_out import held_out_file, settings_of_run
+from hf_recipes.evaluation.reports.phrases import Phrase, translated
 
 MIRROR = {"HF_ENDPOINT": "https://hf-mirror.com"}
-KEPT = ("convert", "download", *commands.STAGES, "judge", "merge", "export", "push")  # jobs that repeat a session
+BEFORE = ("convert", "download")  # jobs that a run can need
+KEPT = (*BEFORE, *commands.STAGES, "judge", "merge", "export", "push")  # jobs that repeat a session
 AGAIN = "--resume_from_checkpoint=true"
 
 
@@ -34,10 +38,11 @@ def pressed(handler: Callable) -> Callable:
     """What a button does: `handler` gets the visitor, and its UserErrors are shown as a message."""
 
     def handle(self, request: gr.Request, *values):
+        visitor = self.visitor(request)
         try:
-            handler(self, self.visitor(request), *values)
+            handler(self, visitor, *values)
         except UserError as error:
-            gr.Warning(escape(str(error)))
+            gr.Warning(escape(translated(error.args[0], visitor.form["language"])))
 
     return handle
 
@@ -66,7 +71,7 @@ class Page(Layout):
         # Messages, such as those of `pressed`, come by the queue alone.
         queued = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         live = [self.seen, *self.panels.values(), *self.runs.values(), self.compare_with, self.budget]
-        live += [self.form[name] for name in ("data", "held_out")]
+        live += [self.form[name] for name in (*commands.COLUMNS, "model", "data", "held_out")]
         looked_at = [self.seen, self.active, self.budget, self.compare_with]
         refresh = {"fn": self.on_tick, "inputs": looked_at, "outputs": live, **AT_ONCE, "trigger_mode": "once"}
         gr.on([self.timer.tick, self.budget.change, self.compare_with.input], **refresh)
@@ -98,7 +103,7 @@ class Page(Layout):
         if not visitor.path.is_file():
             visitor.form["language"] = self.arguments.language or preferred_language(request)
             visitor.form = {name: field.value for name, field in self.form.items()} | visitor.form
-            visitor.save(name=Path(self._free("runs", "first")).name)
+            visitor.save(name=Path(self.jobs.free_folder("runs", "first")).name)
         form, language = visitor.form, visitor.form["language"]
         return [language, *map(form.get, self.form), *self._labels(language, form["stage"])]
 
@@ -122,7 +127,7 @@ class Page(Layout):
         for name, field in self.fields.items():
             flag = flags.get(name, {})
             # Of the learning rate an adapter has another default.
-            default = "" if name == "learning_rate" else commands.as_text(flag.get("default"))
+            default = "" if name == "learning_rate" else as_text(flag.get("default"))
             values = {"visible": name in chosen, "info": texts.of_setting(name, flag), "placeholder": default}
             if isinstance(field, gr.Dropdown):
                 values["choices"] = [(texts("default", value=values.pop("placeholder") or "–"), ""), *field.choices[1:]]
@@ -139,7 +144,7 @@ class Page(Layout):
 
     def on_preset(self, name: str) -> list:
         settings = commands.recipe_settings(name) if name else {}
-        fields = [commands.as_text(settings.pop(field, None)) for field in self.fields]
+        fields = [as_text(settings.pop(field, None)) for field in self.fields]
         return [*fields, yaml.safe_dump(settings, allow_unicode=True, sort_keys=False) if settings else ""]
 
     def on_key(self, name: str | None, stage: str, text: str | None) -> list:
@@ -147,13 +152,14 @@ class Page(Layout):
         return [None, f"{(text or '').rstrip()}\n{line}".lstrip()]
 
     def on_upload(self, request: gr.Request, files: list[str] | None) -> list:
-        names = [line for line in (self.visitor(request).form.get("data") or "").splitlines() if line.strip()]
+        visitor = self.visitor(request)
+        names = [line for line in (visitor.form.get("data") or "").splitlines() if line.strip()]
         kind = gr.skip()
         for path in map(Path, files or ()):
             try:
                 saved = self.roots.save_upload(path, self.arguments.max_upload_mb * 1_000_000)
             except UserError as error:
-                gr.Warning(escape(str(error)))
+                gr.Warning(escape(translated(error.args[0], visitor.form["language"])))
                 continue
             names.append(self.roots.relative(saved))
             is_crawl = saved.suffix == ".json" and ("comments" in saved.name or "contents" in saved.name)
@@ -169,17 +175,10 @@ class Page(Layout):
         return job
 
     def filled(self, visitor: Visitor) -> dict[str, Any]:
-        fields = {name: visitor.form.get(f"set_{name}") or "" for name in self.fields}
-        return {**visitor.form, "fields": fields}
+        return {**visitor.form, "fields": {name: visitor.form.get(f"set_{name}") or "" for name in self.fields}}
 
     def _env(self, form: Mapping[str, Any]) -> dict[str, str]:
         return MIRROR if form.get("source") == "mirror" else {}
-
-    def _free(self, parent: str, name: str) -> str:
-        """A folder that is not there yet."""
-        names = (f"{parent}/{name}" + (f"-{number}" if number > 1 else "") for number in range(1, 10_000))
-        taken = {job.about["output_dir"] for job in self.jobs.all()}
-        return next(name for name in names if name not in taken and not (self.roots.home / name).exists())
 
     @pressed
     def on_check(self, visitor: Visitor) -> None:
@@ -195,7 +194,7 @@ class Page(Layout):
 
     @pressed
     def on_convert(self, visitor: Visitor) -> None:
-        folder = self._free("data", file_name(visitor.form["import"]))
+        folder = self.jobs.free_folder("data", file_name(visitor.form["import"]))
         self.begin(visitor, "convert", self.commands.convert(visitor.form, folder), output_dir=folder)
 
     @pressed
@@ -205,13 +204,14 @@ class Page(Layout):
     @pressed
     def on_start(self, visitor: Visitor) -> None:
         form = self.filled(visitor)
-        name = file_name(form.get("name") or "") or Path(self._free("runs", "first")).name
+        name = file_name(form.get("name") or "") or Path(self.jobs.free_folder("runs", "first")).name
         folder = f"runs/{name}"
         if (path := self.roots.inside(folder)).exists() and any(path.iterdir()):
-            raise UserError(f"{folder}: there is a run of this name; go on with it under Watch, or choose another name")
+            problem = "{folder}: there is a run of this name; go on with it under Watch, or choose another name"
+            raise UserError(Phrase(problem, folder=folder))
         plan = self.jobs.get(visitor.jobs.get("plan"))
         if plan and plan.status == "failed" and plan.commands == [self.commands.training(form, *commands.PLAN)]:
-            raise UserError("".join(plan.log()[-1:]))
+            raise UserError(Texts(form["language"]).failure("plan", "".join(plan.log()[-1:])))
         argv = self.commands.training(form, folder)
         self.begin(visitor, form["stage"], argv, output_dir=folder, waits=True, env=self._env(form))
         visitor.save(run=folder)
@@ -259,6 +259,20 @@ class Page(Layout):
         self.begin(visitor, job.kind, argv, output_dir=job.about["output_dir"], waits=True, env=job.about["env"])
 
     @pressed
+    def on_trackers(self, visitor: Visitor) -> None:
+        """Open or close the pages of the trackers that wrote files for the run."""
+        run, name = self._chosen(visitor, trained=False)
+        kinds = [kind for kind in TRACKERS if (run / kind).is_dir()]
+        live = [job for kind in TRACKERS if (job := self.jobs.get(visitor.jobs.get(kind))) and job.is_live]
+        if not kinds:
+            raise UserError(Texts(visitor.form["language"])("no trackers"))
+        for job in live:
+            job.stop()
+        for kind in kinds if not live else ():
+            argv = [*TRACKERS[kind], f"{name}/{kind}", "--host=127.0.0.1", f"--port={free_port(6006)}"]
+            self.begin(visitor, kind, argv)
+
+    @pressed
     def on_judge(self, visitor: Visitor) -> None:
         run, name = self._chosen(visitor)
         held_out = (visitor.form.get("held_out") or "").strip() or held_out_file(run, self.roots.home)
@@ -288,23 +302,26 @@ class Page(Layout):
 
     @pressed
     def on_merge(self, visitor: Visitor) -> None:
+        merge, folder = self._merge(visitor)
+        self.begin(visitor, "merge", merge, output_dir=folder)
+
+    def _merge(self, visitor: Visitor) -> tuple[list[str], str]:
+        """The command that merges the run, which changes nothing where it is done already, and its folder."""
         run, name = self._chosen(visitor)
-        folder, base = self._free("models", run.name), settings_of_run(run).get("model_name_or_path")
-        argv = ["merge", "--peft_path", name, f"--model_name_or_path={base}", f"--output_dir={folder}"]
-        self.begin(visitor, "merge", argv, output_dir=folder)
+        folder = (self.jobs.written(name, "merge") or [self.jobs.free_folder("models", run.name)])[-1]
+        base = settings_of_run(run).get("model_name_or_path")
+        return ["merge", "--peft_path", name, f"--model_name_or_path={base}", f"--output_dir={folder}"], folder
 
     def _export(self, visitor: Visitor, form: str) -> None:
-        """Of a run of all weights the model itself, of an adapter the last merge."""
+        """Of a run of all weights the model itself, of an adapter after it is merged."""
         run, model = self._chosen(visitor)
+        lines, folder = [], self.jobs.free_folder("models", f"{run.name}-{form}")
         if (run / "adapter_config.json").is_file():
-            merges = [job for job in self.jobs.all() if job.kind == "merge" and model in job.commands[0]]
-            if not merges or merges[-1].status != "finished":
-                raise UserError(Texts(visitor.form["language"])("merge first"))
-            model = merges[-1].about["output_dir"]
-        folder = self._free("models", f"{run.name}-{form}")
+            merge, model = self._merge(visitor)
+            lines.append(merge)
         argv = ["export", f"--format={form}", f"--model_name_or_path={model}", f"--output_dir={folder}"]
-        argv += commands.as_flags({"outtype": visitor.form.get("outtype") or None})
-        self.begin(visitor, "export", argv, output_dir=folder)
+        argv += as_flags({"outtype": visitor.form.get("outtype") or None})
+        self.begin(visitor, "export", *lines, argv, output_dir=folder)
 
     on_gguf = pressed(lambda self, visitor: self._export(visitor, "gguf"))
     on_ollama = pressed(lambda self, visitor: self._export(visitor, "ollama"))
@@ -323,23 +340,16 @@ class Page(Layout):
     def on_zip(self, visitor: Visitor) -> None:
         run, _ = self._chosen(visitor)
         with new_file(self.downloads / f"{run.name}.zip") as path, zipfile.ZipFile(path, "w") as archive:
-            for file in sorted(run.iterdir()):
-                if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
-                    archive.write(file, f"{run.name}/{file.name}")
+            for file in visible_files(run):
+                archive.write(file, f"{run.name}/{file.name}")
 
     @pressed
     def on_session(self, visitor: Visitor) -> None:
         """What repeats a session without the page: its settings as YAML, and its commands as a shell file."""
         run, name = self._chosen(visitor, trained=False)
-        chosen = []
-        for job in self.jobs.all():
-            is_of_run = any(name in item.split("=") for line in job.commands for item in line)
-            is_before = job.kind in ("convert", "download") and job.about["owner"] == visitor.id
-            chosen += [job] if job.kind in KEPT and (is_of_run or is_before) and job.status == "finished" else []
-        settings = [commands.as_settings(line) for job in chosen for line in job.commands]
-        lines = ["#!/bin/sh", "set -e", *(line for job in chosen for line in job.command_lines()), ""]
-        write_text(self.downloads / f"{run.name}.yaml", yaml.safe_dump(settings, allow_unicode=True, sort_keys=False))
-        write_text(self.downloads / f"{run.name}.sh", "\n".join(lines))
+        before = [job for job in self.jobs.all() if job.kind in BEFORE and job.about["owner"] == visitor.id]
+        jobs = [job for job in [*before, *self.jobs.naming(name)] if job.kind in KEPT and job.status == "finished"]
+        write_session(jobs, self.downloads / run.name)
 
     def on_tick(self, request: gr.Request, seen: dict, tab: str, budget: float, compare_with: list | None) -> list:
         """What has changed of the tab that is looked at."""
@@ -350,6 +360,7 @@ class Page(Layout):
         values |= {f"run {tab}": runs, "compare_with": gr.update(choices=names)} if tab in OF_RUNS else {}
         slider = {"visible": True, "maximum": max(2, longest), "value": min(1024, longest)}
         values |= {"budget": gr.update(**slider)} if longest else {}
+        values |= {name: gr.update(choices=choices) for name, choices in shown.columns().items()}
         new = {name: value for name, value in values.items() if seen.get(name) != value}
-        order = [*self.panels, *(f"run {name}" for name in self.runs), "compare_with", "budget"]
-        return [{**seen, **new}, *(new.get(name, gr.skip()) for name in order), *shown.imported()]
+        order = [*self.panels, *(f"run {name}" for name in self.runs), "compare_with", "budget", *commands.COLUMNS]
+        return [{**seen, **new}, *(new.get(name, gr.skip()) for name in order), *shown.arrived()]

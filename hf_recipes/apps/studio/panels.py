@@ -11,20 +11,26 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from hf_recipes.apps.access import is_loopback
-from hf_recipes.apps.jobs.jobs import TRAINED, Job, read_lines
+from hf_recipes.apps.jobs.jobs import TRAINED, Job, read_json, read_lines
 from hf_recipes.apps.jobs.visitors import Visitor
 from hf_recipes.apps.studio import views
-from hf_recipes.apps.studio.commands import FORMS, PLAN
+from hf_recipes.apps.studio.commands import COLUMNS, FORMS, PLAN
 from hf_recipes.apps.studio.texts import Texts
+from hf_recipes.core.arguments.flags import output_dir
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import folder_bytes
+from hf_recipes.core.language import VARIABLE
+from hf_recipes.data.examples import column_names
 from hf_recipes.dry_run.peak_memory import in_units
+from hf_recipes.evaluation.reports.phrases import translated
 
 if TYPE_CHECKING:
     from hf_recipes.apps.studio.page import Page
 
 WORST = 6  # rows of an evaluation
 QUIET = 1.2  # seconds without a change of the settings before they are tried
-TRACKERS = {"swanlog": "swanlab watch {}", "tensorboard": "tensorboard --logdir {}"}
+# By the folder that they write to in the run's.
+TRACKERS = {"swanlog": ("swanlab", "watch"), "tensorboard": ("tensorboard", "--logdir")}
 
 
 class Panels:
@@ -33,20 +39,10 @@ class Panels:
     def __init__(self, page: "Page", visitor: Visitor, tab: str, host: str):
         self.page, self.visitor, self.tab, self.host = page, visitor, tab, host
         self.texts, self.roots = Texts(visitor.form["language"]), page.roots
+        self.names = page.jobs.run_names()
 
-    def job(self, kind: str) -> Job | None:
+    def job(self, kind: str | None) -> Job | None:
         return self.page.jobs.get(self.visitor.jobs.get(kind))
-
-    @cached_property
-    def jobs(self) -> list[Job]:
-        return self.page.jobs.of_runs()
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Of the runs: those that were begun here, and others in ``runs``."""
-        begun = [self.roots.relative(job.run) for job in self.jobs]
-        others = sorted(self.roots.relative(path.parent) for path in self.roots.home.glob("runs/*/run_config.yaml"))
-        return list(dict.fromkeys([*begun, *others]))
 
     @property
     def run(self) -> Path | None:
@@ -55,11 +51,8 @@ class Panels:
 
     def panels(self, budget: float, compare_with: Sequence[str]) -> dict[str, str]:
         """The panels of the tab by name."""
-        if self.tab == "data":
-            return self._data(budget)
-        if self.tab == "watch":
-            return self._watch(compare_with)
-        return {"model": self._model, "train": self._train, "judge": self._judge, "take": self._take}[self.tab]()
+        given = {"data": (budget,), "watch": (compare_with,)}.get(self.tab, ())
+        return getattr(self, f"_{self.tab}")(*given)
 
     def _waiting(self, kind: str, running: str, empty: str = "") -> str | None:
         """The panel of a job without a result; None where it has one."""
@@ -77,7 +70,9 @@ class Panels:
             parts += self._about(known) if known else []
             parts.append(views.card(texts("needs"), views.job_state(job, texts, texts("checking model"))))
         if download := self.job("download"):
-            running = views.job_state(download, texts, in_units(_size(self.roots.home, download)))
+            folder = self.roots.home / output_dir(download.commands[0])
+            fetched = folder_bytes(folder) + folder_bytes(f"{folder}.partial")
+            running = views.job_state(download, texts, in_units(fetched))
             parts.append(views.card(texts("download"), running, *map(views.note, download.log()[-1:])))
         return {"model": "".join(parts)}
 
@@ -118,7 +113,8 @@ class Panels:
         if inspection and waiting is None:
             schemas = [line for line in self.job("inspect").log() if ": schema " in line]
             head = views.command(self.job("inspect").command_lines(), texts)
-            panels["inspect"] = "".join(map(views.note, schemas)) + views.report(inspection, texts) + head
+            panels["inspect"] = "".join(views.note(texts.schema(line)) for line in schemas)
+            panels["inspect"] += views.report(inspection, texts) + head
             if self.histogram:
                 panels["lengths"] = views.lengths(self.histogram, int(budget), texts)
             for examples in views.blocks_of(inspection, "examples"):
@@ -126,15 +122,25 @@ class Panels:
                 panels["rows"] = views.conversations(texts("rows"), rows) + views.tokens(examples, texts)
         return panels
 
-    def imported(self) -> list:
-        """Updates of the fields of data and of the held-out rows, once, when an import has ended."""
-        job, visitor = self.job("convert"), self.visitor
-        if self.tab != "data" or not job or job.status != "finished" or visitor.form.get("imported") == job.id:
-            return [gr.skip()] * 2
-        folder = job.about["output_dir"]
-        visitor.jobs.pop("inspect", None)  # of the raw data
-        visitor.save(imported=job.id)
-        return [f"{folder}/train.jsonl", f"{folder}/test.jsonl" if (job.run / "test.jsonl").is_file() else ""]
+    def columns(self) -> dict[str, list[str]]:
+        """The choices of the fields that name columns of the first file."""
+        try:
+            specs = self.page.commands.data(self.visitor.form) if self.tab == "data" else ()
+        except UserError:
+            return {}
+        return {name: column_names(spec, self.roots.home) for spec in specs[:1] for name in COLUMNS}
+
+    def arrived(self) -> list:
+        """Updates of the fields of the model, data and held-out rows, once, when a download or an import has ended."""
+        kind, visitor, skip = {"model": "download", "data": "convert"}.get(self.tab), self.visitor, gr.skip()
+        job = self.job(kind)
+        if not job or job.status != "finished" or visitor.form.get(f"ended {kind}") == job.id:
+            return [skip] * 3
+        visitor.jobs.pop("inspect", None)  # of other data, or with another tokenizer
+        visitor.save(**{f"ended {kind}": job.id})
+        folder = output_dir(job.commands[0])
+        test = f"{folder}/test.jsonl" if (self.roots.home / folder / "test.jsonl").is_file() else ""
+        return [folder, skip, skip] if kind == "download" else [skip, f"{folder}/train.jsonl", test]
 
     def _train(self) -> dict[str, str]:
         texts, visitor = self.texts, self.visitor
@@ -143,19 +149,20 @@ class Panels:
         try:
             argv = self.page.commands.training(self.page.filled(visitor), *PLAN)
         except UserError as error:
-            return {"plan": views.card(texts("before"), views.note(str(error), "bad"))}
+            return {"plan": views.card(texts("before"), views.note(translated(error.args[0], texts.language), "bad"))}
         job = self.job("plan")
         if (job is None or job.commands != [argv]) and time.time() - visitor.changed > QUIET:
-            job = self.page.begin(visitor, "plan", argv)
+            job = self.page.begin(visitor, "plan", argv, env={VARIABLE: texts.language})
         if job is None or job.commands != [argv] or job.is_live:
             plan = views.note(texts("dry run"))
         else:
-            plan = views.plan(job.result(), texts) if job.status == "finished" else views.job_state(job, texts)
-        return {"plan": views.card(texts("before"), plan, views.command(_shown(argv), texts))}
+            plan = (views.plan(job.result(), texts) if job.status == "finished" else "") + views.job_state(job, texts)
+        return {"plan": views.card(texts("before"), plan)}
 
     def _watch(self, compare_with: Sequence[str]) -> dict[str, str]:
         texts, panels = self.texts, dict.fromkeys(("runs", "watch", "curves", "samples", "log"), "")
-        states = {self.roots.relative(job.run): job.status for job in self.jobs}
+        jobs = self.page.jobs.of_runs()
+        states = {self.roots.relative(job.run): job.status for job in jobs}
         items = (
             f"<li class='{states.get(name, 'finished')}'><b>{escape(name)}</b>"
             f"<span>{texts(states.get(name, 'finished'))}</span></li>"
@@ -167,29 +174,32 @@ class Panels:
         chosen = self.visitor.form["run"]
         shown = [name for name in dict.fromkeys([chosen, *compare_with]) if name in self.names]
         logs = {name: read_lines(self.roots.home / name / "log.jsonl") for name in shown}
-        job = next((job for job in self.jobs if job.run == self.run), None)
+        job = next((job for job in jobs if job.run == self.run), None)
         panels["watch"] = self._state(job, logs[chosen])
         panels["curves"] = views.curves(logs, texts)
         steps = {int(path.stem.split("-")[1]): path for path in self.run.glob("predictions/**/step-*.jsonl")}
         panels["samples"] = views.samples({step: read_lines(path)[:3] for step, path in steps.items()}, texts)
         panels["log"] = views.card(texts("log"), _log(job)) if job else ""
-        lines = [line.format(f"{chosen}/{name}") for name, line in TRACKERS.items() if (self.run / name).is_dir()]
-        panels["log"] += views.card(texts("trackers"), views.command(lines, texts)) if lines else ""
+        records = read_json(self.run / "trackers.json").values()
+        parts = [views.links((one["url"],) * 2 for one in records if one.get("url", "").startswith("https://"))]
+        for job in filter(None, map(self.job, TRACKERS)):
+            parts += [views.links([(job.address, f"{job.commands[0][0]} {job.address}")])] if job.address else []
+            parts += [views.job_state(job, texts)] if job.is_live or job.status == "failed" else []
+        panels["log"] += views.card(texts("trackers"), *parts) if any(parts) else ""
         return panels
 
     def _state(self, job: Job | None, log: list[Mapping[str, Any]]) -> str:
         texts = self.texts
         last = {name: value for entry in log for name, value in entry.items()}
-        is_running = job is not None and job.status == "running"
         show = {"loss": "{:.4g}", "eval_loss": "{:.4g}", "learning_rate": "{:.3g}", "tokens_per_second": "{:,.0f}"}
         pairs = [(texts("steps"), f"{last['step']:,}")] if "step" in last else []
         pairs += [(texts(name), form.format(last[name])) for name, form in show.items() if last.get(name) is not None]
         pairs += [(texts("memory"), in_units(last["memory"]))] if last.get("memory") else []
-        if is_running and "seconds_left" in last:
+        if job is not None and job.status == "running" and "seconds_left" in last:
             pairs.append((texts("left"), timedelta(seconds=last["seconds_left"])))
         state = views.job_state(job, texts) if job else ""
-        is_done = (self.run / TRAINED).is_file() and (job is None or not job.is_live)
-        done = views.note(texts("finished"), "good") if is_done else ""
+        is_live = job is not None and job.is_live
+        done = views.note(texts("finished"), "good") if (self.run / TRAINED).is_file() and not is_live else ""
         return views.card(self.visitor.form["run"], done, views.facts(pairs), state)
 
     def _judge(self) -> dict[str, str]:
@@ -222,30 +232,15 @@ class Panels:
         if self.run is None:
             return {"files": "", "take": f"<p class='empty'>{escape(texts('take empty'))}</p>"}
         files = [self.page.downloads / f"{self.run.name}{ending}" for ending in (".zip", ".yaml", ".sh")]
-        links = "".join(
-            f"<a href='gradio_api/file={escape(str(path))}' download>{escape(path.name)} "
-            f"<small>{in_units(path.stat().st_size)}</small></a>"
-            for path in files
-            if path.is_file()
-        )
-        shell = files[-1].read_text(encoding="utf-8") if files[-1].is_file() else ""
-        lines = [views.command([shell.strip()], texts)] if shell else []
-        files = views.card(texts("files"), f"<p class='links'>{links}</p>", *lines) if links else ""
+        parts = [views.downloads(path for path in files if path.is_file())]
+        for name, paths in self.page.jobs.made(self.visitor.form["run"]).items():
+            parts += [views.note(name), views.downloads(paths)]
+        files = views.card(texts("files"), *parts) if any(parts) else ""
         jobs = [job for kind in ("merge", "export", "push") if (job := self.job(kind))]
         cards = (views.card(texts(job.kind), views.job_state(job, texts), _log(job)) for job in jobs)
         return {"files": files, "take": "".join(cards)}
 
 
-def _shown(argv: list[str]) -> list[str]:
-    return Job(Path(), {"commands": [argv], "env": {}}).command_lines()
-
-
 def _log(job: Job) -> str:
-    return f"<pre class='log'>{escape(chr(10).join(job.log()[-14:]))}</pre>" if job.log() else ""
-
-
-def _size(root: Path, download: Job) -> int:
-    """Bytes that a download has fetched."""
-    name = next(item.partition("=")[2] for item in download.commands[0] if item.startswith("--output_dir="))
-    folders = [root / name, root / f"{name}.partial"]
-    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    lines = job.log()[-1000 if job.kind == "push" else -14 :]  # a dry run of a push begins with the files
+    return f"<pre class='log'>{escape(chr(10).join(lines))}</pre>" if lines else ""

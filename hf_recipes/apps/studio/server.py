@@ -20,7 +20,11 @@ def start(page: Page, **options) -> str:
     policy = f"frame-ancestors 'self'; frame-src 'self' {LOCAL_PAGES}"
     rules = Rules(2_000_000, opened=FILES, max_bytes_opened=limit + 100_000, policy=policy, cookie=COOKIE)
     theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONO_FONTS)
-    options |= {"allowed_paths": [str(page.downloads)], "max_file_size": limit, "theme": theme}
+    options |= {
+        "allowed_paths": [str(page.downloads), str(page.roots.home / "models")],
+        "max_file_size": limit,
+        "theme": theme,
+    }
     return start_blocks(page.blocks, rules, head=STYLE.read_text(encoding="utf-8"), **options)
 
 

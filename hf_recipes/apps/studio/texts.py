@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_recipes.apps import languages
+from hf_recipes.apps.studio.commands import STAGES
 
 _TEXTS = {
     "title": ("Studio", "工作台"),
@@ -67,6 +68,12 @@ _TEXTS = {
     "trial": ("Try with 200 rows first", "先用 200 行试一试"),
     "inspect": ("Look into the data", "检查数据"),
     "data empty": ("Upload a file, and see what will be learned from it.", "上传一个文件，看看模型会从中学到什么。"),
+    "columns": ("Columns, where they are not known", "列名（自动识别不了时再选）"),
+    "prompt_column": ("Question, or text", "提问（或正文）"),
+    "response_column": ("Answer", "回答"),
+    "ignore_columns": ("Left out", "不使用的列"),
+    "schema": (": schema ", "：格式 "),
+    "unused": ("; columns not used: ", "；未使用的列："),
     "report": ("What was found", "检查结果"),
     "rows": ("Rows as conversations", "还原为对话"),
     "tokens": ("Token by token", "逐个词元"),
@@ -133,7 +140,11 @@ _TEXTS = {
     "question": ("Question", "问题"),
     "reference": ("Reference", "参考"),
     "log": ("Last lines", "最近的输出"),
-    "trackers": ("In another program", "在其他工具中查看"),
+    "trackers": ("Open or close SwanLab, TensorBoard", "打开或关闭 SwanLab、TensorBoard"),
+    "no trackers": (
+        "Nothing was written for SwanLab or TensorBoard; set report_to before a run.",
+        "这次运行没有写给 SwanLab 或 TensorBoard 的文件；请在训练前设置 report_to。",
+    ),
     "held out": ("Rows that were held out", "未参与训练的数据"),
     "held out help": ("Empty: those that the run held out.", "留空：运行时留出的数据。"),
     "count": ("Rows to judge by", "评判行数"),
@@ -162,7 +173,6 @@ _TEXTS = {
     "zip": ("Download as zip", "下载 zip"),
     "session": ("This session as files", "整个过程存为文件"),
     "take empty": ("Choose a run, and take its model with you.", "选择一个运行，把模型带走。"),
-    "merge first": ("Merge it first: the export reads a whole model.", "请先合并：导出需要完整模型。"),
     "not trained": ("This run has no model yet.", "这次运行还没有模型。"),
 }  # fmt: skip
 # What the settings are, where the line of --help is not in the language.
@@ -195,8 +205,31 @@ _SETTINGS = {
 }
 
 
+# What to do about a command that failed, whose message is in English.
+_FAILURES = {
+    **dict.fromkeys(STAGES, "训练中断了。请按下面的说明处理，再点“继续”，或换一个名称重新开始。"),
+    "model": "看不了这个模型。请检查名称、下载来源和网络，再试一次。",
+    "download": "下载没有完成。请检查名称、来源和网络；再按一次会接着下载。",
+    "convert": "没有导入成功。请检查文件和所选的原始数据类型，再试一次。",
+    "inspect": "没有检查成功。请按下面的说明修改；识别不出列时，在“列名”中指定，再检查一次。",
+    "plan": "按这些设置还不能训练。请按下面的说明修改，页面会自动重新试算。",
+    "judge": "没有评判成功。请检查所填的数据，再试一次。",
+    "merge": "没有合并成功，什么也没有留下。",
+    "export": "没有导出成功，什么也没有留下。",
+    "push": "没有发布成功。请检查发布名称和登录状态，再试一次。",
+}
+
+
 class Texts(languages.Texts):
     table = _TEXTS
+
+    def failure(self, kind: str, message: str) -> str:
+        """What to read of a command that failed with a message."""
+        return message if self.language == "en" else f"{_FAILURES.get(kind, '没有成功。')}\n命令的说明：{message}"
+
+    def schema(self, line: str) -> str:
+        """A command's line about the schema of a file."""
+        return line.replace(": schema ", self("schema")).replace("; columns not used: ", self("unused"))
 
     def of_setting(self, name: str, flag: Mapping[str, Any]) -> str:
         """One line of help."""

@@ -4,16 +4,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from hf_recipes.apps.jobs.jobs import Job
 from hf_recipes.apps.studio.texts import Texts
-from hf_recipes.dry_run.peak_memory import as_range, in_units
+from hf_recipes.dry_run.peak_memory import in_units
+from hf_recipes.evaluation.reports.report import as_text
 from hf_recipes.evaluation.reports.tables import shown, title
 
 COLOURS = ("#0f766e", "#c2410c", "#4338ca", "#a16207", "#be185d", "#475569")
 WIDTH, HEIGHT = 320, 150  # of a curve
-OPEN = 4  # tables that are unfolded
+OPEN = 2  # tables of a section that are unfolded
 PANELS = ("loss", "eval_loss", "learning_rate", "tokens_per_second", "memory")
 
 
@@ -40,12 +42,23 @@ def job_state(job: Job | None, texts: Texts, running: str = "") -> str:
     """How a job stands that has no result yet, or that failed, with its command."""
     if job is None:
         return ""
-    status, lines = job.status, job.log()
+    # A check of a model counts the page's own row, and a page that is served takes no keys here.
+    status, lines = job.status, [] if job.kind == "model" or job.address else job.log()
     what = note(texts(status), status) if status != "finished" else ""
     if status == "failed":
-        what = note(job.error.removeprefix("error: "), "bad")
+        what = note(texts.failure(job.kind, job.error.removeprefix("error: ")), "bad")
     last = f"<pre class='log'>{escape(lines[-1])}</pre>" if lines and status == "running" else ""
     return what + (note(running) if status == "running" else "") + last + command(job.command_lines(), texts)
+
+
+def links(pairs: Iterable[tuple[str, str]], options: str = "target='_blank' rel='noopener'") -> str:
+    parts = "".join(f"<a href='{escape(url)}' {options}>{escape(text)}</a>" for url, text in pairs)
+    return f"<p class='links'>{parts}</p>" if parts else ""
+
+
+def downloads(paths: Iterable[Path]) -> str:
+    pairs = ((f"gradio_api/file={path}", f"{path.name} {in_units(path.stat().st_size)}") for path in paths)
+    return links(pairs, "download")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]], tones: Sequence[str] = ()) -> str:
@@ -53,15 +66,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], tones: Sequence[
 
     def cells(row: Sequence[Any], tag: str) -> str:
         pairs = zip(row, numeric, strict=False)
-        return "".join(f"<{tag}{style}>{escape(_cell(cell))}</{tag}>" for cell, style in pairs)
+        return "".join(f"<{tag}{style}>{escape(as_text(cell))}</{tag}>" for cell, style in pairs)
 
     marked = zip(rows, tones or [""] * len(rows), strict=True)
     lines = (f"<tr class='{tone}'>{cells(row, 'td')}</tr>" for row, tone in marked)
     return f"<div class='table'><table><tr>{cells(header, 'th')}</tr>{''.join(lines)}</table></div>"
-
-
-def _cell(cell: Any) -> str:
-    return "–" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
 def _is_numeric(cell: Any) -> bool:
@@ -70,16 +79,20 @@ def _is_numeric(cell: Any) -> bool:
 
 def report(data: Mapping[str, Any], texts: Texts) -> str:
     """The verdict of a report, its warnings and its tables; what is long can be unfolded."""
-    blocks = [block for section in data["sections"] for block in section["blocks"] if block["kind"] == "table"]
-    findings = "".join(note(text, "warn") for block in blocks for text in block["findings"])
-    head = note(data["verdict"], data["tone"] or "strong") + "".join(note(text, "bad") for text in data["warnings"])
-    shown = [block for block in blocks if block["rows"]]
-    tables = (
-        f"<details {'open' if index < OPEN else ''}><summary>{escape(block['title'])}</summary>"
-        f"{table(block['header'], block['rows'], block['verdicts'])}{note(block['note'])}</details>"
-        for index, block in enumerate(shown)
-    )
-    return card(texts("report"), head, findings, *tables)
+    findings = "".join(note(text, "warn") for block in blocks_of(data, "table") for text in block["findings"])
+    parts = [
+        note(data["verdict"], data["tone"] or "strong"),
+        *(note(text, "bad") for text in data["warnings"]),
+        findings,
+    ]
+    for section in data["sections"]:
+        tables = [block for block in blocks_of({"sections": [section]}, "table") if block["rows"]]
+        parts.append(f"<h4>{escape(section['title'])}</h4>" if tables and data["sections"][1:] else "")
+        for index, block in enumerate(tables):
+            inner = table(block["header"], block["rows"], block["verdicts"]) + note(block["note"])
+            head = f"<details{' open' * (index < OPEN)}><summary>{escape(block['title'])}</summary>"
+            parts.append(f"{head}{inner}</details>")
+    return card(texts("report"), *parts)
 
 
 def conversations(title: str, rows: Iterable[tuple[str, Iterable[tuple[str, str]]]]) -> str:
@@ -180,7 +193,7 @@ def samples(steps: Mapping[int, Sequence[Mapping[str, Any]]], texts: Texts) -> s
     chosen = sorted(steps) if len(steps) <= 4 else [*sorted(steps)[:2], *sorted(steps)[-2:]]
     rows = [
         [first["question"][-200:], first.get("reference") or "–"]
-        + [steps[step][index].get("prediction", "–") if index < len(steps[step]) else "–" for step in chosen]
+        + [steps[step][index].get("prediction", "") or "–" if index < len(steps[step]) else "–" for step in chosen]
         for index, first in enumerate(steps[chosen[0]][:3] if chosen else ())
         if "prediction" in first
     ]
@@ -198,8 +211,9 @@ def plan(dry: Mapping[str, Any], texts: Texts) -> str:
     if time:
         pairs.append((texts("plan time"), " – ".join(str(timedelta(seconds=math.ceil(one))) for one in time)))
     if memory:
-        amounts = as_range(memory["peak"], memory["most"]), in_units(dry["free_memory"])
-        pairs += [(texts("plan memory"), " / ".join(amounts)), (texts("plan disk"), in_units(memory["checkpoint"]))]
+        needed = " – ".join(dict.fromkeys(map(in_units, (memory["peak"], memory["most"]))))
+        pairs += [(texts("plan memory"), f"{needed} / {in_units(dry['free_memory'])}")]
+        pairs += [(texts("plan disk"), in_units(memory["checkpoint"]))]
         pairs.append((texts("plan trained"), f"{memory['trained']:,} ({memory['trained'] / memory['total']:.2%})"))
     fits = memory and memory["peak"] <= dry["free_memory"]
     verdict = "" if not memory else note(texts("fits" if fits else "too large"), "good" if fits else "bad")

@@ -167,6 +167,8 @@ def report_values(value: Any, language: Language) -> Any:
     kind = getattr(value, "kind", None)
     values = {"kind": kind} if kind else {}
     for name, item in vars(value).items():
+        if isinstance(value, Answer) and name == "texts":
+            item = [(Phrase(key), text) for key, text in item]
         if kind in LINKED and name in LABELS:
             item = [*map(Phrase, item)] if isinstance(item, list) else Phrase(item)
         values |= {} if isinstance(item, bytes) else {name: report_values(item, language)}

@@ -41,6 +41,7 @@ class SwanLab:
             # Without interactive, a run in the cloud would ask for its key at the terminal.
             settings=swanlab.Settings(interactive=False, **({"probe": {"runtime": False}} if bare else {})),
         )
+        self.url = getattr(self.run, "url", None) if self.mode == "cloud" else None
         return self.run.id
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -96,6 +97,7 @@ class Wandb:
         # A resumed run has steps again that it had before, which wandb's own counter refuses.
         self.run.define_metric("train/global_step")
         self.run.define_metric("*", step_metric="train/global_step", step_sync=True)
+        self.url = getattr(self.run, "url", None) if self.mode == "online" else None
         return self.run.id
 
     def log(self, metrics: dict[str, Any], step: int) -> None:
@@ -120,7 +122,7 @@ class Wandb:
 class TensorBoard:
     """Event files; a resumed run writes to the same folder, and replaces what came after its checkpoint."""
 
-    name, mode, can_resume = "tensorboard", "files", True
+    name, mode, can_resume, url = "tensorboard", "files", True, None
 
     def __init__(self, args):
         self.folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or os.path.join(args.output_dir, "tensorboard")

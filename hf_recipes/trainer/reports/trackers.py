@@ -122,6 +122,8 @@ class TrackersCallback(TrainerCallback):
             new_id = tracker.start(run_name, self.settings, run_id, state.global_step, self.bare)
             with self._writing:  # another tracker starts at the same time
                 started[tracker.name] = {"id": new_id, "mode": tracker.mode}
+                if url := getattr(tracker, "url", None):
+                    started[tracker.name]["url"] = url
                 write_json(self._state_path, started)
             for entry in history:
                 tracker.log(*_numbers(entry, entry.get("step", 0)))

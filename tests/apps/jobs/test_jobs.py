@@ -12,6 +12,7 @@ import pytest
 from hf_recipes.apps.jobs import jobs as module
 from hf_recipes.apps.jobs import worker
 from hf_recipes.apps.jobs.jobs import Job, Jobs, file_name, identity
+from hf_recipes.apps.jobs.visitors import Visitor
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_json
 
@@ -160,3 +161,23 @@ def test_names_of_files():
         "我的-模型.v1",
         "x" * 80,
     ]
+
+
+def test_requests_that_come_together_keep_each_others_changes(tmp_path):
+    first = Visitor(tmp_path, "me")
+    first.jobs["inspect"] = "a"
+    first.save(data="rows.jsonl", model="tiny")
+    one, other, third = (Visitor(tmp_path, "me") for _ in range(3))
+    one.save(data="more.jsonl", model="tiny")
+    other.jobs["judge"] = "b"
+    other.save()
+    third.jobs.pop("inspect")
+    third.save(run="runs/first")
+    kept = Visitor(tmp_path, "me")
+    assert kept.jobs == {"judge": "b"} == third.jobs and kept.changed == third.changed
+    assert {name: kept.form[name] for name in ("data", "model", "run", "stage")} == {
+        "data": "more.jsonl",
+        "model": "tiny",
+        "run": "runs/first",
+        "stage": "sft",
+    }

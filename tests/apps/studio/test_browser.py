@@ -188,10 +188,18 @@ def test_from_a_file_to_an_adapter(browser, model_dir, tmp_path):
         with urllib.request.urlopen(url, timeout=30) as answer:
             names = zipfile.ZipFile(BytesIO(answer.read())).namelist()
         assert {"first/adapter_model.safetensors", "first/adapter_config.json", "first/tokenizer.json"} <= set(names)
+        browser.click("#do_merge")
+        merged = (
+            "[...document.querySelectorAll('#panel_files a')].find(a => a.innerText.startsWith('model.safetensors'))"
+        )
+        browser.wait_for(script=f"!!{merged}", seconds=300)
+        with urllib.request.urlopen(browser.evaluate(f"{merged}.href"), timeout=30) as answer:
+            assert answer.read() == (tmp_path / "models" / "first" / "model.safetensors").read_bytes()
+        browser.wait_for(script="!document.querySelector('#panel_take .note')", seconds=60)
         browser.click("#do_session")
         browser.wait_for("first.sh")
         session = (tmp_path / ".hf_recipes" / "studio" / "downloads" / "first.sh").read_text()
-        assert [line.split()[1] for line in session.splitlines()[2:]] == ["sft", "evaluate"]
+        assert [line.split()[1] for line in session.splitlines()[2:]] == ["sft", "evaluate", "merge"]
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(30)

@@ -31,7 +31,7 @@ from hf_recipes.core.files import write_json
 pytest.importorskip("gradio")
 from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
 from hf_recipes.apps.server import Rules
-from hf_recipes.apps.studio.page import TABS, Page
+from hf_recipes.apps.studio.page import KEPT, TABS, Page
 from hf_recipes.apps.studio.panels import Panels
 from hf_recipes.apps.studio.server import start
 
@@ -205,9 +205,7 @@ def test_held_out_rows_of_an_import_are_evaluated_on_as_long_as_its_rows_are_the
 def test_what_a_dry_run_refuses_is_not_started(page, ask):
     visitor = fill(page, name="refused", learning_rate="")
     plan = page.begin(visitor, "plan", page.commands.training(page.filled(visitor), *commands.PLAN))
-    (plan.folder / "log").write_text("error: the first rows lack an answer\n")
-    write_json(plan.folder / "end.json", {"code": 1})
-    write_json(plan.folder / "process.json", {"pid": 1, "started": 0})
+    end(plan, 1, "error: the first rows lack an answer\n")
     assert ask("start") == ["error: the first rows lack an answer"]
     fill(page, name="refused", yaml="seed: 8")
     assert ask("start") == []
@@ -299,29 +297,152 @@ def test_judging_takes_the_rows_that_were_held_out(page, ask):
 
 
 def test_taking_away(page, ask):
+    """An export of an adapter merges first, into one folder whatever is pressed; its files are there to download."""
     run = trained(page)
-    assert ask("gguf") == ["Merge it first: the export reads a whole model."]
-    assert ask("zip") == [] and ask("session") == [] and ask("merge") == []
-    merge = page.jobs.all()[-1]
-    assert flags(merge.commands[0])["output_dir"] == "models/done"
-    write_json(merge.folder / "end.json", {"code": 0})
-    write_json(merge.folder / "process.json", {"pid": 1, "started": 0})
+    assert ask("zip") == [] and ask("session") == [] and ask("gguf") == []
+    merge = {"peft_path": ["runs/done"], "model_name_or_path": "models/tiny", "output_dir": "models/done"}
+    merging, exporting = page.jobs.all()[-1].commands
+    assert merging[0] == "merge" and flags(merging) == merge
+    gguf = {"format": "gguf", "model_name_or_path": "models/done", "output_dir": "models/done-gguf"}
+    assert exporting[0] == "export" and flags(exporting) == gguf
+    end(page.jobs.all()[-1])
+    (page.roots.home / "models" / "done").mkdir(parents=True)
+    fill(page, outtype="q4_k_m", run="runs/done")
+    assert ask("merge") == [] and page.jobs.all()[-1].commands == [merging]
+    end(page.jobs.all()[-1])
     assert ask("ollama") == []
-    ollama = flags(page.jobs.all()[-1].commands[0])
-    assert ollama["model_name_or_path"] == "models/done" and "outtype" not in ollama
-    fill(page, outtype="q4_k_m")
-    assert ask("gguf") == []
-    assert flags(page.jobs.all()[-1].commands[0])["outtype"] == "q4_k_m"
+    merging_again, exporting = page.jobs.all()[-1].commands
+    ollama = {"format": "ollama", "output_dir": "models/done-ollama", "outtype": "q4_k_m"}
+    assert merging_again == merging and flags(exporting) == gguf | ollama
     assert ask("session") == []
-    assert "hf-recipes merge --peft_path runs/done" in (page.downloads / "done.sh").read_text()
-    [merged] = yaml.safe_load((page.downloads / "done.yaml").read_text())
-    assert merged == {
-        "merge": {"peft_path": ["runs/done"], "model_name_or_path": "models/tiny", "output_dir": "models/done"}
-    }
-
+    session = (page.downloads / "done.sh").read_text()
+    assert session.count("hf-recipes merge --peft_path runs/done") == 1 and session.count("hf-recipes export") == 1
+    assert yaml.safe_load((page.downloads / "done.yaml").read_text())[0] == {"merge": merge}
     names = zipfile.ZipFile(page.downloads / "done.zip").namelist()
     assert "done/adapter_model.safetensors" in names and not any("predictions" in name for name in names)
-    assert run.is_dir()
+    assert "done-gguf/" not in Panels(page, page.visitor(request()), "take", "x").panels(9, [])["files"]
+    for name in ("done-gguf/model.gguf", "done/model.safetensors", "done/.hidden"):
+        path = page.roots.home / "models" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    for _ in range(2):
+        files = Panels(page, page.visitor(request()), "take", "x").panels(9, [])["files"]
+    links = re.findall(r"href='gradio_api/file=([^']+)' download", files)
+    made = [os.path.relpath(link, page.roots.home / "models") for link in links[3:]]
+    assert made == ["done/model.safetensors", "done-gguf/model.gguf"]
+    os.utime(run / "metrics.json", (2e9 * 2, 2e9 * 2))  # trained anew
+    assert "done-gguf/" not in Panels(page, page.visitor(request()), "take", "x").panels(9, [])["files"]
+    assert ask("merge") == []
+    assert flags(page.jobs.all()[-1].commands[0])["output_dir"] == "models/done-2"
+
+
+def end(job, code: int = 0, log: str = "") -> None:
+    """As the worker leaves a job."""
+    (job.folder / "log").write_text(log)
+    write_json(job.folder / "end.json", {"code": code})
+    write_json(job.folder / "process.json", {"pid": 1, "started": 0})
+
+
+def test_what_was_fetched_is_put_into_the_fields_once(page, ask):
+    fill(page, model="Qwen/Qwen3-0.6B", source="modelscope", run="")
+    assert ask("download") == []
+    looks = [Panels(page, page.visitor(request()), "model", "x").arrived()]
+    end(page.jobs.all()[-1])
+    looks += [Panels(page, page.visitor(request()), tab, "x").arrived() for tab in ("train", "model", "model")]
+    assert [look[0] for look in looks if isinstance(look[0], str)] == ["models/Qwen3-0.6B"]
+    assert not isinstance(looks[3][0], str) and not any(isinstance(one, str) for look in looks for one in look[1:])
+    fill(page, **{"import": "chat"})
+    assert ask("convert") == []
+    job = page.jobs.all()[-1]
+    job.run.mkdir(parents=True)
+    (job.run / "test.jsonl").touch()
+    end(job)
+    looks = [Panels(page, page.visitor(request()), "data", "x").arrived() for _ in range(2)]
+    assert looks[0][1:] == ["data/chat/train.jsonl", "data/chat/test.jsonl"] and not isinstance(looks[1][1], str)
+    fill(page, source="hf")
+
+
+def test_models_that_were_merged_here_come_last(page, root):
+    for name, files in (("a", ["merge.json"]), ("b", []), ("c", [])):
+        (root / "models" / name).mkdir(parents=True, exist_ok=True)
+        for file in ["config.json", *files]:
+            (root / "models" / name / file).touch()
+    assert page.roots.models() == ["models/b", "models/c", "models/a"]
+
+
+def test_whole_models_are_exported_as_they_are(page, ask):
+    run = trained(page, "whole")
+    (run / "adapter_config.json").unlink()
+    assert ask("gguf") == []
+    [exporting] = page.jobs.all()[-1].commands
+    assert flags(exporting)["model_name_or_path"] == "runs/whole"
+
+
+def test_trackers_are_opened_and_closed(page, ask):
+    run = trained(page, "tracked")
+    assert ask("trackers") == ["Nothing was written for SwanLab or TensorBoard; set report_to before a run."]
+    (run / "tensorboard").mkdir()
+    assert ask("trackers") == []
+    job = page.jobs.all()[-1]
+    port = job.commands[0][-1]
+    assert job.commands == [["tensorboard", "--logdir", "runs/tracked/tensorboard", "--host=127.0.0.1", port]]
+    assert job.command_lines() == [f"tensorboard --logdir runs/tracked/tensorboard --host=127.0.0.1 {port}"]
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        write_json(job.folder / "process.json", identity(process.pid))
+        (job.folder / "log").write_text("TensorBoard 2.21.0 at http://127.0.0.1:6007/ (Press CTRL+C to quit)\n")
+        url = "https://swanlab.cn/@me/hf_recipes/runs/abc"
+        write_json(run / "trackers.json", {"swanlab": {"id": "abc", "mode": "cloud", "url": url}})
+        panel = Panels(page, page.visitor(request()), "watch", "x").panels(0, [])["log"]
+        assert re.findall(r"href='([^']+)'", panel) == [url, "http://127.0.0.1:6007"]
+        assert ask("trackers") == [] and process.wait(10) == -9
+        assert "6007" not in Panels(page, page.visitor(request()), "watch", "x").panels(0, [])["log"]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_columns_are_those_of_the_file_and_reach_the_commands(page, root):
+    (root / "odd.csv").write_text("问,答,编号\n你好,您好,1\n")
+    visitor = fill(page, data="odd.csv", response_column="答", prompt_column="问", ignore_columns=["编号"])
+    assert Panels(page, visitor, "data", "x").columns() == {name: ["问", "答", "编号"] for name in commands.COLUMNS}
+    values = flags(page.commands.training(page.filled(visitor), "runs/one"))
+    assert (values["prompt_column"], values["response_column"], values["ignore_columns"]) == ("问", "答", ["编号"])
+    visitor = fill(page, stage="pretrain", data="mine=odd.csv#1")
+    assert Panels(page, visitor, "data", "x").columns()["prompt_column"] == ["问", "答", "编号"]
+    values = flags(page.commands.inspection(page.filled(visitor)))
+    assert values["prompt_column"] == "问" and "response_column" not in values
+    for data in ("", "not there", "/etc/passwd"):
+        assert set(map(str, Panels(page, fill(page, data=data), "data", "x").columns().values())) <= {"[]"}
+    fill(page, stage="sft", prompt_column=None, response_column=None, ignore_columns=None)
+
+
+def test_what_failed_is_said_in_the_language_of_the_page(page, ask):
+    visitor = fill(page, language="zh", model="")
+    assert ask("check") == ["还没有选模型；请先在“模型”页填写"]
+    fill(page, language="zh", data="../x")
+    assert ask("inspect")[0].startswith("../x：不在本页可以使用的文件夹")
+    visitor = fill(page, language="zh")
+    job = page.begin(visitor, "inspect", ["inspect"])
+    end(job, 1, "reading\nerror: rows.jsonl: no known schema\n")
+    panel = Panels(page, page.visitor(request()), "data", "x").panels(9, [])["inspect"]
+    assert "没有检查成功" in panel and "命令的说明：rows.jsonl: no known schema" in panel
+    visitor = fill(page, language="en")
+    panel = Panels(page, visitor, "data", "x").panels(9, [])["inspect"]
+    assert re.search(r"<p class='note bad'>(.*?)</p>", panel)[1] == "rows.jsonl: no known schema"
+    assert texts._FAILURES.keys() >= {*KEPT, "model", "inspect", "plan"}
+
+
+def test_a_report_has_the_headings_of_its_sections():
+    tables = [
+        {"kind": "table", "title": name, "header": ["a"], "rows": [[1]], "note": "", "verdicts": [], "findings": []}
+        for name in "abc"
+    ]
+    sections = [{"title": "train rows", "blocks": tables}, {"title": "Examples", "blocks": []}]
+    data = {"sections": [*sections, {"title": "validation rows", "blocks": tables[:1]}], "verdict": "", "tone": ""}
+    html = views.report(data | {"warnings": []}, Texts("en"))
+    assert re.findall("<h4>(.*?)</h4>", html) == ["train rows", "validation rows"]
+    assert re.findall("<details( open)?>", html) == [" open", " open", "", " open"]
 
 
 @pytest.mark.parametrize("language", languages.LANGUAGES)
@@ -386,7 +507,16 @@ def test_what_the_server_lets_through(address, page, root):
         assert answer(address, path).status == 404, path
     (root / "secret.txt").write_text("secret")
     (page.downloads / "one.zip").write_text("zip")
-    for path in (root / "secret.txt", page.downloads / ".." / ".." / ".." / "secret.txt", "/etc/passwd"):
+    (root / "models" / "mine").mkdir(parents=True, exist_ok=True)
+    (root / "models" / "mine" / "model.gguf").write_text("weights")
+    (root / "models" / "mine" / "link.gguf").symlink_to(root / "secret.txt")
+    assert answer(address, f"/gradio_api/file={root}/models/mine/model.gguf").read() == b"weights"
+    for path in (
+        root / "secret.txt",
+        root / "models" / "mine" / "link.gguf",
+        page.downloads / ".." / ".." / ".." / "secret.txt",
+        "/etc/passwd",
+    ):
         assert answer(address, f"/gradio_api/file={path}").status in (403, 404), path
     assert answer(address, f"/gradio_api/file={page.downloads / 'one.zip'}").read() == b"zip"
     body = json.dumps({"data": [], "fn_index": 0, "session_hash": "a"}).encode()
