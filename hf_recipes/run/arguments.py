@@ -137,10 +137,12 @@ class RunArguments:
         if self.use_liger_kernel and find_spec("liger_kernel") is None:
             raise ValueError("--use_liger_kernel: not installed; pip install liger-kernel, or leave it out")
         known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
-        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        kwargs = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+        for name in (*kwargs, "lr_scheduler_kwargs", "fsdp_config"):
             given = getattr(self, name) or {}
             given = read_mapping(given, f"--{name}") if isinstance(given, str) else given
-            if unknown := sorted(given.keys() - known):
+            setattr(self, name, given or None)
+            if name in kwargs and (unknown := sorted(given.keys() - known)):
                 raise ValueError(f"--{name}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
         backend = self.torch_compile_backend
         if backend and backend.upper() not in DynamoBackend.__members__:
@@ -166,6 +168,9 @@ class RunArguments:
         self.report_to = _trackers(self.report_to)
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        scheduler = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        if scheduler in ("reduce_lr_on_plateau", "greedy") and self.eval_strategy == "no":
+            raise ValueError(f"--lr_scheduler_type {scheduler} follows the evaluations: give --eval_steps")
         if self.early_stopping_patience and not self.metric_for_best_model:
             self.metric_for_best_model = "loss"
         self.use_cpu = self.use_cpu or not has_accelerator()

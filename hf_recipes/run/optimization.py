@@ -35,7 +35,7 @@ def schedule(args: "RunArguments", total: int) -> "torch.optim.lr_scheduler.LRSc
     import torch
     from transformers import get_scheduler
 
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     settings = {**decay_settings(args, total), **(args.lr_scheduler_kwargs or {})}
     return get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(total), total, settings)
 

@@ -70,6 +70,13 @@ def test_evaluations_of_nothing(refused, stage, flag):
             *["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": "x"}']
         ],
         "--use_liger_kernel: not installed": ["--use_liger_kernel", "true"],
+        "--lr_scheduler_kwargs num_cycles=2: no such file": ["--lr_scheduler_kwargs", "num_cycles=2"],
+        '--lr_scheduler_kwargs {"a":: not JSON (': ["--lr_scheduler_kwargs", '{"a":'],
+        "--fsdp_config fsdp.json: no such file": ["--fsdp", "full_shard", "--fsdp_config", "fsdp.json"],
+        "lr_end (0.01) must be smaller than initial lr (0.0002)": [
+            *["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"lr_end": 0.01}']
+        ],
+        "--lr_scheduler_type greedy follows the evaluations: give --eval_steps": ["--lr_scheduler_type", "greedy"],
     }.items(),
 )
 def test_settings_of_the_optimizer(refused, message, flags):
@@ -84,6 +91,18 @@ def test_settings_of_the_optimizer(refused, message, flags):
         ({"target_modules": "(.*)*.*(.*)*zz"}, "in target_modules does not end (stopped after 0.2 seconds)"),
         ({"target_modules": "all-linear", "rank_pattern": {"(.*)*.*(.*)*zz": 4}}, "in rank_pattern does not end"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "loftq"}, "init_lora_weights loftq changes the base's"),
+        (
+            {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": "(.*)*.*(.*)*zz"},
+            "in layers_pattern does not end (stopped after 0.2 seconds)",
+        ),
+        (
+            {"target_modules": ["q_proj"], "target_parameters": ["mlp.foo"]},
+            "target_parameters names 'mlp.foo', which Qwen3ForCausalLM lacks",
+        ),
+        (
+            {"target_modules": ["q_proj"], "trainable_token_indices": [99999]},
+            "trainable_token_indices names 99999, and the model has 544 tokens",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:30],
 )
@@ -122,6 +141,40 @@ def test_a_tensor_of_an_adapter_with_another_shape(refused, tmp_path, tensor, di
     state[name] = torch.cat([state[name]] * 2, dimension)
     save_file(state, path, {"format": "pt"})
     refused(str(list(state[name].shape)), "--peft_path", tmp_path / "first")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda values, state: state.update({key: one.flatten() for key, one in state.items()}), "of size None, where"),
+        (lambda values, state: state.popitem(), "lacks 1 of the 4 tensors that adapter_config.json implies"),
+        (lambda values, state: values.update(r="4"), 'adapter_config.json: r is "4"; expected a number'),
+        (lambda values, state: values.update(target_modules="q("), "the regular expression 'q(' in target_modules is"),
+        (lambda values, state: values.update(target_modules="(.*)*.*(.*)*zz"), "in target_modules does not end"),
+    ],
+    ids=["a vector", "a tensor missing", "type", "no expression", "no end"],
+)
+@pytest.mark.parametrize("command", ["dpo", "predict", "evaluate", "merge_adapter"])
+def test_an_adapter_that_cannot_be_loaded(refused, script, tmp_path, monkeypatch, command, spoil, message):
+    monkeypatch.setattr("hf_recipes.core.bounds.SECONDS", 0.2)
+    folder = tmp_path / "first"
+    settings = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_model(544), settings).save_pretrained(folder)
+    values = json.loads((folder / "adapter_config.json").read_text())
+    state = load_file(folder / "adapter_model.safetensors")
+    spoil(values, state)
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+    if command == "dpo":
+        refused(message, "--peft_path", folder, "--dry_run", stage=command)
+        return
+    (refused.base / "model.safetensors").unlink()  # no weight of the base is read
+    none, out = tmp_path / "none.jsonl", tmp_path / "out"
+    more = {"predict": ["--input_file", none, "--output_file", out], "evaluate": ["--eval_files", f"dev={none}"]}
+    argv = ["--model_name_or_path", refused.base, "--peft_path", folder, *more.get(command, [])]
+    argv += [] if command == "predict" else ["--output_dir", out]
+    code, _, err = script(f"{command}.py", *argv)
+    assert code == 1 and message in err and str(folder) in err and "Traceback" not in err, err
 
 
 @pytest.mark.parametrize(
