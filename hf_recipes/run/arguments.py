@@ -40,6 +40,8 @@ from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
 from hf_recipes.run.inherited import Needs, refuse_unusable
 
 # Of numbers that all stages inherit.
+DEEPSPEED_SECTIONS = ("optimizer", "scheduler", "params", "fp16", "bf16", "zero_optimization")
+DEEPSPEED_SECTIONS += ("offload_optimizer", "offload_param", "activation_checkpointing", "aio")
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
 
@@ -221,8 +223,14 @@ def _trackers(report_to: str | list[str] | None) -> list[str]:
 def _check_deepspeed_file(path: str | dict) -> None:
     """Refuse a configuration that DeepSpeed's own reader would end in a traceback for."""
     config = path if isinstance(path, dict) else read_mapping(path, "--deepspeed")
-    zero = config.get("zero_optimization")
-    if not isinstance(zero, dict) or not isinstance(zero.get("stage"), int) or zero["stage"] not in range(4):
+    sections = [config]
+    for section in sections:
+        for key, value in section.items():
+            if key in DEEPSPEED_SECTIONS and not isinstance(value, dict | None):
+                raise UserError(f"--deepspeed {path}: {key} is {json.dumps(value)}; expected a JSON object")
+            sections += [value] if isinstance(value, dict) else []
+    zero = config.get("zero_optimization") or {}
+    if type(zero.get("stage")) is not int or zero["stage"] not in range(4):
         raise UserError(
             f'--deepspeed {path}: expected "zero_optimization": {{"stage": 1, 2 or 3}} in it; see configs/deepspeed'
         )

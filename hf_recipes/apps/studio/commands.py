@@ -11,7 +11,7 @@ from hf_recipes.apps.jobs.jobs import FOLDER
 from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.core.arguments.commands import recipes
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import read_mapping, write_jsonl
+from hf_recipes.core.files import SettingsLoader, read_mapping, write_jsonl
 from hf_recipes.evaluation.held_out import settings_of_run
 
 Flags = Callable[[str], Mapping[str, Mapping[str, Any]]]  # of a command, as `CommandLine.of` takes them
@@ -87,7 +87,7 @@ class Commands:
             name: text for name, text in form.get("fields", {}).items() if name in main_settings(self.flags, stage)
         }
         try:
-            more = yaml.safe_load(form.get("yaml") or "") or {}
+            more = yaml.load(form.get("yaml") or "", SettingsLoader) or {}
         except yaml.YAMLError as error:
             raise UserError(f"the editor: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(more, dict):
