@@ -190,15 +190,26 @@ def test_an_adapter_that_cannot_be_loaded(refused, script, tmp_path, monkeypatch
             "{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}{% endfor %}",
             "does not end",
         ),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if tools %}{% for i in range(99999) %}"
+            "{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}",
+            "does not end",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is defined %}"
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}",
+            "does not end",
+        ),
     ],
-    ids=["doubles", "loops", "loops at answers"],
+    ids=["doubles", "loops", "loops at answers", "loops with tools", "loops with a variable"],
 )
 def test_a_chat_template_without_an_end(refused, tmp_path, monkeypatch, template, message):
     monkeypatch.setattr("hf_recipes.core.bounds.SECONDS", 10 if message == "fills" else 0.5)
     monkeypatch.setattr("hf_recipes.core.bounds.BYTES", 1 << 27)
     (tmp_path / "t.jinja").write_text(template)
     write_jsonl(tmp_path / "none.jsonl", [{"prompt": "问", "response": "答"}] * 2)
-    refused(message, "--chat_template", tmp_path / "t.jinja", "--dry_run")
+    options = ["--chat_template_kwargs", '{"enable_thinking": true}'] if "enable_thinking" in template else []
+    refused(message, "--chat_template", tmp_path / "t.jinja", *options, "--dry_run")
 
 
 @pytest.mark.parametrize(
