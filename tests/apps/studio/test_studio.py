@@ -418,3 +418,14 @@ def test_what_the_server_lets_through(address, page, root):
 def test_flags_that_cannot_be(values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         StudioArguments(**values)
+
+
+@pytest.mark.parametrize(
+    "host, url",
+    [("::1", "127.0.0.1"), ("127.0.0.2", "127.0.0.1"), ("fd00::5", "[fd00::5]"), ("studio.example", "studio.example")],
+)
+def test_the_address_of_the_chat(page, monkeypatch, host, url):
+    lines = {"log": lambda: ["chat at …"], "command_lines": lambda: ["hf-recipes chat"]}
+    job = SimpleNamespace(is_live=True, status="running", commands=[["chat", "--port=7861"]], **lines)
+    monkeypatch.setattr(Panels, "job", lambda self, kind: job)
+    assert f"<a href='http://{url}:7861/'" in Panels(page, page.visitor(request()), "watch", host)._chat()
