@@ -23,6 +23,7 @@ from hf_recipes.models.adapters.targets import (
 )
 from hf_recipes.models.adapters.vision import leave_vision_out, save_for_both_layouts
 from hf_recipes.models.checks.finite import not_finite
+from hf_recipes.models.quantization.experts import as_plain_parameters
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -164,7 +165,8 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
                     f"{path}: {key} names {target!r}, which {type(model).__name__} lacks; its linear modules are "
                     f"{linear}{also}"
                 )
-    parameters = [f".{name}" for name, _ in model.named_parameters()]
+    with as_plain_parameters(model):
+        parameters = [f".{name}" for name, _ in model.named_parameters()]
     for target in set(config.target_parameters or ()) - experts:
         if not any(name.endswith(f".{target}") for name in parameters):
             raise UserError(f"{path}: target_parameters names {target!r}, which {type(model).__name__} lacks")

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
@@ -71,6 +72,7 @@ def load_adapter(
     Args:
         name: a different one for each adapter of a model.
     """
+    import torch
     from peft import PeftModel
 
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -89,7 +91,8 @@ def load_adapter(
         config.init_lora_weights = True
     biases = base_biases(inner, config)
     try:
-        with adaptable(inner, config, *getattr(model, "peft_config", {}).values()):
+        on_device = torch.device("meta") if is_outline else nullcontext()
+        with on_device, adaptable(inner, config, *getattr(model, "peft_config", {}).values()):
             if isinstance(model, PeftModel):
                 # The file has the old init_lora_weights, or names that fit a base in full.
                 if kind or getattr(config, "target_parameters", None):
