@@ -1,11 +1,13 @@
 """A base model's configuration and weights, for training as for inference."""
 
+import codecs
 import copy
 import os
 import pickle
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
@@ -59,9 +61,11 @@ def loading_error(error: Exception, name: str) -> UserError:
 
 
 def _broken_file(folder: str) -> str | None:
-    """Which of a model's files in `folder` is no JSON object."""
+    """Which of a model's files in `folder` is no JSON object that transformers reads."""
     for name in JSON_FILES:
         path = os.path.join(folder, name)
+        if os.path.isfile(path) and Path(path).read_bytes().startswith(codecs.BOM_UTF8):
+            return f"{path}: begins with a byte order mark, which transformers does not read; save it without one"
         try:
             read_mapping(path, "")
         except UserError as error:

@@ -130,6 +130,22 @@ def test_a_file_of_the_model_that_is_none(refused, name, text):
     refused(f"{refused.base}/{name}: ")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_of_the_model_with_a_byte_order_mark(refused, name):
+    (refused.base / name).write_text("\ufeff" + (refused.base / name).read_text(encoding="utf-8"), encoding="utf-8")
+    refused(f"{refused.base}/{name}: begins with a byte order mark")
+
+
+@pytest.mark.parametrize("command", ["convert_checkpoint", "pretrain"])
+def test_a_configuration_that_is_a_list(refused, script, tmp_path, command):
+    (refused.base / "config.json").write_text("[1]")
+    if command == "pretrain":
+        refused(f"{refused.base}/config.json: expected a JSON object, found a list", stage=command)
+        return
+    code, _, err = script(f"{command}.py", "--model_name_or_path", refused.base, "--output_dir", tmp_path / "out")
+    assert code == 1 and f"{refused.base}/config.json: expected a JSON object, found a list" in err
+
+
 @pytest.mark.parametrize("tensor", ["lora_A", "lora_B"])
 @pytest.mark.parametrize("dimension", [0, 1])
 def test_a_tensor_of_an_adapter_with_another_shape(refused, tmp_path, tensor, dimension):
