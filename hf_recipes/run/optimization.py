@@ -40,6 +40,16 @@ def schedule(args: "RunArguments", total: int) -> "torch.optim.lr_scheduler.LRSc
     return get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(total), total, settings)
 
 
+def check_length(args: "RunArguments", total: int) -> None:
+    """Refuse a decay that would have begun before the run of `total` steps does."""
+    decay, warmup = (args.lr_scheduler_kwargs or {}).get("num_decay_steps"), args.get_warmup_steps(total)
+    if decay and warmup + decay > total:
+        raise UserError(
+            f"--lr_scheduler_kwargs: num_decay_steps {decay} and {warmup} steps of warm-up are more than the run's "
+            f"{total:,} steps; give fewer"
+        )
+
+
 def decay_settings(args: "RunArguments", total: int) -> dict[str, int]:
     """What pretraining's --decay_ratio makes of the schedule's settings for `total` steps."""
     is_decay = _name(args) == "warmup_stable_decay"
@@ -87,7 +97,7 @@ def _check_schedule(args: "RunArguments") -> None:
     missing = sorted(required - given.keys() - decay_settings(args, TOTAL).keys()) if not is_open else []
     if missing:
         example = json.dumps(dict.fromkeys(missing, 100))
-        raise UserError(f"{what} needs {', '.join(missing)}: give --lr_scheduler_kwargs '{example}'")
+        raise UserError(f"{what} needs {', '.join(missing)}: give --lr_scheduler_kwargs '{example}', for instance")
     try:
         for factor in getattr(schedule(args, TOTAL), "lr_lambdas", ()):
             for step in (0, TOTAL // 2, TOTAL):

@@ -120,6 +120,19 @@ def test_a_configuration_of_which_no_model_can_be_built(refused, key, value):
     refused(f"{refused.base}: no model can be ", "--dry_run")
 
 
+def test_heads_that_cannot_share_keys(refused):
+    settings = json.loads((refused.base / "config.json").read_text())
+    (refused.base / "config.json").write_text(json.dumps({**settings, "num_key_value_heads": 3}))
+    refused("(4 num_attention_heads are no multiple of 3 num_key_value_heads)", "--dry_run", stage="orpo")
+
+
+def test_a_decay_longer_than_the_run(refused, tmp_path):
+    write_jsonl(tmp_path / "none.jsonl", [{"prompt": "问", "response": "答"}] * 8)
+    kind = ["--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 100}']
+    message = "num_decay_steps 100 and 2 steps of warm-up are more than the run's 50 steps"
+    refused(message, *kind, "--warmup_steps", "2", "--max_steps", "50", "--dry_run")
+
+
 @pytest.mark.parametrize("text", ["[1]", '{"a":', "1"])
 @pytest.mark.parametrize(
     "name",
