@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from hf_recipes.core.errors import UserError
 
 SECONDS, BYTES = 10, 1 << 30
+TEMPLATE = "the chat template of this tokenizer"
 _TICK = 0.05  # seconds between two looks at the memory
 
 
 @contextmanager
 def bounded(what: str) -> Iterator[Callable[[], None]]:
-    """End what runs within after `SECONDS`, or once the process has grown by `BYTES`.
+    """End what runs within after `SECONDS`, or once the process has grown by `BYTES`; within another, that one does.
 
     Signals interrupt it, which only the main thread gets, and Windows has none of: elsewhere nothing is bounded.
 
@@ -24,7 +25,8 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
     Raises:
         UserError: one of the two was reached; it begins with `what`.
     """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not hasattr(signal, "setitimer") or not is_main or signal.getitimer(signal.ITIMER_REAL)[1]:
         yield lambda: None
         return
     begun, before = time.monotonic(), None

@@ -207,10 +207,11 @@ def is_empty(folder: str | os.PathLike) -> bool:
     return all(_LOCK.fullmatch(name) for name in os.listdir(folder))
 
 
-class _SettingsLoader(yaml.SafeLoader):
+class SettingsLoader(yaml.SafeLoader):
     """YAML of settings: a key occurs once, and dates are text, as are the words and numbers that are a key's value.
 
-    ``save_strategy: no`` is the word of the file; YAML 1.1 would make it False, and 010 an 8.
+    ``save_strategy: no`` is the word of the file; YAML 1.1 would make it False, and 010 an 8. In a mapping 1e-6 is a
+    number, where YAML 1.1 takes 1.0e-6 alone.
     """
 
     yaml_implicit_resolvers: ClassVar = {
@@ -235,6 +236,9 @@ class _SettingsLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), "-+0123456789")
+
+
 def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = True) -> dict[str, Any]:
     """The JSON object, or the YAML mapping (empty for an empty file), in the file that `flag` names.
 
@@ -245,7 +249,7 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
     kind = "YAML mapping" if as_yaml else "JSON object"
     try:
         text = path if path.startswith("{") else Path(path).read_text(encoding="utf-8-sig")
-        value = yaml.load(text, _SettingsLoader if as_text else yaml.SafeLoader) if as_yaml else json.loads(text)
+        value = yaml.load(text, SettingsLoader if as_text else yaml.SafeLoader) if as_yaml else json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as error:

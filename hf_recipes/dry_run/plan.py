@@ -164,6 +164,11 @@ def outline(
         if "Unrecognized configuration class" in str(error):
             raise loading_error(error, name) from None
         raise UserError(f"{name}: no model can be built from its configuration ({_first_line(error)})") from None
+    text = config.get_text_config()
+    heads, shared = (getattr(text, key, None) for key in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(shared, int) and 0 < shared < heads and heads % shared:
+        why = f"{heads} num_attention_heads are no multiple of {shared} num_key_value_heads"
+        raise UserError(f"{name}: no model can be built from its configuration ({why})")
     if empty := next((key for key, weight in model.named_parameters() if not weight.numel()), None):
         raise UserError(f"{name}: no model can be built from its configuration ({empty} would have no element)")
     check_trained(model, args, model_args.quantizes or bool(getattr(config, "quantization_config", None)))

@@ -3,7 +3,6 @@
 These have shapes and no contents, so that no formula for each family of models is needed.
 """
 
-import copy
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,11 +18,11 @@ from torch.utils._pytree import tree_leaves
 from hf_recipes.core.heap import heap_bytes
 from hf_recipes.dry_run.repeated_layers import only_three, repeated_layers
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
-from hf_recipes.models.adapters.saved_adapter import check_shapes, check_tensors, read_adapter_config
+from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import losses_at, takes
-from hf_recipes.models.loading import weight_dtype
+from hf_recipes.models.loading import weight_dtype, without_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -55,27 +54,16 @@ def meta_model(
     is_reward: bool = False,
 ) -> "PreTrainedModel":
     """The model of a run on the meta device: every shape, dtype and `requires_grad`, and no weight."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     settings = {"dtype": weight_dtype(model_args, trains_all=not model_args.use_lora, bf16=bf16)}
     attention = model_args.attn_implementation
     if attention:  # flash attention saves as much as sdpa for the backward pass, but cannot be imported without a GPU
         settings["attn_implementation"] = "sdpa" if "flash" in attention else attention
-    kind, task_type = AutoModelForCausalLM, "CAUSAL_LM"
-    if is_reward:
-        kind, task_type = AutoModelForSequenceClassification, "SEQ_CLS"
-        config = copy.deepcopy(config)
-        config.num_labels, config.get_text_config().pad_token_id = 1, tokenizer.pad_token_id
+    task_type = "SEQ_CLS" if is_reward else "CAUSAL_LM"
+    model = without_weights(config, tokenizer, is_reward=is_reward, trust_remote_code=trust_remote_code, **settings)
     with torch.device("meta"):
-        model = kind.from_config(config, trust_remote_code=trust_remote_code, **settings)
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         if model_args.peft_path:
-            check_shapes(model, model_args.peft_path)
-            lora = read_adapter_config(model_args.peft_path, task_type)
-            lora.inference_mode = False
-            model = attach_lora(model, lora, model_args.peft_path, [])
-            check_tensors(model, model_args.peft_path)
+            read_adapter_config(model_args.peft_path, task_type)
+            model = load_adapter(model, model_args.peft_path, is_trainable=True)
         elif model_args.use_lora:
             lora = read_lora_config(model_args.lora_config, task_type)
             new_ids = tokenizer.convert_tokens_to_ids(list(added_tokens))

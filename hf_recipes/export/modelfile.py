@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
+from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError, say
 
 if TYPE_CHECKING:
@@ -112,7 +113,10 @@ def _split_at_marks(tokenizer: "PreTrainedTokenizerBase", roles: Sequence[str]) 
 
 def _render_jinja(tokenizer: "PreTrainedTokenizerBase", chat: Messages) -> str | None:
     try:
-        text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
+        with bounded(TEMPLATE):
+            text = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
+    except UserError:
+        raise
     except Exception:  # a template can raise anything for a role that it does not have
         return None
     ids = tokenizer("a")["input_ids"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.models.inference.generation_settings import complete_generation_config
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def parity_prompts(tokenizer: "PreTrainedTokenizerBase", new_tokens: Sequence[in
         if tokenizer.chat_template is None:
             ids = tokenizer("\n".join(turn["content"] for turn in chat))["input_ids"]
         else:
-            ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+            with bounded(TEMPLATE):
+                ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
         prompts.append(ids)
     prompts += [tokenizer(text)["input_ids"] for text in TEXTS]
     return [*prompts, list(new_tokens[-NEW_TOKENS:])] if new_tokens else prompts

@@ -1,10 +1,13 @@
 """A base model's configuration and weights, for training as for inference."""
 
+import codecs
+import copy
 import os
 import pickle
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
@@ -21,7 +24,7 @@ from hf_recipes.models.quantization.settings import limit_cpu_kernel, read_bnb_c
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 JSON_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -62,9 +65,11 @@ def _sees_later(name: str, kind: str) -> UserError:
 
 
 def _broken_file(folder: str) -> str | None:
-    """Which of a model's files in `folder` is no JSON object."""
+    """Which of a model's files in `folder` is no JSON object that transformers reads."""
     for name in JSON_FILES:
         path = os.path.join(folder, name)
+        if os.path.isfile(path) and Path(path).read_bytes().startswith(codecs.BOM_UTF8):
+            return f"{path}: begins with a byte order mark, which transformers does not read; save it without one"
         try:
             read_mapping(path, "")
         except UserError as error:
@@ -126,6 +131,8 @@ def embedding_rows(arguments: ModelArguments, cache_dir: str | None = None) -> i
         )
     except (OSError, ValueError):  # which `load_config` reports
         return None
+    if not isinstance(values, dict):  # which `load_config` reports too
+        return None
     return values.get("vocab_size", values.get("text_config", {}).get("vocab_size"))
 
 
@@ -140,6 +147,24 @@ def weight_dtype(arguments: ModelArguments, *, trains_all: bool, bf16: bool) -> 
     if arguments.dtype != "auto":
         return getattr(torch, arguments.dtype)
     return torch.bfloat16 if bf16 and not trains_all else torch.float32
+
+
+def without_weights(
+    config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", *, is_reward: bool, **kwargs: Any
+) -> "PreTrainedModel":
+    """The model of a configuration on the meta device, with embeddings for all tokens of the tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
+    if is_reward:
+        config = copy.deepcopy(config)
+        config.num_labels, config.get_text_config().pad_token_id = 1, tokenizer.pad_token_id
+    with torch.device("meta"):
+        model = kind.from_config(config, **kwargs)
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model
 
 
 def load_model(

@@ -25,7 +25,7 @@ _OMITTED = {"cache_dir", "hub_token", "logging_dir", "output_dir"}
 _IDS = ("model_name_or_path", "tokenizer_name", "peft_path", "reward_model", "reward_base", "eval_files")
 _TEXTS = ("hub_model_id", "hub_revision", "model_revision")
 _TEXTS += ("prompt_column", "response_column", "history_column", "thoughts_column", "label_column")
-_WORDS = re.compile(r"system_prompt|content|\w+_token")
+_WORDS = re.compile(r"system_prompt|content|chat_template_kwargs|\w+_token")
 _PATHS = re.compile(r"(^|_)(files?|path|dir|config|config_name|tokenizer_name|deepspeed|mixture)$")  # in other files
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SPLITS = {"train_file": "train", "validation_file": "validation"}  # the split that is read by default
@@ -104,11 +104,13 @@ def public_settings_values(values: Mapping[str, Any], names: Mapping[str, str]) 
         return public_name(value, names) if value in names or is_path else value
 
     def public(value: Any, key: Any = None) -> Any:
+        if _WORDS.fullmatch(str(key)):
+            return value
         if isinstance(value, Mapping):
             return {public(name): public(item, name) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [public(item, key) for item in value]
-        if not isinstance(value, str) or _is_template(value) or _WORDS.fullmatch(str(key)):
+        if not isinstance(value, str) or _is_template(value):
             return value
         if value in names:
             return names[value]

@@ -40,6 +40,8 @@ from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
 from hf_recipes.run.inherited import Needs, refuse_unusable
 
 # Of numbers that all stages inherit.
+DEEPSPEED_SECTIONS = ("optimizer", "scheduler", "params", "fp16", "bf16", "zero_optimization")
+DEEPSPEED_SECTIONS += ("offload_optimizer", "offload_param", "activation_checkpointing", "aio")
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
 
@@ -137,10 +139,12 @@ class RunArguments:
         if self.use_liger_kernel and find_spec("liger_kernel") is None:
             raise ValueError("--use_liger_kernel: not installed; pip install liger-kernel, or leave it out")
         known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
-        for name in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+        kwargs = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+        for name in (*kwargs, "lr_scheduler_kwargs", "fsdp_config"):
             given = getattr(self, name) or {}
             given = read_mapping(given, f"--{name}") if isinstance(given, str) else given
-            if unknown := sorted(given.keys() - known):
+            setattr(self, name, given or None)
+            if name in kwargs and (unknown := sorted(given.keys() - known)):
                 raise ValueError(f"--{name}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
         backend = self.torch_compile_backend
         if backend and backend.upper() not in DynamoBackend.__members__:
@@ -166,6 +170,9 @@ class RunArguments:
         self.report_to = _trackers(self.report_to)
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
+        scheduler = getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)
+        if scheduler in ("reduce_lr_on_plateau", "greedy") and self.eval_strategy == "no":
+            raise ValueError(f"--lr_scheduler_type {scheduler} follows the evaluations: give --eval_steps")
         if self.early_stopping_patience and not self.metric_for_best_model:
             self.metric_for_best_model = "loss"
         self.use_cpu = self.use_cpu or not has_accelerator()
@@ -216,8 +223,14 @@ def _trackers(report_to: str | list[str] | None) -> list[str]:
 def _check_deepspeed_file(path: str | dict) -> None:
     """Refuse a configuration that DeepSpeed's own reader would end in a traceback for."""
     config = path if isinstance(path, dict) else read_mapping(path, "--deepspeed")
-    zero = config.get("zero_optimization")
-    if not isinstance(zero, dict) or not isinstance(zero.get("stage"), int) or zero["stage"] not in range(4):
+    sections = [config]
+    for section in sections:
+        for key, value in section.items():
+            if key in DEEPSPEED_SECTIONS and not isinstance(value, dict | None):
+                raise UserError(f"--deepspeed {path}: {key} is {json.dumps(value)}; expected a JSON object")
+            sections += [value] if isinstance(value, dict) else []
+    zero = config.get("zero_optimization") or {}
+    if type(zero.get("stage")) is not int or zero["stage"] not in range(4):
         raise UserError(
             f'--deepspeed {path}: expected "zero_optimization": {{"stage": 1, 2 or 3}} in it; see configs/deepspeed'
         )

@@ -35,9 +35,19 @@ def schedule(args: "RunArguments", total: int) -> "torch.optim.lr_scheduler.LRSc
     import torch
     from transformers import get_scheduler
 
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     settings = {**decay_settings(args, total), **(args.lr_scheduler_kwargs or {})}
     return get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(total), total, settings)
+
+
+def check_length(args: "RunArguments", total: int) -> None:
+    """Refuse a decay that would have begun before the run of `total` steps does."""
+    decay, warmup = (args.lr_scheduler_kwargs or {}).get("num_decay_steps"), args.get_warmup_steps(total)
+    if decay and warmup + decay > total:
+        raise UserError(
+            f"--lr_scheduler_kwargs: num_decay_steps {decay} and {warmup} steps of warm-up are more than the run's "
+            f"{total:,} steps; give fewer"
+        )
 
 
 def decay_settings(args: "RunArguments", total: int) -> dict[str, int]:
@@ -87,7 +97,7 @@ def _check_schedule(args: "RunArguments") -> None:
     missing = sorted(required - given.keys() - decay_settings(args, TOTAL).keys()) if not is_open else []
     if missing:
         example = json.dumps(dict.fromkeys(missing, 100))
-        raise UserError(f"{what} needs {', '.join(missing)}: give --lr_scheduler_kwargs '{example}'")
+        raise UserError(f"{what} needs {', '.join(missing)}: give --lr_scheduler_kwargs '{example}', for instance")
     try:
         for factor in getattr(schedule(args, TOTAL), "lr_lambdas", ()):
             for step in (0, TOTAL // 2, TOTAL):

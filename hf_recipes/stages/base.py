@@ -29,6 +29,7 @@ from hf_recipes.run.arguments import RunArguments
 from hf_recipes.run.data import check_evaluation_rows, prepare_rows
 from hf_recipes.run.evaluate_callback import add_callbacks, choose_best_by
 from hf_recipes.run.model import build_model, build_reference, check_settings
+from hf_recipes.run.optimization import check_length
 from hf_recipes.run.run_folder import RunFolder
 from hf_recipes.run.train import train
 from hf_recipes.trainer.base import RunMixin
@@ -189,6 +190,7 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
         keeps_reference=context.keeps_reference,
         passes=[method.largest_pass(args.per_device_eval_batch_size) for method in methods.values()],
     )
+    check_length(args, plan.steps)
     folder.compare_data(stats, plan.steps)
     if args.json and args.process_index == 0:
         ledgers = {name: ledger.to_dict() for name, ledger in data.ledgers.items()}

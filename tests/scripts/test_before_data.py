@@ -70,6 +70,13 @@ def test_evaluations_of_nothing(refused, stage, flag):
             *["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycles": "x"}']
         ],
         "--use_liger_kernel: not installed": ["--use_liger_kernel", "true"],
+        "--lr_scheduler_kwargs num_cycles=2: no such file": ["--lr_scheduler_kwargs", "num_cycles=2"],
+        '--lr_scheduler_kwargs {"a":: not JSON (': ["--lr_scheduler_kwargs", '{"a":'],
+        "--fsdp_config fsdp.json: no such file": ["--fsdp", "full_shard", "--fsdp_config", "fsdp.json"],
+        "lr_end (0.01) must be smaller than initial lr (0.0002)": [
+            *["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"lr_end": 0.01}']
+        ],
+        "--lr_scheduler_type greedy follows the evaluations: give --eval_steps": ["--lr_scheduler_type", "greedy"],
     }.items(),
 )
 def test_settings_of_the_optimizer(refused, message, flags):
@@ -84,6 +91,18 @@ def test_settings_of_the_optimizer(refused, message, flags):
         ({"target_modules": "(.*)*.*(.*)*zz"}, "in target_modules does not end (stopped after 0.2 seconds)"),
         ({"target_modules": "all-linear", "rank_pattern": {"(.*)*.*(.*)*zz": 4}}, "in rank_pattern does not end"),
         ({"target_modules": ["q_proj"], "init_lora_weights": "loftq"}, "init_lora_weights loftq changes the base's"),
+        (
+            {"target_modules": ["q_proj"], "layers_to_transform": [0], "layers_pattern": "(.*)*.*(.*)*zz"},
+            "in layers_pattern does not end (stopped after 0.2 seconds)",
+        ),
+        (
+            {"target_modules": ["q_proj"], "target_parameters": ["mlp.foo"]},
+            "target_parameters names 'mlp.foo', which Qwen3ForCausalLM lacks",
+        ),
+        (
+            {"target_modules": ["q_proj"], "trainable_token_indices": [99999]},
+            "trainable_token_indices names 99999, and the model has 544 tokens",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:30],
 )
@@ -101,6 +120,19 @@ def test_a_configuration_of_which_no_model_can_be_built(refused, key, value):
     refused(f"{refused.base}: no model can be ", "--dry_run")
 
 
+def test_heads_that_cannot_share_keys(refused):
+    settings = json.loads((refused.base / "config.json").read_text())
+    (refused.base / "config.json").write_text(json.dumps({**settings, "num_key_value_heads": 3}))
+    refused("(4 num_attention_heads are no multiple of 3 num_key_value_heads)", "--dry_run", stage="orpo")
+
+
+def test_a_decay_longer_than_the_run(refused, tmp_path):
+    write_jsonl(tmp_path / "none.jsonl", [{"prompt": "问", "response": "答"}] * 8)
+    kind = ["--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 100}']
+    message = "num_decay_steps 100 and 2 steps of warm-up are more than the run's 50 steps"
+    refused(message, *kind, "--warmup_steps", "2", "--max_steps", "50", "--dry_run")
+
+
 @pytest.mark.parametrize("text", ["[1]", '{"a":', "1"])
 @pytest.mark.parametrize(
     "name",
@@ -109,6 +141,22 @@ def test_a_configuration_of_which_no_model_can_be_built(refused, key, value):
 def test_a_file_of_the_model_that_is_none(refused, name, text):
     (refused.base / name).write_text(text)
     refused(f"{refused.base}/{name}: ")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_of_the_model_with_a_byte_order_mark(refused, name):
+    (refused.base / name).write_text("\ufeff" + (refused.base / name).read_text(encoding="utf-8"), encoding="utf-8")
+    refused(f"{refused.base}/{name}: begins with a byte order mark")
+
+
+@pytest.mark.parametrize("command", ["convert_checkpoint", "pretrain"])
+def test_a_configuration_that_is_a_list(refused, script, tmp_path, command):
+    (refused.base / "config.json").write_text("[1]")
+    if command == "pretrain":
+        refused(f"{refused.base}/config.json: expected a JSON object, found a list", stage=command)
+        return
+    code, _, err = script(f"{command}.py", "--model_name_or_path", refused.base, "--output_dir", tmp_path / "out")
+    assert code == 1 and f"{refused.base}/config.json: expected a JSON object, found a list" in err
 
 
 @pytest.mark.parametrize("tensor", ["lora_A", "lora_B"])
@@ -125,6 +173,40 @@ def test_a_tensor_of_an_adapter_with_another_shape(refused, tmp_path, tensor, di
 
 
 @pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda values, state: state.update({key: one.flatten() for key, one in state.items()}), "of size None, where"),
+        (lambda values, state: state.popitem(), "lacks 1 of the 4 tensors that adapter_config.json implies"),
+        (lambda values, state: values.update(r="4"), 'adapter_config.json: r is "4"; expected a number'),
+        (lambda values, state: values.update(target_modules="q("), "the regular expression 'q(' in target_modules is"),
+        (lambda values, state: values.update(target_modules="(.*)*.*(.*)*zz"), "in target_modules does not end"),
+    ],
+    ids=["a vector", "a tensor missing", "type", "no expression", "no end"],
+)
+@pytest.mark.parametrize("command", ["dpo", "predict", "evaluate", "merge_adapter"])
+def test_an_adapter_that_cannot_be_loaded(refused, script, tmp_path, monkeypatch, command, spoil, message):
+    monkeypatch.setattr("hf_recipes.core.bounds.SECONDS", 0.2)
+    folder = tmp_path / "first"
+    settings = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_model(544), settings).save_pretrained(folder)
+    values = json.loads((folder / "adapter_config.json").read_text())
+    state = load_file(folder / "adapter_model.safetensors")
+    spoil(values, state)
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+    save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+    if command == "dpo":
+        refused(message, "--peft_path", folder, "--dry_run", stage=command)
+        return
+    (refused.base / "model.safetensors").unlink()  # no weight of the base is read
+    none, out = tmp_path / "none.jsonl", tmp_path / "out"
+    more = {"predict": ["--input_file", none, "--output_file", out], "evaluate": ["--eval_files", f"dev={none}"]}
+    argv = ["--model_name_or_path", refused.base, "--peft_path", folder, *more.get(command, [])]
+    argv += [] if command == "predict" else ["--output_dir", out]
+    code, _, err = script(f"{command}.py", *argv)
+    assert code == 1 and message in err and str(folder) in err and "Traceback" not in err, err
+
+
+@pytest.mark.parametrize(
     ("template", "message"),
     [
         (
@@ -137,15 +219,26 @@ def test_a_tensor_of_an_adapter_with_another_shape(refused, tmp_path, tensor, di
             "{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}{% endfor %}",
             "does not end",
         ),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if tools %}{% for i in range(99999) %}"
+            "{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}",
+            "does not end",
+        ),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is defined %}"
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}",
+            "does not end",
+        ),
     ],
-    ids=["doubles", "loops", "loops at answers"],
+    ids=["doubles", "loops", "loops at answers", "loops with tools", "loops with a variable"],
 )
 def test_a_chat_template_without_an_end(refused, tmp_path, monkeypatch, template, message):
     monkeypatch.setattr("hf_recipes.core.bounds.SECONDS", 10 if message == "fills" else 0.5)
     monkeypatch.setattr("hf_recipes.core.bounds.BYTES", 1 << 27)
     (tmp_path / "t.jinja").write_text(template)
     write_jsonl(tmp_path / "none.jsonl", [{"prompt": "问", "response": "答"}] * 2)
-    refused(message, "--chat_template", tmp_path / "t.jinja", "--dry_run")
+    options = ["--chat_template_kwargs", '{"enable_thinking": true}'] if "enable_thinking" in template else []
+    refused(message, "--chat_template", tmp_path / "t.jinja", *options, "--dry_run")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +247,15 @@ def test_a_chat_template_without_an_end(refused, tmp_path, monkeypatch, template
         ('{"zero_optimization": {"stage": 2,}', "ds.json: not JSON ("),
         ("[1]", "ds.json: expected a JSON object, found a list"),
         ('{"zero_optimisation": {"stage": 2}}', 'ds.json: expected "zero_optimization": {"stage": 1, 2 or 3} in it'),
-        ('{"zero_optimization": 2}', 'ds.json: expected "zero_optimization": {"stage": 1, 2 or 3} in it'),
+        ('{"zero_optimization": {"stage": true}}', 'ds.json: expected "zero_optimization": {"stage": 1, 2 or 3} in it'),
+        ('{"zero_optimization": 2}', "ds.json: zero_optimization is 2; expected a JSON object"),
+        ('{"zero_optimization": {"stage": 2}, "bf16": true}', "ds.json: bf16 is true; expected a JSON object"),
+        ('{"optimizer": "AdamW"}', 'ds.json: optimizer is "AdamW"; expected a JSON object'),
+        ('{"scheduler": {"params": []}}', "ds.json: params is []; expected a JSON object"),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}',
+            'ds.json: offload_optimizer is "cpu"; expected a JSON object',
+        ),
         (
             '{"zero_optimization": {"stage": "two"}}',
             'ds.json: expected "zero_optimization": {"stage": 1, 2 or 3} in it',

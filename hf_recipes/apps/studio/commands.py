@@ -11,7 +11,7 @@ from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.core.arguments.commands import recipes
 from hf_recipes.core.arguments.flags import as_flags, as_text
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import read_mapping, write_jsonl
+from hf_recipes.core.files import SettingsLoader, read_mapping, write_jsonl
 from hf_recipes.evaluation.held_out import settings_of_run
 from hf_recipes.evaluation.reports.phrases import Phrase
 
@@ -88,7 +88,7 @@ class Commands:
             name: text for name, text in form.get("fields", {}).items() if name in main_settings(self.flags, stage)
         }
         try:
-            more = yaml.safe_load(form.get("yaml") or "") or {}
+            more = yaml.load(form.get("yaml") or "", SettingsLoader) or {}
         except yaml.YAMLError as error:
             raise UserError(Phrase("the editor: not YAML ({error})", error=" ".join(str(error).split()))) from None
         if not isinstance(more, dict):

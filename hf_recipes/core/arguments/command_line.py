@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from hf_recipes.core.arguments.commands import Command, config_path, find_recipe, recipes
 from hf_recipes.core.arguments.limits import at
-from hf_recipes.core.arguments.other_names import name_here
+from hf_recipes.core.arguments.other_names import is_others, name_here
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
 
@@ -143,10 +143,10 @@ class CommandLine(argparse.ArgumentParser):
     def _meant(self, name: str, prefix: str = "") -> str:
         """What an unknown setting is called here: by other toolkits' names, else a likely misspelling."""
         known = {field for field in self.fields if field not in self.unusable}
-        # At 0.6 torch_dtype would be torch_compile.
-        return name_here(name, known, prefix) or nearest(
-            f"{prefix}{name}", (f"{prefix}{field}" for field in known), 0.8
-        )
+        if here := name_here(name, known, prefix):
+            return here
+        # At 0.6 torch_dtype would be torch_compile, and at 0.8 val_size is vocab_size.
+        return "" if is_others(name) else nearest(f"{prefix}{name}", (f"{prefix}{field}" for field in known), 0.8)
 
     @classmethod
     def names(cls, argv: Sequence[str]) -> set[str]:

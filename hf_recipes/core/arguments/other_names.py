@@ -47,6 +47,8 @@ OTHER_NAMES = {
         validation_split validation_ratio eval_ratio test_size test_split""",
     "{validation_file}, a file or a folder of its own": """val_size val_set_size split_dataset_ratio dataset_test_ratio
         validation_split validation_ratio eval_ratio test_size test_split validation_split_percentage""",
+    "{eval_files}, each as name=path": """dataset datasets dataset_dir data data_file data_files data_path input_file
+        input_files test_data test_file test_dataset eval_dataset eval_data eval_file eval_path""",
     "{max_train_samples}": "max_samples num_samples max_train_rows train_samples",
     "{max_eval_samples}": "eval_samples max_eval_rows num_eval_samples max_validation_samples",
     "{prompt_column}": "prompt_key input_column instruction_column query_column question_column text_column text_field",
@@ -64,6 +66,8 @@ OTHER_NAMES = {
         model_max_length seq_len seq_length sequence_len context_length""",
     "{max_source_length} and {max_completion_length}": """cutoff_len cutoff_length max_len max_length max_seq_len
         max_seq_length max_sequence_length model_max_length seq_len seq_length sequence_len context_length""",
+    "{max_source_length}, of a prompt": """cutoff_len cutoff_length max_len max_length max_seq_len max_seq_length
+        max_sequence_length model_max_length seq_len seq_length sequence_len context_length""",
     "{max_source_length}": "max_prompt_length max_prompt_len max_input_length source_max_len",
     "{max_target_length}": "max_response_length max_answer_length max_completion_length target_max_len",
     "{max_completion_length}": "max_response_length response_length max_answer_length max_target_length target_max_len",
@@ -76,13 +80,14 @@ OTHER_NAMES = {
     "{warmup_steps}, of which a value below 1 is a share": """warmup warmup_ratio warmup_fraction warmup_proportion
         lr_warmup_fraction""",
     "{warmup_steps}": "num_warmup_steps lr_warmup_steps warmup_iters",
-    "{num_train_epochs}": "epoch epochs num_epochs max_epochs n_epochs total_epochs train_epochs",
+    "{num_train_epochs}": "epoch epochs num_epoch num_epochs max_epochs n_epochs total_epochs train_epochs",
     "{max_steps}": """steps max_iters num_steps total_steps train_iters max_train_steps num_train_steps
         num_training_steps""",
-    "{per_device_train_batch_size}": "batch_size micro_batch_size train_batch_size per_gpu_train_batch_size bs",
+    "{per_device_train_batch_size}": """batch_size micro_batch_size train_batch_size per_device_batch_size
+        per_gpu_train_batch_size bs""",
     "{per_device_train_batch_size} and {gradient_accumulation_steps}": "global_batch_size effective_batch_size",
     "{per_device_eval_batch_size}": "batch_size eval_batch_size max_batch_size per_gpu_eval_batch_size bs",
-    "{batch_size}": "max_batch_size eval_batch_size per_device_eval_batch_size bs",
+    "{batch_size}": "max_batch_size eval_batch_size per_device_eval_batch_size per_device_batch_size bs",
     "{gradient_accumulation_steps}": """gradient_accumulation grad_accum grad_accum_steps grad_acc_steps accum_steps
         accumulation_steps accumulate_grad_batches""",
     "{max_grad_norm}": "clip_grad clip_grad_norm grad_clip gradient_clipping gradient_clip_val",
@@ -138,3 +143,8 @@ def name_here(name: str, known: Collection[str], prefix: str = "") -> str:
             words = text.format(**{setting: f"{prefix}{setting}" for setting in settings})
             return f" (did you mean {words}?)" if re.fullmatch(r"\{\w+\}", text) else f"; here it is {words}"
     return ""
+
+
+def is_others(name: str) -> bool:
+    """Whether others call a setting `name`, so that it is no misspelling."""
+    return any(name in others.split() for others in OTHER_NAMES.values())

@@ -18,7 +18,7 @@ import pyarrow as pa
 from datasets import Features, Json, Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_recipes.core.bounds import bounded
+from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import FILTERED, KEPT, row_status
 from hf_recipes.data.chat import (
@@ -49,7 +49,6 @@ MODULES += probes.MODULES
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
 Truncation = Literal["cut", "drop"]
-TEMPLATE = "the chat template of this tokenizer"
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.dates import with_date
 from hf_recipes.data.chat.message_form import MessageForm, form_of_calls
@@ -46,14 +47,15 @@ class Renderer:
 
     def _rendered(self, form: MessageForm, messages: list[Message], tools: list | None, is_prompt: bool) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                form.prepared(messages),
-                chat_template=self._dated,
-                tools=tools,
-                tokenize=False,
-                add_generation_prompt=is_prompt,
-                **self.options,
-            )
+            with bounded(TEMPLATE):
+                return self.tokenizer.apply_chat_template(
+                    form.prepared(messages),
+                    chat_template=self._dated,
+                    tools=tools,
+                    tokenize=False,
+                    add_generation_prompt=is_prompt,
+                    **self.options,
+                )
         except UserError:
             raise
         except Exception as error:  # a template computes what it likes

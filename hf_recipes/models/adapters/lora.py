@@ -4,7 +4,9 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.bounds import bounded
@@ -21,6 +23,7 @@ from hf_recipes.models.adapters.targets import (
 )
 from hf_recipes.models.adapters.vision import leave_vision_out, save_for_both_layouts
 from hf_recipes.models.checks.finite import not_finite
+from hf_recipes.models.quantization.experts import as_plain_parameters
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -28,6 +31,23 @@ if TYPE_CHECKING:
 
 # Our names of PEFT's keys; PEFT's are understood too.
 RENAMED = {"lora_r": "r", "lora_target_modules": "target_modules"}
+REQUIRED = ("r", "lora_alpha", "lora_dropout")
+TYPES: dict[str, Any] = {  # where PEFT takes more, or less, than it says
+    "lora_alpha": int | float,
+    "lora_dropout": int | float,
+    "rank_pattern": dict[str, int],
+    "alpha_pattern": dict[str, int | float],
+}
+IN_WORDS = {
+    int: "a number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    list[str]: "a list of texts",
+    list[int]: "a list of numbers",
+    **dict.fromkeys((dict[str, int], dict[str, int | float]), "an object of numbers"),
+    dict[str, list[int]]: "an object of lists of numbers",
+}
 
 
 def read_lora_config(path: str | None, task_type: str = "CAUSAL_LM") -> "LoraConfig":
@@ -61,10 +81,15 @@ def read_lora_config(path: str | None, task_type: str = "CAUSAL_LM") -> "LoraCon
                 re.compile(named)
             except re.error as error:
                 raise UserError(f"{path}: {key} {named!r} is no regular expression ({error})") from None
-    _check_types(path, values, task_type)
+    check_initialization(path, values)
+    check_types(path, values)
+    for name, only in (("peft_type", "LORA"), ("task_type", task_type)):
+        if values.get(name, only) != only:
+            raise UserError(f"{path}: {name} is {json.dumps(values[name])}; here it is {only}: take it out")
+    if values.get("inference_mode"):
+        raise UserError(f"{path}: inference_mode would leave nothing to train; take it out")
     if name := not_finite(values):
         raise UserError(f"{path}: {name} is no finite number")
-    check_initialization(path, values)
     try:
         return LoraConfig(**values)
     except (TypeError, ValueError, ImportError) as error:
@@ -92,20 +117,28 @@ def check_initialization(path: str | None, values: Mapping[str, Any], is_saved: 
         raise UserError(f"{path}: init_lora_weights {kind} does not go with {also[0]}; leave one of them out")
 
 
-def _check_types(path: str | None, values: dict[str, Any], task_type: str) -> None:
-    number, names = (int, float), (list, str, type(None))
-    kinds = {"r": int, "lora_alpha": number, "lora_dropout": number, "target_modules": names, "modules_to_save": names}
-    for name, kind in kinds.items():
-        value = values.get(name)
-        if name in values and (not isinstance(value, kind) or isinstance(value, bool)):
-            raise UserError(
-                f"{path}: {name} is {json.dumps(value)}; expected a {'number' if kind != names else 'list'}"
-            )
-    for name, only in (("peft_type", "LORA"), ("task_type", task_type)):
-        if values.get(name, only) != only:
-            raise UserError(f"{path}: {name} is {json.dumps(values[name])}; here it is {only}: take it out")
-    if values.get("inference_mode"):
-        raise UserError(f"{path}: inference_mode would leave nothing to train; take it out")
+def check_types(path: str | None, values: Mapping[str, Any]) -> None:
+    """Refuse a value of an adapter's settings that is of another JSON type than PEFT's."""
+    from huggingface_hub.dataclasses import type_validator
+    from peft import LoraConfig
+
+    for name, kind in (get_type_hints(LoraConfig) | TYPES).items():
+        words = _in_words(kind)
+        if not words or name not in values or (values[name] is None and name not in REQUIRED):
+            continue
+        try:
+            type_validator(name, values[name], kind)
+        except TypeError:
+            raise UserError(f"{path}: {name} is {json.dumps(values[name])}; expected {words}") from None
+
+
+def _in_words(kind: Any) -> str:
+    """A type as JSON has it; empty for PEFT's classes, and for a union with them."""
+    if get_origin(kind) is Literal:
+        return " or ".join(get_args(kind))
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [IN_WORDS.get(one, "") for one in kinds if one is not type(None)]
+    return " or ".join(dict.fromkeys(words)) if all(words) else ""
 
 
 def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None, new_tokens: list[int]) -> "PeftModel":
@@ -116,7 +149,7 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     from transformers.integrations import is_deepspeed_zero3_enabled
 
     names = {name for name, _ in model.named_modules()}
-    _check_expressions(config, names, path)
+    check_expressions(config, names, path)
     linear = ", ".join(sorted({leaf(name) for name in linear_modules(model)}))
     experts = spell_out_targets(model, config, path)
     leave_vision_out(model, config)
@@ -132,6 +165,12 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
                     f"{path}: {key} names {target!r}, which {type(model).__name__} lacks; its linear modules are "
                     f"{linear}{also}"
                 )
+    with as_plain_parameters(model):
+        parameters = [f".{name}" for name, _ in model.named_parameters()]
+    for target in set(config.target_parameters or ()) - experts:
+        if not any(name.endswith(f".{target}") for name in parameters):
+            raise UserError(f"{path}: target_parameters names {target!r}, which {type(model).__name__} lacks")
+    _check_token_ids(config, model.get_input_embeddings().num_embeddings, path)
     if new_tokens:
         _train_tokens(model, config, path, new_tokens)
     kind = config.init_lora_weights if is_residual(config) else None
@@ -163,10 +202,12 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
     return adapted
 
 
-def _check_expressions(config: "LoraConfig", names: Iterable[str], path: str | None) -> None:
+def check_expressions(config: "LoraConfig", names: Iterable[str], path: str | None) -> None:
     """Match the configuration's regular expressions with the modules' names, in a bounded time."""
-    patterns = {"target_modules": [config.target_modules], "exclude_modules": [config.exclude_modules]}
-    patterns |= {key: list(getattr(config, key) or ()) for key in ("rank_pattern", "alpha_pattern")}
+    patterns = {key: [getattr(config, key, None)] for key in ("target_modules", "exclude_modules")}
+    for key in ("rank_pattern", "alpha_pattern", "layers_pattern"):
+        values = getattr(config, key, None) or ()
+        patterns[key] = [values] if isinstance(values, str) else list(values)
     for key, values in patterns.items():
         for pattern in values:
             if not isinstance(pattern, str) or pattern == "all-linear":
@@ -179,6 +220,13 @@ def _check_expressions(config: "LoraConfig", names: Iterable[str], path: str | N
                         expression.fullmatch(name)
             except (re.error, RecursionError) as error:
                 raise UserError(f"{where} is none ({error})") from None
+
+
+def _check_token_ids(config: "LoraConfig", rows: int, path: str | None) -> None:
+    indices = config.trainable_token_indices or []
+    for index in chain.from_iterable(indices.values()) if isinstance(indices, dict) else indices:
+        if not 0 <= index < rows:
+            raise UserError(f"{path}: trainable_token_indices names {index}, and the model has {rows:,} tokens")
 
 
 def _train_tokens(model: "PreTrainedModel", config: "LoraConfig", path: str | None, ids: list[int]) -> None:

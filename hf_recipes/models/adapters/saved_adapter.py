@@ -2,10 +2,12 @@
 
 import os
 import re
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.models.adapters.lora import check_initialization
+from hf_recipes.core.files import read_mapping
+from hf_recipes.models.adapters.lora import check_expressions, check_initialization, check_types
 from hf_recipes.models.adapters.peft_workarounds import adaptable, base_biases, repair
 from hf_recipes.models.adapters.residual import is_residual, to_plain_lora
 from hf_recipes.models.adapters.vision import in_text_layout, save_for_both_layouts
@@ -34,6 +36,7 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
         raise UserError(f"--peft_path {path}: expected a folder with adapter_config.json; this one {what}")
     if not os.path.isfile(os.path.join(path, "adapter_model.safetensors")):
         raise UserError(f"--peft_path {path}: no adapter_model.safetensors (other formats are not loaded)")
+    values = read_mapping(os.path.join(path, "adapter_config.json"), "--peft_path")
     try:
         config = PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
@@ -43,6 +46,7 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
             f"--peft_path {path}: adapter_config.json: {name} is no finite number; write what it was trained with"
         )
     if config.peft_type == "LORA":
+        check_types(f"--peft_path {path}/adapter_config.json", values)
         check_initialization(f"--peft_path {path}", vars(config), is_saved=True)
     if task_type and config.peft_type != "LORA":
         raise UserError(
@@ -63,17 +67,22 @@ def load_adapter(
 ) -> "PeftModel":
     """`model` with the adapter saved in `path`; adapters that it has already stay active.
 
+    On the meta device nothing is loaded, and what cannot be is refused all the same.
+
     Args:
         name: a different one for each adapter of a model.
     """
+    import torch
     from peft import PeftModel
 
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     config = read_adapter_config(path)
     trained_on, base = config.base_model_name_or_path, inner.config._name_or_path
-    if trained_on and base and os.path.normpath(trained_on) != os.path.normpath(base):
+    is_outline = next(inner.parameters()).is_meta
+    if not is_outline and trained_on and base and os.path.normpath(trained_on) != os.path.normpath(base):
         say(f"{path}: was trained on {trained_on}; this base is {base}")
-    saved = check_shapes(inner, path)
+    check_expressions(config, [key for key, _ in inner.named_modules()], f"--peft_path {path}")
+    saved = _check_shapes(inner, path)
     check_adapter_weights(path)
     if is_reward_adapter(path) and not any(name.endswith(REWARD_HEADS) for name in saved):
         raise UserError(f"--peft_path {path}: a reward model's adapter without its head (score.weight)")
@@ -82,7 +91,8 @@ def load_adapter(
         config.init_lora_weights = True
     biases = base_biases(inner, config)
     try:
-        with adaptable(inner, config, *getattr(model, "peft_config", {}).values()):
+        on_device = torch.device("meta") if is_outline else nullcontext()
+        with on_device, adaptable(inner, config, *getattr(model, "peft_config", {}).values()):
             if isinstance(model, PeftModel):
                 # The file has the old init_lora_weights, or names that fit a base in full.
                 if kind or getattr(config, "target_parameters", None):
@@ -120,7 +130,7 @@ def is_reward_adapter(path: str) -> bool:
     return read_adapter_config(path).task_type == "SEQ_CLS"
 
 
-def check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
+def _check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
     """The names of the adapter's tensors, once the shape of each was compared with its module's."""
     from safetensors import SafetensorError, safe_open
 
@@ -139,25 +149,11 @@ def check_shapes(model: "PreTrainedModel | PeftModel", path: str) -> set[str]:
             # PEFT wraps experts once for each of their weights, one wrapper in the other.
             module = modules.get(layer) or modules.get(re.sub(r"(\.base_layer)+$", "", layer))
             shape = tensors.get_slice(key).get_shape()
-            size = shape[1 if letter == "A" else 0]
-            expected = getattr(module, "in_features" if letter == "A" else "out_features", size)
+            size = shape[1 if letter == "A" else 0] if len(shape) > 1 else None
+            expected = getattr(module, "in_features" if letter == "A" else "out_features", size or "a matrix")
             if module is None or size != expected:
                 why = "which this base lacks"
                 if module is not None:
                     why = f"of size {size}, where this base has {expected} (lora_{letter}.weight is {shape})"
                 raise UserError(f"--peft_path {path}: an adapter for another base: it has {layer}, {why}")
     return names
-
-
-def check_tensors(model: "PeftModel", path: str) -> None:
-    """Compare the shape of each saved tensor with that which the adapter's configuration has made on `model`."""
-    from safetensors import safe_open
-
-    shapes = {name.replace(".default", ""): list(parameter.shape) for name, parameter in model.named_parameters()}
-    with safe_open(os.path.join(path, "adapter_model.safetensors"), "pt") as tensors:
-        for key in sorted(tensors.keys()):
-            shape, expected = tensors.get_slice(key).get_shape(), shapes.get(in_text_layout(model, key))
-            if expected and shape != expected and ".base_layer." not in key:
-                raise UserError(
-                    f"--peft_path {path}: {key} has the shape {shape}, and by adapter_config.json it is {expected}"
-                )

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, share_weights, write_json, writing
+from hf_recipes.core.files import (
+    is_empty,
+    lock_of,
+    locked,
+    move_folder,
+    read_mapping,
+    share_weights,
+    write_json,
+    writing,
+)
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.models import weight_files
 from hf_recipes.models.families import detect as detection
@@ -63,9 +72,9 @@ def convert_checkpoint(model: str, output_dir: str, *, verify: bool = False, tru
 
 
 def _family(source: Path) -> tuple[Family, dict[str, Any]]:
-    config = read_json(source / "config.json")
-    if not config:
+    if not (source / "config.json").exists():
         raise UserError(f"{source}: this folder has no config.json")
+    config = read_mapping(str(source / "config.json"), "--model_name_or_path")
     family = detect(config, str(source))
     if isinstance(family, str):
         raise UserError(f"{source}: {family}")

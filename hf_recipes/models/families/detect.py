@@ -89,7 +89,7 @@ def refuse_unconverted(name: str, config: Mapping[str, Any] | None = None, *, tr
             config = json.loads(_text(name, "config.json") or "{}")
         except ValueError:  # which transformers reports
             return
-    family = detect(config, name)
+    family = detect(config, name) if isinstance(config, dict) else None
     if isinstance(family, Family):
         folder = name.rstrip("/") if os.path.isdir(name) else f"models/{name.rpartition('/')[2]}"
         download = "" if os.path.isdir(name) else "download it (scripts/download.py) and "

@@ -8,7 +8,7 @@ from hf_recipes.models.adapters.saved_adapter import is_reward_adapter, load_ada
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.embeddings import fit_embeddings
-from hf_recipes.models.loading import load_config, load_model
+from hf_recipes.models.loading import load_config, load_model, loading_error, without_weights
 from hf_recipes.models.quantization.settings import is_quantized
 from hf_recipes.models.templates.options import TemplateChoice
 from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
@@ -46,6 +46,13 @@ def open_for_inference(
             f"--chat_template {template.chat_template}: it writes tokens that {arguments.tokenizer_source} does not "
             f"have and the model was not trained with ({' '.join(added)}); take the template that it was trained with"
         )
+    if not trust_remote_code:  # such code may not be made for the meta device
+        try:
+            model = without_weights(config, tokenizer, is_reward=is_reward_model(config, arguments.peft_path))
+        except Exception as error:  # a configuration can be wrong in any way
+            raise loading_error(error, arguments.model_name_or_path) from None
+        if arguments.peft_path:
+            load_adapter(model, arguments.peft_path)
     return config, tokenizer
 
 

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
 from hf_recipes.core.arguments.settings import setting
+from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.dates import today
 
@@ -182,7 +183,10 @@ def _variables(template: str) -> Iterator[tuple[str, list[Any]]]:
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], options: Mapping[str, Any]) -> str | None:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        with bounded(TEMPLATE):
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+    except UserError:
+        raise
     except Exception:  # a template computes what it likes
         return None
 

@@ -102,7 +102,8 @@ def test_the_page_is_short():
 
 def test_a_training_has_what_differs_from_the_defaults(page):
     fields = {"set_max_steps": "5", "set_learning_rate": "1e-3", "set_seed": "42", "set_use_lora": "true"}
-    editor = "report_to: none\nlr_scheduler_kwargs: {num_cycles: 2}\neval_methods: [rougeL, loss]\n"
+    editor = "report_to: none\nlr_scheduler_kwargs: {num_cycles: 2}\neval_methods: [rougeL, loss]\nsave_strategy: no\n"
+    editor += "chat_template_date: 2026-11-30\n"
     argv = page.commands.training(filled(page, yaml=editor, data="a.jsonl#200\n\nb.jsonl*2\n", **fields), "runs/one")
     assert argv[:5] == ["sft", "--model_name_or_path=models/tiny", "--train_file", "a.jsonl#200", "b.jsonl*2"]
     assert flags(argv) == {
@@ -114,6 +115,8 @@ def test_a_training_has_what_differs_from_the_defaults(page):
         "report_to": "none",
         "lr_scheduler_kwargs": '{"num_cycles": 2}',
         "eval_methods": ["rougeL", "loss"],
+        "save_strategy": "no",
+        "chat_template_date": "2026-11-30",
     }
 
 
@@ -156,6 +159,7 @@ def test_recipes_are_of_one_stage():
     "editor, message",
     [
         ("a: [", "the editor: not YAML"),
+        ("seed: 1\nseed: 2", "the editor: not YAML ('seed' is given twice, in lines 1 and 2)"),
         ("- a", "the editor: expected a line `name: value` for each setting"),
         ("output_dir: /tmp/x", "the editor: output_dir is set in another field of the page"),
         ("hub_token: abc", "the editor: hub_token cannot be set on the page"),
@@ -544,3 +548,14 @@ def test_what_the_server_lets_through(address, page, root):
 def test_flags_that_cannot_be(values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         StudioArguments(**values)
+
+
+@pytest.mark.parametrize(
+    "host, url",
+    [("::1", "127.0.0.1"), ("127.0.0.2", "127.0.0.1"), ("fd00::5", "[fd00::5]"), ("studio.example", "studio.example")],
+)
+def test_the_address_of_the_chat(page, monkeypatch, host, url):
+    lines = {"log": lambda: ["chat at …"], "command_lines": lambda: ["hf-recipes chat"]}
+    job = SimpleNamespace(is_live=True, status="running", commands=[["chat", "--port=7861"]], **lines)
+    monkeypatch.setattr(Panels, "job", lambda self, kind: job)
+    assert f"<a href='http://{url}:7861/'" in Panels(page, page.visitor(request()), "watch", host)._chat()

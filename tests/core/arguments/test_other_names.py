@@ -12,11 +12,18 @@ from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.stages.table import STAGES
+from hf_recipes.vocabulary.arguments import TrainTokenizerArguments
+
+OTHERS = {
+    "predict": [ModelArguments, Decoding, PredictArguments],
+    "evaluate": [ModelArguments, EvaluationArguments],
+    "train_tokenizer": [TrainTokenizerArguments],
+}
 
 
 def parser_of(script: str) -> Parser:
-    if script == "predict":
-        return Parser([ModelArguments, Decoding, PredictArguments])
+    if script in OTHERS:
+        return Parser(OTHERS[script])
     stage = STAGES[script]
     return Parser([stage.model, stage.data, stage.arguments, EvaluationArguments])
 
@@ -67,6 +74,8 @@ HERE = {
     # misspelt
     "learning_rat": " (did you mean --learning_rate?)",
     "max_lenght": " (did you mean --max_length?)",
+    "num_epoch": " (did you mean --num_train_epochs?)",
+    "per_device_batch_size": " (did you mean --per_device_train_batch_size?)",
     "early_stoping_patience": " (did you mean --early_stopping_patience?)",
     # near nothing, whatever shares an ending
     "prune_steps": "",
@@ -93,6 +102,9 @@ def test_what_it_is_called_here(unknown, name):
         ("predict", "torch_dtype", " (did you mean --dtype?)"),
         ("predict", "max_tokens", " (did you mean --max_new_tokens?)"),
         ("sft", "adapter", "; here it is --use_lora, or --peft_path for one that was trained before"),
+        ("predict", "max_seq_length", "; here it is --max_source_length, of a prompt"),
+        ("evaluate", "dataset", "; here it is --eval_files, each as name=path"),
+        ("train_tokenizer", "val_size", ""),  # no misspelt vocab_size
         ("predict", "learning_rate", ""),
         ("predict", "lr", ""),
     ],

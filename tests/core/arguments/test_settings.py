@@ -50,7 +50,7 @@ def test_a_file_says_what_flags_say(tmp_path):
     text = (
         "save_strategy: no\nreport_to: none\nuse_lora: off\nmax_steps: 1e1\nrun_name: 010\nrewards: {choice: 2}\n"
         "eval_files: {dev: a.jsonl, 考试: b.csv}\nignore_columns: [-1, --x, on]\n"
-        "lora_config: {day: 2026-01-02, x: no}\n"
+        "lora_config: {day: 2026-01-02, x: no, y: 1e-6, z: [2E3, 3]}\n"
     )
     parser = Parser([*KINDS, EvaluationArguments])
     with pytest.raises(UserError, match="--use_lora False trains all weights"):
@@ -64,7 +64,7 @@ def test_a_file_says_what_flags_say(tmp_path):
         "rewards": ["choice=2"],
         "eval_files": ["dev=a.jsonl", "考试=b.csv"],
         "ignore_columns": ["-1", "--x", "on"],
-        "lora_config": '{"day": "2026-01-02", "x": false}',
+        "lora_config": '{"day": "2026-01-02", "x": false, "y": 1e-06, "z": [2000.0, 3]}',
     }
     assert {key: parser.settings[key] for key in expected} == expected
 
