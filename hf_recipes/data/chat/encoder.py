@@ -46,6 +46,7 @@ from hf_recipes.data.schemas.conversation import (
     with_objects,
     with_text,
     with_thoughts,
+    with_thoughts_key,
 )
 from hf_recipes.data.tokenized import FEATURES, table_of
 
@@ -373,7 +374,7 @@ def _uniform(messages: list[Message]) -> list[Message]:
         raise RowProblem("a conversation without turns")
     if not all(message.get("role") for message in messages):
         raise RowProblem("a turn without a role")
-    return [with_objects(with_thoughts(with_text(message))) for message in messages]
+    return [with_objects(with_thoughts(with_text(with_thoughts_key(message)))) for message in messages]
 
 
 def _labelled_in(example: Example, messages: list[Message]) -> list[Message]:

@@ -113,6 +113,18 @@ def with_thoughts(message: Message) -> Message:
     return message | ({"reasoning_content": thoughts} if thoughts and not known else {})
 
 
+def with_thoughts_key(message: Message) -> Message:
+    """`message` with the thoughts that it has under another key as `reasoning_content`.
+
+    Raises:
+        RowProblem: they are no text.
+    """
+    name = thoughts_name(message) if message["role"] == "assistant" else None
+    if name in (None, THOUGHTS_KEYS[0]):
+        return message
+    return add_thoughts({key: value for key, value in message.items() if key != name}, message, name)
+
+
 def with_text(message: Message) -> Message:
     """`message` with its content as one text: of parts, those of text; None where there is none.
 
