@@ -103,11 +103,5 @@ class TemplateProbes:
             return ""
         if following.startswith(plain.suffix):
             return ""
-        begin = len(plain.suffix) - _common_end(plain.suffix, plain.generation)
-        between, first = following.partition(QUESTION["content"])[0], plain.prompt.partition(QUESTION["content"])[0]
-        end = min(common_length(plain.suffix, between), len(between) - _common_end(between, first))
-        return plain.suffix[max(begin, ends.last_end(plain.suffix, max(begin, end))) :]
-
-
-def _common_end(one: str, other: str) -> int:
-    return common_length(one[::-1], other[::-1])
+        rest = plain.suffix[ends.last_end(plain.suffix, common_length(plain.suffix, following), plain.prompt) :]
+        return rest if plain.generation.endswith(rest) else ""

@@ -35,9 +35,12 @@ class TurnEnd:
         """Where the last special token before `end` begins, if it is near."""
         return max((match.start() for match in self._special.finditer(text, max(0, end - 200), end)), default=None)
 
-    def last_end(self, text: str, before: int) -> int:
-        """Where in `text` the last special token ends that begins before the index `before`; 0 without one."""
-        return max((match.end() for match in self._special.finditer(text) if match.start() < before), default=0)
+    def last_end(self, text: str, stop: int, prompt: str) -> int:
+        """Where in `text`, before `stop`, the special tokens end a turn; the one that `prompt` has first begins one."""
+        tokens = [match for match in self._special.finditer(text) if match.start() < stop]
+        first = [prompt.find(token[0]) % (len(prompt) + 1) for token in tokens]
+        ends = tokens[: first.index(min(first))] or tokens if tokens else []
+        return ends[-1].end() if ends else 0
 
     def opener(self, messages: list[Message], following: Message, tools: list | None = None, suffix: str = "") -> str:
         """The special token that begins the turn `following` after `messages`, empty where there is none.
