@@ -184,11 +184,13 @@ def test_a_turn_that_ends_before_its_call():
         (f"{START}assistant\n", f"{START}assistant\n", END),
         ("### Response:\n", "### Response:\n", f"\n{END}\n"),  # DeepSeek-Coder
         ("Source: assistant\n", "Source: assistant\nTo: user\n", f" {END} "),  # CodeLlama 70B
+        (f"{START}assistant\n[A]", f"{START}assistant\n", END),  # Command A, which adds [A] if asked
     ],
 )
 def test_an_answer_that_a_template_opens_unasked_is_no_part_of_the_one_before(begin, opener, end):
     turns = f"{{{{ {{'user': {START!r} ~ 'user\n', 'assistant': {begin!r}}}[m.role] ~ m.content ~ {end!r} }}}}"
-    one = encoder(f"{{% for m in messages %}}{turns}{{% endfor %}}{{{{ {opener!r} }}}}")
+    asked = "{{ '[A]' if add_generation_prompt }}" if "[A]" in begin else ""
+    one = encoder(f"{{% for m in messages %}}{turns}{{% endfor %}}{{{{ {opener!r} }}}}{asked}")
     chat = conversation("一", "甲", "二", "乙")
     rows = one.encode([chat])
     assert [text for row in rows for text in learned_text(one.tokenizer, row)] == [

@@ -96,12 +96,11 @@ class TemplateProbes:
     def _opened_answer(self, plain: PlainTurn, ends: TurnEnd) -> str:
         """What stands after the last answer to begin another, as after a question, though none is asked for."""
         try:
-            if self._render([QUESTION]) != plain.prompt:
-                return ""
+            alone = self._render([QUESTION])
             following = self._render([QUESTION, ANSWER, QUESTION]).partition(ANSWER["content"])[2]
         except RowProblem:
             return ""
         if following.startswith(plain.suffix):
             return ""
         rest = plain.suffix[ends.last_end(plain.suffix, common_length(plain.suffix, following), plain.prompt) :]
-        return rest if plain.generation.endswith(rest) else ""
+        return rest if alone.endswith(rest) and rest in plain.generation else ""

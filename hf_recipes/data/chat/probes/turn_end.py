@@ -37,7 +37,7 @@ class TurnEnd:
 
     def last_end(self, text: str, stop: int, prompt: str) -> int:
         """Where in `text`, before `stop`, the special tokens end a turn; the one that `prompt` has first begins one."""
-        tokens = [match for match in self._special.finditer(text) if match.start() < stop]
+        tokens = [match for match in self._special.finditer(text) if match.end() <= stop]
         first = [prompt.find(token[0]) % (len(prompt) + 1) for token in tokens]
         ends = tokens[: first.index(min(first))] or tokens if tokens else []
         return ends[-1].end() if ends else 0
