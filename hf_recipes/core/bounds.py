@@ -29,7 +29,9 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
     if not hasattr(signal, "setitimer") or not is_main or signal.getitimer(signal.ITIMER_REAL)[1]:
         yield lambda: None
         return
-    begun, before = time.monotonic(), None
+    import psutil  # not within `look`, whose signals come again while a slow disk reads the module
+
+    process, begun, before = psutil.Process(), time.monotonic(), None
 
     def begin() -> None:
         nonlocal begun, before
@@ -37,7 +39,7 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
 
     def look(*_) -> None:
         nonlocal before
-        memory = _resident()
+        memory = process.memory_info().rss
         before = memory if before is None else before
         if time.monotonic() - begun > SECONDS:
             raise UserError(f"{what} does not end (stopped after {SECONDS:g} seconds)")
@@ -51,10 +53,3 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-
-
-def _resident() -> int:
-    """The process's bytes in memory."""
-    import psutil
-
-    return psutil.Process().memory_info().rss

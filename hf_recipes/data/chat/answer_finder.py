@@ -45,9 +45,13 @@ class AnswerFinder:
         elif prompt[start:].strip():
             start = self._begin_of_call(messages, tools, whole, prompt)
         first = find_text(whole, calls[0]["function"]["name"], begin)[0] if calls and not content.strip() else begin
-        if opens and style.marks.end not in whole[start:first]:
-            closed = thoughts.strip() + style.close
-            begin = start if calls else begin
+        if opens and not thoughts_at and (thoughts or style.marks.end not in whole[start:first]):
+            close, after_block = style.close, whole.rfind(style.marks.end, start, first)
+            if calls and after_block >= 0:  # of empty thoughts
+                close, begin = style.marks.close, after_block + len(style.marks.end)
+            elif calls:
+                close, begin = close if content.strip() else close.removesuffix(style.marks.direct), start
+            closed = thoughts.strip() + close
             return closed + whole[begin:], (len(closed), len(closed) + end - begin)
         if thoughts and not thoughts_at:
             raise RowProblem(

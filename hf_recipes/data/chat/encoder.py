@@ -41,6 +41,7 @@ from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas import thoughts
 from hf_recipes.data.schemas.calls import with_objects
 from hf_recipes.data.schemas.conversation import FilteredRow, Message, RowProblem, with_text, with_thoughts
+from hf_recipes.data.schemas.thought_columns import with_thoughts_key
 from hf_recipes.data.tokenized import FEATURES, table_of
 
 # What ids and labels depend on, with the probes of a template.
@@ -365,7 +366,7 @@ def _uniform(messages: list[Message]) -> list[Message]:
         raise RowProblem("a conversation without turns")
     if not all(message.get("role") for message in messages):
         raise RowProblem("a turn without a role")
-    return [with_objects(with_thoughts(with_text(message))) for message in messages]
+    return [with_objects(with_thoughts(with_text(with_thoughts_key(message)))) for message in messages]
 
 
 def _labelled_in(example: Example, messages: list[Message]) -> list[Message]:

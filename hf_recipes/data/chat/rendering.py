@@ -19,11 +19,12 @@ class Renderer:
 
     Attributes:
         form: where the template looks for what messages hold; that of calls is probed with the first call.
+        opened: what the template writes behind the last turn to begin an answer, though none is asked for; left out.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None):
         self.tokenizer, self.options = tokenizer, dict(options or {})
-        self.form = MessageForm()
+        self.form, self.opened = MessageForm(), ""
         self._dated = with_date(tokenizer)
         self._knows_calls = False
 
@@ -48,7 +49,7 @@ class Renderer:
     def _rendered(self, form: MessageForm, messages: list[Message], tools: list | None, is_prompt: bool) -> str:
         try:
             with bounded(TEMPLATE):
-                return self.tokenizer.apply_chat_template(
+                text = self.tokenizer.apply_chat_template(
                     form.prepared(messages),
                     chat_template=self._dated,
                     tools=tools,
@@ -56,6 +57,7 @@ class Renderer:
                     add_generation_prompt=is_prompt,
                     **self.options,
                 )
+            return text if is_prompt else text.removesuffix(self.opened)
         except UserError:
             raise
         except Exception as error:  # a template computes what it likes

@@ -172,7 +172,10 @@ class ChatTemplate:
         self, text: str, after: int, messages: list[Message], tools: list | None, following: Sequence[Message]
     ) -> tuple[str, str, str]:
         """An answer, whose own texts end at `after`, up to and with what ends its turn, the end, and the rest."""
-        end, opener, calls = self._ends.at_end(text[after:]), "", messages[-1].get("tool_calls")
+        calls, suffix, opener = messages[-1].get("tool_calls"), self._probes.suffix, ""
+        if calls and self._probes.has_end and text.endswith(suffix, after):  # behind the marks of the call
+            after = len(text) - len(suffix)
+        end = self._ends.at_end(text[after:])
         # Where the template ends no turn, a special token after a call is the call's.
         if not end or (calls and not self._probes.has_end):
             result = {"role": "tool", "content": "PROBEresult"}

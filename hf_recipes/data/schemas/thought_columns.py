@@ -60,3 +60,15 @@ def add_thoughts(message: Message, values: Mapping[str, Any], name: str | None) 
         raise RowProblem(f"{name!r} is a {type(thoughts).__name__}, not text")
     thoughts = (thoughts or "").strip().removeprefix(TAGS.start).removesuffix(TAGS.end).strip()
     return {**message, "reasoning_content": thoughts} if thoughts else message
+
+
+def with_thoughts_key(message: Message) -> Message:
+    """`message` with the thoughts that it has under another key as `reasoning_content`.
+
+    Raises:
+        RowProblem: they are no text.
+    """
+    name = thoughts_name(message) if message["role"] == "assistant" else None
+    if name in (None, THOUGHTS_KEYS[0]):
+        return message
+    return add_thoughts({key: value for key, value in message.items() if key != name}, message, name)

@@ -63,6 +63,9 @@ def test_a_closing_tag_in_an_answer_stays_where_its_thoughts_are_known():
 def test_thoughts_of_a_turn_are_read_by_any_of_their_names(key):
     turns = [{"role": "user", "content": "问"}, {"role": "assistant", "content": "答", key: "想"}]
     assert read_turns(turns, "messages")[1]["reasoning_content"] == "想"
+    tokenizer = tokenizer_of(TEMPLATES / "qwen2_5.jinja")
+    [row] = ChatEncoder(tokenizer).encode([turns])
+    assert learned_text(tokenizer, row) == ["<think>\n想\n</think>\n\n答<|im_end|>"]
 
 
 def test_a_closing_tag_in_a_sentence_is_a_part_of_the_answer():

@@ -3,7 +3,6 @@
 import pytest
 
 from conftest import build_tokenizer, conversation, learned_text, write_jsonl
-from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.rendered_text import describes_tools
@@ -178,12 +177,52 @@ def test_a_turn_that_ends_before_its_call():
     assert row.status == "dropped: the chat template ends the turn before its call"
 
 
-def test_a_template_that_always_opens_an_answer_is_refused():
-    with pytest.raises(UserError, match="it begins another answer after the last one"):
-        encoder(
-            "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>{{ m.content }}{% else %}{{ m.content }}"
-            "{% endif %}<|im_end|>{% endfor %}A:"
-        )
+@pytest.mark.parametrize(
+    ("begin", "opener", "end"),
+    [
+        ("", "A:", END),
+        (f"{START}assistant\n", f"{START}assistant\n", END),
+        ("### Response:\n", "### Response:\n", f"\n{END}\n"),  # DeepSeek-Coder
+        ("Source: assistant\n", "Source: assistant\nTo: user\n", f" {END} "),  # CodeLlama 70B
+        (f"{START}assistant\n[A]", f"{START}assistant\n", END),  # Command A, which adds [A] if asked
+    ],
+)
+def test_an_answer_that_a_template_opens_unasked_is_no_part_of_the_one_before(begin, opener, end):
+    turns = f"{{{{ {{'user': {START!r} ~ 'user\n', 'assistant': {begin!r}}}[m.role] ~ m.content ~ {end!r} }}}}"
+    asked = "{{ '[A]' if add_generation_prompt }}" if "[A]" in begin else ""
+    one = encoder(f"{{% for m in messages %}}{turns}{{% endfor %}}{{{{ {opener!r} }}}}{asked}")
+    chat = conversation("一", "甲", "二", "乙")
+    rows = one.encode([chat])
+    assert [text for row in rows for text in learned_text(one.tokenizer, row)] == [
+        f"{text}{end.rstrip()}" for text in "甲乙"
+    ]
+    sent = one.tokenizer.apply_chat_template(chat[:3], add_generation_prompt=True, return_dict=False)
+    assert rows[-1].input_ids[: rows[-1].prompt_length].tolist() == sent
+
+
+def test_a_mark_behind_a_call_does_not_end_the_turn():
+    one = encoder(template(f"{ONE} + '{START}\\n'"))
+    assert learned_text(one.tokenizer, one.encode(*read(ASKED, called()))[0]) == [
+        f"<call>{BEIJING}</call>{START}\n{END}"
+    ]
+
+
+def test_thoughts_before_a_call_that_closes_them_otherwise_than_an_answer():
+    """Cohere's: the mark that begins an answer's text is no part of what closes thoughts before a call."""
+    thoughts = "('[T]' + m.reasoning + '[/T]' if m.reasoning else '')"
+    text = template(f"{thoughts} + {ONE}", opens="[T]").replace(
+        "m.role + '\\n' + m.content",
+        f"m.role + '\\n' + {thoughts} + ('[A]' if m.role == 'assistant' else '') + m.content",
+    )
+    one = encoder(text)
+    chats = [[ASKED, {**turn, "reasoning_content": "想"}] for turn in (answer(), called())]
+    chats += [[ASKED, turn] for turn in (answer(), called())]
+    assert [learned_text(one.tokenizer, row) for row in one.encode(chats, [TOOLS] * 4)] == [
+        [f"想[/T][A]冷{END}"],
+        [f"想[/T]<call>{BEIJING}</call>{END}"],
+        [f"[/T][A]冷{END}"],
+        [f"[/T]<call>{BEIJING}</call>{END}"],
+    ]
 
 
 def test_a_system_turn_may_stand_in_the_last_question():

@@ -93,6 +93,25 @@ TEMPLATES = {
         INLINE,
         "\n\n<|im_end|>",
     ),
+    "an empty block that every turn has": (
+        opened(CHATML.replace("\n{{ m.c", "\n{{ '<think></think>' if m.role == 'assistant' }}{{ m.c"), "<think>"),
+        "</think>",
+        "{}</think>",
+    ),
+    "other words after the last question": (
+        CHATML.replace("}}<|im_end|>", "}}{{ ' (answer)' if loop.last and m.role == 'user' }}<|im_end|>")
+        + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "",
+        INLINE,
+    ),
+    "words in place of what opens thoughts": (
+        CHATML.replace(
+            "{{ m.content }}", "{% if m.reasoning %}{{ m.reasoning ~ '\n[ANSWER]\n' }}{% endif %}{{ m.content }}"
+        )
+        + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\nMy steps:\n' }}{% endif %}",
+        "\n[ANSWER]\n",
+        "{}\n[ANSWER]\n",
+    ),
     "a switch in the question": (
         CHATML
         + "{% if add_generation_prompt %}<|im_start|>assistant\n{% if '/think' in messages[-1].content %}<think>\n"
@@ -161,6 +180,18 @@ def test_the_answer_and_its_end_are_learned_after_what_is_served(tmp_path, name)
             text = tokenizer.decode(ids)
             assert "".join(text.split()) == "".join((expected + messages[index]["content"] + end).split())
             assert text.startswith(expected)
+
+
+def test_what_closes_thoughts_in_a_prompt_opens_none_whatever_its_white_space(tmp_path):
+    encoder = encoder_of(
+        tmp_path,
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% else %}  <|assistant|>   </think>  "
+        "{{ m.content.split('</think>')[-1] }}<|im_end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|> </think>{% endif %}{# '<|assistant|></think>' #}",
+    )
+    [row] = encoder.encode([CHATS[0]])
+    [(_, ids)] = learned([row])
+    assert row.status == "kept" and encoder.tokenizer.decode(ids) == "我很好。<|im_end|>"
 
 
 def test_thoughts_that_prompt_and_row_disagree_on_are_remarked(tmp_path):

@@ -9,6 +9,7 @@ from hf_recipes.core.ledger import shown
 from hf_recipes.data.chat.message_form import MessageForm
 from hf_recipes.data.chat.probes.thought_style import ANSWER, NEXT, QUESTION, PlainTurn, ThoughtStyle, infer_thoughts
 from hf_recipes.data.chat.probes.turn_end import TurnEnd
+from hf_recipes.data.chat.rendered_text import common_length
 from hf_recipes.data.chat.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
@@ -36,12 +37,9 @@ class TemplateProbes:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, render: Renderer, ends: TurnEnd):
         self._render = render
         plain = self._plain_turn()
+        render.opened = self._opened_answer(plain, ends)
+        plain = replace(plain, whole=plain.whole.removesuffix(render.opened))
         self.suffix = plain.suffix
-        if self._opens_another_answer(plain):
-            raise UserError(
-                "the chat template cannot be used for training: it begins another answer after the last one, though "
-                "add_generation_prompt is false; correct it or choose another with --chat_template"
-            )
         end = ends.at_end(plain.suffix)
         self.has_end = bool(end)
         self.end_of_turn = end or ends.opener([QUESTION, ANSWER], NEXT) or tokenizer.eos_token or ""
@@ -95,12 +93,17 @@ class TemplateProbes:
             raise RowProblem("the chat template does not show every turn", "user")
         return prompt
 
-    def _opens_another_answer(self, plain: PlainTurn) -> bool:
-        """Whether what stands after the last answer is the beginning of one, as after a question."""
-        if plain.prefix.strip() or plain.prompt.partition(QUESTION["content"])[2] != plain.suffix:
-            return False
+    def _opened_answer(self, plain: PlainTurn, ends: TurnEnd) -> str:
+        """What stands after the last answer to begin another, as after a question, though none is asked for."""
         try:
-            chat = self._render([QUESTION, ANSWER, QUESTION])
+            alone = self._render([QUESTION])
+            following = self._render([QUESTION, ANSWER, QUESTION]).partition(ANSWER["content"])[2]
         except RowProblem:
-            return False
-        return not chat.partition(ANSWER["content"])[2].startswith(plain.suffix)
+            return ""
+        if following.startswith(plain.suffix):
+            return ""
+        rest = plain.suffix[ends.last_end(plain.suffix, common_length(plain.suffix, following), plain.prompt) :]
+        between = plain.before.rpartition(QUESTION["content"])[2]
+        if rest.strip() not in between and plain.prompt != alone:
+            return ""  # it ends the last turn, whoever has it
+        return rest if alone.endswith(rest) and rest in plain.generation else ""

@@ -54,7 +54,22 @@ class PlainTurn:
     @property
     def prefix(self) -> str:
         """What the model writes before the answer."""
-        return self.whole[self.start : self.whole.index(ANSWER["content"])]
+        return "" if self.is_asked_for else self.before[self.start :]
+
+    @property
+    def added(self) -> str:
+        """What a prompt has beyond the rendering with the answer."""
+        return "" if self.is_asked_for else self.prompt[self.start :].strip()
+
+    @property
+    def before(self) -> str:
+        return self.whole.partition(ANSWER["content"])[0]
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the prompt ends with what stands between question and answer, however it ends the question."""
+        between = _tight(self.before.rpartition(QUESTION["content"])[2])
+        return bool(between) and _tight(self.prompt).endswith(between)
 
     @property
     def suffix(self) -> str:
@@ -98,11 +113,13 @@ def _style(plain: PlainTurn, text: str, field: str) -> ThoughtStyle:
     end = close.strip()
     if not end:
         return ThoughtStyle(field=field, close=close)
-    direct = plain.prefix.strip()
+    direct, added = plain.prefix.strip(), plain.added
     opening = _opening_of(plain, end) if _tight(before) == _tight(plain.prompt) else ""
+    if end not in added and plain.prompt.startswith(before.rstrip()):
+        opening = opening or added  # words for which a rendering has thoughts alone
     is_open = bool(opening)
     if not opening:
-        parting = _common_marks(plain.prompt, before)
+        parting = common_length(plain.before, before) if plain.is_asked_for else _common_marks(plain.prompt, before)
         opening = before[parting:].strip()
         if plain.prompt[parting:].lstrip().startswith(end):  # the prompt closes thoughts at once
             opening = before[max((mark.start() for mark in _BRACKETED.finditer(before)), default=parting) :].strip()
@@ -127,7 +144,7 @@ def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, 
     """
     source = str(render.tokenizer.chat_template)
     marks = _marks(source, render)
-    prompt, added = plain.prompt.rstrip(), plain.prompt[plain.start :].strip()
+    prompt, added = plain.prompt.rstrip(), plain.added
     chat = render.tried([QUESTION, ANSWER, NEXT]) or ""
     after = plain.suffix + chat.partition(ANSWER["content"])[2].partition(NEXT["content"])[0]
     for opening in sorted(filter(prompt.endswith, marks), key=len, reverse=True):
@@ -140,7 +157,8 @@ def _opening_without_thoughts(render: Renderer, plain: PlainTurn) -> tuple[str, 
         for end in filter(source.__contains__, marks):
             answer = {**ANSWER, "content": f"{THOUGHTS}{end}{ANSWER['content']}"}
             text = render.tried([QUESTION, answer])
-            if text and ANSWER["content"] in text and THOUGHTS not in text and end not in after + added:
+            is_cut = text and ANSWER["content"] in text and THOUGHTS not in text
+            if is_cut and _tight(end) not in _tight(after + added):
                 return added, end
     return "", ""
 

@@ -31,6 +31,13 @@ class TurnEnd:
             end = start
         return stripped[end:stop]
 
+    def last_end(self, text: str, stop: int, prompt: str) -> int:
+        """Where in `text`, before `stop`, the special tokens end a turn; the one that `prompt` has first begins one."""
+        tokens = [match for match in self._special.finditer(text) if match.end() <= stop]
+        first = [prompt.find(token[0]) % (len(prompt) + 1) for token in tokens]
+        ends = tokens[: first.index(min(first))] or tokens if tokens else []
+        return ends[-1].end() if ends else 0
+
     def opener(self, messages: list[Message], following: Message, tools: list | None = None, suffix: str = "") -> str:
         """The special token that begins the turn `following` after `messages`, empty where there is none.
 
