@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from copy import copy
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.arguments.command_line import nearest
@@ -75,6 +76,23 @@ def _check_optimizer(args: "RunArguments", weight: "torch.Tensor") -> None:
             return  # it asks for the model, which is not read yet
         flag = f" with --optim_args {args.optim_args}" if args.optim_args else ""
         raise UserError(f"--optim {name}{flag}: {_line(error)}") from None
+    for key in (pair.partition("=")[0].strip() for pair in (args.optim_args or "").split(",")):
+        if key and not _is_read(key, args):
+            raise UserError(f"--optim_args: {key!r} is no setting of --optim {name}; leave it out")
+
+
+def _is_read(key: str, args: "RunArguments") -> bool:
+    """Whether a setting of the optimizer does anything: transformers ignores unknown ones."""
+    from transformers import Trainer
+
+    tried, made = copy(args), set()
+    for value in ("", "x", "true"):  # of which every number, truth value and name differs, or is refused
+        tried.optim_args = f"{key}={value}"
+        try:
+            made.add(repr(Trainer.get_optimizer_cls_and_kwargs(tried)))
+        except Exception:
+            return True
+    return len(made) > 1
 
 
 def _check_schedule(args: "RunArguments") -> None:

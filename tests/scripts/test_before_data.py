@@ -58,6 +58,9 @@ def test_evaluations_of_nothing(refused, stage, flag):
         "--optim adamw_torch_4bit: not installed (": ["--optim", "adamw_torch_4bit"],
         "Invalid beta parameter at index 0: 1.5": ["--adam_beta1", "1.5"],
         "--optim ademamix with --optim_args beta3=x: ": ["--optim", "ademamix", "--optim_args", "beta3=x"],
+        "--optim_args: 'foo' is no setting of --optim sgd; leave it out": [
+            *("--optim", "sgd", "--optim_args", "momentum=0.9,foo=3"),
+        ],
         "give --lr_scheduler_kwargs '{\"num_decay_steps\": 100}'": ["--lr_scheduler_type", "warmup_stable_decay"],
         "cosine_with_min_lr: One of min_lr or min_lr_rate": ["--lr_scheduler_type", "cosine_with_min_lr"],
         "'num_cycle' is no setting of --lr_scheduler_type cosine (did you mean num_cycles?)": [

@@ -85,6 +85,12 @@ def test_a_comparison_leaves_figures_and_one_page(evaluate, model_dir, adapter, 
     assert shares["kind"] == "table" and len(shares["rows"][0]) == len(shares["header"]) == 5
     assert not any("png" in block for section in report["sections"] for block in section["blocks"])
 
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    flags = ["--model_name_or_path", model_dir, "--eval_files", files[0], "--max_new_tokens", 4]
+    assert evaluate(*flags, "--output_dir", tmp_path / "out", "--overwrite_output_dir")[0] == 0
+    names = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+    assert names == {"dev_model.jsonl", "dev_model.png", "metrics.json", "report.html", "notes.txt"}
+
 
 def test_a_reward_that_one_model_alone_has(evaluate, model_dir, adapter, tmp_path):
     """Of the models' rows, those count for which both have one; where there is none, each has its own figure."""
