@@ -66,8 +66,11 @@ def opened(browser: Browser, address: str) -> Browser:
 def send(browser: Browser, question: str) -> None:
     browser.type("#question textarea", question)
     browser.click("#question textarea")
+    count = "document.querySelectorAll('[data-testid=bot]').length"
+    before = browser.evaluate(count)
     browser.press("Enter")
-    browser.wait_for(script="!!document.querySelector('#stop')?.offsetParent")
+    # Writing, or written already, where the machine has much else to do.
+    browser.wait_for(script=f"!!document.querySelector('#stop')?.offsetParent || {count} > {before}")
 
 
 def answers(browser: Browser) -> list[str]:
