@@ -8,6 +8,11 @@ from hf_recipes.core.errors import UserError
 LOCAL = "127.0.0.1"
 
 
+def in_url(host: str) -> str:
+    """An address as an URL has it: that of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_free(port: int, host: str = LOCAL) -> bool:
     """Whether the port can be bound; OSError if `host` is no address of this machine."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hf_recipes.apps.access import is_loopback
-from hf_recipes.apps.ports import check_port
+from hf_recipes.apps.ports import check_port, in_url
 from hf_recipes.apps.waiting import until_stopped
 from hf_recipes.core.errors import UserError, say
 
@@ -168,7 +168,7 @@ def start_blocks(
     middleware = [Middleware(Guard, is_local=is_loopback(host) and not share, rules=rules)]
     blocks.queue(max_size=max_waiting, default_concurrency_limit=1, api_open=False)
     _, address, public = blocks.launch(
-        server_name=f"[{host}]" if ":" in host else host,
+        server_name=in_url(host),
         server_port=port,
         share=share,
         auth=password_check(auth) if auth else None,

@@ -112,11 +112,6 @@ def build_model(
         make_savable(model)
     if packing_error is not None and not made_to_keep_packed_rows_apart(model):
         raise packing_error
-    if model_args.peft_path and added_tokens:
-        raise UserError(
-            f"--peft_path {model_args.peft_path}: the chat template writes tokens that it was not trained with "
-            f"({' '.join(added_tokens)}); leave --chat_template out to keep the adapter's own"
-        )
     if model_args.peft_path:
         model = load_adapter(model, model_args.peft_path, is_trainable=True)
     elif lora is not None:

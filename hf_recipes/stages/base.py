@@ -86,6 +86,11 @@ class Context:
         if args.use_lora and not args.peft_path and args.train_new_tokens:
             ids = read_new_tokens(args.model_name_or_path, args.model_revision, self.data_args.cache_dir)
             self.added_tokens = [*self.added_tokens, *self.tokenizer.convert_ids_to_tokens(list(ids))]
+        if args.peft_path and self.added_tokens:
+            raise UserError(
+                f"--peft_path {args.peft_path}: the chat template writes tokens that it was not trained with "
+                f"({' '.join(self.added_tokens)}); leave --chat_template out to keep the adapter's own"
+            )
 
     def descriptions(self) -> dict[str, str]:
         """Of the special tokens that --add_special_tokens added; their embeddings begin from these."""

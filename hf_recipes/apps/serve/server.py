@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.chat.engine import Engine
+from hf_recipes.apps.ports import in_url
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.apps.serve.reply import SHUT_DOWN, Choice, Reply
 from hf_recipes.apps.serve.request import ChatRequest, RequestError, ServedModel, read_request
@@ -224,7 +225,7 @@ def serve(server: Server) -> None:
         if not web.started:
             raise UserError(f"--host {host}: the server does not start")
         names = ", ".join(dict.fromkeys(model.name for model in server.models.values()))
-        return f"{names} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 (Ctrl-C ends it)"
+        return f"{names} at http://{in_url(host)}:{port}/v1 (Ctrl-C ends it)"
 
     try:
         until_stopped(begin)

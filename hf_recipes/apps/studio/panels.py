@@ -13,7 +13,7 @@ import gradio as gr
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.jobs.jobs import TRAINED, Job, read_json, read_lines
 from hf_recipes.apps.jobs.visitors import Visitor
-from hf_recipes.apps.ports import LOCAL
+from hf_recipes.apps.ports import LOCAL, in_url
 from hf_recipes.apps.studio import views
 from hf_recipes.apps.studio.commands import COLUMNS, FORMS, PLAN
 from hf_recipes.apps.studio.texts import Texts
@@ -222,8 +222,7 @@ class Panels:
             return ""
         if job.is_live and any(line.startswith("chat at ") for line in job.log()):
             port = next(item.partition("=")[2] for item in job.commands[0] if item.startswith("--port="))
-            host = LOCAL if is_loopback(self.host) else self.host  # where on_load_chat has it listen
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+            url = f"http://{in_url(LOCAL if is_loopback(self.host) else self.host)}:{port}/"  # as on_load_chat says
             frame = f"<iframe src='{url}' title='chat'></iframe>" if is_loopback(self.host) else ""
             link = f"<p><a href='{url}' target='_blank' rel='noopener'>{escape(texts('open chat'))}</a></p>"
             return views.card(texts("load chat"), frame, link, views.command(job.command_lines(), texts))

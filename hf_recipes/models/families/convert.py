@@ -14,7 +14,6 @@ from hf_recipes.core.files import (
     lock_of,
     locked,
     move_folder,
-    read_mapping,
     share_weights,
     write_json,
     writing,
@@ -74,7 +73,7 @@ def convert_checkpoint(model: str, output_dir: str, *, verify: bool = False, tru
 def _family(source: Path) -> tuple[Family, dict[str, Any]]:
     if not (source / "config.json").exists():
         raise UserError(f"{source}: this folder has no config.json")
-    config = read_mapping(str(source / "config.json"), "--model_name_or_path")
+    config = read_json(source / "config.json")
     family = detect(config, str(source))
     if isinstance(family, str):
         raise UserError(f"{source}: {family}")
