@@ -1,4 +1,4 @@
-"""A tiny model that has learned ten rows by heart gives all answers to whoever asks, with thoughts and calls too."""
+"""A tiny model that has learned its rows by heart gives all answers to whoever asks, with thoughts and calls too."""
 
 import json
 from importlib.resources import files
@@ -7,19 +7,24 @@ from pathlib import Path
 import pytest
 import torch
 from chat_templates import tokenizer_of
+from starlette.testclient import TestClient
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from conftest import write_jsonl
 from hf_recipes.apps.chat.loading import open_engine
 from hf_recipes.apps.chat.models import BASE
+from hf_recipes.apps.serve.arguments import ServeArguments
+from hf_recipes.apps.serve.request import ServedModel
+from hf_recipes.apps.serve.server import Server
+from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 
 TEMPLATES = Path(str(files("trl"))) / "chat_templates"
 TOOL = {"name": "get_weather", "description": "天气", "parameters": {"type": "object", "properties": {}}}
 TOOLS = [{"type": "function", "function": TOOL}]
-SIGNS = "甲乙丙丁戊己庚辛壬癸"
-WORDS = [first + second for first in "东西" for second in "山海风云水"]
+SIGNS = "甲乙丙丁戊己庚辛壬癸子丑寅卯辰巳午未申酉"
+WORDS = [first + second for first in "东西南北" for second in "山海风云水"]
 SHORT = ("--max_new_tokens", "40", "--batch_size", "10", "--dtype", "float32")
 # The templates of models that do not think, that open thoughts, that write empty ones, and that call tools.
 CASES = ["qwen2_5", "deepseek_r1_distill", "qwen3_5_think", "qwen3", "qwen3_instruct_2507"]
@@ -35,10 +40,10 @@ def row_of(number: int, name: str) -> dict:
     return {"messages": [question, answer | ({"reasoning_content": f"想{number}"} if thinks else {})]}
 
 
-@pytest.fixture
-def learned(script, tmp_path, name):
+@pytest.fixture(params=[10, pytest.param(20, marks=pytest.mark.slow)])
+def learned(request, script, tmp_path, name):
     """The rows, their file and the folder of a model that was trained on them."""
-    rows = [row_of(number, name) for number in range(10)]
+    rows = [row_of(number, name) for number in range(request.param)]
     file, base, run = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "base", tmp_path / "run"
     tokenizer = tokenizer_of(TEMPLATES / f"{name}.jinja")
     rendered = [tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), tokenize=False) for row in rows]
@@ -50,7 +55,7 @@ def learned(script, tmp_path, name):
     Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)).save_pretrained(base)
     code, _, err = script(
         *("sft.py", "--model_name_or_path", base, "--train_file", file, "--output_dir", run, "--use_lora", "False"),
-        *("--per_device_train_batch_size", "10", "--max_steps", "120", "--learning_rate", "3e-3"),
+        *("--per_device_train_batch_size", request.param, "--max_steps", "120", "--learning_rate", "3e-3"),
         *("--lr_scheduler_type", "cosine", "--save_strategy", "no", "--report_to", "none"),
     )
     assert code == 0, err
@@ -60,7 +65,7 @@ def learned(script, tmp_path, name):
 @pytest.mark.parametrize("name", CASES)
 def test_all_answers_are_given_to_whoever_asks(learned, script, tmp_path, name):
     rows, file, run = learned
-    calls = "tools" in rows[0]
+    calls, words = "tools" in rows[0], WORDS[: len(rows)]
 
     def answers(texts):
         if calls:
@@ -81,7 +86,7 @@ def test_all_answers_are_given_to_whoever_asks(learned, script, tmp_path, name):
         )
         ids = model.generate(**prompt, max_new_tokens=40, do_sample=False)[0, prompt["input_ids"].shape[1] :]
         texts.append(tokenizer.decode(ids, skip_special_tokens=True))
-    assert answers(texts) == WORDS
+    assert answers(texts) == words
 
     output = tmp_path / "out.jsonl"
     code, _, err = script(
@@ -89,7 +94,7 @@ def test_all_answers_are_given_to_whoever_asks(learned, script, tmp_path, name):
     )
     assert code == 0, err
     predicted = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert answers(row["prediction"] for row in predicted) == WORDS
+    assert answers(row["prediction"] for row in predicted) == words
     thoughts = [row["messages"][1].get("reasoning_content") for row in rows]
     assert [row.get("prediction_reasoning_content") or None for row in predicted] == thoughts
 
@@ -99,10 +104,21 @@ def test_all_answers_are_given_to_whoever_asks(learned, script, tmp_path, name):
     metrics = json.loads((tmp_path / "evaluated" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["model"]["rows"]["exact_match"] == 1
 
-    if not calls:  # for which the page has no field
-        engine = open_engine(ModelArguments(str(run), dtype="float32"), [], max_new_tokens=40, device_map="cpu")
+    engine = open_engine(ModelArguments(str(run), dtype="float32"), [], max_new_tokens=40, device_map="cpu")
+    if calls:  # for which the chat's page has no field, and its engine's API has one
+        settings = ["--model_name_or_path", str(run), "--max_new_tokens", "40", "--temperature", "0"]
+        arguments = Parser([ServeArguments]).parse(settings)[0]
+        server = Server(engine, {BASE: ServedModel(engine.chat_models[BASE], arguments)}, arguments)
+        client = TestClient(server.app(), base_url="http://127.0.0.1:8000")
+        cities = []
+        for row in rows:
+            question = {"model": BASE, "messages": row["messages"][:1], "tools": row["tools"]}
+            message = client.post("/v1/chat/completions", json=question).json()["choices"][0]["message"]
+            cities += [json.loads(call["function"]["arguments"])["city"] for call in message["tool_calls"]]
+        assert cities == words
+    else:
         decoding, texts = Decoding(max_new_tokens=40), []
         for row in rows:
             *_, answer = engine.answer(BASE, engine.prompt(BASE, row["messages"][:1], decoding), decoding)
             texts.append(answer.text)
-        assert answers(texts) == WORDS
+        assert answers(texts) == words
