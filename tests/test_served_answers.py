@@ -55,7 +55,7 @@ def learned(request, script, tmp_path, name):
     Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads)).save_pretrained(base)
     code, _, err = script(
         *("sft.py", "--model_name_or_path", base, "--train_file", file, "--output_dir", run, "--use_lora", "False"),
-        *("--per_device_train_batch_size", request.param, "--max_steps", "120", "--learning_rate", "3e-3"),
+        *("--per_device_train_batch_size", request.param, "--max_steps", 12 * request.param, "--learning_rate", "3e-3"),
         *("--lr_scheduler_type", "cosine", "--save_strategy", "no", "--report_to", "none"),
     )
     assert code == 0, err
