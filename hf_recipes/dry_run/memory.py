@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hf_recipes.dry_run.simulate import Batch, pass_memory, step_memory
+from hf_recipes.models.adapters.targets import trained_shares
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.quantization.experts import is_experts_weight
 from hf_recipes.models.quantization.settings import is_read_by_kernel
@@ -34,13 +35,15 @@ BLOCK = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32
 class Memory:
     """Bytes on one device at the fullest moment, by kind (`parts`), and bytes on disk for one checkpoint.
 
-    `trained` and `total` are numbers of weights. `batch` is the largest of the training, or of an evaluation. `kernels`
-    is what compiled kernels may take besides, by how many shapes the batches have.
+    `trained` and `total` are numbers of weights, `shares` the parts of the model with the trained ones. `batch` is
+    the largest of the training, or of an evaluation. `kernels` is what compiled kernels may take besides, by how
+    many shapes the batches have.
     """
 
     parts: dict[str, int]
     trained: int
     total: int
+    shares: dict[str, float]
     checkpoint: int
     batch: Batch | ForwardPass
     kernels: int = 0
@@ -164,7 +167,8 @@ def estimate(
     if args.use_cpu:
         parts["allocator"] = LIBRARIES + int(FRAGMENTATION * tensors["heap"])
     kernels = KERNELS if args.use_cpu and autocast is torch.bfloat16 else 0
-    return Memory(parts, count, sum(p.numel() for p in parameters), checkpoint, batch, kernels)
+    total = sum(p.numel() for p in parameters)
+    return Memory(parts, count, total, trained_shares(model), checkpoint, batch, kernels)
 
 
 def _size(tensor: torch.Tensor) -> int:

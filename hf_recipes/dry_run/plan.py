@@ -18,6 +18,7 @@ from hf_recipes.dry_run.peak_memory import as_range, in_units
 from hf_recipes.dry_run.simulate import meta_model
 from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import report_values
+from hf_recipes.models.adapters.targets import what_is_trained
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import leaks_in_tiny_copy
 from hf_recipes.models.inference.batch_options import ForwardPass
@@ -75,13 +76,12 @@ class Plan:
             ("steps", f"{self.steps_per_epoch:,} an epoch, {self.steps:,} in all, {self.warmup:,} of them warmup"),
         ]
         if memory := self.memory:
-            share = memory.trained / memory.total
             size = f"{memory.batch.rows} × {memory.batch.length:,} tokens"
             which = "evaluation batch" if memory.evaluates else "batch"
             amount = as_range(memory.peak, memory.most)
             kernels = f"up to {in_units(memory.kernels)}, compiled for each shape of batch in bfloat16"
             lines += [
-                ("trained", f"{memory.trained:,} of {memory.total:,} weights ({share:.2%})"),
+                ("trained", what_is_trained(memory.trained, memory.total, memory.shares)),
                 ("memory", f"{amount} a device, estimated for the largest {which} ({size})"),
                 *((f"  {name}", in_units(size)) for name, size in memory.parts.items()),
                 *([("  kernels", kernels)] if memory.kernels else []),

@@ -11,7 +11,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.dry_run.checks import check_trained
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
-from hf_recipes.models.adapters.targets import trained_shares
+from hf_recipes.models.adapters.targets import trained_shares, what_is_trained
 from hf_recipes.models.adapters.vision import vision_parts
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import joins_rows, made_to_keep_packed_rows_apart
@@ -126,7 +126,7 @@ def build_model(
         trained, total = model.get_nb_trainable_parameters()
     else:
         total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
-    say(f"training {trained:,} of {total:,} weights ({trained / total:.2%}): {trained_shares(model)}")
+    say(f"training {what_is_trained(trained, total, trained_shares(model))}")
     return model
 
 

@@ -264,7 +264,7 @@ def test_an_estimate_is_a_range_where_kernels_are_compiled_for_each_shape(make):
     [(500, "500 kB (within)"), (200, "200 kB (+50 %)"), (1000, "1 MB (-20 %)")],
 )
 def test_a_peak_beside_a_range(monkeypatch, peak, line):
-    measured = PeakMemory(Memory({"weights": 300_000}, 1, 1, 0, Batch(1, 1, 1), kernels=500_000))
+    measured = PeakMemory(Memory({"weights": 300_000}, 1, 1, {}, 0, Batch(1, 1, 1), kernels=500_000))
     measured._readable, measured._before, measured._on_accelerator = True, 0, False
     monkeypatch.setattr(peak_memory, "_resident", lambda field: peak * 1000)
     assert describe(measured.read()) == f"memory: estimated 300 kB to 800 kB, peak {line}"

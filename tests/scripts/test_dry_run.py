@@ -38,13 +38,13 @@ def test_the_table_says_what_the_run_does(dry, sft, model_dir, pairs, tmp_path):
     tokens = int(re.search(r"tokens an epoch +([\d,]+),", out)[1].replace(",", ""))
     for part in ("weights", "gradients", "optimizer", "activations", "logits", "checkpoint"):
         assert re.search(rf"^ *{part} +\d+ [kM]B", out, re.MULTILINE), part
-    trained = re.search(r"trained +([\d,]+ of [\d,]+) weights", out)[1]
+    trained = re.search(r"trained +([\d,]+ of [\d,]+ weights .*attention .*)", out)[1]
     truncated = re.search(r"truncated +([\d.]+)%", out)[1]
     real.undo()
     flags = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", tmp_path / "run"]
     code, out, err = sft(*flags, "--report_to", "none", *more, light=False)
     assert code == 0, err
-    assert f"training {trained} weights" in out and "trained to step 10 " in out
+    assert f"training {trained}\n" in out and "trained to step 10 " in out
     assert "memory: estimated" in out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["train"]["tokens"] == 2 * tokens

@@ -1,7 +1,7 @@
 """What an adapter adapts: in a mixture of experts, these and the layers beside them; the shares of all parts."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -192,7 +192,7 @@ def part_of(name: str) -> str:
     return next((part for part, pattern in PARTS.items() if pattern.search(name)), "other weights")
 
 
-def trained_shares(model: "nn.Module") -> str:
+def trained_shares(model: "nn.Module") -> dict[str, float]:
     """Which share of the weights that are trained is in which part; of a mixture, the parts without any too."""
     trained = dict.fromkeys([*SHOWN_AT_ZERO, *PARTS], 0)
     present = set()
@@ -203,4 +203,10 @@ def trained_shares(model: "nn.Module") -> str:
             trained[part] = trained.get(part, 0) + getattr(parameter, "ds_numel", parameter.numel())
     shown = present & set(SHOWN_AT_ZERO) if {"experts", "router"} <= present else set()
     count = sum(trained.values())
-    return ", ".join(f"{part} {size / count:.1%}" for part, size in trained.items() if size or part in shown)
+    return {part: size / count for part, size in trained.items() if size or part in shown}
+
+
+def what_is_trained(trained: int, total: int, shares: Mapping[str, float]) -> str:
+    """How many of a model's weights are trained, and in which parts they are."""
+    parts = ", ".join(f"{part} {share:.1%}" for part, share in shares.items())
+    return f"{trained:,} of {total:,} weights ({trained / total:.2%}): {parts}"
