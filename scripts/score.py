@@ -16,7 +16,7 @@ from functools import partial
 from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.script import run_script
-from hf_recipes.data.chat.dates import printed_date
+from hf_recipes.data.chat.templates.dates import printed_date
 from hf_recipes.evaluation.over_file import date_of, run_over_file, settings_of_model
 from hf_recipes.evaluation.run_record import SHAPE, RunRecord
 from hf_recipes.evaluation.score import AnswerReader, Score, ScoreArguments

@@ -15,7 +15,7 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_json, write_jsonl, writing
 from hf_recipes.core.folders import OutputFolder
 from hf_recipes.core.language import Language, locale_language
-from hf_recipes.data.chat.dates import printed_date
+from hf_recipes.data.chat.templates.dates import printed_date
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.evaluation.method import Method, Outcome, first_not_finite, run_method, versions
 from hf_recipes.evaluation.methods.generation import GenerationMethod

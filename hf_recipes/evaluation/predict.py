@@ -12,8 +12,8 @@ from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.core.ledger import shown
-from hf_recipes.data.chat.dates import printed_date
 from hf_recipes.data.chat.prompts import Prompt, PromptReader
+from hf_recipes.data.chat.templates.dates import printed_date
 from hf_recipes.data.files.source import Record
 from hf_recipes.evaluation.over_file import FileArguments, settings_of_model
 from hf_recipes.models.arguments import ModelArguments

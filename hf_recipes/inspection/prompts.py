@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.chat.rendered_text import common_length
+from hf_recipes.data.chat.templates.rendered_text import common_length
 from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import Table, visible
 from hf_recipes.inspection.rows.base import Rows

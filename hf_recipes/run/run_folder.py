@@ -6,7 +6,7 @@ from typing import Any
 from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.folders import OutputFolder, held
 from hf_recipes.core.script import at_end
-from hf_recipes.data.chat.dates import today
+from hf_recipes.data.chat.templates.dates import today
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.templates.options import TemplateArguments

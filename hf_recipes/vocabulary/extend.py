@@ -14,7 +14,7 @@ from hf_recipes.core.folders import reserved
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.report import Report
 from hf_recipes.evaluation.reports.terminal import print_report
-from hf_recipes.models.families.from_sentencepiece import FILES, UNIGRAM, find_model, read_model
+from hf_recipes.models.families.tokenizers.from_sentencepiece import FILES, UNIGRAM, find_model, read_model
 from hf_recipes.models.tokenizers.special_tokens import read_special_tokens
 from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments

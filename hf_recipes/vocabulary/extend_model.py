@@ -14,7 +14,7 @@ from hf_recipes.data.examples import load_examples
 from hf_recipes.evaluation.methods.perplexity import NLL
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.embeddings import initialize_rows
-from hf_recipes.models.families.from_sentencepiece import find_model
+from hf_recipes.models.families.tokenizers.from_sentencepiece import find_model
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generation_settings import make_savable, stop_at_ends
 from hf_recipes.models.loading import load_config, load_model

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import say
-from hf_recipes.models.families.from_sentencepiece import NORMAL, UNIGRAM, all_merges
+from hf_recipes.models.families.tokenizers.from_sentencepiece import NORMAL, UNIGRAM, all_merges
 from hf_recipes.vocabulary import sentencepiece_model as pieces
 from hf_recipes.vocabulary.bpe import SPACE, Bpe
 from hf_recipes.vocabulary.characters import Joins

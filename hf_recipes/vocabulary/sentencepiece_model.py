@@ -8,7 +8,7 @@ still complete an old one that the old merges never reached; such a piece is not
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_recipes.models.families.from_sentencepiece import CONTROL, NORMAL
+from hf_recipes.models.families.tokenizers.from_sentencepiece import CONTROL, NORMAL
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto

@@ -12,7 +12,7 @@ from hf_recipes.core.files import new_folder
 from hf_recipes.core.folders import reserved
 from hf_recipes.evaluation.reports.page import write_page
 from hf_recipes.evaluation.reports.terminal import print_report
-from hf_recipes.models.families.from_sentencepiece import BPE, UNIGRAM, as_tokenizer
+from hf_recipes.models.families.tokenizers.from_sentencepiece import BPE, UNIGRAM, as_tokenizer
 from hf_recipes.models.tokenizers.pretokenizers import pre_tokenizer
 from hf_recipes.models.tokenizers.special_tokens import PAD, SpecialTokens, read_special_tokens
 from hf_recipes.models.tokenizers.tokenizer import load_tokenizer

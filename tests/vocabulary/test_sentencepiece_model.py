@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from conftest import ROOT
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.families.from_sentencepiece import BPE, UNIGRAM, all_merges, as_tokenizer, read_model
+from hf_recipes.models.families.tokenizers.from_sentencepiece import BPE, UNIGRAM, all_merges, as_tokenizer, read_model
 from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
 from hf_recipes.vocabulary.arguments import ExtendTokenizerArguments
 from hf_recipes.vocabulary.extend import extend_tokenizer

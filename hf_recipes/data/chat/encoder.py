@@ -21,20 +21,19 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import FILTERED, KEPT, row_status
-from hf_recipes.data.chat import (
+from hf_recipes.data.chat import token_offsets, truncation
+from hf_recipes.data.chat.example import Example
+from hf_recipes.data.chat.templates import (
     answer_finder,
     message_form,
     probes,
     rendered_text,
     rendering,
     template,
-    token_offsets,
-    truncation,
 )
-from hf_recipes.data.chat.dates import printed_date
-from hf_recipes.data.chat.example import Example
-from hf_recipes.data.chat.rendered_text import describes_tools
-from hf_recipes.data.chat.template import TOOLS_IN_SYSTEM, ChatTemplate, has_answer
+from hf_recipes.data.chat.templates.dates import printed_date
+from hf_recipes.data.chat.templates.rendered_text import describes_tools
+from hf_recipes.data.chat.templates.template import TOOLS_IN_SYSTEM, ChatTemplate, has_answer
 from hf_recipes.data.chat.token_offsets import Aligner
 from hf_recipes.data.chat.truncation import ANSWER_CUT, OVER_BUDGET, cut_answer, cut_prompt, without_oldest
 from hf_recipes.data.examples import fingerprint

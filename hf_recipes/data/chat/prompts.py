@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, last_question
-from hf_recipes.data.chat.template import has_answer
+from hf_recipes.data.chat.templates.template import has_answer
 from hf_recipes.data.examples import described, fitting_columns, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record, Source

@@ -6,7 +6,7 @@ from bisect import bisect_left
 import numpy as np
 
 from hf_recipes.data.chat.example import Example
-from hf_recipes.data.chat.rendered_text import find_text
+from hf_recipes.data.chat.templates.rendered_text import find_text
 from hf_recipes.data.chat.token_offsets import Aligned
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 

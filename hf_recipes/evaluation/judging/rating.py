@@ -9,7 +9,7 @@ from typing import Any
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, row_status, shown
-from hf_recipes.data.chat.template import has_answer
+from hf_recipes.data.chat.templates.template import has_answer
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.language import Language
 from hf_recipes.data.chat.prompts import Prompt, PromptReader, read_prompts
-from hf_recipes.data.chat.template import thought_marks
+from hf_recipes.data.chat.templates.template import thought_marks
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.reports.plots import draw_confusion
 from hf_recipes.metrics import text as metrics

@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.language import Language
-from hf_recipes.data.chat.template import ChatTemplate
+from hf_recipes.data.chat.templates.template import ChatTemplate
 from hf_recipes.data.pretraining.document_encoder import leading_ids
 from hf_recipes.evaluation.method import EvalContext, Method, Outcome, Record
 from hf_recipes.evaluation.methods.questions import Question, read_question, read_rows

@@ -21,10 +21,11 @@ from hf_recipes.core.files import (
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.models import weight_files
 from hf_recipes.models.families import detect as detection
-from hf_recipes.models.families import fast_tokenizer, from_sentencepiece, from_tiktoken, layouts, old_configs, weights
+from hf_recipes.models.families import layouts, old_configs, weights
 from hf_recipes.models.families.detect import detect
-from hf_recipes.models.families.fast_tokenizer import build_tokenizer, is_chat_model, prove, read_json
 from hf_recipes.models.families.layouts import Family
+from hf_recipes.models.families.tokenizers import fast_tokenizer, from_sentencepiece, from_tiktoken
+from hf_recipes.models.families.tokenizers.fast_tokenizer import build_tokenizer, is_chat_model, prove, read_json
 from hf_recipes.models.families.weights import convert_weights, expected_shapes
 
 if TYPE_CHECKING:

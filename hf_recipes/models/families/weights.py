@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import new_file, write_json
 from hf_recipes.models.checks.finite import WHY, is_finite
-from hf_recipes.models.families.fast_tokenizer import read_json
 from hf_recipes.models.families.layouts import Family
 from hf_recipes.models.families.old_configs import Config
+from hf_recipes.models.families.tokenizers.fast_tokenizer import read_json
 from hf_recipes.models.weight_files import commonest, file_digest
 
 if TYPE_CHECKING:

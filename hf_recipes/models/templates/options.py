@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.data.chat.dates import today
+from hf_recipes.data.chat.templates.dates import today
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -196,7 +196,7 @@ def _states(tokenizer: "PreTrainedTokenizerBase", choices: list[dict[str, Any]])
 
     That is 2 where the prompt opens thoughts, 0 where it closes them, else 1.
     """
-    from hf_recipes.data.chat.template import ChatTemplate  # loads transformers
+    from hf_recipes.data.chat.templates.template import ChatTemplate  # loads transformers
 
     templates: list[ChatTemplate | None] = []
     for options in choices:

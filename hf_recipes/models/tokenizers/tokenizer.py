@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.bounds import bounded
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.data.chat.dates import set_date
+from hf_recipes.data.chat.templates.dates import set_date
 from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.loading import loading_error
 from hf_recipes.models.templates.options import TEMPLATES, Thinking, choose_template, thinking_options, with_options
@@ -59,7 +59,7 @@ def load_tokenizer(
     """
     refuse_unconverted(name, trust_remote_code=trust_remote_code)
     try:
-        from hf_recipes.models.families.sentencepiece_tokenizer import load
+        from hf_recipes.models.families.tokenizers.sentencepiece_tokenizer import load
 
         tokenizer = load(name, trust_remote_code=trust_remote_code, **kwargs)
     except UserError:

@@ -17,7 +17,7 @@ from trl.trainer.utils import add_fused_lm_head
 from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.chat.prompts import Prompt
-from hf_recipes.data.chat.template import thought_marks
+from hf_recipes.data.chat.templates.template import thought_marks
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.forward import evaluating
 from hf_recipes.models.inference.generate import continue_batches

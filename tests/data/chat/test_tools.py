@@ -5,7 +5,7 @@ import pytest
 from conftest import build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.ledger import Ledger
 from hf_recipes.data.chat.encoder import ChatEncoder
-from hf_recipes.data.chat.rendered_text import describes_tools
+from hf_recipes.data.chat.templates.rendered_text import describes_tools
 from hf_recipes.data.examples import load_examples, row_statuses
 from hf_recipes.data.schemas.columns import Columns
 from hf_recipes.data.schemas.registry import detect_schema

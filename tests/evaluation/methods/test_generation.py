@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.data.chat.prompts import PromptReader, read_prompts
-from hf_recipes.data.chat.template import thought_marks
+from hf_recipes.data.chat.templates.template import thought_marks
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding

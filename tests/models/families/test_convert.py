@@ -23,11 +23,12 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.models.adapters.lora import read_lora_config
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.families import convert, fast_tokenizer, layouts, weights
+from hf_recipes.models.families import convert, layouts, weights
 from hf_recipes.models.families.convert import convert_checkpoint
 from hf_recipes.models.families.detect import detect, refuse_unconverted
-from hf_recipes.models.families.from_sentencepiece import USER_DEFINED, as_full_tokenizer
-from hf_recipes.models.families.from_tiktoken import Ranks
+from hf_recipes.models.families.tokenizers import fast_tokenizer
+from hf_recipes.models.families.tokenizers.from_sentencepiece import USER_DEFINED, as_full_tokenizer
+from hf_recipes.models.families.tokenizers.from_tiktoken import Ranks
 from hf_recipes.models.loading import load_config
 from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
 from hf_recipes.models.tokenizers.tokenizer import load_tokenizer

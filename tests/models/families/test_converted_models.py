@@ -13,9 +13,9 @@ from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.adapters.saved_adapter import load_adapter
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.packing import made_to_keep_packed_rows_apart
-from hf_recipes.models.families import fast_tokenizer
 from hf_recipes.models.families.convert import convert_checkpoint
 from hf_recipes.models.families.detect import detect
+from hf_recipes.models.families.tokenizers import fast_tokenizer
 from hf_recipes.models.loading import load_model
 from hf_recipes.models.quantization.settings import prepare_quantized
 

@@ -22,9 +22,10 @@ from hf_recipes.export.merge import MergeArguments, merge
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.saving import check_saved
-from hf_recipes.models.families import chatglm_tokenizer, fast_tokenizer, layouts
+from hf_recipes.models.families import layouts
 from hf_recipes.models.families.convert import convert_checkpoint
 from hf_recipes.models.families.remote_code import remote_class
+from hf_recipes.models.families.tokenizers import chatglm_tokenizer, fast_tokenizer
 from hf_recipes.models.inference.batch_options import ForwardPass
 from hf_recipes.models.inference.forward import prefix_cache
 from hf_recipes.models.loading import load_config, load_model

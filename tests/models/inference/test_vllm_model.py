@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from conftest import build_tokenizer, conversation, tiny_model, write_jsonl
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.chat.template import thought_marks
+from hf_recipes.data.chat.templates.template import thought_marks
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference import vllm_model
 from hf_recipes.models.inference.decoding import Decoding

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from conftest import CHATML, build_tokenizer
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.chat import dates
 from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.chat.templates import dates
 from hf_recipes.models.templates import options
 from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 from hf_recipes.run import run_folder

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from hf_recipes.data.chat.message_form import shows_list
-from hf_recipes.data.chat.rendered_text import common_length
-from hf_recipes.data.chat.rendering import Renderer
+from hf_recipes.data.chat.templates.message_form import shows_list
+from hf_recipes.data.chat.templates.rendered_text import common_length
+from hf_recipes.data.chat.templates.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message
 from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS
 from hf_recipes.data.schemas.thoughts import TAGS, ThoughtMarks

@@ -12,15 +12,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_recipes.data.chat.answer_finder import AnswerFinder
 from hf_recipes.data.chat.example import Example
-from hf_recipes.data.chat.message_form import MessageForm
-from hf_recipes.data.chat.probes.repeated_turns import RepeatedTurns
-from hf_recipes.data.chat.probes.shown_fields import ShownFields
-from hf_recipes.data.chat.probes.template_probes import TemplateProbes
-from hf_recipes.data.chat.probes.turn_end import TurnEnd
-from hf_recipes.data.chat.rendered_text import end_of_calls, find_text
-from hf_recipes.data.chat.rendering import Renderer
+from hf_recipes.data.chat.templates.answer_finder import AnswerFinder
+from hf_recipes.data.chat.templates.message_form import MessageForm
+from hf_recipes.data.chat.templates.probes.repeated_turns import RepeatedTurns
+from hf_recipes.data.chat.templates.probes.shown_fields import ShownFields
+from hf_recipes.data.chat.templates.probes.template_probes import TemplateProbes
+from hf_recipes.data.chat.templates.probes.turn_end import TurnEnd
+from hf_recipes.data.chat.templates.rendered_text import end_of_calls, find_text
+from hf_recipes.data.chat.templates.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 from hf_recipes.data.schemas.thoughts import ThoughtMarks
 

@@ -8,7 +8,7 @@ from tokenizers import AddedToken
 from conftest import conversation
 from hf_recipes.core.ledger import shown
 from hf_recipes.data.chat import ChatEncoder
-from hf_recipes.data.chat.template import NO_THOUGHTS, THOUGHTS_AFTER_CLOSED, THOUGHTS_LEFT_OUT
+from hf_recipes.data.chat.templates.template import NO_THOUGHTS, THOUGHTS_AFTER_CLOSED, THOUGHTS_LEFT_OUT
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 PARTS = (

@@ -6,11 +6,18 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
-from hf_recipes.data.chat.message_form import MessageForm
-from hf_recipes.data.chat.probes.thought_style import ANSWER, NEXT, QUESTION, PlainTurn, ThoughtStyle, infer_thoughts
-from hf_recipes.data.chat.probes.turn_end import TurnEnd
-from hf_recipes.data.chat.rendered_text import common_length
-from hf_recipes.data.chat.rendering import Renderer
+from hf_recipes.data.chat.templates.message_form import MessageForm
+from hf_recipes.data.chat.templates.probes.thought_style import (
+    ANSWER,
+    NEXT,
+    QUESTION,
+    PlainTurn,
+    ThoughtStyle,
+    infer_thoughts,
+)
+from hf_recipes.data.chat.templates.probes.turn_end import TurnEnd
+from hf_recipes.data.chat.templates.rendered_text import common_length
+from hf_recipes.data.chat.templates.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.chat.rendered_text import common_length
+from hf_recipes.data.chat.templates.rendered_text import common_length
 from hf_recipes.data.schemas.conversation import RowProblem
 
 if TYPE_CHECKING:

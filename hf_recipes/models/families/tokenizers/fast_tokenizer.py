@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
-from hf_recipes.models.families import from_tiktoken
-from hf_recipes.models.families.from_sentencepiece import CONTROL, UNKNOWN, as_full_tokenizer, find_model, read_model
 from hf_recipes.models.families.layouts import Family
+from hf_recipes.models.families.tokenizers import from_tiktoken
+from hf_recipes.models.families.tokenizers.from_sentencepiece import (
+    CONTROL,
+    UNKNOWN,
+    as_full_tokenizer,
+    find_model,
+    read_model,
+)
 from hf_recipes.models.templates.options import TEMPLATES
 from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
 

@@ -10,7 +10,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoTokenizer, LlamaConfig, LlamaTokenizer, PreTrainedTokenizerFast
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.models.families.from_sentencepiece import as_full_tokenizer
+from hf_recipes.models.families.tokenizers.from_sentencepiece import as_full_tokenizer
 from hf_recipes.models.tokenizers.pretokenizers import mixed_texts
 from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
 

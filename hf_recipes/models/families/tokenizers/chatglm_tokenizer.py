@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.models.families.fast_tokenizer import Vocabulary, add_special, compare
-from hf_recipes.models.families.from_sentencepiece import as_full_tokenizer, read_model
+from hf_recipes.models.families.tokenizers.fast_tokenizer import Vocabulary, add_special, compare
+from hf_recipes.models.families.tokenizers.from_sentencepiece import as_full_tokenizer, read_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

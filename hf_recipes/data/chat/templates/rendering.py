@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.chat.dates import with_date
-from hf_recipes.data.chat.message_form import MessageForm, form_of_calls
+from hf_recipes.data.chat.templates.dates import with_date
+from hf_recipes.data.chat.templates.message_form import MessageForm, form_of_calls
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 

@@ -6,8 +6,8 @@ That a text stands in a rendering does not tell: a short one may be a part of an
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from hf_recipes.data.chat.rendered_text import NO_CALL
-from hf_recipes.data.chat.rendering import Renderer
+from hf_recipes.data.chat.templates.rendered_text import NO_CALL
+from hf_recipes.data.chat.templates.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 Path = tuple[int | str, ...]  # of a value in a list of messages

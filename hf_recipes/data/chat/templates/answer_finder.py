@@ -1,9 +1,9 @@
 """What the model has to write after a prompt, read from the rendering with its turn."""
 
-from hf_recipes.data.chat.probes.shown_fields import ShownFields
-from hf_recipes.data.chat.probes.template_probes import TemplateProbes
-from hf_recipes.data.chat.rendered_text import common_length, end_of_calls, find_text
-from hf_recipes.data.chat.rendering import Renderer
+from hf_recipes.data.chat.templates.probes.shown_fields import ShownFields
+from hf_recipes.data.chat.templates.probes.template_probes import TemplateProbes
+from hf_recipes.data.chat.templates.rendered_text import common_length, end_of_calls, find_text
+from hf_recipes.data.chat.templates.rendering import Renderer
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from conftest import CHATML, build_tokenizer
-from hf_recipes.data.chat.call_reader import CallReader
 from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.chat.templates.call_reader import CallReader
 from hf_recipes.models.templates.options import TEMPLATES
 
 HEAD = "{% if tools %}{{ tools | tojson }}{% endif %}"

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.models.families import chatglm_tokenizer
-from hf_recipes.models.families.fast_tokenizer import Vocabulary, add_special, compare, read_json
-from hf_recipes.models.families.from_sentencepiece import BPE, NORMAL, as_full_tokenizer, find_file, read_model
+from hf_recipes.models.families.tokenizers import chatglm_tokenizer
+from hf_recipes.models.families.tokenizers.fast_tokenizer import Vocabulary, add_special, compare, read_json
+from hf_recipes.models.families.tokenizers.from_sentencepiece import (
+    BPE,
+    NORMAL,
+    as_full_tokenizer,
+    find_file,
+    read_model,
+)
 from hf_recipes.models.templates.options import TEMPLATES
 
 if TYPE_CHECKING:
