@@ -25,9 +25,10 @@ TEMPORARY = ("activations", "logits")  # allocated and freed within a step
 # 2.36): compiled kernels and libraries that are loaded during the run, and holes in malloc's heap, a share of what is
 # in it.
 LIBRARIES, FRAGMENTATION = 100_000_000, 0.6
-# In bfloat16 oneDNN compiles kernels for each shape of batch and keeps them: none of note where all batches are of a
-# few shapes, 600 MB in 150 steps of a 17M model over lengths as they come (torch 2.13).
-KERNELS = 600_000_000
+# In bfloat16 oneDNN compiles kernels for each shape of batch and keeps the last 1,024: none of note where all batches
+# are of a few shapes, 690 MB for 1,024 of SmolLM2's shapes and 960 MB for 2,400 (torch 2.13); SmolLM2's demo with its
+# evaluations, over lengths as they come, grew by 1.0 GB.
+KERNELS = 1_000_000_000
 BLOCK = 4096  # elements; bitsandbytes keeps the states of smaller tensors in 32 bits
 
 

@@ -254,7 +254,7 @@ def test_the_estimate_is_within_a_quarter_of_the_peak(tokenizer, tmp_path, name)
 
 def test_an_estimate_is_a_range_where_kernels_are_compiled_for_each_shape(make):
     few = make(Batch(1, 16, 4), use_cpu=True, bf16=True)
-    assert few.most == few.peak + 600_000_000
+    assert few.most == few.peak + 1_000_000_000
     single = make(Batch(1, 16, 4), use_cpu=True, bf16=False)
     assert single.most == single.peak
 

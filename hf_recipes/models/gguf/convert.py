@@ -101,7 +101,7 @@ def _convert(source: Path, target: Path, content: str) -> None:
         )
     if former:
         say(f"{target} was made from another file or by another version of the converter; it is made anew")
-    say(f"converting {source.name} to {target} (once)")
+    say(f"converting {source.name} (once)")
     try:
         tokenizer, model = load_gguf_tokenizer(source), load_gguf_model(source)
     except (ValueError, RuntimeError, ImportError, UserError) as error:  # also of sizes that do not fit
