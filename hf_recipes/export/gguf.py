@@ -166,6 +166,11 @@ def _convert(
             f"--model_name_or_path {name}: its tokenizer splits text as none of llama.cpp's pre-tokenizers does, and "
             f"{converter} does not know it by its hash either; a newer llama.cpp may"
         )
+    if (lacking := re.fullmatch(r"AttributeError: (\w+)", lines[-1])) and "gguf.MODEL_" in done.stderr:
+        raise UserError(
+            f"--model_name_or_path {name}: {converter} is newer than the package gguf, which lacks {lacking[1]}; give "
+            "--llama_cpp a checkout of llama.cpp, which brings its own, or update gguf"
+        )
     raise UserError(f"--model_name_or_path {name}: {converter} failed: {lines[-1][:300]}")
 
 

@@ -260,6 +260,7 @@ def test_bad_input(export, script, llama, model_dir, judge, tmp_path):
     for message, error in {
         "splits text as none of llama.cpp's pre-tokenizers does": "BPE pre-tokenizer was not recognized - update",
         "failed: KeyError: 'x'": "KeyError: 'x'",
+        "is newer than the package gguf, which lacks NEWEST;": "gguf.MODEL_ARCH.NEWEST\nAttributeError: NEWEST",
     }.items():
         (broken / "convert_hf_to_gguf.py").write_text(f"import sys; sys.exit({error!r})")
         flags = ("export.py", "--model_name_or_path", llama, "--llama_cpp", broken)
