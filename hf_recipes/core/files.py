@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -306,3 +306,11 @@ def locked(path: str | os.PathLike, busy: str, wait: float = 0.0) -> Iterator[No
         yield
     finally:
         lock.release()
+
+
+def make_once(target: Path, is_complete: Callable[[], bool], make: Callable[[], object], verb: str = "makes") -> None:
+    """Make a file or folder unless it is complete, also after waiting for another process that makes the same."""
+    if not is_complete():
+        with locked(lock_of(target), f"{target}: another process {verb} it; waiting for its end", wait=-1):
+            if not is_complete():
+                make()

@@ -41,7 +41,7 @@ def reserved(path: str | os.PathLike) -> Iterator[Path]:
     busy = f"--output_dir {target}: another process is writing to this folder; wait for its end, or name another folder"
     with locked(lock_of(target), busy), writing(f"--output_dir {target}"):
         if target.exists() and not (target.is_dir() and is_empty(target)):
-            raise UserError(f"--output_dir {target}: there is something already; name another folder")
+            raise UserError(f"--output_dir {target}: there is something already; nothing is overwritten: name another")
         yield target
 
 

@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 
 def check_trained(model: PreTrainedModel, args: "RunArguments", is_quantized: bool) -> None:
-    """Refuse an adapter that would not be saved as it is trained, or that changes a base that must stay as it is."""
+    """Refuse an adapter that would not be trained, or not be saved as it is trained, or that changes a base that must
+    stay as it is."""
     if not hasattr(model, "peft_config"):
         return
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise UserError(
+            f"--freeze_layers {args.freeze_layers} freezes all layers that the adapter is on, which leaves nothing to "
+            "train; freeze fewer of them, or adapt others (layers_to_transform of --lora_config)"
+        )
     if lost := sorted(trained - saved_names(model).keys()):
         raise UserError(
             f"{len(lost)} of the trained tensors would not be saved with the adapter ({lost[0]}): name their modules "

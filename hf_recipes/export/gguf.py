@@ -18,7 +18,8 @@ from hf_recipes.core.arguments.commands import bundled
 from hf_recipes.core.arguments.limits import NonNegativeInt, PositiveFloat, check_limits
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, new_folder, writing
+from hf_recipes.core.files import new_folder
+from hf_recipes.core.folders import reserved
 from hf_recipes.export import llama_cpp, llama_cpp_converter, merge_record
 from hf_recipes.export.modelfile import modelfile, read_turns, stop_texts
 from hf_recipes.export.parity import Difference, ModelOutputs, answer, compare, default_tolerance, parity_prompts
@@ -70,14 +71,17 @@ def export(args: ExportArguments, template: TemplateChoice | None = None) -> Pat
     Nothing is left where its logits or tokens differ from the model's beyond the tolerance. llama.cpp's quantizer reads
     a GGUF file: that is written and compared first, as any other, and removed in the end.
     """
-    name, target, template = args.model_name_or_path, Path(args.output_dir), template or TemplateChoice()
+    with reserved(args.output_dir) as target:
+        return _export(args, target, template or TemplateChoice())
+
+
+def _export(args: ExportArguments, target: Path, template: TemplateChoice) -> Path:
+    name = args.model_name_or_path
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
         raise UserError(
             f"--model_name_or_path {name}: this is an adapter; merge it first: hf-recipes merge "
             f"--peft_path {name} --output_dir {os.path.normpath(name)}-merged"
         )
-    if target.exists() and (not target.is_dir() or not is_empty(target)):
-        raise UserError(f"--output_dir {target}: there is something already; nothing is overwritten: name another")
     checkout = args.llama_cpp if Path(args.llama_cpp, CONVERTER).is_file() else bundled(args.llama_cpp)
     converter = Path(checkout, CONVERTER)
     if not converter.is_file():
@@ -102,7 +106,7 @@ def export(args: ExportArguments, template: TemplateChoice | None = None) -> Pat
     folder = weight_files.local_folder(name, args.model_revision, args.cache_dir)
     stored = str(weight_files.commonest(weight_files.stored_dtypes(folder)) or config.dtype).removeprefix("torch.")
     outtype = OUTTYPES.get(stored, "f16") if args.outtype is None or quantizer else args.outtype
-    with writing(f"--output_dir {target}", "make room or name another"), new_folder(target) as partial:
+    with new_folder(target) as partial:
         gguf = partial / f"{stem}-{outtype}.gguf"
         chosen = tokenizer.chat_template if template != TemplateChoice() else None
         with _for_converter(folder, chosen, tokenizer) as source:
@@ -161,6 +165,11 @@ def _convert(
         raise UserError(
             f"--model_name_or_path {name}: its tokenizer splits text as none of llama.cpp's pre-tokenizers does, and "
             f"{converter} does not know it by its hash either; a newer llama.cpp may"
+        )
+    if (lacking := re.fullmatch(r"AttributeError: (\w+)", lines[-1])) and "gguf.MODEL_" in done.stderr:
+        raise UserError(
+            f"--model_name_or_path {name}: {converter} is newer than the package gguf, which lacks {lacking[1]}; give "
+            "--llama_cpp a checkout of llama.cpp, which brings its own, or update gguf"
         )
     raise UserError(f"--model_name_or_path {name}: {converter} failed: {lines[-1][:300]}")
 

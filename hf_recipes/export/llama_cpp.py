@@ -37,8 +37,13 @@ class LlamaCpp:
         request = urllib.request.Request(
             self.address + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
         )
-        with self._open(request, timeout=600) as response:
-            return json.loads(response.read())
+        try:
+            with self._open(request, timeout=600) as response:
+                return json.loads(response.read())
+        except OSError as error:  # it refuses, or has ended
+            with contextlib.suppress(AttributeError, ValueError, LookupError):
+                error = json.loads(error.read())["error"]["message"]
+            raise UserError(f"llama.cpp does not run the file that was made ({error}); nothing is left") from None
 
     def tokenize(self, text: str, add_special: bool = True) -> list[int]:
         return self._post("/tokenize", content=text, add_special=add_special, parse_special=True)["tokens"]

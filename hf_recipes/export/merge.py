@@ -18,7 +18,7 @@ import torch
 from hf_recipes.core.arguments.limits import PositiveFloat, check_limits
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import new_folder, write_text, writing
+from hf_recipes.core.files import make_once, new_folder, write_text, writing
 from hf_recipes.evaluation.method import versions
 from hf_recipes.export import merge_record, merge_weights
 from hf_recipes.export.parity import answer, compare, default_tolerance, parity_prompts
@@ -119,9 +119,19 @@ def merge(args: MergeArguments, template: TemplateChoice | None = None) -> Path:
     if template != TemplateChoice():
         request["chat_template"] = hashlib.sha256(sources.tokenizer.chat_template.encode()).hexdigest()
     target = Path(args.output_dir)
-    if merge_record.is_done(target, request):
-        say(f"{target}: this merge is done already; nothing is changed")
-        return target
+    make_once(
+        target,
+        lambda: merge_record.is_done(target, request),
+        lambda: _merge(args, sources, adapters, request, target),
+    )
+    return target
+
+
+def _merge(
+    args: MergeArguments, sources: Sources, adapters: list[dict[str, Any]], request: dict[str, Any], target: Path
+) -> None:
+    """Write the merged model, its card and its record, of `request` among others, to the new folder `target`."""
+    base = sources.model
     quantized = next(filter(None, (merge_record.training_quantization(Path(path)) for path in args.peft_path)), None)
     if quantized:
         say(f"the adapter was trained on the base in {quantized}; it is merged into the base's full weights")
@@ -137,7 +147,6 @@ def merge(args: MergeArguments, template: TemplateChoice | None = None) -> Path:
         write_text(partial / "README.md", model_card(partial, merge=record, title=target.resolve().name))
         record["files"] = merge_record.file_hashes(partial, ["*"])
         merge_record.write_record(partial, record)
-    return target
 
 
 def _check_combination(args: MergeArguments, configs: Sequence["PeftConfig"]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import is_empty, write_json
 from hf_recipes.hub.clients import source_of
 from hf_recipes.models.adapters.saved_adapter import MERGE_RECORD
@@ -91,4 +91,5 @@ def is_done(folder: Path, request: Mapping[str, Any]) -> bool:
     files = record.get("files", {})
     if damaged := [name for name, value in files.items() if file_hashes(folder, [name]).get(name) != value]:
         raise UserError(f"--output_dir {folder}: this merge was changed after it was written ({damaged[0]}); {other}")
+    say(f"{folder}: this merge is done already; nothing is changed")
     return True

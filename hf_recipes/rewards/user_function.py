@@ -1,7 +1,7 @@
 """A user's Python function as a reward."""
 
 import importlib.util
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError
@@ -35,7 +35,8 @@ def user_function(file: str, name: str, columns: Collection[str]) -> Reward:
         given["prompts"] = [prompt.messages if prompt.is_chat else prompt.question for prompt in prompts]
         given |= {"completions": list(answers), "reasoning_content": list(thoughts)}
         given |= {"reference": [p.reference for p in prompts], "location": [p.location for p in prompts]}
-        return function(**given)
+        values = function(**given)
+        return list(values) if isinstance(values, Iterator) else values  # a generator fails where it is read
 
     return call
 

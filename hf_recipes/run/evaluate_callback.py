@@ -223,6 +223,9 @@ class Evaluations(TrainerCallback):
                     write_jsonl(path, records)
                 if not missing:
                     draw_change(method, path, records)
+        if (chosen := args.metric_for_best_model) and chosen not in scores:  # rewards of which no answer has one
+            say(f"step {state.global_step}: no value of {chosen}; it counts as missing")
+            scores[chosen] = math.nan
         if metrics is not None:
             metrics.update(scores)
         self.trainer.log(dict(scores))

@@ -93,8 +93,10 @@ def _write_results(
         _evaluate(trainer)
         metrics = _write_metrics(trainer, figures, memory, settings)  # with the memory that the evaluation took
     before, after = metrics["before"], metrics["after"]
-    if line := describe(metrics["memory"]):
-        say(line)
+    whole = "weights and metrics.json are whole"
+    with warn_on_write_error("the line about memory", whole):
+        if line := describe(metrics["memory"]):
+            say(line)
     if not trainer.is_world_process_zero():
         return
     shows: dict[str, Callable[[], object]] = {
@@ -106,7 +108,7 @@ def _write_results(
         "the report": lambda: _print_report(output_dir, step, before, after),
     }
     for what, show in shows.items():
-        with warn_on_write_error(what, "weights and metrics.json are whole"):
+        with warn_on_write_error(what, whole):
             show()
 
 

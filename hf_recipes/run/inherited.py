@@ -1,5 +1,6 @@
 """Settings that stages inherit from transformers and TRL and that do nothing here, or not what they say."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
@@ -39,7 +40,9 @@ UNUSABLE = {
     "accelerator_config": "is not for this script, which spreads the rows over the processes itself; leave it out",
     "auto_find_batch_size": "would change the update in the middle of a run; --dry_run estimates the memory",
     "dataloader_drop_last": "would leave rows out of each epoch; leave it out",
+    "dataloader_in_order": "would leave the order of the rows to chance, which no resumed run repeats; leave it out",
     "ignore_data_skip": "would repeat rows when a run is resumed; leave it out",
+    "save_on_each_node": "would have all nodes write the same files, as they share the run's folder; leave it out",
     # What the run does anyway, or has no use for.
     "do_eval": f"{INERT}give --validation_file or --eval_files, and --eval_steps",
     "do_predict": f"{INERT}use scripts/predict.py",
@@ -132,6 +135,7 @@ NEEDS: Needs = {
         ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         ("--report_to trackio", lambda args: _tracks(args, "trackio")),
     ),
+    "ddp_backend": ("a launcher of several processes, as torchrun", lambda args: "LOCAL_RANK" in os.environ),
     "swanlab_mode": ("--report_to swanlab", lambda args: _tracks(args, "swanlab")),
     "warmup_steps": ("a --lr_scheduler_type that has a warm-up, such as constant_with_warmup", _has_warmup),
 }

@@ -46,7 +46,7 @@ MAY_CHANGE = EVALUATED | _names(
     trackio_bucket_id trackio_static_space_id swanlab_mode log_completions log_multimodal num_completions_to_print
     log_unique_prompts log_completions_hub_repo skip_memory_metrics""",
     # when there are checkpoints and evaluations, and where things go
-    """save_strategy save_steps save_total_limit save_only_model save_on_each_node enable_jit_checkpoint
+    """save_strategy save_steps save_total_limit save_only_model enable_jit_checkpoint
     restore_callback_states_from_checkpoint eval_strategy eval_steps eval_delay eval_on_start
     per_device_eval_batch_size eval_accumulation_steps eval_do_concat_batches eval_use_gather_object
     include_for_metrics batch_eval_metrics prediction_loss_only bf16_full_eval fp16_full_eval push_to_hub hub_model_id

@@ -39,7 +39,6 @@ class PretrainArguments(RunArguments, TrainingArguments):
     calls_head: ClassVar = True
     unusable: ClassVar = {
         "data_seed": f"{INERT}use --seed",
-        "dataloader_in_order": f"{INERT}blocks come in their order",
         "dataloader_multiprocessing_context": f"{INERT}leave it out",
         "dataloader_persistent_workers": f"{INERT}a run is one pass over the blocks",
         "label_smoothing_factor": f"{INERT}leave it out",

@@ -147,6 +147,9 @@ def missing(completions, **rest):
 def together(completions, **rest):
     assert len(completions) == 1
     return [1.0]
+def one_by_one(completions, **rest):
+    for text in completions:
+        yield {"甲": 1.0}[text]
 def infinite(completions, **rest):
     return [math.inf] * len(completions)
 """
@@ -177,6 +180,10 @@ def test_functions_of_the_users_own(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             Rewards(RewardArguments([f"{path}:{name}"]))(prompts, ["甲", "甲"])
+    one_by_one = Rewards(RewardArguments([f"{path}:one_by_one"]))
+    assert one_by_one(prompts, ["甲", "甲"]) == [[1.0, 1.0]]
+    with pytest.raises(UserError, match=r"one_by_one: failed on rows.jsonl:2 \(KeyError: '乙'\)"):
+        one_by_one(prompts, ["甲", "乙"])
     with pytest.raises(UserError, match="no function other in it"):
         Rewards(RewardArguments([f"{path}:other"]))
     with pytest.raises(UserError, match="no such file"):

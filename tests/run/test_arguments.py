@@ -43,13 +43,13 @@ ACTS = names("""
     max_grad_norm bf16 fp16 tf32 activation_checkpointing gradient_checkpointing torch_compile torch_compile_backend
     torch_compile_mode torch_empty_cache_steps logging_strategy logging_steps logging_first_step log_on_each_node
     logging_nan_inf_filter log_level log_level_replica disable_tqdm report_to run_name eval_strategy eval_steps
-    eval_delay per_device_eval_batch_size eval_on_start save_only_model save_strategy save_steps save_on_each_node
+    eval_delay per_device_eval_batch_size eval_on_start save_only_model save_strategy save_steps
     save_total_limit push_to_hub hub_token hub_private_repo hub_model_id hub_strategy load_best_model_at_end
     metric_for_best_model full_determinism seed use_cpu dataloader_num_workers dataloader_pin_memory
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout fsdp
     deepspeed debug skip_memory_metrics resume_from_checkpoint local_rank use_liger_kernel
 """)
-ROWS = names("data_seed dataloader_in_order train_sampling_strategy trust_remote_code")
+ROWS = names("data_seed train_sampling_strategy trust_remote_code")
 PAIRS = names("disable_dropout max_length pad_to_multiple_of activation_offloading")
 REFERENCE = names("precompute_ref_log_probs router_aux_loss_coef beta loss_type")
 STAGES = {
@@ -71,11 +71,11 @@ STAGES = {
     KTOArguments: (KTOConfig, ROWS, PAIRS, REFERENCE, names("desirable_weight undesirable_weight")),
     ORPOArguments: (
         TrainingArguments,
-        names("data_seed dataloader_in_order train_sampling_strategy neftune_noise_alpha"),
+        names("data_seed train_sampling_strategy neftune_noise_alpha"),
     ),
     GRPOArguments: (
         GRPOConfig,
-        names("""chat_template_kwargs data_seed dataloader_in_order trust_remote_code router_aux_loss_coef
+        names("""chat_template_kwargs data_seed trust_remote_code router_aux_loss_coef
         disable_dropout
         cast_lm_head_to_fp32 num_generations max_completion_length ds3_gather_for_generation shuffle_dataset
         pad_to_multiple_of generation_batch_size steps_per_generation temperature top_p top_k repetition_penalty
@@ -217,6 +217,7 @@ def test_what_it_needs_makes_a_setting_act(kind, settings):
         ),
         (DPOArguments, {"adam_beta2": 0.9, "optim": "sgd"}, "--adam_beta2 has no effect without an --optim that has"),
         (SFTArguments, {"eval_delay": 1}, "--eval_delay has no effect without --eval_steps or --eval_strategy"),
+        (SFTArguments, {"ddp_backend": "gloo"}, "--ddp_backend has no effect without a launcher of several processes"),
         (SFTArguments, {"hub_strategy": "every_save"}, "--hub_strategy has no effect without --push_to_hub"),
         (PretrainArguments, {"hub_private_repo": False}, "--hub_private_repo has no effect without --push_to_hub"),
         (GRPOArguments, {"hub_target": "modelscope"}, "--hub_target has no effect without --push_to_hub"),
@@ -230,6 +231,7 @@ def test_what_it_needs_makes_a_setting_act(kind, settings):
 )
 def test_settings_that_contradict_each_other(kind, settings, said, monkeypatch):
     monkeypatch.setattr("hf_recipes.run.arguments.find_spec", lambda name: None if "liger" in name else name)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert said in (refusal(kind, **settings) or "nothing was said")
 
 

@@ -168,6 +168,20 @@ def test_figures_of_logits_that_are_not_numbers_are_missing(forks, settings, tmp
         assert metrics["after"]["loss"] is metrics["after"]["exam_accuracy"] is metrics["after"]["rougeL"] is None
 
 
+@pytest.mark.parametrize("follows", [["--lr_scheduler_type", "reduce_lr_on_plateau"], ["--load_best_model_at_end"]])
+def test_a_metric_without_a_value_counts_as_missing(sft, settings, tmp_path, follows):
+    """The best step, the learning rate and early stopping go by a reward that no answer has."""
+    (tmp_path / "mine.py").write_text("def reward(completions, **rest):\n    return [None] * len(completions)\n")
+    rewards = ["--rewards", tmp_path / "mine.py", "--metric_for_best_model", "reward", "--early_stopping_patience", 2]
+    steps = ["--max_steps", 4, "--eval_steps", 1, "--save_steps", 1, "--max_eval_samples", 2]
+    code, out, err = sft(*settings, *rewards, *steps, *follows, "--output_dir", tmp_path / "run")
+    assert code == 0, err
+    assert "step 1: no value of eval_reward; it counts as missing" in out
+    metrics = json_files(tmp_path / "run")[tmp_path / "run" / "metrics.json"]
+    assert (metrics["steps"], metrics["best"], metrics["after"]["reward"]) == (2, None, None)
+    assert metrics["train"]["stopped_early"]["evaluations"] == 2
+
+
 SCORED = {"": ["rouge", "accuracy"], "my_loss": ["accuracy", "generation"]}
 
 

@@ -361,6 +361,7 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
         raise IndexError("list index out of range")
 
     monkeypatch.setattr("hf_recipes.run.train.model_card", fail)
+    monkeypatch.setattr("hf_recipes.run.finish.describe", fail)
     monkeypatch.setattr("hf_recipes.trainer.reports.trackers.TrackersCallback.finish", fail)
     monkeypatch.setattr("hf_recipes.trainer.reports.trackers.read_predictions", fail)
     for name in ("plots.draw_curves", "tables.samples"):
@@ -372,7 +373,7 @@ def test_what_only_shows_the_results_may_fail(sft, model_dir, pairs, tmp_path, m
     code, out, err = sft(*settings, "--report_to", "tensorboard")
     assert code == 0, err
     reason = "could not be written (IndexError: list index out of range);"
-    for what in ("README.md", "curves.png", "the trackers' last entries", "the report"):
+    for what in ("the line about memory", "README.md", "curves.png", "the trackers' last entries", "the report"):
         assert f"{what} {reason} weights and metrics.json are whole" in out
     assert f"eval/samples for the trackers {reason} training continues" in out
     assert json.loads((output / "metrics.json").read_text())["after"]["loss"] > 0 and weights(output)

@@ -246,6 +246,8 @@ def test_sentencepiece(tmp_path, prefix):
     assert [tokens[i] for i in own[" ab"]] == ["<s>", *["▁"] * prefix, "▁ab"]
     with llama_cpp.serve(tmp_path / "a.gguf", 64) as runtime:
         assert {text: runtime.tokenize(text) for text in texts} == own
+        with pytest.raises(UserError, match=r"llama\.cpp does not run the file .* exceeds the available context size"):
+            runtime.next_tokens([3] * 600, 1)
     for text in (text for text in texts if "</s>" not in text):
         assert tokenizer.decode(own[text]).removeprefix("<s>").removeprefix(" " * prefix) == text
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Lla
 
 from conftest import ROOT, build_tokenizer
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import lock_of, locked
 from hf_recipes.export import gguf, llama_cpp
 from hf_recipes.export.modelfile import Turns, modelfile, read_turns, render, stop_texts
 from hf_recipes.models.gguf.convert import convert_gguf, read_metadata
@@ -259,11 +260,14 @@ def test_bad_input(export, script, llama, model_dir, judge, tmp_path):
     for message, error in {
         "splits text as none of llama.cpp's pre-tokenizers does": "BPE pre-tokenizer was not recognized - update",
         "failed: KeyError: 'x'": "KeyError: 'x'",
+        "is newer than the package gguf, which lacks NEWEST;": "gguf.MODEL_ARCH.NEWEST\nAttributeError: NEWEST",
     }.items():
         (broken / "convert_hf_to_gguf.py").write_text(f"import sys; sys.exit({error!r})")
         flags = ("export.py", "--model_name_or_path", llama, "--llama_cpp", broken)
         fails(message, *flags, run=script)
     assert not list(tmp_path.glob("out*"))
+    with locked(lock_of(out), "busy"):
+        fails("out: another process is writing to this folder", "--model_name_or_path", llama)
 
     assert export("--model_name_or_path", llama, "--output_dir", out)[0] == 0
     [path] = out.iterdir()

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from conftest import ROOT, build_tokenizer, tiny_model, weights, write_jsonl
+from hf_recipes.core.files import lock_of
 from hf_recipes.export import merge as merging
 from hf_recipes.export.parity import ModelOutputs, compare, parity_prompts
 from hf_recipes.models.embeddings import fit_embeddings
@@ -134,6 +136,24 @@ def test_the_second_call_changes_nothing_and_another_is_refused(merge, model_dir
     code, _, err = merge(*flags[:-1], mine / "notes.txt")
     assert code == 1 and "notes.txt: this is a file" in err
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+
+
+def test_a_merge_waits_for_one_into_the_same_folder(merge, model_dir, adapter, tmp_path, monkeypatch):
+    flags = ["--model_name_or_path", model_dir, "--peft_path", adapter, "--output_dir"]
+    assert merge(*flags, tmp_path / "first")[0] == 0
+    out, messages = tmp_path / "out", []
+    lock = FileLock(lock_of(out))
+    lock.acquire()
+
+    def finish_the_other(message):
+        messages.append(message)
+        os.rename(tmp_path / "first", out)
+        lock.release()
+
+    monkeypatch.setattr("hf_recipes.core.files.say", finish_the_other)
+    code, text, err = merge(*flags, out)
+    assert code == 0 and messages == [f"{out}: another process makes it; waiting for its end"], err
+    assert "out: this merge is done already; nothing is changed" in text
 
 
 def test_the_base_is_the_one_that_the_adapter_names(merge, adapter, model_dir, tmp_path):

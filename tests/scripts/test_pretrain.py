@@ -130,6 +130,8 @@ def test_what_cannot_be(pretrain, tmp_path, model_dir, recurrent_dir):
     says("--freeze_layers 1-0: 1-0 has no layers; write 0-1", "--train_file", SAMPLES[0], "--freeze_layers", "1-0")
     lora = ("--use_lora", "True", "--train_only", "embeddings")
     says("--train_only embeddings trains weights that no adapter holds", "--train_file", SAMPLES[0], *lora)
+    lora = ("--use_lora", "True", "--freeze_layers", "0-1")
+    says("--freeze_layers 0-1 freezes all layers that the adapter is on", "--train_file", SAMPLES[0], *lora)
     says("give --model_name_or_path to train a model further", "--train_file", SAMPLES[0], model=())
     shape = ("--config_name", tmp_path / "shape.json", "--tokenizer_name", model_dir)
     (tmp_path / "shape.json").write_text('{"model_type": "qwen3", "hiden_size": 3}')

@@ -1,13 +1,15 @@
 """Row 10 for every loss of every stage: an update is the same as 8 × 1, as 2 × 4 and in two processes."""
 
+import json
+import math
 from functools import cache
 
 import pytest
 import torch
-from accumulation_runs import BALANCED, CASES, labelled
+from accumulation_runs import BALANCED, CASES, PAIRS, labelled
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from conftest import build_tokenizer, tiny_model
+from conftest import build_tokenizer, tiny_model, write_jsonl
 
 # Losses over the tokens of all pairs, over sorted pairs, and over the tokens of all answers.
 COMPARING = ["dpo sigmoid sft", "dpo weighted", "dpo aot", "dpo three", "dpo aot_unpaired", "grpo entropy", "orpo"]
@@ -54,6 +56,26 @@ def test_an_update_is_the_same_in_two_processes(forks, folder, in_one_batch):
     found = torch.load(folder / "2-2-2.pt")
     for case, one in found.items():
         check_same(in_one_batch(case), one)
+
+
+def test_pairs_are_evaluated_without_the_balance_of_experts(script, folder, tmp_path):
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
+    flags = ["--model_name_or_path", folder / "mixture", "--train_file", pairs, "--validation_file", pairs]
+    flags += [
+        "--eval_on_start",
+        "--max_steps",
+        2,
+        "--learning_rate",
+        1e-2,
+        "--report_to",
+        "none",
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    code, _, err = script("dpo.py", *flags)
+    assert code == 0, err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["before"]["loss"] == pytest.approx(math.log(2)) and metrics["after"]["loss"] < math.log(2)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MERGE_RECORD = "merge.json"  # in a merged model's folder: what it was merged from
 _MATRIX = re.compile(r"\.lora_(embedding_)?[AB](\.|$)")
+OTHER_TASKS = ("SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS")
 REWARD_HEADS = (".score.weight", ".classifier.weight")
 
 
@@ -55,6 +56,11 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
     if task_type and config.task_type not in (None, task_type):
         what = "a reward model's adapter" if config.task_type == "SEQ_CLS" else f"an adapter for {config.task_type}"
         raise UserError(f"--peft_path {path}: {what}; this stage continues one for {task_type}")
+    if config.task_type in OTHER_TASKS:
+        raise UserError(
+            f"--peft_path {path}: an adapter for {config.task_type}, which nothing here runs; if its base is a causal "
+            'language model, write "task_type": "CAUSAL_LM" in adapter_config.json'
+        )
     return config
 
 

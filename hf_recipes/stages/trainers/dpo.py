@@ -168,7 +168,7 @@ class PairTrainer(ReferenceLogProbs, DPOTrainer):
             # The chosen and the rejected side of one pair.
             tokens = {name: value[index::count] for name, value in outputs.items() if value.dim() == 2}
             pair = {name: value[index::count] for name, value in batch.items()}
-            scored = FusedCausalLMOutput(**tokens, aux_loss=0.0)
+            scored = FusedCausalLMOutput(**tokens, aux_loss=outputs.log_probs.new_zeros(()))
             loss, metrics = self._upstream_loss(lambda scored=scored, **kwargs: scored, pair)
             yield torch.as_tensor(loss, device=self.args.device), metrics
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from peft import IA3Config, get_peft_model
+from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -146,6 +146,16 @@ def test_a_stage_continues_lora_alone(tmp_path):
     assert load_adapter(tiny_model(64), str(tmp_path))
     with pytest.raises(UserError, match="an adapter of type IA3; a stage continues LoRA alone"):
         read_adapter_config(str(tmp_path), "CAUSAL_LM")
+
+
+@pytest.mark.parametrize("task_type", ["SEQ_2_SEQ_LM", "TOKEN_CLS", "QUESTION_ANS"])
+def test_an_adapter_for_a_task_that_nothing_runs(tmp_path, task_type):
+    get_peft_model(tiny_model(64), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    assert load_adapter(tiny_model(64), str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "task_type": task_type}))
+    with pytest.raises(UserError, match=f"an adapter for {task_type}, which nothing here runs"):
+        load_adapter(tiny_model(64), str(tmp_path))
 
 
 def test_a_folder_that_is_no_adapter(tmp_path):
