@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 
 import psutil
@@ -53,18 +53,13 @@ def _has_bfloat16(torch) -> bool:
 def _packages() -> tuple[dict[str, str], list[str]]:
     """Versions of the dependencies, extras included, and the names of those that are not installed."""
     found, missing = {}, []
+    extras = {"", *(metadata("hf_recipes").get_all("Provides-Extra") or ())} - {"docs", "test"}
     for line in requires("hf_recipes") or ():
         requirement = Requirement(line)
-        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *_EXTRAS)):
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         try:
             found[requirement.name] = version(requirement.name)
         except PackageNotFoundError:
             missing.append(requirement.name)
     return dict(sorted(found.items())), sorted(set(missing))
-
-
-_EXTRAS = (
-    *("chat", "corpus", "deepspeed", "excel", "gguf", "modelscope"),
-    *("quantize", "ray", "tensorboard", "tiktoken", "viewer"),
-)
