@@ -57,7 +57,7 @@ class RunArguments:
         **dict.fromkeys(("gradient_accumulation_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), at(ge=1)),
         **dict.fromkeys(("dataloader_num_workers", "warmup_steps", "eval_delay", "save_total_limit"), at(ge=0)),
         **dict.fromkeys(("max_grad_norm", "neftune_noise_alpha", "weight_decay"), at(ge=0)),
-        **dict.fromkeys(("learning_rate", "adam_epsilon", "router_aux_loss_coef"), at(ge=0)),
+        **dict.fromkeys(("learning_rate", "adam_epsilon"), at(ge=0)),
         **dict.fromkeys(("adam_beta1", "adam_beta2"), at(ge=0, lt=1)),
         **dict.fromkeys(("num_train_epochs", "torch_empty_cache_steps"), at(gt=0)),
         **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), at(gt=0)),

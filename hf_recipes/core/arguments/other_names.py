@@ -93,6 +93,7 @@ OTHER_NAMES = {
     "{max_grad_norm}": "clip_grad clip_grad_norm grad_clip gradient_clipping gradient_clip_val",
     "{optim}": "optimizer optimizer_type",
     "{gradient_checkpointing}": "gradient_ckpt grad_checkpoint recompute use_gradient_checkpointing",
+    "{gradient_checkpointing} false": "disable_gradient_checkpointing",
     "{train_sampling_strategy} group_by_length": "group_by_length length_grouped_sampling",
     "{neftune_noise_alpha}": "neftune_alpha noise_alpha",
     "{use_liger_kernel}": "enable_liger_kernel liger_kernel use_liger",
