@@ -65,7 +65,7 @@ class SwanLab:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Without its greetings, for which it has no setting: a run's last lines name the folder and `swanlab watch`."""
+        """Without its greetings, which no setting stops; a run's last lines name the folder and `swanlab watch`."""
         try:
             from swanlab.sdk.internal.pkg.console import c as console
         except ImportError:  # of another version, which greets
