@@ -20,6 +20,7 @@ TITLES = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "bleu4": "BLEU-4",
+    "macro_f1": "macro F1",
     "chrf": "chrF",
     "distinct1": "distinct-1",
     "distinct2": "distinct-2",
