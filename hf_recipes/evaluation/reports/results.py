@@ -167,7 +167,7 @@ def _answers(rows: Sequence[tuple[float | None, list[Record]]], models: Sequence
     else:  # records of likelihoods have numbers alone, of which some are the row's
         keys = [key for key, value in first.items() if key not in same and isinstance(value, int | float)]
     for value, records in rows[:ROWS]:
-        texts = [(key, _plain(records[0][key])) for key in same]
+        texts = [(key, _plain(records[0][key])) for key in same if records[0][key] is not None]
         for key in keys:
             values = [_plain(record[key]) for record in reversed(records)]
             if len(models) == 1 or (key not in OF_MODEL and len(set(values)) == 1):
