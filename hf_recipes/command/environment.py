@@ -39,8 +39,9 @@ def _devices() -> dict[str, str]:
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         devices[f"GPU {index}"] = f"{about.name}, {about.total_memory / 1e9:.1f} GB"
-    if torch.backends.mps.is_available():
-        devices["GPU"] = "Apple's, by MPS"
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator and accelerator.type != "cuda":  # Apple's, Ascend's, Intel's
+        devices["accelerator"] = f"{accelerator.type}, {torch.accelerator.device_count()} of them"
     devices["CUDA"] = torch.version.cuda or "none in this build of torch"
     devices["bfloat16 on the processor"] = "in hardware" if _has_bfloat16(torch) else "emulated"
     return devices

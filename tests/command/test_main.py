@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 import yaml
 
 from conftest import ROOT
@@ -150,6 +151,11 @@ def test_where_a_command_line_leads(started, tmp_path, monkeypatch):
     ]
 
 
+def test_the_devices_of_any_accelerator_are_counted(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
+    assert command._visible_gpus() == 8
+
+
 def test_training_takes_every_visible_gpu_unless_something_launched_it(started, monkeypatch):
     launched = []
     monkeypatch.setattr(os, "execv", lambda program, argv: launched.append(argv[1:]))
@@ -188,7 +194,10 @@ def test_recipes_are_found_in_the_working_folder_and_then_in_the_package(tmp_pat
 
 def test_env_names_versions_and_devices_and_nobody(capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     lines = dict(line.split(None, 1) for line in said(capsys, "env").splitlines())
     assert lines["torch"] == version("torch") and lines["transformers"] == version("transformers")
+    assert lines["accelerator"] == "xpu, 2 of them"
     assert lines["uvicorn"] == version("uvicorn") and "mkdocs-material" not in lines
     assert lines["hf_recipes"] and "memory" in lines and "secret" not in json.dumps(lines)
