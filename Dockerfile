@@ -1,5 +1,5 @@
 # docker build -t hf_recipes .                                                               for a CPU
-# docker build -t hf_recipes --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 .    for NVIDIA's cards
+# docker build -t hf_recipes --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .    for NVIDIA's cards
 FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # DeepSpeed and bitsandbytes' kernels are compiled where they are first used; the fonts are those of the pictures.

@@ -1,4 +1,4 @@
-r"""Answer every row of a file with a model, with or without an adapter; a second call resumes where the first stopped.
+"""Answer every row of a file with a model, with or without an adapter; a second call resumes where the first stopped.
 
 python scripts/predict.py --model_name_or_path MODEL --peft_path runs/first \\
     --input_file test.json --output_file out.jsonl

@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 
 import psutil
@@ -39,8 +39,9 @@ def _devices() -> dict[str, str]:
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         devices[f"GPU {index}"] = f"{about.name}, {about.total_memory / 1e9:.1f} GB"
-    if torch.backends.mps.is_available():
-        devices["GPU"] = "Apple's, by MPS"
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator and accelerator.type != "cuda":  # Apple's, Ascend's, Intel's
+        devices["accelerator"] = f"{accelerator.type}, {torch.accelerator.device_count()} of them"
     devices["CUDA"] = torch.version.cuda or "none in this build of torch"
     devices["bfloat16 on the processor"] = "in hardware" if _has_bfloat16(torch) else "emulated"
     return devices
@@ -53,18 +54,13 @@ def _has_bfloat16(torch) -> bool:
 def _packages() -> tuple[dict[str, str], list[str]]:
     """Versions of the dependencies, extras included, and the names of those that are not installed."""
     found, missing = {}, []
+    extras = {"", *(metadata("hf_recipes").get_all("Provides-Extra") or ())} - {"docs", "test"}
     for line in requires("hf_recipes") or ():
         requirement = Requirement(line)
-        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *_EXTRAS)):
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         try:
             found[requirement.name] = version(requirement.name)
         except PackageNotFoundError:
             missing.append(requirement.name)
     return dict(sorted(found.items())), sorted(set(missing))
-
-
-_EXTRAS = (
-    *("chat", "corpus", "deepspeed", "excel", "gguf", "modelscope"),
-    *("quantize", "ray", "tensorboard", "tiktoken", "viewer"),
-)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from hf_recipes import __version__
 from hf_recipes.command.script import check_command_line
 from hf_recipes.core.arguments.command_line import nearest
-from hf_recipes.core.arguments.commands import COMMANDS, OTHER_NAMES
+from hf_recipes.core.arguments.commands import COMMANDS, OTHER_NAMES, recipes
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.script import errors_in_one_line, print_any_text
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "_ARGCOMPLETE" in os.environ:
             from hf_recipes.command.completion import complete
 
-            complete()
+            complete(OTHERS)
         name, *rest = argv or ["--help"]
         name = OTHER_NAMES.get(name, name)
         if name in ("-h", "--help", "help"):
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif name == "--version":
             print(__version__)
         elif name in OTHERS:
-            OTHERS[name][0](rest)
+            run_other(name, rest)
         elif name in COMMANDS:
             run(name, rest)
         else:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(name: str, argv: list[str]) -> None:
     """Run a script, after a look at its command line; a training on every GPU that is visible."""
-    if argv and not argv[0].startswith("-") and argv[0].endswith((".yaml", ".yml")):
+    if argv and not argv[0].startswith("-") and (argv[0].endswith((".yaml", ".yml")) or argv[0] in recipes()):
         argv = ["--config", *argv]
     processes = take_processes(argv) if name in TRAINING else None
     check_command_line(name, argv, f"hf-recipes {name}")
@@ -59,6 +59,22 @@ def run(name: str, argv: list[str]) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
+def run_other(name: str, argv: list[str]) -> None:
+    """Run a command that is no script: it has no flags, and takes what its usage names."""
+    do, usage, sentence = OTHERS[name]
+    line = f"hf-recipes {name} {usage}".strip()
+    if {"-h", "--help", "--help_all", "--help-all"} & set(argv):
+        print(f"{sentence}\n\n  {line}")
+    elif argv[0:1] and argv[0].startswith("-"):
+        raise UserError(f"unknown flag {argv[0]}; the command is {line}")
+    elif len(argv) > bool(usage):
+        raise UserError(f"stray argument {argv[-1]!r}; the command is {line}")
+    elif not argv and usage and not usage.startswith("["):
+        raise UserError(f"{usage} is missing; the command is {line}")
+    else:
+        do(*argv)
+
+
 def take_processes(argv: list[str]) -> int | None:
     """The value of --nproc_per_node, which goes out of `argv`."""
     for index, item in enumerate(argv):
@@ -66,7 +82,7 @@ def take_processes(argv: list[str]) -> int | None:
         if flag in ("--nproc_per_node", "--nproc-per-node"):
             text = value or "".join(argv[index + 1 : index + 2])
             if not text.isdecimal() or int(text) < 1:
-                raise UserError(f"--nproc_per_node {text}: expected a number of processes")
+                raise UserError(f"{flag} {text}".rstrip() + ": expected a number of processes")
             del argv[index : index + (1 if value else 2)]
             return int(text)
     return None
@@ -75,42 +91,40 @@ def take_processes(argv: list[str]) -> int | None:
 def _visible_gpus() -> int:
     import torch
 
-    return torch.cuda.device_count()
+    return torch.accelerator.device_count()
 
 
 def overview() -> str:
     """The commands, a line each."""
     sentences = {name: command.sentence for name, command in COMMANDS.items()}
-    sentences |= {name: sentence for name, (_, sentence) in OTHERS.items()}
+    sentences |= {name: sentence for name, (_, _, sentence) in OTHERS.items()}
     width = max(map(len, sentences))
     lines = [f"  {name:{width}}  {sentence}" for name, sentence in sentences.items()]
     gpus = "A training runs on every GPU that is visible, or in as many processes as --nproc_per_node says."
     return "\n".join(["hf-recipes COMMAND --help, for one of", "", *lines, "", gpus])
 
 
-def _recipes(argv: list[str]) -> None:
+def _recipes(name: str | None = None) -> None:
     from hf_recipes.command.recipes import print_recipe, print_recipes
 
-    print_recipe(argv[0]) if argv else print_recipes()
+    print_recipe(name) if name else print_recipes()
 
 
-def _env(argv: list[str]) -> None:
+def _env() -> None:
     from hf_recipes.command.environment import environment
 
     print(environment())
 
 
-def _import_config(argv: list[str]) -> None:
+def _import_config(path: str) -> None:
     from hf_recipes.command.import_config import import_config
 
-    if len(argv) != 1:
-        raise UserError("hf-recipes import-config FILE.yaml, one of LLaMA-Factory's files")
-    print(import_config(argv[0]), end="")
+    print(import_config(path), end="")
 
 
-# Commands that are no scripts.
-OTHERS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "recipes": (_recipes, "List the recipes that come with the package, or print one."),
-    "env": (_env, "Versions and devices."),
-    "import-config": (_import_config, "Print LLaMA-Factory's settings as ours."),
+# Commands that are no scripts: what they take, and what they do.
+OTHERS: dict[str, tuple[Callable[..., None], str, str]] = {
+    "recipes": (_recipes, "[NAME]", "List the recipes that come with the package, or print one."),
+    "env": (_env, "", "Versions and devices."),
+    "import-config": (_import_config, "FILE.yaml", "Print the settings of a training by LLaMA-Factory as ours."),
 }

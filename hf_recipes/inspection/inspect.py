@@ -165,7 +165,7 @@ def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = st
     names = ["read", "kept", "truncated", *extra, "dropped"]
     counts = ledger.sources | ({Phrase("all"): totals} if len(ledger.sources) > 1 else {})
     rows = [[source, *(count[name] for name in names)] for source, count in counts.items()]
-    title = Phrase("Ledger: {of}", of=of) if of else "Ledger"
+    title = Phrase("Ledger: {of}", of=Phrase(of)) if of else "Ledger"
     tables = [Table(title, ["source", *names], rows)] if rows else []
     reasons = [
         [
@@ -176,6 +176,6 @@ def _ledger_tables(ledger: Ledger, of: str = "", mask: Callable[[str], str] = st
         for (_, status), entry in ledger.reasons.items()
     ]
     if reasons:
-        title = Phrase("Reasons: {of}", of=of) if of else "Reasons"
+        title = Phrase("Reasons: {of}", of=Phrase(of)) if of else "Reasons"
         tables.append(Table(title, ["rows", "status", "first"], reasons))
     return tables

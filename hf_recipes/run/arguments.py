@@ -57,6 +57,9 @@ class RunArguments:
         **dict.fromkeys(("gradient_accumulation_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), at(ge=1)),
         **dict.fromkeys(("dataloader_num_workers", "warmup_steps", "eval_delay", "save_total_limit"), at(ge=0)),
         **dict.fromkeys(("max_grad_norm", "neftune_noise_alpha", "weight_decay"), at(ge=0)),
+        **dict.fromkeys(("learning_rate", "adam_epsilon"), at(ge=0)),
+        **dict.fromkeys(("adam_beta1", "adam_beta2"), at(ge=0, lt=1)),
+        **dict.fromkeys(("num_train_epochs", "torch_empty_cache_steps"), at(gt=0)),
         **dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), at(gt=0)),
         "label_smoothing_factor": at(ge=0, lt=1),
         "ddp_timeout": at(ge=1, text="at least 1 second"),
@@ -155,8 +158,6 @@ class RunArguments:
     def __post_init__(self):
         if not self.output_dir:
             raise ValueError("--output_dir is missing: where the run's results go")
-        if self.num_train_epochs <= 0 and self.max_steps <= 0:
-            raise ValueError(f"--num_train_epochs {self.num_train_epochs:g}: expected more than 0")
         if self.resume_from_checkpoint and self.resume_from_checkpoint.lower() == "false":
             self.resume_from_checkpoint = None
         if self.overwrite_output_dir and self.resume_from_checkpoint:

@@ -68,7 +68,7 @@ def main() -> None:
             arguments = ModelArguments("unused", lora_config=str(CONFIGS / f"lora_{lora}.json"), dtype="bfloat16")
             config = AutoConfig.for_model(kind, **settings)
             model = meta_model(arguments, config, tokenizer, [], bf16=True)
-            memory = estimate(model, Batch(1, 1024, 1024), args, linear_bits=bits)
+            memory = estimate(model, Batch(1, 1024, 1024, fused_head=True), args, linear_bits=bits)
             cells.append(f"{memory.peak / 1e9:.1f} GB")
         base = memory.total - memory.trained
         print(f"| {name} | {base / 1e9:.1f} B | {memory.trained / 1e6:,.0f} M | {' | '.join(cells)} |", flush=True)

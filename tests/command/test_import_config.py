@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from hf_recipes.command.flags import command_line
-from hf_recipes.command.import_config import import_config
+from hf_recipes.command.import_config import SPECIAL, STAGES, import_config
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.lora import read_lora_config
 
@@ -89,6 +89,8 @@ def test_a_fine_tuning(imported):
         ("stage: kto\nkto_chosen_weight: 2.0", "kto", {"desirable_weight": 2.0}),
         ("stage: rm\nval_size: 0.1", "reward", {"validation_split_percentage": 10.0}),
         ("neat_packing: true\nmask_history: true", "sft", {"packing": True, "train_on": "last"}),
+        ("use_swanlab: true\nreport_to: none", "sft", {"report_to": "swanlab"}),
+        ("stage: dpo\ndisable_gradient_checkpointing: true", "dpo", {"gradient_checkpointing": False}),
         ("additional_target: embed_tokens,lm_head\npissa_init: true", "sft", {}),
     ],
 )
@@ -104,10 +106,25 @@ def test_other_trainings(imported, text, command, expected):
 def test_what_is_not_here_is_said(imported, tmp_path):
     for text, message in {
         "stage: ppo": "stage ppo: here are sft, pt, rm, dpo, kto; in place of ppo, GRPO",
-        "val_size: 1000": "val_size 1000: name rows of their own with eval_dataset",
+        "export_dir: merged": "export_dir belongs to no training; the command for it is hf-recipes merge",
+        "infer_backend: vllm": "infer_backend belongs to no training; the command for it is hf-recipes chat",
     }.items():
         with pytest.raises(UserError, match=message):
             imported(text)
     _, text = imported("finetuning_type: freeze\npackin: true")
     assert "# finetuning_type: freeze: here are lora and full" in text and "# packin: True: left out" in text
     assert yaml.safe_load(text)["lora_config"]["lora_r"] == 8
+
+
+@pytest.mark.parametrize(("stage", "command"), [*STAGES.items(), ("dpo", "orpo")])
+def test_no_key_becomes_one_that_the_command_does_not_have(imported, stage, command):
+    text = f"stage: {stage}\npref_loss: {'orpo' if command == 'orpo' else 'simpo'}\ndataset: a,b\nmax_samples: 9\n"
+    values, ours = imported(text + "".join(f"{key}: 3\n" for key in SPECIAL), command)
+    for key in (key for key in SPECIAL if key not in ("template", "flash_attn")):
+        translated = SPECIAL[key](3, {}, command)
+        assert f"# {key}: 3: left out" in ours if translated.keys() - values.keys() else key not in ours.split("\n"), (
+            key
+        )
+    assert ("# val_size: 3: left out; here it is validation_" in ours) and "load_in_3bit" not in values
+    assert ("pref_loss: simpo: left out, which makes it sigmoid" in ours) == (command == "dpo")
+    assert ("# max_samples: of each data set there" in ours) == ("max_train_samples" in values)

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import torch
 import yaml
 
 from conftest import ROOT
@@ -65,6 +66,14 @@ def test_every_script_is_a_command():
         (["sft", "--config", "sft_lor"], "--config sft_lor: no such file (did you mean sft_lora?)"),
         (["recipes", "sft_lor"], "no recipe is called sft_lor (did you mean sft_lora?)"),
         (["sft", "--nproc_per_node", "two"], "--nproc_per_node two: expected a number of processes"),
+        (["sft", "--nproc_per_node"], "--nproc_per_node: expected a number of processes"),
+        (["sft", "sft_lora", "--seeed", "1"], "unknown flag --seeed (did you mean --seed?)"),
+        (["sft", *NEEDED, "--learning_rate", "-1"], "--learning_rate -1: expected at least 0"),
+        (["dpo", *NEEDED, "--adam_beta2", "1"], "--adam_beta2 1: expected 0 to below 1"),
+        (["grpo", *NEEDED, "--num_train_epochs", "0"], "--num_train_epochs 0: expected more than 0"),
+        (["env", "--verbose"], "unknown flag --verbose; the command is hf-recipes env"),
+        (["recipes", "sft_lora", "dpo"], "stray argument 'dpo'; the command is hf-recipes recipes [NAME]"),
+        (["import-config"], "FILE.yaml is missing; the command is hf-recipes import-config FILE.yaml"),
     ],
 )
 def test_mistakes_are_one_line(argv, message, capsys):
@@ -72,7 +81,30 @@ def test_mistakes_are_one_line(argv, message, capsys):
     assert err.startswith(f"error: {message}") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["sft", "--help"], ["grpo", "--help_all"], ["sft", "--optin", "x"]])
+def test_help_shows_commands_that_work_where_there_is_no_checkout(capsys):
+    for name in COMMANDS:
+        examples = said(capsys, name, "--help_all").split("\n\n")[1]
+        assert f"hf-recipes {name} " in examples + " " and "scripts/" not in examples and "\\\\" not in examples, name
+    assert "hf-recipes sft --nproc_per_node 4 --config configs/recipes/demo.yaml" in said(capsys, "sft", "--help")
+    assert said(capsys, "recipes", "--help").splitlines()[2] == "  hf-recipes recipes [NAME]"
+    assert said(capsys, "env", "-h").splitlines() == ["Versions and devices.", "", "  hf-recipes env"]
+
+
+def test_a_shell_completes_commands_flags_values_and_recipes(tmp_path):
+    def completed(line):
+        variables = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE": "1"}
+        variables |= {"_ARGCOMPLETE_IFS": " ", "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "words")}
+        subprocess.run([sys.executable, "-m", "hf_recipes"], env={**os.environ, **variables}, cwd=ROOT)
+        return (tmp_path / "words").read_text().split()
+
+    assert completed("hf-recipes re") == ["reward", "recipes"]
+    assert completed("hf-recipes sft --thinking ") == ["on", "off", "keep"]
+    assert completed("hf-recipes recipes sft_l") == ["sft_lora"]
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["env", "--help"], ["sft", "--help"], ["grpo", "--help_all"], ["sft", "--optin", "x"]]
+)
 def test_help_and_mistakes_import_no_library_of_a_run(argv):
     code = f"""
 import sys
@@ -108,13 +140,20 @@ def test_where_a_command_line_leads(started, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text("seed: 3\n")
     main(["sft", "run.yaml", *NEEDED])
+    main(["sft", "sft_lora", *NEEDED])
     main(["convert", "--gguf_file", "m.gguf", "--output_dir", "m"])
     main(["prepare-qq", "--input", "chat.txt", "--me", "me", "--output_dir", "o"])
     assert [[os.path.basename(script), *argv] for script, *argv in started] == [
         ["sft.py", "--config", "run.yaml", *NEEDED],
+        ["sft.py", "--config", "sft_lora", *NEEDED],
         ["convert_gguf.py", "--gguf_file", "m.gguf", "--output_dir", "m"],
         ["prepare_qq.py", "--input", "chat.txt", "--me", "me", "--output_dir", "o"],
     ]
+
+
+def test_the_devices_of_any_accelerator_are_counted(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 8)
+    assert command._visible_gpus() == 8
 
 
 def test_training_takes_every_visible_gpu_unless_something_launched_it(started, monkeypatch):
@@ -155,6 +194,10 @@ def test_recipes_are_found_in_the_working_folder_and_then_in_the_package(tmp_pat
 
 def test_env_names_versions_and_devices_and_nobody(capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     lines = dict(line.split(None, 1) for line in said(capsys, "env").splitlines())
     assert lines["torch"] == version("torch") and lines["transformers"] == version("transformers")
+    assert lines["accelerator"] == "xpu, 2 of them"
+    assert lines["uvicorn"] == version("uvicorn") and "mkdocs-material" not in lines
     assert lines["hf_recipes"] and "memory" in lines and "secret" not in json.dumps(lines)

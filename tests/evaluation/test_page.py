@@ -37,6 +37,13 @@ class Accuracy:
         return {"accuracy": [float(record["prediction"] == record["reference"]) for record in records]}
 
 
+class Losses:
+    note = None
+
+    def values(self, records):
+        return {}
+
+
 def records(*predictions):
     return [
         {"location": f"dev.json:{row}", "question": f"问{row}", "reference": "年龄", "prediction": prediction}
@@ -101,7 +108,7 @@ def test_examples_come_before_tables_of_one_unit_each(page):
     ]
     cells = [texts(table, "td") for table in re.findall("<table>.*?</table>", html, re.DOTALL)]
     assert cells[0][:5] == ["accuracy", "0.0 %", "85.7 %", "+85.7 [+50.0, +100.0]", "< 0.001"]
-    assert cells[0][5:] == ["chrf", "25.0 %", "50.0 %", "", ""]
+    assert cells[0][5:] == ["chrF", "25.0 %", "50.0 %", "", ""]
     assert cells[1:6] == [
         ["loss", "2.5000", "1.2500"],
         ["perplexity", "12.2000", "3.5000"],
@@ -116,6 +123,20 @@ def test_examples_come_before_tables_of_one_unit_each(page):
     )
 
 
+def test_what_is_of_the_row_stands_once_and_a_judge_without_verdicts_says_so():
+    records = {
+        name: [{"location": "a.txt:1", "nats": nats, "tokens": 3}] for name, nats in (("adapted", 1.5), ("base", 2.5))
+    }
+    outcomes = {name: Outcome({"held": rows}, {"held": {"loss": 1.0}}) for name, rows in records.items()}
+    judged = dict.fromkeys(("wins", "losses", "ties", "identical", "contradictory"), 0) | {"ties": 1, "unparsable": 9}
+    judged |= {"contradictory_share": None, "win_rate": 0.5, "low": 0.5, "high": 0.5, "p_value": 1.0}
+    report = evaluation_report(SETTINGS, {"held": Losses()}, outcomes, {}, {}, {"held": judged})
+    html = render_page(report, "en")
+    assert texts(html, "article") == ["a.txt:1 nats (base) 2.500 nats (adapted) 1.500 tokens 3"]
+    assert texts(html, "h3")[0] == "Rows"
+    assert "held : the judge: win rate 50.0 % [50.0 %, 50.0 %]; no verdict on 9 of 10 rows" in texts(html, "li")
+
+
 def test_a_page_in_chinese(page):
     html = page("zh")
     assert '<html lang="zh-CN">' in html and '<html lang="en">' in page("en")
@@ -125,7 +146,7 @@ def test_a_page_in_chinese(page):
         "指标（%）",
         "指标（nat）",
         "指标（无单位）",
-        "指标（token）",
+        "指标（词元）",
         "计数",
         "评委：微调后对比基座",
         "评委的结论",

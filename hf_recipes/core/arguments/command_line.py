@@ -196,9 +196,10 @@ class CommandLine(argparse.ArgumentParser):
         shown = {name: actions[name] for names in groups.values() for name in names.split() if name in actions}
         rest = [action for name, action in reversed(actions.items()) if name not in shown]
         if self.command:
-            script = f"python scripts/{self.command.script}"
-            name = self.prog if self.prog.startswith("hf-recipes ") else script
-            examples = [example.replace(script, name) for example in self.command.examples]
+            examples = self.command.examples
+            if self.prog.startswith("hf-recipes "):  # which starts torchrun by itself
+                of_script = rf"(?:python|torchrun( --nproc_per_node \d+)) scripts/{self.command.script}"
+                examples = [re.sub(of_script, lambda match: self.prog + (match[1] or ""), one) for one in examples]
             formatter.add_text(self.command.sentence)
             formatter.add_lines(examples if all_flags else examples[:2])
         for heading, names in groups.items():

@@ -138,8 +138,12 @@ def _judge_tables(summary: Mapping[str, Any], models: Sequence[str]) -> list[Tab
     rate, p = f"{texts['win_rate']} [{texts['low']}, {texts['high']}]", p_text(summary["p_value"])
     rates = Table(title, ["win rate (95 %)", "p", "share of contradictory verdicts"], [])
     rates.rows.append([Number(rate), Number(p), Number(texts["contradictory_share"])])
-    rates.findings.append(Phrase("the judge: win rate {rate}", rate=rate))
     kinds = ("wins", "losses", "ties", "identical", "contradictory", "unparsable")
+    finding = Phrase("the judge: win rate {rate}", rate=rate)
+    if count := summary["unparsable"]:
+        all_rows = sum(summary[key] for key in kinds)
+        finding = Phrase("{text}; no verdict on {count:,} of {all:,} rows", text=finding, count=count, all=all_rows)
+    rates.findings.append(finding)
     counts = Table("Verdicts of the judge", ["verdict", "rows"], [[Phrase(key), summary[key]] for key in kinds])
     counts.note = (
         "Each row is judged in both orders; a win or a loss is what both agree on. Ties, identical answers and "
@@ -152,21 +156,26 @@ def _answers(rows: Sequence[tuple[float | None, list[Record]]], models: Sequence
     """`rows` have the records of all models, in the reverse of the order of `models`."""
     is_sorted = bool(rows) and rows[0][0] is not None
     text = "{shown:,} of {all:,} rows, the worst first" if is_sorted else "{shown:,} of {all:,} rows"
-    answers = Answers("Answers", Phrase(text, shown=min(ROWS, len(rows)), all=len(rows)), [])
+    answers = Answers("Rows", Phrase(text, shown=min(ROWS, len(rows)), all=len(rows)), [])
     if not rows:
         return answers
     first = rows[0][1][0]
     same = [key for key in SAME_FOR_ALL if key in first]
-    # Records of likelihoods have numbers alone.
-    keys = [key for key in OF_MODEL if key in first] or [
-        key for key, value in first.items() if key not in same and isinstance(value, int | float)
-    ]
+    keys = [key for key in OF_MODEL if key in first]
+    if keys:
+        answers.title = "Answers"
+    else:  # records of likelihoods have numbers alone, of which some are the row's
+        keys = [key for key, value in first.items() if key not in same and isinstance(value, int | float)]
     for value, records in rows[:ROWS]:
-        texts = [(key, _plain(records[0][key])) for key in same]
+        texts = [(key, _plain(records[0][key])) for key in same if records[0][key] is not None]
         for key in keys:
-            for model, record in zip(models, reversed(records), strict=True):
-                name = Phrase("{key} ({model})", key=Phrase(key), model=Phrase(model)) if len(models) > 1 else key
-                texts.append((name, _plain(record[key]) or Phrase("(empty)")))
+            values = [_plain(record[key]) for record in reversed(records)]
+            if len(models) == 1 or (key not in OF_MODEL and len(set(values)) == 1):
+                texts.append((key, values[0] or Phrase("(empty)")))
+                continue
+            for model, text in zip(models, values, strict=True):
+                name = Phrase("{key} ({model})", key=Phrase(key), model=Phrase(model))
+                texts.append((name, text or Phrase("(empty)")))
         status = "" if value is None else Phrase("score {value}", value=f"{value:.3f}")
         answers.rows.append(Answer(str(records[0]["location"]), status, texts))
     return answers

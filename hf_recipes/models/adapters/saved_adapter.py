@@ -4,6 +4,7 @@ import os
 import re
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
+from warnings import catch_warnings
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
@@ -98,7 +99,9 @@ def load_adapter(
     biases = base_biases(inner, config)
     try:
         on_device = torch.device("meta") if is_outline else nullcontext()
-        with on_device, adaptable(inner, config, *getattr(model, "peft_config", {}).values()):
+        # torch warns of each weight that is not copied to the meta device.
+        quiet = catch_warnings(action="ignore") if is_outline else nullcontext()
+        with on_device, quiet, adaptable(inner, config, *getattr(model, "peft_config", {}).values()):
             if isinstance(model, PeftModel):
                 # The file has the old init_lora_weights, or names that fit a base in full.
                 if kind or getattr(config, "target_parameters", None):

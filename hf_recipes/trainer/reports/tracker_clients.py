@@ -5,7 +5,8 @@ config, a git diff and the command line) and write in the thread of the training
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,19 @@ class SwanLab:
     def start(self, run_name: str, config: dict, run_id: str | None, step: int, bare: bool) -> str:
         import swanlab
 
-        self.run = swanlab.init(
-            project=os.environ.get("SWANLAB_PROJECT", "hf_recipes"),
-            name=run_name,
-            mode=self.mode,
-            log_dir=self.folder,
-            id=run_id,
-            resume="allow",
-            reinit=True,
-            config=config,
-            # Without interactive, a run in the cloud would ask for its key at the terminal.
-            settings=swanlab.Settings(interactive=False, **({"probe": {"runtime": False}} if bare else {})),
-        )
+        with self._quiet():
+            self.run = swanlab.init(
+                project=os.environ.get("SWANLAB_PROJECT", "hf_recipes"),
+                name=run_name,
+                mode=self.mode,
+                log_dir=self.folder,
+                id=run_id,
+                resume="allow",
+                reinit=True,
+                config=config,
+                # Without interactive, a run in the cloud would ask for its key at the terminal.
+                settings=swanlab.Settings(interactive=False, **({"probe": {"runtime": False}} if bare else {})),
+            )
         self.url = getattr(self.run, "url", None) if self.mode == "cloud" else None
         return self.run.id
 
@@ -58,7 +60,22 @@ class SwanLab:
         self.run.log({"curves": swanlab.Image(str(path))}, step=step)
 
     def finish(self) -> None:
-        self.run.finish()
+        with self._quiet():
+            self.run.finish()
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Without its greetings, which no setting stops; a run's last lines name the folder and `swanlab watch`."""
+        try:
+            from swanlab.sdk.internal.pkg.console import c as console
+        except ImportError:  # of another version, which greets
+            yield
+            return
+        console.quiet = self.mode == "local"
+        try:
+            yield
+        finally:
+            console.quiet = False
 
 
 class Wandb:

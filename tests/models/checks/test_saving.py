@@ -1,13 +1,14 @@
 """Saved = trained = loaded, for each kind of adapter; and with the adapter off, the base alone."""
 
 import json
+import warnings
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from conftest import build_tokenizer, same
 from hf_recipes.core.errors import UserError
@@ -18,6 +19,7 @@ from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_
 from hf_recipes.models.checks.saving import check_saved, saved_names
 from hf_recipes.models.embeddings import fit_embeddings
 from hf_recipes.models.from_config import PretrainModelArguments, freeze
+from hf_recipes.models.loading import without_weights
 from hf_recipes.run.model import check_settings
 from hf_recipes.stages.dpo import DPOArguments
 from hf_recipes.stages.pretrain import PretrainArguments
@@ -325,3 +327,12 @@ def test_of_a_whole_model_the_weights_are_counted(bases, tmp_path, frozen):
     with pytest.raises(UserError, match=r"the model has [\d,]+ weights and [\d,]+ were saved"):
         check_saved(model, tmp_path)
     assert not same(tensors, load_file(tmp_path / "model.safetensors"))
+
+
+def test_an_adapter_is_tried_without_weights_in_silence(bases, tmp_path):
+    path = written(tmp_path)
+    attach_lora(opened(bases[True]), read_lora_config(path), path, []).save_pretrained(tmp_path / "adapter")
+    tokenizer = build_tokenizer()
+    with warnings.catch_warnings(action="error"):
+        model = without_weights(AutoConfig.from_pretrained(bases[True]), tokenizer, is_reward=False)
+        assert all(weight.is_meta for weight in load_adapter(model, str(tmp_path / "adapter")).parameters())

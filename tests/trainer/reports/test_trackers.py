@@ -80,6 +80,7 @@ def test_each_tracker_gets_metrics_settings_answers_and_curves(run, tmp_path, mo
     output = tmp_path / "run"
     code, out, err = run("--report_to", "swanlab,wandb,tensorboard", "--hub_token", "hf_secret_of_the_flag")
     assert code == 0, err
+    assert "swanlab:" not in out + err  # its greetings, beside our lines
     expected = losses(output)
     assert set(expected) == {1, 2, 3, 4}
     answer = json.loads((output / "predictions" / "step-4.jsonl").read_text().splitlines()[0])
