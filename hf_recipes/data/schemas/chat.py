@@ -49,6 +49,11 @@ ANSWERS = (
     *("response", "completion", "answer", "output", "assistant", "solution", "attempt"),
     *("答案", "回答", "答", "回复", "输出"),
 )
+# Columns of what the answer to a prompt is compared with; verl's `reward_model` is an object.
+REFERENCE_ANSWERS = (
+    *("ground_truth", "reference_answer", "expected_answer", "final_answer", "correct_answer", "gold_answer"),
+    "reward_model",
+)
 ANSWER_OF = {"title": "answer", **dict(reversed(PAIRS))}  # the first answer column of each prompt column
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations", "dialogue", "chat", "turns", "data", "对话")
 TEXT_COLUMNS = ("plain_text", "text")  # that may hold a whole conversation
@@ -121,8 +126,24 @@ def fill_pair(columns: Columns, row: Row) -> Columns:
         prompt = next((name for name in row if variant in keys_of(name)[0] and is_variant(name, prompt)), prompt)
     if columns.reads == "prompts" and (columns.prompt or prompt is None):
         prompt = columns.prompt or prompt_of(row)
-        response = next((b for a, b in PAIRS if a == prompt and b in row), ANSWER_OF.get(prompt, "response"))
+        response = next((b for a, b in PAIRS if a == prompt and b in row), reference_of(row))
+        response = response or ANSWER_OF.get(prompt, "response")
     return replace(columns, prompt=columns.prompt or prompt, response=columns.response or response)
+
+
+def reference_of(row: Row) -> str | None:
+    """The column of an answer, or of what one is compared with."""
+    keys = by_key(row)
+    names = (keys[name] for name in (*ANSWERS, *REFERENCE_ANSWERS) if name in keys)
+    return next((name for name in names if name != "reward_model" or isinstance(row[name], dict)), None)
+
+
+def reference_in(row: Row, column: str | None) -> str | None:
+    """What a column says of a prompt's answer, as text."""
+    value = optional(row, column)
+    if column == "reward_model":
+        value = value.get("ground_truth") if isinstance(value, dict) else None
+    return None if is_empty(value) else answer_of({"": value}, "")[0]
 
 
 def fill_alpaca(columns: Columns, row: Row) -> Columns:
@@ -267,6 +288,8 @@ def from_prompt_response(row: Row, columns: Columns) -> Example:
                 message["weight"] = 0  # as in TRL, the completion alone is trained on
         return make_conversation(prompt + completion, row, columns)
     answer = row.get(columns.response)
+    if columns.reads == "prompts" and columns.response == "reward_model":
+        row = {**row, "reward_model": (answer := reference_in(row, "reward_model"))}
     if holds_turns(answer if isinstance(answer, list) else [answer]):
         turns = read_turns(answer if isinstance(answer, list) else [answer], columns.response)
         before = read_question(row, columns)[0] if turns[0]["role"] == "assistant" else []
@@ -285,11 +308,11 @@ def read_prompt_and_completion(row: Row, columns: Columns) -> tuple[list[Message
     if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
         return None
     completion = row.get(columns.response)
-    if columns.reads == "prompts" and is_empty(completion):
-        completion = []
-    elif isinstance(completion, dict) and is_turn(completion):
+    if isinstance(completion, dict) and is_turn(completion):
         completion = [completion]
-    elif isinstance(completion, str):
+    elif columns.reads == "prompts" and not holds_turns(completion):
+        completion = reference_in(row, columns.response) or []
+    if isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     if not isinstance(completion, list):
         return None
@@ -309,7 +332,11 @@ def from_messages(row: Row, columns: Columns) -> Example:
     column = next(known, None) or other_turns(row, columns.ignored) or "messages"
     turns = row.get(column)
     messages = read_dialogue(turns) if isinstance(turns, str) else None
-    return make_conversation(messages or read_turns(turns, column), row, columns)
+    messages = messages or read_turns(turns, column)
+    if columns.reads == "prompts" and messages and messages[-1]["role"] != "assistant":
+        reference = reference_in(row, reference_of(row))
+        messages += [{"role": "assistant", "content": reference}] if reference is not None else []
+    return make_conversation(messages, row, columns)
 
 
 def other_turns(row: Row, ignored: tuple[str, ...] = ()) -> str | None:

@@ -93,7 +93,12 @@ REGISTRY = (
     code(lambda columns, row: documents.is_text(row.get("code")) and not documents.has_text(row)),
     article(lambda columns, row: "title" in row and "content" in row),
     text(lambda columns, row: documents.has_text(row), reads=("documents",)),
-    Schema("turns", "messages", lambda columns, row: chat.other_turns(row) is not None, chat.from_messages),
+    Schema(
+        "turns",
+        "messages",
+        lambda columns, row: chat.other_turns(row) not in (None, chat.prompt_of(row)),
+        chat.from_messages,
+    ),
 )
 
 
