@@ -72,11 +72,14 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        if scope["type"] != "http":  # the page opens no web socket
+            await send({"type": "websocket.close"})
+            return
         headers, request, path = dict(scope["headers"]), Request(scope), scope["path"]
         size = headers.get(b"content-length", b"" if b"transfer-encoding" in headers else b"0")
         is_opened = self._opened.fullmatch(path) is not None
         limit = self.rules.max_bytes_opened if is_opened else self.rules.max_bytes
-        if scope["type"] != "http" or not (is_opened or self._open.fullmatch(path)):
+        if not (is_opened or self._open.fullmatch(path)):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
         elif self.is_local and not is_loopback(request.url.hostname or ""):
             await PlainTextResponse("Invalid host", 400)(scope, receive, send)

@@ -263,7 +263,8 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     with new_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # A file name that is no text has lone surrogates, which JSON has escapes for.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
@@ -271,7 +272,7 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> N
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
-    with new_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with new_file(path) as partial, open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(to_json(row) + "\n" for row in rows)
 
 

@@ -30,7 +30,7 @@ from hf_recipes.data.files.specs import parse_spec
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, MeaningLost, Schema, status_of
 from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
 from hf_recipes.data.schemas.detection import merged, schema_of_rows
-from hf_recipes.data.schemas.registry import UnknownSchema, as_pair, first_row, metadata
+from hf_recipes.data.schemas.registry import UnknownSchema, as_pair, better_alone, first_row, metadata
 
 FEATURES = {
     "messages": Features({"messages": Json(), "tools": Json()}),
@@ -108,6 +108,8 @@ def _schema_for(source: Source, columns: Columns, form: str) -> Schema:
             f"its schema is {schema.name}, which makes {schema.form} examples; this stage learns from {form} examples"
         )
         hint += first_row(_merged_rows(source)) if schema.form == "text" else ""
+        if schema.form == "preference":
+            hint = better_alone(schema.columns, _merged_rows(source))
     except UnknownSchema:
         if form != "preference":
             raise

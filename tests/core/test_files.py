@@ -163,3 +163,11 @@ def test_a_disk_that_cannot_be_written_is_one_sentence():
         raise ZeroDivisionError
     with pytest.raises(UserError, match=r"^mine$"), files.writing("--cache_dir x"):
         raise UserError("mine")
+
+
+def test_what_is_no_text_is_written_as_escapes(tmp_path):
+    value = {"path": "\udcca\udcfd.jsonl"}  # a file name in GBK
+    files.write_json(tmp_path / "a.json", value)
+    files.write_jsonl(tmp_path / "a.jsonl", [value])
+    for name in ("a.json", "a.jsonl"):
+        assert json.loads((tmp_path / name).read_text(encoding="utf-8")) == value

@@ -7,6 +7,7 @@ LORA = "in the JSON file of {lora_config}"
 # What to say, with the settings that a script has to have for it, and the other names. The first that fits is taken.
 OTHER_NAMES = {
     "the script itself: sft.py, pretrain.py, reward.py, dpo.py, orpo.py, kto.py or grpo.py": "stage rlhf_type rl",
+    "torchrun in front of the script": "nproc_per_node nnodes world_size num_gpus n_gpus",
     # Models and adapters
     "{model_name_or_path}": """model model_name model_path model_id model_id_or_path base_model base_model_name_or_path
         pretrained_model_name_or_path""",
@@ -15,6 +16,7 @@ OTHER_NAMES = {
     "{dtype}": "torch_dtype model_dtype infer_dtype",
     "{bf16}": "use_bf16 pure_bf16 bfloat16",
     "{fp16}": "use_fp16 float16 half",
+    "{dtype} float32": "fp32 float32 use_fp32",
     "{attn_implementation}": """flash_attn flash_attention use_flash_attn use_flash_attention use_flash_attention_2
         attn attn_impl attn_type""",
     "{use_lora}, with {load_in_4bit} for QLoRA": """finetuning_type train_type tuner_type sft_type peft_type qlora
@@ -58,7 +60,9 @@ OTHER_NAMES = {
     "{chat_template}": "template prompt_template prompt_template_name conv_template conversation_template",
     "{system_prompt}": "system default_system system_message",
     "{thinking}": "enable_thinking enable_think",
-    "{train_on}, the turns that carry loss": "mask_history train_on_inputs train_on_prompt train_on_last_turn",
+    "{train_on}, the turns that carry loss": """mask_history mask_prompt loss_scale roles_to_train
+        train_on_eos train_on_input train_on_inputs train_on_prompt train_on_last_turn""",
+    "{truncation}": "truncation_strategy",
     "{packing}": "sample_packing neat_packing",
     "{max_length}": """cutoff_len cutoff_length max_len max_seq_len max_seq_length max_sequence_length model_max_length
         seq_len seq_length sequence_len context_length""",
@@ -74,7 +78,9 @@ OTHER_NAMES = {
     "{mixture}": "mix_strategy interleave_probs interleave_probabilities",
     # Optimization
     "{learning_rate}": "lr base_lr max_lr init_lr",
-    "{min_lr_ratio}": "min_lr cosine_min_lr_ratio",
+    "{min_lr_ratio}": "min_lr min_learning_rate cosine_min_lr_ratio",
+    "{lr_scheduler_type} cosine_with_min_lr, with {lr_scheduler_kwargs}": """min_lr min_learning_rate
+        cosine_min_lr_ratio""",
     "{lr_scheduler_type}": "scheduler lr_scheduler lr_schedule lr_decay_style",
     "{lr_scheduler_kwargs}": "lr_scheduler_args",
     "{warmup_steps}, of which a value below 1 is a share": """warmup warmup_ratio warmup_fraction warmup_proportion
@@ -91,6 +97,7 @@ OTHER_NAMES = {
     "{gradient_accumulation_steps}": """gradient_accumulation grad_accum grad_accum_steps grad_acc_steps accum_steps
         accumulation_steps accumulate_grad_batches""",
     "{max_grad_norm}": "clip_grad clip_grad_norm grad_clip gradient_clipping gradient_clip_val",
+    "{optim} galore_adamw": "use_galore galore",
     "{optim}": "optimizer optimizer_type",
     "{gradient_checkpointing}": "gradient_ckpt grad_checkpoint recompute use_gradient_checkpointing",
     "{gradient_checkpointing} false": "disable_gradient_checkpointing",
@@ -98,7 +105,7 @@ OTHER_NAMES = {
     "{neftune_noise_alpha}": "neftune_alpha noise_alpha",
     "{use_liger_kernel}": "enable_liger_kernel liger_kernel use_liger",
     "{deepspeed}": "deepspeed_config ds_config",
-    "{use_cpu}": "no_cuda cpu",
+    "{use_cpu}": "no_cuda cpu device device_type",
     "{seed}": "random_seed random_state manual_seed",
     # Preferences and rewards
     "{beta}": "pref_beta dpo_beta kto_beta orpo_alpha orpo_beta kl_coef kl_beta init_kl_coef rl_beta",
@@ -110,14 +117,13 @@ OTHER_NAMES = {
     "{reward_model}": "reward_models reward_model_path reward_model_name_or_path rm_path",
     # A run's course and results
     "{early_stopping_patience}": """early_stopping early_stopping_steps early_stop early_stop_interval
-        early_stop_patience patience""",
+        early_stop_patience early_stopping_rounds patience""",
     "{early_stopping_threshold}": "early_stopping_delta early_stopping_min_delta early_stop_threshold min_delta",
     "{metric_for_best_model}": "best_metric early_stopping_metric",
     "{load_best_model_at_end}": "load_best_model save_best_model",
     "{eval_strategy}": "evaluation_strategy",
     "{eval_steps}": "eval_interval eval_every eval_freq evals_per_epoch evaluation_steps",
-    "{eval_methods}": """metric metrics compute_metrics compute_accuracy eval_metric eval_metrics
-        predict_with_generate""",
+    "{eval_methods}": "metric metrics compute_metrics eval_metric eval_metrics predict_with_generate",
     "{save_steps}": "save_interval save_every save_freq saves_per_epoch checkpoint_steps",
     "{logging_steps}": "log_every log_freq log_interval log_steps logging_interval",
     "{output_dir}": "output output_path output_folder out_dir save_dir save_path export_dir",
@@ -125,6 +131,7 @@ OTHER_NAMES = {
     "{overwrite_output_dir}": "overwrite overwrite_output",
     "{resume_from_checkpoint}": "resume resume_from resume_path resume_training auto_resume_from_checkpoints",
     "{report_to}": "use_swanlab use_wandb wandb swanlab tracker",
+    "{project}": "wandb_project swanlab_project project_name",
     "{run_name}": "exp_name experiment_name swanlab_run_name wandb_name wandb_run_name",
     "{hub_model_id}": "repo_id hub_repo export_hub_model_id",
     # Answers

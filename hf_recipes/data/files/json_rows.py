@@ -18,8 +18,13 @@ from hf_recipes.data.files.text_rows import decode_lines
 # Keys of the rows in a file that is one object, in any case (Navicat writes RECORDS).
 WRAPPERS = (
     *("data", "rows", "examples", "instances", "train", "items", "records"),
-    *("samples", "list", "results", "example"),
+    *("samples", "list", "results", "example", "dataset", "entries", "articles"),
+    *("数据", "数据集"),
 )
+# Other keys of an object that holds rows.
+ABOUT_FILE = {"version", "name", "description", "info", "license", "total", "count", "code", "msg", "message", "status"}
+_OF_TURNS = re.compile("conv|dialog|message|msg|chat|turn|history|对话|历史")  # in the keys of lists that are one row
+_WITH_DIGIT = re.compile(r"\d")
 SPREAD = re.compile(rb"\{\s*\n")  # how a file of objects that span lines begins
 _SPACE = re.compile(r"\s*")
 _SEPARATOR = re.compile(r"[\s,]*")
@@ -118,11 +123,11 @@ def read_objects(stream: io.BufferedReader, source: Source) -> Iterator[Record]:
 def _unwrapped(rows: Iterator[Record], path: str, start: tuple[int, int] = BEGIN) -> Iterator[Record]:
     """`rows`, or where they are one object that holds rows in a list, these: under `data`, or as the Hub's viewer."""
     beginning = list(islice(rows, 2))
-    name = wrapper_of(beginning)
-    if name is None:
+    table = table_of(beginning)
+    if table is None:
         yield from (row for row in chain(beginning, rows) if row.after > start or start == BEGIN)
         return
-    for number, row in enumerate(beginning[0].value[name], 1):
+    for number, row in enumerate(table[1], 1):
         location, cut = f"{path}:{number}", row.get("truncated_cells")
         row = row["row"] if isinstance(row.get("row"), dict) else row
         if number > start[0]:
@@ -130,19 +135,58 @@ def _unwrapped(rows: Iterator[Record], path: str, start: tuple[int, int] = BEGIN
             yield Record(location, None if problem else row, problem, (number, 0))
 
 
-def wrapper_of(beginning: list[Record]) -> str | None:
-    """The key of the rows in a file that begins with these, where it is one object."""
-    names = {name.lower(): name for name in lists_of_rows(beginning)}
-    return next((names[name] for name in WRAPPERS if name in names), None)
+def table_of(beginning: list[Record]) -> tuple[str, list[dict]] | None:
+    """How a file that begins with these holds its rows, where it is one object, and these; None for another file.
+
+    They are a list under a key, also of an object within; the values under their ids; or columns, as `to_json` of
+    pandas writes them and `to_dict` of datasets.
+    """
+    value = beginning[0].value if len(beginning) == 1 else None
+    return _table_in(value) if value else None
 
 
-def lists_of_rows(beginning: list[Record]) -> list[str]:
-    """The keys of lists of rows in a file that begins with these, where it is one object and no conversation."""
-    value = (beginning[0].value or {}) if len(beginning) == 1 else {}
+def _table_in(value: dict[str, Any]) -> tuple[str, list[dict]] | None:
+    table = _rows_under(value) or _rows_of_objects(value) or _rows_of_lists(value)
+    within = [key for key in value if isinstance(value[key], dict)]
+    is_wrapped = len(within) == 1 and within[0].lower() in WRAPPERS and ABOUT_FILE.issuperset(value.keys() - {*within})
+    return _table_in(value[within[0]]) if table is None and is_wrapped else table
+
+
+def _rows_under(value: dict[str, Any]) -> tuple[str, list[dict]] | None:
     lists = {key: rows for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)}
-    if any("role" in rows[0] or "from" in rows[0] for rows in lists.values()):
-        return []
-    return [key for key, rows in lists.items() if all(isinstance(row, dict) for row in rows)]
+    if any({"role", "from"} & {key.lower() for key in rows[0]} for rows in lists.values()):
+        return None
+    lists = {key: rows for key, rows in lists.items() if all(isinstance(row, dict) for row in rows)}
+    names = {name.lower(): name for name in lists}
+    name = next((names[known] for known in WRAPPERS if known in names), None)
+    if name is None:
+        return None
+    others = ", ".join(other for other in lists if other != name)
+    return f"rows under {name}" + (f" (not read: {others})" if others else ""), lists[name]
+
+
+def _rows_of_objects(value: dict[str, Any]) -> tuple[str, list[dict]] | None:
+    values = list(value.values())
+    if len(values) < 2 or not all(isinstance(each, dict) and each for each in values):
+        return None
+    if all(key.isdigit() for each in values for key in each):
+        keys = dict.fromkeys(key for each in values for key in each)
+        return "columns as objects", [{name: value[name].get(key) for name in value} for key in keys]
+    are_rows = all(map(_WITH_DIGIT.search, value)) and len({*map(tuple, values)}) == 1
+    return ("rows under their ids", values) if are_rows else None
+
+
+def _rows_of_lists(value: dict[str, Any]) -> tuple[str, list[dict]] | None:
+    columns, data = value.get("columns"), value.get("data")
+    if isinstance(columns, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return "rows as lists under data", [dict(zip(map(str, columns), row, strict=False)) for row in data]
+    values = list(value.values())
+    if len(values) < 2 or any(map(_OF_TURNS.search, value)) or not all(isinstance(each, list) for each in values):
+        return None
+    are_columns = len({*map(len, values)}) == 1 < len(values[0])
+    if not are_columns or any(isinstance(cell, (list, dict)) for each in values for cell in each):
+        return None
+    return "columns as lists", [dict(zip(value, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _read_values(stream: io.BufferedReader, source: Source, in_array: bool) -> Iterator[Record]:

@@ -14,7 +14,7 @@ from itertools import islice
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.files.file_io import CHUNK, Recoded, open_binary, uncompressed_name
 from hf_recipes.data.files.hub_data import load_hub
-from hf_recipes.data.files.json_rows import beginning_of, lists_of_rows, read_json, read_lines, read_objects, wrapper_of
+from hf_recipes.data.files.json_rows import beginning_of, read_json, read_lines, read_objects, table_of
 from hf_recipes.data.files.source import BEGIN, Record, Source, numbered
 from hf_recipes.data.files.table_rows import TAB, delimiter_of, read_arrow, read_csv, read_dataset, read_parquet
 from hf_recipes.data.files.text_rows import read_passages
@@ -106,7 +106,6 @@ def note_of(source: Source) -> str:
             return "" if sign == "," else f"{'tabs' if sign == TAB else sign} between the columns"
         if beginning_of(stream)[:1] == b"{":
             beginning = list(islice(read_objects(stream, source), 2))
-            if name := wrapper_of(beginning):
-                others = ", ".join(other for other in lists_of_rows(beginning) if other != name)
-                return f"rows under {name}" + (f" (not read: {others})" if others else "")
+            table = table_of(beginning)
+            return table[0] if table else ""
     return ""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, replace
@@ -12,7 +13,14 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import LEDGER
 from hf_recipes.data.files.dataset_info import resolve
 from hf_recipes.data.files.encodings import known_encoding
-from hf_recipes.data.files.file_io import CHUNK, digest_and_encoding, open_binary, sniff_file, uncompressed_name
+from hf_recipes.data.files.file_io import (
+    CHUNK,
+    digest_and_encoding,
+    is_text,
+    open_binary,
+    sniff_file,
+    uncompressed_name,
+)
 from hf_recipes.data.files.hub_data import load_hub
 from hf_recipes.data.files.records import note_of, read_records
 from hf_recipes.data.files.source import Draw, Source
@@ -170,6 +178,10 @@ def _file_source(path: str, sniff: bool, txt: str | None, encoding: str | None) 
     if not path.lower().endswith(SUFFIXES):
         hint = "; save its sheet as csv (UTF-8)" if path.lower().endswith((".xlsx", ".xls")) else ""
         raise UserError(f"{path}: unknown file type{hint}; known are {KNOWN}")
+    if not is_text(path):
+        raise UserError(
+            f"{path}: its name is not {sys.getfilesystemencoding()} text; rename it, or run with PYTHONUTF8=1"
+        )
     if os.path.getsize(path) == 0:
         raise UserError(f"{path}: the file is empty")
     digest, detected = sniff_file(path) if sniff else digest_and_encoding(path, encoding)

@@ -54,7 +54,7 @@ def read_csv(stream: io.BufferedReader, source: Source, delimiter: str) -> Itera
 def delimiter_of(beginning: bytes, usual: str) -> str:
     """What is between the columns of a csv, where it is not the `usual` sign."""
     header = beginning.partition(b"\n")[0]
-    others = (sign for sign in (";", TAB) if usual == "," and b"," not in header and sign.encode() in header)
+    others = (sign for sign in (";", TAB, "|") if usual == "," and b"," not in header and sign.encode() in header)
     return next(others, usual)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas.calls import link_results, read_calls, read_tools
@@ -20,7 +21,7 @@ from hf_recipes.data.schemas.columns import (
 from hf_recipes.data.schemas.conversation import Message, RowProblem, check_conversation, with_thoughts
 from hf_recipes.data.schemas.dialogue_text import read_dialogue, read_dialogue_prompt
 from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS, add_thoughts, thoughts_name
-from hf_recipes.data.schemas.turns import pop_unused, read_exchanges, read_turns
+from hf_recipes.data.schemas.turns import is_turn, pop_unused, read_exchanges, read_turns
 
 # Columns of a question and its answer, in the order in which they are looked for: first these, then any of the two
 # lists below, without regard to case.
@@ -44,19 +45,36 @@ QUESTIONS = (
     *("prompt", "instruction", "question", "query", "user", "problem", "ask"),
     *("问题", "问", "提问", "指令", "提示词", "input", "输入"),
 )
-ANSWERS = ("response", "completion", "answer", "output", "assistant", "solution", "答案", "回答", "答", "回复", "输出")
+ANSWERS = (
+    *("response", "completion", "answer", "output", "assistant", "solution", "attempt"),
+    *("答案", "回答", "答", "回复", "输出"),
+)
+# Columns of what the answer to a prompt is compared with; verl's `reward_model` is an object.
+REFERENCE_ANSWERS = (
+    *("ground_truth", "reference_answer", "expected_answer", "final_answer", "correct_answer", "gold_answer"),
+    "reward_model",
+)
 ANSWER_OF = {"title": "answer", **dict(reversed(PAIRS))}  # the first answer column of each prompt column
 MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations", "dialogue", "chat", "turns", "data", "对话")
 TEXT_COLUMNS = ("plain_text", "text")  # that may hold a whole conversation
 # Columns beside a question and its answer or a conversation that are a part of it.
-SYSTEM_COLUMNS = ("system", "system_prompt", "meta_instruction", "系统", "系统提示")
-TOOLS_COLUMNS = ("tools", "functions")
-HISTORY_COLUMNS = ("history", "历史", "历史对话")
+SYSTEM_COLUMNS = (
+    *("system", "system_prompt", "system_message", "system_instruction", "meta_instruction", "sys", "sys_prompt"),
+    *("系统", "系统提示", "系统提示词", "系统指令"),
+)
+TOOLS_COLUMNS = ("tools", "functions", "available_tools", "available_functions", "tool_list", "工具", "工具列表")
+HISTORY_COLUMNS = (
+    *("history", "chat_history", "conversation_history", "dialogue_history", "dialog_history"),
+    *("历史", "历史对话", "对话历史", "历史记录"),
+)
 CONTEXT_COLUMNS = ("input", "输入", "context", "passage", "background", "desc", "上下文", "背景", "材料")
-# Columns that say that an answer is not wanted.
+# Columns that say that an answer is not wanted, or not wholly: false of the first and 1 of the next say nothing.
+HARMFUL = ("is_unsafe", "unsafe", "is_toxic", "toxic", "is_harmful", "harmful", "is_flagged", "flagged")
+WEIGHTS = ("weight", "sample_weight", "loss_weight", "loss_mask")
 UNWANTED = (
-    *("is_safe", "safe", "safety", "is_unsafe", "unsafe"),
-    "kto_tag",
+    *HARMFUL,
+    *WEIGHTS,
+    *("is_safe", "safe", "safety", "kto_tag"),
     *("rejected", "rejected_response", "rejected_messages", "rejected_answer"),
     *("response_rejected", "answer_rejected", "neg_resp"),
 )
@@ -67,7 +85,7 @@ REFERENCES = ("reference", "references")  # passages of an answer; of a prompt, 
 # Columns that a question needs, such as its choices; a document may have others of these names.
 OF_QUESTIONS = (
     *("description", "knowledge", "evidence", "evidences", "tool", "observation"),
-    *("options", "choices", "选项", "b", "c", "d"),
+    *("options", "choices", "选项", "b", "c", "d", "opa", "opb", "opc", "opd"),
 )
 # Columns that usually carry meaning: a run whose examples do not show them stops.
 MEANINGFUL = frozenset(
@@ -78,6 +96,7 @@ MEANINGFUL = frozenset(
     }
     - {"data", "chat"}
 )
+_LANGUAGE = re.compile(r"^(?:zh|cn|en|chinese|english)_|_(?:zh|cn|en|chinese|english)$")
 WITHOUT_LOSS = "turns without loss, by {!r}"
 NOT_TRAINED = "{!r} of a turn that is not the assistant's has no effect"
 
@@ -103,21 +122,57 @@ def prompt_of(row: Row) -> str | None:
 
 def fill_pair(columns: Columns, row: Row) -> Columns:
     prompt, response = pair_of(row)
+    if variant := variant_of(columns.response):
+        prompt = next((name for name in row if variant in keys_of(name)[0] and is_variant(name, prompt)), prompt)
     if columns.reads == "prompts" and (columns.prompt or prompt is None):
         prompt = columns.prompt or prompt_of(row)
-        response = next((b for a, b in PAIRS if a == prompt and b in row), ANSWER_OF.get(prompt, "response"))
+        response = next((b for a, b in PAIRS if a == prompt and b in row), reference_of(row))
+        response = response or ANSWER_OF.get(prompt, "response")
     return replace(columns, prompt=columns.prompt or prompt, response=columns.response or response)
+
+
+def reference_of(row: Row) -> str | None:
+    """The column of an answer, or of what one is compared with."""
+    keys = by_key(row)
+    names = (keys[name] for name in (*ANSWERS, *REFERENCE_ANSWERS) if name in keys)
+    return next((name for name in names if name != "reward_model" or isinstance(row[name], dict)), None)
+
+
+def reference_in(row: Row, column: str | None) -> str | None:
+    """What a column says of a prompt's answer, as text."""
+    value = optional(row, column)
+    if column == "reward_model":
+        value = value.get("ground_truth") if isinstance(value, dict) else None
+    return None if is_empty(value) else answer_of({"": value}, "")[0]
 
 
 def fill_alpaca(columns: Columns, row: Row) -> Columns:
     return replace(columns, prompt="instruction", response="output")
 
 
+def variant_of(name: str | None) -> str:
+    """The language that a column's name ends or begins with: ``_zh`` of ``output_zh``."""
+    match = name and _LANGUAGE.search(keys_of(name)[0])
+    return match[0] if match else ""
+
+
+def is_variant(name: str, of: str | None) -> bool:
+    """Whether a column is that of another one in a language that its name has."""
+    return of is not None and keys_of(name)[0].replace(variant_of(name), "") in keys_of(of)
+
+
+def forms_of(name: str) -> set[str]:
+    """A column's name, also without its language, and without the model that made an attempt or a solution."""
+    key = keys_of(name)[0]
+    last = key.rpartition("_")[2]
+    return {*keys_of(name), key.replace(variant_of(name), ""), last if last in ("attempt", "solution") else key}
+
+
 def check_answers(columns: Columns, row: Row, path: str) -> None:
     """Refuse a file of two columns that could both be the answer."""
     known = {*ANSWERS, *(answer for _, answer in PAIRS)} - {"content", "target"}
     others = [
-        name for name in row if known.intersection(keys_of(name)) and name not in (columns.prompt, columns.response)
+        name for name in row if known.intersection(forms_of(name)) and name not in (columns.prompt, columns.response)
     ]
     others = [name for name in others if not is_empty(row[name]) and row[name] != row.get(columns.response)]
     if others:
@@ -130,6 +185,8 @@ def fill_surroundings(columns: Columns, row: Row) -> Columns:
     named = {*(columns.prompt, columns.response, columns.history, columns.label)}
     rest = {name: row[name] for name in row if name not in named}
     keys = by_key(rest)
+    if variant := variant_of(columns.prompt):
+        keys |= {key.replace(variant, ""): name for key, name in keys.items() if variant in key}
 
     def first(names: tuple[str, ...]) -> str | None:
         return next((keys[name] for name in names if name in keys), None)
@@ -230,8 +287,15 @@ def from_prompt_response(row: Row, columns: Columns) -> Example:
             if message["role"] == "assistant":
                 message["weight"] = 0  # as in TRL, the completion alone is trained on
         return make_conversation(prompt + completion, row, columns)
+    answer = row.get(columns.response)
+    if columns.reads == "prompts" and columns.response == "reward_model":
+        row = {**row, "reward_model": (answer := reference_in(row, "reward_model"))}
+    if holds_turns(answer if isinstance(answer, list) else [answer]):
+        turns = read_turns(answer if isinstance(answer, list) else [answer], columns.response)
+        before = read_question(row, columns)[0] if turns[0]["role"] == "assistant" else []
+        return make_conversation(before + turns, row, columns)
     turns, remarks = read_question(row, columns)
-    if columns.reads != "prompts" or not is_empty(row.get(columns.response)):
+    if columns.reads != "prompts" or not is_empty(answer):
         answer, is_rendered = answer_of(row, columns.response)
         turns.append({"role": "assistant", "content": answer})
         remarks = (*remarks, f"{columns.response!r} rendered as JSON") if is_rendered else remarks
@@ -244,9 +308,11 @@ def read_prompt_and_completion(row: Row, columns: Columns) -> tuple[list[Message
     if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
         return None
     completion = row.get(columns.response)
-    if columns.reads == "prompts" and is_empty(completion):
-        completion = []
-    elif isinstance(completion, str):
+    if isinstance(completion, dict) and is_turn(completion):
+        completion = [completion]
+    elif columns.reads == "prompts" and not holds_turns(completion):
+        completion = reference_in(row, columns.response) or []
+    if isinstance(completion, str):
         completion = [{"role": "assistant", "content": completion}]
     if not isinstance(completion, list):
         return None
@@ -262,10 +328,26 @@ def from_calls(row: Row, columns: Columns) -> Example:
 
 
 def from_messages(row: Row, columns: Columns) -> Example:
-    column = next((name for name in (*MESSAGE_COLUMNS, *TEXT_COLUMNS) if row.get(name) is not None), "messages")
+    known = (name for name in (*MESSAGE_COLUMNS, *TEXT_COLUMNS) if row.get(name) is not None)
+    column = next(known, None) or other_turns(row, columns.ignored) or "messages"
     turns = row.get(column)
     messages = read_dialogue(turns) if isinstance(turns, str) else None
-    return make_conversation(messages or read_turns(turns, column), row, columns)
+    messages = messages or read_turns(turns, column)
+    if columns.reads == "prompts" and messages and messages[-1]["role"] != "assistant":
+        reference = reference_in(row, reference_of(row))
+        messages += [{"role": "assistant", "content": reference}] if reference is not None else []
+    return make_conversation(messages, row, columns)
+
+
+def other_turns(row: Row, ignored: tuple[str, ...] = ()) -> str | None:
+    """The column of turns with their roles, where one alone has such and its name is none of those known."""
+    names = [name for name, value in row.items() if name not in ignored and holds_turns(value)]
+    return names[0] if len(names) == 1 else None
+
+
+def holds_turns(value: Any) -> bool:
+    turns = parsed(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and is_turn(turns[0])
 
 
 def turns_key(row: Row) -> str | None:

@@ -1,13 +1,25 @@
 """Which schema each row of a file has, and whether its examples show what the row says."""
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from typing import Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.chat import MEANINGFUL, MEDIA, MEDIUM, OF_QUESTIONS, REFERENCES, UNWANTED
+from hf_recipes.data.schemas.chat import (
+    HARMFUL,
+    MEANINGFUL,
+    MEDIA,
+    MEDIUM,
+    OF_QUESTIONS,
+    REFERENCES,
+    UNWANTED,
+    WEIGHTS,
+    is_variant,
+)
 from hf_recipes.data.schemas.columns import (
     NO_COLUMN,
     Columns,
@@ -22,6 +34,7 @@ from hf_recipes.data.schemas.columns import (
 from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS
+from hf_recipes.data.schemas.turns import LABELS
 
 FLAGS = {
     "prompt": "--prompt_column",
@@ -36,6 +49,28 @@ MEANINGFUL_FOR = {
 }
 KEPT_COLUMNS = (*META_COLUMNS, "source")
 TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
+CHOICES = "write it into the question"
+# Words of names that usually carry meaning, by what to do about one, in the singular; and those of what is only said
+# about it, as in reasoning_tokens_len.
+WORDS = {
+    "read it with --thoughts_column {name}": "reasoning thinking thought think cot trajectory 思考 思维 推理",
+    "rename it history": "history previous 历史",
+    "rename it tools": "tool function api 工具",
+    "rename it system": "system persona role character 系统 人设 角色",
+    "rename it context": (
+        "context passage document doc article paragraph background material evidence knowledge "
+        "reference excerpt snippet "
+        "文章 原文 段落 材料 背景 资料 文档 上下文"
+    ),
+    CHOICES: "option choice candidate 选项",
+}
+ABOUT = re.compile(
+    r"(?:\b|_)(?:id|len|length|token|num|number|count|type|kind|name|score|level|quality|source|lang|language|model|key|hash|"
+    r"url|link|path|time|date|duration|rate|size|mode|effort|difficulty|complete|category|tag|topic|label|index|idx|format|"
+    r"style|version|domain|reason|answer|response|output|solution|point|is|has)s?(?:\b|_)|长度|数|类|编号|来源|质量|分|名|级|答案|点"
+)
+# Keys of turns that may say which of them carry loss.
+MARKS = ("mask", "masked", "ignore", "ignore_loss", "no_loss", "skip", "train_detail", "training_detail")
 
 
 class _ReadRow(dict):
@@ -93,10 +128,11 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
         if name not in (None, NO_COLUMN) and not is_used:
             raise UserError(f"{path}: {flag} {name!r} has no effect on the schema {schema.name}; leave it out")
     unused = [name for name in names if name not in read and name not in KEPT_COLUMNS]
-    for name in (name for name in unused if is_meaningful(name, columns)):
-        for row, example in zip(rows, examples, strict=True):
-            if example and not is_empty(row.get(name)) and not is_shown(row[name], example):
-                raise UserError(f"{path}: {_lost(schema, name)}")
+    watched = [name for name in unused if is_watched(name, columns, read) or name in ("a", "A")]
+    for row, example in zip(rows, examples, strict=True):
+        lost = [name for name in watched if example and name in row and is_lost(name, row[name], example)]
+        if any(is_watched(name, columns, read) for name in lost):
+            raise UserError(f"{path}: {_lost(schema, *lost)}")
     of_turns = [f"{name} (in {count} of the first {len(rows)} rows)" for name, count in turn_keys.items()]
     schema = replace(schema, unused=(*unused, *of_turns, *columns.ignored))
     if columns.reads != "documents":
@@ -109,7 +145,39 @@ def is_meaningful(name: Any, columns: Columns) -> bool:
     keys = keys_of(name)
     if set(THOUGHTS_KEYS).intersection(keys) and (columns.thoughts or columns.reads == "prompts"):
         return False
-    return not MEANINGFUL_FOR[columns.reads].isdisjoint(keys)
+    if not MEANINGFUL.isdisjoint(keys):
+        return not MEANINGFUL_FOR[columns.reads].isdisjoint(keys)
+    says = remedy_by_word(name) if columns.reads != "documents" else None
+    return says is not None and not ("thoughts" in says and (columns.thoughts or columns.reads == "prompts"))
+
+
+def is_watched(name: Any, columns: Columns, read: set[str]) -> bool:
+    """Whether a column usually carries meaning, and none of those `read` is the same in a language that is named."""
+    return is_meaningful(name, columns) and not any(is_variant(other, name) for other in read)
+
+
+@lru_cache(4096)
+def remedy_by_word(name: Any) -> str | None:
+    """What to do about a column whose name has a word of `WORDS`; None for another one."""
+    if ABOUT.search(key := keys_of(name)[0]):
+        return None
+    words = {word.removesuffix("s") for word in re.split(r"[\W_\d]+", key)}
+    for remedy, known in WORDS.items():
+        if any(word.removesuffix("s") in words or (not word.isascii() and word in str(name)) for word in known.split()):
+            return remedy.format(name=shlex.quote(str(name)))
+    return None
+
+
+def is_lost(name: Any, value: Any, example: Example) -> bool:
+    """Whether a value that no example is made of says what this example does not show."""
+    if is_empty(value):
+        return False
+    keys, label = {*keys_of(name)}, LABELS.get(str(value).strip().lower())
+    if keys & {*HARMFUL, *MARKS}:
+        return label is not False
+    if keys & {*WEIGHTS}:
+        return label is not True
+    return not is_shown(value, example) and (not isinstance(value, (bool, int, float)) or bool(keys & MEANINGFUL))
 
 
 def is_shown(value: Any, example: Example) -> bool:
@@ -126,13 +194,27 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _lost(schema: Schema, name: str) -> MeaningLost:
-    what, remedy = "column", "name what it is with a flag, rename it context or system, choose another --schema"
-    if "[]." in str(name):
-        what, remedy = "key", "move it into the text of a turn or into a turn of its own"
+def _lost(schema: Schema, *names: Any) -> MeaningLost:
+    of_turns, key = "[]." in str(names[0]), str(names[0]).rpartition("[].")[2]
+    remedies = [CHOICES if str(name).lower() in ("b", "opb") else remedy_by_word(name) for name in names]
+    if of_turns or (
+        schema.name in TURNS and not any(word in str(remedies) for word in ("thoughts", "tools", "system"))
+    ):
+        remedies = ["move it into the text of a turn or into a turn of its own"]
+    if not {*UNWANTED}.isdisjoint(keys_of(key)):
+        remedies = ["take out the rows that it says are not wanted"]
+    elif of_turns and key in MARKS:
+        remedies = ["write it as loss, false on turns that shall have none"]
+    remedy = " or ".join(dict.fromkeys(filter(None, remedies))) or (
+        "name what it is with a flag, rename it context or system, choose another --schema"
+    )
+    listed, ignored = ", ".join(map(repr, names)), " ".join(shlex.quote(str(name)) for name in names)
+    what, carry, them = ("key" if of_turns else "column"), "carries", "it"
+    if len(names) > 1:
+        what, carry, them = f"{what}s", "carry", "them"
     return MeaningLost(
-        f"the schema {schema.name} does not use the {what} {name!r}, which usually carries meaning; {remedy}, "
-        f"or leave it out with --ignore_columns {shlex.quote(str(name))}"
+        f"the schema {schema.name} does not use the {what} {listed}, which usually {carry} meaning; {remedy}, or leave "
+        f"{them} out with --ignore_columns {ignored}"
     )
 
 
@@ -186,7 +268,7 @@ class RowConverter:
             return example
         unused = [name for name in unused if not is_empty(row[name])]
         for name in unused:
-            if is_meaningful(name, self.columns) and not is_shown(row[name], example):
+            if is_watched(name, self.columns, self._read) and is_lost(name, row[name], example):
                 raise _lost(self.schema, name)
         unused += [name for name, _ in self.check_turns(example)]
         if late := dict.fromkeys(name for name in unused if name not in self._named):
@@ -202,15 +284,16 @@ class RowConverter:
         unused = [pair for pair in example.pop("unused", ()) if not is_empty(pair[1])]
         watched = [(pair, self._kind_of_key(pair[0])) for pair in unused]
         for (name, value), (_, has_meaning) in watched:
-            if has_meaning and not is_shown(value, example):
+            if has_meaning and is_lost(name.rpartition("[].")[2], value, example):
                 raise _lost(self.schema, name)
         return [pair for pair, (is_ignored, _) in watched if not is_ignored]
 
     def _kind_of_key(self, name: str) -> tuple[bool, bool]:
         """Whether the user leaves out a key of turns, and whether it usually carries meaning, if not."""
         if name not in self._kinds:
-            is_ignored = not {name, name.rpartition("[].")[2]}.isdisjoint(self.columns.ignored)
-            self._kinds[name] = is_ignored, not is_ignored and is_meaningful(name.rpartition("[].")[2], self.columns)
+            key = name.rpartition("[].")[2]
+            is_ignored = not {name, key}.isdisjoint(self.columns.ignored)
+            self._kinds[name] = is_ignored, not is_ignored and (key in MARKS or is_meaningful(key, self.columns))
         return self._kinds[name]
 
     def convert(self, row: Row, columns: Columns) -> Example:

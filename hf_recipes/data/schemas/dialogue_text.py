@@ -40,13 +40,14 @@ STYLES = (
         re.compile(r"\s*<\|(system|user|assistant|observation)\|>[ \t]*\n?"), r"</s>|<\|end\|>|<\|endoftext\|>"
     ),  # Zephyr, Phi, GLM
     _Style(re.compile(r"\s*\[(Human|MOSS)\]:[ \t]*"), "<eo[a-z]>"),  # moss-002-sft-data
+    _Style(re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE): ?"), r"\s*<\|endoftext\|>"),  # Glaive
     _Style(re.compile(rf"\s*<s>\s*({_NAMES})[:：][ \t]*"), r"\s*</s>"),  # Llama2-Chinese
     _Style(re.compile(rf"\s*### ?({_NAMES})[:：][ \t]*")),  # openassistant-guanaco
     _Style(re.compile(r"\s*<(human|bot)>[:：]?[ \t]*")),  # Ziya
     _Style(re.compile(r"\s*\n\n(Human|Assistant): ?")),  # hh-rlhf
     _Style(re.compile(rf"(?:\A\s*|\s*\n)({_NAMES})[:：][ \t]*"), is_loose=True),  # BELLE
 )
-_BEGIN = re.compile(rf"\s*(?:<\||<human>|<bot>|\[(?:Human|MOSS)\]|(?:<s>\s*|### ?)?(?:{_NAMES})[:：])")
+_BEGIN = re.compile(rf"\s*(?:<\||<human>|<bot>|\[(?:Human|MOSS)\]|(?:<s>\s*|### ?)?(?:{_NAMES}|USER)[:：])")
 
 
 def read_dialogue(text: str, with_loose: bool = True) -> list[Message] | None:

@@ -18,7 +18,7 @@ from hf_recipes.data.schemas.conversation import RowProblem
 TEXT_COLUMNS: dict[Reads, tuple[str, ...]] = {
     "examples": ("text",),
     "prompts": ("text", "content"),
-    "documents": ("text", "content", "completion", "raw_content"),
+    "documents": ("text", "content", "completion", "raw_content", "paragraphs"),
 }
 ID_COLUMNS = ("id", "uniqueKey", "docId", "sample_id", "文件名", "url")
 REPOSITORY_COLUMNS = ("repo_name", "max_stars_repo_path", "max_stars_repo_name", "仓库名")
@@ -68,12 +68,20 @@ def _lines(parts: Iterable[Any]) -> str:
 
 
 def from_text(row: Row, columns: Columns) -> Example:
-    text = text_of(row, columns.prompt, "text")
+    text = _text_in(row, columns.prompt)
     return {"text": _titled(row, text) if columns.reads == "documents" else text}
 
 
 def from_article(row: Row, columns: Columns) -> Example:
-    return {"text": _titled(row, text_of(row, columns.prompt or "content", "content"))}
+    return {"text": _titled(row, _text_in(row, columns.prompt or "content"))}
+
+
+def _text_in(row: Row, column: str) -> str:
+    """The text of a column; of a list of texts, such as a poem's lines, a line each."""
+    lines = row.get(column)
+    if isinstance(lines, list) and lines and all(isinstance(line, str) for line in lines):
+        row = {**row, column: "\n".join(lines)}
+    return text_of(row, column, "text")
 
 
 def _titled(row: Row, text: str) -> str:

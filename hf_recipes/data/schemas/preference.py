@@ -2,7 +2,8 @@
 `label`."""
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from hf_recipes.data.schemas.chat import (
     CONTEXT_COLUMNS,
     MESSAGE_COLUMNS,
+    holds_turns,
     make_conversation,
     pair_of,
     prompt_of,
@@ -18,7 +20,7 @@ from hf_recipes.data.schemas.chat import (
     read_question,
     with_thoughts_of,
 )
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of, by_key, is_empty
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of, by_key, is_empty, keys_of
 from hf_recipes.data.schemas.conversation import FilteredRow, Message, RowProblem
 from hf_recipes.data.schemas.dialogue_text import read_dialogue
 from hf_recipes.data.schemas.thought_columns import thoughts_name
@@ -38,6 +40,12 @@ SIDE_COLUMNS = (
     ("conversations", "rejected_response"),
     ("response", "rejected_response"),
 )
+# Words that tell the columns of both sides apart, where the rest of their names is the same.
+SIDE_WORDS = (
+    *(("chosen", "rejected"), ("accepted", "rejected"), ("preferred", "rejected"), ("preferred", "dispreferred")),
+    *(("preferred", "non_preferred"), ("better", "worse"), ("good", "bad"), ("winner", "loser"), ("win", "lose")),
+    *(("positive", "negative"), ("pos", "neg"), ("好的", "差的"), ("好的", "坏的"), ("优质", "劣质")),
+)
 CHOSEN, REJECTED = ("chosen", "selected"), "rejected"
 BETTER = "better_response_id"  # of PKU-SafeRLHF: which of response_0 and response_1 is the better one
 LABEL_COLUMNS = ("kto_tag", "is_safe")  # where `label` is none
@@ -48,7 +56,18 @@ def sides_of(row: Row) -> tuple[str, str] | None:
     if BETTER in row and "response_0" in row and "response_1" in row:
         return BETTER, BETTER
     keys = by_key(row)
-    return next(((keys[a], keys[b]) for a, b in SIDE_COLUMNS if a in keys and b in keys), None)
+    sides = next(((keys[a], keys[b]) for a, b in SIDE_COLUMNS if a in keys and b in keys), None)
+    return sides or next(_sides_by_words(row), None)
+
+
+def _sides_by_words(row: Row) -> Iterator[tuple[str, str]]:
+    """Pairs of columns such as ``good_answer`` and ``bad_answer``; none of scores and the like."""
+    keys = {keys_of(name)[0]: name for name in row if isinstance(row[name], (str, dict)) or holds_turns(row[name])}
+    for key in keys:
+        for better, worse in SIDE_WORDS:
+            other = re.sub(rf"(?<![a-z]){better}(?![a-z])", worse, key)
+            if other != key and other in keys and "score" not in key:
+                yield keys[key], keys[other]
 
 
 @cache

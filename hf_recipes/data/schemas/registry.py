@@ -13,6 +13,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.schemas import chat, documents
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, is_empty, keys_of, read_choices
 from hf_recipes.data.schemas.preference import (
+    BETTER,
     LABEL_COLUMNS,
     REJECTED,
     SIDE_COLUMNS,
@@ -21,6 +22,7 @@ from hf_recipes.data.schemas.preference import (
     from_unpaired,
     sides_of,
 )
+from hf_recipes.data.schemas.turns import is_turn
 
 
 class UnknownSchema(UserError):
@@ -28,6 +30,7 @@ class UnknownSchema(UserError):
 
 
 SIDES = ("chosen", "rejected")  # of an example of the form preference
+MOST_COLUMNS = 40  # that a message lists
 # Kept next to the example for evaluation; the model never sees them.
 META_COLUMNS = ("answer_choices", "task_type", "type", "task_dataset", "sample_id")
 
@@ -90,6 +93,12 @@ REGISTRY = (
     code(lambda columns, row: documents.is_text(row.get("code")) and not documents.has_text(row)),
     article(lambda columns, row: "title" in row and "content" in row),
     text(lambda columns, row: documents.has_text(row), reads=("documents",)),
+    Schema(
+        "turns",
+        "messages",
+        lambda columns, row: chat.other_turns(row) not in (None, chat.prompt_of(row)),
+        chat.from_messages,
+    ),
 )
 
 
@@ -104,15 +113,18 @@ DOCUMENT_SCHEMAS = _names("documents", ("messages", "text"))
 def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
     """The schema of the file that begins with `row`, with the columns that it reads."""
     row = {name: value for name, value in row.items() if name not in columns.ignored}
-    present = ", ".join(map(str, row))
+    more = f" and {len(row) - MOST_COLUMNS:,} more" if len(row) > MOST_COLUMNS else ""
+    present = ", ".join(map(str, list(row)[:MOST_COLUMNS])) + more
     schema = _find(row, columns)
+    if schema and schema.form == "text" and columns.reads == "examples" and is_turn(row):
+        schema = None
     if columns.reads != "documents" and (columns.label or (schema and schema.name == "unpaired")):
         return _detect_unpaired(row, columns, path)
     for flag, name in _named(columns):
         if name not in row:
             raise UserError(f"{path}: {flag} {name!r} is not a column; there are {present}")
     if schema is None:
-        if row.keys() >= {"role", "content"} or row.keys() >= {"from", "value"}:
+        if is_turn(row):
             raise UnknownSchema(f'{path}: each row is one turn; write a row for each conversation: {{"messages": […]}}')
         if row.keys() >= {"comment_id", "video_id"}:
             raise UnknownSchema(
@@ -122,7 +134,7 @@ def detect_schema(row: Row, columns: Columns, path: str) -> Schema:
         names = DOCUMENT_SCHEMAS if columns.reads == "documents" else SCHEMAS
         raise UnknownSchema(
             f"{path}: no known schema in the columns {present}; name them with --prompt_column and "
-            f"--response_column, or choose --schema {' | '.join(names)}{first_row(row)}"
+            f"--response_column, or choose --schema {' | '.join(names)}{first_row(row, columns.reads)}"
         )
     filled = schema.fill(columns, row)
     if schema.form in ("messages", "preference"):
@@ -166,16 +178,24 @@ def _fill_pair(columns: Columns, row: Row) -> Columns:
     return replace(filled, thoughts=columns.thoughts)
 
 
-def first_row(row: Row) -> str:
+def first_row(row: Row, reads: Reads = "examples") -> str:
     """The flags that would read the first row, and the columns that they would leave out."""
     names = _filled(row)
-    texts = [name for name in names if isinstance(row[name], str)]
+    if turns := [name for name in names if chat.holds_turns(row[name])]:
+        return f"; there are turns in {', '.join(turns)}: rename {'it' if len(turns) == 1 else 'one'} messages"
+    texts = [name for name in names if isinstance(row[name], str) and {*keys_of(name)}.isdisjoint(chat.SYSTEM_COLUMNS)]
+    if reads == "documents" and texts:
+        longest = max(texts, key=lambda name: len(row[name]))
+        left = ", ".join(name for name in names if name != longest)
+        return f"; such as --prompt_column {longest}" + (f", without {left}" if left else "")
     worded = [name for name in texts if re.search(r"[^\W\d_]", row[name])]
     texts = worded if len(worded) > 1 else texts  # a number that a csv has as text is no question
-    if len(names) < 2:
+    if len(names) < 2 and texts:
         return ""
     if not texts:
-        return f"; {', '.join(names)} hold no text: write the turns of a row as a list in one column, messages"
+        return f"; no text is in {', '.join(names)}: write the turns of a row as a list in one column, messages" * any(
+            names
+        )
     questions = [name for name in texts if _words(name) & set(chat.QUESTIONS)]
     answers = [name for name in names if _words(name) & set(chat.ANSWERS)]
     prompt = next(iter([*questions, *(name for name in texts if name not in answers), *texts]))
@@ -190,6 +210,25 @@ def first_row(row: Row) -> str:
             "answers the better one chosen, the other rejected"
         )
     return hint
+
+
+def better_alone(columns: Columns, row: Row) -> str:
+    """The flags with which the better answers of pairs alone are trained on."""
+    if columns.chosen == BETTER:
+        return "train on pairs with dpo.py or reward.py"
+    if columns.chosen in chat.MESSAGE_COLUMNS:
+        flags = ""
+    elif columns.prompt is None and chat.holds_turns(row.get(columns.chosen)):
+        flags = "--schema turns "
+    else:
+        turns = next((name for name in chat.MESSAGE_COLUMNS if name in row), None)
+        question = columns.prompt or columns.history or turns
+        if question is None:
+            return (
+                f"to train on the better answers alone: rename {columns.chosen} messages and leave the worse ones out"
+            )
+        flags = f"--prompt_column {question} --response_column {columns.chosen} "
+    return f"to train on the better answers alone: {flags}--ignore_columns {columns.rejected}"
 
 
 def as_pair(row: Row, columns: Columns) -> str:

@@ -22,6 +22,8 @@ THOUGHTS_KEYS = (
     "reasoning_process",
     "reasoning_trace",
     "thinking_process",
+    "thought_process",
+    "think_process",
     "thinking_content",
     "think_content",
     "thinking_trajectory",
@@ -30,8 +32,11 @@ THOUGHTS_KEYS = (
     "rationale",
     "思考",
     "思考过程",
+    "思考内容",
+    "思维过程",
     "思维链",
     "推理过程",
+    "推理内容",
 )
 SWITCHES = ("", "on", "off", "true", "false", "yes", "no", "none", "auto", "minimal", "low", "medium", "high")
 
@@ -56,6 +61,8 @@ def is_switch(value: Any) -> bool:
 def add_thoughts(message: Message, values: Mapping[str, Any], name: str | None) -> Message:
     """`message` with the thoughts that `values` have under `name`, if there are any."""
     thoughts = values.get(name) if name else None
+    if isinstance(thoughts, list) and len(thoughts) == 1:  # s1K
+        thoughts = thoughts[0]
     if thoughts is not None and not isinstance(thoughts, str):
         raise RowProblem(f"{name!r} is a {type(thoughts).__name__}, not text")
     thoughts = (thoughts or "").strip().removeprefix(TAGS.start).removesuffix(TAGS.end).strip()

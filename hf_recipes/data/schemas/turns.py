@@ -16,7 +16,7 @@ ROLES = {
     for role, names in {
         "system": ("system", "developer", "系统"),
         "user": (
-            *("user", "human", "client", "patient", "seeker", "customer"),
+            *("user", "human", "prompter", "client", "patient", "seeker", "customer"),
             *("用户", "人类", "问", "患者", "病人", "客户", "顾客", "来访者", "求助者"),
         ),
         "assistant": (
@@ -24,7 +24,7 @@ ROLES = {
             *("counselor", "counsellor", "therapist", "doctor"),
             *("助手", "机器人", "答", "医生", "大夫", "客服", "咨询师"),
         ),
-        "tool": ("tool", "observation", "function", "tool_response", "工具"),
+        "tool": ("tool", "observation", "function", "tool_response", "function response", "工具"),
         "function_call": ("function_call", "tool_call"),
     }.items()
     for name in names
@@ -49,7 +49,7 @@ EXCHANGES = (
     ("q", "a"),
 )
 # Keys of an assistant's turn that say whether it carries loss (ms-swift, OpenAI, axolotl, verl).
-LOSS_KEYS = ("loss", "weight", "train", "loss_mask")
+LOSS_KEYS = ("loss", "weight", "train", "training", "trainable", "loss_mask", "loss_scale", "loss_weight")
 # Keys of a turn that are read besides those of its role, its text and its thoughts; of an exchange, those of loss.
 READ_KEYS = {role: {"tool_calls", "function_call", *LOSS_KEYS} for role in {*ROLES.values()}}
 READ_KEYS |= {"exchange": {*LOSS_KEYS}, "tool": READ_KEYS["tool"] | {"tool_call_id", "name"}}
@@ -79,6 +79,9 @@ def read_turns(turns: Any, column: str) -> list[Message]:
         return _spoken(turns, column)
     role_key = next((key for key in TEXT_KEYS if isinstance(first, dict) and key in first), None)
     if turns and role_key is None:
+        lowered = [{str(key).lower(): turn[key] for key in turn} for turn in turns if isinstance(turn, dict)]
+        if not TEXT_KEYS.keys().isdisjoint(lowered[0] if lowered else ()):
+            return read_turns(lowered, column)
         return read_exchanges(turns, column)
     if not all(isinstance(turn, dict) for turn in turns):
         raise RowProblem(f"{column!r} is not a list of turns")
@@ -103,6 +106,15 @@ def read_turns(turns: Any, column: str) -> list[Message]:
             messages.append(message)
         before = role
     return messages
+
+
+def is_turn(values: Mapping[str, Any]) -> bool:
+    """Whether the keys, in any case, are those of a turn with a role that is known."""
+    lowered = {str(key).lower(): value for key, value in values.items()}
+    role = next(
+        (lowered[key] for key, texts in TEXT_KEYS.items() if key in lowered and {*texts} & lowered.keys()), None
+    )
+    return isinstance(role, str) and role.strip().lower() in ROLES
 
 
 def _message(turn: Mapping[str, Any], role: str, content: Any) -> Message:

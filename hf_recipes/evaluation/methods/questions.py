@@ -10,6 +10,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
+from hf_recipes.data.schemas.columns import parsed
 from hf_recipes.metrics.text import normalize_answer
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -43,17 +44,20 @@ def read_rows(specs: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def read_question(row: Mapping[str, Any]) -> Question:
-    r"""A row in one of two forms, the names of whose columns may be capitalised:
+    r"""A row in one of three forms, the names of whose columns may be capitalised:
 
     - `question` with the options inside, each on its own line after its letter (``A.``, ``A、``, ``(A)``, …), and
       `answer`. A backslash and an n that no small letter follows are a line break. If the last line is an option,
       ``答案：`` is put below it.
     - `question`, the options in columns `A`, `B`, … and `answer` (C-Eval and CMMLU).
+    - `question`, the options as a list or by their letters in `options`, `option` or `choices`, and `answer`: a letter,
+      the text of an option, or its index in the list (CMB, C3, MMLU).
 
     The source is the column `subject` or `source`, else the file's name without its split (``law_val.csv``: law).
     """
     location = row["location"]
     columns = {name.lower() if len(name) > 1 else name: str(value) for name, value in row.items() if value is not None}
+    columns |= _options_in_one_column(row)
     question = columns.get("question", "")
     if not question.strip():
         raise UserError(
@@ -85,3 +89,21 @@ def read_question(row: Mapping[str, Any]) -> Question:
     file = Path(location.rpartition(":")[0]).name
     source = columns.get("subject") or columns.get("source") or _SPLIT.sub("", file.split(".")[0])
     return Question(location, source, text, letters, answer)
+
+
+def _options_in_one_column(row: Mapping[str, Any]) -> dict[str, str]:
+    """The options of a row as columns of their letters, and the `answer` as one of these, where one column has all."""
+    values = {name.lower(): value for name, value in row.items()}
+    named = (parsed(values.get(name)) for name in ("options", "option", "choices", "choice"))
+    options = next((value for value in named if isinstance(value, (list, dict)) and value), None)
+    if options is None:
+        return {}
+    answer = values.get("answer")
+    if isinstance(options, dict) and isinstance(options.get("text"), list):  # ARC
+        options = dict(zip(options.get("label") or LETTERS, options["text"], strict=False))
+    elif isinstance(options, list):
+        is_index = str(answer).isdigit() and int(answer) < len(options) and answer not in options
+        answer = LETTERS[int(answer)] if is_index else answer
+        options = dict(zip(LETTERS, options, strict=False))
+    texts = {str(letter): str(text) for letter, text in options.items()}
+    return texts | {"answer": next((letter for letter, text in texts.items() if text == answer), str(answer or ""))}

@@ -236,6 +236,15 @@ def test_any_address_of_this_machine_is_guarded(serve, host, capfd):
 
 
 def test_a_request_of_no_page_is_one_line(address, capfd):
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "A" * 22 + "==",
+    }
+    connection.request("GET", "/gradio_api/queue/join", headers=upgrade)
+    assert connection.getresponse().status in (400, 403)
     assert status(address, "/gradio_api/queue/data?session_hash=unknown") == 404
     for path in ("run/predict", "queue/join"):
         assert status(address, f"/gradio_api/{path}", {"data": [], "fn_index": 999, "session_hash": "a"}) == 400

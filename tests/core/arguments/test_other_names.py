@@ -71,6 +71,13 @@ HERE = {
     "model": " (did you mean --model_name_or_path?)",
     "group_by_length": "; here it is --train_sampling_strategy group_by_length",
     "early_stopping_steps": " (did you mean --early_stopping_patience?)",
+    "early_stopping_rounds": " (did you mean --early_stopping_patience?)",
+    "use_galore": "; here it is --optim galore_adamw",
+    "fp32": "; here it is --dtype float32",
+    "min_learning_rate": "; here it is --lr_scheduler_type cosine_with_min_lr, with --lr_scheduler_kwargs",
+    "truncation_strategy": " (did you mean --truncation?)",
+    "train_on_eos": "; here it is --train_on, the turns that carry loss",
+    "nproc_per_node": "; here it is torchrun in front of the script",
     # misspelt
     "learning_rat": " (did you mean --learning_rate?)",
     "max_lenght": " (did you mean --max_length?)",

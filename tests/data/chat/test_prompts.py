@@ -111,3 +111,24 @@ def test_a_prompt_stays_where_the_template_cannot_show_its_answer(tmp_path):
     reasons = [status for _, status in ledger.reasons]
     assert all(reason.startswith("kept: the answer is not as the template shows it: ") for reason in reasons)
     assert "leaves out the thoughts of the answer" in reasons[0] and "does not show" in reasons[1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"reward_model": {"style": "rule", "ground_truth": "七"}, "extra_info": {"index": 0}},  # verl, DAPO
+        {"ground_truth": "七"},
+        {"final_answer": "七", "difficulty": 5},
+        {"completion": {"role": "assistant", "content": "七"}},
+    ],
+)
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_what_answers_are_compared_with(tmp_path, answer, column):
+    if column == "messages" and "completion" in answer:
+        answer = {"solution": "七"}  # ms-swift
+    row = {column: [{"role": "user", "content": "三加四？"}], **answer}
+    path = str(write_jsonl(tmp_path / "rows.jsonl", [row, {**row, "reward_model": "a-model"}]))
+    tokenizer = build_tokenizer(chat_template=CHATML)
+    [first, second], _ = read_prompts(PromptReader([path], tokenizer))
+    assert (first.question, first.reference) == ("三加四？", "七")
+    assert second.reference == (None if "reward_model" in answer else "七")

@@ -80,6 +80,41 @@ def test_every_format_gives_the_same_rows(tmp_path, name, content):
     assert [record.value for record in read(write(tmp_path / name, content))] == ROWS
 
 
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ({"数据集": ROWS}, "rows under 数据集"),
+        ({"code": 0, "data": {"items": ROWS, "total": 5}}, "rows under items"),
+        ({f"id_{number}": row for number, row in enumerate(ROWS)}, "rows under their ids"),
+        ({name: [row[name] for row in ROWS] for name in ROWS[0]}, "columns as lists"),
+        ({name: {str(n): row[name] for n, row in enumerate(ROWS)} for name in ROWS[0]}, "columns as objects"),
+        (
+            {"columns": [*ROWS[0]], "index": [*range(5)], "data": [[*row.values()] for row in ROWS]},
+            "rows as lists under",
+        ),
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_one_object_that_holds_all_rows(tmp_path, content, note, indent):
+    path = write(tmp_path / "rows.json", json.dumps(content, ensure_ascii=False, indent=indent))
+    assert [record.value for record in read(path)] == ROWS
+    [source] = find_sources([str(path)])
+    assert note in source.note and read_records(source, (3, 0)).__next__().value == ROWS[3]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"段落": [{"内容": "文"}]},
+        {"dialog": ["问", "答"], "knowledge": ["甲", "乙"]},
+        {"msgs": [{"Role": "user", "Content": "问"}, {"Role": "assistant", "Content": "答"}]},
+        {"user": {"text": "问"}, "assistant": {"text": "答"}},
+    ],
+)
+def test_one_object_that_is_a_row(tmp_path, row):
+    assert [record.value for record in read(write(tmp_path / "row.json", json.dumps(row)))] == [row]
+
+
 def test_parquet(tmp_path):
     from datasets import Dataset
 
@@ -206,6 +241,12 @@ def test_an_archive_cut_short_is_an_error(tmp_path, ending, share):
     path = write(tmp_path / f"rows.jsonl.{ending}", whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match="damaged or cut short"):
         read(path)
+
+
+@pytest.mark.parametrize("sign", [";", "|", "\t"])
+def test_a_csv_with_another_sign_between_its_columns(tmp_path, sign):
+    lines = [sign.join(values) for values in (ROWS[0], *(row.values() for row in ROWS))]
+    assert [record.value for record in read(write(tmp_path / "rows.csv", "\n".join(lines)))] == ROWS
 
 
 def test_csv_rows_of_the_wrong_width_are_problems(tmp_path):

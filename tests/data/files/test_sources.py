@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from pathlib import Path
 
 import datasets
 import pytest
@@ -341,3 +343,11 @@ def test_a_data_set_of_modelscope(hub, tmp_path):
     assert len(hub.requests) == asked
     with pytest.raises(UserError, match="no such repository"):
         find_sources(["modelscope:some-owner/none"], cache_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_name_in_another_encoding(tmp_path, folder):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + "/数据.jsonl".encode("gbk")))
+    write_jsonl(path, rows(1))
+    with pytest.raises(UserError, match="its name is not utf-8 text; rename it, or run with PYTHONUTF8=1"):
+        find_sources([str(tmp_path) if folder else str(path)])

@@ -137,7 +137,7 @@ def test_keys_of_turns_that_are_left_out_are_not_read(load):
 @pytest.mark.parametrize(
     ("row", "name"),
     [
-        ({"question": "首都是？", "A": "北京", "B": "上海", "C": "天津", "D": "重庆", "answer": "A"}, "B"),  # C-Eval
+        ({"question": "首都是？", "A": "北京", "B": "上海", "C": "天津", "D": "重庆", "answer": "A"}, "A"),  # C-Eval
         ({"question": "首都是？", "options": ["北京", "上海"], "answer": "A"}, "options"),
         ({"question": "怎么办？", "description": "我睡不着。", "answer": "散步。"}, "description"),  # PsyQA
         ({"conversation": ["问", "答"], "knowledge": [["甲", "是", "乙"]]}, "knowledge"),  # DuConv
@@ -147,7 +147,9 @@ def test_keys_of_turns_that_are_left_out_are_not_read(load):
     ],
 )
 def test_columns_that_a_question_or_answer_needs_stop_the_run(load, row, name):
-    with pytest.raises(UserError, match=f"the column '{name}', which usually carries meaning.*--ignore_columns {name}"):
+    with pytest.raises(
+        UserError, match=f"the columns? '{name}'.*, which usually carr.* meaning.*--ignore_columns {name}"
+    ):
         load([row])
     assert load([row], ignored=(name, "B", "C", "D"))["messages"][0][1]["content"]
 
@@ -193,3 +195,123 @@ def test_a_text_that_speaks_of_a_picture_is_not_learned_without_it(load, row):
     reason = f"dropped: {mark} in its text stands for '{name}', which is not trained on"
     statuses = [status for _, status in row_statuses(load([row, marked, {**marked, name: []}]))]
     assert statuses == ["kept", reason, "kept"]
+
+
+@pytest.mark.parametrize(
+    ("more", "remedy"),
+    [
+        ({"r1_reasoning": "想"}, "read it with --thoughts_column r1_reasoning"),
+        ({"推理": "想"}, "read it with --thoughts_column '推理'"),
+        ({"previous_turns": [["一", "二"]]}, "rename it history"),
+        ({"api_docs": [{"name": "f"}]}, "rename it tools"),
+        ({"角色设定": "店员"}, "rename it system"),
+        ({"retrieved_passages": ["文"]}, "rename it context"),
+        ({"原文": "文"}, "rename it context"),
+        ({"option_a": "甲", "option_b": "乙"}, "write it into the question, or leave them out .* option_a option_b"),
+        ({"A": "甲", "B": "乙"}, "write it into the question, or leave them out with --ignore_columns A B"),
+        ({"toxic": True}, "take out the rows that it says are not wanted"),
+        ({"weight": 0.5}, "take out the rows that it says are not wanted"),
+        ({"loss_mask": [0, 1]}, "take out the rows that it says are not wanted"),
+    ],
+)
+def test_other_names_of_what_carries_meaning(load, more, remedy):
+    row = {"question": "问", "answer": "答", **more}
+    with pytest.raises(UserError, match=f"which usually carr.* meaning; {remedy}"):
+        load([row])
+    assert load([row], ignored=tuple(more))["messages"][0] == turns()
+
+
+def test_what_is_only_said_about_it_does_not_stop_a_run(tmp_path):
+    names = ["history_len", "context_id", "thinking_time", "is_reasoning_complete", "knowledge_points", "tool_names"]
+    row = {"question": "问", "answer": "答", **dict.fromkeys(names, "七"), "uses_tools": False}
+    assert unused([{**row, "toxic": False, "weight": 1}], tmp_path)[:-2] == [*names, "uses_tools"]
+
+
+@pytest.mark.parametrize(
+    ("more", "before"),
+    [
+        ({"system_message": "短"}, [{"role": "system", "content": "短"}]),
+        ({"系统提示词": "短"}, [{"role": "system", "content": "短"}]),
+        ({"chat_history": [["一", "二"]]}, conversation("一", "二")),
+        ({"对话历史": conversation("一", "二")}, conversation("一", "二")),
+    ],
+)
+def test_other_names_of_what_belongs_to_a_conversation(load, more, before):
+    assert load([{"query": "问", "response": "答", **more}])["messages"][0] == before + turns()
+
+
+def test_rows_in_two_languages_ask_for_one(load):
+    row = {"instruction": "q", "input": "", "output": "a", "instruction_zh": "问", "input_zh": "文", "output_zh": "答"}
+    with pytest.raises(UserError, match="the columns 'output', 'output_zh' could each be the answer"):
+        load([row])
+    question, answer = load([row], response="output_zh")["messages"][0]
+    assert (question["content"], answer["content"]) == ("问\n文", "答")
+    assert load([row], response="output", ignored=("input_zh",))["messages"][0][0]["content"] == "q"
+
+
+def test_an_attempt_is_not_read_with_anothers_thoughts(load):
+    row = {"question": "问", "solution": "甲", "deepseek_thinking_trajectory": "想", "deepseek_attempt": "答"}
+    with pytest.raises(UserError, match="'solution', 'deepseek_attempt' could each be the answer"):
+        load([row])
+    answer = load([row], response="deepseek_attempt")["messages"][0][1]
+    assert (answer["reasoning_content"], answer["content"]) == ("想", "答")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"msgs": turns()},
+        {"Messages": [{"Role": "user", "Content": "问"}, {"Role": "assistant", "Content": "答"}]},
+        {"id": 7, "dialogues": [{"from": "prompter", "value": "问"}, {"from": "gpt", "value": "答"}]},
+        {"回合": json.dumps(turns())},
+        {"prompt": "问", "completion": turns()[1:]},
+        {"prompt": "问", "response": turns()},
+        {"chat": "USER: 问\n\n\nASSISTANT: 答 <|endoftext|>\n\n\n"},
+    ],
+)
+def test_turns_in_a_column_of_another_name(load, row):
+    assert load([row])["messages"][0] == turns()
+
+
+@pytest.mark.parametrize("key", ["loss", "train", "training", "trainable", "loss_scale", "loss_weight"])
+def test_marks_of_loss_under_other_names(load, key):
+    [row] = load([{"messages": [*turns(None, {key: 0}), *turns(None, {key: 1})]}])["messages"]
+    assert [turn.get("weight") for turn in row] == [None, 0, None, None]
+
+
+@pytest.mark.parametrize("key", ["mask", "ignore", "train_detail"])
+def test_marks_that_could_mean_either_are_refused(load, key):
+    rows = [{"messages": turns(None, {key: True})}]
+    with pytest.raises(UserError, match=f"the key 'messages.*{key}', .*write it as loss, false on turns that"):
+        load(rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "问", "chosen": "答", "rejected": "坏"}, {"prompt": "prompt", "response": "chosen"}),
+        ({"chosen": turns(), "rejected": turns()[:1]}, {"schema": "turns"}),
+        (
+            {"conversations": turns()[:1], "chosen": turns()[1], "rejected": turns()[1]},
+            {"prompt": "conversations", "response": "chosen"},
+        ),
+        ({"context": turns()[:1], "chosen": turns()[1], "rejected": "坏"}, {"prompt": "context", "response": "chosen"}),
+        ({"messages": turns(), "rejected_response": "坏"}, {}),
+    ],
+)
+def test_the_flags_with_which_better_answers_alone_are_trained_on(load, row, columns):
+    worse = list(row)[-1]
+    flags = [f"--{name.removesuffix('_column')}_column {value} " for name, value in columns.items() if name != "schema"]
+    flags = "".join(flags) or "--schema turns " * bool(columns)
+    with pytest.raises(UserError, match=f"the better answers alone: {flags}--ignore_columns {worse}"):
+        load([row])
+    assert load([row], **columns, ignored=(worse,))["messages"][0] == turns()
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [("good_answer", "bad_answer"), ("winner", "loser"), ("accepted", "rejected"), ("好的回答", "差的回答")],
+)
+def test_sides_by_words_of_their_names(load, better, worse):
+    [pair] = load([{"question": "问", better: "答", worse: "坏", "good_score": 5, "bad_score": 1}], "preference")
+    assert [pair[side][0]["content"] for side in ("prompt", "chosen", "rejected")] == ["问", "答", "坏"]

@@ -26,6 +26,13 @@ CALL = {"name": "weather", "arguments": {"city": "北京"}}
         ({"text": "一篇文章", "meta": {}}, {}, "text", {"text": "一篇文章"}),
         ({"completion": "昭通机场", "source": "wikipedia.zh2307"}, {}, "text", {"text": "昭通机场"}),
         ({"content": "一篇文章", "lang": "zh"}, {}, "text", {"text": "一篇文章"}),
+        (
+            {"title": "静夜思", "author": "李白", "paragraphs": ["甲，", "乙。"]},
+            {},
+            "text",
+            {"text": "静夜思\n甲，\n乙。"},
+        ),
+        ({"title": "关雎", "content": ["甲，", "乙。"]}, {}, "article", {"text": "关雎\n甲，\n乙。"}),
         ({"正文": "一篇文章", "id": 7}, {"prompt": "正文"}, "text", {"text": "一篇文章", "id": "7"}),
         (BAIKE, {}, "baike", {"text": "红烧肉\n一道菜。\n做法\n先焯水。\n历史"}),
         (

@@ -273,7 +273,10 @@ def test_metadata_is_kept_apart():
             "is a list",
         ),
         ({"messages": [*turns("问"), {"role": "assistant", "content": ["答"]}]}, "the assistant's content is a list"),
-        ({"messages": [*turns("问"), {**turns("", "答")[1], "reasoning_content": ["想"]}]}, "is a list, not text"),
+        (
+            {"messages": [*turns("问"), {**turns("", "答")[1], "reasoning_content": ["想", "再"]}]},
+            "is a list, not text",
+        ),
         ({"conversations": [{"from": "human"}]}, "a turn without"),
         ({"conversations": []}, "empty conversation"),
         ({"messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "答"}]}, "empty user turn"),
@@ -314,15 +317,33 @@ def test_the_flags_that_are_offered_lose_no_column_in_silence(row, named, left):
     assert {name for name, value in row.items() if value[0] not in example} == {left, "id"} & row.keys()
 
 
+@pytest.mark.parametrize(
+    ("row", "columns", "hint"),
+    [
+        (
+            {"first": [{"role": "user", "content": "问"}], "second": [{"role": "user", "content": "问"}]},
+            {},
+            "there are turns in first, second: rename one messages",
+        ),
+        ({"text": "问", "role": "prompter", "lang": "zh"}, {}, "each row is one turn"),
+        ({"法规": "民法典", "条文": "第一条，正文。"}, {"reads": "documents"}, "--prompt_column 条文, without 法规"),
+        (dict.fromkeys(map(str, range(99)), 1), {}, "38, 39 and 59 more; name them"),
+    ],
+)
+def test_what_is_offered_fits_the_row(row, columns, hint):
+    with pytest.raises(UserError, match=hint):
+        detect_schema(row, Columns(**columns), "rows.json")
+
+
 def test_lists_of_questions_and_answers_are_turns():
-    with pytest.raises(UserError, match="questions, answers hold no text: write the turns of a row as a list in one"):
+    with pytest.raises(UserError, match="no text is in questions, answers: write the turns of a row as a list in one"):
         detect_schema({"questions": ["一", "二"], "answers": ["三", "四"]}, Columns(), "rows.json")
 
 
 @pytest.mark.parametrize(
     ("row", "hint"),
     [
-        ({"prompt": "问", "better": "好", "worse": "坏"}, "rename of better and worse the better one chosen"),
+        ({"prompt": "问", "first": "好", "second": "坏"}, "rename of first and second the better one chosen"),
         ({"question": "问", "answer": "好", "bad": "坏"}, "rename of answer and bad the better one chosen"),
         ({"messages": [{"role": "user", "content": "问"}], "a": "好", "b": "坏"}, "rename of a and b the better one"),
         ({"甲": "问", "乙": "好", "丙": "坏"}, "of the two answers' .* name that of the question with --prompt_column"),

@@ -86,4 +86,4 @@ def test_the_column_is_said_and_may_be_named(tmp_path, capsys):
 
 def test_thoughts_that_are_no_text_are_a_problem_of_the_row():
     with pytest.raises(RowProblem, match="'cot' is a list, not text"):
-        convert({"prompt": "问", "response": "答", "cot": ["想"]})
+        convert({"prompt": "问", "response": "答", "cot": ["想", "再想"]})

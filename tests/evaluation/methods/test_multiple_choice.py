@@ -295,3 +295,18 @@ def test_letters_of_a_chat_are_compared_after_closed_thoughts(name, before, caps
     assert tokenizer.convert_ids_to_tokens(method._letters[0]) == list("ABCD")
     said = f"the letters are compared after {before!r}, as it stands before an answer without thoughts\n"
     assert capsys.readouterr().out == (said if before else "")
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"option": {"A": "甲", "B": "乙", "C": ""}}, "B"),  # CMB
+        ({"Choices": ["甲", "乙"]}, 1),  # MMLU
+        ({"choice": ["甲", "乙"]}, "乙"),  # C3
+        ({"options": '["甲", "乙"]'}, "b"),
+        ({"choices": {"text": ["甲", "乙"], "label": ["A", "B"]}}, "B"),  # ARC
+    ],
+)
+def test_options_in_one_column(options, answer):
+    question = read_question({"question": "哪个？", **options, "answer": answer, "location": "x.jsonl:7"})
+    assert (question.text, question.answer) == ("哪个？\nA. 甲\nB. 乙\n答案：", "B")
