@@ -123,7 +123,8 @@ OTHER_NAMES = {
     "{load_best_model_at_end}": "load_best_model save_best_model",
     "{eval_strategy}": "evaluation_strategy",
     "{eval_steps}": "eval_interval eval_every eval_freq evals_per_epoch evaluation_steps",
-    "{eval_methods}": "metric metrics compute_metrics eval_metric eval_metrics predict_with_generate",
+    "{eval_methods}": """metric metrics compute_metrics compute_accuracy eval_metric eval_metrics
+        predict_with_generate""",
     "{save_steps}": "save_interval save_every save_freq saves_per_epoch checkpoint_steps",
     "{logging_steps}": "log_every log_freq log_interval log_steps logging_interval",
     "{output_dir}": "output output_path output_folder out_dir save_dir save_path export_dir",
