@@ -3,9 +3,9 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
@@ -32,11 +32,12 @@ CHUNK = 256  # pairs tokenized together
 
 @dataclass
 class _Pair:
-    """The ids of both sides, and their labels on the turns of the answer."""
+    """The ids of both sides, their labels on the turns of the answer, and texts for who reads the records."""
 
     location: str
     source: str
     sides: list[tuple[np.ndarray, np.ndarray]]
+    texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -92,7 +93,9 @@ class PairAccuracy(Method):
                     lengths.append(pair.length)
                 if not is_dropped(pair.status):
                     sides = [(side.input_ids, side.labels) for side in (pair.chosen, pair.rejected)]
-                    self._pairs.append(_Pair(row["location"], source_of(row), sides))
+                    texts = {f"{side}_text": _text(row[side]) for side in SIDES}
+                    texts = {"question": _text(row["prompt"][-1:]), **texts}
+                    self._pairs.append(_Pair(row["location"], source_of(row), sides, texts))
         limited = max_length is not None and lengths
         self.hint = budget_of(lengths, max_length, self.ledger.totals["read"], flag) if limited else ""
         self.ledger.check(max_drop_ratio, hint=self.hint)
@@ -129,8 +132,8 @@ class PairAccuracy(Method):
         return len(self._pairs)
 
     def compute(self, model: "PreTrainedModel", items: Sequence[int], options: BatchOptions) -> list[Record]:
-        """See `Method`. A record holds the scores `chosen` and `rejected`; of a reward model also their `difference`,
-        of a causal model the numbers of tokens, `chosen_tokens` and `rejected_tokens`.
+        """See `Method`. A record holds the texts and the scores, `chosen` and `rejected`; of a reward model also their
+        `difference`, of a causal model the numbers of tokens, `chosen_tokens` and `rejected_tokens`.
         """
         classifies = scores_conversations(model)
         chosen = [self._pairs[item] for item in items]
@@ -146,6 +149,7 @@ class PairAccuracy(Method):
                 for index, row in enumerate(batch):
                     pair = slice(2 * index, 2 * index + 2)
                     record = {"location": chosen[row].location, "source": chosen[row].source}
+                    record |= chosen[row].texts
                     record |= dict(zip(SIDES, scores[pair], strict=True))
                     if counts is None:
                         record["difference"] = record["chosen"] - record["rejected"]
@@ -204,6 +208,10 @@ def differences(records: Sequence[Record], per_token: bool = False) -> list[floa
     """Score of the chosen side less that of the rejected one, for each pair; of a causal model also `per_token`."""
     sides = [[record[side] / (record[f"{side}_tokens"] if per_token else 1) for side in SIDES] for record in records]
     return [chosen - rejected for chosen, rejected in sides]
+
+
+def _text(messages: Sequence[Mapping[str, Any]]) -> str:
+    return "\n".join(message["content"] for message in messages if message.get("content"))
 
 
 def _wins(differences: Sequence[float]) -> float:

@@ -14,8 +14,10 @@ from hf_recipes.evaluation.reports.report import Answer, Answers, Block, Number,
 from hf_recipes.metrics.intervals import Paired
 
 ROWS = 50  # of each evaluation
-SAME_FOR_ALL = ("question", "reference", "answer", "verdict")  # keys of a record, whatever the model
+# Keys of a record, whatever the model.
+SAME_FOR_ALL = ("question", "reference", "answer", "verdict", "chosen_text", "rejected_text")
 OF_MODEL = ("prediction", "letters", "chosen", "rejected")
+LABELS = {"chosen": "chosen score", "rejected": "rejected score", "chosen_text": "chosen", "rejected_text": "rejected"}
 COLOURS = Phrase("Green: better, red: worse, where the interval leaves out 0.")
 
 
@@ -167,18 +169,22 @@ def _answers(rows: Sequence[tuple[float | None, list[Record]]], models: Sequence
     else:  # records of likelihoods have numbers alone, of which some are the row's
         keys = [key for key, value in first.items() if key not in same and isinstance(value, int | float)]
     for value, records in rows[:ROWS]:
-        texts = [(key, _plain(records[0][key])) for key in same if records[0][key] is not None]
+        texts = [(_label(key), _plain(records[0][key])) for key in same if records[0][key] is not None]
         for key in keys:
             values = [_plain(record[key]) for record in reversed(records)]
             if len(models) == 1 or (key not in OF_MODEL and len(set(values)) == 1):
-                texts.append((key, values[0] or Phrase("(empty)")))
+                texts.append((_label(key), values[0] or Phrase("(empty)")))
                 continue
             for model, text in zip(models, values, strict=True):
-                name = Phrase("{key} ({model})", key=Phrase(key), model=Phrase(model))
+                name = Phrase("{key} ({model})", key=_label(key), model=Phrase(model))
                 texts.append((name, text or Phrase("(empty)")))
         status = "" if value is None else Phrase("score {value}", value=f"{value:.3f}")
         answers.rows.append(Answer(str(records[0]["location"]), status, texts))
     return answers
+
+
+def _label(key: str) -> Phrase:
+    return Phrase(LABELS.get(key, key))
 
 
 def _plain(value: Any) -> str:

@@ -62,6 +62,8 @@ def test_rewards_are_those_of_each_side_alone(tokenizer, tmp_path, size):
             expected.append(model(ids).logits.item())
     assert [r[side] for r in records for side in ("chosen", "rejected")] == pytest.approx(expected, abs=1e-5)
     assert [record["location"].rpartition("/")[2] for record in records] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1"]
+    texts = [[record[key] for key in ("question", "chosen_text", "rejected_text")] for record in records]
+    assert texts[0] == list(ROWS[0].values()) and texts[2][:2] == [TALK[-1]["content"], "因为十八岁"]
     assert "accuracy_per_token" not in method.summarise(records)
 
 
