@@ -4,6 +4,7 @@ import json
 from itertools import count
 from typing import Any
 
+from hf_recipes.data.schemas.columns import parsed
 from hf_recipes.data.schemas.conversation import Message, RowProblem
 
 
@@ -59,11 +60,9 @@ def link_results(messages: list[Message]) -> None:
 
 def read_tools(tools: Any) -> list[dict]:
     """Descriptions of functions, as JSON text or parsed, in the form that chat templates expect."""
+    tools = parsed(tools)
     if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except ValueError:
-            raise RowProblem("'tools' is not JSON") from None
+        raise RowProblem("'tools' is not JSON")
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise RowProblem("'tools' is not a list of function descriptions")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]

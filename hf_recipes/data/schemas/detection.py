@@ -69,6 +69,13 @@ ABOUT = re.compile(
     r"url|link|path|time|date|duration|rate|size|mode|effort|difficulty|complete|category|tag|topic|label|index|idx|format|"
     r"style|version|domain|reason|answer|response|output|solution|point|is|has)s?(?:\b|_)|长度|数|类|编号|来源|质量|分|名|级|答案|点"
 )
+# Words of what says true or false of an answer: that it is wanted, and that it is not.
+WANTED = re.compile(
+    r"(?:\b|_)(?:good|correct|keep|kept|valid|accepted|approved|passed|desirable)$|是否(?:正确|合格|保留)"
+)
+NOT_WANTED = re.compile(
+    r"(?:\b|_)(?:bad|wrong|incorrect|invalid|deleted|toxic|harmful|unsafe|flagged|spam|nsfw)$|是否(?:有害|删除|违规)"
+)
 # Keys of turns that may say which of them carry loss.
 MARKS = ("mask", "masked", "ignore", "ignore_loss", "no_loss", "skip", "train_detail", "training_detail")
 
@@ -147,8 +154,19 @@ def is_meaningful(name: Any, columns: Columns) -> bool:
         return False
     if not MEANINGFUL.isdisjoint(keys):
         return not MEANINGFUL_FOR[columns.reads].isdisjoint(keys)
+    if columns.reads == "examples" and _verdict(name) is not None:
+        return True
     says = remedy_by_word(name) if columns.reads != "documents" else None
     return says is not None and not ("thoughts" in says and (columns.thoughts or columns.reads == "prompts"))
+
+
+@lru_cache(4096)
+def _verdict(name: Any) -> bool | None:
+    """Whether true under a name says that an answer is wanted, or that it is not; None for a name that says neither."""
+    key = keys_of(name)[0]
+    if key in MEANINGFUL or re.search("chosen|reject", key):
+        return None
+    return True if WANTED.search(key) else False if NOT_WANTED.search(key) else None
 
 
 def is_watched(name: Any, columns: Columns, read: set[str]) -> bool:
@@ -177,6 +195,8 @@ def is_lost(name: Any, value: Any, example: Example) -> bool:
         return label is not False
     if keys & {*WEIGHTS}:
         return label is not True
+    if (wanted := _verdict(name)) is not None:
+        return label is not None and label is not wanted
     return not is_shown(value, example) and (not isinstance(value, (bool, int, float)) or bool(keys & MEANINGFUL))
 
 
@@ -201,7 +221,7 @@ def _lost(schema: Schema, *names: Any) -> MeaningLost:
         schema.name in TURNS and not any(word in str(remedies) for word in ("thoughts", "tools", "system"))
     ):
         remedies = ["move it into the text of a turn or into a turn of its own"]
-    if not {*UNWANTED}.isdisjoint(keys_of(key)):
+    if not {*UNWANTED}.isdisjoint(keys_of(key)) or _verdict(key) is not None:
         remedies = ["take out the rows that it says are not wanted"]
     elif of_turns and key in MARKS:
         remedies = ["write it as loss, false on turns that shall have none"]

@@ -201,7 +201,8 @@ def first_row(row: Row, reads: Reads = "examples") -> str:
     prompt = next(iter([*questions, *(name for name in texts if name not in answers), *texts]))
     response = next((name for name in [*answers, *texts[::-1]] if name != prompt), None)
     if response is None:
-        return ""
+        lists = ", ".join(name for name in names if isinstance(row[name], list))
+        return f"; where the turns are in {lists}, rename it messages" * bool(lists)
     filled = vars(chat.fill_surroundings(Columns(prompt=prompt, response=response), row)).values()
     hint = f"; its texts are in {', '.join(texts)}, such as --prompt_column {prompt} --response_column {response}"
     if left := [name for name in names if name not in filled]:

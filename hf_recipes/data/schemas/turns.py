@@ -24,7 +24,16 @@ ROLES = {
             *("counselor", "counsellor", "therapist", "doctor"),
             *("助手", "机器人", "答", "医生", "大夫", "客服", "咨询师"),
         ),
-        "tool": ("tool", "observation", "function", "tool_response", "function response", "工具"),
+        "tool": (
+            "tool",
+            "observation",
+            "function",
+            "tool_response",
+            "tool_result",
+            "function response",
+            "ipython",
+            "工具",
+        ),
         "function_call": ("function_call", "tool_call"),
     }.items()
     for name in names

@@ -211,6 +211,9 @@ def test_a_text_that_speaks_of_a_picture_is_not_learned_without_it(load, row):
         ({"A": "甲", "B": "乙"}, "write it into the question, or leave them out with --ignore_columns A B"),
         ({"toxic": True}, "take out the rows that it says are not wanted"),
         ({"weight": 0.5}, "take out the rows that it says are not wanted"),
+        ({"is_correct": False}, "take out the rows that it says are not wanted"),
+        ({"是否正确": "false"}, "take out the rows that it says are not wanted"),
+        ({"is_deleted": 1}, "take out the rows that it says are not wanted"),
         ({"loss_mask": [0, 1]}, "take out the rows that it says are not wanted"),
     ],
 )
@@ -224,7 +227,10 @@ def test_other_names_of_what_carries_meaning(load, more, remedy):
 def test_what_is_only_said_about_it_does_not_stop_a_run(tmp_path):
     names = ["history_len", "context_id", "thinking_time", "is_reasoning_complete", "knowledge_points", "tool_names"]
     row = {"question": "问", "answer": "答", **dict.fromkeys(names, "七"), "uses_tools": False}
-    assert unused([{**row, "toxic": False, "weight": 1}], tmp_path)[:-2] == [*names, "uses_tools"]
+    verdicts = {"toxic": False, "weight": 1, "is_good": True, "deleted": "0", "bad_words": "七"}
+    assert unused([{**row, **verdicts}], tmp_path) == [*names, "uses_tools", *verdicts]
+    pair = {"prompt": "问", "chosen": "好", "rejected": "坏", "rejected_is_correct": False}
+    assert unused([pair], tmp_path) == ["rejected_is_correct"]
 
 
 @pytest.mark.parametrize(

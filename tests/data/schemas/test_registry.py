@@ -326,6 +326,7 @@ def test_the_flags_that_are_offered_lose_no_column_in_silence(row, named, left):
             "there are turns in first, second: rename one messages",
         ),
         ({"text": "问", "role": "prompter", "lang": "zh"}, {}, "each row is one turn"),
+        ({"话题": "七", "utterances": ["问", "答"]}, {}, "where the turns are in utterances, rename it messages"),
         ({"法规": "民法典", "条文": "第一条，正文。"}, {"reads": "documents"}, "--prompt_column 条文, without 法规"),
         (dict.fromkeys(map(str, range(99)), 1), {}, "38, 39 and 59 more; name them"),
     ],
