@@ -22,13 +22,13 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import locked, new_file, writing
 from hf_recipes.core.ledger import FILTERED, KEPT, MAX_LOCATIONS, is_dropped, row_status, shown
 from hf_recipes.data import files, schemas
+from hf_recipes.data.conversations.conversation import FilteredRow, RowProblem
 from hf_recipes.data.files.hub_data import cache_root
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Source
 from hf_recipes.data.files.sources import SEED, find_sources
 from hf_recipes.data.files.specs import parse_spec
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, MeaningLost, Schema, status_of
-from hf_recipes.data.schemas.conversation import FilteredRow, RowProblem
 from hf_recipes.data.schemas.detection import merged, schema_of_rows
 from hf_recipes.data.schemas.registry import UnknownSchema, as_pair, better_alone, first_row, metadata
 

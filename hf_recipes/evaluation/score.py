@@ -13,12 +13,12 @@ from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.columns import status_of
-from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import SIDES, Schema
 from hf_recipes.evaluation.over_file import FileArguments
 from hf_recipes.models.inference import forward

@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-from hf_recipes.data.schemas.thoughts import TAGS
+from hf_recipes.data.conversations.thoughts import TAGS
 
 # rouge-chinese ends a sentence after six full stops, and takes the rest of a longer word for another word.
 _ELLIPSIS = re.compile(r"(\.{6})([^”’])")

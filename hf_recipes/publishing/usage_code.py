@@ -10,7 +10,7 @@ import jinja2
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.templates.template import ChatTemplate
-from hf_recipes.data.schemas.conversation import RowProblem
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.models.inference.generation_settings import answer_ends
 from hf_recipes.models.loading import LOADING_ERRORS
 

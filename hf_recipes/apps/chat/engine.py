@@ -11,7 +11,7 @@ import numpy as np
 
 from hf_recipes.apps.chat.models import Answer, ChatModel, Prompt, with_thoughts
 from hf_recipes.core.errors import say
-from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.data.conversations.conversation import Message
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import Continuation, Step, continue_batches, not_numbers
 

@@ -14,8 +14,8 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import is_dropped
 from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.chat.templates.call_reader import CallReader
-from hf_recipes.data.schemas.conversation import Message
-from hf_recipes.data.schemas.thoughts import TAGS, ThoughtMarks
+from hf_recipes.data.conversations.conversation import Message
+from hf_recipes.data.conversations.thoughts import TAGS, ThoughtMarks
 from hf_recipes.models.inference.thinking import opens_thoughts, split_ids
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from hf_recipes.apps.chat.engine import Engine
 from hf_recipes.apps.chat.models import Answer
 from hf_recipes.core.files import to_json
-from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.data.conversations.conversation import Message
 from hf_recipes.models.inference.decoding import Decoding
 
 

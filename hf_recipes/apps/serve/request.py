@@ -11,9 +11,9 @@ from hf_recipes.apps.chat.arguments import decoding_of
 from hf_recipes.apps.chat.models import ChatModel
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.calls import link_results, read_calls, read_tools
-from hf_recipes.data.schemas.conversation import Message, RowProblem, with_text, with_thoughts
-from hf_recipes.data.schemas.turns import ROLES
+from hf_recipes.data.conversations.calls import link_results, read_calls, read_tools
+from hf_recipes.data.conversations.conversation import Message, RowProblem, with_text, with_thoughts
+from hf_recipes.data.conversations.turns import ROLES
 from hf_recipes.models.inference.decoding import Decoding
 
 COLDEST = 1e-5  # a temperature below is 0, as vLLM's: logits over it are infinite

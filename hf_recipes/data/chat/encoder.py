@@ -36,11 +36,11 @@ from hf_recipes.data.chat.templates.rendered_text import describes_tools
 from hf_recipes.data.chat.templates.template import TOOLS_IN_SYSTEM, ChatTemplate, has_answer
 from hf_recipes.data.chat.token_offsets import Aligner
 from hf_recipes.data.chat.truncation import ANSWER_CUT, OVER_BUDGET, cut_answer, cut_prompt, without_oldest
+from hf_recipes.data.conversations import thoughts
+from hf_recipes.data.conversations.calls import with_objects
+from hf_recipes.data.conversations.conversation import FilteredRow, Message, RowProblem, with_text, with_thoughts
+from hf_recipes.data.conversations.thought_columns import with_thoughts_key
 from hf_recipes.data.examples import fingerprint
-from hf_recipes.data.schemas import thoughts
-from hf_recipes.data.schemas.calls import with_objects
-from hf_recipes.data.schemas.conversation import FilteredRow, Message, RowProblem, with_text, with_thoughts
-from hf_recipes.data.schemas.thought_columns import with_thoughts_key
 from hf_recipes.data.tokenized import FEATURES, table_of
 
 # What ids and labels depend on, with the probes of a template.

@@ -12,14 +12,15 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
 from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, last_question
 from hf_recipes.data.chat.templates.template import has_answer
+from hf_recipes.data.conversations.cells import is_empty
+from hf_recipes.data.conversations.conversation import Message, RowProblem, with_thoughts
+from hf_recipes.data.conversations.thoughts import ThoughtMarks
 from hf_recipes.data.examples import described, fitting_columns, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record, Source
 from hf_recipes.data.files.sources import SEED, find_sources
-from hf_recipes.data.schemas.columns import Columns, Row, Schema, is_empty, status_of
-from hf_recipes.data.schemas.conversation import Message, RowProblem, with_thoughts
+from hf_recipes.data.schemas.columns import Columns, Row, Schema, status_of
 from hf_recipes.data.schemas.registry import metadata
-from hf_recipes.data.schemas.thoughts import ThoughtMarks
 
 TextAs = Literal["continuation", "question"]
 ROWS = 256  # encoded at a time

@@ -8,7 +8,7 @@ import numpy as np
 from hf_recipes.data.chat.example import Example
 from hf_recipes.data.chat.templates.rendered_text import find_text
 from hf_recipes.data.chat.token_offsets import Aligned
-from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.conversations.conversation import Message, RowProblem
 
 BUDGETS = "--max_target_length, --max_length"
 # Of answers over a budget, in statuses.

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import BEGIN, Source
 from hf_recipes.data.files.sources import SEED, find_sources, is_data
 from hf_recipes.data.files.specs import matches, parse_spec, source_name
 from hf_recipes.data.schemas.columns import Columns, Schema
-from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.documents import REPEAT_MARKS, is_marked, marked_paragraphs, without_marked_paragraphs
 
 SHARDS = "manifest.json"  # a folder with this file holds token shards

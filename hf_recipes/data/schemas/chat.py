@@ -5,23 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.calls import link_results, read_calls, read_tools
-from hf_recipes.data.schemas.columns import (
-    Columns,
-    Example,
-    Row,
-    answer_of,
-    by_key,
-    is_empty,
-    keys_of,
-    optional,
-    parsed,
-    text_of,
-)
-from hf_recipes.data.schemas.conversation import Message, RowProblem, check_conversation, with_thoughts
-from hf_recipes.data.schemas.dialogue_text import read_dialogue, read_dialogue_prompt
-from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS, add_thoughts, thoughts_name
-from hf_recipes.data.schemas.turns import is_turn, pop_unused, read_exchanges, read_turns
+from hf_recipes.data.conversations.calls import link_results, read_calls, read_tools
+from hf_recipes.data.conversations.cells import by_key, is_empty, keys_of, parsed
+from hf_recipes.data.conversations.conversation import Message, RowProblem, check_conversation, with_thoughts
+from hf_recipes.data.conversations.dialogue_text import read_dialogue, read_dialogue_prompt
+from hf_recipes.data.conversations.thought_columns import THOUGHTS_KEYS, add_thoughts, thoughts_name
+from hf_recipes.data.conversations.turns import is_turn, pop_unused, read_exchanges, read_turns
+from hf_recipes.data.schemas.columns import Columns, Example, Row, answer_of, optional, text_of
 
 # Columns of a question and its answer, in the order in which they are looked for: first these, then any of the two
 # lists below, without regard to case.

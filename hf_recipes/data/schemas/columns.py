@@ -1,18 +1,18 @@
 """A schema: how rows of one shape are recognised, and how one becomes an example."""
 
-import ast
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, Literal
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, row_status
+from hf_recipes.data.conversations.cells import is_empty, parsed
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.files.source import Record
-from hf_recipes.data.schemas.conversation import RowProblem
 
 Row = Mapping[str, Any]
 Example = dict[str, Any]
@@ -134,10 +134,6 @@ def answer_of(row: Row, column: str) -> tuple[str, bool]:
     return json.dumps(value, ensure_ascii=False, default=str), True
 
 
-def is_empty(value: Any) -> bool:
-    return value is None or value == [] or value != value or (isinstance(value, str) and not value.strip())
-
-
 def read_choices(value: Any) -> list[str]:
     """Answers to choose from: a list, also as JSON, or a text in which the first of these that it has separates them:
     a line break, ``|``, a semicolon, a comma, 、. So 头痛、头晕，发热 is two."""
@@ -155,30 +151,3 @@ def optional(row: Row, column: str | None) -> Any:
     """The value of a column, None where it is empty or missing."""
     value = row.get(column) if column else None
     return None if is_empty(value) else value
-
-
-def parsed(value: Any) -> Any:
-    """The value of JSON text, or of the text of a Python literal that pandas writes for lists; else `value`."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        pass
-    if not value.lstrip().startswith(("[{'", "['", "[[", "{'")):
-        return value
-    try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return value
-
-
-@lru_cache(4096)
-def keys_of(name: Any) -> tuple[str, str]:
-    """A column's name as the tables of names write it: ``systemPrompt`` is ``system_prompt``."""
-    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", str(name)).lower(), str(name).lower()
-
-
-def by_key(names: Iterable[Any]) -> dict[str, Any]:
-    """Each of `names` by its `keys_of`."""
-    return {key: name for name in names for key in keys_of(name)}

@@ -9,6 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.conversations.cells import is_empty, keys_of
+from hf_recipes.data.conversations.conversation import RowProblem
+from hf_recipes.data.conversations.thought_columns import THOUGHTS_KEYS
+from hf_recipes.data.conversations.turns import LABELS
 from hf_recipes.data.schemas.chat import (
     HARMFUL,
     MEANINGFUL,
@@ -20,21 +24,8 @@ from hf_recipes.data.schemas.chat import (
     WEIGHTS,
     is_variant,
 )
-from hf_recipes.data.schemas.columns import (
-    NO_COLUMN,
-    Columns,
-    Example,
-    MeaningLost,
-    Row,
-    Schema,
-    is_empty,
-    keys_of,
-    without_ignored_keys,
-)
-from hf_recipes.data.schemas.conversation import RowProblem
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, MeaningLost, Row, Schema, without_ignored_keys
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
-from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS
-from hf_recipes.data.schemas.turns import LABELS
 
 FLAGS = {
     "prompt": "--prompt_column",

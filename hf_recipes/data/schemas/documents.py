@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.schemas.columns import Columns, Example, Reads, Row, Schema, text_of
-from hf_recipes.data.schemas.conversation import RowProblem
 
 # Where rows have text and id, in the order in which they are looked for, and what distinguishes programs from prose.
 TEXT_COLUMNS: dict[Reads, tuple[str, ...]] = {

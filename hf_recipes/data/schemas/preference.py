@@ -8,6 +8,11 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from hf_recipes.data.conversations.cells import by_key, is_empty, keys_of
+from hf_recipes.data.conversations.conversation import FilteredRow, Message, RowProblem
+from hf_recipes.data.conversations.dialogue_text import read_dialogue
+from hf_recipes.data.conversations.thought_columns import thoughts_name
+from hf_recipes.data.conversations.turns import LABELS, pop_unused, read_turns
 from hf_recipes.data.schemas.chat import (
     CONTEXT_COLUMNS,
     MESSAGE_COLUMNS,
@@ -20,11 +25,7 @@ from hf_recipes.data.schemas.chat import (
     read_question,
     with_thoughts_of,
 )
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of, by_key, is_empty, keys_of
-from hf_recipes.data.schemas.conversation import FilteredRow, Message, RowProblem
-from hf_recipes.data.schemas.dialogue_text import read_dialogue
-from hf_recipes.data.schemas.thought_columns import thoughts_name
-from hf_recipes.data.schemas.turns import LABELS, pop_unused, read_turns
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of
 
 # Columns of a better and a worse answer, in the order in which they are looked for.
 SIDE_COLUMNS = (

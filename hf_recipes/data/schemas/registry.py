@@ -10,8 +10,10 @@ from functools import partial
 from typing import Any
 
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.conversations.cells import is_empty, keys_of
+from hf_recipes.data.conversations.turns import is_turn
 from hf_recipes.data.schemas import chat, documents
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, is_empty, keys_of, read_choices
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, read_choices
 from hf_recipes.data.schemas.preference import (
     BETTER,
     LABEL_COLUMNS,
@@ -22,7 +24,6 @@ from hf_recipes.data.schemas.preference import (
     from_unpaired,
     sides_of,
 )
-from hf_recipes.data.schemas.turns import is_turn
 
 
 class UnknownSchema(UserError):

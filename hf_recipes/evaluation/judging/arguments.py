@@ -13,7 +13,7 @@ from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import to_json
 from hf_recipes.data.character_scripts import SCRIPTS, scripts_of
-from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.data.conversations.conversation import Message
 
 PLACEHOLDERS = {"pairwise": ("question", "answer_a", "answer_b"), "rating": ("question", "answer")}
 ROLES = {

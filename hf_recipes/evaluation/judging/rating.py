@@ -10,12 +10,12 @@ from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.ledger import KEPT, row_status, shown
 from hf_recipes.data.chat.templates.template import has_answer
+from hf_recipes.data.conversations.conversation import Message, RowProblem
 from hf_recipes.data.examples import described, schema_of
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import Record
 from hf_recipes.data.files.sources import find_sources
 from hf_recipes.data.schemas.columns import status_of
-from hf_recipes.data.schemas.conversation import Message, RowProblem
 from hf_recipes.data.schemas.registry import SIDES
 from hf_recipes.evaluation.judging.arguments import JudgeArguments, JudgePrompt, shown_turn
 from hf_recipes.evaluation.judging.judges import Judge, open_judge

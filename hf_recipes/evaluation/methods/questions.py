@@ -8,9 +8,9 @@ from typing import Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import shown
+from hf_recipes.data.conversations.cells import parsed
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.sources import find_sources
-from hf_recipes.data.schemas.columns import parsed
 from hf_recipes.metrics.text import normalize_answer
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

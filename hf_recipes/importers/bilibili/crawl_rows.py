@@ -5,8 +5,8 @@ from sys import intern
 from typing import Any, NamedTuple
 
 from hf_recipes.core.ledger import UNUSABLE, Ledger, row_status
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.files.source import Source
-from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.importers.bilibili.crawl_files import COMMENTS, VIDEOS, CrawlFile, id_of, rows_of, text_of
 
 NO_PARENT = 0  # parent_comment_id of a top-level comment

@@ -15,8 +15,8 @@ from datasets import Dataset
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, shown
 from hf_recipes.data.chat.encoder import ChatEncoder
+from hf_recipes.data.conversations.conversation import Message, with_thoughts
 from hf_recipes.data.examples import row_statuses
-from hf_recipes.data.schemas.conversation import Message, with_thoughts
 from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.evaluation.methods.generation import choices_of
 from hf_recipes.evaluation.reports.phrases import Phrase

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.thoughts import ThoughtMarks
+from hf_recipes.data.conversations.thoughts import ThoughtMarks
 from hf_recipes.models.inference.decoding import Decoding, batch_processors
 from hf_recipes.models.inference.generation_settings import complete_generation_config
 from hf_recipes.models.inference.thinking import Thinking

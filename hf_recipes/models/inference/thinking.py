@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hf_recipes.data.schemas.thoughts import ThoughtMarks
+from hf_recipes.data.conversations.thoughts import ThoughtMarks
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from trl import SFTConfig, SFTTrainer
 from conftest import build_tokenizer, conversation, learned_text, write_jsonl
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat import ChatEncoder
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.examples import load_examples, row_statuses
-from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.tokenized import tokenize_dataset
 from hf_recipes.models.tokenizers.tokenizer import _bundled, load_tokenizer
 

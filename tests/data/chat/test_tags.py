@@ -9,8 +9,8 @@ from chat_templates import tokenizer_of
 
 from conftest import build_tokenizer, conversation, learned_text
 from hf_recipes.data.chat import ChatEncoder
-from hf_recipes.data.schemas.conversation import with_thoughts
-from hf_recipes.data.schemas.turns import read_turns
+from hf_recipes.data.conversations.conversation import with_thoughts
+from hf_recipes.data.conversations.turns import read_turns
 
 TEMPLATES = Path(str(files("trl"))) / "chat_templates"
 TAGGED = (

@@ -1,7 +1,7 @@
 import pytest
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.schemas.conversation import RowProblem
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.schemas.registry import Columns, detect_schema
 
 

@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 from conftest import build_tokenizer, conversation, tiny_model
 from hf_recipes.data.chat.prompts import Prompt
 from hf_recipes.data.chat.templates.template import thought_marks
-from hf_recipes.data.schemas.thoughts import TAGS
+from hf_recipes.data.conversations.thoughts import TAGS
 from hf_recipes.evaluation.methods.generation import GenerationMethod
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.decoding import Decoding

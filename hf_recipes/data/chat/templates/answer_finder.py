@@ -4,7 +4,7 @@ from hf_recipes.data.chat.templates.probes.shown_fields import ShownFields
 from hf_recipes.data.chat.templates.probes.template_probes import TemplateProbes
 from hf_recipes.data.chat.templates.rendered_text import common_length, end_of_calls, find_text
 from hf_recipes.data.chat.templates.rendering import Renderer
-from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.conversations.conversation import Message, RowProblem
 
 
 class AnswerFinder:

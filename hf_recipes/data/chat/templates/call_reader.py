@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.templates.rendered_text import common_length
-from hf_recipes.data.schemas.conversation import RowProblem
+from hf_recipes.data.conversations.conversation import RowProblem
 
 if TYPE_CHECKING:
     from hf_recipes.data.chat.encoder import ChatEncoder

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from hf_recipes.data.schemas.conversation import Message, RowProblem
-from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS
+from hf_recipes.data.conversations.conversation import Message, RowProblem
+from hf_recipes.data.conversations.thought_columns import THOUGHTS_KEYS
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.conversations.conversation import Message, RowProblem
 
 NO_CALL = "the chat template does not show a call of a tool"
 

@@ -11,7 +11,7 @@ from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.chat.templates.dates import with_date
 from hf_recipes.data.chat.templates.message_form import MessageForm, form_of_calls
-from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.conversations.conversation import Message, RowProblem
 
 
 class Renderer:

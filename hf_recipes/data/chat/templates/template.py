@@ -21,8 +21,8 @@ from hf_recipes.data.chat.templates.probes.template_probes import TemplateProbes
 from hf_recipes.data.chat.templates.probes.turn_end import TurnEnd
 from hf_recipes.data.chat.templates.rendered_text import end_of_calls, find_text
 from hf_recipes.data.chat.templates.rendering import Renderer
-from hf_recipes.data.schemas.conversation import Message, RowProblem
-from hf_recipes.data.schemas.thoughts import ThoughtMarks
+from hf_recipes.data.conversations.conversation import Message, RowProblem
+from hf_recipes.data.conversations.thoughts import ThoughtMarks
 
 THOUGHTS_LEFT_OUT = "the template leaves out the thoughts of earlier turns"
 TEXT_LEFT_OUT = "the template leaves out the text before an earlier call"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from hf_recipes.data.chat.example import Example
-from hf_recipes.data.schemas.conversation import Message
+from hf_recipes.data.conversations.conversation import Message
 
 _TEXT = r"(?:'([^'\n]+)'|\"([^\"\n]+)\")"
 # Texts that a template looks for, or gives to a method or filter of strings; and those with which it compares others.

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_recipes.data.chat.templates.rendered_text import NO_CALL
 from hf_recipes.data.chat.templates.rendering import Renderer
-from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.conversations.conversation import Message, RowProblem
 
 Path = tuple[int | str, ...]  # of a value in a list of messages
 MAX_SHAPES = 10_000

@@ -18,7 +18,7 @@ from hf_recipes.data.chat.templates.probes.thought_style import (
 from hf_recipes.data.chat.templates.probes.turn_end import TurnEnd
 from hf_recipes.data.chat.templates.rendered_text import common_length
 from hf_recipes.data.chat.templates.rendering import Renderer
-from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.conversations.conversation import Message, RowProblem
 
 
 class TemplateProbes:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from hf_recipes.data.chat.templates.message_form import shows_list
 from hf_recipes.data.chat.templates.rendered_text import common_length
 from hf_recipes.data.chat.templates.rendering import Renderer
-from hf_recipes.data.schemas.conversation import Message
-from hf_recipes.data.schemas.thought_columns import THOUGHTS_KEYS
-from hf_recipes.data.schemas.thoughts import TAGS, ThoughtMarks
+from hf_recipes.data.conversations.conversation import Message
+from hf_recipes.data.conversations.thought_columns import THOUGHTS_KEYS
+from hf_recipes.data.conversations.thoughts import TAGS, ThoughtMarks
 
 QUESTION = {"role": "user", "content": "PROBEquestion"}
 ANSWER = {"role": "assistant", "content": "PROBEanswer"}

@@ -5,8 +5,8 @@ import pytest
 from conftest import conversation as turns
 from conftest import write_jsonl
 from hf_recipes.core.errors import UserError
+from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.examples import load_examples
-from hf_recipes.data.schemas.conversation import RowProblem
 from hf_recipes.data.schemas.registry import Columns, detect_schema
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from hf_recipes.data.schemas.columns import by_key
-from hf_recipes.data.schemas.conversation import Message, RowProblem
-from hf_recipes.data.schemas.thoughts import TAGS
+from hf_recipes.data.conversations.cells import by_key
+from hf_recipes.data.conversations.conversation import Message, RowProblem
+from hf_recipes.data.conversations.thoughts import TAGS
 
 # Keys and columns of thoughts, without regard to case, in the order in which they are looked for.
 THOUGHTS_KEYS = (

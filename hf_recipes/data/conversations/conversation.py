@@ -3,7 +3,7 @@
 from typing import Any
 
 from hf_recipes.core.ledger import shown, with_detail
-from hf_recipes.data.schemas.thoughts import TAGS
+from hf_recipes.data.conversations.thoughts import TAGS
 
 Message = dict[str, Any]
 

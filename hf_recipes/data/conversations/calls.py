@@ -4,8 +4,8 @@ import json
 from itertools import count
 from typing import Any
 
-from hf_recipes.data.schemas.columns import parsed
-from hf_recipes.data.schemas.conversation import Message, RowProblem
+from hf_recipes.data.conversations.cells import parsed
+from hf_recipes.data.conversations.conversation import Message, RowProblem
 
 
 def read_calls(value: Any) -> list[dict]:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from hf_recipes.data.schemas.calls import read_calls
-from hf_recipes.data.schemas.columns import parsed
-from hf_recipes.data.schemas.conversation import Message, RowProblem, with_text, with_thoughts
-from hf_recipes.data.schemas.thought_columns import add_thoughts, is_switch, thoughts_name, thoughts_names
+from hf_recipes.data.conversations.calls import read_calls
+from hf_recipes.data.conversations.cells import parsed
+from hf_recipes.data.conversations.conversation import Message, RowProblem, with_text, with_thoughts
+from hf_recipes.data.conversations.thought_columns import add_thoughts, is_switch, thoughts_name, thoughts_names
 
 ROLES = {
     name: role

@@ -3,8 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from hf_recipes.data.schemas.conversation import Message, with_thoughts
-from hf_recipes.data.schemas.turns import ROLES
+from hf_recipes.data.conversations.conversation import Message, with_thoughts
+from hf_recipes.data.conversations.turns import ROLES
 
 OPEN = ("", "<think>")  # what a prompt may have of the answer
 _NAMES = "Human|Assistant|User|System|用户|助手|系统"
