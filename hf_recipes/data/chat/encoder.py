@@ -23,14 +23,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import FILTERED, KEPT, row_status
 from hf_recipes.data.chat import token_offsets, truncation
 from hf_recipes.data.chat.example import Example
-from hf_recipes.data.chat.templates import (
-    answer_finder,
-    message_form,
-    probes,
-    rendered_text,
-    rendering,
-    template,
-)
+from hf_recipes.data.chat.templates import answer_finder, message_form, probes, rendered_text, rendering, template
 from hf_recipes.data.chat.templates.dates import printed_date
 from hf_recipes.data.chat.templates.rendered_text import describes_tools
 from hf_recipes.data.chat.templates.template import TOOLS_IN_SYSTEM, ChatTemplate, has_answer

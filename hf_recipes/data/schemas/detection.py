@@ -1,30 +1,16 @@
 """Which schema each row of a file has, and whether its examples show what the row says."""
 
-import re
-import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from functools import lru_cache
 from typing import Any
 
 from hf_recipes.core.errors import UserError
-from hf_recipes.data.conversations.cells import is_empty, keys_of
+from hf_recipes.data.conversations.cells import is_empty
 from hf_recipes.data.conversations.conversation import RowProblem
-from hf_recipes.data.conversations.thought_columns import THOUGHTS_KEYS
-from hf_recipes.data.conversations.turns import LABELS
-from hf_recipes.data.schemas.chat import (
-    HARMFUL,
-    MEANINGFUL,
-    MEDIA,
-    MEDIUM,
-    OF_QUESTIONS,
-    REFERENCES,
-    UNWANTED,
-    WEIGHTS,
-    is_variant,
-)
+from hf_recipes.data.schemas.chat import MEDIA, MEDIUM
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, MeaningLost, Row, Schema, without_ignored_keys
+from hf_recipes.data.schemas.meaning import MARKS, TURNS, is_lost, is_meaningful, is_watched, meaning_lost, strings_in
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 
 FLAGS = {
@@ -33,42 +19,7 @@ FLAGS = {
     "history": "--history_column",
     "thoughts": "--thoughts_column",
 }
-MEANINGFUL_FOR = {
-    "examples": MEANINGFUL,
-    "prompts": MEANINGFUL - {*UNWANTED, *REFERENCES},
-    "documents": MEANINGFUL - {*UNWANTED, *REFERENCES, *OF_QUESTIONS, "desc"},
-}
 KEPT_COLUMNS = (*META_COLUMNS, "source")
-TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
-CHOICES = "write it into the question"
-# Words of names that usually carry meaning, by what to do about one, in the singular; and those of what is only said
-# about it, as in reasoning_tokens_len.
-WORDS = {
-    "read it with --thoughts_column {name}": "reasoning thinking thought think cot trajectory 思考 思维 推理",
-    "rename it history": "history previous 历史",
-    "rename it tools": "tool function api 工具",
-    "rename it system": "system persona role character 系统 人设 角色",
-    "rename it context": (
-        "context passage document doc article paragraph background material evidence knowledge "
-        "reference excerpt snippet "
-        "文章 原文 段落 材料 背景 资料 文档 上下文"
-    ),
-    CHOICES: "option choice candidate 选项",
-}
-ABOUT = re.compile(
-    r"(?:\b|_)(?:id|len|length|token|num|number|count|type|kind|name|score|level|quality|source|lang|language|model|key|hash|"
-    r"url|link|path|time|date|duration|rate|size|mode|effort|difficulty|complete|category|tag|topic|label|index|idx|format|"
-    r"style|version|domain|reason|answer|response|output|solution|point|is|has)s?(?:\b|_)|长度|数|类|编号|来源|质量|分|名|级|答案|点"
-)
-# Words of what says true or false of an answer: that it is wanted, and that it is not.
-WANTED = re.compile(
-    r"(?:\b|_)(?:good|correct|keep|kept|valid|accepted|approved|passed|desirable)$|是否(?:正确|合格|保留)"
-)
-NOT_WANTED = re.compile(
-    r"(?:\b|_)(?:bad|wrong|incorrect|invalid|deleted|toxic|harmful|unsafe|flagged|spam|nsfw)$|是否(?:有害|删除|违规)"
-)
-# Keys of turns that may say which of them carry loss.
-MARKS = ("mask", "masked", "ignore", "ignore_loss", "no_loss", "skip", "train_detail", "training_detail")
 
 
 class _ReadRow(dict):
@@ -130,103 +81,12 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     for row, example in zip(rows, examples, strict=True):
         lost = [name for name in watched if example and name in row and is_lost(name, row[name], example)]
         if any(is_watched(name, columns, read) for name in lost):
-            raise UserError(f"{path}: {_lost(schema, *lost)}")
+            raise UserError(f"{path}: {meaning_lost(schema, *lost)}")
     of_turns = [f"{name} (in {count} of the first {len(rows)} rows)" for name, count in turn_keys.items()]
     schema = replace(schema, unused=(*unused, *of_turns, *columns.ignored))
     if columns.reads != "documents":
         schema = replace(schema, convert=converter.checked(read, {*names, *turn_keys}))
     return schema
-
-
-def is_meaningful(name: Any, columns: Columns) -> bool:
-    """Whether a column usually carries meaning for what the rows are read as."""
-    keys = keys_of(name)
-    if set(THOUGHTS_KEYS).intersection(keys) and (columns.thoughts or columns.reads == "prompts"):
-        return False
-    if not MEANINGFUL.isdisjoint(keys):
-        return not MEANINGFUL_FOR[columns.reads].isdisjoint(keys)
-    if columns.reads == "examples" and _verdict(name) is not None:
-        return True
-    says = remedy_by_word(name) if columns.reads != "documents" else None
-    return says is not None and not ("thoughts" in says and (columns.thoughts or columns.reads == "prompts"))
-
-
-@lru_cache(4096)
-def _verdict(name: Any) -> bool | None:
-    """Whether true under a name says that an answer is wanted, or that it is not; None for a name that says neither."""
-    key = keys_of(name)[0]
-    if key in MEANINGFUL or re.search("chosen|reject", key):
-        return None
-    return True if WANTED.search(key) else False if NOT_WANTED.search(key) else None
-
-
-def is_watched(name: Any, columns: Columns, read: set[str]) -> bool:
-    """Whether a column usually carries meaning, and none of those `read` is the same in a language that is named."""
-    return is_meaningful(name, columns) and not any(is_variant(other, name) for other in read)
-
-
-@lru_cache(4096)
-def remedy_by_word(name: Any) -> str | None:
-    """What to do about a column whose name has a word of `WORDS`; None for another one."""
-    if ABOUT.search(key := keys_of(name)[0]):
-        return None
-    words = {word.removesuffix("s") for word in re.split(r"[\W_\d]+", key)}
-    for remedy, known in WORDS.items():
-        if any(word.removesuffix("s") in words or (not word.isascii() and word in str(name)) for word in known.split()):
-            return remedy.format(name=shlex.quote(str(name)))
-    return None
-
-
-def is_lost(name: Any, value: Any, example: Example) -> bool:
-    """Whether a value that no example is made of says what this example does not show."""
-    if is_empty(value):
-        return False
-    keys, label = {*keys_of(name)}, LABELS.get(str(value).strip().lower())
-    if keys & {*HARMFUL, *MARKS}:
-        return label is not False
-    if keys & {*WEIGHTS}:
-        return label is not True
-    if (wanted := _verdict(name)) is not None:
-        return label is not None and label is not wanted
-    return not is_shown(value, example) and (not isinstance(value, (bool, int, float)) or bool(keys & MEANINGFUL))
-
-
-def is_shown(value: Any, example: Example) -> bool:
-    """Whether the texts of an example hold all texts of a value, so that nothing is lost without it."""
-    texts = "\n".join(_strings({name: part for name, part in example.items() if name != "remarks"}))
-    return all(text.strip() in texts for text in _strings(value)) and not isinstance(value, (bool, int, float))
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
-
-
-def _lost(schema: Schema, *names: Any) -> MeaningLost:
-    of_turns, key = "[]." in str(names[0]), str(names[0]).rpartition("[].")[2]
-    remedies = [CHOICES if str(name).lower() in ("b", "opb") else remedy_by_word(name) for name in names]
-    if of_turns or (
-        schema.name in TURNS and not any(word in str(remedies) for word in ("thoughts", "tools", "system"))
-    ):
-        remedies = ["move it into the text of a turn or into a turn of its own"]
-    if not {*UNWANTED}.isdisjoint(keys_of(key)) or _verdict(key) is not None:
-        remedies = ["take out the rows that it says are not wanted"]
-    elif of_turns and key in MARKS:
-        remedies = ["write it as loss, false on turns that shall have none"]
-    remedy = " or ".join(dict.fromkeys(filter(None, remedies))) or (
-        "name what it is with a flag, rename it context or system, choose another --schema"
-    )
-    listed, ignored = ", ".join(map(repr, names)), " ".join(shlex.quote(str(name)) for name in names)
-    what, carry, them = ("key" if of_turns else "column"), "carries", "it"
-    if len(names) > 1:
-        what, carry, them = f"{what}s", "carry", "them"
-    return MeaningLost(
-        f"the schema {schema.name} does not use the {what} {listed}, which usually {carry} meaning; {remedy}, or leave "
-        f"{them} out with --ignore_columns {ignored}"
-    )
 
 
 def _without_empty(row: Row) -> dict[str, Any]:
@@ -280,7 +140,7 @@ class RowConverter:
         unused = [name for name in unused if not is_empty(row[name])]
         for name in unused:
             if is_watched(name, self.columns, self._read) and is_lost(name, row[name], example):
-                raise _lost(self.schema, name)
+                raise meaning_lost(self.schema, name)
         unused += [name for name, _ in self.check_turns(example)]
         if late := dict.fromkeys(name for name in unused if name not in self._named):
             example.setdefault("remarks", []).append(f"not used: {', '.join(map(str, late))}")
@@ -296,7 +156,7 @@ class RowConverter:
         watched = [(pair, self._kind_of_key(pair[0])) for pair in unused]
         for (name, value), (_, has_meaning) in watched:
             if has_meaning and is_lost(name.rpartition("[].")[2], value, example):
-                raise _lost(self.schema, name)
+                raise meaning_lost(self.schema, name)
         return [pair for pair, (is_ignored, _) in watched if not is_ignored]
 
     def _kind_of_key(self, name: str) -> tuple[bool, bool]:
@@ -323,7 +183,7 @@ class RowConverter:
             raise RowProblem(f"its schema is {schema.name}, which makes {schema.form} examples")
         example = schema.convert(row, schema.columns)
         for name in MEDIA.intersection(row):
-            medium = next(filter(None, map(MEDIUM.search, _strings(example))), None)
+            medium = next(filter(None, map(MEDIUM.search, strings_in(example))), None)
             if medium and not is_empty(dict.get(row, name)):
                 raise RowProblem(f"{medium[0]} in its text stands for {name!r}, which is not trained on")
         if schema.name != self.schema.name:
