@@ -56,7 +56,7 @@ def test_evaluations_of_nothing(refused, stage, flag):
     ("message", "flags"),
     {
         "--optim adamw_torch_4bit: not installed (": ["--optim", "adamw_torch_4bit"],
-        "Invalid beta parameter at index 0: 1.5": ["--adam_beta1", "1.5"],
+        "--adam_beta1 1.5: expected 0 to below 1": ["--adam_beta1", "1.5"],
         "--optim ademamix with --optim_args beta3=x: ": ["--optim", "ademamix", "--optim_args", "beta3=x"],
         "--optim_args: 'foo' is no setting of --optim sgd; leave it out": [
             *("--optim", "sgd", "--optim_args", "momentum=0.9,foo=3"),
