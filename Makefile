@@ -141,8 +141,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The pictures of both READMEs, of the demo's model, and the six of docs/en/studio.md and docs/zh/studio.md, of a tiny one;
-# Chromium takes them.
+# The pictures of both READMEs and the six of docs/en/studio.md and docs/zh/studio.md, with the demo's model, by Chromium.
 screenshots: $(VENV)/.installed .cache/SmolLM2-135M-Instruct/config.json
 	PYTHONPATH=tests $(BIN)/python tests/readme_pictures.py en zh
 	PYTHONPATH=tests $(BIN)/python tests/studio_pictures.py en zh

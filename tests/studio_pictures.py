@@ -1,10 +1,11 @@
-"""The six pictures of docs/en/studio.md and docs/zh/studio.md: a walk through the studio with a tiny model.
+"""The six pictures of docs/en/studio.md and docs/zh/studio.md: a walk through the studio with the demo's model.
 
-python tests/studio_pictures.py en zh
+python tests/studio_pictures.py en zh    # after make .cache/SmolLM2-135M-Instruct/config.json
 """
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,13 +13,21 @@ import time
 from pathlib import Path
 
 from browser import Browser, find_program
-from conftest import ROOT, build_tokenizer, tiny_model
+from conftest import ROOT
 from hf_recipes.apps.ports import free_port
 from hf_recipes.apps.studio.texts import Texts
 
 CRAWL = [ROOT / "datasets" / "bilibili" / name for name in ("bili_comments.json", "bili_contents.json")]
-SETTINGS = {"max_steps": 40, "logging_steps": 1, "eval_steps": 10, "learning_rate": "1e-2", "max_length": 512}
-WAIT = 600  # seconds
+MODEL = "SmolLM2-135M-Instruct"
+SETTINGS = {
+    "max_steps": 40,
+    "logging_steps": 1,
+    "eval_steps": 10,
+    "learning_rate": "1e-3",
+    "per_device_train_batch_size": 4,
+    "max_length": 256,
+}
+WAIT = 1800  # seconds
 
 
 class Walk:
@@ -26,9 +35,7 @@ class Walk:
 
     def __init__(self, language: str, folder: Path):
         self.texts, self.folder, self.target = Texts(language), folder, ROOT / "docs" / language
-        tokenizer = build_tokenizer()
-        for part in (tiny_model(len(tokenizer)), tokenizer):
-            part.save_pretrained(folder / "root" / "models" / "tiny")
+        shutil.copytree(ROOT / ".cache" / MODEL, folder / "root" / "models" / MODEL)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(folder / "cache")}
         flags = ["--root", str(folder / "root"), "--language", language, "--port", str(free_port(17_870))]
         self.server = subprocess.Popen(
