@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from hf_recipes.core.errors import UserError
 
@@ -29,13 +29,20 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
     if not hasattr(signal, "setitimer") or not is_main or signal.getitimer(signal.ITIMER_REAL)[1]:
         yield lambda: None
         return
+    import resource
+
     import psutil  # not within `look`, whose signals come again while a slow disk reads the module
 
     process, begun, before = psutil.Process(), time.monotonic(), None
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
 
     def begin() -> None:
         nonlocal begun, before
         begun, before = time.monotonic(), None
+        if limits[0] == resource.RLIM_INFINITY and (data := getattr(process.memory_info(), "data", 0)):  # Linux
+            # No signal comes within one operation, and 'x' * 10**10 is one.
+            with suppress(OSError, ValueError):  # a lower limit of the administrator's
+                resource.setrlimit(resource.RLIMIT_DATA, (data + 2 * BYTES, limits[1]))
 
     def look(*_) -> None:
         nonlocal before
@@ -44,12 +51,16 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
         if time.monotonic() - begun > SECONDS:
             raise UserError(f"{what} does not end (stopped after {SECONDS:g} seconds)")
         if memory - before > BYTES:
-            raise UserError(f"{what} fills the memory (stopped after {BYTES / 1e9:.1f} GB)")
+            raise MemoryError
 
+    begin()
     handler = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:
         yield begin
+    except MemoryError:
+        raise UserError(f"{what} fills the memory (stopped after {BYTES / 1e9:.1f} GB)") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
