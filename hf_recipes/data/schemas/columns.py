@@ -4,7 +4,6 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Literal
@@ -139,11 +138,10 @@ def is_empty(value: Any) -> bool:
 
 
 def read_choices(value: Any) -> list[str]:
-    """Answers to choose from: a list, also as JSON, or a text in which the first of these that it has separates them:
-    a line break, ``|``, a semicolon, a comma, 、. So 头痛、头晕，发热 is two."""
+    """Answers to choose from: a list, also as JSON or as pandas writes it, or a text in which the first of these that
+    it has separates them: a line break, ``|``, a semicolon, a comma, 、. So 头痛、头晕，发热 is two."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError):
-            value = json.loads(value)
+        value = parsed(value)
     if isinstance(value, str):
         separator = next((signs for signs in ("\n", "|｜", ";；", ",，", "、") if set(signs) & set(value)), "\n")
         value = re.split(f"[{separator}]", value)
