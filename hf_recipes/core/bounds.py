@@ -29,20 +29,18 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
     if not hasattr(signal, "setitimer") or not is_main or signal.getitimer(signal.ITIMER_REAL)[1]:
         yield lambda: None
         return
-    import resource
-
     import psutil  # not within `look`, whose signals come again while a slow disk reads the module
 
     process, begun, before = psutil.Process(), time.monotonic(), None
-    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = process.rlimit(psutil.RLIMIT_DATA) if psutil.LINUX else (0, 0)
 
     def begin() -> None:
         nonlocal begun, before
         begun, before = time.monotonic(), None
-        if limits[0] == resource.RLIM_INFINITY and (data := getattr(process.memory_info(), "data", 0)):  # Linux
+        if limits[0] == -1:  # of which there is none yet
             # No signal comes within one operation, and 'x' * 10**10 is one.
             with suppress(OSError, ValueError):  # a lower limit of the administrator's
-                resource.setrlimit(resource.RLIMIT_DATA, (data + 2 * BYTES, limits[1]))
+                process.rlimit(psutil.RLIMIT_DATA, (process.memory_info().data + 2 * BYTES, limits[1]))
 
     def look(*_) -> None:
         nonlocal before
@@ -63,4 +61,5 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        resource.setrlimit(resource.RLIMIT_DATA, limits)
+        if limits[0] == -1:
+            process.rlimit(psutil.RLIMIT_DATA, limits)

@@ -268,12 +268,11 @@ def _check_deepspeed_values(name: str, config: Mapping[str, Any]) -> None:
     from deepspeed.runtime import lr_schedules
     from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from pydantic import ValidationError
     from torch import optim
 
     try:
         DeepSpeedZeroConfig(**_without_auto(config["zero_optimization"]))
-    except ValidationError as error:
+    except ValueError as error:  # pydantic's
         first = error.errors()[0]
         key = ".".join(map(str, ("zero_optimization", *first["loc"])))
         raise UserError(f"{name}: {key} is {json.dumps(first['input'])}: {first['msg']}") from None
