@@ -16,8 +16,9 @@ def test_a_signal_while_a_module_is_read_ends_nothing(monkeypatch):
     before = signal.getsignal(signal.SIGALRM)
     with bounded("it"):
         look = signal.getsignal(signal.SIGALRM)
-        monkeypatch.setitem(sys.modules, "psutil", None)
-        signal.raise_signal(signal.SIGALRM)
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, "psutil", None)
+            signal.raise_signal(signal.SIGALRM)
     assert look is not before and signal.getsignal(signal.SIGALRM) is before
 
 
