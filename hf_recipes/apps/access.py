@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 def is_loopback(host: str) -> bool:
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return host in ("localhost", "localhost.") or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from hf_recipes.core.errors import UserError
 
@@ -31,11 +31,17 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
         return
     import psutil  # not within `look`, whose signals come again while a slow disk reads the module
 
-    process, begun, before = psutil.Process(), time.monotonic(), None
+    process, begun, before, limited = psutil.Process(), time.monotonic(), None, 0.0
+    limits = process.rlimit(psutil.RLIMIT_DATA) if psutil.LINUX else (0, 0)
 
     def begin() -> None:
-        nonlocal begun, before
+        nonlocal begun, before, limited
         begun, before = time.monotonic(), None
+        if limits[0] == -1 and begun - limited > _TICK:  # it takes as long as a short rendering
+            # No signal comes within one operation, and 'x' * 10**10 is one.
+            with suppress(OSError, ValueError):  # a lower limit of the administrator's
+                process.rlimit(psutil.RLIMIT_DATA, (process.memory_info().data + 2 * BYTES, limits[1]))
+            limited = begun
 
     def look(*_) -> None:
         nonlocal before
@@ -44,12 +50,17 @@ def bounded(what: str) -> Iterator[Callable[[], None]]:
         if time.monotonic() - begun > SECONDS:
             raise UserError(f"{what} does not end (stopped after {SECONDS:g} seconds)")
         if memory - before > BYTES:
-            raise UserError(f"{what} fills the memory (stopped after {BYTES / 1e9:.1f} GB)")
+            raise MemoryError
 
+    begin()
     handler = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, _TICK, _TICK)
     try:
         yield begin
+    except MemoryError:
+        raise UserError(f"{what} fills the memory (stopped after {BYTES / 1e9:.1f} GB)") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        if limits[0] == -1:
+            process.rlimit(psutil.RLIMIT_DATA, limits)

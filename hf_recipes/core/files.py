@@ -252,6 +252,8 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
         value = yaml.load(text, SettingsLoader if as_text else yaml.SafeLoader) if as_yaml else json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{flag} {path}: not UTF-8 text; save it as UTF-8") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{flag} {path}: not {kind.split()[0]} ({' '.join(str(error).split())})") from None
     if value is None and as_yaml:

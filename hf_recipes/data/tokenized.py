@@ -58,6 +58,12 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
                     raise
                 say(f"{cache}: tokenized rows are damaged ({' '.join(str(error).split())[:100]}); they are made anew")
                 tokenized = encode(load_from_cache_file=False)
+    except RuntimeError as error:
+        if "abruptly died" not in str(error):  # of datasets
+            raise
+        raise UserError(
+            "a process that tokenizes was killed (out of memory?); lower --preprocessing_num_workers"
+        ) from None
     finally:
         if not frozen:
             gc.unfreeze()

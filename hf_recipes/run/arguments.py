@@ -193,7 +193,7 @@ class RunArguments:
                 raise ValueError(f"--deepspeed {self.deepspeed}: no such file; see configs/deepspeed")
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
-            _check_deepspeed_file(self.deepspeed)
+            file, self.deepspeed = self.deepspeed, _read_deepspeed(self.deepspeed)
             set_single_process_env()
         rendezvous_after_restart(self.ddp_timeout)
         if not self.deepspeed and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
@@ -202,6 +202,8 @@ class RunArguments:
         compile_kernels(["ShareMemCommBuilder"])
         with private_shared_memory():
             super().__post_init__()
+            if self.deepspeed:
+                self.deepspeed = file
             _check_agrees(self)
             _ready_deepspeed(self)
 
@@ -221,8 +223,8 @@ def _trackers(report_to: str | list[str] | None) -> list[str]:
     return names
 
 
-def _check_deepspeed_file(path: str | dict) -> None:
-    """Refuse a configuration that DeepSpeed's own reader would end in a traceback for."""
+def _read_deepspeed(path: str | dict) -> dict[str, Any]:
+    """A configuration; one that DeepSpeed's own reader would end in a traceback for is refused."""
     config = path if isinstance(path, dict) else read_mapping(path, "--deepspeed")
     sections = [config]
     for section in sections:
@@ -235,6 +237,7 @@ def _check_deepspeed_file(path: str | dict) -> None:
         raise UserError(
             f'--deepspeed {path}: expected "zero_optimization": {{"stage": 1, 2 or 3}} in it; see configs/deepspeed'
         )
+    return config
 
 
 def _check_agrees(args: TrainingArguments) -> None:
@@ -260,6 +263,38 @@ def _deepspeed_learning_rate(config: str | dict | None) -> float | None:
     return float(rate) if isinstance(rate, (int, float)) else None
 
 
+def _check_deepspeed_values(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse what DeepSpeed would when it has the model: of ZeRO, and names of optimizers and schedulers."""
+    from deepspeed.runtime import lr_schedules
+    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from torch import optim
+
+    try:
+        DeepSpeedZeroConfig(**_without_auto(config["zero_optimization"]))
+    except ValueError as error:  # pydantic's
+        first = error.errors()[0]
+        key = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise UserError(f"{name}: {key} is {json.dumps(first['input'])}: {first['msg']}") from None
+    for section, known, modules in (
+        ("optimizer", DEEPSPEED_OPTIMIZERS, [optim]),
+        ("scheduler", (), [lr_schedules, optim.lr_scheduler]),
+    ):
+        kind = (config.get(section) or {}).get("type")
+        is_known = isinstance(kind, str) and any(isinstance(getattr(module, kind, None), type) for module in modules)
+        if section in config and not is_known and str(kind).lower() not in known:
+            raise UserError(f"{name}: {section}.type is {json.dumps(kind)}, which DeepSpeed has not; see its manual")
+
+
+def _without_auto(section: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set in a section, at any depth: accelerate fills in the rest."""
+    return {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in section.items()
+        if value != "auto"
+    }
+
+
 def _ready_deepspeed(args: TrainingArguments) -> None:
     import deepspeed
 
@@ -271,6 +306,7 @@ def _ready_deepspeed(args: TrainingArguments) -> None:
     zero = config["zero_optimization"]
     if args.deepspeed_plugin.zero_stage == 0:
         raise ValueError("--deepspeed: ZeRO stage 0 spreads nothing; leave --deepspeed out, or see configs/deepspeed")
+    _check_deepspeed_values(f"--deepspeed {args.deepspeed}" if args.deepspeed else "DeepSpeed's file", config)
     # Without these an update that is not finite would reach the weights.
     config.setdefault("bf16", {})["check_grad_overflow"] = True
     zero.pop("compute_grad_norm", None)

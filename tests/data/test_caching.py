@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -220,3 +221,16 @@ def test_a_key_has_every_file_of_a_package(tmp_path):
         (tmp_path / "more.py").write_text(text)
         keys.add(fingerprint("rows", code=[package]))
     assert len(keys) == 3
+
+
+def test_a_killed_worker_names_its_flag(rows, tokenizer, tmp_path, monkeypatch):
+    encoder, here = ChatEncoder(tokenizer), os.getpid()
+
+    def killed(batch):
+        assert os.getpid() != here
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(encoder, "map_batch", killed)
+    examples = load_examples([str(rows)], cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"was killed \(out of memory\?\); lower --preprocessing_num_workers$"):
+        tokenize_dataset(examples, encoder, num_proc=2)

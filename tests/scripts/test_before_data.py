@@ -1,6 +1,7 @@
 """What cannot work whatever the data is named before a row or a weight is read: the data here does not exist."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from conftest import tiny_model, write_jsonl
 from hf_recipes.core.errors import UserError
-from hf_recipes.run.arguments import _check_agrees
+from hf_recipes.run.arguments import _check_agrees, _check_deepspeed_values, _read_deepspeed
 from hf_recipes.stages.table import STAGES
 
 
@@ -139,11 +140,11 @@ def test_a_decay_longer_than_the_run(refused, tmp_path):
 @pytest.mark.parametrize("text", ["[1]", '{"a":', "1"])
 @pytest.mark.parametrize(
     "name",
-    ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"],
+    ["config", "tokenizer", "tokenizer_config", "special_tokens_map", "generation_config", "added_tokens"],
 )
 def test_a_file_of_the_model_that_is_none(refused, name, text):
-    (refused.base / name).write_text(text)
-    refused(f"{refused.base}/{name}: ")
+    (refused.base / f"{name}.json").write_text(text)
+    refused(f"{refused.base}/{name}.json: ")
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
@@ -232,11 +233,16 @@ def test_an_adapter_that_cannot_be_loaded(refused, script, tmp_path, monkeypatch
             "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}",
             "does not end",
         ),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}"
+            "{% if messages[-1].role == 'assistant' %}{{ 'x' * 10**10 }}{% endif %}",
+            "fills the memory",
+        ),
     ],
-    ids=["doubles", "loops", "loops at answers", "loops with tools", "loops with a variable"],
+    ids=["doubles", "loops", "loops at answers", "loops with tools", "loops with a variable", "one operation"],
 )
 def test_a_chat_template_without_an_end(refused, tmp_path, monkeypatch, template, message):
-    monkeypatch.setattr("hf_recipes.core.bounds.SECONDS", 10 if message == "fills" else 0.5)
+    monkeypatch.setattr("hf_recipes.core.bounds.SECONDS", 10 if "fills" in message else 0.5)
     monkeypatch.setattr("hf_recipes.core.bounds.BYTES", 1 << 27)
     (tmp_path / "t.jinja").write_text(template)
     write_jsonl(tmp_path / "none.jsonl", [{"prompt": "问", "response": "答"}] * 2)
@@ -268,6 +274,35 @@ def test_a_chat_template_without_an_end(refused, tmp_path, monkeypatch, template
 def test_a_deepspeed_file_that_is_none(refused, tmp_path, text, message):
     (tmp_path / "ds.json").write_text(text)
     refused(message, "--deepspeed", tmp_path / "ds.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimiser": {"device": "cpu"}}},
+            'zero_optimization.offload_optimiser is {"device": "cpu"}: Extra inputs are not permitted',
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}},
+            'zero_optimization.offload_optimizer.device is "gpu": Input should be',
+        ),
+        ({"optimizer": {"type": "AdamWW"}}, 'optimizer.type is "AdamWW", which DeepSpeed has not'),
+        ({"optimizer": {"params": {"lr": 1}}}, "optimizer.type is null"),
+        ({"scheduler": {"type": "WarmUp"}}, 'scheduler.type is "WarmUp"'),
+    ],
+)
+def test_a_deepspeed_file_of_values_that_deepspeed_lacks(settings, message):
+    config = {"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}
+    config |= {"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}}
+    _check_deepspeed_values("--deepspeed ds.json", config)
+    with pytest.raises(UserError, match=re.escape(f"--deepspeed ds.json: {message}")):
+        _check_deepspeed_values("--deepspeed ds.json", config | settings)
+
+
+def test_a_deepspeed_file_of_a_windows_editor(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}', encoding="utf-8-sig")
+    assert _read_deepspeed(str(tmp_path / "ds.json")) == {"zero_optimization": {"stage": 2}}
 
 
 @pytest.mark.parametrize(

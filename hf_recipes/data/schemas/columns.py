@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -135,11 +134,10 @@ def answer_of(row: Row, column: str) -> tuple[str, bool]:
 
 
 def read_choices(value: Any) -> list[str]:
-    """Answers to choose from: a list, also as JSON, or a text in which the first of these that it has separates them:
-    a line break, ``|``, a semicolon, a comma, 、. So 头痛、头晕，发热 is two."""
+    """Answers to choose from: a list, also as JSON or as pandas writes it, or a text in which the first of these that
+    it has separates them: a line break, ``|``, a semicolon, a comma, 、. So 头痛、头晕，发热 is two."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError):
-            value = json.loads(value)
+        value = parsed(value)
     if isinstance(value, str):
         separator = next((signs for signs in ("\n", "|｜", ";；", ",，", "、") if set(signs) & set(value)), "\n")
         value = re.split(f"[{separator}]", value)

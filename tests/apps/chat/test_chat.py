@@ -284,9 +284,9 @@ def test_who_may_be_let_in():
     assert parse("--share", "--auth", "me:a:b").auth == "me:a:b"
     assert parse("--host", "0.0.0.0", "--insecure").insecure
     assert parse().host == "127.0.0.1" and not parse().share
-    assert [is_loopback(host) for host in ("localhost", "127.8.0.1", "::1", "0.0.0.0", "example.org")] == [True] * 3 + [
-        False
-    ] * 2
+    assert [
+        is_loopback(host) for host in ("localhost", "localhost.", "127.8.0.1", "::1", "0.0.0.0", "example.org")
+    ] == [True] * 4 + [False] * 2
 
 
 @pytest.fixture

@@ -109,6 +109,13 @@ def test_mistakes_are_one_sentence(tmp_path, flags, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "gb18030"])
+def test_a_settings_file_in_another_encoding(tmp_path, encoding):
+    (tmp_path / "run.yaml").write_text("# 训练\nseed: 1", encoding=encoding)
+    with pytest.raises(UserError, match=r"--config .*run\.yaml: not UTF-8 text; save it as UTF-8$"):
+        parse("--config", str(tmp_path / "run.yaml"))
+
+
 def test_a_tracker_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(arguments, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--report_to wandb: not installed; pip install wandb"):

@@ -58,7 +58,7 @@ class Renderer:
                     **self.options,
                 )
             return text if is_prompt else text.removesuffix(self.opened)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # a template computes what it likes
             raise RowProblem("the chat template refuses it", _message(error)) from None
