@@ -248,7 +248,7 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
     """
     kind = "YAML mapping" if as_yaml else "JSON object"
     try:
-        text = path if path.startswith("{") else Path(path).read_text(encoding="utf-8-sig")
+        text = path if path.lstrip().startswith(("{", "[")) else Path(path).read_text(encoding="utf-8-sig")
         value = yaml.load(text, SettingsLoader if as_text else yaml.SafeLoader) if as_yaml else json.loads(text)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: no such file") from None

@@ -67,6 +67,7 @@ def test_evaluations_of_nothing(refused, stage, flag):
         "'num_cycle' is no setting of --lr_scheduler_type cosine (did you mean num_cycles?)": [
             *["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"num_cycle": 1}']
         ],
+        "--lr_scheduler_kwargs [1]: expected a JSON object, found a list": ["--lr_scheduler_kwargs", "[1]"],
         "--lr_scheduler_kwargs has no effect with --lr_scheduler_type constant": [
             *["--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", '{"num_cycles": 1}']
         ],
