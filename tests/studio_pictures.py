@@ -23,7 +23,7 @@ SETTINGS = {
     "max_steps": 40,
     "logging_steps": 1,
     "eval_steps": 10,
-    "learning_rate": "1e-3",
+    "learning_rate": "5e-4",
     "per_device_train_batch_size": 4,
     "max_length": 256,
 }

@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,7 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
     )
     cache = next((os.path.dirname(file["filename"]) for file in examples.cache_files), "memory")
     try:
-        with writing(f"the cache in {cache}", "make room there or name another with --cache_dir"):
+        with _same_environ(), writing(f"the cache in {cache}", "make room there or name another with --cache_dir"):
             try:
                 tokenized = encode()
             except (pa.ArrowException, OSError) as error:
@@ -68,6 +69,20 @@ def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) ->
         if not frozen:
             gc.unfreeze()
     return tokenized.with_format(None)
+
+
+@contextmanager
+def _same_environ() -> Iterator[None]:
+    """datasets leaves a copy in the place of `os.environ` where it starts processes; libraries that are loaded already
+    keep the first one, and would not see what is set later."""
+    environ, before = os.environ, dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ = environ  # noqa: B003 (the object itself is put back)
+        for name in environ.keys() - before.keys():
+            del environ[name]
+        environ.update(before)
 
 
 def table_of(rows: Sequence["Encoded"]) -> dict[str, pa.Array]:

@@ -231,6 +231,8 @@ def test_a_killed_worker_names_its_flag(rows, tokenizer, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(encoder, "map_batch", killed)
+    environ = os.environ
     examples = load_examples([str(rows)], cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"was killed \(out of memory\?\); lower --preprocessing_num_workers$"):
         tokenize_dataset(examples, encoder, num_proc=2)
+    assert os.environ is environ  # which datasets replaces
