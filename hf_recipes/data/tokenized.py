@@ -4,8 +4,8 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,8 @@ from datasets import Dataset, List, Value
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, writing
+from hf_recipes.core.ledger import KEPT
 from hf_recipes.data.examples import fingerprint
-
-if TYPE_CHECKING:
-    from hf_recipes.data.chat.encoder import Encoded
 
 FEATURES = {
     "input_ids": List(Value("int32")),
@@ -24,6 +22,26 @@ FEATURES = {
     "prompt_length": Value("int32"),
     "status": Value("string"),
 }
+
+
+@dataclass
+class Encoded:
+    """One example: `input_ids` and `labels` of one length; the last answer begins at `prompt_length`.
+
+    `full_prompt_length` is that before truncation; `characters` are those of the labelled answers, without what ends
+    them; `reference` is, with `keep_text`, the answer without thoughts. `conversation` is the index of the conversation
+    in the batch, and `following` how many examples of it come after this one.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    prompt_length: int
+    status: str = KEPT
+    reference: str | None = None
+    full_prompt_length: int = 0
+    characters: int = 0
+    conversation: int = 0
+    following: int = 0
 
 
 def tokenize_dataset(examples: Dataset, encoder, num_proc: int | None = None) -> Dataset:
@@ -85,7 +103,7 @@ def _same_environ() -> Iterator[None]:
         environ.update(before)
 
 
-def table_of(rows: Sequence["Encoded"]) -> dict[str, pa.Array]:
+def table_of(rows: Sequence[Encoded]) -> dict[str, pa.Array]:
     """The columns of `FEATURES`."""
     return {
         "input_ids": list_array([row.input_ids for row in rows]),

@@ -9,7 +9,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -34,7 +33,7 @@ from hf_recipes.data.conversations.calls import with_objects
 from hf_recipes.data.conversations.conversation import FilteredRow, Message, RowProblem, with_text, with_thoughts
 from hf_recipes.data.conversations.thought_columns import with_thoughts_key
 from hf_recipes.data.examples import fingerprint
-from hf_recipes.data.tokenized import FEATURES, table_of
+from hf_recipes.data.tokenized import FEATURES, Encoded, table_of
 
 # What ids and labels depend on, with the probes of a template.
 MODULES = (answer_finder, message_form, rendered_text, rendering, template, thoughts, token_offsets, truncation)
@@ -42,26 +41,6 @@ MODULES += probes.MODULES
 SplitTurns = Literal["auto", "always", "never"]
 IGNORED = -100
 Truncation = Literal["cut", "drop"]
-
-
-@dataclass
-class Encoded:
-    """One example: `input_ids` and `labels` of one length; the last answer begins at `prompt_length`.
-
-    `full_prompt_length` is that before truncation; `characters` are those of the labelled answers, without what ends
-    them; `reference` is, with `keep_text`, the answer without thoughts. `conversation` is the index of the conversation
-    in the batch, and `following` how many examples of it come after this one.
-    """
-
-    input_ids: np.ndarray
-    labels: np.ndarray
-    prompt_length: int
-    status: str = KEPT
-    reference: str | None = None
-    full_prompt_length: int = 0
-    characters: int = 0
-    conversation: int = 0
-    following: int = 0
 
 
 class ChatEncoder:

@@ -12,10 +12,10 @@ from datasets import Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.ledger import KEPT, is_dropped, row_status
-from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder, Encoded
+from hf_recipes.data.chat.encoder import IGNORED, ChatEncoder
 from hf_recipes.data.examples import fingerprint
 from hf_recipes.data.schemas.registry import SIDES
-from hf_recipes.data.tokenized import FEATURES, list_array, table_of
+from hf_recipes.data.tokenized import FEATURES, Encoded, list_array, table_of
 
 Example = Mapping[str, Any]
 NO_TOKENS = np.empty(0, np.int32)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import say
 from hf_recipes.core.ledger import KEPT, Ledger, is_dropped, row_status
-from hf_recipes.data.chat.encoder import ChatEncoder, Encoded, last_question
+from hf_recipes.data.chat.encoder import ChatEncoder, last_question
 from hf_recipes.data.chat.templates.template import has_answer
 from hf_recipes.data.conversations.cells import is_empty
 from hf_recipes.data.conversations.conversation import Message, RowProblem, with_thoughts
@@ -21,6 +21,7 @@ from hf_recipes.data.files.source import Record, Source
 from hf_recipes.data.files.sources import SEED, find_sources
 from hf_recipes.data.schemas.columns import Columns, Row, Schema, status_of
 from hf_recipes.data.schemas.registry import metadata
+from hf_recipes.data.tokenized import Encoded
 
 TextAs = Literal["continuation", "question"]
 ROWS = 256  # encoded at a time

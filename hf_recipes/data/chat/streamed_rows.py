@@ -9,7 +9,7 @@ import numpy as np
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.ledger import KEPT, is_dropped
-from hf_recipes.data.chat.encoder import ChatEncoder, Encoded
+from hf_recipes.data.chat.encoder import ChatEncoder
 from hf_recipes.data.conversations.conversation import RowProblem
 from hf_recipes.data.files.records import read_records
 from hf_recipes.data.files.source import BEGIN, Source
@@ -19,6 +19,7 @@ from hf_recipes.data.pretraining.mixture import Mixture
 from hf_recipes.data.pretraining.packing import Blocking
 from hf_recipes.data.pretraining.streamed_blocks import ChunkStream
 from hf_recipes.data.schemas.columns import Schema, status_of
+from hf_recipes.data.tokenized import Encoded
 
 WINDOW_CHUNKS = 8  # of 256 kB of text, among whose rows they are shuffled; resuming encodes them again
 
