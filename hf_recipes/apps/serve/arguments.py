@@ -71,7 +71,7 @@ class ServeArguments(EngineArguments):
         if self.api_key_file is not None:
             source = f"--api_key_file {self.api_key_file}"
             try:
-                key = Path(self.api_key_file).read_text(encoding="utf-8").strip()
+                key = Path(self.api_key_file).read_text(encoding="utf-8-sig").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{source}: cannot be read ({error.__class__.__name__})") from None
         elif key is None and KEY_VARIABLE in os.environ:

@@ -377,7 +377,7 @@ def test_errors_have_the_form_of_openais(address, engine, client):
 
 
 def test_a_key_is_asked_for(engine, tmp_path, monkeypatch, capfd):
-    (tmp_path / "key").write_text("sesame\n")
+    (tmp_path / "key").write_text("sesame\n", encoding="utf-8-sig")  # as editors of Windows write it
     monkeypatch.setenv(KEY_VARIABLE, "of-the-environment")
     by_file, origin = ["--api_key_file", str(tmp_path / "key")], ["--allow_origin", "https://chat.example.org"]
     for flags, key in (([*by_file, *origin], "sesame"), (origin, "of-the-environment")):
