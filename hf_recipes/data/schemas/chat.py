@@ -280,8 +280,8 @@ def from_prompt_response(row: Row, columns: Columns) -> Example:
     answer = row.get(columns.response)
     if columns.reads == "prompts" and columns.response == "reward_model":
         row = {**row, "reward_model": (answer := reference_in(row, "reward_model"))}
-    if holds_turns(answer if isinstance(answer, list) else [answer]):
-        turns = read_turns(answer if isinstance(answer, list) else [answer], columns.response)
+    if holds_turns(answers := answer if isinstance(answer, list) else [answer]):
+        turns = read_turns(answers, columns.response)
         before = read_question(row, columns)[0] if turns[0]["role"] == "assistant" else []
         return make_conversation(before + turns, row, columns)
     turns, remarks = read_question(row, columns)
