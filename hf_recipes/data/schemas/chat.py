@@ -9,83 +9,24 @@ from hf_recipes.data.conversations.calls import link_results, read_calls, read_t
 from hf_recipes.data.conversations.cells import by_key, is_empty, keys_of, parsed
 from hf_recipes.data.conversations.conversation import Message, RowProblem, check_conversation, with_thoughts
 from hf_recipes.data.conversations.dialogue_text import read_dialogue, read_dialogue_prompt
-from hf_recipes.data.conversations.thought_columns import THOUGHTS_KEYS, add_thoughts, thoughts_name
+from hf_recipes.data.conversations.thought_columns import add_thoughts, thoughts_name
 from hf_recipes.data.conversations.turns import is_turn, pop_unused, read_exchanges, read_turns
+from hf_recipes.data.schemas.column_names import (
+    ANSWER_OF,
+    ANSWERS,
+    CONTEXT_COLUMNS,
+    FORUM,
+    HISTORY_COLUMNS,
+    MESSAGE_COLUMNS,
+    PAIRS,
+    QUESTIONS,
+    REFERENCE_ANSWERS,
+    SYSTEM_COLUMNS,
+    TEXT_COLUMNS,
+    TOOLS_COLUMNS,
+)
 from hf_recipes.data.schemas.columns import Columns, Example, Row, answer_of, optional, text_of
 
-# Columns of a question and its answer, in the order in which they are looked for: first these, then any of the two
-# lists below, without regard to case.
-PAIRS = (
-    ("prompt", "response"),
-    ("prompt", "completion"),
-    ("query", "response"),
-    ("question", "answer"),
-    ("user", "assistant"),
-    ("context", "target"),
-    ("instruction", "output"),
-    ("instruction", "target"),
-    ("input", "target"),
-    ("input", "output"),
-    ("input", "content"),
-    ("问", "答"),
-)
-# Columns of a forum's question, which has a title and a description, and its answer (baike2018qa, webtext2019zh).
-FORUM = (("title", "desc", "answer"), ("title", "desc", "content", "answer_id"))
-QUESTIONS = (
-    *("prompt", "instruction", "question", "query", "user", "problem", "ask"),
-    *("问题", "问", "提问", "指令", "提示词", "input", "输入"),
-)
-ANSWERS = (
-    *("response", "completion", "answer", "output", "assistant", "solution", "attempt"),
-    *("答案", "回答", "答", "回复", "输出"),
-)
-# Columns of what the answer to a prompt is compared with; verl's `reward_model` is an object.
-REFERENCE_ANSWERS = (
-    *("ground_truth", "reference_answer", "expected_answer", "final_answer", "correct_answer", "gold_answer"),
-    "reward_model",
-)
-ANSWER_OF = {"title": "answer", **dict(reversed(PAIRS))}  # the first answer column of each prompt column
-MESSAGE_COLUMNS = ("messages", "dialog", "conversation", "conversations", "dialogue", "chat", "turns", "data", "对话")
-TEXT_COLUMNS = ("plain_text", "text")  # that may hold a whole conversation
-# Columns beside a question and its answer or a conversation that are a part of it.
-SYSTEM_COLUMNS = (
-    *("system", "system_prompt", "system_message", "system_instruction", "meta_instruction", "sys", "sys_prompt"),
-    *("系统", "系统提示", "系统提示词", "系统指令"),
-)
-TOOLS_COLUMNS = ("tools", "functions", "available_tools", "available_functions", "tool_list", "工具", "工具列表")
-HISTORY_COLUMNS = (
-    *("history", "chat_history", "conversation_history", "dialogue_history", "dialog_history"),
-    *("历史", "历史对话", "对话历史", "历史记录"),
-)
-CONTEXT_COLUMNS = ("input", "输入", "context", "passage", "background", "desc", "上下文", "背景", "材料")
-# Columns that say that an answer is not wanted, or not wholly: false of the first and 1 of the next say nothing.
-HARMFUL = ("is_unsafe", "unsafe", "is_toxic", "toxic", "is_harmful", "harmful", "is_flagged", "flagged")
-WEIGHTS = ("weight", "sample_weight", "loss_weight", "loss_mask")
-UNWANTED = (
-    *HARMFUL,
-    *WEIGHTS,
-    *("is_safe", "safe", "safety", "kto_tag"),
-    *("rejected", "rejected_response", "rejected_messages", "rejected_answer"),
-    *("response_rejected", "answer_rejected", "neg_resp"),
-)
-# Columns of what cannot be trained on, and what stands for one of them in a text.
-MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios", "图片", "图像", "视频", "音频"))
-MEDIUM = re.compile(r"<\|?(?:image|img|video|audio|vision)\w*\|?>", re.IGNORECASE)
-REFERENCES = ("reference", "references")  # passages of an answer; of a prompt, answers
-# Columns that a question needs, such as its choices; a document may have others of these names.
-OF_QUESTIONS = (
-    *("description", "knowledge", "evidence", "evidences", "tool", "observation"),
-    *("options", "choices", "选项", "b", "c", "d", "opa", "opb", "opc", "opd"),
-)
-# Columns that usually carry meaning: a run whose examples do not show them stops.
-MEANINGFUL = frozenset(
-    {
-        *(*SYSTEM_COLUMNS, *TOOLS_COLUMNS, *HISTORY_COLUMNS, *CONTEXT_COLUMNS, *THOUGHTS_KEYS),
-        *(*UNWANTED, *REFERENCES, *OF_QUESTIONS),
-        *(*MESSAGE_COLUMNS, "instruction", "question", "query", "problem", "documents", "answers"),
-    }
-    - {"data", "chat"}
-)
 _LANGUAGE = re.compile(r"^(?:zh|cn|en|chinese|english)_|_(?:zh|cn|en|chinese|english)$")
 WITHOUT_LOSS = "turns without loss, by {!r}"
 NOT_TRAINED = "{!r} of a turn that is not the assistant's has no effect"

@@ -8,9 +8,9 @@ from typing import Any
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.conversations.cells import is_empty
 from hf_recipes.data.conversations.conversation import RowProblem
-from hf_recipes.data.schemas.chat import MEDIA, MEDIUM
+from hf_recipes.data.schemas.column_names import MARKS, MEDIA, MEDIUM
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, MeaningLost, Row, Schema, without_ignored_keys
-from hf_recipes.data.schemas.meaning import MARKS, TURNS, is_lost, is_meaningful, is_watched, meaning_lost, strings_in
+from hf_recipes.data.schemas.meaning import TURNS, is_lost, is_meaningful, is_watched, meaning_lost, strings_in
 from hf_recipes.data.schemas.registry import META_COLUMNS, detect_schema, kind_of
 
 FLAGS = {

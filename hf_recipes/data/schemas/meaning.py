@@ -9,44 +9,23 @@ from typing import Any
 from hf_recipes.data.conversations.cells import is_empty, keys_of
 from hf_recipes.data.conversations.thought_columns import THOUGHTS_KEYS
 from hf_recipes.data.conversations.turns import LABELS
-from hf_recipes.data.schemas.chat import HARMFUL, MEANINGFUL, OF_QUESTIONS, REFERENCES, UNWANTED, WEIGHTS, is_variant
+from hf_recipes.data.schemas.chat import is_variant
+from hf_recipes.data.schemas.column_names import (
+    ABOUT,
+    CHOICES,
+    HARMFUL,
+    MARKS,
+    MEANINGFUL,
+    MEANINGFUL_FOR,
+    NOT_WANTED,
+    UNWANTED,
+    WANTED,
+    WEIGHTS,
+    WORDS,
+)
 from hf_recipes.data.schemas.columns import Columns, Example, MeaningLost, Schema
 
-MEANINGFUL_FOR = {
-    "examples": MEANINGFUL,
-    "prompts": MEANINGFUL - {*UNWANTED, *REFERENCES},
-    "documents": MEANINGFUL - {*UNWANTED, *REFERENCES, *OF_QUESTIONS, "desc"},
-}
 TURNS = {"messages", "sharegpt", "turns"}  # schemas whose conversation is in one column
-CHOICES = "write it into the question"
-# Words of names that usually carry meaning, by what to do about one, in the singular; and those of what is only said
-# about it, as in reasoning_tokens_len.
-WORDS = {
-    "read it with --thoughts_column {name}": "reasoning thinking thought think cot trajectory 思考 思维 推理",
-    "rename it history": "history previous 历史",
-    "rename it tools": "tool function api 工具",
-    "rename it system": "system persona role character 系统 人设 角色",
-    "rename it context": (
-        "context passage document doc article paragraph background material evidence knowledge "
-        "reference excerpt snippet "
-        "文章 原文 段落 材料 背景 资料 文档 上下文"
-    ),
-    CHOICES: "option choice candidate 选项",
-}
-ABOUT = re.compile(
-    r"(?:\b|_)(?:id|len|length|token|num|number|count|type|kind|name|score|level|quality|source|lang|language|model|key|hash|"
-    r"url|link|path|time|date|duration|rate|size|mode|effort|difficulty|complete|category|tag|topic|label|index|idx|format|"
-    r"style|version|domain|reason|answer|response|output|solution|point|is|has)s?(?:\b|_)|长度|数|类|编号|来源|质量|分|名|级|答案|点"
-)
-# Words of what says true or false of an answer: that it is wanted, and that it is not.
-WANTED = re.compile(
-    r"(?:\b|_)(?:good|correct|keep|kept|valid|accepted|approved|passed|desirable)$|是否(?:正确|合格|保留)"
-)
-NOT_WANTED = re.compile(
-    r"(?:\b|_)(?:bad|wrong|incorrect|invalid|deleted|toxic|harmful|unsafe|flagged|spam|nsfw)$|是否(?:有害|删除|违规)"
-)
-# Keys of turns that may say which of them carry loss.
-MARKS = ("mask", "masked", "ignore", "ignore_loss", "no_loss", "skip", "train_detail", "training_detail")
 
 
 def is_meaningful(name: Any, columns: Columns) -> bool:

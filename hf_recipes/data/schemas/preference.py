@@ -14,8 +14,6 @@ from hf_recipes.data.conversations.dialogue_text import read_dialogue
 from hf_recipes.data.conversations.thought_columns import thoughts_name
 from hf_recipes.data.conversations.turns import LABELS, pop_unused, read_turns
 from hf_recipes.data.schemas.chat import (
-    CONTEXT_COLUMNS,
-    MESSAGE_COLUMNS,
     holds_turns,
     make_conversation,
     pair_of,
@@ -25,31 +23,16 @@ from hf_recipes.data.schemas.chat import (
     read_question,
     with_thoughts_of,
 )
+from hf_recipes.data.schemas.column_names import (
+    BETTER,
+    CHOSEN,
+    CONTEXT_COLUMNS,
+    MESSAGE_COLUMNS,
+    REJECTED,
+    SIDE_COLUMNS,
+    SIDE_WORDS,
+)
 from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Example, Row, answer_of
-
-# Columns of a better and a worse answer, in the order in which they are looked for.
-SIDE_COLUMNS = (
-    ("chosen", "rejected"),
-    ("selected", "rejected"),
-    ("response_chosen", "response_rejected"),
-    ("chosen_response", "rejected_response"),
-    ("chosen_answer", "rejected_answer"),
-    ("answer_chosen", "answer_rejected"),
-    ("pos_resp", "neg_resp"),
-    ("messages", "rejected_messages"),
-    ("messages", "rejected_response"),
-    ("conversations", "rejected_response"),
-    ("response", "rejected_response"),
-)
-# Words that tell the columns of both sides apart, where the rest of their names is the same.
-SIDE_WORDS = (
-    *(("chosen", "rejected"), ("accepted", "rejected"), ("preferred", "rejected"), ("preferred", "dispreferred")),
-    *(("preferred", "non_preferred"), ("better", "worse"), ("good", "bad"), ("winner", "loser"), ("win", "lose")),
-    *(("positive", "negative"), ("pos", "neg"), ("好的", "差的"), ("好的", "坏的"), ("优质", "劣质")),
-)
-CHOSEN, REJECTED = ("chosen", "selected"), "rejected"
-BETTER = "better_response_id"  # of PKU-SafeRLHF: which of response_0 and response_1 is the better one
-LABEL_COLUMNS = ("kto_tag", "is_safe")  # where `label` is none
 
 
 def sides_of(row: Row) -> tuple[str, str] | None:

@@ -13,12 +13,19 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.data.conversations.cells import is_empty, keys_of
 from hf_recipes.data.conversations.turns import is_turn
 from hf_recipes.data.schemas import chat, documents
-from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, read_choices
-from hf_recipes.data.schemas.preference import (
+from hf_recipes.data.schemas.column_names import (
+    ANSWER_OF,
+    ANSWERS,
     BETTER,
     LABEL_COLUMNS,
+    MESSAGE_COLUMNS,
+    QUESTIONS,
     REJECTED,
     SIDE_COLUMNS,
+    SYSTEM_COLUMNS,
+)
+from hf_recipes.data.schemas.columns import NO_COLUMN, Columns, Reads, Row, Schema, read_choices
+from hf_recipes.data.schemas.preference import (
     fill_sides,
     from_preference,
     from_unpaired,
@@ -184,7 +191,7 @@ def first_row(row: Row, reads: Reads = "examples") -> str:
     names = _filled(row)
     if turns := [name for name in names if chat.holds_turns(row[name])]:
         return f"; there are turns in {', '.join(turns)}: rename {'it' if len(turns) == 1 else 'one'} messages"
-    texts = [name for name in names if isinstance(row[name], str) and {*keys_of(name)}.isdisjoint(chat.SYSTEM_COLUMNS)]
+    texts = [name for name in names if isinstance(row[name], str) and {*keys_of(name)}.isdisjoint(SYSTEM_COLUMNS)]
     if reads == "documents" and texts:
         longest = max(texts, key=lambda name: len(row[name]))
         left = ", ".join(name for name in names if name != longest)
@@ -197,8 +204,8 @@ def first_row(row: Row, reads: Reads = "examples") -> str:
         return f"; no text is in {', '.join(names)}: write the turns of a row as a list in one column, messages" * any(
             names
         )
-    questions = [name for name in texts if _words(name) & set(chat.QUESTIONS)]
-    answers = [name for name in names if _words(name) & set(chat.ANSWERS)]
+    questions = [name for name in texts if _words(name) & set(QUESTIONS)]
+    answers = [name for name in names if _words(name) & set(ANSWERS)]
     prompt = next(iter([*questions, *(name for name in texts if name not in answers), *texts]))
     response = next((name for name in [*answers, *texts[::-1]] if name != prompt), None)
     if response is None:
@@ -218,12 +225,12 @@ def better_alone(columns: Columns, row: Row) -> str:
     """The flags with which the better answers of pairs alone are trained on."""
     if columns.chosen == BETTER:
         return "train on pairs with dpo.py or reward.py"
-    if columns.chosen in chat.MESSAGE_COLUMNS:
+    if columns.chosen in MESSAGE_COLUMNS:
         flags = ""
     elif columns.prompt is None and chat.holds_turns(row.get(columns.chosen)):
         flags = "--schema turns "
     else:
-        turns = next((name for name in chat.MESSAGE_COLUMNS if name in row), None)
+        turns = next((name for name in MESSAGE_COLUMNS if name in row), None)
         question = columns.prompt or columns.history or turns
         if question is None:
             return (
@@ -235,7 +242,7 @@ def better_alone(columns: Columns, row: Row) -> str:
 
 def as_pair(row: Row, columns: Columns) -> str:
     """Which columns to rename so that `row` is a pair."""
-    prompt = columns.prompt or chat.prompt_of(row) or next((name for name in chat.MESSAGE_COLUMNS if name in row), None)
+    prompt = columns.prompt or chat.prompt_of(row) or next((name for name in MESSAGE_COLUMNS if name in row), None)
     known = vars(chat.fill_surroundings(Columns(prompt=prompt), row)).values()
     sides = [name for name in _filled(row) if name not in known]
     which = f"of {sides[0]} and {sides[1]}" if prompt and len(sides) == 2 else "of the two answers' columns"
@@ -260,7 +267,7 @@ def _find(row: Row, columns: Columns) -> Schema | None:
         return next((schema for schema in schemas if schema.name == columns.schema), None)
     matching = next((schema for schema in schemas if schema.matches(columns, row)), None)
     if matching is None and columns.reads == "prompts" and (prompt := chat.prompt_of(row)):
-        row = {**row, chat.ANSWER_OF.get(prompt, "response"): None}  # the answer that a prompt may lack
+        row = {**row, ANSWER_OF.get(prompt, "response"): None}  # the answer that a prompt may lack
         matching = next((schema for schema in schemas if schema.matches(columns, row)), None)
     return matching
 
