@@ -12,17 +12,29 @@ from hf_recipes.command.flags import command_line
 from hf_recipes.core.arguments.commands import COMMANDS
 from hf_recipes.core.arguments.limits import check_numbers
 from hf_recipes.core.errors import UserError
+from hf_recipes.core.files import is_path
 from hf_recipes.core.script import errors_in_one_line, print_any_text, run_script
+from hf_recipes.data.files.specs import parse_spec
+
+DATA = ("train_file", "eval_files", "input_file", "input_files", "text")  # flags of what `parse_spec` reads
 
 
 def check_command_line(name: str, argv: Sequence[str], program: str) -> None:
-    """Compare the command line of the command `name` with its recorded flags; ``--help`` is printed."""
+    """Compare the command line of the command `name` with its recorded flags, and look for the data and the model that
+    it names; ``--help`` is printed."""
     line = command_line(name, program)
-    if line is not None:
-        try:
-            check_numbers(line.read(argv), line.limits)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+    if line is None:
+        return
+    values = line.read(argv)
+    try:
+        check_numbers(values, line.limits)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for spec in (spec for flag in DATA for spec in values.get(flag) or ()):
+        parse_spec(spec)
+    model = values.get("model_name_or_path")
+    if model and is_path(model) and not Path(model).exists():
+        raise UserError(f"{model}: no such folder")
 
 
 def begin_script(first_process_alone: bool = False) -> None:

@@ -202,6 +202,11 @@ def folder_bytes(folder: str | os.PathLike) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
+def is_path(model: str) -> bool:
+    """Whether what names a model can be no id on a hub."""
+    return (os.path.sep in model and model.count("/") != 1) or model.startswith((".", "/", "~"))
+
+
 def is_empty(folder: str | os.PathLike) -> bool:
     """Whether a folder has no files but locks."""
     return all(_LOCK.fullmatch(name) for name in os.listdir(folder))

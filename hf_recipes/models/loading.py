@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import read_mapping
+from hf_recipes.core.files import is_path, read_mapping
 from hf_recipes.models.adapters.vision import has_vision
 from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.checks.finite import check_weights
@@ -55,7 +55,7 @@ def loading_error(error: Exception, name: str) -> UserError:
         )
     if os.path.isdir(name):
         return UserError(_broken_file(name) or f"{name}: no model can be loaded from this folder ({line})")
-    if (os.path.sep in name and name.count("/") != 1) or name.startswith((".", "/", "~")):
+    if is_path(name):
         return UserError(f"{name}: no such folder")
     return UserError(f"{name}: neither a local folder nor a model to be had from the Hub ({line})")
 

@@ -42,7 +42,7 @@ def started(monkeypatch):
     return runs
 
 
-NEEDED = ["--model_name_or_path", "M", "--train_file", "rows.jsonl", "--output_dir", "out"]
+NEEDED = ["--model_name_or_path", "M", "--train_file", __file__, "--output_dir", "out"]
 
 
 def test_every_script_is_a_command():
@@ -71,6 +71,10 @@ def test_every_script_is_a_command():
         (["sft", *NEEDED, "--learning_rate", "-1"], "--learning_rate -1: expected at least 0"),
         (["dpo", *NEEDED, "--adam_beta2", "1"], "--adam_beta2 1: expected 0 to below 1"),
         (["grpo", *NEEDED, "--num_train_epochs", "0"], "--num_train_epochs 0: expected more than 0"),
+        (["sft", *NEEDED, "--train_file", "no.jsonl"], "no.jsonl: no such file, folder or glob"),
+        (["pretrain", *NEEDED, "--train_file", "zh=no_*.txt#9"], "no_*.txt#9: no such file, folder or glob"),
+        (["evaluate", *NEEDED[:2], *NEEDED[-2:], "--eval_files", "dev=no.json"], "no.json: no such file"),
+        (["sft", "--model_name_or_path", "./no", "--output_dir", "x"], "./no: no such folder"),
         (["env", "--verbose"], "unknown flag --verbose; the command is hf-recipes env"),
         (["recipes", "sft_lora", "dpo"], "stray argument 'dpo'; the command is hf-recipes recipes [NAME]"),
         (["import-config"], "FILE.yaml is missing; the command is hf-recipes import-config FILE.yaml"),

@@ -157,7 +157,7 @@ def test_text_of_rows_cannot_run_in_the_page(evaluate, model_dir, tmp_path):
     ("flags", "message"),
     [
         ([], "--eval_files is missing"),
-        (["--compare", "base", "--eval_files", "a=b"], "--compare base is the model without its adapter"),
+        (["--compare", "base", "--eval_files", f"a={__file__}"], "--compare base is the model without its adapter"),
         (["--eval_files", "a=none.jsonl"], "none.jsonl: no such file"),
     ],
 )

@@ -345,7 +345,7 @@ def test_one_process_at_a_time(forks, prepare, tmp_path):
 def test_the_extra_is_named_where_it_is_missing(prepare, monkeypatch, tmp_path):
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "opencc" else found(name))
-    code, _, err = prepare("--input_files", "none.jsonl", "--output_dir", tmp_path)
+    code, _, err = prepare("--input_files", __file__, "--output_dir", tmp_path)
     assert code == 1 and "opencc is not installed: pip install -e '.[corpus]'" in err
 
 
