@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hf_recipes.core.arguments.settings import Parser, setting
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import in_units
 from hf_recipes.core.script import run_script
 from hf_recipes.hub import clients as hub
 from hf_recipes.hub.upload import ensure_repository, upload
@@ -50,10 +51,10 @@ def main() -> None:
     with upload_folder(source, Address(repo, target, arguments.base_model_name, arguments.license)) as folder:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in files:
-            say(f"  {path.relative_to(folder)}  {hub.size_text(path.stat().st_size)}")
+            say(f"  {path.relative_to(folder)}  {in_units(path.stat().st_size)}")
         if base := base_without_name(folder):
             say(f"others cannot fetch the base, {base}: --base_model_name OWNER/NAME says what it is called on the hub")
-        total = hub.size_text(sum(path.stat().st_size for path in files))
+        total = in_units(sum(path.stat().st_size for path in files))
         how = "private" if arguments.private else "public"
         if arguments.dry_run:
             card = folder / "README.md"

@@ -197,6 +197,15 @@ def visible_files(folder: str | os.PathLike) -> list[Path]:
     return [path for path in paths if path.is_file() and not path.is_symlink() and not path.name.startswith(".")]
 
 
+def in_units(size: float) -> str:
+    """Bytes for people: ``1.90 GB``, ``340 MB``."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
 def folder_bytes(folder: str | os.PathLike) -> int:
     """Of all files in a folder and below; 0 where it is not there."""
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

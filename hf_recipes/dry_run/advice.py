@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
+from hf_recipes.core.files import in_units
 from hf_recipes.dry_run.checks import balances_experts
 from hf_recipes.dry_run.memory import Memory
-from hf_recipes.dry_run.peak_memory import in_units
 from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.models.devices import has_accelerator
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hf_recipes.core.files import in_units
 from hf_recipes.models.devices import has_accelerator
 
 if TYPE_CHECKING:
@@ -57,13 +58,6 @@ class PeakMemory:
         if peak is not None and self.estimate:
             error = min(max(peak, least), most) / peak - 1
         return {"estimated": least, "most": most, "peak": peak, "error": error}
-
-
-def in_units(size: float) -> str:
-    """Bytes for people: ``1.90 GB``, ``340 MB``."""
-    if size >= 1e9:
-        return f"{size / 1e9:.2f} GB"
-    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def as_range(least: float, most: float) -> str:

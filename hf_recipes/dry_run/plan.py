@@ -9,12 +9,13 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_recipes.core.errors import UserError, say
+from hf_recipes.core.files import in_units
 from hf_recipes.core.language import locale_language
 from hf_recipes.dry_run.advice import free_bytes, notes_of
 from hf_recipes.dry_run.checks import balances_experts, check_trained
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.memory import Memory, estimate
-from hf_recipes.dry_run.peak_memory import as_range, in_units
+from hf_recipes.dry_run.peak_memory import as_range
 from hf_recipes.dry_run.simulate import meta_model
 from hf_recipes.evaluation.reports.phrases import Phrase
 from hf_recipes.evaluation.reports.report import report_values

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from hf_recipes.core.errors import UserError, say
-from hf_recipes.core.files import is_empty, make_once, move_folder, write_json
+from hf_recipes.core.files import in_units, is_empty, make_once, move_folder, write_json
 from hf_recipes.hub import clients as hub
 
 FETCHES = "is fetching"  # for `make_once`
@@ -122,12 +122,12 @@ def _fetch(target: Path, files: list[RemoteFile], repository: "_HuggingFace | _M
     free = shutil.disk_usage(partial).free
     if total - present > free:
         raise UserError(
-            f"{target}: {hub.size_text(total - present)} are missing, {hub.size_text(free)} are free on the disk; make "
+            f"{target}: {in_units(total - present)} are missing, {in_units(free)} are free on the disk; make "
             "room or choose another with --output_dir"
         )
     if present:
         say(f"resuming in {partial}: {len(missing)} of {len(files)} files are missing")
-    say(f"{repository.model}: {len(files)} files, {hub.size_text(total)}")
+    say(f"{repository.model}: {len(files)} files, {in_units(total)}")
     repository.fetch(missing, partial)
     for file in missing:
         path = partial / file.path

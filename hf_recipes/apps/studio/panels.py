@@ -19,10 +19,9 @@ from hf_recipes.apps.studio.commands import COLUMNS, FORMS, PLAN
 from hf_recipes.apps.studio.texts import Texts
 from hf_recipes.core.arguments.flags import output_dir
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import folder_bytes
+from hf_recipes.core.files import folder_bytes, in_units
 from hf_recipes.core.language import VARIABLE
 from hf_recipes.data.examples import column_names
-from hf_recipes.dry_run.peak_memory import in_units
 from hf_recipes.evaluation.reports.phrases import translated
 
 if TYPE_CHECKING:

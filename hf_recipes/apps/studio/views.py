@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_recipes.apps.jobs.jobs import Job
 from hf_recipes.apps.studio.texts import Texts
-from hf_recipes.dry_run.peak_memory import in_units
+from hf_recipes.core.files import in_units
 from hf_recipes.evaluation.reports.report import as_text
 from hf_recipes.evaluation.reports.tables import shown, title
 
@@ -79,12 +79,9 @@ def _is_numeric(cell: Any) -> bool:
 
 def report(data: Mapping[str, Any], texts: Texts) -> str:
     """The verdict of a report, its warnings and its tables; what is long can be unfolded."""
-    findings = "".join(note(text, "warn") for block in blocks_of(data, "table") for text in block["findings"])
-    parts = [
-        note(data["verdict"], data["tone"] or "strong"),
-        *(note(text, "bad") for text in data["warnings"]),
-        findings,
-    ]
+    parts = [note(data["verdict"], data["tone"] or "strong"), *(note(text, "bad") for text in data["warnings"])]
+    for block in blocks_of(data, "table"):
+        parts += [note(text, "" if block["verdicts"] else "warn") for text in block["findings"]]
     for section in data["sections"]:
         tables = [block for block in blocks_of({"sections": [section]}, "table") if block["rows"]]
         parts.append(f"<h4>{escape(section['title'])}</h4>" if tables and data["sections"][1:] else "")
