@@ -1,4 +1,4 @@
-"""What cannot work whatever the data is named before a row or a weight is read: the data here does not exist."""
+"""What cannot work whatever the data is named before a row or a weight is read: the data here is none."""
 
 import json
 import re
@@ -21,6 +21,7 @@ from hf_recipes.stages.table import STAGES
 def refused(script, model_dir, tmp_path):
     """``refused("part of the message", "--flag", value, …)`` of a stage's script, with a copy of the model."""
     base = shutil.copytree(model_dir, tmp_path / "base")
+    (tmp_path / "none.jsonl").write_text("{")
 
     def run(message, *flags, stage="sft"):
         argv = ["--model_name_or_path", base, "--train_file", tmp_path / "none.jsonl", "--output_dir", tmp_path / "run"]
