@@ -24,7 +24,7 @@ SIZE = re.compile(
 REASONS = {
     "unreadable": (
         "not read as one name and one size; separate them by a comma, or quote them",
-        "未能读成一个名称和一个大小；请用逗号隔开，或加引号",
+        "无法识别出名称和大小；请用逗号隔开，或加引号",
     ),
     "empty": ("no name, or its size is 0", "没有名称，或大小为 0"),
     "no file": (

@@ -162,7 +162,7 @@ def write_policy(shares: pd.Series, epochs: pd.Series, unit: str) -> None:
     st.subheader(t("Policy", "配比文件"))
     total = shares.sum()
     if not total:
-        st.error(t("All shares are 0: there is nothing to train on.", "所有占比都是 0，没有可以学习的内容。"))
+        st.error(t("All shares are 0: there is nothing to train on.", "所有占比都是 0，没有可训练的数据。"))
         return
     by = radio(t("Write", "写成"), "write as", share=t("Share", "占比"), epochs=t("Epochs", "遍数"))
     # Eight digits are readable, and the shares still sum to one for `read_policy`.

@@ -30,7 +30,7 @@ _TEXTS = {
     "modelscope": ("ModelScope", "魔搭"),
     "check": ("Does it fit this machine?", "这台机器能用吗？"),
     "download": ("Download", "下载"),
-    "checking model": ("Three dry runs, a few seconds each; no weight is read.", "三次试算，每次几秒；不读取权重。"),
+    "checking model": ("Three dry runs, a few seconds each; no weight is read.", "试运行三次，每次几秒；不加载权重。"),
     "model empty": ("Name a model, and see whether it can be trained here.", "填一个模型，看看这台机器能不能训练它。"),
     "about model": ("This model", "这个模型"),
     "size": ("Weights", "参数量"),
@@ -101,7 +101,7 @@ _TEXTS = {
     "default": ("default: {value}", "默认：{value}"),
     "start": ("Start training", "开始训练"),
     "before": ("Before you start", "开始之前"),
-    "dry run": ("Checking these settings; no weight is read.", "正在试算这些设置；不读取权重。"),
+    "dry run": ("Checking these settings; no weight is read.", "正在按这些设置试运行；不加载权重。"),
     "train empty": ("With a model and data, the plan of the run appears here.", "填好模型和数据后，这里显示训练计划。"),
     "plan rows": ("Rows", "行数"),
     "plan truncated": ("Rows cut", "被截断的行"),
@@ -125,8 +125,8 @@ _TEXTS = {
         "Another visitor began this. Give the password to end it; the terminal of the studio shows it.",
         "这是其他访客开始的。请输入密码再操作；密码显示在工作台的终端里。",
     ),
-    "is running": ("It is running already.", "它正在运行。"),
-    "not running": ("It is not running.", "它没有在运行。"),
+    "is running": ("It is running already.", "这个运行已在进行中。"),
+    "not running": ("It is not running.", "这个运行没有在进行。"),
     "no run": ("Choose a run first.", "请先选择一个运行。"),
     "step": ("step {step:,}", "第 {step:,} 步"),
     "steps": ("Step", "步"),
@@ -143,10 +143,10 @@ _TEXTS = {
     "trackers": ("Open or close SwanLab, TensorBoard", "打开或关闭 SwanLab、TensorBoard"),
     "no trackers": (
         "Nothing was written for SwanLab or TensorBoard; set report_to before a run.",
-        "这次运行没有写给 SwanLab 或 TensorBoard 的文件；请在训练前设置 report_to。",
+        "这次运行没有 SwanLab 或 TensorBoard 的记录文件；请在训练前设置 report_to。",
     ),
     "held out": ("Rows that were held out", "未参与训练的数据"),
-    "held out help": ("Empty: those that the run held out.", "留空：运行时留出的数据。"),
+    "held out help": ("Empty: those that the run held out.", "留空则用训练时留出的数据。"),
     "count": ("Rows to judge by", "评判行数"),
     "judge": ("Compare with the base", "与基座对比"),
     "judging": ("Base and adapted answer the same rows.", "基座与训练后的模型回答同样的数据。"),
@@ -177,30 +177,30 @@ _TEXTS = {
 }  # fmt: skip
 # What the settings are, where the line of --help is not in the language.
 _SETTINGS = {
-    "max_steps": "训练步数；设了它就不看轮数",
-    "num_train_epochs": "把全部数据看几遍",
+    "max_steps": "训练步数；设置后忽略轮数",
+    "num_train_epochs": "训练轮数，即全部数据过几遍",
     "learning_rate": "学习率；适配器默认 2e-4，全参数默认 2e-5",
     "per_device_train_batch_size": "每张卡一次算几行；内存不够就减小",
-    "gradient_accumulation_steps": "累积几次再更新一次；等效于更大的批",
+    "gradient_accumulation_steps": "梯度累积几次再更新；等效于更大的批",
     "rewards": "给回答打分的规则",
     "num_generations": "每个问题生成几个回答",
     "max_completion_length": "每个回答最多几个词元",
-    "beta": "离参考模型多近；越大越保守",
+    "beta": "与参考模型的接近程度；越大越保守",
     "label_column": "好坏标记所在的列",
     "max_length": "每行最多几个词元，超出会截断并计数",
     "block_size": "每块几个词元",
     "use_lora": "只训练适配器（LoRA），省内存",
-    "lora_config": "适配器的形状（configs/lora_*.json）",
+    "lora_config": "LoRA 配置文件（configs/lora_*.json）",
     "load_in_4bit": "基座以 4 比特加载（QLoRA），更省内存",
     "thinking": "训练时是否带思考",
-    "validation_split_percentage": "留出百分之几的数据做验证",
+    "validation_split_percentage": "留出多少百分比的数据做验证",
     "eval_steps": "每几步验证一次；小于 1 为比例",
     "save_steps": "每几步存一个检查点；小于 1 为比例",
     "logging_steps": "每几步记录一次",
-    "packing": "把短的行拼在一起，提高效率",
-    "warmup_steps": "预热步数；小于 1 为比例",
-    "lr_scheduler_type": "学习率如何变化",
-    "gradient_checkpointing": "用时间换内存",
+    "packing": "把短的行打包在一起，提高效率",
+    "warmup_steps": "学习率预热步数；小于 1 为比例",
+    "lr_scheduler_type": "学习率的变化方式",
+    "gradient_checkpointing": "梯度检查点，用时间换显存",
     "seed": "随机种子；相同则结果相同",
 }
 
@@ -208,15 +208,15 @@ _SETTINGS = {
 # What to do about a command that failed, whose message is in English.
 _FAILURES = {
     **dict.fromkeys(STAGES, "训练中断了。请按下面的说明处理，再点“继续”，或换一个名称重新开始。"),
-    "model": "看不了这个模型。请检查名称、下载来源和网络，再试一次。",
+    "model": "无法查看这个模型。请检查名称、下载来源和网络，再试一次。",
     "download": "下载没有完成。请检查名称、来源和网络；再按一次会接着下载。",
-    "convert": "没有导入成功。请检查文件和所选的原始数据类型，再试一次。",
-    "inspect": "没有检查成功。请按下面的说明修改；识别不出列时，在“列名”中指定，再检查一次。",
-    "plan": "按这些设置还不能训练。请按下面的说明修改，页面会自动重新试算。",
-    "judge": "没有评判成功。请检查所填的数据，再试一次。",
-    "merge": "没有合并成功，什么也没有留下。",
-    "export": "没有导出成功，什么也没有留下。",
-    "push": "没有发布成功。请检查发布名称和登录状态，再试一次。",
+    "convert": "导入失败。请检查文件和所选的原始数据类型，再试一次。",
+    "inspect": "检查失败。请按下面的说明修改；识别不出列时，在“列名”中指定，再检查一次。",
+    "plan": "按这些设置还不能训练。请按下面的说明修改，页面会自动重新试运行。",
+    "judge": "评判失败。请检查所填的数据，再试一次。",
+    "merge": "合并失败，没有留下任何文件。",
+    "export": "导出失败，没有留下任何文件。",
+    "push": "发布失败。请检查发布名称和登录状态，再试一次。",
 }
 
 
@@ -225,7 +225,7 @@ class Texts(languages.Texts):
 
     def failure(self, kind: str, message: str) -> str:
         """What to read of a command that failed with a message."""
-        return message if self.language == "en" else f"{_FAILURES.get(kind, '没有成功。')}\n命令的说明：{message}"
+        return message if self.language == "en" else f"{_FAILURES.get(kind, '命令失败。')}\n命令的说明：{message}"
 
     def schema(self, line: str) -> str:
         """A command's line about the schema of a file."""

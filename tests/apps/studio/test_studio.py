@@ -430,7 +430,7 @@ def test_what_failed_is_said_in_the_language_of_the_page(page, ask):
     job = page.begin(visitor, "inspect", ["inspect"])
     end(job, 1, "reading\nerror: rows.jsonl: no known schema\n")
     panel = Panels(page, page.visitor(request()), "data", "x").panels(9, [])["inspect"]
-    assert "没有检查成功" in panel and "命令的说明：rows.jsonl: no known schema" in panel
+    assert "检查失败" in panel and "命令的说明：rows.jsonl: no known schema" in panel
     visitor = fill(page, language="en")
     panel = Panels(page, visitor, "data", "x").panels(9, [])["inspect"]
     assert re.search(r"<p class='note bad'>(.*?)</p>", panel)[1] == "rows.jsonl: no known schema"
