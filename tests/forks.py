@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 HANGS = 240.0  # seconds after which a run that has not ended is taken to hang
 
 SERVER = """
-import faulthandler, gc, json, os, runpy, sys, traceback
+import contextlib, faulthandler, gc, json, os, runpy, sys, traceback
 import hf_recipes.stages.table, light_runs
 import deepspeed, bitsandbytes
 from hf_recipes.core.distributed import compile_kernels
@@ -49,7 +49,9 @@ def child(job, rank):
 for line in sys.stdin:
     job, pids = json.loads(line), []
     if "--deepspeed" in job["argv"]:
-        compile_kernels(["ShareMemCommBuilder"])  # takes minutes in a new environment, which are no run's that hangs
+        # It takes minutes in a new environment, which are no run's that hangs; stdout is for the two lines of each run.
+        with contextlib.redirect_stdout(sys.stderr):
+            compile_kernels(["ShareMemCommBuilder"])
     for rank in range(job["world"]):
         pid = os.fork()
         if pid == 0:
