@@ -1,6 +1,6 @@
 """Named methods on named files, checked before any model is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -130,6 +130,12 @@ def rows_in(path: str, context: EvalContext) -> EvaluatedRows:
     thoughts = fitting_columns(source, Columns(thoughts=rows.columns.thoughts)).thoughts
     named = {f"{name}_column": getattr(columns, name) for name in ("prompt", "response", "history")}
     return replace(rows, schema=columns.schema, thoughts_column=thoughts, **named)
+
+
+def check_scored(methods: Iterable[Method]) -> None:
+    """Refuse rewards where none of `methods` writes answers."""
+    if not any(isinstance(method, GenerationMethod) for method in methods):
+        raise UserError("--rewards and --reward_model without answers to score: give --eval_files with prompts")
 
 
 def build_methods(
