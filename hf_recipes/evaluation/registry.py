@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hf_recipes.models.inference.decoding import Decoding
+    from hf_recipes.rewards.weighted_sum import Rewards
 
 METHODS: tuple[type[Method], ...] = (GenerationMethod, SingleChoice, NLL, PairAccuracy)
 NAMES = list(dict.fromkeys(name for method in METHODS for names in method.forms.values() for name in names))
@@ -132,9 +133,9 @@ def rows_in(path: str, context: EvalContext) -> EvaluatedRows:
     return replace(rows, schema=columns.schema, thoughts_column=thoughts, **named)
 
 
-def check_scored(methods: Iterable[Method]) -> None:
+def check_scored(rewards: "Rewards | None", methods: Iterable[Method]) -> None:
     """Refuse rewards where none of `methods` writes answers."""
-    if not any(isinstance(method, GenerationMethod) for method in methods):
+    if rewards and not any(isinstance(method, GenerationMethod) for method in methods):
         raise UserError("--rewards and --reward_model without answers to score: give --eval_files with prompts")
 
 

@@ -124,7 +124,7 @@ def build_evaluations(
             **context,
         )
     if makes_rewards:
-        check_scored(methods.values())
+        check_scored(rewards, methods.values())
     return methods
 
 
