@@ -28,7 +28,7 @@ from hf_recipes.evaluation.compare import (
 )
 from hf_recipes.evaluation.judging.arguments import JudgeArguments
 from hf_recipes.evaluation.judging.pairwise import pair_judge
-from hf_recipes.evaluation.registry import EvaluationArguments, as_in_run, build_methods
+from hf_recipes.evaluation.registry import EvaluationArguments, as_in_run, build_methods, check_scored
 from hf_recipes.evaluation.reports import tables as report
 from hf_recipes.evaluation.run_record import EvaluatedRows, RunRecord
 from hf_recipes.models.arguments import ModelArguments
@@ -63,6 +63,7 @@ def main() -> None:
         options |= {"max_length": limit, "cache_dir": args.cache_dir}
         rewards = Rewards(evaluation, **args.source) if evaluation.specs else None
         methods = build_methods(evaluation, tokenizer, decoding=decoding, rewards=rewards, **options)
+        check_scored(rewards, methods.values())
         is_reward = is_reward_model(config, model_args.peft_path)
         check_engine(model_args, args, methods, decoding, tokenizer, config, is_reward)
         opened = {"engine": args.engine, "config": config, "is_reward": is_reward, "autocast": record.autocast}
@@ -90,8 +91,7 @@ def main() -> None:
     changes = compare(methods, first, *rest) if rest else {}
     del model  # room for the judge
     judged = judge(folder.path, outcomes) if judge else {}
-    keep = judge and judge.files
-    show_json(write_results(folder, settings, methods, outcomes, changes, judged, keep, args.language))
+    show_json(write_results(folder, settings, methods, outcomes, changes, judged, judge and judge.files, args.language))
     say(f"\n{report.comparison(rest[0].flat if rest else None, first.flat, changes, tuple(reversed(outcomes)))}\n")
     say(f"In {args.output_dir}: metrics.json, report.html, pictures, and the records of every row")
 

@@ -24,7 +24,7 @@ from hf_recipes.publishing.push_callback import REPLACED
 
 @dataclass
 class Arguments:
-    folder: str = setting("Folder of a run, a checkpoint, a merged or an exported model.", MISSING)
+    folder: str = setting("Folder of a run, a checkpoint or a merged model.", MISSING)
     hub_model_id: str = setting("Its name on the hub: owner/name.", MISSING)
     target: hub.Target = setting("Which hub.", "hf")
     private: bool = setting("Whether a new repository is private.", True)

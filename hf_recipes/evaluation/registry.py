@@ -1,6 +1,6 @@
 """Named methods on named files, checked before any model is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from hf_recipes.models.inference.decoding import Decoding
+    from hf_recipes.rewards.weighted_sum import Rewards
 
 METHODS: tuple[type[Method], ...] = (GenerationMethod, SingleChoice, NLL, PairAccuracy)
 NAMES = list(dict.fromkeys(name for method in METHODS for names in method.forms.values() for name in names))
@@ -130,6 +131,12 @@ def rows_in(path: str, context: EvalContext) -> EvaluatedRows:
     thoughts = fitting_columns(source, Columns(thoughts=rows.columns.thoughts)).thoughts
     named = {f"{name}_column": getattr(columns, name) for name in ("prompt", "response", "history")}
     return replace(rows, schema=columns.schema, thoughts_column=thoughts, **named)
+
+
+def check_scored(rewards: "Rewards | None", methods: Iterable[Method]) -> None:
+    """Refuse rewards where none of `methods` writes answers."""
+    if rewards and not any(isinstance(method, GenerationMethod) for method in methods):
+        raise UserError("--rewards and --reward_model without answers to score: give --eval_files with prompts")
 
 
 def build_methods(

@@ -1,16 +1,17 @@
 """New models, made from a configuration with random weights, and freezing: for pretraining."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
 from hf_recipes.models.arguments import ModelArguments
-from hf_recipes.models.loading import load_config, load_model
+from hf_recipes.models.loading import load_config, load_model, loading_error
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -58,15 +59,16 @@ def read_model_config(
     if not arguments.config_name:
         return load_config(arguments, trust_remote_code=trust_remote_code, cache_dir=cache_dir)
     path = arguments.config_name
-    if os.path.isdir(path):
-        path = str(Path(path, "config.json"))
-    settings = read_mapping(path, "--config_name")
+    settings = _read_shape(path, arguments.model_revision, cache_dir)
     kind = settings.pop("model_type", None)
     if kind not in CONFIG_MAPPING:
         raise UserError(f"--config_name {path}: model_type {kind!r} is not known{nearest(str(kind), CONFIG_MAPPING)}")
-    known = set(CONFIG_MAPPING[kind]().to_dict())
-    for name in set(settings) - known - {"architectures"}:
-        raise UserError(f"--config_name {path}: {kind} has no key {name!r}{nearest(name, known)}")
+    if "transformers_version" not in settings:  # else a model's, whose keys may be those of another version
+        known = set(CONFIG_MAPPING[kind]().to_dict())
+        for name in set(settings) - known - {"architectures"}:
+            raise UserError(f"--config_name {path}: {kind} has no key {name!r}{nearest(name, known)}")
+    for name in ("auto_map", "quantization_config"):  # of that model's code and weights
+        settings.pop(name, None)
     settings["vocab_size"] = -(-len(tokenizer) // MULTIPLE) * MULTIPLE
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if arguments.initializer_range is not None:
@@ -75,6 +77,20 @@ def read_model_config(
         return CONFIG_MAPPING[kind](**{**settings, **ids})
     except (TypeError, ValueError) as error:
         raise UserError(f"--config_name {path}: {' '.join(str(error).split())}") from None
+
+
+def _read_shape(name: str, revision: str, cache_dir: str | None) -> dict[str, Any]:
+    """The JSON object in a file or a text, or the config.json of a folder or a Hub id."""
+    if os.path.isdir(name):
+        name = str(Path(name, "config.json"))
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+(?<!\.json)", name, re.ASCII) and not os.path.exists(name):
+        from transformers.utils import cached_file
+
+        try:
+            name = cached_file(name, "config.json", revision=revision, cache_dir=cache_dir)
+        except OSError as error:
+            raise loading_error(error, f"--config_name {name}") from None
+    return read_mapping(name, "--config_name")
 
 
 def make_model(arguments: PretrainModelArguments, *, config: "PretrainedConfig", **kwargs) -> "PreTrainedModel":

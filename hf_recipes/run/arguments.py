@@ -101,6 +101,7 @@ class RunArguments:
     eval_temperature: PositiveFloat | None = setting(
         "Draw the answers of evaluations; by default the likeliest is taken."
     )
+    push_to_hub: bool = setting("Publish the run on a hub at its end; --hub_strategy says when else.", False)
     hub_target: Target = setting("Where --push_to_hub pushes to.", "hf")
     hub_private_repo: bool | None = setting("Whether a repository that --push_to_hub creates is private.", True)
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = setting(

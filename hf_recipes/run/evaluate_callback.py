@@ -20,7 +20,7 @@ from hf_recipes.data.pretraining.corpora import named_paths
 from hf_recipes.evaluation.compare import few_shot_settings
 from hf_recipes.evaluation.method import Method, Outcome, Record, first_not_finite, run_method, versions
 from hf_recipes.evaluation.methods.generation import GenerationMethod
-from hf_recipes.evaluation.registry import EvaluationArguments, build_methods
+from hf_recipes.evaluation.registry import EvaluationArguments, build_methods, check_scored
 from hf_recipes.evaluation.reports.tables import read_predictions
 from hf_recipes.evaluation.run_record import rows_of
 from hf_recipes.models.inference.batch_options import BatchOptions
@@ -123,8 +123,8 @@ def build_evaluations(
             rewards=rewards,
             **context,
         )
-    if makes_rewards and not any(isinstance(method, GenerationMethod) for method in methods.values()):
-        raise UserError("--rewards and --reward_model without answers to score: give --eval_files with prompts")
+    if makes_rewards:
+        check_scored(rewards, methods.values())
     return methods
 
 

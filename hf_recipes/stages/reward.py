@@ -121,8 +121,12 @@ def pair_evaluations(context: Context, data: Data) -> dict[str, Method]:
     for name in evaluation.eval_methods or ():
         if name != PairAccuracy.name:
             raise UserError(f"--eval_methods {name} is of a model that writes; a reward model has {PairAccuracy.name}")
+    if evaluation.specs:
+        raise UserError(
+            "--rewards and --reward_model score what is written, and a reward model writes nothing; leave them out"
+        )
     methods = {} if data.validation is None else {"": PairAccuracy.of_rows(data.validation)}
-    if evaluation.eval_files:
+    if evaluation.eval_files or evaluation.few_shot_file or evaluation.nll_prefix_token:
         methods |= build_evaluations(evaluation, args, context.data_args, context.config, context.tokenizer, None, [])
     for name, method in methods.items():
         if method.name != PairAccuracy.name:

@@ -54,8 +54,8 @@ class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
         "that need it are dropped.",
         "auto",
     )
-    max_source_length: Annotated[int | None, TRAINED] = setting("Tokens of the prompt at the most.")
-    max_target_length: Annotated[int | None, TRAINED] = setting("Tokens of the answer at the most.")
+    max_source_length: Annotated[int | None, TRAINED] = setting("Tokens before the last answer at the most.")
+    max_target_length: Annotated[int | None, TRAINED] = setting("Tokens of the last answer at the most.")
     max_length: Annotated[int | None, TRAINED] = setting(
         "Tokens in all; by default both budgets together (1024 for one not given) or 1024."
     )
@@ -64,8 +64,8 @@ class SFTArguments(TemplateArguments, RunArguments, SFTConfig):
         "Encode while training, for sets beyond memory; nothing is cached. Needs --max_steps.", False
     )
     truncation: Truncation = setting(
-        "What happens to an answer over its budget: cut, and the model learns to stop there; or drop, and its row is "
-        "left out, which is counted.",
+        "What happens to an answer over its budget: cut, and the model learns to stop there; or drop, which leaves it "
+        "out, and its row where that has no other; both are counted.",
         "cut",
     )
 

@@ -153,12 +153,16 @@ def test_text_of_rows_cannot_run_in_the_page(evaluate, model_dir, tmp_path):
     assert page.count("<script>") == 1 and re.search(r"script-src 'sha256-[\w+/=]+'\"", page)  # the page's own
 
 
+CHOICES = ROOT / "datasets" / "eval" / "single_choice.jsonl"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "--eval_files is missing"),
         (["--compare", "base", "--eval_files", f"a={__file__}"], "--compare base is the model without its adapter"),
         (["--eval_files", "a=none.jsonl"], "none.jsonl: no such file"),
+        (["--eval_files", f"a={CHOICES}", "--rewards", "chinese"], "--rewards and --reward_model without answers"),
     ],
 )
 def test_mistakes(evaluate, model_dir, tmp_path, flags, message):

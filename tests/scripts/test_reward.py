@@ -79,6 +79,10 @@ def test_dry_run_and_what_cannot_be_used(reward, tmp_path, monkeypatch):
     assert code == 1 and "--eval_files exam: single_choice is of a model that writes" in err
     code, _, err = reward("--eval_methods", "rouge")
     assert code == 1 and "--eval_methods rouge is of a model that writes" in err
+    code, _, err = reward("--rewards", "length:1-5")
+    assert code == 1 and "a reward model writes nothing" in err
+    code, _, err = reward("--nll_prefix_token", "eos")
+    assert code == 1 and "--nll_prefix_token is put before texts that nll scores" in err
     rows = [{"prompt": "一", "response": "二"}] * 3
     code, _, err = reward("--train_file", write_jsonl(tmp_path / "sft.jsonl", rows))
     assert code == 1 and "this stage learns from preference examples" in err

@@ -12,6 +12,7 @@ from stage_runs import trainer_of
 from transformers import AutoModelForCausalLM
 
 from conftest import TEXT, tiny_model, write_jsonl
+from hf_recipes.core.errors import UserError
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
 from hf_recipes.models.tokenizers.tokenizer import load_tokenizer
@@ -172,6 +173,20 @@ def test_a_new_model(model_dir, tokenizer, tmp_path, capsys):
     assert f"a new qwen3 model: {count:,} weights, of them {config.vocab_size * 64:,} in tied embeddings" in out
     model.save_pretrained(tmp_path / "saved")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "saved").config.vocab_size == config.vocab_size
+
+
+def test_the_shape_of_a_published_model(model_dir, tokenizer, hub):
+    """Its config.json, of a Hub id, has keys of the version that wrote it, and what is of its weights."""
+    shape = {"model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "head_dim": 16, "rope_theta": 5000.0}
+    shape |= {"torch_dtype": "bfloat16", "max_window_layers": 28, "transformers_version": "4.51.0", "vocab_size": 9}
+    shape |= {"quantization_config": {"quant_method": "awq"}, "auto_map": {"AutoModel": "code.Model"}}
+    hub.repos["me/shape"] = {"config.json": json.dumps(shape).encode()}
+    config = read_model_config(PretrainModelArguments(config_name="me/shape", tokenizer_name=model_dir), tokenizer)
+    assert (config.hidden_size, config.rope_parameters["rope_theta"]) == (64, 5000.0)
+    assert config.vocab_size == -(-len(tokenizer) // 64) * 64
+    assert not {"quantization_config", "auto_map"} & config.to_dict().keys()
+    with pytest.raises(UserError, match=r"^--config_name me/none: neither a local folder"):
+        read_model_config(PretrainModelArguments(config_name="me/none", tokenizer_name=model_dir), tokenizer)
 
 
 def test_operations_of_a_token():

@@ -28,7 +28,7 @@ class EngineArguments:
     load_in_4bit: bool = setting("Load the base in 4 bits.", False)
     bnb_config: str | None = setting("JSON with keys of BitsAndBytesConfig.")
     gpus: str | None = setting("Numbers of GPUs with commas between (0,1), or cpu; by default the first GPU, if any.")
-    system_prompt: str = setting("System prompt at the start.", "")
+    system_prompt: str = setting("System prompt at the start; by default the run's.", "")
     temperature: Annotated[float, at(ge=0, le=2)] = setting("At the start; 0 always takes the likeliest token.", 0.7)
     top_p: float = setting("At the start.", 0.9)
     max_new_tokens: int = setting("Tokens of an answer, at the start.", 512)
