@@ -26,21 +26,20 @@ def dry(sft, model_dir, pairs, tmp_path):
 
 def test_the_table_says_what_the_run_does(dry, sft, model_dir, pairs, tmp_path):
     """The steps and trained weights are those of the run itself; no weight is loaded and no file is written."""
-    real = pytest.MonkeyPatch()
-    real.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
     more = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2, "--num_train_epochs", 2]
     more += ["--warmup_steps", 3, "--max_source_length", 20, "--max_target_length", 8]
-    code, out, err = dry(*more)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+        code, out, err = dry(*more)
     assert code == 0, err
     assert not (tmp_path / "run").exists()
     assert "global batch      8 rows (4 a device × 2 accumulated × 1 process)" in out
     assert "steps             5 an epoch, 10 in all, 3 of them warmup" in out
     tokens = int(re.search(r"tokens an epoch +([\d,]+),", out)[1].replace(",", ""))
     for part in ("weights", "gradients", "optimizer", "activations", "logits", "checkpoint"):
-        assert re.search(rf"^ *{part} +\d+ [kM]B", out, re.MULTILINE), part
+        assert re.search(rf"^ *{part} +\d+ (bytes|[kM]B)", out, re.MULTILINE), part
     trained = re.search(r"trained +([\d,]+ of [\d,]+ weights .*attention .*)", out)[1]
     truncated = re.search(r"truncated +([\d.]+)%", out)[1]
-    real.undo()
     flags = ["--model_name_or_path", model_dir, "--train_file", pairs / "train.json", "--output_dir", tmp_path / "run"]
     code, out, err = sft(*flags, "--report_to", "none", *more, light=False)
     assert code == 0, err
