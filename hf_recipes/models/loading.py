@@ -160,7 +160,7 @@ def without_weights(
     if is_reward:
         config = copy.deepcopy(config)
         config.num_labels, config.get_text_config().pad_token_id = 1, tokenizer.pad_token_id
-    with torch.device("meta"):
+    with without_deepspeed(), torch.device("meta"):
         model = kind.from_config(config, **kwargs)
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
