@@ -16,7 +16,8 @@ from hf_recipes.core.files import is_path
 from hf_recipes.core.script import errors_in_one_line, print_any_text, run_script
 from hf_recipes.data.files.specs import parse_spec
 
-DATA = ("train_file", "eval_files", "input_file", "input_files", "text")  # flags of what `parse_spec` reads
+# Flags of what `parse_spec` reads.
+DATA = ("train_file", "validation_file", "eval_files", "input_file", "input_files", "decontaminate", "text")
 
 
 def check_command_line(name: str, argv: Sequence[str], program: str) -> None:

@@ -72,6 +72,7 @@ def test_every_script_is_a_command():
         (["dpo", *NEEDED, "--adam_beta2", "1"], "--adam_beta2 1: expected 0 to below 1"),
         (["grpo", *NEEDED, "--num_train_epochs", "0"], "--num_train_epochs 0: expected more than 0"),
         (["sft", *NEEDED, "--train_file", "no.jsonl"], "no.jsonl: no such file, folder or glob"),
+        (["dpo", *NEEDED, "--validation_file", "no.jsonl"], "no.jsonl: no such file, folder or glob"),
         (["pretrain", *NEEDED, "--train_file", "zh=no_*.txt#9"], "no_*.txt#9: no such file, folder or glob"),
         (["evaluate", *NEEDED[:2], *NEEDED[-2:], "--eval_files", "dev=no.json"], "no.json: no such file"),
         (["sft", "--model_name_or_path", "./no", "--output_dir", "x"], "./no: no such folder"),
