@@ -133,6 +133,28 @@ def address_of(process: subprocess.Popen) -> str:
     raise AssertionError("the studio has ended")
 
 
+def answer_in_two_columns(browser: Browser) -> None:
+    """Of the adapted model and its base, in the chat that the page loads; then it is unloaded."""
+    studio = browser.evaluate("location.origin")
+    browser.click("#do_load_chat")
+    browser.wait_for(script="!!document.querySelector('#panel_chat iframe')", seconds=300)
+    chat = browser.evaluate("document.querySelector('#panel_chat iframe').src")
+    browser.goto(chat)
+    browser.wait_for("Your question", seconds=60)
+    browser.type("#question textarea", "你好")
+    browser.click("#question textarea")
+    browser.press("Enter")
+    columns = "[...document.querySelectorAll('.chat')].filter(one => one.querySelector('[data-testid=bot]')?.innerText)"
+    browser.wait_for(script=f"{columns}.length == 2", seconds=120)
+    opened(browser, studio)
+    tab(browser, "judge")
+    browser.wait_for(script="!!document.querySelector('#panel_chat iframe')", seconds=60)
+    browser.click("#do_end_chat")
+    browser.wait_for(script="!document.querySelector('#panel_chat iframe')", seconds=60)
+    with pytest.raises(OSError):
+        urllib.request.urlopen(chat, timeout=5)
+
+
 @pytest.mark.slow
 def test_from_a_file_to_an_adapter(browser, model_dir, tmp_path):
     """With the server killed and the page loaded again in the middle of the training."""
@@ -181,6 +203,7 @@ def test_from_a_file_to_an_adapter(browser, model_dir, tmp_path):
         browser.click("#do_judge")
         browser.wait_for(script="!!document.querySelector('#panel_judge table')", seconds=300)
         assert "adapted against base" in browser.text and "Worst rows first" in browser.text
+        answer_in_two_columns(browser)
         tab(browser, "take")
         browser.click("#do_zip")
         browser.wait_for(script="!!document.querySelector('#panel_files a')")
