@@ -1,18 +1,14 @@
 """What a user may set in every stage, in addition to the fields of TRL's and transformers' configurations."""
 
 import inspect
-import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from accelerate.utils import DynamoBackend
 from torch.utils.checkpoint import checkpoint
-from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -32,16 +28,13 @@ from hf_recipes.core.distributed import (
     rendezvous_after_restart,
     set_single_process_env,
 )
-from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping
 from hf_recipes.hub.clients import Target, check_destination, export_token
 from hf_recipes.models.devices import cpu_computes_bf16, has_accelerator
 from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
 from hf_recipes.run.inherited import Needs, refuse_unusable
+from hf_recipes.trainer.deepspeed_config import deepspeed_learning_rate, prepare_deepspeed, read_deepspeed
 
-# Of numbers that all stages inherit.
-DEEPSPEED_SECTIONS = ("optimizer", "scheduler", "params", "fp16", "bf16", "zero_optimization")
-DEEPSPEED_SECTIONS += ("offload_optimizer", "offload_param", "activation_checkpointing", "aio")
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
 
@@ -120,12 +113,12 @@ class RunArguments:
     def dependent_defaults(cls, values: Mapping[str, Any]) -> dict[str, float]:
         """A learning rate by default: DeepSpeed's, or an adapter's."""
         with_adapter = cls.adapter_learning_rate if values.get("use_lora") else None
-        rate = _deepspeed_learning_rate(values["deepspeed"]) or with_adapter
+        rate = deepspeed_learning_rate(values["deepspeed"]) or with_adapter
         return {"learning_rate": rate} if rate else {}
 
     def learning_rate_by_default(self, use_lora: bool) -> str:
         """In words, for a run that names none."""
-        if _deepspeed_learning_rate(self.deepspeed):
+        if deepspeed_learning_rate(self.deepspeed):
             return f"learning rate {self.learning_rate:g}, as DeepSpeed's file says"
         trained = "with an adapter" if use_lora else "where all weights are trained"
         return f"learning rate {self.learning_rate:g}, the default {trained}; --learning_rate for another"
@@ -194,7 +187,7 @@ class RunArguments:
                 raise ValueError(f"--deepspeed {self.deepspeed}: no such file; see configs/deepspeed")
             if find_spec("deepspeed") is None:
                 raise ValueError("--deepspeed: not installed; pip install deepspeed")
-            file, self.deepspeed = self.deepspeed, _read_deepspeed(self.deepspeed)
+            file, self.deepspeed = self.deepspeed, read_deepspeed(self.deepspeed)
             set_single_process_env()
         rendezvous_after_restart(self.ddp_timeout)
         if not self.deepspeed and os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
@@ -205,8 +198,7 @@ class RunArguments:
             super().__post_init__()
             if self.deepspeed:
                 self.deepspeed = file
-            _check_agrees(self)
-            _ready_deepspeed(self)
+            prepare_deepspeed(self)
 
 
 def _trackers(report_to: str | list[str] | None) -> list[str]:
@@ -222,97 +214,3 @@ def _trackers(report_to: str | list[str] | None) -> list[str]:
         if name in TRACKERS and find_spec(name) is None:
             raise ValueError(f"--report_to {name}: not installed; pip install {name}, or --report_to none")
     return names
-
-
-def _read_deepspeed(path: str | dict) -> dict[str, Any]:
-    """A configuration; one that DeepSpeed's own reader would end in a traceback for is refused."""
-    config = path if isinstance(path, dict) else read_mapping(path, "--deepspeed")
-    sections = [config]
-    for section in sections:
-        for key, value in section.items():
-            if key in DEEPSPEED_SECTIONS and not isinstance(value, dict | None):
-                raise UserError(f"--deepspeed {path}: {key} is {json.dumps(value)}; expected a JSON object")
-            sections += [value] if isinstance(value, dict) else []
-    zero = config.get("zero_optimization") or {}
-    if type(zero.get("stage")) is not int or zero["stage"] not in range(4):
-        raise UserError(
-            f'--deepspeed {path}: expected "zero_optimization": {{"stage": 1, 2 or 3}} in it; see configs/deepspeed'
-        )
-    return config
-
-
-def _check_agrees(args: TrainingArguments) -> None:
-    """Refuse a DeepSpeed file that sets what the flags set otherwise."""
-    mismatches = getattr(getattr(args, "hf_deepspeed_config", None), "mismatches", ())
-    texts = [re.fullmatch(r"- ds (\S+)=(.*) vs hf .+?=(.*)", line).groups() for line in mismatches]
-    differing = [f"{key} is {theirs}, and {ours} by the flags" for key, theirs, ours in texts]
-    if differing:
-        raise UserError(
-            f'--deepspeed {args.deepspeed}: {"; ".join(differing)}: set it to "auto" in the file, or give the same'
-        )
-
-
-def _deepspeed_learning_rate(config: str | dict | None) -> float | None:
-    """The optimizer's, where DeepSpeed's settings or accelerate's file of them have a number."""
-    config = config or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
-    try:
-        if isinstance(config, str):
-            config = json.loads(config if config.startswith("{") else Path(config).read_text(encoding="utf-8-sig"))
-        rate = config["optimizer"]["params"]["lr"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return float(rate) if isinstance(rate, (int, float)) else None
-
-
-def _check_deepspeed_values(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse what DeepSpeed would when it has the model: of ZeRO, and names of optimizers and schedulers."""
-    from deepspeed.runtime import lr_schedules
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    from torch import optim
-
-    try:
-        DeepSpeedZeroConfig(**_without_auto(config["zero_optimization"]))
-    except ValueError as error:  # pydantic's
-        first = error.errors()[0]
-        key = ".".join(map(str, ("zero_optimization", *first["loc"])))
-        raise UserError(f"{name}: {key} is {json.dumps(first['input'])}: {first['msg']}") from None
-    for section, known, modules in (
-        ("optimizer", DEEPSPEED_OPTIMIZERS, [optim]),
-        ("scheduler", (), [lr_schedules, optim.lr_scheduler]),
-    ):
-        kind = (config.get(section) or {}).get("type")
-        is_known = isinstance(kind, str) and any(isinstance(getattr(module, kind, None), type) for module in modules)
-        if section in config and not is_known and str(kind).lower() not in known:
-            raise UserError(f"{name}: {section}.type is {json.dumps(kind)}, which DeepSpeed has not; see its manual")
-
-
-def _without_auto(section: Mapping[str, Any]) -> dict[str, Any]:
-    """What is set in a section, at any depth: accelerate fills in the rest."""
-    return {
-        key: _without_auto(value) if isinstance(value, dict) else value
-        for key, value in section.items()
-        if value != "auto"
-    }
-
-
-def _ready_deepspeed(args: TrainingArguments) -> None:
-    import deepspeed
-
-    if args.fp16 and not deepspeed.get_accelerator().is_fp16_supported():
-        raise ValueError("--fp16: this device does not compute in float16 under DeepSpeed; leave --fp16 out")
-    if args.use_cpu and args.device is not None:  # accelerate has started gloo, of which DeepSpeed does not know yet
-        deepspeed.init_distributed(dist_backend="gloo", verbose=False)
-    config = args.deepspeed_plugin.deepspeed_config
-    zero = config["zero_optimization"]
-    if args.deepspeed_plugin.zero_stage == 0:
-        raise ValueError("--deepspeed: ZeRO stage 0 spreads nothing; leave --deepspeed out, or see configs/deepspeed")
-    _check_deepspeed_values(f"--deepspeed {args.deepspeed}" if args.deepspeed else "DeepSpeed's file", config)
-    # Without these an update that is not finite would reach the weights.
-    config.setdefault("bf16", {})["check_grad_overflow"] = True
-    zero.pop("compute_grad_norm", None)
-    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
-        compile_kernels(["CPUAdamBuilder"])
-    if args.deepspeed_plugin.zero_stage == 3:
-        # Otherwise only DeepSpeed's own shards are saved, which nothing but DeepSpeed reads.
-        zero["stage3_gather_16bit_weights_on_model_save"] = True

@@ -6,8 +6,8 @@
 An arm is ``base``, or ``TOKENS:INITIALIZATION``, or that with ``:embeddings``: the embeddings alone in the first
 quarter of the time, at ten times the learning rate. All arms see the same texts in the same order, in steps of as many
 tokens. Seconds are steps by the tokens a second of each arm, which are measured first, in turn: what else the machine
-does during the training changes nothing. Written are results.json and curves.png; an arm that is there already is not
-trained again.
+does during the training changes nothing. results.json and curves.png are written after each arm, and a rate or an arm
+that is in results.json already is not measured again: the file of the docs' table is results/vocabulary_study.json.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 from hf_recipes.core.files import write_json
@@ -53,11 +53,17 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--output_dir", type=Path, required=True)
     args = parser.parse_args()
-    rates = {name: rate(args, name) for name in args.arms}
-    arms = [run_arm(args, name, seed, rates[name]) for seed in range(args.seeds) for name in args.arms]
+    path = args.output_dir / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rates": {}, "arms": []}
+    rates, arms = results["rates"], [Arm(**arm) for arm in results["arms"]]
+    for name in args.arms:
+        rates[name] = rates.get(name) or rate(args, name)
+    for seed, name in product(range(args.seeds), args.arms):
+        if not any(arm.name == name and arm.seed == seed for arm in arms):
+            arms.append(run_arm(args, name, seed, rates[name]))
+            write_json(path, {"rates": rates, "arms": [vars(arm) for arm in arms]})
+            draw(arms, args.output_dir / "curves.png")
     summary = [summarise(arm, [other for other in arms if other.name == "base"]) for arm in arms]
-    write_json(args.output_dir / "results.json", {"arms": [vars(arm) for arm in arms], "summary": summary})
-    draw(arms, args.output_dir / "curves.png")
     print(f"{'arm':24} {'seed':>4} {'at once':>9} {'at the end':>11} {'seconds':>8}  below its base from")
     for row in summary:
         crossed = "never" if row["crossed"] is None else f"{row['crossed']:,.0f} s on"
@@ -86,10 +92,9 @@ def run_arm(args: argparse.Namespace, name: str, seed: int, tokens_per_second: f
     for number, (count, learning_rate, flags) in enumerate(phases):
         run = folder / f"phase{number}"
         every = max(1, count // EVALUATIONS)
-        if not (run / LOG).is_file():
-            settings = [*flags, "--learning_rate", learning_rate, "--eval_strategy", "steps", "--eval_steps", every]
-            settings += ["--eval_on_start", number == 0, "--logging_steps", every, "--seed", 42 + seed]
-            train(args, model, run, count, settings)
+        settings = [*flags, "--learning_rate", learning_rate, "--eval_strategy", "steps", "--eval_steps", every]
+        settings += ["--eval_on_start", number == 0, "--logging_steps", every, "--seed", 42 + seed]
+        train(args, model, run, count, settings)
         read_curve(arm, run, seconds_per_step)
         model = run
     return arm
@@ -111,8 +116,7 @@ def rate(args: argparse.Namespace, name: str) -> float:
     if args.tokens_per_second:
         return args.tokens_per_second
     run = args.output_dir / name.replace(":", "-") / "rate"
-    if not (run / LOG).is_file():
-        train(args, extended(args, name), run, 10, ["--eval_strategy", "no", "--logging_steps", 2])
+    train(args, extended(args, name), run, 10, ["--eval_strategy", "no", "--logging_steps", 2])
     return max(entry["tokens_per_second"] for entry in history(run) if "tokens_per_second" in entry)
 
 

@@ -1,19 +1,14 @@
 """What cannot work whatever the data is named before a row or a weight is read: the data here is none."""
 
 import json
-import re
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from conftest import tiny_model, write_jsonl
-from hf_recipes.core.errors import UserError
-from hf_recipes.run.arguments import _check_agrees, _check_deepspeed_values, _read_deepspeed
 from hf_recipes.stages.table import STAGES
 
 
@@ -276,49 +271,3 @@ def test_a_chat_template_without_an_end(refused, tmp_path, monkeypatch, template
 def test_a_deepspeed_file_that_is_none(refused, tmp_path, text, message):
     (tmp_path / "ds.json").write_text(text)
     refused(message, "--deepspeed", tmp_path / "ds.json")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"zero_optimization": {"stage": 2, "offload_optimiser": {"device": "cpu"}}},
-            'zero_optimization.offload_optimiser is {"device": "cpu"}: Extra inputs are not permitted',
-        ),
-        (
-            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}},
-            'zero_optimization.offload_optimizer.device is "gpu": Input should be',
-        ),
-        ({"optimizer": {"type": "AdamWW"}}, 'optimizer.type is "AdamWW", which DeepSpeed has not'),
-        ({"optimizer": {"params": {"lr": 1}}}, "optimizer.type is null"),
-        ({"scheduler": {"type": "WarmUp"}}, 'scheduler.type is "WarmUp"'),
-    ],
-)
-def test_a_deepspeed_file_of_values_that_deepspeed_lacks(settings, message):
-    config = {"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}
-    config |= {"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}}
-    _check_deepspeed_values("--deepspeed ds.json", config)
-    with pytest.raises(UserError, match=re.escape(f"--deepspeed ds.json: {message}")):
-        _check_deepspeed_values("--deepspeed ds.json", config | settings)
-
-
-def test_a_deepspeed_file_of_a_windows_editor(tmp_path):
-    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}', encoding="utf-8-sig")
-    assert _read_deepspeed(str(tmp_path / "ds.json")) == {"zero_optimization": {"stage": 2}}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"train_batch_size": 64}, "train_batch_size is 64, and 8 by the flags"),
-        ({"train_micro_batch_size_per_gpu": 3}, "train_micro_batch_size_per_gpu is 3, and 8 by the flags"),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": 0.5}}}, "optimizer.params.lr is 0.5, and 0.001 by the flags"),
-        ({"bf16": {"enabled": True}}, "bf16.enabled is True, and False by the flags"),
-    ],
-)
-def test_a_deepspeed_file_that_says_otherwise_than_the_flags(tmp_path, settings, message):
-    args = STAGES["sft"].arguments(output_dir=str(tmp_path), report_to="none", bf16=False, learning_rate=1e-3)
-    config = HfTrainerDeepSpeedConfig({"zero_optimization": {"stage": 2}, **settings})
-    config.trainer_config_process(args)
-    with pytest.raises(UserError, match=f"--deepspeed ds.json: {message}"):
-        _check_agrees(SimpleNamespace(deepspeed="ds.json", hf_deepspeed_config=config))
