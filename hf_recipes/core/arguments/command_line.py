@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 from hf_recipes.core.arguments.commands import Command, config_path, find_recipe, recipes
 from hf_recipes.core.arguments.limits import at
@@ -40,7 +40,17 @@ def truth(text: str | bool) -> bool:
     raise argparse.ArgumentTypeError(f"true or false expected, not {text!r}")
 
 
-KINDS = {"int": int, "float": float, "str": str, "truth": truth}
+def json_object(text: str | dict) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"a JSON object expected, not {text}")
+    return value
+
+
+KINDS = {"int": int, "float": float, "str": str, "truth": truth, "object": json_object}
 
 
 def _reader(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -93,6 +103,7 @@ class CommandLine(argparse.ArgumentParser):
         for action in self._actions:
             if action.type is truth and action.nargs is None:
                 action.nargs, action.const = "?", True  # also where none is the default, such as --bf16
+            action.type = json_object if get_origin(action.type) is dict else action.type
             action.type = _reader(action.type) if action.type in KINDS.values() else action.type
 
     def error(self, message: str) -> NoReturn:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.bounds import TEMPLATE, bounded
 from hf_recipes.core.errors import UserError, say
@@ -24,6 +25,7 @@ Thinking = Literal["on", "off", "keep"]
 # What transformers gives to a template by itself.
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 _OPTION = re.compile(r"\{%- set (\w+) = \1 if \1 is defined else [^\n]* -?%\}\n")
+_BLOCK = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
 _NAME = re.compile(r"(?<![\w.'\"<|/])\w*(?:think|reason)\w*(?![\w'\">|(])", re.IGNORECASE)
 # How a template uses a number, such as a budget of tokens; NAME is the variable.
 _NUMBER = r"\bNAME\s*(?:[<>]|[=!]?=\s*[-+]?\d|\|\s*(?:int|float|default\(\s*[-+]?\d))|\d\s*[<>]=?\s*NAME\b"
@@ -86,6 +88,14 @@ def read_options(value: str | Mapping[str, Any] | None) -> dict[str, Any]:
         if not name.isidentifier() or name in RESERVED:
             raise UserError(f"{flag}: {name} is no variable that can be set")
     return options
+
+
+def check_options(template: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that have no effect, for the template has no such name anywhere."""
+    names = set(re.findall(r"\b[A-Za-z_]\w*", " ".join(_BLOCK.findall(template))))
+    for name in options.keys() - names:
+        hint = nearest(name, names.difference(RESERVED))
+        raise UserError(f"--chat_template_kwargs: {name}: the chat template has no such variable{hint}")
 
 
 def _no_constant(name: str) -> None:

@@ -10,7 +10,14 @@ from hf_recipes.core.errors import UserError, say
 from hf_recipes.data.chat.templates.dates import set_date
 from hf_recipes.models.families.detect import refuse_unconverted
 from hf_recipes.models.loading import loading_error
-from hf_recipes.models.templates.options import TEMPLATES, Thinking, choose_template, thinking_options, with_options
+from hf_recipes.models.templates.options import (
+    TEMPLATES,
+    Thinking,
+    check_options,
+    choose_template,
+    thinking_options,
+    with_options,
+)
 from hf_recipes.models.tokenizers.special_tokens import read_special_tokens, set_end_token, set_pad_token
 
 if TYPE_CHECKING:
@@ -112,6 +119,8 @@ def load_tokenizer(
     if tokenizer.chat_template is None and (template_options or thinking):
         flag = f"--thinking {thinking}" if thinking else "--chat_template_kwargs"
         raise UserError(f"{flag}: {name} has no chat template; choose one with --chat_template")
+    if template_options:
+        check_options(tokenizer.chat_template, template_options)
     if thinking:
         template_options = thinking_options(tokenizer, thinking) | (template_options or {})
     if template_options:

@@ -116,8 +116,9 @@ def test_what_is_chosen_is_saved_and_is_what_plain_transformers_sends(save, tmp_
 
 def test_tool_use_is_for_rows_with_tools(save, tmp_path, capsys):
     """As `apply_chat_template` chooses, and the same from what is saved."""
-    tool_use = "{% for tool in tools %}{{ tool.function.name }}\n{% endfor %}" + HEAD + TAIL + "{% endif %}\n"
-    folder = save({"default": HEAD + TAIL + "{% endif %}\n", "tool_use": tool_use})
+    default = HEAD + TAIL + "{% if enable_thinking is false %}" + CLOSED + "{% endif %}{% endif %}\n"
+    tool_use = "{% for tool in tools %}{{ tool.function.name }}\n{% endfor %}" + default
+    folder = save({"default": default, "tool_use": tool_use})
     tokenizer, _ = load_tokenizer(folder, template_options={"enable_thinking": False})
     assert "default is used, for rows with tools tool_use" in capsys.readouterr().out
     tokenizer.save_pretrained(tmp_path / "saved")
@@ -128,7 +129,7 @@ def test_tool_use_is_for_rows_with_tools(save, tmp_path, capsys):
         expected = several.apply_chat_template(CHAT, enable_thinking=False, **options)
         assert saved.apply_chat_template(CHAT, **options) == expected
         assert tokenizer.decode(ChatEncoder(tokenizer).served_prompt(CHAT, some)) == expected
-        assert ("查" in expected) == bool(some)
+        assert ("查" in expected) == bool(some) and expected.endswith(CLOSED)
 
 
 @pytest.mark.parametrize("value", [True, None, 3, 0.5, 'a "b" {{ 好\n', ["x", {"y": False}]])
@@ -195,6 +196,7 @@ def test_the_adapter_asks_as_it_was_trained_to(forks, model_dir, tmp_path):
         (["--chat_template_kwargs", '{"x": NaN}'], "not JSON (NaN is none of its numbers)"),
         (["--chat_template_kwargs", "[1]"], "expected a JSON object"),
         (["--chat_template_kwargs", '{"messages": 1}'], "messages is no variable that can be set"),
+        (["--chat_template_kwargs", '{"massages": 1}'], "kwargs: massages: the chat template has no such variable"),
         (["--chat_template_name", "rag"], "has one chat template, without a name"),
     ],
 )
