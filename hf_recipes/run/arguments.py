@@ -35,6 +35,12 @@ from hf_recipes.models.inference.decoding import MAX_THINKING_TOKENS
 from hf_recipes.run.inherited import Needs, refuse_unusable
 from hf_recipes.trainer.deepspeed_config import deepspeed_learning_rate, prepare_deepspeed, read_deepspeed
 
+# What transformers reads of --fsdp_config, each also with fsdp_ before it; it says nothing of other keys.
+FSDP_KEYS = """
+    activation_checkpointing auto_wrap_policy backward_prefetch cpu_offload cpu_ram_efficient_loading forward_prefetch
+    limit_all_gathers min_num_params reshard_after_forward state_dict_type sync_module_states
+    transformer_layer_cls_to_wrap use_orig_params version xla xla_fsdp_grad_ckpt xla_fsdp_settings xla_fsdp_v2
+"""
 TRACKERS = ("swanlab", "tensorboard", "wandb", "mlflow", "trackio")  # packages of the tracker's own name
 
 
@@ -135,13 +141,18 @@ class RunArguments:
         refuse_unusable(self, self.unusable, self.needs)
         if self.use_liger_kernel and find_spec("liger_kernel") is None:
             raise ValueError("--use_liger_kernel: not installed; pip install liger-kernel, or leave it out")
-        known = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
-        kwargs = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
-        for name in (*kwargs, "lr_scheduler_kwargs", "fsdp_config"):
+        kwargs = {*inspect.signature(checkpoint).parameters, "preserve_rng_state"} - {"function", "args", "kwargs"}
+        for name, known in (
+            ("activation_checkpointing_kwargs", kwargs),
+            ("gradient_checkpointing_kwargs", kwargs),
+            ("lr_scheduler_kwargs", None),  # of the chosen scheduler
+            ("fsdp_config", {*FSDP_KEYS.split()}),
+        ):
             given = getattr(self, name) or {}
             given = read_mapping(given, f"--{name}") if isinstance(given, str) else given
             setattr(self, name, given or None)
-            if name in kwargs and (unknown := sorted(given.keys() - known)):
+            unknown = sorted(key for key in given if known and key.removeprefix("fsdp_") not in known)
+            if unknown:
                 raise ValueError(f"--{name}: unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
         backend = self.torch_compile_backend
         if backend and backend.upper() not in DynamoBackend.__members__:

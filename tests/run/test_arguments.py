@@ -4,8 +4,10 @@ import ast
 import dataclasses
 import functools
 import importlib
+import inspect
 import json
 import pkgutil
+import re
 import sys
 from itertools import chain
 from pathlib import Path
@@ -21,6 +23,7 @@ from conftest import write_pairs
 from hf_recipes.core.arguments.settings import DEFAULTS, Parser
 from hf_recipes.core.errors import UserError
 from hf_recipes.evaluation.registry import EvaluationArguments
+from hf_recipes.run.arguments import FSDP_KEYS
 from hf_recipes.run.inherited import UNUSABLE
 from hf_recipes.stages.dpo import DPOArguments
 from hf_recipes.stages.grpo import GRPOArguments
@@ -290,6 +293,15 @@ def test_a_learning_rate_that_is_given_wins(tmp_path):
             parser.save_settings(tmp_path / "saved.yaml")
             changed, _, _ = (tmp_path / "saved.yaml").read_text().partition(DEFAULTS)
             assert args.learning_rate == rate == yaml.safe_load(changed)["learning_rate"]
+
+
+def test_keys_of_fsdp_are_those_that_transformers_reads(tmp_path):
+    source = inspect.getsource(TrainingArguments)
+    read = re.findall(r"self\.fsdp_config(?:\[|\.get\(|\.setdefault\(|\.pop\()\s*[\"'](\w+)[\"']", source)
+    assert len(set(read)) > 10 and set(read) <= set(FSDP_KEYS.split())
+    given = {"fsdp_version": 2, "cpu_offlod": True}
+    with pytest.raises(ValueError, match=r"--fsdp_config: unknown key 'cpu_offlod' \(did you mean cpu_offload\?\)"):
+        SFTArguments(output_dir=str(tmp_path), report_to="none", fsdp="full_shard", fsdp_config=given)
 
 
 def test_deepspeeds_learning_rate_is_the_default(tmp_path, monkeypatch):
