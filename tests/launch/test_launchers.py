@@ -119,7 +119,7 @@ def launch(*commands: list) -> str:
         )
         for command in commands
     ]
-    outputs = [process.communicate(timeout=200)[0] for process in running]
+    outputs = [process.communicate(timeout=600)[0] for process in running]
     for process, output in zip(running, outputs, strict=True):
         assert process.returncode == 0, output[-5000:]
     return "".join(outputs)
