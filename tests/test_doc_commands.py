@@ -29,11 +29,12 @@ pytestmark = pytest.mark.pages
 # What is not run, and why.
 ELSEWHERE = {
     r"pip install|python3 -m venv|\. \.venv|git clone|make |python docs/": "sets the checkout up, or is a check itself",
-    r"ollama |vllm |transformers serve|sbatch ": "programs that do not come with the project",
+    r"ollama |vllm |transformers serve|sbatch |docker ": "programs that do not come with the project",
     r".* --(nnodes|machine_rank|hostfile|executor (slurm|ray)) ?": "several machines",
     r"hf-recipes (download|push(?!.*--dry_run))|.*--push_to_hub": "the network",
     r"hf-recipes (chat(?!.*--cli)|mixture|serve|studio)": "a server, which goes on until it is stopped",
     r".*--outtype q[45]_k_m": "llama.cpp's quantizer, which is compiled: tests/scripts/test_quantize.py",
+    r".*--engine vllm": "a package that brings its own torch: tests/models/inference/test_vllm_model.py",
     r".*--judge http": "somebody's endpoint",
     r".*--verify True": "a model with code of its own: tests/models/conversions",
     r"hf-recipes COMMAND|hf-recipes import-config llamafactory": "a placeholder",
@@ -153,6 +154,8 @@ def shortened(command: str) -> str:
         flags |= {flag: 1 for flag in ("save_steps", "eval_steps", "max_eval_samples") if f"--{flag}" in words}
     if "max_new_tokens" in known and name not in ("reward", "inspect"):
         flags["max_new_tokens"] = 2
+    if "pretrain_scratch" in command:  # whose schedule is of thousands of steps
+        flags |= {"warmup_steps": 0, "lr_scheduler_kwargs": "'{\"num_decay_steps\": 1}'"}
     if "--block_size" in words:
         flags["block_size"] = 16
     if name == "grpo":
