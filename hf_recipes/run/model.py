@@ -10,7 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.dry_run.checks import check_trained
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
-from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
+from hf_recipes.models.adapters.saved_adapter import check_same_shape, load_adapter, read_adapter_config
 from hf_recipes.models.adapters.targets import trained_shares, what_is_trained
 from hf_recipes.models.adapters.vision import vision_parts
 from hf_recipes.models.arguments import ModelArguments
@@ -99,13 +99,8 @@ def build_model(
     lora = read_lora_config(model_args.lora_config, task_type) if fresh else None
     if model_args.peft_path:
         saved = read_adapter_config(model_args.peft_path, task_type)
-        wanted = read_lora_config(model_args.lora_config, task_type) if model_args.lora_config else saved
-        rank = getattr(saved, "r", None)
-        if model_args.lora_config and rank != wanted.r:
-            raise UserError(
-                f"--peft_path {model_args.peft_path} has rank {rank}, {model_args.lora_config} says {wanted.r}; a "
-                "saved adapter keeps its rank: leave --lora_config out"
-            )
+        if model_args.lora_config:
+            check_same_shape(saved, model_args.peft_path, model_args.lora_config)
     model = load_base(model_args, args, tokenizer, **kwargs)
     stop_at_ends(model, tokenizer)
     if not model_args.use_lora:
