@@ -20,12 +20,15 @@ from hf_recipes.models.inference.generation_settings import make_savable, stop_a
 from hf_recipes.models.loading import load_model
 from hf_recipes.models.quantization.settings import is_quantized, prepare_quantized, read_bnb_config
 from hf_recipes.run.arguments import RunArguments
+from hf_recipes.run.inherited import unused_steps
 from hf_recipes.run.optimization import check_optimization
 
 
 def check_settings(model_args: ModelArguments, args: RunArguments, task_type: str = "CAUSAL_LM") -> None:
     """Name what cannot work together before anything is loaded."""
     check_optimization(args)
+    for line in unused_steps(args):
+        say(f"note: {line}")
     if model_args.use_lora:
         read_lora_config(model_args.lora_config, task_type)
     quantization = read_bnb_config(
