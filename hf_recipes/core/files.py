@@ -267,7 +267,7 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
     kind = "YAML mapping" if as_yaml else "JSON object"
     try:
         text = path if path.lstrip().startswith(("{", "[")) else Path(path).read_text(encoding="utf-8-sig")
-        value = yaml.load(text, SettingsLoader if as_text else OnceLoader) if as_yaml else read_json(text)
+        value = yaml.load(text, SettingsLoader if as_text else OnceLoader) if as_yaml else parse_json(text)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: no such file") from None
     except UnicodeDecodeError:
@@ -281,7 +281,7 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
     return value
 
 
-def read_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=_keys_once)
 
 

@@ -18,7 +18,7 @@ from hf_recipes.core.arguments.commands import Command, config_path, find_recipe
 from hf_recipes.core.arguments.limits import at
 from hf_recipes.core.arguments.other_names import is_others, name_here
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import read_json, read_mapping
+from hf_recipes.core.files import parse_json, read_mapping
 
 TRUE, FALSE = ("yes", "true", "t", "y", "1", "on"), ("no", "false", "f", "n", "0", "off")
 MOST_CHOICES = 6  # that help names
@@ -42,7 +42,7 @@ def truth(text: str | bool) -> bool:
 
 def json_object(text: str | dict) -> dict[str, Any]:
     try:
-        value = read_json(text) if isinstance(text, str) else text
+        value = parse_json(text) if isinstance(text, str) else text
     except ValueError:
         value = None
     if not isinstance(value, dict):
