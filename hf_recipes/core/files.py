@@ -221,8 +221,20 @@ def is_empty(folder: str | os.PathLike) -> bool:
     return all(_LOCK.fullmatch(name) for name in os.listdir(folder))
 
 
-class SettingsLoader(yaml.SafeLoader):
-    """YAML of settings: a key occurs once, and dates are text, as are the words and numbers that are a key's value.
+class OnceLoader(yaml.SafeLoader):
+    """YAML whose keys occur once, where PyYAML would take the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: dict[str, yaml.Node] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (first := seen.setdefault(key.value, key)) is not key:
+                lines = " and ".join(str(node.start_mark.line + 1) for node in (first, key))
+                raise yaml.YAMLError(f"{key.value!r} is given twice, in lines {lines}")
+        return super().construct_mapping(node, deep)
+
+
+class SettingsLoader(OnceLoader):
+    """YAML of settings: dates are text, as are the words and numbers that are a key's value.
 
     ``save_strategy: no`` is the word of the file; YAML 1.1 would make it False, and 010 an 8. In a mapping 1e-6 is a
     number, where YAML 1.1 takes 1.0e-6 alone.
@@ -241,14 +253,6 @@ class SettingsLoader(yaml.SafeLoader):
                     item.tag = self.DEFAULT_SCALAR_TAG
         return super().construct_document(node)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: dict[str, yaml.Node] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if (first := seen.setdefault(key.value, key)) is not key:
-                lines = " and ".join(str(node.start_mark.line + 1) for node in (first, key))
-                raise yaml.YAMLError(f"{key.value!r} is given twice, in lines {lines}")
-        return super().construct_mapping(node, deep)
-
 
 SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), "-+0123456789")
 
@@ -263,7 +267,7 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
     kind = "YAML mapping" if as_yaml else "JSON object"
     try:
         text = path if path.lstrip().startswith(("{", "[")) else Path(path).read_text(encoding="utf-8-sig")
-        value = yaml.load(text, SettingsLoader if as_text else yaml.SafeLoader) if as_yaml else json.loads(text)
+        value = yaml.load(text, SettingsLoader if as_text else OnceLoader) if as_yaml else parse_json(text)
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: no such file") from None
     except UnicodeDecodeError:
@@ -274,6 +278,20 @@ def read_mapping(path: str, flag: str, as_yaml: bool = False, as_text: bool = Tr
         return {}
     if not isinstance(value, dict):
         raise UserError(f"{flag} {path}: expected a {kind}, found a {type(value).__name__}")
+    return value
+
+
+def parse_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_keys_once)
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which Python's reader would take the last value of a key that is given twice."""
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
+            raise ValueError(f"{key!r} is given twice")
+        value[key] = item
     return value
 
 

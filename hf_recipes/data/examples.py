@@ -152,7 +152,8 @@ def described(source: Source, schema: Schema) -> str:
     others = [repr(name) for name in names if name is not None]
     details += [f"with {', '.join(others)}"] if others else []
     text = ", ".join([*details, *source.notes])
-    return f"{text}; columns not used: {', '.join(map(str, schema.unused))}" if schema.unused else text
+    text += f"; columns not used: {', '.join(map(str, schema.unused))}" if schema.unused else ""
+    return f"{text}; no such column to ignore: {', '.join(schema.absent)}" if schema.absent else text
 
 
 def thoughts_from(columns: Columns) -> str:

@@ -182,6 +182,11 @@ class RunArguments:
         if self.early_stopping_patience and not self.metric_for_best_model:
             self.metric_for_best_model = "loss"
         self.use_cpu = self.use_cpu or not has_accelerator()
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" also where its file says nothing
+        if launched != "no" and self.bf16 is None and not self.fp16:
+            self.bf16, self.fp16 = launched == "bf16", launched == "fp16"
+        if launched != "no" and not {"bf16": self.bf16, "fp16": self.fp16}.get(launched):
+            raise ValueError(f"accelerate's mixed_precision is {launched}, and the flags say otherwise: give the same")
         if self.bf16 is None:
             computes = cpu_computes_bf16() if self.use_cpu else is_torch_bf16_gpu_available()
             self.bf16 = not self.fp16 and computes

@@ -156,3 +156,14 @@ def refuse_unusable(args: Any, unusable: Mapping[str, str], needs: Needs) -> Non
             raise ValueError(f"--{one.name} {unusable[one.name]}")
         if one.name in needs and not needs[one.name][1](args):
             raise ValueError(f"--{one.name} has no effect without {needs[one.name][0]}")
+
+
+def unused_steps(args: Any) -> list[str]:
+    """A number of steps beside a strategy that has none; no mistake, as a recipe may bring the one or the other."""
+    defaults = {one.name: one.default for one in fields(args)}
+    strategies = {what: _word(getattr(args, f"{what}_strategy")) for what in ("logging", "save", "eval")}
+    return [
+        f"--{what}_steps has no effect with --{what}_strategy {strategy}"
+        for what, strategy in strategies.items()
+        if strategy in ("epoch", "best") and getattr(args, f"{what}_steps") != defaults[f"{what}_steps"]
+    ]

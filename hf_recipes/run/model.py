@@ -10,7 +10,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.dry_run.checks import check_trained
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
-from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
+from hf_recipes.models.adapters.saved_adapter import check_same_shape, load_adapter, read_adapter_config
 from hf_recipes.models.adapters.targets import trained_shares, what_is_trained
 from hf_recipes.models.adapters.vision import vision_parts
 from hf_recipes.models.arguments import ModelArguments
@@ -20,12 +20,15 @@ from hf_recipes.models.inference.generation_settings import make_savable, stop_a
 from hf_recipes.models.loading import load_model
 from hf_recipes.models.quantization.settings import is_quantized, prepare_quantized, read_bnb_config
 from hf_recipes.run.arguments import RunArguments
+from hf_recipes.run.inherited import unused_steps
 from hf_recipes.run.optimization import check_optimization
 
 
 def check_settings(model_args: ModelArguments, args: RunArguments, task_type: str = "CAUSAL_LM") -> None:
     """Name what cannot work together before anything is loaded."""
     check_optimization(args)
+    for line in unused_steps(args):
+        say(f"note: {line}")
     if model_args.use_lora:
         read_lora_config(model_args.lora_config, task_type)
     quantization = read_bnb_config(
@@ -99,13 +102,8 @@ def build_model(
     lora = read_lora_config(model_args.lora_config, task_type) if fresh else None
     if model_args.peft_path:
         saved = read_adapter_config(model_args.peft_path, task_type)
-        wanted = read_lora_config(model_args.lora_config, task_type) if model_args.lora_config else saved
-        rank = getattr(saved, "r", None)
-        if model_args.lora_config and rank != wanted.r:
-            raise UserError(
-                f"--peft_path {model_args.peft_path} has rank {rank}, {model_args.lora_config} says {wanted.r}; a "
-                "saved adapter keeps its rank: leave --lora_config out"
-            )
+        if model_args.lora_config:
+            check_same_shape(saved, model_args.peft_path, model_args.lora_config)
     model = load_base(model_args, args, tokenizer, **kwargs)
     stop_at_ends(model, tokenizer)
     if not model_args.use_lora:

@@ -34,6 +34,8 @@ from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.stages.trainers.grpo import GRPO, RLOO, RewardedMixin
 from hf_recipes.trainer.sampler import GroupSampler
 
+UNCLIPPED = ("sapo", "vespo")  # losses that weigh the importance ratios in place of clipping them
+
 
 @dataclass
 class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
@@ -61,6 +63,9 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
             ("vespo_k_neg", "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos"),
             ("--loss_type vespo", lambda args: args.loss_type == "vespo"),
         ),
+        "epsilon": ("a --loss_type that clips, as dapo", lambda args: args.loss_type not in (*UNCLIPPED, "cispo")),
+        "epsilon_high": ("a --loss_type that clips, as dapo", lambda args: args.loss_type not in UNCLIPPED),
+        "delta": ("a --loss_type that clips, as dapo", lambda args: args.loss_type not in (*UNCLIPPED, "cispo")),
         **dict.fromkeys(
             ("entropy_coef_delta", "entropy_coef_max", "entropy_coef_min", "entropy_target"),
             ("--use_adaptive_entropy", lambda args: args.use_adaptive_entropy),

@@ -30,6 +30,16 @@ KNOWN = """
     wall_clock_breakdown wandb weight_quantization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
     zero_optimization
 """
+# The flags in whose place a section is taken, and those of their values that say the same as one of its types.
+REPLACES = {"optimizer": ("optim", "optim_args"), "scheduler": ("lr_scheduler_type", "lr_scheduler_kwargs")}
+ALIKE = {
+    "adam": ("adamw_torch", "adamw_torch_fused"),
+    "adamw": ("adamw_torch", "adamw_torch_fused"),
+    "adagrad": ("adagrad",),
+    "warmuplr": ("constant_with_warmup",),
+    "warmupdecaylr": ("linear",),
+    "warmupcosinelr": ("cosine",),
+}
 FLAGS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
 
@@ -71,6 +81,16 @@ def check_agrees(name: str, config: HfTrainerDeepSpeedConfig) -> None:
     differing = [f"{key} is {theirs}, and {ours} by the flags" for key, theirs, ours in texts]
     if differing:
         raise UserError(f'{name}: {"; ".join(differing)}: set it to "auto" in the file, or give the same')
+
+
+def check_replaced(name: str, config: Mapping[str, Any], args: TrainingArguments) -> None:
+    """Refuse an optimizer or a schedule of the flags where the file has its own, which is taken."""
+    for section, flags in REPLACES.items():
+        alike = ALIKE.get(str((config.get(section) or {}).get("type")).lower(), ())
+        for flag in flags if section in config else ():
+            value = getattr(args, flag)
+            if value != type(args).__dataclass_fields__[flag].default and value not in alike:
+                raise UserError(f"--{flag} has no effect with the {section} in {name}; leave one of them out")
 
 
 def deepspeed_learning_rate(config: str | dict | None) -> float | None:
@@ -137,6 +157,7 @@ def prepare_deepspeed(args: TrainingArguments) -> None:
     if args.deepspeed_plugin.zero_stage == 0:
         raise ValueError("--deepspeed: ZeRO stage 0 spreads nothing; leave --deepspeed out, or see configs/deepspeed")
     check_deepspeed_values(name, config)
+    check_replaced(name, config, args)
     # Without these an update that is not finite would reach the weights.
     config["bf16"]["check_grad_overflow"] = True
     zero.pop("compute_grad_norm", None)

@@ -9,6 +9,7 @@ import json
 import pkgutil
 import re
 import sys
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from hf_recipes.core.arguments.settings import DEFAULTS, Parser
 from hf_recipes.core.errors import UserError
 from hf_recipes.evaluation.registry import EvaluationArguments
 from hf_recipes.run.arguments import FSDP_KEYS
-from hf_recipes.run.inherited import UNUSABLE
+from hf_recipes.run.inherited import UNUSABLE, unused_steps
 from hf_recipes.stages.dpo import DPOArguments
 from hf_recipes.stages.grpo import GRPOArguments
 from hf_recipes.stages.kto import KTOArguments
@@ -323,3 +324,35 @@ def test_a_run_says_which_learning_rate_it_takes(sft, model_dir, tmp_path):
     line = "learning rate 0.0002, the default with an adapter; --learning_rate for another"
     assert line in sft(*flags)[1].splitlines()
     assert "learning rate" not in sft(*flags, "--learning_rate", 1e-3)[1]
+
+
+def test_the_precision_of_accelerates_file(tmp_path, monkeypatch):
+    given = functools.partial(SFTArguments, output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert given().bf16 and given(bf16=True).bf16
+    for flags in ({"bf16": False}, {"fp16": True}):
+        with pytest.raises(ValueError, match="accelerate's mixed_precision is bf16, and the flags say otherwise"):
+            given(**flags)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(ValueError, match="accelerate's mixed_precision is fp8"):
+        given()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # also where the file names none
+    assert given(bf16=True).bf16
+
+
+def test_numbers_of_steps_that_the_strategy_has_no_use_for(tmp_path):
+    given = functools.partial(SFTArguments, output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    assert unused_steps(given(save_strategy="epoch", eval_steps=3)) == []
+    unused = ["--save_steps has no effect with --save_strategy epoch"]
+    unused += ["--eval_steps has no effect with --eval_strategy epoch"]
+    assert unused_steps(given(save_strategy="epoch", save_steps=7, eval_strategy="epoch", eval_steps=3)) == unused
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "name", "acts"),
+    [("sapo", "epsilon", False), ("vespo", "delta", False), ("cispo", "epsilon_high", True), ("dapo", "delta", True)],
+)
+def test_losses_that_clip_nothing(tmp_path, loss_type, name, acts):
+    flags = {"loss_type": loss_type, name: 4, "per_device_train_batch_size": 8, "beta": 0.0}
+    with nullcontext() if acts else pytest.raises(ValueError, match=f"--{name} has no effect without a --loss_type"):
+        GRPOArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, **flags)

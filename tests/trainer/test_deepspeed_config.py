@@ -1,13 +1,20 @@
 """DeepSpeed's file of settings: what it leaves out, and what is wrong in it."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from hf_recipes.core.errors import UserError
 from hf_recipes.stages.table import STAGES
-from hf_recipes.trainer.deepspeed_config import KNOWN, check_agrees, check_deepspeed_values, read_deepspeed
+from hf_recipes.trainer.deepspeed_config import (
+    KNOWN,
+    check_agrees,
+    check_deepspeed_values,
+    check_replaced,
+    read_deepspeed,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +62,23 @@ def test_what_a_deepspeed_file_leaves_out_follows_the_flags(tmp_path):
         "train_micro_batch_size_per_gpu": 2,
         "train_batch_size": 6,
     }
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "flags", "message"),
+    [
+        ("optimizer", "AdamW", {"optim": "adafactor"}, "--optim has no effect with the optimizer in ds.json"),
+        ("optimizer", "AdamW", {"optim": "adamw_torch"}, None),
+        ("scheduler", "WarmupLR", {"lr_scheduler_type": "cosine"}, "--lr_scheduler_type has no effect with the sched"),
+        ("scheduler", "WarmupCosineLR", {"lr_scheduler_type": "cosine"}, None),
+        ("scheduler", "WarmupLR", {"learning_rate": 1e-3}, None),
+    ],
+)
+def test_an_optimizer_or_schedule_of_the_flags_that_deepspeeds_file_replaces(tmp_path, section, kind, flags, message):
+    args = STAGES["sft"].arguments(output_dir=str(tmp_path), report_to="none", **flags)
+    check_replaced("ds.json", {}, args)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        check_replaced("ds.json", {section: {"type": kind}}, args)
 
 
 def test_a_misspelled_key_of_a_deepspeed_file(tmp_path):

@@ -18,7 +18,7 @@ from hf_recipes.core.arguments.commands import Command, config_path, find_recipe
 from hf_recipes.core.arguments.limits import at
 from hf_recipes.core.arguments.other_names import is_others, name_here
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import read_mapping
+from hf_recipes.core.files import parse_json, read_mapping
 
 TRUE, FALSE = ("yes", "true", "t", "y", "1", "on"), ("no", "false", "f", "n", "0", "off")
 MOST_CHOICES = 6  # that help names
@@ -42,7 +42,7 @@ def truth(text: str | bool) -> bool:
 
 def json_object(text: str | dict) -> dict[str, Any]:
     try:
-        value = json.loads(text) if isinstance(text, str) else text
+        value = parse_json(text) if isinstance(text, str) else text
     except ValueError:
         value = None
     if not isinstance(value, dict):
@@ -130,6 +130,7 @@ class CommandLine(argparse.ArgumentParser):
         for flag in flags:  # before argparse says which flags are missing: they may be there by another name
             if re.match(r"--\w", flag) and " " not in flag.split("=")[0]:
                 self._check_known(flag)
+        self._check_lists(flags)
         try:
             namespace, unknown = self.parse_known_args(self._as_flags(config) + flags)
         except UserError as error:
@@ -150,6 +151,14 @@ class CommandLine(argparse.ArgumentParser):
         name = flag.split("=")[0]
         if name not in self._option_string_actions:
             raise UserError(f"unknown flag {name}{self._meant(name.lstrip('-').replace('-', '_'), '--')}")
+
+    def _check_lists(self, flags: Sequence[str]) -> None:
+        """Refuse a list in parts, of which argparse would take the last alone."""
+        options = [flag.split("=")[0] for flag in flags if flag.startswith("--")]
+        actions = [self._option_string_actions.get(option) for option in options]
+        for action in actions:
+            if action and action.nargs == "+" and actions.count(action) > 1:
+                raise UserError(f"--{action.dest} is given twice; give all of them after one: --{action.dest} A B")
 
     def _meant(self, name: str, prefix: str = "") -> str:
         """What an unknown setting is called here: by other toolkits' names, else a likely misspelling."""

@@ -170,6 +170,8 @@ def _layout(entry: Mapping[str, Any], where: str) -> Layout:
             raise UserError(f"{where}: ranking without {missing!r} in its columns; name that column")
     named = {column: COLUMNS[name] for name, column in columns.items()}
     if form == "alpaca":
+        if entry.get("tags"):
+            raise UserError(f"{where}: tags are of formatting sharegpt; its rows would be read as alpaca's")
         if set(columns) == {"prompt"}:
             named = {columns["prompt"]: "text"}  # of pretraining
         return Layout(tuple(named.items()), required=tuple(named[column] for column in given.values()))

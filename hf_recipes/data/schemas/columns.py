@@ -63,6 +63,7 @@ class Schema:
         fill: `columns` with those that the user did not name, as the first rows show them.
         columns: those of the file that it was detected for.
         unused: the other columns of the file, which nothing is made of.
+        absent: columns to be ignored that the file has not, with what may be meant.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Schema:
     fill: Callable[[Columns, Row], Columns] = lambda columns, row: columns
     columns: Columns = Columns()
     unused: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def read(self, record: Record) -> Example:
         """The example of a record.

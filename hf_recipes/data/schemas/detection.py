@@ -1,10 +1,11 @@
 """Which schema each row of a file has, and whether its examples show what the row says."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.errors import UserError
 from hf_recipes.data.conversations.cells import is_empty
 from hf_recipes.data.conversations.conversation import RowProblem
@@ -46,6 +47,8 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     Raises:
         UserError: no schema, or one that leaves out a column that usually carries meaning.
     """
+    present = {name for row in rows for name in (*row, *_keys_of_turns(row))}
+    absent = [name for name in columns.ignored if "[]." not in name and name not in present]
     rows = [without_ignored_keys(row, columns.ignored) for row in rows]
     rows = [{name: value for name, value in row.items() if name not in columns.ignored} for row in rows]
     is_named = bool(columns.schema or columns.prompt or columns.response or columns.label)
@@ -83,10 +86,18 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
         if any(is_watched(name, columns, read) for name in lost):
             raise UserError(f"{path}: {meaning_lost(schema, *lost)}")
     of_turns = [f"{name} (in {count} of the first {len(rows)} rows)" for name, count in turn_keys.items()]
-    schema = replace(schema, unused=(*unused, *of_turns, *columns.ignored))
+    ignored = [name for name in columns.ignored if name not in absent]
+    absent = [f"{name}{nearest(name, present.difference(ignored), cutoff=0.8)}" for name in absent]
+    schema = replace(schema, unused=(*unused, *of_turns, *ignored), absent=tuple(absent))
     if columns.reads != "documents":
         schema = replace(schema, convert=converter.checked(read, {*names, *turn_keys}))
     return schema
+
+
+def _keys_of_turns(row: Row) -> Iterator[str]:
+    for turns in row.values():
+        for turn in turns if isinstance(turns, list) else [turns]:
+            yield from turn if isinstance(turn, dict) else ()
 
 
 def _without_empty(row: Row) -> dict[str, Any]:

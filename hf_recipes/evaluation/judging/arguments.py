@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.arguments.limits import PositiveInt, check_limits
 from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
@@ -43,6 +44,8 @@ class JudgeArguments:
         for name in ("judge_model", "judge_key_env", "judge_prompt", "judge_language"):
             if getattr(self, name) and not self.judge:
                 raise ValueError(f"--{name}: has an effect with --judge alone")
+        if not self.judge and self.judge_max_new_tokens != type(self).judge_max_new_tokens:
+            raise ValueError("--judge_max_new_tokens: has an effect with --judge alone")
         for name in ("judge_model", "judge_key_env"):
             if getattr(self, name) and not self.is_address:
                 raise ValueError(f"--{name}: --judge {self.judge} is no address (http:// or https://)")
@@ -79,6 +82,9 @@ class JudgePrompt:
             path = files("hf_recipes.evaluation.judging") / "prompts" / f"{kind}.{self.language}.txt"
             self.text = path.read_text(encoding="utf-8")
         known = (*PLACEHOLDERS[kind], "reference")
+        for name in re.findall(r"\{(\w+)\}", self.text if arguments.judge_prompt else ""):
+            if name not in known and (meant := nearest(name, known, cutoff=0.8)):  # other braces may be an example's
+                raise UserError(f"--judge_prompt {arguments.judge_prompt}: {{{name}}} stands for no text{meant}")
         self.fields = [name for name in known if f"{{{name}}}" in self.text]
 
     def fill(self, **values: str) -> str:

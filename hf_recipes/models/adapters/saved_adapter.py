@@ -8,7 +8,13 @@ from warnings import catch_warnings
 
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import read_mapping
-from hf_recipes.models.adapters.lora import check_expressions, check_initialization, check_types
+from hf_recipes.models.adapters.lora import (
+    RENAMED,
+    check_expressions,
+    check_initialization,
+    check_types,
+    read_lora_config,
+)
 from hf_recipes.models.adapters.peft_workarounds import adaptable, base_biases, repair
 from hf_recipes.models.adapters.residual import is_residual, to_plain_lora
 from hf_recipes.models.adapters.vision import in_text_layout, save_for_both_layouts
@@ -63,6 +69,26 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
             'language model, write "task_type": "CAUSAL_LM" in adapter_config.json'
         )
     return config
+
+
+def check_same_shape(saved: "PeftConfig", path: str, lora_config: str) -> None:
+    """Refuse a --lora_config that says otherwise than the adapter `saved` in `path`, which keeps what it has."""
+    wanted = read_lora_config(lora_config, saved.task_type or "CAUSAL_LM")
+    for key in (RENAMED.get(key, key) for key in read_mapping(lora_config, "--lora_config")):
+        theirs, ours = getattr(saved, key, None), getattr(wanted, key)
+        if isinstance(ours, set) and isinstance(theirs, set):  # which may be spelled out there
+            if saved.target_parameters:  # to which layers of experts have moved
+                continue
+            missing = [name for name in sorted(ours) if not any(f".{one}".endswith(f".{name}") for one in theirs)]
+            ours, theirs = missing, []
+        elif not isinstance(ours, int | float):
+            continue
+        if ours != theirs and key != "init_lora_weights":
+            has = f"without {', '.join(ours)} in its {key}" if isinstance(ours, list) else f"with {key} {theirs}"
+            says = "" if isinstance(ours, list) else f"; {lora_config} says {ours}"
+            raise UserError(
+                f"--peft_path {path} was trained {has}{says}; a saved adapter keeps its shape: leave --lora_config out"
+            )
 
 
 def check_adapter_weights(path: str) -> None:

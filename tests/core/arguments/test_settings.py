@@ -100,9 +100,11 @@ def test_a_file_says_what_flags_say(tmp_path):
         (["--use_lora", "False", "--lora_config", "l.json"], "", "trains all weights"),
         (["--validation_file", "d", "--validation_split_percentage", "5"], "", "give one of them"),
         (["--liger_kernel_config", '{"rope": tru}'], "", "argument --liger_kernel_config: a JSON object expected"),
+        (["--liger_kernel_config", '{"rope": true, "rope": false}'], "", "a JSON object expected"),
         (["--liger_kernel_config", '{"rope": true}'], "", "--liger_kernel_config has no effect without"),
         ([], "liger_kernel_config: {rope: true}", "--liger_kernel_config has no effect without"),
         (["--report_to", "swanlabs"], "", r"no such tracker \(did you mean swanlab\?\)"),
+        (["--train-file=b.json"], "", "--train_file is given twice; give all of them after one: --train_file A B"),
         (["--packing", "--packing_strategy", "wrapped"], "", "leak"),
     ],
 )
@@ -143,7 +145,7 @@ def test_settings_survive_the_file_and_hold_no_secret(tmp_path):
         "--max_length",
         "99",
     ]
-    before = first.parse([*NEEDED, *flags])
+    before = first.parse([*NEEDED[:2], *NEEDED[4:], *flags])
     path = tmp_path / "run_config.yaml"
     first.save_settings(path)
     assert "hf_secret" not in path.read_text(encoding="utf-8")

@@ -236,6 +236,7 @@ def test_num_samples_and_the_digest_of_a_file(info, tmp_path):
         ({"folder": "x"}, "the key 'folder' is not supported"),
         ({"columns": {"images": "x"}}, "columns: 'images' is not supported"),
         ({"tags": {"emoji_tag": "x"}, "formatting": "sharegpt"}, "tags: 'emoji_tag' is not supported"),
+        ({"tags": {"role_tag": "role"}}, "tags are of formatting sharegpt"),
         ({"formatting": "openai"}, "formatting 'openai' is not supported; there are alpaca, sharegpt"),
         ({"file_name": "nowhere.jsonl"}, "file_name nowhere.jsonl: there is no"),
         ({"file_name": None}, "it names no data; expected file_name, hf_hub_url or ms_hub_url"),
@@ -351,3 +352,12 @@ def test_a_file_name_in_another_encoding(tmp_path, folder):
     write_jsonl(path, rows(1))
     with pytest.raises(UserError, match="its name is not utf-8 text; rename it, or run with PYTHONUTF8=1"):
         find_sources([str(tmp_path) if folder else str(path)])
+
+
+def test_a_column_to_ignore_that_is_not_there(tmp_path):
+    """It is no column that is left out, and may be a misspelled one, which is read."""
+    row = {"system": "s", "input": "q", "output": "a", "extra": 1}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    source = find_sources([str(path)], "train")[0]
+    text = described(source, schema_of(source, Columns(ignored=("sytem", "extra", "zz"))))
+    assert text.endswith("columns not used: extra; no such column to ignore: sytem (did you mean system?), zz")

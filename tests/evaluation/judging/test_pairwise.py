@@ -58,6 +58,7 @@ def test_the_prompt_is_in_the_language_of_the_rows_and_takes_texts_as_they_are()
     ("settings", "message"),
     [
         ({"judge_prompt": "p.txt"}, "has an effect with --judge alone"),
+        ({"judge_max_new_tokens": 64}, "--judge_max_new_tokens: has an effect with --judge alone"),
         ({"judge": "model", "judge_model": "x"}, "is no address"),
         ({"judge": "http://a/v1"}, "name the model at this address with --judge_model"),
         ({"judge": "https://me:key@a/v1", "judge_model": "x"}, "--judge_key_env"),

@@ -85,4 +85,7 @@ def test_mistakes_of_scoring(script, model_dir, tmp_path):
     (tmp_path / "p.txt").write_text("{question}")
     flags = (*flags, "--judge", model_dir, "--judge_prompt", tmp_path / "p.txt")
     assert "p.txt: {answer} is missing in it" in script("inspect_data.py", *flags)[2]
+    (tmp_path / "p.txt").write_text("{question} {answer} {refrence} Reply as {score}.")
+    message = "p.txt: {refrence} stands for no text (did you mean reference?)"
+    assert message in script("inspect_data.py", *flags)[2]
     assert not (tmp_path / "out.jsonl").exists()

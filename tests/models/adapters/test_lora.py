@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from conftest import build_tokenizer, tiny_model
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.lora import attach_lora, read_lora_config
-from hf_recipes.models.adapters.saved_adapter import load_adapter, read_adapter_config
+from hf_recipes.models.adapters.saved_adapter import check_same_shape, load_adapter, read_adapter_config
 from hf_recipes.models.embeddings import fit_embeddings
 
 
@@ -47,6 +47,26 @@ def test_bad_keys(tmp_path, settings, message):
     path = written(tmp_path, **settings)
     with pytest.raises(UserError, match=message):
         attach_lora(tiny_model(64), read_lora_config(path), path, [])
+
+
+def test_a_key_that_is_given_twice(tmp_path):
+    (tmp_path / "lora.json").write_text('{"lora_r": 4, "lora_alpha": 8, "lora_r": 16}')
+    with pytest.raises(UserError, match=r"not JSON .*'lora_r' is given twice"):
+        read_lora_config(str(tmp_path / "lora.json"))
+
+
+def test_a_shape_that_a_saved_adapter_has_not(tmp_path):
+    """It keeps its own, whatever the file says."""
+    saved = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["self_attn.q_proj"])
+    shape = {"lora_r": 8, "lora_dropout": 0.1, "lora_target_modules": ["q_proj"], "init_lora_weights": "pissa"}
+    check_same_shape(saved, "first", written(tmp_path, **shape))
+    for other, message in (
+        ({"lora_alpha": 32}, "with lora_alpha 16; .*lora.json says 32"),
+        ({"lora_dropout": 0.0}, "with lora_dropout 0.1"),
+        ({"lora_target_modules": ["q_proj", "up_proj"]}, "without up_proj in its target_modules; a saved adapter"),
+    ):
+        with pytest.raises(UserError, match=f"--peft_path first was trained {message}"):
+            check_same_shape(saved, "first", written(tmp_path, **shape | other))
 
 
 def test_modules_that_the_model_lacks(tmp_path):
