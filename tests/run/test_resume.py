@@ -38,7 +38,9 @@ def begin(*flags, stage="sft", steps=60, digest="d", processes=1):
     kinds = STAGES[stage]
     parser = Parser([kinds.model, kinds.data, kinds.arguments, EvaluationArguments])
     more = ("--rewards", "chinese", "--num_generations", 2) if stage == "grpo" else ()
-    _, _, args, _ = parser.parse(list(map(str, (*ONE, *more, *flags))))
+    values = (*ONE, *more)
+    others = [item for pair in zip(values[::2], values[1::2], strict=True) if pair[0] not in flags for item in pair]
+    _, _, args, _ = parser.parse(list(map(str, (*others, *flags))))
     data = {"what": "rows", "rows": 40, "tokens": 1000, "digest": digest}
     return {**begun_with(parser, args), "data": data, "steps": steps, "processes": processes}, args
 

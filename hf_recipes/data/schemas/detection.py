@@ -1,7 +1,7 @@
 """Which schema each row of a file has, and whether its examples show what the row says."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -47,8 +47,8 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     Raises:
         UserError: no schema, or one that leaves out a column that usually carries meaning.
     """
-    present = {name for row in rows for name in (*row, *_keys_of_turns(row))}
-    absent = [name for name in columns.ignored if "[]." not in name and name not in present]
+    present, shown = {name for row in rows for name in row}, repr(rows)  # with keys of turns, at any depth
+    absent = [name for name in columns.ignored if "[]." not in name and name not in shown]
     rows = [without_ignored_keys(row, columns.ignored) for row in rows]
     rows = [{name: value for name, value in row.items() if name not in columns.ignored} for row in rows]
     is_named = bool(columns.schema or columns.prompt or columns.response or columns.label)
@@ -92,12 +92,6 @@ def schema_of_rows(rows: Sequence[Row], columns: Columns, path: str) -> Schema:
     if columns.reads != "documents":
         schema = replace(schema, convert=converter.checked(read, {*names, *turn_keys}))
     return schema
-
-
-def _keys_of_turns(row: Row) -> Iterator[str]:
-    for turns in row.values():
-        for turn in turns if isinstance(turns, list) else [turns]:
-            yield from turn if isinstance(turn, dict) else ()
 
 
 def _without_empty(row: Row) -> dict[str, Any]:

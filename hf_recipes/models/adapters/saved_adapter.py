@@ -77,7 +77,7 @@ def check_same_shape(saved: "PeftConfig", path: str, lora_config: str) -> None:
     for key in (RENAMED.get(key, key) for key in read_mapping(lora_config, "--lora_config")):
         theirs, ours = getattr(saved, key, None), getattr(wanted, key)
         if isinstance(ours, set) and isinstance(theirs, set):  # which may be spelled out there
-            if saved.target_parameters:  # to which layers of experts have moved
+            if getattr(saved, "target_parameters", None):  # to which layers of experts have moved
                 continue
             missing = [name for name in sorted(ours) if not any(f".{one}".endswith(f".{name}") for one in theirs)]
             ours, theirs = missing, []
