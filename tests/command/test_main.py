@@ -43,6 +43,7 @@ def started(monkeypatch):
 
 
 NEEDED = ["--model_name_or_path", "M", "--train_file", __file__, "--output_dir", "out"]
+NO_DATA = [*NEEDED[:2], *NEEDED[4:]]
 
 
 def test_every_script_is_a_command():
@@ -71,10 +72,10 @@ def test_every_script_is_a_command():
         (["sft", *NEEDED, "--learning_rate", "-1"], "--learning_rate -1: expected at least 0"),
         (["dpo", *NEEDED, "--adam_beta2", "1"], "--adam_beta2 1: expected 0 to below 1"),
         (["grpo", *NEEDED, "--num_train_epochs", "0"], "--num_train_epochs 0: expected more than 0"),
-        (["sft", *NEEDED[:2], *NEEDED[4:], "--train_file", "no.jsonl"], "no.jsonl: no such file, folder or glob"),
+        (["sft", *NO_DATA, "--train_file", "no.jsonl"], "no.jsonl: no such file, folder or glob"),
         (["dpo", *NEEDED, "--validation_file", "no.jsonl"], "no.jsonl: no such file, folder or glob"),
         (
-            ["pretrain", *NEEDED[:2], *NEEDED[4:], "--train_file", "zh=no_*.txt#9"],
+            ["pretrain", *NO_DATA, "--train_file", "zh=no_*.txt#9"],
             "no_*.txt#9: no such file, folder or glob",
         ),
         (["evaluate", *NEEDED[:2], *NEEDED[-2:], "--eval_files", "dev=no.json"], "no.json: no such file"),
