@@ -130,7 +130,6 @@ class CommandLine(argparse.ArgumentParser):
         for flag in flags:  # before argparse says which flags are missing: they may be there by another name
             if re.match(r"--\w", flag) and " " not in flag.split("=")[0]:
                 self._check_known(flag)
-        self._check_lists(flags)
         try:
             namespace, unknown = self.parse_known_args(self._as_flags(config) + flags)
         except UserError as error:
@@ -151,14 +150,6 @@ class CommandLine(argparse.ArgumentParser):
         name = flag.split("=")[0]
         if name not in self._option_string_actions:
             raise UserError(f"unknown flag {name}{self._meant(name.lstrip('-').replace('-', '_'), '--')}")
-
-    def _check_lists(self, flags: Sequence[str]) -> None:
-        """Refuse a list in parts, of which argparse would take the last alone."""
-        options = [flag.split("=")[0] for flag in flags if flag.startswith("--")]
-        actions = [self._option_string_actions.get(option) for option in options]
-        for action in actions:
-            if action and action.nargs == "+" and actions.count(action) > 1:
-                raise UserError(f"--{action.dest} is given twice; give all of them after one: --{action.dest} A B")
 
     def _meant(self, name: str, prefix: str = "") -> str:
         """What an unknown setting is called here: by other toolkits' names, else a likely misspelling."""

@@ -145,7 +145,7 @@ def test_settings_survive_the_file_and_hold_no_secret(tmp_path):
         "--max_length",
         "99",
     ]
-    before = first.parse([*NEEDED[:2], *NEEDED[4:], *flags])
+    before = first.parse([*NEEDED, *flags])
     path = tmp_path / "run_config.yaml"
     first.save_settings(path)
     assert "hf_secret" not in path.read_text(encoding="utf-8")
