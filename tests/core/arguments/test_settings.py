@@ -104,7 +104,6 @@ def test_a_file_says_what_flags_say(tmp_path):
         (["--liger_kernel_config", '{"rope": true}'], "", "--liger_kernel_config has no effect without"),
         ([], "liger_kernel_config: {rope: true}", "--liger_kernel_config has no effect without"),
         (["--report_to", "swanlabs"], "", r"no such tracker \(did you mean swanlab\?\)"),
-        (["--train-file=b.json"], "", "--train_file is given twice; give all of them after one: --train_file A B"),
         (["--packing", "--packing_strategy", "wrapped"], "", "leak"),
     ],
 )
