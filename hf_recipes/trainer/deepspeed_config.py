@@ -66,7 +66,7 @@ def read_deepspeed(path: str | dict) -> dict[str, Any]:
 
 
 def follow_flags(config: dict[str, Any]) -> None:
-    """Of what is left out; DeepSpeed would clip no gradient, compute in float32, and ask for a batch size."""
+    """Fill in what is left out: DeepSpeed would clip no gradient, compute in float32 and know no batch size."""
     for key in FLAGS:
         config.setdefault(key, "auto")
     if "bfloat16" in config:  # an older name, which transformers does not compare with the flags

@@ -74,21 +74,22 @@ def read_adapter_config(path: str, task_type: str | None = None) -> "PeftConfig"
 def check_same_shape(saved: "PeftConfig", path: str, lora_config: str) -> None:
     """Refuse a --lora_config that says otherwise than the adapter `saved` in `path`, which keeps what it has."""
     wanted = read_lora_config(lora_config, saved.task_type or "CAUSAL_LM")
-    for key in (RENAMED.get(key, key) for key in read_mapping(lora_config, "--lora_config")):
-        theirs, ours = getattr(saved, key, None), getattr(wanted, key)
-        if isinstance(ours, set) and isinstance(theirs, set):  # which may be spelled out there
-            if getattr(saved, "target_parameters", None):  # to which layers of experts have moved
-                continue
-            missing = [name for name in sorted(ours) if not any(f".{one}".endswith(f".{name}") for one in theirs)]
-            ours, theirs = missing, []
-        elif not isinstance(ours, int | float):
-            continue
-        if ours != theirs and key != "init_lora_weights":
-            has = f"without {', '.join(ours)} in its {key}" if isinstance(ours, list) else f"with {key} {theirs}"
-            says = "" if isinstance(ours, list) else f"; {lora_config} says {ours}"
-            raise UserError(
-                f"--peft_path {path} was trained {has}{says}; a saved adapter keeps its shape: leave --lora_config out"
-            )
+    given = {RENAMED.get(key, key) for key in read_mapping(lora_config, "--lora_config")} - {"init_lora_weights"}
+    differing = [
+        f"{key} {getattr(saved, key, None)}, and {lora_config} says {getattr(wanted, key)}"
+        for key in sorted(given)
+        if isinstance(getattr(wanted, key), int | float) and getattr(wanted, key) != getattr(saved, key, None)
+    ]
+    theirs, ours = (getattr(one, "target_modules", None) for one in (saved, wanted))
+    # Names may be spelled out in what is saved, and layers of experts stand there as parameters.
+    if isinstance(theirs, set) and isinstance(ours, set) and not getattr(saved, "target_parameters", None):
+        missing = [name for name in sorted(ours) if not any(f".{one}".endswith(f".{name}") for one in theirs)]
+        differing += [f"target_modules without {', '.join(missing)}"] if missing else []
+    if differing:
+        raise UserError(
+            f"--peft_path {path} was trained with {differing[0]}; a saved adapter keeps its shape: leave --lora_config "
+            "out"
+        )
 
 
 def check_adapter_weights(path: str) -> None:

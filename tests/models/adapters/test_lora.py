@@ -61,9 +61,9 @@ def test_a_shape_that_a_saved_adapter_has_not(tmp_path):
     shape = {"lora_r": 8, "lora_dropout": 0.1, "lora_target_modules": ["q_proj"], "init_lora_weights": "pissa"}
     check_same_shape(saved, "first", written(tmp_path, **shape))
     for other, message in (
-        ({"lora_alpha": 32}, "with lora_alpha 16; .*lora.json says 32"),
+        ({"lora_alpha": 32}, "with lora_alpha 16, and .*lora.json says 32"),
         ({"lora_dropout": 0.0}, "with lora_dropout 0.1"),
-        ({"lora_target_modules": ["q_proj", "up_proj"]}, "without up_proj in its target_modules; a saved adapter"),
+        ({"lora_target_modules": ["q_proj", "up_proj"]}, "with target_modules without up_proj; a saved adapter"),
     ):
         with pytest.raises(UserError, match=f"--peft_path first was trained {message}"):
             check_same_shape(saved, "first", written(tmp_path, **shape | other))
