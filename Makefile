@@ -93,7 +93,7 @@ demo-vocabulary: $(VENV)/.installed .cache/reviews/long_held_out.jsonl $(BASE)
 # When an extended model overtakes its base: ten minutes of training for each arm and seed, five hours in all.
 vocabulary-study: $(VENV)/.installed .cache/reviews/long_held_out.jsonl $(BASE)
 	$(STUDY) --arms base 1000:mean 2000:mean 4000:mean 8000:mean 8000:weighted 8000:mean:embeddings --minutes 10 \
-		--seeds 3 --output_dir runs/vocabulary-study
+		--seeds 0 1 2 --output_dir runs/vocabulary-study
 
 .cache/reviews/long_held_out.jsonl: | .cache/reviews/test.jsonl
 	@head -n 20 .cache/reviews/long_test.jsonl | $(BIN)/python -c 'import json, sys; \

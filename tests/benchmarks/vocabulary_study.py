@@ -1,7 +1,7 @@
 """Bits per character of an extended model beside its base, over the same seconds of training.
 
     python tests/benchmarks/vocabulary_study.py --model_name_or_path MODEL --train_file zh.jsonl --held_out held.jsonl \
-        --arms base 8000:mean 8000:random --minutes 4 --seeds 1 --output_dir runs/vocabulary
+        --arms base 8000:mean 8000:random --minutes 4 --seeds 0 --output_dir runs/vocabulary
 
 An arm is ``base``, or ``TOKENS:INITIALIZATION``, or that with ``:embeddings``: the embeddings alone in the first
 quarter of the time, at ten times the learning rate. All arms see the same texts in the same order, in steps of as many
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--train_file", required=True)
     parser.add_argument("--held_out", required=True)
     parser.add_argument("--arms", nargs="+", default=["base", "8000:mean", "8000:random"])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--steps", type=int, help="optimizer steps of every arm, in place of --minutes")
     parser.add_argument("--tokens_per_second", type=float, help="of every arm, in place of measuring it")
@@ -58,7 +58,7 @@ def main() -> None:
     rates, arms = results["rates"], [Arm(**arm) for arm in results["arms"]]
     for name in args.arms:
         rates[name] = rates.get(name) or rate(args, name)
-    for seed, name in product(range(args.seeds), args.arms):
+    for seed, name in product(args.seeds, args.arms):
         if not any(arm.name == name and arm.seed == seed for arm in arms):
             arms.append(run_arm(args, name, seed, rates[name]))
             write_json(path, {"rates": rates, "arms": [vars(arm) for arm in arms]})
