@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import ROOT
+from conftest import ROOT, build_tokenizer, tiny_model
 
 PACKAGE = ROOT / "hf_recipes"
 UNIX_ALONE = ("fcntl", "grp", "pwd", "resource", "termios")
@@ -169,6 +169,16 @@ for path in sorted(glob.glob("scripts/*.py")):
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_tokenizer_that_pads_is_nothing_to_warn_of(capfd):
+    from transformers.trainer_utils import align_special_tokens
+
+    model, tokenizer = tiny_model(100), build_tokenizer()
+    tokenizer.pad_token_id, model.config.pad_token_id = 1, None
+    align_special_tokens(model, tokenizer)
+    assert model.config.pad_token_id == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_every_package_that_is_imported_is_declared():
