@@ -173,8 +173,9 @@ for path in sorted(glob.glob("scripts/*.py")):
 
 
 def test_a_tokenizer_that_pads_is_nothing_to_warn_of(monkeypatch):
-    import hf_recipes  # noqa: F401 - the filter is set at import
     from transformers.trainer_utils import align_special_tokens
+
+    import hf_recipes  # noqa: F401 - the filter is set at import
 
     printed = []
     monkeypatch.setattr(logging.getLogger("transformers.trainer_utils"), "callHandlers", printed.append)
