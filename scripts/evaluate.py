@@ -66,7 +66,7 @@ def main() -> None:
         check_scored(rewards, methods.values())
         is_reward = is_reward_model(config, model_args.peft_path)
         check_engine(model_args, args, methods, decoding, tokenizer, config, is_reward)
-        opened = {"engine": args.engine, "config": config, "is_reward": is_reward, "autocast": record.autocast}
+        opened = {**args.engine_options, "config": config, "is_reward": is_reward, "autocast": record.autocast}
         return tokenizer, methods, {**args.source, **opened}
 
     tokenizer, methods, options = prepare(model_args)

@@ -48,7 +48,7 @@ def main() -> None:
     template.keep_date(date_of(args))
     config, tokenizer = open_for_inference(model_args, template=template, **source)
     if args.engine == "vllm":
-        check_vllm(model_args, tokenizer, config, decoding)
+        check_vllm(model_args, tokenizer, config, decoding, args.vllm_args)
     budget = prompt_budget(config, decoding.max_new_tokens)
     reader = PromptReader(
         args.input_file,
@@ -63,7 +63,7 @@ def main() -> None:
     step = Predict(reader, decoding, args.batch_size, args.prediction_column)
     settings = predict_settings(args, model_args, decoding, reader, config)
     settings |= {"autocast": True} if record.autocast else {}
-    source |= {"engine": args.engine, "config": config, "autocast": record.autocast}
+    source |= {**args.engine_options, "config": config, "autocast": record.autocast}
     open_model = partial(load_for_answers, model_args, tokenizer, **source)
     run_over_file(args, reader, step, settings, open_model)
     cut, answered = count_cut(args.output_file, args.prediction_column)

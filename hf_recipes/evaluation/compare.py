@@ -25,7 +25,7 @@ from hf_recipes.evaluation.reports.results import evaluation_report
 from hf_recipes.metrics.intervals import Paired, paired_bootstrap
 from hf_recipes.models.inference.batch_options import BatchOptions
 from hf_recipes.models.inference.generate import not_numbers
-from hf_recipes.models.inference.vllm_model import check_vllm
+from hf_recipes.models.inference.vllm_model import AnswerArguments, check_vllm
 from hf_recipes.models.templates.options import thinking_templates
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ METRICS, REPORT = "metrics.json", "report.html"
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(AnswerArguments):
     """Where the results are written, and what they are compared with."""
 
     output_dir: str = field(metadata={"help": "Folder of metrics.json, report.html, pictures and predictions."})
@@ -51,10 +51,6 @@ class EvaluateArguments:
     )
     json: bool = setting(JSON_HELP, False)
     batch_size: PositiveInt = setting("Sequences in a forward pass.", 8)
-    engine: Literal["transformers", "vllm"] = setting(
-        "What writes the answers: transformers on any device, or vLLM, faster on GPUs, where it is installed.",
-        "transformers",
-    )
     max_drop_ratio: Share = setting("Stop where more rows cannot be used.", 0.01)
     language: Language | None = setting("Language of report.html and its pictures; by default the locale's.")
     overwrite_output_dir: bool = setting("Write over an earlier evaluation's files.", False)
@@ -62,6 +58,7 @@ class EvaluateArguments:
     cache_dir: str | None = setting("Where downloads are cached.")
 
     def __post_init__(self):
+        super().__post_init__()
         check_limits(self)
         self.language = self.language or locale_language()
         if self.compare_thinking and self.compare != "base":
@@ -108,7 +105,7 @@ def check_engine(
                 f"--engine vllm writes answers, and gives no {method.name}; choose --eval_methods, or omit the flag"
             )
     if args.engine == "vllm":
-        check_vllm(model_args, tokenizer, config, decoding)
+        check_vllm(model_args, tokenizer, config, decoding, args.vllm_args)
 
 
 def check_results(folder: OutputFolder, evaluations: Iterable[str], models: Iterable[str]) -> list[str]:
@@ -226,6 +223,7 @@ def settings_of(
         "compare_thinking": args.compare_thinking,
         "batch_size": args.batch_size,
         "engine": args.engine,
+        **({"vllm_args": args.vllm_args} if args.vllm_args else {}),
         "chat_template": tokenizer.chat_template,
         "chat_template_date": printed_date(tokenizer),
         "eval_methods": evaluation.eval_methods,

@@ -20,6 +20,7 @@ from hf_recipes.models.arguments import ModelArguments
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, not_numbers, plan_batches, stop_tokens
 from hf_recipes.models.inference.generation_settings import generation_config_of
+from hf_recipes.models.inference.vllm_model import AnswerArguments
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -29,16 +30,12 @@ SUBMISSIONS = {"promptcblue": "test_predictions.json"}
 
 
 @dataclass
-class PredictArguments(FileArguments):
+class PredictArguments(FileArguments, AnswerArguments):
     """Which rows are answered, and where the answers are written."""
 
     prediction_column: str = setting("Name of the answer.", "prediction")
     max_source_length: PositiveInt | None = setting(
         "Tokens of a prompt at the most; by default what the model's context holds."
-    )
-    engine: Literal["transformers", "vllm"] = setting(
-        "What writes the answers: transformers on any device, or vLLM, faster on GPUs, where it is installed.",
-        "transformers",
     )
     submission: Literal["promptcblue"] | None = setting("Also write the file that a benchmark wants.")
     text_as: Literal["continuation", "question"] = setting(
@@ -47,6 +44,7 @@ class PredictArguments(FileArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        AnswerArguments.__post_init__(self)
         name = os.path.basename(self.output_file)
         if self.submission and name == SUBMISSIONS[self.submission]:
             raise ValueError(f"--output_file {name}: --submission writes this file beside it; choose another name")
@@ -141,6 +139,7 @@ def predict_settings(
         "text_as": args.text_as,
         "prediction_column": args.prediction_column,
         **({"engine": args.engine} if args.engine != "transformers" else {}),
+        **({"vllm_args": args.vllm_args} if args.vllm_args else {}),
     }
 
 

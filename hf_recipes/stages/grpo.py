@@ -129,7 +129,7 @@ class GRPOArguments(TemplateArguments, RunArguments, GRPOConfig):
         if self.use_vllm is None:
             self.use_vllm = find_spec("vllm") is not None and has_accelerator() and not self.use_cpu
         elif self.use_vllm and find_spec("vllm") is None:
-            raise ValueError("--use_vllm: not installed; pip install vllm, or leave it out")
+            raise ValueError("--use_vllm: not installed; the docs' page on serving says how, or leave it out")
         for one in fields(GRPOConfig):
             of_vllm = one.name.startswith("vllm_") or one.name in ("min_p", "generation_kwargs", "cache_implementation")
             if of_vllm and not self.use_vllm and getattr(self, one.name) != one.default:

@@ -231,7 +231,7 @@ def test_answers_end_at_the_templates_end_of_turn(tokenizer, prompts, tmp_path):
             "--steps_per_generation 3: --entropy_coef needs a multiple of --gradient_accumulation_steps 2",
         ),
         ({"reward_weights": [1.0]}, "use --rewards NAME=WEIGHT"),
-        ({"use_vllm": True}, "pip install vllm"),
+        ({"use_vllm": True}, "--use_vllm: not installed"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path, settings, message):

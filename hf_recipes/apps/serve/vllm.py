@@ -14,7 +14,7 @@ from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.inference.loading import open_for_inference
-from hf_recipes.models.inference.vllm_model import NOT_INSTALLED, check_adapter, check_model, lora_rank
+from hf_recipes.models.inference.vllm_model import NOT_INSTALLED, check_adapter, check_model, flag_words, lora_rank
 from hf_recipes.models.templates.options import TemplateArguments
 
 
@@ -57,7 +57,7 @@ def command_line(arguments: ServeArguments, template: TemplateArguments, given: 
         "quantization": "bitsandbytes" if arguments.load_in_4bit else None,
         "tensor-parallel-size": arguments.gpus.count(",") + 1 if arguments.gpus not in (None, "cpu") else None,
         "allowed-origins": json.dumps(arguments.allow_origin) if arguments.allow_origin else None,
-        "trust-remote-code": True if arguments.trust_remote_code else None,
+        "trust-remote-code": arguments.trust_remote_code,
     }
     if tokenizer.chat_template:
         with tempfile.NamedTemporaryFile("w", suffix=".jinja", delete=False, encoding="utf-8") as file:
@@ -67,9 +67,5 @@ def command_line(arguments: ServeArguments, template: TemplateArguments, given: 
         flags |= {"enable-lora": True, "max-loras": len(adapters)}
         flags["max-lora-rank"] = lora_rank([check_adapter(path).r for path in adapters.values()])
         flags["lora-modules"] = [f"{name}={path}" for name, path in adapters.items()]
-    line = ["serve", arguments.model_name_or_path]
-    for name, value in flags.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [] if value is True else [value]
-            line += [f"--{name}", *map(str, values)]
-    return line + shlex.split(arguments.vllm_args or "")
+    words = [word for name, value in flags.items() for word in flag_words(name, value)]
+    return ["serve", arguments.model_name_or_path, *words, *shlex.split(arguments.vllm_args or "")]

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
@@ -127,9 +128,10 @@ class CommandLine(argparse.ArgumentParser):
         # A null in the file overrules a default, which no flag can do.
         self.set_defaults(**{key: None for key, value in config.items() if value is None})
         on_command_line = _named(flags)
-        for flag in flags:  # before argparse says which flags are missing: they may be there by another name
+        # Before argparse says which flags are missing: they may be there by another name.
+        for before, flag in pairwise(["", *flags]):
             if re.match(r"--\w", flag) and " " not in flag.split("=")[0]:
-                self._check_known(flag)
+                self._check_known(flag, before)
         try:
             namespace, unknown = self.parse_known_args(self._as_flags(config) + flags)
         except UserError as error:
@@ -146,10 +148,14 @@ class CommandLine(argparse.ArgumentParser):
         self.given = set(config) | on_command_line
         return {name: getattr(namespace, name) for name in self.fields}
 
-    def _check_known(self, flag: str) -> None:
+    def _check_known(self, flag: str, before: str = "") -> None:
         name = flag.split("=")[0]
         if name not in self._option_string_actions:
-            raise UserError(f"unknown flag {name}{self._meant(name.lstrip('-').replace('-', '_'), '--')}")
+            meant = self._meant(name.lstrip("-").replace("-", "_"), "--")
+            wants = self._option_string_actions.get(before)
+            if not meant and wants and wants.nargs is None and getattr(wants.type, "__wrapped__", None) is str:
+                meant = f"; as the value of {before}, write {before}={flag}"
+            raise UserError(f"unknown flag {name}{meant}")
 
     def _meant(self, name: str, prefix: str = "") -> str:
         """What an unknown setting is called here: by other toolkits' names, else a likely misspelling."""

@@ -1,15 +1,18 @@
 """vLLM in the place of transformers' model, for answers alone.
 
-Written to vLLM's `LLM.generate`, `SamplingParams` and `LoRARequest` (docs.vllm.ai, offline inference).
+Written to vLLM's `EngineArgs`, `LLM.generate`, `SamplingParams` and `LoRARequest` (docs.vllm.ai, offline inference).
 """
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
+from hf_recipes.core.arguments.settings import setting
 from hf_recipes.core.errors import UserError
 from hf_recipes.models.adapters.saved_adapter import check_adapter_weights, read_adapter_config
 from hf_recipes.models.arguments import ModelArguments
@@ -21,18 +24,46 @@ from hf_recipes.models.inference.loading import computes_bf16, load_for_inferenc
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from vllm.engine.arg_utils import EngineArgs
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
-NOT_INSTALLED = "--engine vllm: vLLM is not installed here; pip install vllm, or omit the flag"
+NOT_INSTALLED = "--engine vllm: vLLM is not installed here; the docs' page on serving says how, or omit the flag"
 AT_ONCE = 2048  # prompts, of which vLLM makes its batches; those of one call are lost where a run is killed
 
 
+@dataclass(kw_only=True)
+class AnswerArguments:
+    """What writes the answers of a model."""
+
+    engine: Literal["transformers", "vllm"] = setting(
+        "What writes the answers: transformers on any device, or vLLM, faster on GPUs, where it is installed.",
+        "transformers",
+    )
+    vllm_args: str | None = setting(
+        "More arguments of vLLM's engine, such as '--gpu-memory-utilization 0.5 --max-model-len 4096'."
+    )
+
+    def __post_init__(self):
+        if self.engine != "vllm" and self.vllm_args:
+            raise ValueError("--vllm_args: has no effect without --engine vllm")
+
+    @property
+    def engine_options(self) -> dict[str, str | None]:
+        """Keywords of `load_for_answers`."""
+        return {"engine": self.engine, "vllm_args": self.vllm_args}
+
+
 def check_vllm(
-    arguments: ModelArguments, tokenizer: "PreTrainedTokenizerBase", config: "PretrainedConfig", decoding: Decoding
+    arguments: ModelArguments,
+    tokenizer: "PreTrainedTokenizerBase",
+    config: "PretrainedConfig",
+    decoding: Decoding,
+    vllm_args: str | None = None,
 ) -> None:
-    """A UserError where vLLM is not installed, or cannot run the model as it was trained."""
+    """A UserError where vLLM is not installed, has no such arguments, or cannot run the model as it was trained."""
     if find_spec("vllm") is None:
         raise UserError(NOT_INSTALLED)
+    _engine_args({"model": arguments.model_name_or_path}, vllm_args)
     if decoding.num_beams > 1:
         raise UserError(f"--num_beams {decoding.num_beams}: --engine vllm has no beam search; omit one of them")
     check_model(arguments, tokenizer, config)
@@ -68,11 +99,34 @@ def lora_rank(ranks: Sequence[int]) -> int:
     return next((rank for rank in RANKS if rank >= max(ranks)), max(ranks))
 
 
+def _engine_args(flags: Mapping[str, Any], more: str | None) -> "EngineArgs":
+    """vLLM's settings of `flags` and, over them, of the words of `more`."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"--vllm_args {more}: {message}")
+
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(add_help=False))
+    parser.error = refuse
+    words = [word for name, value in flags.items() for word in flag_words(name, value)]
+    return EngineArgs.from_cli_args(parser.parse_args(words + shlex.split(more or "")))
+
+
+def flag_words(name: str, value: Any) -> list[str]:
+    """The words of a flag of vLLM's; of None and False none, of True the flag alone."""
+    if value is None or value is False:
+        return []
+    values = value if isinstance(value, list) else [] if value is True else [value]
+    return [f"--{name}", *map(str, values)]
+
+
 class VllmModel:
     """A model with its adapter, which continues ids.
 
     Args:
         autocast: the run computed in bfloat16.
+        vllm_args: more arguments of its engine, as on a command line.
     """
 
     def __init__(
@@ -83,6 +137,7 @@ class VllmModel:
         trust_remote_code: bool = False,
         cache_dir: str | None = None,
         autocast: bool = False,
+        vllm_args: str | None = None,
     ):
         from vllm import LLM
         from vllm.lora.request import LoRARequest
@@ -92,21 +147,28 @@ class VllmModel:
         dtype = arguments.dtype
         if dtype == "auto":
             dtype = "bfloat16" if autocast or computes_bf16() else "float32"
-        options: dict[str, Any] = {"quantization": "bitsandbytes"} if arguments.load_in_4bit else {}
+        flags: dict[str, Any] = {
+            "model": arguments.model_name_or_path,
+            "revision": arguments.model_revision,
+            "dtype": dtype,
+            "trust-remote-code": trust_remote_code,
+            "download-dir": cache_dir,
+            "skip-tokenizer-init": True,
+            "generation-config": "vllm",
+            "enable-prefix-caching": True,
+            "quantization": "bitsandbytes" if arguments.load_in_4bit else None,
+        }
         if path := arguments.peft_path:
-            options |= {"enable_lora": True, "max_lora_rank": lora_rank([check_adapter(path).r])}
+            flags |= {"enable-lora": True, "max-lora-rank": lora_rank([check_adapter(path).r])}
             self._lora = LoRARequest("adapter", 1, path)
-        self._llm = LLM(
-            model=arguments.model_name_or_path,
-            revision=arguments.model_revision,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            download_dir=cache_dir,
-            skip_tokenizer_init=True,
-            generation_config="vllm",
-            enable_prefix_caching=True,
-            **options,
-        )
+        settings = _engine_args(flags, vllm_args)
+        try:
+            self._llm = LLM(**vars(settings))
+        except (RuntimeError, ValueError) as error:  # of its engine, which is another process that wrote its reason
+            raise UserError(
+                f"--engine vllm: vLLM did not start ({str(error).strip()}); what it lacks is above, and --vllm_args "
+                "takes its settings, such as '--gpu-memory-utilization 0.5' where others use the device"
+            ) from error
         check_weight_files(arguments, cache_dir)  # now that they are here: of NaN it would make answers
         if arguments.peft_path:
             check_adapter_weights(arguments.peft_path)
@@ -162,6 +224,7 @@ def load_for_answers(
     *,
     engine: str,
     config: "PretrainedConfig",
+    vllm_args: str | None = None,
     is_reward: bool = False,
     **options: Any,
 ) -> "PreTrainedModel | VllmModel":
@@ -171,5 +234,5 @@ def load_for_answers(
         options: of `load_for_inference`, without those of devices.
     """
     if engine == "vllm":
-        return VllmModel(arguments, config, **options)
+        return VllmModel(arguments, config, vllm_args=vllm_args, **options)
     return load_for_inference(arguments, tokenizer, is_reward=is_reward, **options)

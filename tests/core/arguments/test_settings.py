@@ -72,6 +72,8 @@ def test_a_file_says_what_flags_say(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "text", "message"),
     [
+        (["--run_name", "--x"], "", "unknown flag --x; as the value of --run_name, write --run_name=--x"),
+        (["--max_steps", "--x"], "", "unknown flag --x$"),
         (["--learning_rat", "1"], "", r"unknown flag --learning_rat \(did you mean --learning_rate\?\)"),
         (["--use_lora", "maybe"], "", "--use_lora"),
         (["--seed", "x"], "", "argument --seed: invalid int value: 'x'"),

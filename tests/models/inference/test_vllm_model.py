@@ -1,6 +1,7 @@
 """vLLM in the place of transformers writes the same texts. Its part is played by transformers, called as vLLM is."""
 
 import sys
+from argparse import ArgumentParser
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from hf_recipes.models.inference import vllm_model
 from hf_recipes.models.inference.decoding import Decoding
 from hf_recipes.models.inference.generate import continue_batches, plan_batches
 from hf_recipes.models.inference.loading import load_for_inference
-from hf_recipes.models.inference.vllm_model import VllmModel, check_adapter, check_vllm, lora_rank
+from hf_recipes.models.inference.vllm_model import AnswerArguments, VllmModel, check_adapter, check_vllm, lora_rank
 
 OPENS = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -63,12 +64,34 @@ class Llm:
         return SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(output[0, ids.shape[1] :].tolist()))])
 
 
+class EngineArgs(SimpleNamespace):
+    """`vllm.engine.arg_utils.EngineArgs` with the arguments that are used."""
+
+    @staticmethod
+    def add_cli_args(parser):
+        for name in ("model", "revision", "dtype", "download-dir", "generation-config", "quantization"):
+            parser.add_argument(f"--{name}")
+        for name in ("trust-remote-code", "skip-tokenizer-init", "enable-prefix-caching", "enable-lora"):
+            parser.add_argument(f"--{name}", action="store_true")
+        parser.add_argument("--max-lora-rank", type=int)
+        parser.add_argument("--gpu-memory-utilization", type=float, default=0.92)
+        return parser
+
+    @classmethod
+    def from_cli_args(cls, args):
+        return cls(**vars(args))
+
+
 @pytest.fixture(autouse=True)
 def vllm(monkeypatch):
-    package, lora, request = (ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request"))
-    package.LLM, package.SamplingParams = Llm, SimpleNamespace
-    request.LoRARequest = lambda name, number, path: SimpleNamespace(lora_path=path)
-    for module in (package, lora, request):
+    names = ("vllm", "vllm.lora", "vllm.lora.request", "vllm.engine", "vllm.engine.arg_utils")
+    names += ("vllm.utils", "vllm.utils.argparse_utils")
+    modules = {name: ModuleType(name) for name in names}
+    modules["vllm"].LLM, modules["vllm"].SamplingParams = Llm, SimpleNamespace
+    modules["vllm.lora.request"].LoRARequest = lambda name, number, path: SimpleNamespace(lora_path=path)
+    modules["vllm.engine.arg_utils"].EngineArgs = EngineArgs
+    modules["vllm.utils.argparse_utils"].FlexibleArgumentParser = ArgumentParser
+    for module in modules.values():
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Llm, "made", [])
     monkeypatch.setattr(vllm_model, "find_spec", lambda name: True)
@@ -167,10 +190,30 @@ def test_what_it_cannot_run_is_said_before_it_is_loaded(saved, monkeypatch, tmp_
         LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **{name: value}).save_pretrained(tmp_path)
         with pytest.raises(UserError, match=f"it has {what}, which vLLM does not load; merge it first"):
             check_adapter(str(tmp_path))
+    for words, what in (
+        ("--gpu-memory-utilisation 0.5", "unrecognized arguments: --gpu-memory-utilisation 0.5"),
+        ("--gpu-memory-utilization half", "argument --gpu-memory-utilization: invalid float value: 'half'"),
+    ):
+        with pytest.raises(UserError, match=f"--vllm_args {words}: {what}"):
+            check_vllm(arguments, tokenizer, config, Decoding(), words)
+    with pytest.raises(ValueError, match="--vllm_args: has no effect without --engine vllm"):
+        AnswerArguments(vllm_args="--enforce-eager")
     monkeypatch.setattr(vllm_model, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--engine vllm: vLLM is not installed here"):
         check_vllm(arguments, tokenizer, config, Decoding())
     assert [lora_rank([rank]) for rank in (1, 8, 9, 600)] == [8, 8, 16, 600]
+
+
+def test_where_it_does_not_start_its_settings_are_named(saved, monkeypatch):
+    tokenizer, arguments = saved
+    config = load_for_inference(arguments, tokenizer).config
+
+    def fail(self, **options):
+        raise RuntimeError("Engine core initialization failed. See root cause above.")
+
+    monkeypatch.setattr(Llm, "__init__", fail)
+    with pytest.raises(UserError, match=r"vLLM did not start \(Engine core initialization failed.*--vllm_args takes"):
+        VllmModel(arguments, config)
 
 
 @pytest.mark.parametrize("name", ["predict", "evaluate"])
@@ -190,9 +233,9 @@ def test_the_scripts_take_it(saved, script, tmp_path, name):
         code, _, err = script(f"{name}.py", *flags, *where, "--engine", engine, *more)
         return code, err, [path.read_text() for path in sorted(out.glob("*.jsonl"))] if out.is_dir() else out
 
-    code, err, theirs = run("vllm")
+    code, err, theirs = run("vllm", "--vllm_args", "--gpu-memory-utilization 0.5")
     assert code == 0, err
-    assert len(Llm.made) == 1
+    assert [made["gpu_memory_utilization"] for made in Llm.made] == [0.5]
     code, err, plain = run("transformers")
     assert code == 0, err
     assert plain and (plain == theirs if name == "evaluate" else plain.read_text() == theirs.read_text())
