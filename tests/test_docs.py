@@ -29,7 +29,7 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 TEXT = {page: read(page) for page in PAGES}
 # Programs of others, and what they are called with.
 FOREIGN = r"(git clone|cd|echo|transformers serve|vllm serve|ollama (create|run)|"
-FOREIGN += r"docker (build|run)|python3 -m venv|\. .venv/bin/activate) ?.*"
+FOREIGN += r"docker (build|run)|python3 -m venv|\. [\w./]+/bin/activate) ?.*"
 # Flags of torchrun, DeepSpeed, accelerate, vLLM, llama.cpp and lm-eval.
 OF_OTHERS = {"max_restarts", "num_gpus", "num_processes", "nproc_per_node", "max-lora-rank", "jinja"}
 OF_OTHERS |= {"model_args", "tasks"}
