@@ -21,13 +21,13 @@ def makes_causal_masks(model: "PreTrainedModel") -> bool:
 def restart_masks(model: "PreTrainedModel") -> None:
     """Let transformers make `model`'s masks from `position_ids` too, wherever it is called with them.
 
-    Bloom, Falcon and gpt-oss leave them out (transformers 5.23). Position biases (alibi) depend on distances alone, so
+    Bloom and gpt-oss leave them out, and Falcon before transformers 5.24. Position biases (alibi) depend on distances alone, so
     that a row which sees only itself is as it is by itself.
     """
     code = sys.modules[type(model).__module__]
     for name in MAKERS:
         maker = getattr(code, name, None)
-        if maker is not None and not hasattr(maker, "__wrapped__"):
+        if maker is not None and not hasattr(maker, "takes_from_forward"):
             setattr(code, name, _with_positions(maker))
 
     def before(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -45,4 +45,5 @@ def _with_positions(maker: Any) -> Any:
     def make(*args: Any, position_ids: "torch.Tensor | None" = None, **kwargs: Any) -> Any:
         return maker(*args, position_ids=_positions.get() if position_ids is None else position_ids, **kwargs)
 
+    make.takes_from_forward = True
     return make
