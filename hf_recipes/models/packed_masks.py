@@ -21,8 +21,8 @@ def makes_causal_masks(model: "PreTrainedModel") -> bool:
 def restart_masks(model: "PreTrainedModel") -> None:
     """Let transformers make `model`'s masks from `position_ids` too, wherever it is called with them.
 
-    Bloom and gpt-oss leave them out, and Falcon before transformers 5.24. Position biases (alibi) depend on distances alone, so
-    that a row which sees only itself is as it is by itself.
+    Bloom and gpt-oss leave them out, and Falcon before transformers 5.24. Position biases (alibi) depend on distances
+    alone, so that a row which sees only itself is as it is by itself.
     """
     code = sys.modules[type(model).__module__]
     for name in MAKERS:
