@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import pairwise
@@ -80,6 +81,7 @@ class CommandLine(argparse.ArgumentParser):
         self.fields: list[str] = []
         self.unusable: Collection[str] = ()  # fields that no message advises
         self.limits: dict[str, at] = {}
+        self.repeated: list[str] = []  # lists of which the last one counts, as argparse has it
 
     @classmethod
     def of(cls, flags: Mapping[str, Mapping[str, Any]], command: Command, prog: str) -> "CommandLine":
@@ -146,7 +148,13 @@ class CommandLine(argparse.ArgumentParser):
                 raise UserError("stray argument " + (f"after {before.split('=')[0]}" if is_secret else repr(name)))
             self._check_known(name)
         self.given = set(config) | on_command_line
+        self.repeated = [name for name, times in self._lists_of(flags).items() if times > 1]
         return {name: getattr(namespace, name) for name in self.fields}
+
+    def _lists_of(self, flags: Sequence[str]) -> Counter[str]:
+        """How often each setting that takes several values stands among `flags`."""
+        actions = (self._option_string_actions.get(flag.split("=")[0]) for flag in flags)
+        return Counter(action.dest for action in actions if action and action.nargs in ("+", "*"))
 
     def _check_known(self, flag: str, before: str = "") -> None:
         name = flag.split("=")[0]

@@ -16,7 +16,7 @@ from hf_recipes import __version__
 from hf_recipes.core.arguments.command_line import CommandLine, truth
 from hf_recipes.core.arguments.commands import COMMANDS, config_path
 from hf_recipes.core.arguments.limits import limits_of
-from hf_recipes.core.errors import UserError
+from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_text
 
 # Never written to run_config.yaml: secrets, and settings of one invocation rather than of the run.
@@ -68,6 +68,8 @@ class Parser(CommandLine, HfArgumentParser):
     def parse(self, argv: Sequence[str] | None = None) -> tuple:
         """One instance of each dataclass; all mistakes of the command line and the file are UserErrors."""
         values = self.read(sys.argv[1:] if argv is None else argv)
+        for name in self.repeated:
+            say(f"note: of several --{name} the last one counts; put all values after one: --{name} A B", sys.stderr)
         for kind in self.dataclass_types:
             if hasattr(kind, "dependent_defaults"):
                 defaults = kind.dependent_defaults(values)

@@ -115,6 +115,15 @@ def test_mistakes_are_one_sentence(tmp_path, flags, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_lists_that_are_given_twice_are_said(capsys):
+    parser = Parser(KINDS)
+    parser.parse([*NEEDED, "--seed", "1", "--train-file", "b", "c", "--seed", "2"])
+    assert (parser.settings["train_file"], parser.settings["seed"]) == (["b", "c"], 2)
+    out, err = capsys.readouterr()
+    assert not out
+    assert err == "note: of several --train_file the last one counts; put all values after one: --train_file A B\n"
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "gb18030"])
 def test_a_settings_file_in_another_encoding(tmp_path, encoding):
     (tmp_path / "run.yaml").write_text("# 训练\nseed: 1", encoding=encoding)
