@@ -141,7 +141,8 @@ def test_a_run_saves_an_adapter_that_fits_any_form_of_the_base(forks, model_dir,
 
 @pytest.mark.parametrize("key", KEYS)
 def test_any_key_of_bitsandbytes_can_be_in_the_file(tmp_path, key):
-    settings = {key: KEYS[key]} if key.startswith("load_in") else {"load_in_4bit": True, key: KEYS[key]}
+    width = "load_in_8bit" if key in ("llm_int8_threshold", "llm_int8_has_fp16_weight") else "load_in_4bit"
+    settings = {key: KEYS[key]} if key.startswith("load_in") else {width: True, key: KEYS[key]}
     path = tmp_path / "bnb.json"
     path.write_text(json.dumps(settings))
     assert getattr(read_bnb_config(str(path)), key) == getattr(BitsAndBytesConfig(**settings), key)
@@ -155,6 +156,10 @@ def test_any_key_of_bitsandbytes_can_be_in_the_file(tmp_path, key):
         ('{"load_in_4bit": true, "load_in_8bit": true}', "both of load_in_4bit and load_in_8bit"),
         ('{"load_in_8bit": true, "llm_int8_threshold": "high"}', "llm_int8_threshold must be a float"),
         ('{"load_in_4bit": true, "bnb_4bit_compute_dtype": "int4x"}', "int4x"),
+        ('{"load_in_4bit": "false"}', "load_in_4bit is 'false'; expected true or false, without quotes"),
+        ('{"load_in_4bit": true, "load_in_8bit": 0}', "load_in_8bit is 0; expected true or false"),
+        ('{"load_in_8bit": true, "bnb_4bit_quant_type": "nf4"}', "bnb_4bit_quant_type has no effect with load_in_8bit"),
+        ('{"load_in_4bit": true, "llm_int8_threshold": 3.0}', "llm_int8_threshold has no effect with load_in_4bit"),
         ("[1]", "expected a JSON object, found a list"),
         ("{", "not JSON"),
     ],
@@ -165,6 +170,12 @@ def test_mistakes_in_the_file(tmp_path, text, message):
     with pytest.raises(UserError) as raised:
         read_bnb_config(str(path))
     assert str(path) in str(raised.value) and message in str(raised.value)
+
+
+def test_defaults_of_the_other_width_may_stand_in_the_file(tmp_path):
+    path = tmp_path / "bnb.json"
+    path.write_text('{"load_in_8bit": true, "load_in_4bit": false, "bnb_4bit_quant_type": "fp4"}')
+    assert read_bnb_config(str(path)).load_in_8bit
 
 
 def test_a_quantized_base_and_zero_3_are_refused_before_the_model_is_loaded(forks, model_dir, pairs, tmp_path):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
 ROUTER = re.compile(r"(^|\.)(router|gate|\w*expert_gate)(\.|$)")  # modules that choose experts
+# Settings of the other width, by whether weights are loaded in 4 bits.
+IGNORED = {True: ("llm_int8_threshold", "llm_int8_has_fp16_weight"), False: ("bnb_4bit_",)}
 
 
 def read_bnb_config(
@@ -37,15 +39,22 @@ def read_bnb_config(
         settings = read_mapping(path, "--bnb_config")
     elif load_in_4bit:
         settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-    known = inspect.signature(BitsAndBytesConfig.__init__).parameters.keys() - {"self", "kwargs"}
+    defaults = {key: one.default for key, one in inspect.signature(BitsAndBytesConfig.__init__).parameters.items()}
+    known = defaults.keys() - {"self", "kwargs"}
     for key in settings:
         if key not in known:
             raise UserError(f"{flag}: unknown key {key!r}{nearest(key, known)}")
-    settings["load_in_4bit"] = bool(settings.get("load_in_4bit")) or load_in_4bit
-    settings["load_in_8bit"] = bool(settings.get("load_in_8bit")) or load_in_8bit
+    for key, given in (("load_in_4bit", load_in_4bit), ("load_in_8bit", load_in_8bit)):
+        if not isinstance(settings.setdefault(key, False), bool):
+            raise UserError(f"{flag}: {key} is {settings[key]!r}; expected true or false, without quotes")
+        settings[key] |= given
     if settings["load_in_4bit"] == settings["load_in_8bit"]:
         which = "both" if settings["load_in_4bit"] else "neither"
         raise UserError(f"{flag}: {which} of load_in_4bit and load_in_8bit; choose one")
+    for key, value in settings.items():
+        if key.startswith(IGNORED[settings["load_in_4bit"]]) and value not in (defaults[key], "float32"):
+            width = "load_in_4bit" if settings["load_in_4bit"] else "load_in_8bit"
+            raise UserError(f"{flag}: {key} has no effect with {width}; leave it out")
     settings.setdefault("bnb_4bit_compute_dtype", compute_dtype)
     try:
         return BitsAndBytesConfig(**settings)
