@@ -151,7 +151,8 @@ def read_request(body: Any, models: Mapping[str, ServedModel], context: int | No
     messages = _messages(values.list("messages"), arguments)
     tools = None if body.get("tool_choice") == "none" else tools
     if tools and chat_model.calls is None:
-        raise RequestError(f"tools: the chat template of {model.name} shows no calls of tools", "tools")
+        way_out = "have the client send none (Open WebUI: Controls, Function Calling, Legacy)"
+        raise RequestError(f"tools: the chat template of {model.name} shows no calls of tools; {way_out}", "tools")
     try:
         prompt = chat_model.whole_prompt(messages, tools)
     except (RowProblem, UserError) as problem:
