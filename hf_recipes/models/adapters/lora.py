@@ -167,6 +167,10 @@ def attach_lora(model: "PreTrainedModel", config: "LoraConfig", path: str | None
                 )
     with as_plain_parameters(model):
         parameters = [f".{name}" for name, _ in model.named_parameters()]
+    excluded = config.exclude_modules
+    for name in excluded if isinstance(excluded, list | set | tuple) else ():
+        if not any(f".{one}".endswith(f".{name}") for one in names):  # one file may be for models with it and without
+            say(f"note: {path}: exclude_modules names {name!r}, which {type(model).__name__} lacks")
     for target in set(config.target_parameters or ()) - experts:
         if not any(name.endswith(f".{target}") for name in parameters):
             raise UserError(f"{path}: target_parameters names {target!r}, which {type(model).__name__} lacks")

@@ -77,6 +77,16 @@ def test_modules_that_the_model_lacks(tmp_path):
         attach_lora(tiny_model(64), read_lora_config(path), path, [])
 
 
+def test_modules_that_are_excluded_and_not_there_are_named(tmp_path, capsys):
+    shape = {"lora_r": 2, "lora_target_modules": "all-linear", "exclude_modules": ["q_proj", "visual", "1.mlp.up_proj"]}
+    path = written(tmp_path, **shape)
+    adapted = attach_lora(tiny_model(64), read_lora_config(path), path, [])
+    assert capsys.readouterr().out == f"note: {path}: exclude_modules names 'visual', which Qwen3ForCausalLM lacks\n"
+    trained = [name for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert any("0.mlp.up_proj" in name for name in trained)
+    assert not any("q_proj" in name or "1.mlp.up_proj" in name for name in trained)
+
+
 def test_not_json(tmp_path):
     (tmp_path / "lora.json").write_text("{")
     with pytest.raises(UserError, match=r"lora.json: not JSON"):
