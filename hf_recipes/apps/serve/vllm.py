@@ -14,7 +14,14 @@ from hf_recipes.apps.chat.models import BASE
 from hf_recipes.apps.serve.arguments import ServeArguments
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.models.inference.loading import open_for_inference
-from hf_recipes.models.inference.vllm_model import NOT_INSTALLED, check_adapter, check_model, flag_words, lora_rank
+from hf_recipes.models.inference.vllm_model import (
+    NOT_INSTALLED,
+    check_adapter,
+    check_model,
+    flag_words,
+    lora_rank,
+    words_of,
+)
 from hf_recipes.models.templates.options import TemplateArguments
 
 
@@ -68,4 +75,4 @@ def command_line(arguments: ServeArguments, template: TemplateArguments, given: 
         flags["max-lora-rank"] = lora_rank([check_adapter(path).r for path in adapters.values()])
         flags["lora-modules"] = [f"{name}={path}" for name, path in adapters.items()]
     words = [word for name, value in flags.items() for word in flag_words(name, value)]
-    return ["serve", arguments.model_name_or_path, *words, *shlex.split(arguments.vllm_args or "")]
+    return ["serve", arguments.model_name_or_path, *words, *words_of(arguments.vllm_args)]

@@ -22,9 +22,10 @@ from hf_recipes.models.inference.generation_settings import generation_config_of
 from hf_recipes.models.inference.loading import computes_bf16, load_for_inference
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-    from vllm.engine.arg_utils import EngineArgs
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes
 NOT_INSTALLED = "--engine vllm: vLLM is not installed here; the docs' page on serving says how, or omit the flag"
@@ -63,7 +64,7 @@ def check_vllm(
     """A UserError where vLLM is not installed, has no such arguments, or cannot run the model as it was trained."""
     if find_spec("vllm") is None:
         raise UserError(NOT_INSTALLED)
-    _engine_args({"model": arguments.model_name_or_path}, vllm_args)
+    _parsed({"model": arguments.model_name_or_path}, vllm_args)
     if decoding.num_beams > 1:
         raise UserError(f"--num_beams {decoding.num_beams}: --engine vllm has no beam search; omit one of them")
     check_model(arguments, tokenizer, config)
@@ -99,8 +100,8 @@ def lora_rank(ranks: Sequence[int]) -> int:
     return next((rank for rank in RANKS if rank >= max(ranks)), max(ranks))
 
 
-def _engine_args(flags: Mapping[str, Any], more: str | None) -> "EngineArgs":
-    """vLLM's settings of `flags` and, over them, of the words of `more`."""
+def _parsed(flags: Mapping[str, Any], more: str | None) -> "Namespace":
+    """vLLM's arguments of `flags` and, over them, of the words of `more`; a UserError where it does not take them."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -110,7 +111,18 @@ def _engine_args(flags: Mapping[str, Any], more: str | None) -> "EngineArgs":
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(add_help=False))
     parser.error = refuse
     words = [word for name, value in flags.items() for word in flag_words(name, value)]
-    return EngineArgs.from_cli_args(parser.parse_args(words + shlex.split(more or "")))
+    given = parser.parse_args(words + words_of(more))
+    if given.model != flags["model"]:
+        refuse("the model is the one of --model_name_or_path; leave --model out")
+    return given
+
+
+def words_of(vllm_args: str | None) -> list[str]:
+    """The words of --vllm_args, as a shell has them."""
+    try:
+        return shlex.split(vllm_args or "")
+    except ValueError as error:
+        raise UserError(f"--vllm_args {vllm_args}: {error}") from None
 
 
 def flag_words(name: str, value: Any) -> list[str]:
@@ -140,6 +152,7 @@ class VllmModel:
         vllm_args: str | None = None,
     ):
         from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
         from vllm.lora.request import LoRARequest
 
         self.config, self._lora = config, None
@@ -161,7 +174,7 @@ class VllmModel:
         if path := arguments.peft_path:
             flags |= {"enable-lora": True, "max-lora-rank": lora_rank([check_adapter(path).r])}
             self._lora = LoRARequest("adapter", 1, path)
-        settings = _engine_args(flags, vllm_args)
+        settings = EngineArgs.from_cli_args(_parsed(flags, vllm_args))
         try:
             self._llm = LLM(**vars(settings))
         except (RuntimeError, ValueError) as error:  # of its engine, which is another process that wrote its reason

@@ -192,6 +192,8 @@ def test_what_it_cannot_run_is_said_before_it_is_loaded(saved, monkeypatch, tmp_
             check_adapter(str(tmp_path))
     for words, what in (
         ("--gpu-memory-utilisation 0.5", "unrecognized arguments: --gpu-memory-utilisation 0.5"),
+        ("'half", "No closing quotation"),
+        ("--model other", "the model is the one of --model_name_or_path; leave --model out"),
         ("--gpu-memory-utilization half", "argument --gpu-memory-utilization: invalid float value: 'half'"),
     ):
         with pytest.raises(UserError, match=f"--vllm_args {words}: {what}"):
