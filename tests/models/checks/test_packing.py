@@ -1,5 +1,9 @@
 """Whether packed rows are independent is found from any weights, and families whose masks can restart are made to."""
 
+import functools
+import inspect
+import sys
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -95,6 +99,19 @@ def test_packed_rows_are_as_they_are_alone(name):
 def test_the_dry_run_says_what_the_run_finds(name):
     model = random_model(name)
     assert leaks_in_tiny_copy(config_of(name), trust_remote_code=False) is not made_to_keep_packed_rows_apart(model)
+
+
+def test_masks_whose_maker_somebody_else_wrapped_restart_too(monkeypatch):
+    model = random_model("bloom")
+    code = sys.modules[type(model).__module__]
+    plain = inspect.unwrap(code.create_causal_mask)
+
+    @functools.wraps(plain)
+    def wrapped(*args, **kwargs):  # as transformers 5.24 has it
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(code, "create_causal_mask", wrapped)
+    assert made_to_keep_packed_rows_apart(model)
 
 
 def test_padded_batches_of_a_model_made_to_pack_are_as_before():
