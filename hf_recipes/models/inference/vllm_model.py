@@ -120,9 +120,13 @@ def _parsed(flags: Mapping[str, Any], more: str | None) -> "Namespace":
 def words_of(vllm_args: str | None) -> list[str]:
     """The words of --vllm_args, as a shell has them."""
     try:
-        return shlex.split(vllm_args or "")
+        words = shlex.split(vllm_args or "")
     except ValueError as error:
         raise UserError(f"--vllm_args {vllm_args}: {error}") from None
+    for word in words:
+        if word.split("=")[0].replace("_", "-") in ("--hf-token", "--api-key"):
+            raise UserError("--vllm_args is printed and recorded; a secret goes by HF_TOKEN or --api_key_file")
+    return words
 
 
 def flag_words(name: str, value: Any) -> list[str]:

@@ -198,6 +198,10 @@ def test_what_it_cannot_run_is_said_before_it_is_loaded(saved, monkeypatch, tmp_
     ):
         with pytest.raises(UserError, match=f"--vllm_args {words}: {what}"):
             check_vllm(arguments, tokenizer, config, Decoding(), words)
+    for secret in ("--hf-token hf_secret", "--hf_token=hf_secret", "--api-key hf_secret"):
+        with pytest.raises(UserError, match="--vllm_args is printed and recorded") as raised:
+            check_vllm(arguments, tokenizer, config, Decoding(), secret)
+        assert "hf_secret" not in str(raised.value)
     with pytest.raises(ValueError, match="--vllm_args: has no effect without --engine vllm"):
         AnswerArguments(vllm_args="--enforce-eager")
     monkeypatch.setattr(vllm_model, "find_spec", lambda name: None)
