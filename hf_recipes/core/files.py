@@ -47,7 +47,8 @@ _LOCK = re.compile(r"\.(.+\.)?lock")  # names by `lock_of` and `folders.held`
 
 def disk_problem(error: BaseException | None) -> str | None:
     """Why a file could not be written, if `error` or one of its causes is about that; else None."""
-    if isinstance(error, FileNotFoundError):  # its folder was deleted; as a cause it tells nothing
+    # Its folder was deleted. As a cause it tells nothing, and without a file it is a client's word for a hub's answer.
+    if isinstance(error, FileNotFoundError) and error.filename:
         return f"{error.strerror}: {error.filename}"
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

@@ -151,7 +151,8 @@ def test_a_full_disk_is_known_by_whatever_names_it():
         FileNotFoundError(errno.ENOENT, "No such file or directory", "run/metrics.json"),  # the folder was deleted
     ):
         assert files.disk_problem(error)
-    for error in (ValueError("x"), chain(KeyError("a"), FileNotFoundError()), ConnectionError("refused")):
+    unknown = FileNotFoundError("Couldn't find 'nobody/none' on the Hub")  # as clients of a hub say it
+    for error in (ValueError("x"), chain(KeyError("a"), FileNotFoundError()), ConnectionError("refused"), unknown):
         assert files.disk_problem(error) is None
 
 

@@ -3,6 +3,7 @@
 import secrets
 import zipfile
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -363,4 +364,5 @@ class Page(Layout):
         values |= {name: gr.update(choices=choices) for name, choices in shown.columns().items()}
         new = {name: value for name, value in values.items() if seen.get(name) != value}
         order = [*self.panels, *(f"run {name}" for name in self.runs), "compare_with", "budget", *commands.COLUMNS]
-        return [{**seen, **new}, *(new.get(name, gr.skip()) for name in order), *shown.arrived()]
+        kept = {**seen, **deepcopy(new)}  # Gradio takes the updates of components apart
+        return [kept, *(new.get(name, gr.skip()) for name in order), *shown.arrived()]

@@ -108,7 +108,7 @@ def find_corpora(
 def named_paths(spec: str) -> Iterator[tuple[str, str]]:
     """Name and spec of each source in `spec`; see `find_corpora`."""
     parsed = parse_spec(spec)
-    if parsed.text == parsed.path and not os.path.exists(spec):  # a glob
+    if parsed.text == parsed.path and not parsed.hub and not os.path.exists(spec):  # a glob
         for path in matches(spec):
             yield source_name(path), path
     elif not os.path.isdir(spec) or os.path.isfile(os.path.join(spec, SHARDS)):

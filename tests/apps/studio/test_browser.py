@@ -24,6 +24,7 @@ from hf_recipes.command.flags import flags_of
 from hf_recipes.core.files import write_json
 
 pytest.importorskip("gradio")
+from hf_recipes.apps.studio.layout import PERIOD
 from hf_recipes.apps.studio.page import TABS, Page
 from hf_recipes.apps.studio.server import start
 from hf_recipes.apps.studio.texts import Texts
@@ -99,6 +100,24 @@ def test_bad_uploads_are_a_sentence_and_leave_nothing(browser, address, page, tm
     assert browser.evaluate("document.querySelector('#data textarea').value") == ""
     upload(browser, write_jsonl(tmp_path / "rows.jsonl", [{"input": "问", "target": "答"}]))
     browser.wait_for(script="document.querySelector('#data textarea').value == 'uploads/rows.jsonl'")
+
+
+def test_the_budget_stays_where_it_is_moved_to(browser, address, page):
+    opened(browser, address)
+    tab(browser, "data")
+    browser.type("#data textarea", write_jsonl(page.roots.home / "rows.jsonl", [{"text": "文"}]).name)
+    browser.click("#do_inspect")
+    browser.wait_for(script="document.querySelector('#panel_inspect').innerText.includes('hf-recipes inspect')")
+    job = next(job for job in page.jobs.all() if job.kind == "inspect")
+    histogram = {"kind": "histogram", "lengths": [[3, 2], [90, 1]], "edges": [3, 50, 91], "counts": [2, 1]}
+    report = {"verdict": "three rows", "tone": None, "warnings": []}
+    write_json(job.folder / "stdout.0", {**report, "sections": [{"title": "Training", "blocks": [histogram]}]})
+    write_json(job.folder / "end.json", {"code": 0})
+    browser.wait_for("0 of 3 rows are longer than 90 tokens")
+    browser.type("#budget input[type=number]", "40")
+    browser.wait_for("1 of 3 rows are longer than 40 tokens")
+    time.sleep(2.5 * PERIOD)
+    assert browser.evaluate("document.querySelector('#budget input[type=range]').value") == "40"
 
 
 def test_a_second_visitor_sees_a_run_and_cannot_stop_it(browser, other, address, page):

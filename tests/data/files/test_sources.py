@@ -314,6 +314,14 @@ def test_a_set_in_the_cache_needs_no_network(cached, monkeypatch, capsys, offlin
     assert "delete " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("spec", ["some-owner/Data.v2", "some-owner/Data.v2/zh:train", "cached=some-owner/Data.v2"])
+def test_a_set_of_a_hub_is_a_corpus_beside_files(cached, tmp_path, spec):
+    file = write_jsonl(tmp_path / "rows.jsonl", [{"text": "文"}])
+    corpora = find_corpora([spec, str(file)], cache_dir=cached)
+    expected = {"some-owner/Data.v2": "Data.v2", "some-owner/Data.v2/zh:train": "zh"}.get(spec, "cached")
+    assert {corpus.name: len(corpus.files) for corpus in corpora} == {expected: 1, "rows": 1}
+
+
 def test_a_subset_that_is_not_there(monkeypatch, tmp_path):
     def names(name, subset=None):
         if subset != "zh":
