@@ -26,6 +26,7 @@ from hf_recipes.evaluation.compare import (
     settings_of,
     write_results,
 )
+from hf_recipes.evaluation.held_out import with_held_out
 from hf_recipes.evaluation.judging.arguments import JudgeArguments
 from hf_recipes.evaluation.judging.pairwise import pair_judge
 from hf_recipes.evaluation.registry import EvaluationArguments, as_in_run, build_methods, check_scored
@@ -43,14 +44,13 @@ def main() -> None:
     kinds = [EvaluationArguments, EvaluateArguments, EvaluatedRows, TemplateArguments, JudgeArguments]
     parser = Parser([ModelArguments, Decoding, *kinds])
     model_args, decoding, evaluation, args, rows, template, judging = parser.parse()
-    if not evaluation.eval_files:
-        raise UserError("--eval_files is missing: name=path of what to evaluate on")
     if args.compare == "base" and not model_args.peft_path:
         raise UserError("--compare base is the model without its adapter: name one with --peft_path")
     show_json = json_to_stdout(args.json)
     at_end.enter_context(held(args.output_dir))
     folder = open_folder(args)
     record = RunRecord(model_args.peft_path or model_args.model_name_or_path, parser.given)
+    evaluation, made = with_held_out(evaluation, record, folder)
     rows, decoding, args, model_args, template = record.apply(rows, decoding, args, model_args, template)
     evaluation = as_in_run(record, evaluation, rows)
     template.keep_date()
@@ -90,8 +90,8 @@ def main() -> None:
     first, *rest = outcomes.values()
     changes = compare(methods, first, *rest) if rest else {}
     del model  # room for the judge
-    judged = judge(folder.path, outcomes) if judge else {}
-    show_json(write_results(folder, settings, methods, outcomes, changes, judged, judge and judge.files, args.language))
+    judged, kept = (judge(folder.path, outcomes), judge.files) if judge else ({}, [])
+    show_json(write_results(folder, settings, methods, outcomes, changes, judged, made + kept, args.language))
     say(f"\n{report.comparison(rest[0].flat if rest else None, first.flat, changes, tuple(reversed(outcomes)))}\n")
     say(f"In {args.output_dir}: metrics.json, report.html, pictures, and the records of every row")
 

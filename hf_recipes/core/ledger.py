@@ -14,6 +14,7 @@ from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import write_json
 
 LEDGER = "data_ledger.json"  # in an output folder
+HELD_OUT = "held_out.json"  # in a run's: the locations of the rows that it held out of its training files
 KEPT = "kept"
 FILTERED = "dropped by settings"  # the limit on dropped rows does not count these
 MAX_LOCATIONS, MAX_DETAILS = 10, 3  # of each reason: locations to keep, details to print

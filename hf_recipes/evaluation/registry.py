@@ -50,7 +50,10 @@ class EvaluationArguments(RewardArguments):
     """What a model is evaluated on, by which methods, and with which rewards."""
 
     eval_methods: list[str] | None = setting(f"{', '.join(NAMES)}; each is used on the files that it fits.")
-    eval_files: list[str] | None = setting("name=path of files to evaluate on; the name is that of their metrics.")
+    eval_files: list[str] | None = setting(
+        "name=path of files to evaluate on; the name is that of their metrics. evaluate takes what a run held out by "
+        "default."
+    )
     few_shot_file: str | None = setting("Examples to put before each choice question.")
     few_shot: NonNegativeInt = setting("How many of them.", 5)
     nll_prefix_token: str | None = setting(

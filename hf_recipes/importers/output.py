@@ -25,6 +25,13 @@ WORK = "work"  # folder within the output folder for temporary files, deleted at
 Example = TypeVar("Example")
 
 
+def test_rows_of(data: Sequence[str], home: Path) -> str | None:
+    """The path of the rows that an import held out, where its other rows alone are `data`; all are in `home`."""
+    folder = Path(data[0]).parent
+    train, test = (str(folder / name) for name in FILES[:2])
+    return test if list(data) == [train] and all((home / path).is_file() for path in (test, folder / LEDGER)) else None
+
+
 @contextlib.contextmanager
 def output_folder(output_dir: str, overwrite: bool) -> Iterator[Path]:
     """A temporary folder next to `output_dir` to write `FILES` to; it becomes `output_dir` when nothing was raised.

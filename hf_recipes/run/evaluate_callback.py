@@ -2,7 +2,6 @@
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from hf_recipes.core.arguments.command_line import nearest
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import write_jsonl
 from hf_recipes.data.chat.prompts import Prompt
-from hf_recipes.data.pretraining.corpora import named_paths
 from hf_recipes.evaluation.compare import few_shot_settings
 from hf_recipes.evaluation.method import Method, Outcome, Record, first_not_finite, run_method, versions
 from hf_recipes.evaluation.methods.generation import GenerationMethod
@@ -44,23 +42,6 @@ if TYPE_CHECKING:
 
 
 VALIDATION_LOSS = "validation/loss"  # name of the method that scores the validation rows where another answers them
-
-
-def with_validation(arguments: EvaluationArguments, files: Sequence[str] | None) -> EvaluationArguments:
-    """`arguments` with each of `files`, and each source that a folder of them holds, under its own name."""
-    if not files:
-        return arguments
-    named = [f"{metric_word(name)}={path}" for spec in files for name, path in named_paths(spec)]
-    try:
-        return replace(arguments, eval_files=[*(arguments.eval_files or ()), *named])
-    except ValueError as error:
-        hint = "name the files of --validation_file, as other=path"
-        raise UserError(f"{str(error).replace('--eval_files', '--validation_file')}; {hint}") from None
-
-
-def metric_word(name: str) -> str:
-    """The name of a file in the names of its metrics: of letters, digits, _ and -."""
-    return re.sub(r"[^\w-]+", "_", name).strip("_-") or "validation"
 
 
 def prompts_of(rows: "Dataset | None") -> list[Prompt] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from hf_recipes.core.errors import UserError, say
 from hf_recipes.core.files import disk_problem, write_json, write_text
 from hf_recipes.core.folders import OutputFolder
-from hf_recipes.core.ledger import LEDGER, Ledger, write_ledgers
+from hf_recipes.core.ledger import HELD_OUT, LEDGER, Ledger, write_ledgers
 from hf_recipes.dry_run.peak_memory import PeakMemory, describe
 from hf_recipes.evaluation.reports import plots
 from hf_recipes.evaluation.reports import tables as report
@@ -180,6 +180,7 @@ def _print_report(output_dir: Path, step: int, before: dict | None, after: dict 
         (".", f"the {weights} and the tokenizer"),
         (SETTINGS, "the settings; --config with this file repeats the run"),
         (LEDGER, "what became of every row"),
+        (HELD_OUT, "where the rows are that were held out"),
         (METRICS, "all figures"),
         ("log.jsonl", "what was logged, an entry a line"),
         ("curves.png", "loss and scores over the steps"),

@@ -13,7 +13,7 @@ from hf_recipes.core.arguments.settings import Parser
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import writing
 from hf_recipes.core.folders import RECORD, OutputFolder
-from hf_recipes.core.ledger import LEDGER
+from hf_recipes.core.ledger import HELD_OUT, LEDGER
 from hf_recipes.publishing.collect_files import UPLOAD
 from hf_recipes.publishing.redact import NAMES
 from hf_recipes.trainer.checkpoints.save import SAVING
@@ -33,7 +33,7 @@ LOCAL = {"model_name_or_path", "peft_path", "output_dir", "cache_dir", "train_fi
 SETTINGS, METRICS, CARD = "run_config.yaml", "metrics.json", "README.md"
 # Patterns of what a run writes: while it trains, and at its end. Trackers' own folders are kept over runs.
 TRAINING = (
-    *map(re.escape, (SETTINGS, LEDGER, NAMES, TRACKERS, LOG, "curves.png")),
+    *map(re.escape, (SETTINGS, LEDGER, HELD_OUT, NAMES, TRACKERS, LOG, "curves.png")),
     rf"{re.escape(SAVING)}/.*",
     rf"{re.escape(UPLOAD)}.*",
     r"checkpoint-\d+/.*",

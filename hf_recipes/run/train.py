@@ -10,6 +10,7 @@ from hf_recipes.core.errors import say
 from hf_recipes.core.files import write_json, writing
 from hf_recipes.core.ledger import LEDGER, Ledger, write_ledgers
 from hf_recipes.dry_run.peak_memory import PeakMemory
+from hf_recipes.evaluation.held_out import HeldOut, write_held_out
 from hf_recipes.publishing.model_card import CardWords, Training, model_card
 from hf_recipes.publishing.push_callback import Publisher
 from hf_recipes.publishing.redact import NAMES, hub_names
@@ -21,12 +22,14 @@ from hf_recipes.trainer.failures.signals import Stopped
 from hf_recipes.trainer.reports.trackers import add_trackers
 
 
-def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMemory, words: CardWords) -> None:
+def train(
+    trainer, folder: RunFolder, ledgers: dict[str, Ledger], held_out: HeldOut, memory: PeakMemory, words: CardWords
+) -> None:
     """Train, evaluate, and leave the whole folder: weights, settings, ledger, metrics, curves, model card."""
     parser, output_dir = folder.parser, Path(trainer.args.output_dir)
     trainer.begun_with = folder.begun_with and {**folder.begun_with, "card": asdict(words)}
     names = hub_names(parser.settings)
-    on_main_process(trainer.args, _write_first, output_dir, parser, ledgers, names)
+    on_main_process(trainer.args, _write_first, output_dir, parser, ledgers, held_out, names)
 
     def card(folder: Path) -> str:
         counts = {name: ledger.to_dict() for name, ledger in ledgers.items()}
@@ -61,10 +64,11 @@ def train(trainer, folder: RunFolder, ledgers: dict[str, Ledger], memory: PeakMe
             publisher.finish()
 
 
-def _write_first(output_dir: Path, parser: Parser, ledgers: dict[str, Ledger], names: dict) -> None:
+def _write_first(output_dir: Path, parser: Parser, ledgers: dict[str, Ledger], held_out: HeldOut, names: dict) -> None:
     """Write the settings and the ledger before the training, and delete what an earlier end of the run wrote."""
     with writing(f"--output_dir {output_dir}"):
         write_ledgers(output_dir / LEDGER, **ledgers)
+        write_held_out(output_dir, held_out)
         parser.save_settings(output_dir / SETTINGS)
         write_json(output_dir / NAMES, names)
         for name in (METRICS, CARD):  # of a resumed run: they are of its former end

@@ -223,4 +223,5 @@ def run(stage: Stage, argv: Sequence[str] | None = None) -> None:
     with token_rows_on_cpu():  # TRL gives a model with an adapter a second one
         trainer = stage.trainer(context, data, model, methods, **reference)
     add_callbacks(trainer, methods)
-    train(trainer, folder, data.ledgers, memory, stage.card)
+    held_out = data.validation if getattr(context.data_args, "validation_split_percentage", None) else None
+    train(trainer, folder, data.ledgers, held_out, memory, stage.card)

@@ -16,12 +16,13 @@ from hf_recipes.core.files import to_json
 from hf_recipes.data.arguments import SourceArguments
 from hf_recipes.dry_run.data_stats import DataStats
 from hf_recipes.dry_run.simulate import Batch
+from hf_recipes.evaluation.held_out import with_validation
 from hf_recipes.evaluation.method import Method
 from hf_recipes.models.checks.packing import packing_leaks
 from hf_recipes.models.from_config import PretrainModelArguments, freeze, make_model, read_model_config
 from hf_recipes.publishing.model_card import CardWords
 from hf_recipes.run.arguments import RunArguments
-from hf_recipes.run.evaluate_callback import build_evaluations, with_validation
+from hf_recipes.run.evaluate_callback import build_evaluations
 from hf_recipes.run.inherited import INERT
 from hf_recipes.stages.base import Context, Data, Stage
 from hf_recipes.stages.data.pretrain import prepare_mixture

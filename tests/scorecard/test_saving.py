@@ -195,7 +195,7 @@ def test_row_29_the_first_files_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "write_text", fails)
     parser = SimpleNamespace(save_settings=lambda path: None)
     with pytest.raises(UserError, match=rf"--output_dir {tmp_path}: cannot be written \(No space left on device\)"):
-        _write_first(tmp_path, parser, {"train": Ledger()}, {})
+        _write_first(tmp_path, parser, {"train": Ledger()}, None, {})
     assert not list(tmp_path.iterdir())
 
 

@@ -107,6 +107,48 @@ def test_the_figures_of_every_stage(script, model_dir, tmp_path, monkeypatch, st
     assert after == {f"{name}_{key}": value for name, values in metrics.items() for key, value in values.items()}
 
 
+ASKED = {"q": "标准{}", "a": "性别{}", "input": "x"}
+HELD_OUT = {
+    "sft": ([*RUNS["columns"][0], "--max_new_tokens", 4], ASKED),
+    "grpo": ([*RUNS["columns"][0], "--rewards", "rouge", "--max_completion_length", 4, "--num_generations", 2], ASKED),
+    "reward": ([], PAIR),
+}
+
+
+@pytest.mark.parametrize("stage", HELD_OUT)
+def test_what_a_run_held_out_is_evaluated_on(script, model_dir, tmp_path, monkeypatch, stage):
+    """Of files of one name, with a row that cannot be used."""
+    monkeypatch.chdir(tmp_path)
+    flags, row = HELD_OUT[stage]
+    for folder in "甲乙":
+        rows = [
+            {key: value.format(folder + "一二三四五六"[number]) for key, value in row.items()} for number in range(6)
+        ]
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "rows.jsonl", [dict.fromkeys(row, ""), *rows])
+    training = ["--model_name_or_path", model_dir, "--train_file", "甲/rows.jsonl", "乙/rows.jsonl*2", *flags]
+    training += ["--validation_split_percentage", 40, "--max_drop_ratio", 0.5, "--max_steps", 1, "--eval_steps", 1]
+    training += ["--per_device_train_batch_size", 2, "--report_to", "none"]
+    code, _, err = script(f"{stage}.py", *training, "--output_dir", "run")
+    assert code == 0, err
+    locations = json.loads((tmp_path / "run" / "held_out.json").read_text(encoding="utf-8"))
+
+    evaluating = ["--model_name_or_path", model_dir, "--peft_path", "run", "--output_dir", "out"]
+    code, _, err = script("evaluate.py", *evaluating, *([] if stage != "grpo" else ["--rewards", "rouge"]))
+    assert code == 0, err
+    [of_run] = (tmp_path / "run" / "predictions").glob("step-1.jsonl")
+    [of_rows] = (tmp_path / "out").glob("held_out*_adapted.jsonl")
+    records = [[json.loads(line) for line in path.read_text().splitlines()] for path in (of_run, of_rows)]
+    keys = (records[0][0].keys() & records[1][0].keys()) - {"location", "source"}
+    first, second = ([[record[key] for key in sorted(keys)] for record in found] for found in records)
+    assert first == second and keys & {"prediction", "chosen"} and 3 < len(first) <= len(locations) < 8
+    assert {location.split("/")[0] for location in locations} == {"甲", "乙"}
+
+    (tmp_path / "甲" / "rows.jsonl").write_text("")
+    code, _, err = script("evaluate.py", *evaluating, "--overwrite_output_dir")
+    assert code == 1 and "甲/rows.jsonl" in err
+
+
 def test_the_chat_is_as_the_run(model_dir, tmp_path):
     """Its template, with the variables that the run saved in it, its system prompt, and its budget of thoughts."""
     run = shutil.copytree(model_dir, tmp_path / "run")

@@ -24,7 +24,7 @@ import psutil
 
 from hf_recipes.core.arguments.flags import output_dir
 from hf_recipes.core.errors import UserError
-from hf_recipes.core.files import visible_files, write_json
+from hf_recipes.core.files import read_mapping, visible_files, write_json
 from hf_recipes.evaluation.reports.phrases import Phrase
 
 FOLDER = Path(".hf_recipes", "studio")
@@ -251,6 +251,12 @@ def identity(pid: int) -> dict[str, float]:
         return {"pid": pid, "started": psutil.Process(pid).create_time()}
     except psutil.NoSuchProcess:
         return {"pid": pid, "started": 0.0}
+
+
+def settings_of_run(run: Path) -> dict[str, Any]:
+    """What `run_config.yaml` in the folder of a run has; empty where there is none."""
+    path = run / "run_config.yaml"
+    return read_mapping(str(path), "--config", as_yaml=True, as_text=False) if path.is_file() else {}
 
 
 def is_alive(identity: Mapping[str, float]) -> bool:

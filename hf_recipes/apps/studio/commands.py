@@ -6,14 +6,14 @@ from typing import Any
 
 import yaml
 
-from hf_recipes.apps.jobs.jobs import FOLDER
+from hf_recipes.apps.jobs.jobs import FOLDER, settings_of_run
 from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.core.arguments.commands import recipes
 from hf_recipes.core.arguments.flags import as_flags, as_text
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import SettingsLoader, read_mapping, write_jsonl
-from hf_recipes.evaluation.held_out import settings_of_run
 from hf_recipes.evaluation.reports.phrases import Phrase
+from hf_recipes.importers.output import test_rows_of
 
 Flags = Callable[[str], Mapping[str, Mapping[str, Any]]]  # of a command, as `CommandLine.of` takes them
 STAGES = ("sft", "pretrain", "reward", "dpo", "orpo", "kto", "grpo")
@@ -109,8 +109,7 @@ class Commands:
         stage = form["stage"]
         argv = [stage, f"--model_name_or_path={self.model(form)}", "--train_file", *self.data(form)]
         settings = self.settings(form)
-        test = (form.get("held_out") or "").strip()
-        if self.data(form) == [test.replace("test.jsonl", "train.jsonl")] != [test] and not settings.keys() & SPLITS:
+        if not settings.keys() & SPLITS and (test := test_rows_of(self.data(form), self.roots.home)):
             settings["validation_file"] = test
         if form.get("trial") and "max_train_samples" in self.flags(stage):
             settings = {"max_train_samples": TRIAL, **settings}
@@ -137,9 +136,12 @@ class Commands:
         return argv if is_crawl or not me else [*argv, "--me", *me]
 
     def evaluation(self, run: Path, held_out: str, form: Mapping[str, Any], output_dir: str) -> list[str]:
-        self.roots.check(held_out)
+        """`held_out` is a file; empty for what the run held out."""
         models, compare = self.of_run(run)
-        argv = ["evaluate", *models, *compare, "--eval_files", f"held_out={held_out}", f"--output_dir={output_dir}"]
+        argv = ["evaluate", *models, *compare, f"--output_dir={output_dir}"]
+        if held_out:
+            self.roots.check(held_out)
+            argv += ["--eval_files", f"held_out={held_out}"]
         argv += [f"--max_eval_samples={form['count']:.0f}", f"--language={form['language']}", "--json"]
         return [*argv, "--overwrite_output_dir=true"]
 

@@ -12,7 +12,7 @@ import gradio as gr
 import yaml
 
 from hf_recipes.apps.access import is_loopback
-from hf_recipes.apps.jobs.jobs import FOLDER, TRAINED, Job, Jobs, file_name
+from hf_recipes.apps.jobs.jobs import FOLDER, TRAINED, Job, Jobs, file_name, settings_of_run
 from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.apps.jobs.session import write_session
 from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
@@ -26,7 +26,6 @@ from hf_recipes.apps.studio.texts import Texts
 from hf_recipes.core.arguments.flags import as_flags, as_text
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import new_file, visible_files
-from hf_recipes.evaluation.held_out import held_out_file, settings_of_run
 from hf_recipes.evaluation.reports.phrases import Phrase, translated
 
 MIRROR = {"HF_ENDPOINT": "https://hf-mirror.com"}
@@ -72,7 +71,7 @@ class Page(Layout):
         # Messages, such as those of `pressed`, come by the queue alone.
         queued = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
         live = [self.seen, *self.panels.values(), *self.runs.values(), self.compare_with, self.budget]
-        live += [self.form[name] for name in (*commands.COLUMNS, "model", "data", "held_out")]
+        live += [self.form[name] for name in (*commands.COLUMNS, "model", "data")]
         looked_at = [self.seen, self.active, self.budget, self.compare_with]
         refresh = {"fn": self.on_tick, "inputs": looked_at, "outputs": live, **AT_ONCE, "trigger_mode": "once"}
         gr.on([self.timer.tick, self.budget.change, self.compare_with.input], **refresh)
@@ -276,10 +275,9 @@ class Page(Layout):
     @pressed
     def on_judge(self, visitor: Visitor) -> None:
         run, name = self._chosen(visitor)
-        held_out = (visitor.form.get("held_out") or "").strip() or held_out_file(run, self.roots.home)
-        if not held_out:
+        held_out = (visitor.form.get("held_out") or "").strip()
+        if not held_out and not commands.SPLITS & {key for key, value in settings_of_run(run).items() if value}:
             raise UserError(Texts(visitor.form["language"])("no held out"))
-        held_out = self.roots.relative(self.roots.home / held_out)
         folder = f"{name}/evaluation"
         self.begin(visitor, "judge", self.commands.evaluation(run, held_out, visitor.form, folder), output_dir=folder)
 

@@ -131,16 +131,15 @@ class Panels:
         return {name: column_names(spec, self.roots.home) for spec in specs[:1] for name in COLUMNS}
 
     def arrived(self) -> list:
-        """Updates of the fields of the model, data and held-out rows, once, when a download or an import has ended."""
+        """Updates of the fields of the model and the data, once, when a download or an import has ended."""
         kind, visitor, skip = {"model": "download", "data": "convert"}.get(self.tab), self.visitor, gr.skip()
         job = self.job(kind)
         if not job or job.status != "finished" or visitor.form.get(f"ended {kind}") == job.id:
-            return [skip] * 3
+            return [skip] * 2
         visitor.jobs.pop("inspect", None)  # of other data, or with another tokenizer
         visitor.save(**{f"ended {kind}": job.id})
         folder = output_dir(job.commands[0])
-        test = f"{folder}/test.jsonl" if (self.roots.home / folder / "test.jsonl").is_file() else ""
-        return [folder, skip, skip] if kind == "download" else [skip, f"{folder}/train.jsonl", test]
+        return [folder, skip] if kind == "download" else [skip, f"{folder}/train.jsonl"]
 
     def _train(self) -> dict[str, str]:
         texts, visitor = self.texts, self.visitor

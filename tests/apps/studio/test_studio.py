@@ -198,12 +198,16 @@ def test_a_button_says_what_is_missing(page, ask, form, message):
 
 def test_held_out_rows_of_an_import_are_evaluated_on_as_long_as_its_rows_are_the_data(page):
     def validation(**form):
-        form = {**filled(page), "held_out": "data/chat/test.jsonl", **form}
-        return flags(page.commands.training(form, "runs/one")).get("validation_file")
+        return flags(page.commands.training({**filled(page), **form}, "runs/one")).get("validation_file")
 
-    assert validation(data="data/chat/train.jsonl") == ["data/chat/test.jsonl"]
-    assert validation(data="data/chat/train.jsonl", yaml="validation_split_percentage: 5") is None
-    assert validation(data="data/chat/train.jsonl\nb.jsonl") is None and validation(data="b.jsonl") is None
+    for folder in ("data/held", "data/none"):
+        write_jsonl(page.roots.home / folder / "train.jsonl", [{"input": "问", "target": "答"}])
+        (page.roots.home / folder / "data_ledger.json").write_text("{}")
+    write_jsonl(page.roots.home / "data" / "held" / "test.jsonl", [{"input": "问二", "target": "答"}])
+    assert validation(data="data/none/train.jsonl") is None
+    assert validation(data="data/held/train.jsonl") == ["data/held/test.jsonl"]
+    assert validation(data="data/held/train.jsonl", yaml="validation_split_percentage: 5") is None
+    assert validation(data="data/held/train.jsonl\nb.jsonl") is None and validation(data="b.jsonl") is None
 
 
 def test_what_a_dry_run_refuses_is_not_started(page, ask):
@@ -292,11 +296,12 @@ def test_judging_takes_the_rows_that_were_held_out(page, ask):
     run = trained(page)
     assert ask("judge") == []
     job = page.jobs.all()[-1]
-    rows = [json.loads(line)["input"] for line in (run / "held_out.jsonl").read_text().splitlines()]
-    assert rows == ["2", "4"]
     values = flags(job.commands[0])
     assert values["peft_path"] == "runs/done" and values["compare"] == "base" and values["json"] is True
-    assert values["eval_files"] == ["held_out=runs/done/held_out.jsonl"]
+    assert "eval_files" not in values  # evaluate takes what the run held out
+    fill(page, held_out="many.jsonl", run="runs/done")
+    assert ask("judge") == []
+    assert flags(page.jobs.all()[-1].commands[0])["eval_files"] == ["held_out=many.jsonl"]
     assert page.commands.chat_models(run)[1:] == ["--peft_path=runs/done", "--compare_with=base"]
 
 
@@ -359,10 +364,9 @@ def test_what_was_fetched_is_put_into_the_fields_once(page, ask):
     assert ask("convert") == []
     job = page.jobs.all()[-1]
     job.run.mkdir(parents=True)
-    (job.run / "test.jsonl").touch()
     end(job)
     looks = [Panels(page, page.visitor(request()), "data", "x").arrived() for _ in range(2)]
-    assert looks[0][1:] == ["data/chat/train.jsonl", "data/chat/test.jsonl"] and not isinstance(looks[1][1], str)
+    assert looks[0][1:] == ["data/chat/train.jsonl"] and not isinstance(looks[1][1], str)
     fill(page, source="hf")
 
 
