@@ -8,6 +8,7 @@ quarter of the time, at ten times the learning rate. All arms see the same texts
 tokens. Seconds are steps by the tokens a second of each arm, which are measured first, in turn: what else the machine
 does during the training changes nothing. results.json and curves.png are written after each arm, and a rate or an arm
 that is in results.json already is not measured again: the file of the docs' table is results/vocabulary_study.json.
+After a kill the same command goes on at the last evaluation.
 """
 
 import argparse
@@ -93,7 +94,16 @@ def run_arm(args: argparse.Namespace, name: str, seed: int, tokens_per_second: f
         run = folder / f"phase{number}"
         every = max(1, count // EVALUATIONS)
         settings = [*flags, "--learning_rate", learning_rate, "--eval_strategy", "steps", "--eval_steps", every]
-        settings += ["--eval_on_start", number == 0, "--logging_steps", every, "--seed", 42 + seed]
+        settings += [
+            "--eval_on_start",
+            number == 0,
+            "--logging_steps",
+            every,
+            "--save_steps",
+            every,
+            "--seed",
+            42 + seed,
+        ]
         train(args, model, run, count, settings)
         read_curve(arm, run, seconds_per_step)
         model = run
@@ -101,11 +111,14 @@ def run_arm(args: argparse.Namespace, name: str, seed: int, tokens_per_second: f
 
 
 def train(args: argparse.Namespace, model: object, run: Path, steps: int, flags: list) -> None:
+    if (run / LOG).is_file() and json.loads((run / LOG).read_text(encoding="utf-8"))["global_step"] == steps:
+        return
     settings = ["--model_name_or_path", model, "--train_file", args.train_file, "--output_dir", run]
     settings += ["--validation_file", f"held={args.held_out}" if "=" not in args.held_out else args.held_out]
     settings += ["--use_lora", "false", "--block_size", args.block_size, "--max_steps", steps, "--report_to", "none"]
     settings += ["--per_device_train_batch_size", args.batch_size, "--per_device_eval_batch_size", args.batch_size]
-    script("pretrain.py", *settings, "--warmup_steps", 0.05, "--overwrite_output_dir", *flags)
+    again = ["--resume_from_checkpoint", "true"] if any(run.glob("checkpoint-*")) else ["--overwrite_output_dir"]
+    script("pretrain.py", *settings, "--warmup_steps", 0.05, "--save_total_limit", 1, *again, *flags)
     checkpoint = run / f"checkpoint-{steps}"  # of three times the weights' size
     shutil.copyfile(checkpoint / LOG, run / LOG)
     shutil.rmtree(checkpoint)
