@@ -9,7 +9,7 @@ import yaml
 from hf_recipes.apps.jobs.jobs import FOLDER, settings_of_run
 from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.core.arguments.commands import recipes
-from hf_recipes.core.arguments.flags import as_flags, as_text
+from hf_recipes.core.arguments.flags import as_flags, as_taken, as_text
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import SettingsLoader, read_mapping, write_jsonl
 from hf_recipes.evaluation.reports.phrases import Phrase
@@ -99,6 +99,7 @@ class Commands:
             if name in REFUSED or (name in TRUST and not self.trusts):
                 hint = "; see --trust_remote_code of the studio" if name in TRUST else ""
                 raise UserError(Phrase("the editor: {name} cannot be set on the page{hint}", name=name, hint=hint))
+        more = {name: as_taken(value, known.get(name, {}).get("nargs") == "+") for name, value in more.items()}
         fields = {name: text for name, text in fields.items() if text and text != as_text(known[name].get("default"))}
         columns = {name: form[name] for name in COLUMNS if form.get(name) and name in known}
         settings = {**columns, **fields, **more}

@@ -132,7 +132,8 @@ class Page(Layout):
             if isinstance(field, gr.Dropdown):
                 values["choices"] = [(texts("default", value=values.pop("placeholder") or "–"), ""), *field.choices[1:]]
             updates.append(gr.update(**values))
-        names = sorted(set(flags) - commands.ELSEWHERE - set(chosen))
+        refused = {name for name, flag in flags.items() if flag["help"].startswith("Refused: ")}
+        names = sorted(set(flags) - commands.ELSEWHERE - commands.REFUSED - set(chosen) - refused)
         keys = [(f"{name} — {Texts('en').of_setting(name, flags[name])[:90]}", name) for name in names]
         updates.append(gr.update(choices=[("–", ""), *((name, name) for name in commands.recipes_of(stage))], value=""))
         return [*updates, gr.update(choices=keys, value=None, info=texts("key help", count=len(keys)))]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
 from hf_recipes.core.arguments.commands import Command, config_path, find_recipe, recipes
+from hf_recipes.core.arguments.flags import as_taken
 from hf_recipes.core.arguments.limits import at
 from hf_recipes.core.arguments.other_names import is_others, name_here
 from hf_recipes.core.errors import UserError
@@ -200,11 +201,7 @@ class CommandLine(argparse.ArgumentParser):
         """YAML values as flags, so that one parser checks both."""
         flags: list[str] = []
         for key, value in config.items():
-            takes_list = self._option_string_actions[f"--{key}"].nargs == "+"
-            if isinstance(value, dict) and takes_list:  # eval_files: {dev: path}
-                value = [f"{name}={item}" for name, item in value.items()]
-            if isinstance(value, list) and not takes_list:
-                value = ",".join(map(str, value))
+            value = as_taken(value, self._option_string_actions[f"--{key}"].nargs == "+")
             if isinstance(value, list):
                 flags += [f"--{key}", *(f"{_ITEM}{item}" for item in value)] if value else []
             elif isinstance(value, dict):

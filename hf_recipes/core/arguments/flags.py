@@ -13,6 +13,13 @@ def as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def as_taken(value: Any, takes_list: bool) -> Any:
+    """A value of a YAML file as a flag takes it: ``{dev: path}`` as a list of names, a list as a text with commas."""
+    if isinstance(value, dict) and takes_list:
+        value = [f"{name}={item}" for name, item in value.items()]
+    return ",".join(map(str, value)) if isinstance(value, list) and not takes_list else value
+
+
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
     return [item for name, value in settings.items() for item in _flag(name, value)]
 

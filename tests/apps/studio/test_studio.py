@@ -120,6 +120,19 @@ def test_a_training_has_what_differs_from_the_defaults(page):
     }
 
 
+def test_lists_and_names_in_the_editor_are_those_of_a_config(page):
+    write_jsonl(page.roots.home / "dev.jsonl", [{"input": "问", "target": "答"}])
+    editor = "report_to: [tensorboard, swanlab]\neval_files: {dev: dev.jsonl}\n"
+    found = flags(page.commands.training(filled(page, yaml=editor), "runs/one"))
+    assert (found["report_to"], found["eval_files"]) == ("tensorboard,swanlab", ["dev=dev.jsonl"])
+
+
+def test_no_refused_setting_is_offered(page):
+    for stage in commands.STAGES:
+        offered = {name for _, name in page.on_stage(stage, "en")[-1]["choices"]}
+        assert "eval_methods" in offered and not offered & {"accelerator_config", "hub_token", "do_train", "train_file"}
+
+
 def test_fields_that_are_empty_name_no_folder(page, root):
     """A virtual environment in the root has links to outside of it."""
     (root / "python").symlink_to(sys.executable)
