@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import psutil
 
+from hf_recipes.apps.ports import LOCAL, free_port
 from hf_recipes.core.arguments.flags import output_dir
 from hf_recipes.core.errors import UserError
 from hf_recipes.core.files import read_mapping, visible_files, write_json
@@ -169,6 +170,13 @@ class Jobs:
         names = (f"{parent}/{name}" + (f"-{number}" if number > 1 else "") for number in range(1, 10_000))
         taken = {job.about["output_dir"] for job in self.all()}
         return next(name for name in names if name not in taken and not (self.root / name).exists())
+
+    def port_flag(self, first: int, host: str = LOCAL) -> str:
+        """``--port`` with one from `first` on that is free, and that no live job is going to listen on."""
+        taken = {item for job in self.all() if job.is_live for line in job.commands for item in line}
+        while (flag := f"--port={free_port(first, host)}") in taken:
+            first += 1
+        return flag
 
     def naming(self, name: str) -> list[Job]:
         """Those with a command that names a folder."""

@@ -17,7 +17,6 @@ from hf_recipes.apps.jobs.roots import Roots
 from hf_recipes.apps.jobs.session import write_session
 from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
 from hf_recipes.apps.labelled_page import AT_ONCE, preferred_language
-from hf_recipes.apps.ports import free_port
 from hf_recipes.apps.studio import commands
 from hf_recipes.apps.studio.arguments import StudioArguments
 from hf_recipes.apps.studio.layout import OF_RUNS, TABS, Layout
@@ -270,7 +269,7 @@ class Page(Layout):
         for job in live:
             job.stop()
         for kind in kinds if not live else ():
-            argv = [*TRACKERS[kind], f"{name}/{kind}", "--host=127.0.0.1", f"--port={free_port(6006)}"]
+            argv = [*TRACKERS[kind], f"{name}/{kind}", "--host=127.0.0.1", self.jobs.port_flag(6006)]
             self.begin(visitor, kind, argv)
 
     @pressed
@@ -286,7 +285,7 @@ class Page(Layout):
     def on_load_chat(self, visitor: Visitor) -> None:
         run, _ = self._chosen(visitor)
         arguments, argv = self.arguments, ["chat", *self.commands.chat_models(run)]
-        argv += [f"--port={free_port(arguments.port + 1, arguments.host)}", f"--language={visitor.form['language']}"]
+        argv += [self.jobs.port_flag(arguments.port + 1, arguments.host), f"--language={visitor.form['language']}"]
         if not is_loopback(arguments.host):  # the password is not for the list of processes
             path = self.roots.home / FOLDER / "chat.yaml"
             path.touch(mode=0o600)

@@ -412,12 +412,14 @@ def test_trackers_are_opened_and_closed(page, ask):
     try:
         write_json(job.folder / "process.json", identity(process.pid))
         (job.folder / "log").write_text("TensorBoard 2.21.0 at http://127.0.0.1:6007/ (Press CTRL+C to quit)\n")
+        assert page.jobs.port_flag(6006) != port  # although nothing listens there yet
         url = "https://swanlab.cn/@me/hf_recipes/runs/abc"
         write_json(run / "trackers.json", {"swanlab": {"id": "abc", "mode": "cloud", "url": url}})
         panel = Panels(page, page.visitor(request()), "watch", "x").panels(0, [])["log"]
         assert re.findall(r"href='([^']+)'", panel) == [url, "http://127.0.0.1:6007"]
         assert ask("trackers") == [] and process.wait(10) == -9
         assert "6007" not in Panels(page, page.visitor(request()), "watch", "x").panels(0, [])["log"]
+        assert page.jobs.port_flag(6006) == port
     finally:
         process.kill()
         process.wait()
