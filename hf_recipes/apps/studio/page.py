@@ -14,7 +14,7 @@ import yaml
 from hf_recipes.apps.access import is_loopback
 from hf_recipes.apps.jobs.jobs import FOLDER, TRAINED, Job, Jobs, file_name, settings_of_run
 from hf_recipes.apps.jobs.roots import Roots
-from hf_recipes.apps.jobs.session import write_session
+from hf_recipes.apps.jobs.session import AGAIN, DRY_RUN, write_session
 from hf_recipes.apps.jobs.visitors import COOKIE, Visitor
 from hf_recipes.apps.labelled_page import AT_ONCE, preferred_language
 from hf_recipes.apps.studio import commands
@@ -30,7 +30,6 @@ from hf_recipes.evaluation.reports.phrases import Phrase, translated
 MIRROR = {"HF_ENDPOINT": "https://hf-mirror.com"}
 BEFORE = ("convert", "download")  # jobs that a run can need
 KEPT = (*BEFORE, *commands.STAGES, "judge", "merge", "export", "push")  # jobs that repeat a session
-AGAIN = "--resume_from_checkpoint=true"
 
 
 def pressed(handler: Callable) -> Callable:
@@ -332,7 +331,7 @@ class Page(Layout):
         argv = ["push", f"--folder={name}", f"--hub_model_id={hub_name}", f"--target={target}", *more]
         self.begin(visitor, "push", argv)
 
-    on_push_dry = pressed(lambda self, visitor: self._push(visitor, "--dry_run=true"))
+    on_push_dry = pressed(lambda self, visitor: self._push(visitor, DRY_RUN))
     on_push = pressed(_push)
 
     @pressed

@@ -18,6 +18,7 @@ from conftest import ROOT, write_jsonl
 from hf_recipes.apps import languages
 from hf_recipes.apps.jobs import jobs as module
 from hf_recipes.apps.jobs.jobs import identity
+from hf_recipes.apps.jobs.session import AGAIN, DRY_RUN, write_session
 from hf_recipes.apps.ports import free_port
 from hf_recipes.apps.studio import commands, texts, views
 from hf_recipes.apps.studio.arguments import StudioArguments
@@ -316,6 +317,17 @@ def test_judging_takes_the_rows_that_were_held_out(page, ask):
     assert ask("judge") == []
     assert flags(page.jobs.all()[-1].commands[0])["eval_files"] == ["held_out=many.jsonl"]
     assert page.commands.chat_models(run)[1:] == ["--peft_path=runs/done", "--compare_with=base"]
+
+
+def test_a_session_that_was_paused_is_one_training(page, ask, tmp_path):
+    sft = ["sft", "--model_name_or_path=models/tiny", "--output_dir=runs/paused"]
+    commands = [sft, [*sft, AGAIN], ["push", "--folder=runs/paused", DRY_RUN], ["push", "--folder=runs/paused"]]
+    jobs = [page.jobs.start("sft", [line], "someone") for line in commands]
+    write_session(jobs, tmp_path / "paused")
+    lines = (tmp_path / "paused.sh").read_text().splitlines()[2:]
+    assert [line.split()[1] for line in lines] == ["sft", "push"] and not {AGAIN, DRY_RUN} & {*" ".join(lines).split()}
+    write_session(jobs[1:2], tmp_path / "other")  # begun in a terminal
+    assert AGAIN in (tmp_path / "other.sh").read_text()
 
 
 def test_taking_away(page, ask):
