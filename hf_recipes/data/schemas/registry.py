@@ -244,7 +244,9 @@ def as_pair(row: Row, columns: Columns) -> str:
     """Which columns to rename so that `row` is a pair."""
     prompt = columns.prompt or chat.prompt_of(row) or next((name for name in MESSAGE_COLUMNS if name in row), None)
     known = vars(chat.fill_surroundings(Columns(prompt=prompt), row)).values()
-    sides = [name for name in _filled(row) if name not in known]
+    sides = [name for name in _filled(row) if name not in known and not str(row[name]).isnumeric()]
+    if prompt and len(sides) < 2:
+        return "a row needs two answers, the better one chosen and the other rejected"
     which = f"of {sides[0]} and {sides[1]}" if prompt and len(sides) == 2 else "of the two answers' columns"
     question = "" if prompt else ", and name that of the question with --prompt_column"
     return f"rename {which} the better one chosen and the other rejected{question}"

@@ -348,6 +348,7 @@ def test_lists_of_questions_and_answers_are_turns():
         ({"prompt": "问", "first": "好", "second": "坏"}, "rename of first and second the better one chosen"),
         ({"question": "问", "answer": "好", "bad": "坏"}, "rename of answer and bad the better one chosen"),
         ({"messages": [{"role": "user", "content": "问"}], "a": "好", "b": "坏"}, "rename of a and b the better one"),
+        ({"prompt": "问", "completion": "好", "label": True, "likes": "128"}, "a row needs two answers, the better one"),
         ({"甲": "问", "乙": "好", "丙": "坏"}, "of the two answers' .* name that of the question with --prompt_column"),
     ],
 )
