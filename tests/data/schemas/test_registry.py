@@ -342,13 +342,18 @@ def test_lists_of_questions_and_answers_are_turns():
         detect_schema({"questions": ["一", "二"], "answers": ["三", "四"]}, Columns(), "rows.json")
 
 
+def test_rows_of_one_answer_are_no_pairs(tmp_path):
+    row = {"prompt": "问", "completion": "好", "label": True, "like_count": "128"}
+    with pytest.raises(UserError, match="a row needs two answers, the better one chosen and the other rejected"):
+        load_examples([str(write_jsonl(tmp_path / "a.jsonl", [row]))], form="preference", cache_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("row", "hint"),
     [
         ({"prompt": "问", "first": "好", "second": "坏"}, "rename of first and second the better one chosen"),
         ({"question": "问", "answer": "好", "bad": "坏"}, "rename of answer and bad the better one chosen"),
         ({"messages": [{"role": "user", "content": "问"}], "a": "好", "b": "坏"}, "rename of a and b the better one"),
-        ({"prompt": "问", "completion": "好", "label": True, "likes": "128"}, "a row needs two answers, the better one"),
         ({"甲": "问", "乙": "好", "丙": "坏"}, "of the two answers' .* name that of the question with --prompt_column"),
     ],
 )
