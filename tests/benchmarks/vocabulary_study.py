@@ -7,8 +7,8 @@ An arm is ``base``, or ``TOKENS:INITIALIZATION``, or that with ``:embeddings``: 
 quarter of the time, at ten times the learning rate. All arms see the same texts in the same order, in steps of as many
 tokens. Seconds are steps by the tokens a second of each arm, which are measured first, in turn: what else the machine
 does during the training changes nothing. results.json and curves.png are written after each arm, and a rate or an arm
-that is in results.json already is not measured again: the file of the docs' table is results/vocabulary_study.json.
-After a kill the same command goes on at the last evaluation.
+that is in results.json already is not measured again: those of the docs are results/vocabulary_study.json and, of an
+hour an arm, vocabulary_study_hour.json. After a kill the same command goes on at the last evaluation.
 """
 
 import argparse
