@@ -23,14 +23,14 @@ class RowHashes(NamedTuple):
 Locate = Callable[[Sequence[int]], list[tuple[str, str]]]
 
 
-def duplicate_tables(hashes: RowHashes, locate: Locate, has_answers: bool) -> list[Table]:
-    """How many rows recur, and those that recur most.
+def duplicate_tables(hashes: RowHashes, locations: Sequence[str], locate: Locate, has_answers: bool) -> list[Table]:
+    """How many rows recur, and those that recur most; what ``data*2`` repeats counts once.
 
     Args:
         locate: location and text of rows, by their indices in ascending order.
         has_answers: a prompt can recur with another answer.
     """
-    rows = pd.DataFrame(hashes._asdict())
+    rows = pd.DataFrame({**hashes._asdict(), "location": locations}).drop_duplicates(["location", "exact"])
     exact = int(rows.exact.duplicated().sum())
     counts = {Phrase("exact copies of an earlier row"): exact}
     near = Phrase("the same but for case, width, spaces and punctuation")
@@ -40,7 +40,7 @@ def duplicate_tables(hashes: RowHashes, locate: Locate, has_answers: bool) -> li
         counts[Phrase("the same prompt with another answer")] = int((answers > 1).sum())
     counted = count_table("Duplicates", "rows that are", counts, len(rows), faults=True)
     recurring = rows.near.value_counts().loc[lambda times: times > 1]
-    groups = [np.flatnonzero(rows.near == value).tolist() for value in recurring.index[:MAX_GROUPS]]
+    groups = [rows.index[rows.near == value].tolist() for value in recurring.index[:MAX_GROUPS]]
     first = sorted({row for group in groups for row in group[:3]})
     located = dict(zip(first, locate(first), strict=True)) if first else {}
     table = Table("What recurs most", ["rows", "where", "text of the first"], [])

@@ -130,7 +130,7 @@ def _check_rows(
             return [(location, clip(renderer.mask(text))) for location, text in rows.locate(indices)]
 
         blocks += [checks.script_table(), *checks.finding_tables()]
-        blocks += [*duplicate_tables(checks.hashes, locate, rows.has_answers), *checks.answer_tables()]
+        blocks += [*duplicate_tables(checks.hashes, locations, locate, rows.has_answers), *checks.answer_tables()]
     return Section(Phrase("{set} rows", set=Phrase(rows.name)), blocks), checks.hashes, locations
 
 

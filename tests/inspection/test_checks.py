@@ -129,7 +129,7 @@ def test_duplicates_are_counted_by_kind():
     def locate(numbers):
         return [(locations[number], rows[number][1]) for number in numbers]
 
-    counts, groups = duplicate_tables(checks.hashes, locate, has_answers=True)
+    counts, groups = duplicate_tables(checks.hashes, locations, locate, has_answers=True)
     assert counts.rows == [
         ["exact copies of an earlier row", 2, "33.3 %"],
         ["the same but for case, width, spaces and punctuation", 1, "16.7 %"],
@@ -139,6 +139,16 @@ def test_duplicates_are_counted_by_kind():
         [3, "r.jsonl:1, r.jsonl:3, r.jsonl:6", "答"],
         [2, "r.jsonl:2, r.jsonl:4", "Answer 2！"],
     ]
+
+
+def test_rows_that_an_amount_repeats_are_no_duplicates():
+    locations = ["a:1", "a:2", "a:1", "b:1", "a:2"]
+    checks = checked(("问", "甲"), ("问", "乙"), ("问", "甲"), ("问", "乙"), ("问", "乙"))
+    counts, groups = duplicate_tables(
+        checks.hashes, locations, lambda numbers: [(locations[number], "") for number in numbers], has_answers=True
+    )
+    assert counts.rows[0] == ["exact copies of an earlier row", 1, "33.3 %"]
+    assert groups.rows == [[2, "a:2, b:1", ""]]
 
 
 def test_rows_to_evaluate_on_that_are_trained_on():

@@ -99,9 +99,14 @@ class Job:
 
     @property
     def error(self) -> str:
-        """Why it failed: the line of the mistake, or the last one."""
+        """Why it failed: the line of the mistake with the indented ones below it, or the last line."""
+        below: list[str] = []
         lines = self.log()
-        return next((line for line in reversed(lines) if line.startswith("error")), lines[-1] if lines else "")
+        for line in reversed(lines):
+            if line.startswith("error"):
+                return "\n".join([line, *below[::-1]])
+            below = [*below, line] if line.startswith("  ") else []
+        return "".join(lines[-1:])
 
     def result(self, index: int = 0) -> dict[str, Any]:
         """The document that a command printed to stdout."""

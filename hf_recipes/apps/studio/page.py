@@ -210,7 +210,7 @@ class Page(Layout):
             raise UserError(Phrase(problem, folder=folder))
         plan = self.jobs.get(visitor.jobs.get("plan"))
         if plan and plan.status == "failed" and plan.commands == [self.commands.training(form, *commands.PLAN)]:
-            raise UserError(Texts(form["language"]).failure("plan", "".join(plan.log()[-1:])))
+            raise UserError(Texts(form["language"]).failure("plan", plan.error))
         argv = self.commands.training(form, folder)
         self.begin(visitor, form["stage"], argv, output_dir=folder, waits=True, env=self._env(form))
         visitor.save(run=folder)

@@ -227,8 +227,8 @@ def test_held_out_rows_of_an_import_are_evaluated_on_as_long_as_its_rows_are_the
 def test_what_a_dry_run_refuses_is_not_started(page, ask):
     visitor = fill(page, name="refused", learning_rate="")
     plan = page.begin(visitor, "plan", page.commands.training(page.filled(visitor), *commands.PLAN))
-    end(plan, 1, "error: the first rows lack an answer\n")
-    assert ask("start") == ["error: the first rows lack an answer"]
+    end(plan, 1, "reading\nerror: 2 rows cannot be used:\n  a.json:1: empty\n  a.json:3: empty\n")
+    assert ask("start") == ["error: 2 rows cannot be used:\n  a.json:1: empty\n  a.json:3: empty"]
     fill(page, name="refused", yaml="seed: 8")
     assert ask("start") == []
 
@@ -328,6 +328,21 @@ def test_a_session_that_was_paused_is_one_training(page, ask, tmp_path):
     assert [line.split()[1] for line in lines] == ["sft", "push"] and not {AGAIN, DRY_RUN} & {*" ".join(lines).split()}
     write_session(jobs[1:2], tmp_path / "other")  # begun in a terminal
     assert AGAIN in (tmp_path / "other.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("log", "error"),
+    [
+        ("error: one:\n  a\n  b\n", "error: one:\n  a\n  b"),
+        ("error: one\n  a\nended\n", "error: one\n  a"),
+        ("Traceback:\n  File\nValueError: x\n", "ValueError: x"),
+        ("", ""),
+    ],
+)
+def test_an_error_has_the_lines_that_belong_to_it(page, log, error):
+    job = page.jobs.start("list", [["recipes"]], "someone")
+    end(job, 1, log)
+    assert job.error == error
 
 
 def test_taking_away(page, ask):
