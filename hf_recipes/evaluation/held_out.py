@@ -61,8 +61,16 @@ def with_held_out(
     if arguments.eval_files:
         return arguments, []
     run, here = record.run, record.path and record.path.parent
+    reading = {name: run.get(name) for name in ("cache_dir", "encoding")}
     if files := run.get("validation_file"):
-        return with_validation(arguments, [files] if isinstance(files, str) else files), []
+        files = [files] if isinstance(files, str) else files
+        if (
+            "validation_split_percentage" in run
+        ):  # the run read their validation split, of which an evaluation knows not
+            by_split = [find_sources(files, split, sniff=True, **reading) for split in ("validation", "test")]
+            if len({tuple((source.path, source.split) for source in sources) for sources in by_split}) > 1:
+                raise UserError(f"--eval_files is missing: {', '.join(files)} has several splits; name the one to take")
+        return with_validation(arguments, files), []
     if here is None or not (here / HELD_OUT).is_file():
         why = f"; the run in {here} held no rows out" if here else ""
         raise UserError(f"--eval_files is missing: name=path of what to evaluate on{why}")
@@ -70,7 +78,7 @@ def with_held_out(
     if ROWS in folder.others([re.escape(ROWS)]):
         raise UserError(f"--output_dir {folder.path}: {ROWS} was not written by an evaluation; name another folder")
     locations = json.loads((here / HELD_OUT).read_text(encoding="utf-8"))
-    sources = find_sources(run["train_file"], cache_dir=run["cache_dir"], encoding=run["encoding"], seed=run["seed"])
+    sources = find_sources(run["train_file"], seed=run["seed"], **reading)
     rows = {record.location: record.value for source in sources for record in read_records(source)}
     if lost := [location for location in locations if rows.get(location) is None]:
         raise UserError(f"{here / HELD_OUT}: {lost[0]} is not there any more; name what to evaluate on by --eval_files")

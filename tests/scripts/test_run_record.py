@@ -149,6 +149,22 @@ def test_what_a_run_held_out_is_evaluated_on(script, model_dir, tmp_path, monkey
     assert code == 1 and "甲/rows.jsonl" in err
 
 
+def test_a_validation_folder_of_several_splits_is_not_guessed(script, model_dir, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    for name in ("train", "dev", "test"):
+        write_jsonl(data / f"{name}.jsonl", [{"input": "标准", "target": name}])
+    shutil.copytree(model_dir, run)
+    evaluating = ["--model_name_or_path", run, "--output_dir", tmp_path / "out", "--max_new_tokens", 2]
+    settings = {"bf16": False, "validation_split_percentage": None, "validation_file": [str(data)]}
+    (run / "run_config.yaml").write_text(json.dumps(settings))
+    code, _, err = script("evaluate.py", *evaluating)
+    assert code == 1 and f"{data} has several splits; name the one to take" in err
+    (run / "run_config.yaml").write_text(json.dumps(settings | {"validation_file": [str(data / "dev.jsonl")]}))
+    code, _, err = script("evaluate.py", *evaluating)
+    assert code == 0, err
+    assert list((tmp_path / "out").glob("dev*_model.jsonl"))
+
+
 def test_the_chat_is_as_the_run(model_dir, tmp_path):
     """Its template, with the variables that the run saved in it, its system prompt, and its budget of thoughts."""
     run = shutil.copytree(model_dir, tmp_path / "run")
